@@ -1,0 +1,1 @@
+"""Words and pictures for a person at a terminal."""

@@ -1,0 +1,1 @@
+"""vLLM's dialect: its HTTP API, its metrics, its log lines."""

@@ -1,0 +1,1 @@
+"""What runs where. Pure: no ray, sockets, clock or os.environ."""

@@ -1,0 +1,112 @@
+"""The plan: what runs where, fully resolved. One value, printable, the same for `plan`, `render` and `start`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SCHEMA = 1
+
+Role = Literal["primary", "headless"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An environment value and its origin: "recipe a2-dual.yaml:31", "node: address", "--set", "raylaunch: why"."""
+
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One argument of `vllm serve`. `value` None is a bare flag; `name` "" is the positional model path."""
+
+    name: str
+    value: str | None
+    origin: str
+
+    def words(self) -> tuple[str, ...]:
+        """The argv words of this flag."""
+        if not self.name:
+            return (self.value or "",)
+        return (self.name,) if self.value is None else (self.name, self.value)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server runs. `node_id` is Ray's, empty when planned from given hosts."""
+
+    ip: str
+    interface: str
+    node_id: str = ""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports of a server. `hccl_base` is the first of the 16 HCCL takes; None where there is no HCCL."""
+
+    http: int
+    rpc: int
+    hccl_base: int | None = None
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """One `vllm serve` process: where, with what, started how."""
+
+    index: int
+    ranks: tuple[int, ...]
+    role: Role
+    node: Place
+    devices: tuple[int, ...]
+    env: dict[str, Value]
+    flags: tuple[Flag, ...]
+    ports: Ports
+    log: str
+    """Log path below the node's log root, with `{attempt}` still open."""
+    unset: dict[str, Value] = field(default_factory=dict)
+    """Variables that must not reach the server; `value` is empty, `origin` says why."""
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command line, word by word."""
+        return ("vllm", "serve", *(word for flag in self.flags for word in flag.words()))
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The planned variables without their origins."""
+        return {name: value.value for name, value in self.env.items()}
+
+    def flag(self, name: str) -> str | None:
+        """Value of the flag `name` ("--port"); "" for a bare flag that is present, None when absent."""
+        for flag in self.flags:
+            if flag.name == name:
+                return flag.value or ""
+        return None
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A whole deployment, ready to be launched, rendered or printed."""
+
+    deployment: str
+    recipe: str
+    platform: str
+    served_name: str
+    model: str
+    endpoint: str
+    servers: tuple[ServerPlan, ...]
+    secrets: tuple[str, ...] = ()
+    """Names of variables read from the launching environment; their values are never part of a plan."""
+    schema: int = SCHEMA
+
+    @property
+    def primary(self) -> ServerPlan:
+        """The server with the API."""
+        return self.servers[0]
+
+    @property
+    def ranks(self) -> int:
+        """Number of data-parallel ranks over all servers."""
+        return sum(len(server.ranks) for server in self.servers)

@@ -1,0 +1,1 @@
+"""What is wanted. Pure: no ray, sockets, clock or os.environ."""

@@ -1,0 +1,1 @@
+"""The only room with ray: session, placement, agent, gang, controller, local cluster."""

@@ -1,0 +1,1 @@
+"""What to do next. Pure: no ray, sockets, clock or os.environ."""

@@ -1,0 +1,144 @@
+"""The words of supervision: phases, what is known of each server, and which transitions are legal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where a deployment is."""
+
+    PENDING = "pending"
+    CHECKING = "checking"
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.PENDING: frozenset({Phase.CHECKING, Phase.STOPPING, Phase.FAILED}),
+    Phase.CHECKING: frozenset({Phase.STARTING, Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
+    Phase.STARTING: frozenset({Phase.READY, Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
+    Phase.READY: frozenset({Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
+    Phase.RESTARTING: frozenset({Phase.CHECKING, Phase.STOPPING, Phase.FAILED}),
+    Phase.FAILED: frozenset({Phase.STOPPING}),
+    Phase.STOPPING: frozenset({Phase.STOPPED}),
+    Phase.STOPPED: frozenset(),
+}
+"""Phase -> the phases that may follow. Anything else is a bug."""
+
+
+def move(now: Phase, to: Phase) -> Phase:
+    """Return `to`.
+
+    Raises:
+        AssertionError: `to` may not follow `now`; a bug in raylaunch, never a user's mistake.
+    """
+    if to not in TRANSITIONS[now]:
+        raise AssertionError(f"illegal transition {now} -> {to}")
+    return to
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended. Exactly one of `code` and `signal` is set (signal by number)."""
+
+    at: float
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        return f"signal {self.signal}" if self.signal is not None else f"exit code {self.code}"
+
+
+@dataclass(frozen=True)
+class HttpSeen:
+    """The last answers of an API server's `/health`. Times: seconds on the controller's clock."""
+
+    status: int | None = None
+    """Status of the last answer, None when the last try got none."""
+    latency_s: float | None = None
+    at: float | None = None
+    failing_since: float | None = None
+    """Start of the unbroken row of failures; None while it answers."""
+
+
+@dataclass(frozen=True)
+class RankSeen:
+    """Progress of one DP rank from `/metrics` (one series per `engine`)."""
+
+    rank: int
+    running: float = 0.0
+    waiting: float = 0.0
+    tokens: float = 0.0
+    """Prompt + generated tokens since the server started."""
+    finished: float = 0.0
+    """Requests finished since the server started, for whatever reason."""
+    still_since: float | None = None
+    """Since when requests run or wait while no counter moves; None while idle or moving."""
+
+
+@dataclass(frozen=True)
+class CanarySeen:
+    """The one-token completions sent while the service is idle."""
+
+    ok: bool
+    at: float
+    latency_s: float | None = None
+    failing_since: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ServerSeen:
+    """The last observation of each kind for one server."""
+
+    index: int
+    attempt: int = 0
+    pid: int | None = None
+    stage: str = "reserved"
+    stage_detail: str = ""
+    exit: Exit | None = None
+    agent_lost: str | None = None
+    """Why the agent counts as lost: "agent died", "node died", "node unreachable"; None while it answers."""
+    agent_at: float | None = None
+    """When the agent last answered."""
+    http: HttpSeen = HttpSeen()
+    ranks: tuple[RankSeen, ...] = ()
+    """Only on servers with an API; covers every rank of the deployment."""
+    canary: CanarySeen | None = None
+    hang_lines: int = 0
+    """vLLM's own hang lines since tokens last moved."""
+    foreign: str = ""
+    """A device fault or other cause that points at the node itself."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed attempt, as the policy remembers it."""
+
+    attempt: int
+    at: float
+    cause: str
+    """Id of the signature, or of the detector when no signature matched."""
+    kind: str
+    """Failure class: deterministic, transient, device."""
+    root: int | None = None
+    """Index of the server it began on."""
+    was_ready: bool = False
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened to a deployment before now."""
+
+    started_at: float = 0.0
+    """Start of the current attempt."""
+    ready_at: float | None = None
+    failures: tuple[Failure, ...] = ()
+    stop_requested: bool = False
+    notes: tuple[str, ...] = field(default=())
