@@ -120,3 +120,9 @@ class NodeError(RaylaunchError):
     """One machine refused: a process could not be started or ended, a file could not be written."""
 
     exit_code = 11
+
+
+class PlanError(RaylaunchError):
+    """The recipe cannot be laid out on the given nodes."""
+
+    exit_code = 12

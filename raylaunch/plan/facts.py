@@ -117,6 +117,8 @@ class Facts:
     ip: str
     hostname: str = ""
     node_id: str = ""
+    state_dir: str = ""
+    """Folder on the node where raylaunch keeps logs, generated models and evidence."""
     interface: str | None = None
     """The interface the caller fixed for this node (`--host IP%NIC`); None: choose from `interfaces`."""
     devices: tuple[int, ...] | None = None

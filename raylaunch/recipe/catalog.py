@@ -1,0 +1,58 @@
+"""Where recipes live: the shipped ones in configs/, and the user's own files by path."""
+
+from __future__ import annotations
+
+import difflib
+from functools import partial
+from pathlib import Path
+
+from raylaunch.errors import RecipeError
+from raylaunch.recipe.load import Finder, LoadedRecipe, load_recipe
+
+
+def configs_dir() -> Path:
+    """The folder of shipped recipes: inside the wheel, or beside the package in a source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def recipe_names(configs: Path | None = None) -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in (configs or configs_dir()).glob("*.yaml"))
+
+
+def read(name: str, sets: tuple[str, ...] | list[str] = ()) -> LoadedRecipe:
+    """Load a shipped recipe by name, or a recipe file by path, with `--set` assignments.
+
+    Raises:
+        RecipeError: see `raylaunch.recipe.load.load_recipe`.
+    """
+    return load_recipe(name, finder(configs_dir()), sets)
+
+
+def finder(configs: Path) -> Finder:
+    """Return a function that finds recipe files: a path as it is, a bare name beside the asker, then in `configs`."""
+    return partial(_find, configs)
+
+
+def _find(configs: Path, name: str, beside: Path | None) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = (beside or Path()) / name if beside else Path(name)
+        if path.is_file():
+            return path.resolve()
+        raise RecipeError(f"there is no recipe file {path}", todo="check the path; `raylaunch list` shows the names")
+    for folder in (beside, configs):
+        if folder and (folder / f"{name}.yaml").is_file():
+            return (folder / f"{name}.yaml").resolve()
+    raise _unknown(name, recipe_names(configs))
+
+
+def _unknown(name: str, known: list[str]) -> RecipeError:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return RecipeError(
+        f"there is no recipe named {name!r}",
+        why=f"{hint}known: {', '.join(known)}",
+        todo="use one of them, or give the path of a .yaml file",
+    )
