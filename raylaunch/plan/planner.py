@@ -1,0 +1,78 @@
+"""Recipe + facts -> plan. Pure, and the only place where flags, addresses, ports and variables are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raylaunch.plan.command import build_flags, model_path
+from raylaunch.plan.environment import build_env, build_unset
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.layout import Seat, bracket, choose_devices, lay_out
+from raylaunch.plan.spec import LaunchPlan, Ports, ServerPlan, Value
+from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.recipe.model import Recipe
+
+HCCL_PORTS = 16
+"""Host ports one HCCL process takes from its base port (CANN documentation of HCCL_IF_BASE_PORT)."""
+
+
+def build_plan(
+    loaded: LoadedRecipe, nodes: Sequence[Facts], *, deployment: str = "", primary: str | None = None
+) -> LaunchPlan:
+    """Resolve a recipe on the given nodes.
+
+    Args:
+        loaded: The recipe with the origins of its values.
+        nodes: One entry per server, or one per node that several servers share; the first is the primary.
+        deployment: Name of the deployment; by default the recipe's.
+        primary: Address of the node that shall be the primary instead of the first.
+
+    Raises:
+        PlanError: The nodes cannot hold the recipe.
+    """
+    seats = lay_out(loaded.recipe, nodes, primary)
+    unset = build_unset(loaded)
+    name = deployment or loaded.name
+    servers = tuple(_plan_server(loaded, seat, seats[0], name, unset) for seat in seats)
+    return LaunchPlan(
+        deployment=name,
+        recipe=loaded.name,
+        platform=loaded.recipe.hardware.platform,
+        served_name=loaded.recipe.model.served_name,
+        model=model_path(loaded, seats[0]),
+        endpoint=_endpoint(loaded.recipe, seats[0]),
+        servers=servers,
+        secrets=loaded.recipe.secrets,
+    )
+
+
+def _plan_server(
+    loaded: LoadedRecipe, seat: Seat, primary: Seat, deployment: str, unset: dict[str, Value]
+) -> ServerPlan:
+    ports = _ports(loaded.recipe, seat)
+    devices = choose_devices(loaded.recipe, seat)
+    local = loaded.recipe.parallel.ranks_per_server
+    return ServerPlan(
+        index=seat.index,
+        ranks=tuple(range(seat.index * local, (seat.index + 1) * local)),
+        role="headless" if seat.index else "primary",
+        node=seat.place,
+        devices=devices,
+        env=build_env(loaded, seat, ports, devices),
+        flags=build_flags(loaded, seat, primary, ports),
+        ports=ports,
+        log=f"{deployment}/attempt-{{attempt}}/server-{seat.index}.log",
+        unset=unset,
+    )
+
+
+def _ports(recipe: Recipe, seat: Seat) -> Ports:
+    base = recipe.network.hccl_base_port + seat.slot * HCCL_PORTS
+    hccl = None if recipe.hardware.platform == "cpu" else base
+    return Ports(recipe.network.http_port, recipe.network.rpc_port, hccl)
+
+
+def _endpoint(recipe: Recipe, primary: Seat) -> str:
+    host = recipe.network.host
+    address = primary.place.ip if host in ("node", "0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    return f"http://{bracket(address)}:{recipe.network.http_port}/v1"

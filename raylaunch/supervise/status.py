@@ -1,0 +1,61 @@
+"""What a deployment says of itself: the value behind `status`, the live table of `start`, and events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raylaunch.plan.findings import Finding
+from raylaunch.supervise.state import Phase, ServerSeen
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `at` is the controller's clock, seconds since the epoch."""
+
+    number: int
+    at: float
+    attempt: int
+    kind: str
+    """phase, stage, exit, failure, restart, recovered, adopted, command, note."""
+    text: str
+    server: int | None = None
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """One server: where it is, and what was last seen of it."""
+
+    index: int
+    role: str
+    ranks: tuple[int, ...]
+    ip: str
+    interface: str
+    devices: tuple[int, ...]
+    log: str
+    """Absolute path of the current log on its node."""
+    seen: ServerSeen
+
+
+@dataclass(frozen=True)
+class Status:
+    """One deployment at one moment. Times: seconds since the epoch on the controller's clock."""
+
+    deployment: str
+    recipe: str
+    phase: Phase
+    attempt: int
+    endpoint: str
+    served_name: str
+    now: float
+    created_at: float
+    phase_since: float
+    ready_at: float | None = None
+    restarts: int = 0
+    waiting_for: tuple[str, ...] = ()
+    """What is still missing before the deployment counts as ready."""
+    servers: tuple[ServerStatus, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    events: tuple[Event, ...] = ()
+    """The newest events, oldest first."""
+    error: dict[str, str] | None = field(default=None)
+    """Why the deployment failed, as `RaylaunchError.as_dict`."""
