@@ -75,7 +75,10 @@ class Listener:
 
 @dataclass(frozen=True)
 class Weights:
-    """What lies at the recipe's model path on one node. Sizes in bytes; `missing` names files the index promises."""
+    """What lies at the recipe's model path on one node. Sizes in bytes; `missing` names files the index promises.
+
+    `damaged` names files that end before their own header says, and JSON files that cannot be read.
+    """
 
     path: str
     exists: bool
@@ -84,6 +87,7 @@ class Weights:
     missing: tuple[str, ...] = ()
     config: dict[str, object] = field(default_factory=dict)
     filesystem: str | None = None
+    damaged: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
