@@ -1,0 +1,352 @@
+"""The guard with real process trees: whatever happens to whom, nothing below it survives and no line is lost."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from trees import PATIENCE_S, Watched, await_gone, parent_of, python
+
+from raylaunch.node import guard
+from raylaunch.node.guard import Log
+from raylaunch.node.marked import end_marked, find_marked
+from raylaunch.node.process import GUARD
+
+FAMILY = """
+fork(sleep)
+fork(stubborn)
+def daemon():
+    os.setsid()
+    fork(stubborn)
+fork(daemon)
+signal.signal(signal.SIGTERM, lambda *_: (say("terminated"), os._exit(0)))
+say("server", os.getpid())
+"""
+
+
+@pytest.fixture
+def deployment():
+    name = f"test-{uuid.uuid4().hex}"
+    yield name
+    left = find_marked(name)
+    end_marked(name, grace_s=0)
+    assert left == []
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "logs" / "server-0.log"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_exit_code_is_reported_and_nothing_is_left(deployment, log, code):
+    server = Watched(deployment, log, f"say('bye'); sys.exit({code})")
+    pid = server.event("spawned")["pid"]
+    exit_ = server.event("exit")
+    assert (exit_["code"], exit_["signal"]) == (code, None)
+    assert server.end()["left"] == []
+    assert log.read_text() == "bye\n"
+    state = server.process.state
+    assert (state.pid, state.exit_code, state.clean, state.running) == (pid, code, True, False)
+
+
+def test_death_by_signal_is_reported(deployment, log):
+    server = Watched(deployment, log, "os.kill(os.getpid(), signal.SIGSEGV); sleep()")
+    exit_ = server.event("exit")
+    assert (exit_["code"], exit_["signal"]) == (None, signal.SIGSEGV)
+    server.end()
+
+
+def test_stop_ends_the_family_with_its_daemons(deployment, log):
+    server = Watched(deployment, log, FAMILY + "sleep()")
+    server.line("server")
+    server.line("stubborn")
+    server.process.stop(PATIENCE_S)
+    assert server.event("exit")["code"] == 0
+    assert "terminated" in log.read_text()
+    assert server.end()["left"] == []
+
+
+def test_server_that_ignores_sigterm_is_killed_at_the_deadline(deployment, log):
+    server = Watched(deployment, log, "ignore_term(); fork(stubborn); say('server', os.getpid()); sleep()")
+    server.line("server")
+    server.process.stop(0.1)
+    assert server.event("exit")["signal"] == signal.SIGKILL
+    assert server.end()["left"] == []
+
+
+def test_later_stop_brings_the_deadline_forward(deployment, log):
+    server = Watched(deployment, log, "ignore_term(); say('server', os.getpid()); sleep()")
+    server.line("server")
+    server.process.stop(PATIENCE_S * 10)
+    server.process.stop(0.1)
+    assert server.event("exit")["signal"] == signal.SIGKILL
+    server.end()
+
+
+def test_kill_does_not_ask_first(deployment, log):
+    server = Watched(deployment, log, FAMILY + "sleep()")
+    server.line("server")
+    server.process.kill()
+    assert server.event("exit")["signal"] == signal.SIGKILL
+    assert server.end()["left"] == []
+    assert "terminated" not in log.read_text()
+
+
+def test_orphans_of_a_server_that_exits_are_ended(deployment, log):
+    server = Watched(deployment, log, FAMILY + "sys.exit(0)")
+    assert server.event("exit")["code"] == 0
+    assert server.end()["left"] == []
+
+
+def test_stopped_server_gets_its_sigterm(deployment, log):
+    script = "signal.signal(signal.SIGTERM, lambda *_: (say('terminated'), os._exit(5))); say('server', os.getpid()); sleep()"
+    server = Watched(deployment, log, script)
+    os.kill(server.number("server"), signal.SIGSTOP)
+    server.process.stop(PATIENCE_S)
+    assert server.event("exit")["code"] == 5
+    assert "terminated" in log.read_text()
+    server.end()
+
+
+def test_stopped_daemon_is_ended(deployment, log):
+    server = Watched(deployment, log, "fork(stubborn); say('server', os.getpid()); sleep()")
+    os.kill(server.number("stubborn"), signal.SIGSTOP)
+    server.process.stop(0.1)
+    server.event("exit")
+    assert server.end()["left"] == []
+
+
+def test_everything_printed_while_exiting_is_logged_in_order(deployment, log):
+    lines = 120_000
+    script = f"print('\\n'.join(f'line {{n:08d}}' for n in range({lines}))); sys.stdout.flush(); os._exit(7)"
+    server = Watched(deployment, log, script, rotate_bytes=300_000, keep=50)
+    server.event("exit")
+    expected = "".join(f"line {n:08d}\n" for n in range(lines))
+    assert whole_log(log) == expected, "complete when the exit is reported"
+    server.end()
+    assert all(file.read_text().endswith("\n") for file in log.parent.iterdir())
+
+
+def test_unfinished_last_line_is_finished(deployment, log):
+    server = Watched(deployment, log, "os.write(2, b'no newline')")
+    server.end()
+    assert log.read_text() == "no newline\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"argv": ("/no/such/program",)}, "/no/such/program"), ({"cwd": "/no/such/folder"}, "/no/such/folder")],
+)
+def test_failed_start_is_reported(deployment, log, changes, word):
+    argv = changes.pop("argv", python("sleep()"))
+    server = Watched(deployment, log, argv, **changes)
+    failed = server.event("failed")
+    assert failed["errno"] == 2
+    assert word in failed["error"]
+    assert server.end()["left"] == []
+    assert word in server.process.state.error
+
+
+def test_log_that_cannot_be_opened_is_reported(deployment, tmp_path):
+    (tmp_path / "file").write_text("")
+    process = run_guard(deployment, tmp_path / "file" / "server.log", python("sleep()"))
+    events = read_events(process)
+    assert [event["event"] for event in events] == ["failed", "clean"]
+
+
+def test_full_disk_loses_lines_but_not_the_server(deployment, tmp_path):
+    process = run_guard(deployment, Path("/dev/full"), python("say('a'); say('b'); sys.exit(4)"))
+    events = read_events(process)
+    assert [event["event"] for event in events] == ["spawned", "log_failed", "exit", "clean"]
+    assert "No space left" in events[1]["error"]
+    assert events[2]["code"] == 4
+
+
+def test_owner_that_does_not_read_blocks_nothing(deployment, log):
+    script = "for n in range(30000): say('line', n)"
+    process = run_guard(deployment, log, python(script))
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nothing was read up to here
+    assert log.read_text().count("\n") == 30000
+    events = [event["event"] for event in read_events(process)]
+    assert events == ["spawned", "log", "exit", "clean"]
+
+
+def test_killed_owner_takes_everything_with_it(deployment, log):
+    owner = start_owner(deployment, log, FAMILY + "sleep()")
+    assert len(find_marked(deployment)) >= 4
+    owner.kill()
+    owner.communicate()
+    await_gone(deployment)
+    assert "terminated" in log.read_text()
+
+
+def test_killed_guard_takes_everything_with_it(deployment, log):
+    server = Watched(deployment, log, FAMILY + "sleep()")
+    server.line("server")
+    server.line("stubborn")
+    os.kill(server.process.guard_pid, signal.SIGKILL)
+    assert server.end()["left"] == []
+    assert server.names() == ["spawned", "guard_lost", "clean"]
+    assert server.process.state.guard_lost
+    assert not server.process.state.running
+
+
+def test_killed_guard_and_keeper_leave_nothing_either(deployment, log):
+    server = Watched(deployment, log, FAMILY + "sleep()")
+    server.line("server")
+    server.line("stubborn")
+    keeper = parent_of(server.process.guard_pid)
+    os.kill(server.process.guard_pid, signal.SIGSTOP)  # neither may act on the other's death
+    os.kill(keeper, signal.SIGKILL)
+    os.kill(server.process.guard_pid, signal.SIGKILL)
+    assert server.end()["left"] == []
+
+
+def test_killed_keeper_disturbs_nobody(deployment, log):
+    server = Watched(deployment, log, FAMILY + "sleep()")
+    server.line("server")
+    os.kill(parent_of(server.process.guard_pid), signal.SIGKILL)
+    server.process.stop(PATIENCE_S)
+    assert server.event("exit")["code"] == 0
+    assert server.end()["left"] == []
+
+
+def test_guard_takes_sigterm_as_stop_and_ignores_a_terminal(deployment, log):
+    server = Watched(deployment, log, FAMILY + "sleep()")
+    server.line("server")
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        os.kill(server.process.guard_pid, number)
+    assert server.event("exit")["code"] == 0
+    assert server.end()["left"] == []
+
+
+def test_server_starts_in_an_ordinary_place(deployment, log):
+    script = """
+say("group", int(os.getpgrp() == os.getpid()))
+say("stdin", os.readlink("/proc/self/fd/0"))
+say("same", int(os.fstat(1).st_ino == os.fstat(2).st_ino))
+say("niceness", os.nice(0))
+say("oom", open("/proc/self/oom_score_adj").read())
+say("fds", *sorted(os.listdir("/proc/self/fd")))
+for line in open("/proc/self/status"):
+    if line.startswith(("SigBlk", "SigIgn")): say(*line.split())
+"""
+    wanted = os.getpriority(os.PRIO_PROCESS, 0) + 3  # lowering is always permitted
+    server = Watched(deployment, log, script, niceness=wanted)
+    assert server.event("spawned")["niceness"] == wanted
+    server.end()
+    said = dict(line.split(" ", 1) for line in log.read_text().splitlines() if line)
+    assert (said["group"], said["stdin"], said["same"]) == ("1", "/dev/null", "1")
+    assert (said["niceness"], said["oom"].strip()) == (str(wanted), "0")
+    assert said["fds"].split() == ["0", "1", "2", "3"], "3 is the folder being listed"
+    assert int(said["SigBlk:"], 16) == 0
+    ours = [signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD]
+    assert not [number for number in ours if int(said["SigIgn:"], 16) & 1 << (number - 1)]
+
+
+def test_niceness_that_is_not_permitted_is_reported_not_fatal(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    assert guard.set_niceness(-20) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_rotation_cuts_between_lines_and_keeps_order(tmp_path):
+    pick = random.Random(7)
+    path = tmp_path / "server.log"
+    text = b"".join(b"%d %s\n" % (n, b"x" * pick.randrange(60)) for n in range(2000))
+    log, rest = Log(str(path), rotate_bytes=1000, keep=1000), text
+    while rest:
+        cut = pick.randrange(1, 3000)
+        log.write(rest[:cut])
+        rest = rest[cut:]
+    files = sorted(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
+    assert whole_log(path).encode() == text
+    assert files[-1].stat().st_size <= 1000
+    assert all(file.read_bytes().endswith(b"\n") for file in files)
+
+
+def test_endless_line_is_rotated_too(tmp_path):
+    log = Log(str(tmp_path / "server.log"), rotate_bytes=1000, keep=3)
+    for _ in range(100):
+        log.write(b"50%\r" * 100)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 4 * 3000
+
+
+def test_only_so_many_rotated_files_are_kept(tmp_path):
+    log = Log(str(tmp_path / "server.log"), rotate_bytes=100, keep=2)
+    for n in range(100):
+        log.write(b"line %04d .............\n" % n)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["server.log", "server.log.1", "server.log.2"]
+    assert (tmp_path / "server.log").read_text().endswith("line 0099 .............\n")
+
+
+def test_log_goes_on_when_its_folder_is_removed(tmp_path):
+    folder = tmp_path / "gone"
+    log = Log(str(folder / "server.log"), rotate_bytes=50, keep=2)
+    (folder / "server.log").unlink()
+    folder.rmdir()
+    for _ in range(10):
+        log.write(b"a line of some length\n")
+
+
+def whole_log(path: Path) -> str:
+    files = []
+    for number in itertools.count(1):
+        file = path.with_name(f"{path.name}.{number}")
+        if not file.exists():
+            break
+        files.append(file)
+    return "".join(file.read_text() for file in [*reversed(files), path])
+
+
+def run_guard(deployment, log, argv):
+    spec = {
+        "argv": argv,
+        "env": {"RAYLAUNCH_DEPLOYMENT": deployment},
+        "cwd": "/",
+        "log": str(log),
+        "rotate_bytes": 1 << 20,
+        "keep": 2,
+        "term_timeout_s": 5,
+        "kill_timeout_s": 20,
+        "niceness": None,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(GUARD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=spec["env"]
+    )
+    process.stdin.write(json.dumps(spec).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def read_events(process):
+    with process:
+        return [json.loads(line) for line in process.stdout]
+
+
+def start_owner(deployment, log, script):
+    """Another Python that owns the server, as an agent does."""
+    code = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+from trees import Watched
+from pathlib import Path
+server = Watched(sys.argv[2], Path(sys.argv[3]), sys.argv[4])
+server.line("server"), server.line("stubborn")
+print("up", flush=True)
+threading.Event().wait()
+"""
+    here = str(Path(__file__).parent)
+    owner = subprocess.Popen([sys.executable, "-c", code, here, deployment, str(log), script], stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b"up\n"
+    return owner
