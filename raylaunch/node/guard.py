@@ -34,8 +34,6 @@ from typing import Any, NamedTuple
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PIPE_BYTES = 1 << 20
-ORPHAN_GRACE_S = 2.0
-"""From SIGTERM to SIGKILL for what is left below a server that has ended."""
 GUARD_OOM_SCORE = -500
 SERVER_OOM_SCORE = 0
 """Ray gives its workers 1000 (first to be killed), and children inherit it."""
@@ -212,7 +210,7 @@ class Guard:
         self.events.send(
             "exit", code=None if by_signal else status, signal=status if by_signal else None, at=time.time()
         )
-        self.stop(ORPHAN_GRACE_S)
+        self.stop(self.spec["orphan_grace_s"])
 
     def on_output(self) -> None:
         """Move what the server printed into the log."""

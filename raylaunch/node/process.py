@@ -13,12 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from raylaunch.node.logs import start_fresh
 from raylaunch.node.marked import ATTEMPT, DEPLOYMENT, SERVER, end_marked
 from raylaunch.plan.facts import MarkedProcess
 
 GUARD = Path(__file__).with_name("guard.py")
 KEEPER_TIMEOUT_S = 15.0
 """The keeper gives up on what a killed guard left behind after 10 s."""
+ANSWER_S = 5.0
+"""What `end` allows the guard beyond the times it was given."""
 RAY_SETS = frozenset({"ASCEND_RT_VISIBLE_DEVICES", "OMP_NUM_THREADS"})
 """Ray puts these into its workers: the devices in an order of its own, and one thread (measured, Ray 2.60)."""
 
@@ -36,6 +39,8 @@ class ServerSpec:
     """Rotated files kept beside the current one."""
     term_timeout_s: float = 30.0
     """From SIGTERM to SIGKILL when the owner goes away, or `stop` names no time of its own."""
+    orphan_grace_s: float = 1.0
+    """From SIGTERM to SIGKILL for what is left below a server that has ended: it delays a restart."""
     kill_timeout_s: float = 20.0
     """How long to wait for killed processes to vanish; one inside a driver call takes its time."""
     niceness: int | None = 0
@@ -104,11 +109,12 @@ class ServerProcess:
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the guard and hand it the spec; `spawned` or `failed` follows as an event.
+        """Put an older log aside, start the guard, hand it the spec; `spawned` or `failed` follows as an event.
 
         Raises:
-            OSError: The guard itself could not be started.
+            OSError: The log folder could not be made or the guard not be started.
         """
+        start_fresh(Path(self.spec.log))
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(GUARD), *self._title()],
             stdin=subprocess.PIPE,
@@ -153,7 +159,7 @@ class ServerProcess:
         """Stop, wait, and prove it: whatever carries this server's marker is ended. Returns what resisted."""
         seconds = self.spec.term_timeout_s if term_timeout_s is None else term_timeout_s
         self.stop(seconds)
-        self.wait(seconds + self.spec.kill_timeout_s + 5)
+        self.wait(seconds + self.spec.kill_timeout_s + ANSWER_S)
         return self._sweep()
 
     def _read_events(self) -> None:

@@ -106,7 +106,11 @@ def test_orphans_of_a_server_that_exits_are_ended(deployment, log):
 
 
 def test_stopped_server_gets_its_sigterm(deployment, log):
-    script = "signal.signal(signal.SIGTERM, lambda *_: (say('terminated'), os._exit(5))); say('server', os.getpid()); sleep()"
+    script = """
+signal.signal(signal.SIGTERM, lambda *_: (say('terminated'), os._exit(5)))
+say('server', os.getpid())
+sleep()
+"""
     server = Watched(deployment, log, script)
     os.kill(server.number("server"), signal.SIGSTOP)
     server.process.stop(PATIENCE_S)
@@ -207,6 +211,27 @@ def test_killed_guard_and_keeper_leave_nothing_either(deployment, log):
     os.kill(keeper, signal.SIGKILL)
     os.kill(server.process.guard_pid, signal.SIGKILL)
     assert server.end()["left"] == []
+
+
+def test_keeper_alone_ends_what_a_killed_guard_leaves(deployment, log):
+    process = run_guard(deployment, log, python(FAMILY + "sleep()"))
+    spawned = json.loads(process.stdout.readline())
+    while b"stubborn" not in log.read_bytes():
+        process.stdout.readline()
+    os.kill(spawned["guard"], signal.SIGKILL)
+    with process:
+        assert process.wait(PATIENCE_S) == 1
+    await_gone(deployment)
+
+
+def test_server_dies_with_the_guard_without_anybodys_help(deployment, log):
+    process = run_guard(deployment, log, python("sleep()"))
+    spawned = json.loads(process.stdout.readline())
+    os.kill(spawned["guard"], signal.SIGSTOP)  # it may not act on the keeper's death
+    process.kill()
+    os.kill(spawned["guard"], signal.SIGKILL)
+    with process:
+        await_gone(deployment)
 
 
 def test_killed_keeper_disturbs_nobody(deployment, log):
@@ -318,6 +343,7 @@ def run_guard(deployment, log, argv):
         "rotate_bytes": 1 << 20,
         "keep": 2,
         "term_timeout_s": 5,
+        "orphan_grace_s": 0.2,
         "kill_timeout_s": 20,
         "niceness": None,
     }

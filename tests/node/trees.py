@@ -51,8 +51,15 @@ class Watched:
         self._events: queue.Queue[dict] = queue.Queue()
         env = child_env({"PATH": os.environ["PATH"]}, {}, deployment=deployment, attempt=1, server=0)
         argv = python(script) if isinstance(script, str) else script
-        settings = {"argv": argv, "env": env, "log": str(log), "term_timeout_s": 20.0, "niceness": None, **spec}
-        self.process = ServerProcess(ServerSpec(**settings), self._events.put)
+        settings = {
+            "argv": argv,
+            "env": env,
+            "log": str(log),
+            "term_timeout_s": 20.0,
+            "orphan_grace_s": 0.2,
+            "niceness": None,
+        }
+        self.process = ServerProcess(ServerSpec(**{**settings, **spec}), self._events.put)
         self.process.start()
 
     def event(self, name: str) -> dict:
