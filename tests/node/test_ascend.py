@@ -77,6 +77,12 @@ def test_the_950_series_has_no_chip_column():
     assert processes == [NpuProcess(1, 2066378, "pytest", 360)]
 
 
+def test_nothing_below_the_process_header_is_a_device():
+    pair = smi("a2_idle").splitlines()[6:8]
+    late = "\n".join(line.replace("| 0  ", "| 9  ", 1) for line in pair)
+    assert len(ascend.parse_npu_smi_info(smi("a2_idle") + late)[0]) == 8
+
+
 def test_a_process_of_a_device_that_is_not_in_the_table_is_left_out():
     rows = "| 9       0                 | 77            | python                   | 100                     |\n"
     assert ascend.parse_npu_smi_info(smi("a2_idle") + rows)[1] == []
