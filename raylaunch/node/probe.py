@@ -50,7 +50,7 @@ def probe(
 ) -> Facts:
     """Everything a plan and its checks need to know about this machine.
 
-    Returns after at most `timeout_s` seconds (0.02-0.04 s measured without NPU tools). A question that fails or does not
+    Returns after at most `timeout_s` seconds (0.04 s measured without NPU tools). A question that fails or does not
     come back in time becomes a ProbeFailure in `failures`; the other facts stay. `node_id`, `interface` and `devices`
     are the caller's to fill in.
 
