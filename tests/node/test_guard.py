@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from trees import PATIENCE_S, Watched, await_gone, parent_of, python
+from trees import PATIENCE_S, Watched, await_end, await_gone, parent_of, python
 
 from raylaunch.node import guard
 from raylaunch.node.guard import Log
@@ -138,6 +138,21 @@ def test_everything_printed_while_exiting_is_logged_in_order(deployment, log):
     assert all(file.read_text().endswith("\n") for file in log.parent.iterdir())
 
 
+def test_log_is_complete_before_the_exit_is_told(deployment, log):
+    """The guard sleeps while the server prints and ends, so it wakes to both at once."""
+    script = "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'x' * 500_000), os._exit(0))); say('up'); sleep()"
+    server = Watched(deployment, log, script)
+    server.line("up")
+    os.kill(server.process.guard_pid, signal.SIGSTOP)
+    os.kill(server.process.pid, signal.SIGUSR1)
+    await_end(server.process.pid)
+    os.kill(server.process.guard_pid, signal.SIGCONT)
+    server.end()
+    events = [event["event"] for event in server.seen]
+    assert events[events.index("exit") :] == ["exit", "clean"], "no log after exit"
+    assert log.stat().st_size == len("up\n") + 500_000 + len("\n")
+
+
 def test_unfinished_last_line_is_finished(deployment, log):
     server = Watched(deployment, log, "os.write(2, b'no newline')")
     server.end()
@@ -200,6 +215,17 @@ def test_killed_guard_takes_everything_with_it(deployment, log):
     assert server.names() == ["spawned", "guard_lost", "clean"]
     assert server.process.state.guard_lost
     assert not server.process.state.running
+
+
+def test_loss_of_the_guard_is_told_before_the_keeper_is_done(deployment, log):
+    server = Watched(deployment, log, "fork(stubborn); say('up'); sleep()")
+    server.line("up")
+    keeper = parent_of(server.process.guard_pid)
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(server.process.guard_pid, signal.SIGKILL)
+    server.event("guard_lost")
+    os.kill(keeper, signal.SIGCONT)
+    assert server.end()["left"] == []
 
 
 def test_killed_guard_and_keeper_leave_nothing_either(deployment, log):

@@ -129,6 +129,16 @@ def test_follower_at_the_end_of_a_file_that_is_rotated(tmp_path):
     assert follow(path, cursor)[0] == "three\n"
 
 
+def test_follower_in_the_middle_of_a_rotation(tmp_path):
+    """The files move one after the other, so for a moment one name is missing."""
+    path = tmp_path / "server.log"
+    path.with_name("server.log.2").write_text("one\n")
+    path.write_text("two\n")
+    assert follow(path, None)[0] == "one\ntwo\n"
+    path.rename(path.with_name("server.log.1"))
+    assert follow(path, None)[0] == "one\ntwo\n"
+
+
 def test_follower_that_was_overtaken_is_told(tmp_path):
     path = tmp_path / "server.log"
     log = Log(str(path), 1000, 1)

@@ -114,12 +114,16 @@ def test_reports_what_resists(deployment, run, monkeypatch):
 
 
 def test_a_recycled_pid_is_left_alone(deployment, run):
-    process = run(deployment)
+    script = """
+signal.signal(signal.SIGHUP, lambda *_: say("hit"))
+signal.signal(signal.SIGTERM, lambda *_: (say("ended"), os._exit(0)))
+say("up"); sleep()
+"""
+    process = run(deployment, script=script)
     now = read_process(process.pid)
-    send_signal(Process(now.pid, now.ppid, now.state, now.started - 1), signal.SIGKILL)
-    assert process.poll() is None
-    send_signal(now, signal.SIGKILL)
-    assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    send_signal(Process(now.pid, now.ppid, now.state, now.started - 1), signal.SIGHUP)
+    send_signal(now, signal.SIGTERM)
+    assert process.stdout.read() == b"ended\n"
 
 
 def test_the_caller_is_never_a_target(deployment):
