@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -45,7 +45,7 @@ def move(now: Phase, to: Phase) -> Phase:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended. Exactly one of `code` and `signal` is set (signal by number)."""
+    """How a process ended. Exactly one of `code` and `signal` is set (by number); `at`: controller's clock."""
 
     at: float
     code: int | None = None
@@ -80,16 +80,24 @@ class RankSeen:
     """Requests finished since the server started, for whatever reason."""
     still_since: float | None = None
     """Since when requests run or wait while no counter moves; None while idle or moving."""
+    moved_at: float | None = None
+    """When a counter of this rank last moved."""
+    at: float | None = None
+    """When the metrics were last read: standing still counts only as long as somebody looked."""
 
 
 @dataclass(frozen=True)
 class CanarySeen:
-    """The one-token completions sent while the service is idle."""
+    """The one-token completions sent while the service is idle.
+
+    A refusal that is the client's fault (4xx) is an answer: it proves that the API lives, and is not a failure.
+    """
 
     ok: bool
     at: float
     latency_s: float | None = None
     failing_since: float | None = None
+    """When the first canary of the unbroken row of failures was sent; None after a success."""
     detail: str = ""
 
 
@@ -110,6 +118,8 @@ class ServerSeen:
     http: HttpSeen = HttpSeen()
     ranks: tuple[RankSeen, ...] = ()
     """Only on servers with an API; covers every rank of the deployment."""
+    serves_model: bool = False
+    """`/v1/models` listed the served name in this attempt. Only on servers with an API."""
     canary: CanarySeen | None = None
     hang_lines: int = 0
     """vLLM's own hang lines since tokens last moved."""
@@ -130,15 +140,35 @@ class Failure:
     root: int | None = None
     """Index of the server it began on."""
     was_ready: bool = False
+    node: str = ""
+    """Address of the root's node."""
+
+
+REMEMBERED = 64
+"""Failures a history keeps: far more than any cap on restarts, and little enough to hold for ever."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What happened to a deployment before now."""
+    """What happened to a deployment before now. `failures` does not hold the one being decided on."""
 
     started_at: float = 0.0
     """Start of the current attempt."""
     ready_at: float | None = None
+    """When the current attempt became ready; None before that."""
     failures: tuple[Failure, ...] = ()
     stop_requested: bool = False
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def excluded_nodes(self) -> tuple[str, ...]:
+        """Nodes with a device fault, in the order they failed: not used again by this deployment."""
+        return tuple(
+            dict.fromkeys(failure.node for failure in self.failures if failure.kind == "device" and failure.node)
+        )
+
+    def remember(self, failure: Failure) -> History:
+        """The history after one more failed attempt. Device faults are never forgotten, others beyond a bound are."""
+        older = (*self.failures, failure)
+        dropped = [old for old in older[:-REMEMBERED] if old.kind == "device"]
+        return replace(self, failures=(*dropped, *older[-REMEMBERED:]), ready_at=None)
