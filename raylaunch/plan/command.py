@@ -89,9 +89,31 @@ def _data_parallel(loaded: LoadedRecipe, seat: Seat, primary: Seat) -> list[Flag
 
 
 def _own_args(loaded: LoadedRecipe) -> list[Flag]:
-    return [
-        _flag(normalise_flag(name), value, loaded.origin(f"args.{name}")) for name, value in loaded.recipe.args.items()
-    ]
+    named = {normalise_flag(name): (value, loaded.origin(f"args.{name}")) for name, value in loaded.recipe.args.items()}
+    return [_flag(name, value, origin) for name, (value, origin) in _fold_dotted(named).items()]
+
+
+def _fold_dotted(named: dict[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    """Put `compilation-config.level: 3` into the mapping `compilation-config`.
+
+    vLLM collects dotted flags into one JSON flag that replaces the flag itself (0.32 argparse_utils), so giving both
+    would lose the mapping.
+    """
+    folded: dict[str, tuple[Any, str]] = {}
+    for name, (value, origin) in sorted(named.items(), key=lambda item: "." in item[0]):
+        head, _, rest = name.partition(".")
+        base, base_origin = folded.get(head, ({}, ""))
+        if rest and isinstance(base, dict):
+            folded[head] = (_put(base, rest.split("."), value), "; ".join(filter(None, (base_origin, origin))))
+        else:
+            folded[name] = (value, origin)
+    return folded
+
+
+def _put(mapping: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:  # noqa: ANN401 - YAML holds anything
+    below = mapping.get(keys[0])
+    inner = below if isinstance(below, dict) else {}
+    return {**mapping, keys[0]: _put(inner, keys[1:], value) if keys[1:] else value}
 
 
 def _flag(name: str, value: Any, origin: str) -> Flag:  # noqa: ANN401 - YAML holds anything
@@ -109,9 +131,14 @@ def _features(loaded: LoadedRecipe) -> list[Flag]:
         origin = loaded.origin("features.tool_calling.enabled")
         flags += [
             Flag("--enable-auto-tool-choice", None, origin),
-            Flag("--tool-call-parser", features.tool_calling.tool_parser, origin),
+            Flag(
+                "--tool-call-parser",
+                features.tool_calling.tool_parser,
+                loaded.origin("features.tool_calling.tool_parser"),
+            ),
         ]
         if features.tool_calling.reasoning_parser:
+            origin = loaded.origin("features.tool_calling.reasoning_parser")
             flags.append(Flag("--reasoning-parser", features.tool_calling.reasoning_parser, origin))
     if features.profiling.enabled:
         config = {

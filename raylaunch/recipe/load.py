@@ -73,9 +73,8 @@ def _read_layers(path: Path, find: Finder, seen: tuple[Path, ...]) -> _Layer:
         raise RecipeError(f"recipe {path.name} extends itself", why=" -> ".join(p.name for p in (*seen, path)))
     own = _read_file(path)
     base_name = own.values.pop("extends", None)
-    if base_name is None:
-        return own
-    base = _read_layers(find(str(base_name), path.parent), find, (*seen, path))
+    found = find(str(base_name), path.parent) if base_name is not None else None
+    base = _read_layers(found, find, (*seen, path)) if found else _Layer({}, {})
     _merge(base, own)
     return base
 
@@ -136,8 +135,9 @@ def _merged(base: dict[str, Any], own: dict[str, Any], prefix: str) -> dict[str,
         path = f"{prefix}{key}"
         if value is None:
             out.pop(key, None)
-        elif isinstance(value, dict) and isinstance(out.get(key), dict) and not _is_open_value(path):
-            out[key] = _merged(out[key], value, f"{path}.")
+        elif isinstance(value, dict) and not _is_open_value(path):
+            below = out.get(key)
+            out[key] = _merged(below if isinstance(below, dict) else {}, value, f"{path}.")
         else:
             out[key] = value
     return out

@@ -1,0 +1,42 @@
+"""What would go wrong, before anything is launched: all findings, not the first.
+
+Each check is a small generator of its own: those on the recipe alone live in `recipe_checks` and
+`variable_checks`, those on what a probe saw in `node_checks` (one machine) and `gang_checks` (the machines together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.findings import Finding
+from raylaunch.plan.gang_checks import GANG_CHECKS
+from raylaunch.plan.node_checks import NODE_CHECKS
+from raylaunch.plan.recipe_checks import RECIPE_CHECKS, VERSION_CHECKS
+from raylaunch.plan.seen import look
+from raylaunch.plan.settings import Versions
+from raylaunch.plan.spec import LaunchPlan
+from raylaunch.plan.variable_checks import VARIABLE_CHECKS, check_dead_env
+from raylaunch.recipe.load import LoadedRecipe
+
+
+def check_recipe(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
+    """Yield what is wrong with the recipe itself.
+
+    `versions` are those of the nodes (`Facts.versions`), empty while they are not known: a check that depends on a
+    version then assumes the one it matters for.
+    """
+    for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS):
+        yield from check(loaded)
+    for versioned in (*VERSION_CHECKS, check_dead_env):
+        yield from versioned(loaded, versions)
+
+
+def check_nodes(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan) -> Iterator[Finding]:
+    """Yield what is wrong with the nodes for this plan.
+
+    `nodes` are those the plan was built from. What was not probed is not judged; a probe that failed is a finding.
+    """
+    view = look(loaded, nodes, plan)
+    for check in (*NODE_CHECKS, *GANG_CHECKS):
+        yield from check(view)

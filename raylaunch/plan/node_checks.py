@@ -1,0 +1,236 @@
+"""Checks on one machine at a time: its software, its weights, its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from raylaunch.plan.facts import Weights
+from raylaunch.plan.findings import Finding
+from raylaunch.plan.seen import Node, View
+
+MIN_OPEN_FILES = 65536
+MIN_SHM = 2**30  # bytes; vLLM's own broadcast buffers and torch take more than this beside Ray's objects
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+_SHOWN = 5
+
+
+def check_probes(view: View) -> Iterator[Finding]:
+    """A question without an answer is no clean bill of health."""
+    for node in view.nodes:
+        for failure in node.facts.failures:
+            if view.plan.platform == "cpu" and failure.probe.startswith(("npu", "hccn")):
+                continue
+            what = f"node {node.name} could not be asked about {failure.probe}: what depends on it was not checked"
+            yield Finding("probe-failed", "warning", what, "", node.facts.ip, failure.reason)
+
+
+def check_vllm(view: View) -> Iterator[Finding]:
+    """Without the command there is nothing to start."""
+    for node in view.nodes:
+        if node.answered("host") and not node.facts.vllm_executable:
+            yield Finding(
+                "no-vllm",
+                "error",
+                f"node {node.name} has no `vllm` command beside Ray's Python or on its PATH",
+                "install raylaunch[ascend] (or [cpu]) into the environment that Ray runs in, or start Ray inside the "
+                "vllm-ascend container",
+                node.facts.ip,
+            )
+
+
+def check_conflicts(view: View) -> Iterator[Finding]:
+    """A CUDA torchvision beside a torch without CUDA ends the server while it imports transformers (measured)."""
+    for node in view.nodes:
+        if node.facts.conflicts:
+            yield Finding(
+                "cuda-torchvision",
+                "error" if view.plan.platform == "cpu" else "warning",
+                f"node {node.name} has a CUDA build beside a torch without CUDA: `vllm serve` dies at import with "
+                f"`operator torchvision::nms does not exist`",
+                "pip uninstall -y torchvision torchaudio torchcodec",
+                node.facts.ip,
+                ", ".join(node.facts.conflicts),
+            )
+
+
+def check_weights(view: View) -> Iterator[Finding]:
+    """Every node loads the weights itself, so they must be whole on each."""
+    if view.recipe.model.tiny:
+        return
+    for node in view.nodes:
+        weights = node.facts.weights
+        if weights is None:
+            continue
+        if not weights.exists:
+            what = f"node {node.name} has no model at {weights.path}"
+            todo = f"put the weights there on that node{_source(view)}, or set model.path; in a container, mount them"
+            yield Finding("model-missing", "error", what, todo, node.facts.ip, weights.path)
+        elif gaps := _gaps(weights):
+            what = f"the weights at {weights.path} on node {node.name} are incomplete: {gaps}"
+            todo = f"download them again on that node{_source(view)}"
+            yield Finding("weights-incomplete", "error", what, todo, node.facts.ip, gaps)
+
+
+def check_model_type(view: View) -> Iterator[Finding]:
+    """The recipe's flags are for one kind of model."""
+    wanted = view.recipe.model.type
+    for node in view.nodes:
+        found = node.facts.weights.model_type if node.facts.weights else None
+        if wanted and found and found != wanted and not view.recipe.model.tiny:
+            yield Finding(
+                "model-type",
+                "error",
+                f"the weights on node {node.name} are of type {found}, and the recipe is for {wanted}",
+                f"set model.path to weights of {wanted}, or model.type={found} if the recipe fits them",
+                node.facts.ip,
+                found,
+            )
+
+
+def check_heads(view: View) -> Iterator[Finding]:
+    """In vLLM each tensor-parallel worker has the same number of heads; key-value heads may also be repeated."""
+    tensor = view.recipe.parallel.tensor
+    for node in view.nodes[:1]:
+        config = node.facts.weights.config if node.facts.weights and not view.recipe.model.tiny else {}
+        nested = config.get("text_config")
+        dims = nested if isinstance(nested, dict) else config
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            heads = dims.get(name)
+            if isinstance(heads, int) and heads > 0 and not _divides(name, heads, tensor):
+                yield Finding(
+                    "heads",
+                    "error",
+                    f"the model has {name}={heads}, which tensor parallelism {tensor} does not divide",
+                    f"set parallel.tensor to a divisor of {heads}",
+                    view.loaded.origin("parallel.tensor"),
+                    f"{heads} % {tensor}",
+                )
+
+
+def check_leftovers(view: View) -> Iterator[Finding]:
+    """Processes of an earlier run of this deployment hold its NPUs and ports."""
+    for node in view.nodes:
+        own = [process for process in node.facts.marked if process.deployment == view.plan.deployment]
+        if own:
+            pids = ", ".join(str(process.pid) for process in own)
+            yield Finding(
+                "leftovers",
+                "error",
+                f"node {node.name} still runs processes of an earlier {view.plan.deployment}: pid {pids}",
+                f"raylaunch stop {view.plan.deployment}",
+                node.facts.ip,
+                f"pid {own[0].pid}, attempt {own[0].attempt}, {own[0].age_s:.0f} s old: {own[0].command}",
+            )
+
+
+def check_proxies(view: View) -> Iterator[Finding]:
+    """Worth knowing when a download inside a server fails."""
+    for node in view.nodes:
+        if node.facts.proxies:
+            what = f"node {node.name} sets proxy variables; they are taken from the servers"
+            names = ", ".join(node.facts.proxies)
+            yield Finding("proxies", "info", what, "", node.facts.ip, names)
+
+
+def check_open_files(view: View) -> Iterator[Finding]:
+    """Each connection and each shard is an open file."""
+    for node in view.nodes:
+        limit = node.facts.open_files_limit
+        if 0 < limit < MIN_OPEN_FILES:
+            what = f"node {node.name} allows a process {limit} open files"
+            todo = f"ulimit -n {MIN_OPEN_FILES} before `ray start`"
+            yield Finding("open-files", "warning", what, todo, node.facts.ip, str(limit))
+
+
+def check_shm(view: View) -> Iterator[Finding]:
+    """The workers of vLLM talk through /dev/shm, and Ray keeps its objects there."""
+    for node in view.nodes:
+        size = node.facts.shm_total
+        if 0 < size < MIN_SHM:
+            what = f"node {node.name} has only {size // 2**20} MiB of shared memory (/dev/shm)"
+            todo = "start the container with --ipc=host, or with --shm-size=16g"
+            yield Finding("shm-small", "warning", what, todo, node.facts.ip, str(size))
+
+
+def check_niceness(view: View) -> Iterator[Finding]:
+    """Ray starts workers at niceness 15, their children inherit it, and only root may lower it again."""
+    for node in view.nodes:
+        nice = node.facts.niceness
+        if nice > 0 and not node.facts.is_root:
+            yield Finding(
+                "niced",
+                "warning",
+                f"servers on node {node.name} would run at niceness {nice}",
+                "RAY_worker_niceness=0 ray start ... on that node",
+                node.facts.ip,
+                str(nice),
+            )
+
+
+def check_tuning(view: View) -> Iterator[Finding]:
+    """Host settings are wished for, never forced."""
+    wanted = {name: str(value) for name, value in view.recipe.tuning.sysctl.items()}
+    if view.recipe.tuning.governor:
+        wanted["governor"] = view.recipe.tuning.governor
+    for node in view.nodes:
+        unmet = {name: value for name, value in wanted.items() if node.facts.tuning.get(name, value) != value}
+        without = view.recipe.tuning.jemalloc and not node.facts.tuning.get("jemalloc", "unknown")
+        if unmet or without:
+            names = [*(f"{name}={value}" for name, value in unmet.items()), *(["jemalloc"] if without else [])]
+            seen = [f"{name}={node.facts.tuning[name] or 'not there'}" for name in unmet]
+            what = f"node {node.name} is not tuned as the recipe wishes: {', '.join(names)}"
+            yield Finding("tuning", "info", what, "raylaunch tune, as root on the host", node.facts.ip, ", ".join(seen))
+
+
+NODE_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
+    check_probes,
+    check_vllm,
+    check_conflicts,
+    check_weights,
+    check_model_type,
+    check_heads,
+    check_leftovers,
+    check_proxies,
+    check_open_files,
+    check_shm,
+    check_niceness,
+    check_tuning,
+)
+
+
+def shorten(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def node_names(nodes: list[Node]) -> str:
+    """The names of some nodes, shortened."""
+    return shorten([node.name for node in nodes])
+
+
+def _gaps(weights: Weights) -> str:
+    """What is wrong with weights that exist; "" when nothing is."""
+    gaps = []
+    if weights.missing:
+        gaps.append(f"missing {shorten(list(weights.missing))}")
+    if weights.damaged:
+        gaps.append(f"cut off or unreadable {shorten(list(weights.damaged))}")
+    if "config.json" not in weights.files:
+        gaps.append("no config.json")
+    if not any(name.endswith(_WEIGHT_SUFFIXES) for name in weights.files):
+        gaps.append("no weight files")
+    return "; ".join(gaps)
+
+
+def _source(view: View) -> str:
+    sources = view.recipe.model.sources
+    names = [
+        f"{name} on {hub}" for hub, name in (("ModelScope", sources.modelscope), ("HF", sources.huggingface)) if name
+    ]
+    return f" ({' or '.join(names)})" if names else ""
+
+
+def _divides(name: str, heads: int, tensor: int) -> bool:
+    return heads % tensor == 0 or (name == "num_key_value_heads" and tensor % heads == 0)
