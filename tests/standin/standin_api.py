@@ -1,0 +1,194 @@
+"""vLLM's HTTP dialect over the router: health, models, completions, chat with streams and tools, metrics."""
+
+import json
+import time
+import zlib
+
+from standin_http import Response
+from standin_router import REASONS
+
+WORDS = (  # noqa: SIM905
+    "the a node rank token answers quietly while eight small engines wait for one more word and then begin"
+).split()
+SERIES = (
+    ("num_requests_running", "gauge", "Number of requests in model execution batches."),
+    ("num_requests_waiting", "gauge", "Number of requests waiting to be processed."),
+    ("kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage."),
+    ("prompt_tokens_total", "counter", "Number of prefill tokens processed."),
+    ("generation_tokens_total", "counter", "Number of generation tokens processed."),
+)
+
+
+class Api:
+    """Answers requests. `draining`: the server is ending and takes no new work."""
+
+    def __init__(self, command, router, env):
+        self.router = router
+        self.names = command.names
+        self.max_len = command.number("--max-model-len", 1024)
+        self.tools_on = bool(command.flags.get("--enable-auto-tool-choice"))
+        keys = command.flags.get("--api-key") or env.get("VLLM_API_KEY")
+        self.keys = [keys] if isinstance(keys, str) else keys or []
+        self.root = command.model
+        self.draining = False
+
+    def __call__(self, request):
+        if self.keys and request.path.startswith("/v1") and not self._allowed(request):
+            return Response(401, {"error": "Unauthorized"})
+        answer = {
+            ("GET", "/health"): lambda _: Response(503 if self.router.dead else 200, ""),
+            ("GET", "/ping"): lambda _: Response(503 if self.router.dead else 200, ""),
+            ("GET", "/version"): lambda _: Response(200, {"version": "0.32.0"}),
+            ("GET", "/metrics"): lambda _: Response(200, self._metrics(), "text/plain; version=1.0.0; charset=utf-8"),
+            ("GET", "/v1/models"): lambda _: Response(200, self._models()),
+            ("POST", "/v1/completions"): lambda request: self._generate(request.body, chat=False),
+            ("POST", "/v1/chat/completions"): lambda request: self._generate(request.body, chat=True),
+        }.get((request.method, request.path))
+        return answer(request) if answer else Response(404, {"detail": "Not Found"})
+
+    def _allowed(self, request):
+        return request.headers.get("authorization", "") in [f"Bearer {key}" for key in self.keys]
+
+    def _models(self):
+        card = {"object": "model", "created": int(time.time()), "owned_by": "vllm", "root": self.root}
+        data = [{"id": name, **card, "parent": None, "max_model_len": self.max_len} for name in self.names]
+        return {"object": "list", "data": data}
+
+    def _metrics(self):
+        lines = []
+        for name, kind, text in SERIES:
+            lines += [f"# HELP vllm:{name} {text}", f"# TYPE vllm:{name} {kind}"]
+            lines += [f"vllm:{name}{{{self._labels(i)}}} {_value(rank, name)}" for i, rank in self._ranks()]
+        lines += ["# HELP vllm:request_success_total Count of successfully processed requests.",
+                  "# TYPE vllm:request_success_total counter"]  # fmt: skip
+        for index, rank in self._ranks():
+            for reason in REASONS:
+                labels = f'engine="{index}",finished_reason="{reason}",model_name="{self.names[0]}"'
+                lines.append(f"vllm:request_success_total{{{labels}}} {float(rank.finished[reason])}")
+        return "\n".join(lines) + "\n"
+
+    def _ranks(self):
+        return enumerate(self.router.ranks)
+
+    def _labels(self, index):
+        return f'engine="{index}",model_name="{self.names[0]}"'
+
+    def _generate(self, body, chat):
+        problem = self._find_problem(body, chat)
+        if problem:
+            return problem
+        prompt = json.dumps(body.get("messages")) if chat else _prompt_text(body.get("prompt", ""))
+        tokens = body.get("max_tokens") or body.get("max_completion_tokens") or 16
+        answers = self.router.submit(max(1, len(prompt.split())), tokens)
+        call = _tool_call(body, prompt) if chat and self.tools_on else None
+        shape = _Shape(body["model"], chat, len(prompt.split()), tokens, call)
+        if body.get("stream"):
+            return Response(200, _stream(answers, shape, prompt), "text/event-stream; charset=utf-8")
+        words = []
+        while True:
+            more = answers.get()
+            if more is None:
+                return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+            words.append(_word(prompt, len(words)))
+            if not more:
+                return Response(200, shape.whole("".join(words)))
+
+    def _find_problem(self, body, chat):
+        if self.draining or self.router.dead:
+            return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+        if not isinstance(body, dict) or (chat and not body.get("messages")):
+            return _error(400, "Invalid request body.")
+        if body.setdefault("model", self.names[0]) not in self.names:
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        if chat and body.get("tools") and body.get("tool_choice", "auto") == "auto" and not self.tools_on:
+            return _error(400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
+        return None
+
+
+class _Shape:
+    """The JSON around an answer, whole or in chunks."""
+
+    def __init__(self, model, chat, prompt_tokens, tokens, call):
+        self.model, self.chat, self.call = model, chat, call
+        self.usage = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
+        }
+        self.reason = "tool_calls" if call else "length"
+        self.head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{time.monotonic_ns():x}", "created": int(time.time())}
+
+    def whole(self, text):
+        kind = "chat.completion" if self.chat else "text_completion"
+        if self.chat:
+            message = {"role": "assistant", "content": None if self.call else text, "tool_calls": self._calls()}
+            choice = {"index": 0, "message": message, "finish_reason": self.reason}
+        else:
+            choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": self.reason}
+        return {**self.head, "object": kind, "model": self.model, "choices": [choice], "usage": self.usage}
+
+    def chunk(self, text, last):
+        reason = self.reason if last else None
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        if self.chat:
+            delta = {"tool_calls": [{"index": 0, **call} for call in self._calls()] if last else []}
+            choice = {"index": 0, "delta": delta if self.call else {"content": text}, "finish_reason": reason}
+        else:
+            choice = {"index": 0, "text": text, "finish_reason": reason}
+        return {**self.head, "object": kind, "model": self.model, "choices": [choice]}
+
+    def _calls(self):
+        return [self.call] if self.call else []
+
+
+def _stream(answers, shape, prompt):
+    if shape.chat:
+        first = shape.chunk("", last=False)
+        first["choices"][0]["delta"] = {"role": "assistant", "content": ""}
+        yield f"data: {json.dumps(first)}\n\n"
+    count = 0
+    while True:
+        more = answers.get()
+        if more is None:
+            yield f"data: {json.dumps({'error': {'message': 'EngineCore encountered an issue.', 'code': 500}})}\n\n"
+            break
+        yield f"data: {json.dumps(shape.chunk(_word(prompt, count), last=not more))}\n\n"
+        count += 1
+        if not more:
+            break
+    yield "data: [DONE]\n\n"
+
+
+def _word(prompt, number):
+    """The same word for the same prompt and place, on every rank."""
+    return " " + WORDS[zlib.crc32(f"{prompt}|{number}".encode()) % len(WORDS)]
+
+
+def _prompt_text(prompt):
+    return prompt if isinstance(prompt, str) else " ".join(str(part) for part in prompt)
+
+
+def _tool_call(body, prompt):
+    """A call of the first tool, once: when a tool has already answered, the model talks."""
+    if not body.get("tools") or body.get("tool_choice") == "none" or body["messages"][-1].get("role") == "tool":
+        return None
+    function = body["tools"][0]["function"]
+    parameters = function.get("parameters") or {}
+    names = parameters.get("required") or list(parameters.get("properties", {}))
+    arguments = {name: _word(prompt, i).strip() for i, name in enumerate(names)}
+    return {
+        "id": f"call_{zlib.crc32(prompt.encode()):08x}",
+        "type": "function",
+        "function": {"name": function["name"], "arguments": json.dumps(arguments)},
+    }
+
+
+def _value(rank, name):
+    if name == "kv_cache_usage_perc":
+        return min(1.0, rank.running / 1000)
+    return float(getattr(rank, name.removeprefix("num_requests_").removesuffix("_total")))
+
+
+def _error(status, message):
+    kinds = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
+    return Response(status, {"error": {"message": message, "type": kinds[status], "param": None, "code": status}})
