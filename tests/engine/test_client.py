@@ -119,7 +119,7 @@ async def test_something_else_on_the_port(client_of, mute_server):
     reply(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
     assert "RemoteProtocolError" in (await client.health()).detail
     page = b"<html>hello</html>"
-    reply(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(page) + page)
+    reply(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(page) + page)
     answer = await client.complete("m")
     assert (answer.status, answer.ok) == (200, False)
     assert "no completion in the answer: <html>hello" in answer.detail
