@@ -113,7 +113,7 @@ class EngineClient:
             return MetricsAnswer(answer.status, answer.latency_s, answer.detail)
         try:
             ranks = read_ranks(body)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             return MetricsAnswer(answer.status, answer.latency_s, f"unreadable metrics: {error}")
         return MetricsAnswer(answer.status, answer.latency_s, "", ranks)
 

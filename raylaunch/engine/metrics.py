@@ -41,7 +41,8 @@ def read_ranks(text: str) -> dict[int, RankCounters]:
     is not worth a second parser of escaped labels.
 
     Raises:
-        ValueError: One of the six series is not in Prometheus' text format.
+        ValueError: One of the six series is not in Prometheus' text format, or not a number.
+        OverflowError: One of them is infinite.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
