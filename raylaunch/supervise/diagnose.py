@@ -24,6 +24,9 @@ _DEVICE_LINES = 6  # CANN names the device within a few lines of the error
 _SAME_TIME_S = 1.0  # vLLM stamps in whole seconds
 _LINE_CHARS = 500
 _UNKNOWN_WITHIN_S = 60.0
+_SURVIVED_S = (
+    600.0  # a server that fails ends within its time-outs: seconds, or HANDSHAKE_TIMEOUT_MINS = 5 in vLLM 0.32
+)
 
 # Ranks of evidence, best first.
 _CAUSE, _HINT, _WRAPPER, _ENDED, _HANG, _QUALITY, _NOTE = range(7)
@@ -106,7 +109,7 @@ def diagnose(evidence: Sequence[ServerEvidence], *, at: float | None = None) -> 
         at: When the failure was noticed (epoch, controller's clock); it gives the logs' stamps their year.
     """
     cases = _read(evidence, at)
-    sign = _root([case for case in cases if case.signs and case.best().rank < _QUALITY])  # type: ignore[union-attr]
+    sign = _root(cases)
     if sign is None:
         return _without_evidence(evidence)
     return _verdict(sign, cases)
@@ -137,10 +140,12 @@ def _signs(server: ServerEvidence, log: Log) -> Iterator[_Sign]:
     claimed: set[int] = set()
     found: list[_Sign] = []
     for signature in load_signatures():
-        lines = [(line, match) for line, match in _matches(signature, log)]
-        claimed.update(line for line, _ in lines)
-        if lines:
-            found.append(_signature_sign(signature, server, log, *lines[0]))
+        page = log.loud if signature.level == "fatal" else log.everything
+        matches = list(page.find(signature.pattern))
+        claimed.update(line for line, _ in matches)
+        matches = [(line, match) for line, match in matches if not _was_survived(server, log, line)]
+        if matches:
+            found.append(_signature_sign(signature, server, log, *matches[0]))
     yield from found
     if unknown := _unknown_exception(server, log, claimed, found):
         yield unknown
@@ -148,11 +153,10 @@ def _signs(server: ServerEvidence, log: Log) -> Iterator[_Sign]:
         yield ended
 
 
-def _matches(signature: Signature, log: Log) -> Iterator[tuple[int, re.Match[str]]]:
-    for match in signature.pattern.finditer(log.text):
-        line = log.line_of(match.start())
-        if signature.level != "fatal" or not log.quiet[line]:
-            yield line, match
+def _was_survived(server: ServerEvidence, log: Log, line: int) -> bool:
+    """The server went on for long after this line before it ended: one request suffered, not the server."""
+    at, last = log.times[line], log.last_time
+    return server.exit is not None and at is not None and last is not None and last - at > _SURVIVED_S
 
 
 def _signature_sign(signature: Signature, server: ServerEvidence, log: Log, line: int, match: re.Match[str]) -> _Sign:
@@ -191,8 +195,8 @@ def _unknown_exception(server: ServerEvidence, log: Log, claimed: set[int], foun
     A server that has run for long also logs exceptions of single requests; those explain nothing.
     """
     echoes = [sign for sign in found if sign.rank in (_HINT, _WRAPPER)]
-    lines = [log.line_of(match.start()) for match in _EXCEPTION.finditer(log.text) if not _NOISE.search(match[0])]
-    lines = [line for line in lines if line not in claimed and not log.quiet[line]]
+    matches = log.loud.find(_EXCEPTION)
+    lines = [line for line, match in matches if line not in claimed and not _NOISE.search(match[0])]
     first_echo = min((sign.line for sign in echoes if sign.line is not None), default=len(log.raw))
     before = [line for line in lines if line < first_echo and _is_near_the_end(log, line, server, echoes)]
     if before:
@@ -201,7 +205,7 @@ def _unknown_exception(server: ServerEvidence, log: Log, claimed: set[int], foun
         line = lines[-1]
     else:
         return None
-    ending = describe_ending("unknown", _cleaned(log, line))
+    ending = describe_ending("unknown", log.cleaned[line].strip()[:_LINE_CHARS])
     return _Sign(_HINT, _when(log, line, server), server, ending, line, certain=False)
 
 
@@ -220,6 +224,8 @@ def _end_sign(server: ServerEvidence, log: Log, found: Sequence[_Sign]) -> _Sign
     if server.exit is None or explained:
         return None
     name, argument = name_exit(server.exit)
+    if name == "unknown" and last is not None:
+        argument = f"{argument}, after `{log.cleaned[last].strip()[:_LINE_CHARS]}`"
     rank = _CAUSE if name in ("killed", "crashed") else _ENDED
     return _Sign(rank, server.exit.at, server, describe_ending(name, argument), last, certain=name != "unknown")
 
@@ -241,8 +247,8 @@ def _order(sign: _Sign) -> tuple[int, float, int, int]:
 
 
 def _root(cases: Sequence[_Case]) -> _Sign | None:
-    bests = [case.best() for case in cases]
-    sign = min((best for best in bests if best), key=_order, default=None)
+    bests = [best for case in cases if (best := case.best()) and best.rank < _QUALITY]
+    sign = min(bests, key=_order, default=None)
     if sign is None or not sign.symptom:
         return sign
     return _ended_before(sign, cases) or sign
@@ -312,11 +318,6 @@ def _device(log: Log, sign: _Sign) -> int | None:
         return None
     near = "\n".join(log.raw[sign.line : sign.line + _DEVICE_LINES])
     return next((int(group) for match in _DEVICE.finditer(near) for group in match.groups() if group), None)
-
-
-def _cleaned(log: Log, line: int) -> str:
-    end = log.starts[line + 1] - 1 if line + 1 < len(log.starts) else len(log.text)
-    return log.text[log.starts[line] : end].strip()[:_LINE_CHARS]
 
 
 def _when(log: Log, line: int, server: ServerEvidence) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from calendar import timegm
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -24,23 +24,34 @@ _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 
 
 @dataclass(frozen=True)
+class Page:
+    """Some of a log's lines as one text, so that a pattern is searched once and may span lines."""
+
+    text: str
+    starts: tuple[int, ...]
+    """Where each line begins in `text`."""
+    lines: tuple[int, ...]
+    """Index in the log of each line."""
+
+    def find(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
+        """All matches, each with the index of the line it begins on."""
+        for match in pattern.finditer(self.text):
+            yield self.lines[bisect_right(self.starts, match.start()) - 1], match
+
+
+@dataclass(frozen=True)
 class Log:
-    """Lines ready to be searched as one text."""
+    """Lines ready to be searched."""
 
     raw: tuple[str, ...]
     """The lines as written, without colours."""
-    text: str
-    """The lines without process, level and time, joined by newlines."""
-    starts: tuple[int, ...]
-    """Where each line begins in `text`."""
+    cleaned: tuple[str, ...]
+    """The lines without process, level and time."""
     times: tuple[float | None, ...]
     """Per line, seconds since the epoch on the controller's clock; a line without a stamp has that of the last one."""
-    quiet: tuple[bool, ...]
-    """Per line: logged below ERROR, so it reports no failure, whatever it quotes."""
-
-    def line_of(self, offset: int) -> int:
-        """Index of the line that holds `offset` of `text`."""
-        return bisect_right(self.starts, offset) - 1
+    everything: Page
+    loud: Page
+    """Without lines logged below ERROR: those report no failure, whatever they quote, and are nearly all of a log."""
 
     @property
     def last_time(self) -> float | None:
@@ -58,10 +69,16 @@ def read_log(lines: Sequence[str], *, reference: float | None = None, offset_s: 
     """
     raw = tuple(_COLOUR.sub("", line).rstrip("\r\n") for line in lines)
     bare = [_PROCESS.sub("", line) for line in raw]
-    cleaned = [_VLLM.sub("", line) for line in bare]
-    starts = tuple(accumulate((len(line) + 1 for line in cleaned), initial=0))[:-1]
+    cleaned = tuple(_VLLM.sub("", line) for line in bare)
     times = tuple(_carry(_time(line, reference, offset_s) for line in raw))
-    return Log(raw, "\n".join(cleaned), starts, times, tuple(_is_quiet(line) for line in bare))
+    loud = [number for number, line in enumerate(bare) if not _is_quiet(line)]
+    return Log(raw, cleaned, times, _page(cleaned, range(len(raw))), _page(cleaned, loud))
+
+
+def _page(cleaned: Sequence[str], numbers: Sequence[int]) -> Page:
+    lines = [cleaned[number] for number in numbers]
+    starts = tuple(accumulate((len(line) + 1 for line in lines), initial=0))[:-1]
+    return Page("\n".join(lines), starts, tuple(numbers))
 
 
 def _is_quiet(line: str) -> bool:

@@ -139,8 +139,14 @@ def _answer(
 
 
 def _name(trouble: Trouble, history: History, now: float, gang: Gang, diagnosis: Diagnosis | None) -> Failure:
-    """The failure as history will know it: by its diagnosis, or by the detector when the evidence says nothing."""
-    known = diagnosis is not None and diagnosis.id != "no-evidence"
+    """The failure as history will know it: by its diagnosis, or by the detector when the evidence says little.
+
+    A running server's log may hold exceptions of single requests; a mere guess from them does not explain a hang.
+    """
+    guess = (
+        diagnosis is not None and not diagnosis.certain and trouble.cause in ("stalled", "http-dead", "canary-failed")
+    )
+    known = diagnosis is not None and diagnosis.id != "no-evidence" and not guess
     cause, kind, root = trouble.cause, "transient", trouble.root
     if diagnosis is not None and known:
         cause, kind, root = diagnosis.id, diagnosis.kind, diagnosis.root

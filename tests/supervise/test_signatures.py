@@ -105,8 +105,8 @@ BANNER = [
     "(APIServer pid=4121) INFO 11-23 10:15:00 [model.py:733] Resolved architecture: MiniMaxM2ForCausalLM",
     "(APIServer pid=4121) INFO 11-23 10:15:01 [utils.py:1245] Started DP Coordinator process (PID: 21012)",
     (
-        "(EngineCore_DP0 pid=4210) INFO 11-23 10:15:02 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "
-        "model='/m', trust_remote_code=True"
+        "(EngineCore_DP0 pid=4210) INFO 11-23 10:15:02 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with "
+        "config: model='/m', trust_remote_code=True"
     ),
     "Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:00<00:00, 136.61it/s]",
     "INFO:     Application startup complete.",
