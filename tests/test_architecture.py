@@ -1,0 +1,220 @@
+"""The house holds: who may import whom, what pure rooms stay away from, and what no file may contain."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "raylaunch"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 400
+
+# cli → api → runtime → {supervise, engine, node} → plan → recipe; render → plan; cli and api may use pure rooms.
+PURE = {"recipe", "plan", "render", "supervise"}
+MAY_IMPORT = {
+    "errors": set(),
+    "recipe": set(),
+    "plan": {"recipe"},
+    "render": {"plan", "recipe"},
+    "supervise": {"plan", "recipe"},
+    "engine": {"plan", "recipe"},
+    "node": {"plan", "recipe"},
+    "runtime": {"supervise", "engine", "node", "plan", "recipe"},
+    "api": {"runtime", *PURE},
+    "cli": {"api", *PURE},
+    "__init__": {"api", *PURE},  # the public face
+}
+IMPURE = {
+    *("ray", "vllm", "torch", "transformers", "psutil"),
+    *("httpx", "requests", "openai", "urllib.request", "http", "socket", "socketserver", "ssl", "asyncio"),
+    *("subprocess", "multiprocessing", "threading", "time"),
+}
+IMPURE_ATTRIBUTES = {"os.environ", "os.environb", "os.getenv", "os.getpid"}
+CLOCKS = {"now", "utcnow", "today"}
+HEAVY = ("ray", "vllm", "torch", "httpx", "transformers")
+
+# Written so that this file does not contain what it forbids.
+FORBIDDEN_TEXT = {
+    "a path of somebody's machine": r"(?<![\w.])/wor[k]/|/tmp/[w]\b|\.\./share[d]|/opt/wheel[s]|/opt/pyp[i]",
+    "the host of a package index": r"pyp[i]\.org|pythonhoste[d]|download\.pytorc[h]|/pyp[i]/simple",
+}
+FORBIDDEN_CODE = {
+    "ends processes by name": r"\b(pkil[l]|killal[l])\b",
+    "gives a string to a shell": r"shell=Tru[e]",
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    file: Path
+    line: int
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line} imports {self.module}"
+
+
+def room_of(module: str) -> str:
+    """`raylaunch.plan.spec` → plan, `raylaunch.errors` → errors, `raylaunch` → __init__."""
+    return [*module.split("."), "__init__"][1]
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    """Every import of a file: at the top, in functions, under TYPE_CHECKING, and by import_module("...")."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        for module in _imported(file, node):
+            yield Import(file, node.lineno, module)
+
+
+def _imported(file: Path, node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        parents = module_of(file).split(".")[: -node.level] if node.level else []
+        base = ".".join([*parents, *([node.module] if node.module else [])])
+        return [f"{base}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    return []
+
+
+def is_of(module: str, names: set[str] | tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for file in MODULES:
+        room = room_of(module_of(file))
+        for found in imports_of(file):
+            target = room_of(found.module)
+            own = is_of(found.module, ("raylaunch",))
+            dunder = found.module.startswith("raylaunch.__")  # raylaunch.__version__
+            if own and not dunder and target not in {room, "errors", *MAY_IMPORT[room]}:
+                wrong.append(f"{found}: {room} may use {sorted(MAY_IMPORT[room])}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_is_known():
+    rooms = {room_of(module_of(file)) for file in MODULES}
+    assert rooms <= MAY_IMPORT.keys(), "a new room: say in MAY_IMPORT what it may use"
+
+
+def test_only_runtime_imports_ray():
+    files = [file for file in MODULES if room_of(module_of(file)) != "runtime"]
+    wrong = [str(found) for file in files for found in imports_of(file) if is_of(found.module, ("ray",))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_guard_needs_only_the_standard_library():
+    """It is run by path with `python -I -S`, where neither raylaunch nor site-packages can be found."""
+    found = {found.module.partition(".")[0] for found in imports_of(PACKAGE / "node" / "guard.py")}
+    assert found <= sys.stdlib_module_names
+
+
+def pure_modules() -> list[Path]:
+    return [file for file in MODULES if room_of(module_of(file)) in PURE]
+
+
+def test_pure_rooms_import_nothing_that_acts():
+    wrong = [str(found) for file in pure_modules() for found in imports_of(file) if is_of(found.module, IMPURE)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_pure_rooms_read_neither_environment_nor_clock():
+    wrong = [f"{file.relative_to(ROOT)}:{line} {what}" for file in pure_modules() for line, what in impurities(file)]
+    assert not wrong, "\n".join(wrong)
+
+
+def impurities(file: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node)
+            clock = node.attr in CLOCKS and re.search(r"\b(date|datetime)\.\w+$", dotted)
+            if clock or dotted in IMPURE_ATTRIBUTES:
+                yield node.lineno, f"uses {dotted}"
+        for module in _imported(file, node):
+            if module in IMPURE_ATTRIBUTES:
+                yield node.lineno, f"imports {module}"
+
+
+@pytest.mark.parametrize(
+    "module", ["raylaunch", "raylaunch.plan.planner", "raylaunch.plan.checks", "raylaunch.cli.app"]
+)
+def test_planning_and_help_load_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}} & {set(HEAVY)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout.split(), done.returncode) == ([], 0), done.stdout + done.stderr
+
+
+def test_every_module_says_what_it_owns():
+    without = [str(file.relative_to(ROOT)) for file in MODULES if not ast.get_docstring(ast.parse(file.read_text()))]
+    assert not without, without
+
+
+def test_no_module_is_too_long_to_read():
+    lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in MODULES}
+    assert not {name: count for name, count in lines.items() if count > MAX_LINES}
+
+
+def project_files() -> list[Path]:
+    """What git tracks or would take; without git (an unpacked sdist) what lies in the project's folders."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return sorted(file for name in listed.split("\0") if name and (file := ROOT / name).is_file())
+    folders = ("raylaunch", "tests", "configs", "cluster", "tools", "benchmarks", "docs", "requirements")
+    return [*ROOT.glob("*.*"), *(file for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file())]
+
+
+def occurrences(files: list[Path], patterns: dict[str, str]) -> Iterator[str]:
+    for file in files:
+        for number, line in enumerate(file.read_bytes().decode(errors="replace").splitlines(), 1):
+            for what, pattern in patterns.items():
+                if re.search(pattern, line):
+                    yield f"{file.relative_to(ROOT)}:{number} {what}: {line.strip()[:120]}"
+
+
+def test_no_file_names_a_machine_or_a_package_index():
+    files = project_files()
+    assert ROOT / "pyproject.toml" in files
+    assert not (found := list(occurrences(files, FORBIDDEN_TEXT))), "\n".join(found)
+
+
+def test_no_code_ends_processes_by_name_or_runs_shell_strings():
+    code = [file for file in project_files() if file.suffix in {".py", ".sh", ".yaml", ".yml", ""}]
+    assert not (found := list(occurrences(code, FORBIDDEN_CODE))), "\n".join(found)
+
+
+def test_the_rules_can_be_broken(tmp_path):
+    """The detectors see what they must: each line below breaks a rule."""
+    file = tmp_path / "sample.py"
+    file.write_text(
+        "import os, datetime\n"
+        "def late():\n"
+        "    from ray import util\n"
+        "    import importlib; importlib.import_module('subprocess')\n"
+        "    return os.environ, datetime.datetime.now(), os.getenv('A')\n"
+        "from os import environ\n"
+    )
+    tree = ast.walk(ast.parse(file.read_text()))
+    modules = [module for node in tree for module in _imported(file, node)]
+    assert {module for module in modules if is_of(module, IMPURE)} == {"ray.util", "subprocess"}
+    assert {what for _, what in impurities(file)} == {
+        "uses os.environ",
+        "uses datetime.datetime.now",
+        "uses os.getenv",
+        "imports os.environ",
+    }
