@@ -1,0 +1,163 @@
+"""Stands in for raylaunch.api: plans for real, plays a scripted start, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raylaunch.errors import UnknownDeploymentError
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.findings import Finding
+from raylaunch.plan.planner import build_plan
+from raylaunch.recipe.catalog import read
+from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
+from raylaunch.supervise.status import Event, ServerStatus, Status
+
+CREATED = 1_700_000_000.0
+
+asked: list[tuple[str, dict[str, Any]]] = []
+findings: list[Finding] = []
+script: list[Status] = []
+"""The looks a start gives, in order; the last one stays."""
+error: BaseException | None = None
+hang = False
+"""Wait for ever after the script, as a deployment that takes hours."""
+left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StopReport:
+    deployment: str
+    processes_ended: int
+    left: tuple[str, ...]
+    seconds: float
+    local_cluster_stopped: bool
+
+
+def make_plan(name, *, hosts=(), primary=None, sets=(), deployment=None):
+    asked.append(("make_plan", {"hosts": hosts, "primary": primary, "sets": sets, "deployment": deployment}))
+    loaded = read(name, list(sets))
+    example = [f"192.0.2.{10 + n}%enp67s0f0np0" for n in range(loaded.recipe.parallel.servers)]
+    nodes = [Facts(ip, interface=nic) for ip, _, nic in (host.partition("%") for host in hosts or example)]
+    return loaded, build_plan(loaded, nodes, deployment=deployment or "", primary=primary), list(findings)
+
+
+def deploy(name, **given):
+    asked.append(("deploy", {"name": name, **given}))
+    for status in script:
+        if given["on_update"]:
+            given["on_update"](status)
+    if hang:
+        threading.Event().wait(60)
+    if error:
+        raise error
+    return Deployment(given["deployment"] or name)
+
+
+def attach(deployment, address=None):
+    asked.append(("attach", {"deployment": deployment, "address": address}))
+    if deployment != "a2-dual":
+        raise UnknownDeploymentError(
+            f"there is no deployment named {deployment!r}", todo="`raylaunch status` lists them"
+        )
+    return Deployment(deployment)
+
+
+def deployments(address=None):
+    return script[-1:]
+
+
+def diagnose(target, address=None):
+    from raylaunch.supervise.diagnose import Diagnosis
+
+    if target == "nobody":
+        raise UnknownDeploymentError("there is no deployment named 'nobody'")
+    return Diagnosis(
+        "oom", "deterministic", 1, "RuntimeError: NPU out of memory", 812, "too little HBM", "lower it", "vLLM", (0,)
+    )
+
+
+class Deployment:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.endpoint = script[-1].endpoint if script else ""
+
+    def status(self) -> Status:
+        return script[-1]
+
+    def logs(self, server: int = 0, lines: int = 100) -> str:
+        return "".join(f"server {server} line {n}\n" for n in range(lines))
+
+    def follow_logs(self, server: int = 0) -> Iterator[str]:
+        yield from (f"server {server} more\n", "and more\n")
+
+    def events(self, after: int = 0) -> list[Event]:
+        return [EVENTS[0], EVENTS[1]]
+
+    def follow_events(self) -> Iterator[Event]:
+        yield from EVENTS
+
+    def stop(self, on_update=None) -> StopReport:
+        if on_update:
+            on_update(replace(script[-1], phase=Phase.STOPPING))
+        return StopReport(self.name, 7, left, 3.21, local_cluster_stopped=self.name == "a2-dual")
+
+
+EVENTS = [
+    Event(1, CREATED, 1, "phase", "checking"),
+    Event(2, CREATED + 1.5, 1, "exit", "signal 9", server=1),
+    Event(3, CREATED + 2, 2, "restart", "attempt 2 in 1.0 s"),
+]
+
+
+def look(at: float, phase: Phase, *servers: ServerSeen, **more: Any) -> Status:
+    """A look at the deployment, `at` seconds after it was made."""
+    given = {"ready_at": CREATED + at if phase is Phase.READY else None, **more}
+    return Status(
+        deployment="a2-dual",
+        recipe="a2-dual",
+        phase=phase,
+        attempt=given.pop("attempt", 1),
+        endpoint="http://192.0.2.10:20004/v1",
+        served_name="minimax25",
+        now=CREATED + at,
+        created_at=CREATED,
+        phase_since=CREATED,
+        servers=tuple(_server(seen) for seen in servers),
+        **given,
+    )
+
+
+def _server(seen: ServerSeen) -> ServerStatus:
+    role = "headless" if seen.index else "primary"
+    ip = f"192.0.2.{10 + seen.index}"
+    log = f"/var/log/raylaunch/a2-dual/attempt-1/server-{seen.index}.log"
+    return ServerStatus(seen.index, role, (seen.index,), ip, "enp67s0f0np0", tuple(range(8)), log, seen)
+
+
+def start_story() -> list[Status]:
+    """A start as it goes well."""
+    return [
+        look(0.3, Phase.CHECKING),
+        look(2.0, Phase.STARTING, ServerSeen(0, pid=11, stage="spawned"), ServerSeen(1, pid=12, stage="spawned")),
+        look(
+            12.3,
+            Phase.STARTING,
+            ServerSeen(0, pid=11, stage="spawned"),
+            ServerSeen(1, pid=12, stage="weights", stage_detail="3/47 shards"),
+        ),
+        ready(),
+    ]
+
+
+def ready() -> Status:
+    """A deployment that serves, with an observation of each kind."""
+    now = CREATED + 41.2
+    http = HttpSeen(status=200, latency_s=0.004, at=now - 1.2)
+    ranks = (RankSeen(0, running=3, tokens=12345678, finished=9), RankSeen(1, waiting=2, still_since=now - 7))
+    primary = ServerSeen(
+        0, 1, 11, "first token", agent_at=now - 0.4, http=http, ranks=ranks, canary=CanarySeen(True, now - 3, 0.05)
+    )
+    return look(41.2, Phase.READY, primary, ServerSeen(1, 1, 12, "engine up", agent_at=now - 0.5, hang_lines=2))
