@@ -60,7 +60,7 @@ def _required(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, list[s
     found = {"": list(schema.get("required", []))}
     for name, value in schema["properties"].items():
         refs = [value, *value.get("anyOf", [])]
-        part = next((parts[ref["$ref"].rpartition("/")[2]] for ref in refs if "$ref" in ref), {})
+        part: dict[str, Any] = next((parts[ref["$ref"].rpartition("/")[2]] for ref in refs if "$ref" in ref), {})
         if part.get("required"):
             found[name] = list(part["required"])
     return found

@@ -56,7 +56,9 @@ def check_server_fits(loaded: LoadedRecipe) -> Iterator[Finding]:
     """All ranks of a server must fit on its node and into the NPUs the recipe gives it."""
     recipe, parallel = loaded.recipe, loaded.recipe.parallel
     needed = parallel.devices_per_rank * parallel.ranks_per_server
-    if parallel.devices_per_rank <= recipe.npus_per_node < needed:
+    if parallel.devices_per_rank > recipe.npus_per_node:
+        return  # that is check_cross_node_tp's to tell
+    if recipe.npus_per_node < needed:
         yield Finding(
             "server-too-big",
             "error",

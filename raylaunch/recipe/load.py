@@ -82,16 +82,21 @@ def _read_layers(path: Path, find: Finder, seen: tuple[Path, ...]) -> _Layer:
 def _read_file(path: Path) -> _Layer:
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+        return _parse(text, path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} cannot be read", why=str(error)) from error
     except yaml.MarkedYAMLError as error:
         raise _malformed(path, error) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a NUL byte, the 31st of June, an alias to itself
+        raise RecipeError(f"recipe {path.name} is not valid YAML", why=str(error)) from error
+
+
+def _parse(text: str, file: str) -> _Layer:
+    node = yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"recipe {path.name} is not a mapping of keys to values")
+        raise RecipeError(f"recipe {file} is not a mapping of keys to values")
     origins: dict[str, str] = {}
-    values = _build(node, path.name, "", origins)
-    return _Layer(values, origins)
+    return _Layer(_build(node, file, "", origins), origins)
 
 
 def _malformed(path: Path, error: yaml.MarkedYAMLError) -> RecipeError:

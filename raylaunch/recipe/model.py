@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raylaunch.recipe.owned import normalise_flag, owned_arg, owned_env
 
@@ -24,6 +25,15 @@ def _env_value(value: object) -> object:
 
 
 EnvValue = Annotated[str, BeforeValidator(_env_value)]
+
+
+def _env_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} is no variable name: only letters, digits and _, and no digit first")
+    return name
+
+
+EnvName = Annotated[str, AfterValidator(_env_name)]
 
 
 class Sources(_Part):
@@ -177,7 +187,7 @@ class Container(_Part):
     ipc: str | None = None
     privileged: bool = False
     shm_size: str | None = None
-    env: dict[str, EnvValue] = {}
+    env: dict[EnvName, EnvValue] = {}
     devices: tuple[str, ...] = ()
     """Device files; `/dev/davinci*` stands for one per NPU of the node."""
     mounts: tuple[str, ...] = ()
@@ -250,9 +260,9 @@ class Recipe(_Part):
     network: Network = Network()
     args: dict[str, Any] = {}
     """Any flag of `vllm serve`, without dashes: true is a bare flag, a mapping or list becomes JSON."""
-    env: dict[str, EnvValue] = {}
+    env: dict[EnvName, EnvValue] = {}
     """Environment of every server."""
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[EnvName, ...] = ()
     """Variables taken from the launching environment and given to the servers; never printed or stored."""
     features: Features = Features()
     timeouts: Timeouts = Timeouts()
