@@ -62,8 +62,10 @@ def progress_lines(status: Status, stage_since: Mapping[int, float], now: float,
 def changes(before: Status | None, after: Status) -> Iterator[str]:
     """What happened between two looks, one line each, with the time since the deployment was made."""
     stamp = f"[{after.now - after.created_at:5.1f}s]"
-    if before is None or (before.phase, before.attempt) != (after.phase, after.attempt):
-        yield f"{stamp} {after.phase.value}" + (f", attempt {after.attempt}" if after.attempt > 1 else "")
+    moved = before is None or (before.phase, before.attempt) != (after.phase, after.attempt)
+    phase = f"{stamp} {after.phase.value}" + (f", attempt {after.attempt}" if after.attempt > 1 else "")
+    if moved and after.phase is not Phase.READY:
+        yield phase
     told = {finding.id + finding.where for finding in before.findings} if before else set()
     for finding in after.findings:
         if finding.level != "info" and finding.id + finding.where not in told:
@@ -77,6 +79,8 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
     for event in after.events:
         if event.number > last and event.kind in LOUD_EVENTS:
             yield f"{stamp} {_whose(event)}{event.text}"
+    if moved and after.phase is Phase.READY:
+        yield phase
 
 
 def ready_lines(status: Status, address: str | None, style: Style) -> Iterator[str]:
