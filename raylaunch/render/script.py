@@ -11,7 +11,7 @@ from raylaunch.plan.spec import Flag, LaunchPlan, ServerPlan, Value
 _HOME = "$HOME/"
 
 # Values are literal text, whatever they look like: a `$`, a backslash or a curly quote in them is meant.
-_LITERAL = "SC1003,SC1110,SC1111,SC1112,SC2016"
+_LITERAL = "SC1003,SC1110,SC1111,SC1112,SC2016,SC2088"
 
 
 def render_scripts(plan: LaunchPlan) -> dict[str, str]:
