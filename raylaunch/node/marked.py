@@ -1,6 +1,7 @@
 """Finding and ending processes by the marker variables in their environment, and by nothing else.
 
-Ray's own workers must never carry the marker: an agent sets it for its children only.
+An agent sets it for its children only. The processes of an embedded Ray cluster carry the marker of that cluster, which
+is no deployment's.
 """
 
 from __future__ import annotations

@@ -45,14 +45,20 @@ def move(now: Phase, to: Phase) -> Phase:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended. Exactly one of `code` and `signal` is set (by number); `at`: controller's clock."""
+    """How a process ended. At most one of `code` and `signal` is set (by number); `at`: controller's clock."""
 
     at: float
     code: int | None = None
     signal: int | None = None
+    process: str = ""
+    """Name of the process below the server that ended; "" for the server itself."""
 
     def __str__(self) -> str:
-        return f"signal {self.signal}" if self.signal is not None else f"exit code {self.code}"
+        if self.signal is not None:
+            how = f"signal {self.signal}"
+        else:
+            how = "an ending nobody saw" if self.code is None else f"exit code {self.code}"
+        return f"{how} of {self.process}" if self.process else how
 
 
 @dataclass(frozen=True)

@@ -59,3 +59,14 @@ class Status:
     """The newest events, oldest first."""
     error: dict[str, str] | None = field(default=None)
     """Why the deployment failed, as `RaylaunchError.as_dict`."""
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """What `stop` ended, and the proof: `left` names what resisted ("192.0.2.11 pid 4242 VLLM::Worker")."""
+
+    deployment: str
+    processes_ended: int
+    seconds: float
+    left: tuple[str, ...] = ()
+    local_cluster_stopped: bool = False

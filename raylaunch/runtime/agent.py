@@ -1,0 +1,380 @@
+"""The agent: the Ray actor that holds a server's NPUs and owns its process.
+
+Its death, for whatever reason, ends the server: the guard sees its pipe close. Nothing here polls for the server's
+end; it is pushed, and `watch` hands it on at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raylaunch.engine.client import EngineClient
+from raylaunch.engine.progress import Progress, advance, hang_lines
+from raylaunch.errors import NodeError
+from raylaunch.node import logs
+from raylaunch.node.marked import end_marked, find_marked
+from raylaunch.node.members import Member, find_members, read_ending
+from raylaunch.node.process import ServerProcess, ServerSpec, child_env
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.layout import bracket
+from raylaunch.plan.serial import plan_from_dict
+from raylaunch.plan.spec import LaunchPlan, ServerPlan
+from raylaunch.runtime.observe import ApiObserver
+from raylaunch.supervise.health import HealthConfig
+from raylaunch.supervise.state import Exit, ServerSeen
+
+KEPT_ATTEMPTS = 5
+MEMBER_SCAN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Where an agent is and what it runs; enough for a restarted controller to adopt it."""
+
+    ip: str
+    node_id: str
+    devices: tuple[int, ...]
+    pid: int
+    attempt: int | None
+    journal: bytes | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """An observation, with the agent's clock at the moment of sending (seconds since the epoch)."""
+
+    version: int
+    now: float
+    seen: ServerSeen
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a server left for the diagnosis: the end of its log and the process table. `first_line` counts from 1."""
+
+    log_lines: tuple[str, ...]
+    first_line: int
+    utc_offset_s: float
+    processes: str
+    log: str
+
+
+class Agent:
+    """Owns one server on this node. Times in seconds."""
+
+    def __init__(self, deployment: str, index: int) -> None:
+        self._deployment = deployment
+        self._index = index
+        self._seen = ServerSeen(index)
+        self._version = 0
+        self._changed = asyncio.Condition()
+        self._process: ServerProcess | None = None
+        self._plan: ServerPlan | None = None
+        self._attempt: int | None = None
+        self._log: Path | None = None
+        self._ending = False
+        self._members: dict[int, Member] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._observer: ApiObserver | None = None
+        self._journal: tuple[int, bytes] | None = None
+        self._secrets: Mapping[str, str] = {}
+        self._notifying: set[asyncio.Future[None]] = set()
+        self._log_grew = asyncio.Event()
+        with contextlib.suppress(PermissionError):  # only root may; Ray starts workers at niceness 15
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+    async def hello(self) -> Hello:
+        """Say where this agent is and what it runs."""
+        import ray
+
+        context = ray.get_runtime_context()
+        devices = tuple(sorted(int(device) for device in context.get_accelerator_ids().get("NPU", [])))
+        journal = self._journal[1] if self._journal else None
+        running = self._attempt if self._process is not None else None
+        return Hello(str(ray.util.get_node_ip_address()), context.get_node_id(), devices, os.getpid(), running, journal)
+
+    async def prepare(self, tiny: str | None) -> None:
+        """Make what the recipe wants to be made on each node: the tiny model."""
+        if tiny is not None:
+            from raylaunch.node.tiny import ensure_tiny_model
+
+            folder = state_dir() / "models" / f"tiny-{tiny}"
+            await asyncio.to_thread(ensure_tiny_model, tiny, folder)  # type: ignore[arg-type]
+
+    async def probe(self, model_path: str, ports: tuple[int, ...], npu: bool, timeout_s: float) -> Facts:
+        """Look at this node."""
+        from raylaunch.node.probe import probe
+
+        hello = await self.hello()
+        env = {**os.environ}
+        facts = await asyncio.to_thread(
+            probe, hello.ip, env=env, model_path=model_path, ports=ports, npu=npu, timeout_s=timeout_s
+        )
+        vllm = os.environ.get("RAYLAUNCH_VLLM") or facts.vllm_executable
+        return replace(
+            facts,
+            node_id=hello.node_id,
+            devices=hello.devices,
+            state_dir=str(state_dir()),
+            vllm_executable=vllm,
+        )
+
+    async def launch(
+        self, plan: dict[str, Any], attempt: int, vllm: str, health: HealthConfig, secrets: Mapping[str, str]
+    ) -> int:
+        """Start this agent's server of the plan (as JSON values) and return its pid.
+
+        Raises:
+            NodeError: it could not be started.
+        """
+        launch_plan = plan_from_dict(plan)
+        server = launch_plan.servers[self._index]
+        self._secrets = secrets
+        self._reset(server, attempt)
+        assert self._log is not None
+        await asyncio.to_thread(_prepare_launch, launch_plan, server, self._deployment, attempt)
+        spec = ServerSpec(
+            argv=server.argv,
+            env=self._child_env(server, attempt, vllm, secrets),
+            log=str(self._log),
+            cwd=str(state_dir()),
+        )
+        loop = asyncio.get_running_loop()
+        started: asyncio.Future[int] = loop.create_future()
+
+        def on_event(event: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(self._on_event, event, attempt, started)
+
+        self._process = ServerProcess(spec, on_event)
+        await asyncio.to_thread(self._process.start)
+        pid = await started
+        self._observe(launch_plan, server, health)
+        return pid
+
+    async def watch(self, version: int, timeout_s: float) -> Report:
+        """Return the observation as soon as it is newer than `version`, or after `timeout_s` as a sign of life."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._version > version)
+        return Report(self._version, time.time(), self._seen)
+
+    async def remains(self, lines: int) -> Remains:
+        """Read the end of the log and the process table of this deployment."""
+        return await asyncio.to_thread(self._read_remains, lines)
+
+    async def end(self, term_timeout_s: float) -> list[str]:
+        """End the server and everything of this deployment's servers on this index; returns what resisted."""
+        self._ending = True
+        self._cancel_tasks()
+        process, self._process = self._process, None
+        if process is not None:
+            await asyncio.to_thread(process.end, term_timeout_s)
+        left = await asyncio.to_thread(end_marked, self._deployment, None, self._index, grace_s=0.0)
+        return [f"pid {found.pid} {found.command}" for found in left]
+
+    async def sweep(self) -> list[str]:
+        """End what this deployment's dead agents left on this node; the servers of living agents go too."""
+        left = await asyncio.to_thread(end_marked, self._deployment, grace_s=0.0)
+        return [f"pid {found.pid} {found.command}" for found in left]
+
+    async def occupied(self, ports: tuple[int, ...]) -> list[str]:
+        """Which of the ports somebody listens on, in words."""
+        from raylaunch.node.network import read_listeners
+
+        listeners = await asyncio.to_thread(read_listeners, ports)
+        return [
+            f"port {found.port} ({found.process or 'unknown'} pid {found.pid})"
+            for found in listeners
+            if found.port in ports
+        ]
+
+    async def keep(self, number: int, journal: bytes) -> None:
+        """Keep the controller's journal for the one that may have to take over; an older one never replaces a newer."""
+        if self._journal is None or number > self._journal[0]:
+            self._journal = (number, journal)
+
+    async def secrets(self) -> Mapping[str, str]:
+        """The secrets of the running attempt, for a restarted controller."""
+        return self._secrets
+
+    async def read_log(
+        self,
+        cursor: logs.Cursor | None,
+        lines: int | None,
+        timeout_s: float,
+    ) -> logs.Chunk:
+        """Log text after `cursor`, or the last `lines` lines; waits up to `timeout_s` for something new."""
+        if self._log is None:
+            return logs.Chunk("", None)
+        if cursor is None and lines is not None:
+            cursor = await asyncio.to_thread(logs.tail_cursor, self._log, lines)
+        chunk = await asyncio.to_thread(logs.read_from, self._log, cursor)
+        if not chunk.text and timeout_s > 0:
+            await self._await_growth(timeout_s)
+            chunk = await asyncio.to_thread(logs.read_from, self._log, cursor)
+        return chunk
+
+    def _reset(self, server: ServerPlan, attempt: int) -> None:
+        self._plan, self._attempt, self._ending = server, attempt, False
+        self._log = logs.planned_log(logs.log_root(os.environ), server.log, attempt)
+        self._cancel_tasks()
+        self._update(lambda seen: ServerSeen(seen.index, attempt=attempt, stage="launching"))
+
+    def _child_env(self, server: ServerPlan, attempt: int, vllm: str, secrets: Mapping[str, str]) -> dict[str, str]:
+        env = child_env(
+            os.environ,
+            server.environ,
+            server.unset,
+            deployment=self._deployment,
+            attempt=attempt,
+            server=self._index,
+            secrets=secrets,
+        )
+        env["PATH"] = f"{Path(vllm).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+        return env
+
+    def _on_event(self, event: dict[str, Any], attempt: int, started: asyncio.Future[int]) -> None:
+        if attempt != self._attempt:
+            return
+        match event:
+            case {"event": "spawned", "pid": pid}:
+                self._update(lambda seen: replace(seen, pid=pid, stage="spawned"))
+                _settle(started, pid)
+            case {"event": "failed", "error": error}:
+                _settle(started, NodeError("the server could not be started", why=str(error)))
+            case {"event": "log"}:
+                self._log_grew.set()
+            case {"event": "exit", "code": code, "signal": number, "at": at}:
+                self._ended(Exit(at, code, number))
+            case {"event": "guard_lost", "at": at}:
+                self._ended(Exit(at, process="its guard"))
+                _settle(started, NodeError("the guard of the server died before the server was up"))
+
+    def _ended(self, how: Exit) -> None:
+        if not self._ending and self._seen.exit is None:
+            self._update(lambda seen: replace(seen, exit=how))
+
+    def _observe(self, plan: LaunchPlan, server: ServerPlan, health: HealthConfig) -> None:
+        self._log_grew.set()
+        self._tasks = [asyncio.create_task(self._follow_log()), asyncio.create_task(self._watch_members())]
+        if server.role == "primary":
+            host = server.flag("--host") or server.node.ip
+            address = server.node.ip if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+            client = EngineClient(
+                f"http://{bracket(address)}:{server.ports.http}", api_key=self._secrets.get("VLLM_API_KEY")
+            )
+            self._observer = ApiObserver(client, plan.served_name, health, lambda: self._seen, self._update)
+            self._tasks.append(asyncio.create_task(self._observer.run()))
+
+    async def _follow_log(self) -> None:
+        """Read what the guard wrote, whenever it says that it wrote."""
+        assert self._log is not None
+        progress, cursor = Progress(), None
+        while True:
+            await self._log_grew.wait()
+            self._log_grew.clear()
+            more = True
+            while more:
+                chunk = await asyncio.to_thread(logs.read_from, self._log, cursor)
+                cursor, more = chunk.cursor, chunk.more
+                progress = self._take_lines(progress, chunk.text)
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _take_lines(self, progress: Progress, text: str) -> Progress:
+        hangs = 0
+        before = progress
+        for line in text.splitlines():
+            if not progress.done:
+                progress = advance(progress, line)
+            hangs += hang_lines(line)
+        if hangs or (progress.stage, progress.detail) != (before.stage, before.detail):
+            stage, detail = progress.stage, progress.detail
+            self._update(
+                lambda seen: replace(seen, stage=stage, stage_detail=detail, hang_lines=seen.hang_lines + hangs)
+            )
+        if progress.stage == "API up" and before.stage != "API up" and self._observer is not None:
+            self._observer.api_is_up()
+        return progress
+
+    async def _watch_members(self) -> None:
+        """Hold a pidfd on every lasting process below the server; look for new ones now and then."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(MEMBER_SCAN_S)
+            pid = self._seen.pid
+            if pid is None or self._seen.exit is not None:
+                continue
+            for member in await asyncio.to_thread(find_members, pid, set(self._members)):
+                self._members[member.pid] = member
+                loop.add_reader(member.handle, self._member_ended, member)
+
+    def _member_ended(self, member: Member) -> None:
+        code, number = read_ending(member)
+        self._drop_member(member)
+        self._ended(Exit(time.time(), code, number, f"{member.name} (pid {member.pid})"))
+
+    def _drop_member(self, member: Member) -> None:
+        self._members.pop(member.pid, None)
+        asyncio.get_running_loop().remove_reader(member.handle)
+        os.close(member.handle)
+
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks, self._observer = [], None
+        for member in list(self._members.values()):
+            self._drop_member(member)
+
+    def _update(self, change: Callable[[ServerSeen], ServerSeen]) -> None:
+        after = change(self._seen)
+        if after != self._seen:
+            self._seen = after
+            self._version += 1
+            task = asyncio.ensure_future(self._notify())
+            self._notifying.add(task)
+            task.add_done_callback(self._notifying.discard)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _await_growth(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait()
+
+    def _read_remains(self, lines: int) -> Remains:
+        text = logs.tail(self._log, lines) if self._log is not None else []
+        table = [f"{found.pid:>8} {found.age_s:8.0f}s {found.command}" for found in find_marked(self._deployment)]
+        return Remains(tuple(text), 1, float(time.localtime().tm_gmtoff), "\n".join(table), str(self._log or ""))
+
+
+def state_dir() -> Path:
+    """Folder on this node for logs, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
+    return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
+
+
+def _prepare_launch(plan: LaunchPlan, server: ServerPlan, deployment: str, attempt: int) -> None:
+    state_dir().mkdir(parents=True, exist_ok=True)
+    logs.prune_attempts(logs.log_root(os.environ), deployment, KEPT_ATTEMPTS, attempt)
+    if plan.platform == "cpu" and "PYTHONPATH" in server.env:
+        from raylaunch.node.cpu import ensure_vllm_metadata
+
+        ensure_vllm_metadata(Path(server.env["PYTHONPATH"].value))
+
+
+def _settle(future: asyncio.Future[int], result: int | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -1,0 +1,554 @@
+"""The controller: the detached Ray actor that observes, decides and acts for one deployment.
+
+The decisions are `raylaunch.supervise.policy`'s; this module only carries them out. Ray starts a dead controller
+again; it then finds its agents by name, takes the journal they kept, and goes on without touching a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError, RaylaunchError
+from raylaunch.plan.checks import check_nodes, check_recipe
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.findings import Finding
+from raylaunch.plan.planner import build_plan
+from raylaunch.plan.serial import plan_to_dict
+from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime import evidence, placement
+from raylaunch.runtime.agent import Remains, state_dir
+from raylaunch.runtime.gang import Gang
+from raylaunch.runtime.journal import Journal
+from raylaunch.runtime.session import alive_nodes
+from raylaunch.runtime.watch import Watch
+from raylaunch.supervise import policy
+from raylaunch.supervise.diagnose import Diagnosis, diagnose
+from raylaunch.supervise.state import Failure, Phase, ServerSeen
+from raylaunch.supervise.status import Event, ServerStatus, Status, StopReport
+
+AGENT_TIMEOUT_S = 60.0
+EVIDENCE_TIMEOUT_S = 5.0
+JOURNAL_TIMEOUT_S = 5.0
+SHOWN_EVENTS = 20
+FAILED_GRACE_S = 1.0
+"""SIGTERM to SIGKILL when a failed gang is ended: its members wait for a peer that will not come back."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `start` asks for. Secrets are given separately, so that Ray does not keep them with the actor."""
+
+    deployment: str
+    loaded: LoadedRecipe
+    primary: str | None = None
+    skipped: Mapping[str, str] | None = None
+    """Ids of checks whose errors do not count, with the reason given."""
+    agent_env: Mapping[str, str] | None = None
+
+
+class Controller:
+    """One deployment. Every public method is a command or a question of an operator; none blocks another."""
+
+    def __init__(self, request: Request) -> None:
+        import ray
+
+        self._request = request
+        self._recipe = request.loaded.recipe
+        health = self._recipe.health.model_dump()
+        self._health = policy.HealthConfig(**health, start_s=self._recipe.timeouts.start)
+        self._journal = Journal(created_at=time.time(), phase_since=time.time())
+        self._gang = Gang(request.deployment)
+        self._shape = policy.Gang((), ())
+        self._facts: dict[int, Facts] = {}
+        self._seen: dict[int, ServerSeen] = {}
+        self._watches: dict[int, Watch] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._secrets: Mapping[str, str] | None = None
+        self._changed = asyncio.Condition()
+        self._version = 0
+        self._wake = asyncio.Event()
+        self._stop_asked = asyncio.Event()
+        self._stopped: asyncio.Future[StopReport] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        context = ray.get_runtime_context()
+        if context.was_current_actor_reconstructed:
+            context.current_actor.take_over.remote()
+
+    # -- commands and questions ---------------------------------------------------------------------------------
+
+    async def begin(self, secrets: Mapping[str, str]) -> None:
+        """Start the deployment; returns at once."""
+        self._secrets = secrets
+        self._spawn(self._run())
+
+    async def take_over(self) -> None:
+        """Go on after the death of the last controller."""
+        if self._secrets is None:
+            self._secrets = {}
+            await self._adopt()
+            self._spawn(self._run())
+
+    async def status(self) -> Status:
+        """Where the deployment is now."""
+        return self._status()
+
+    async def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
+        """Return the status as soon as it is newer than `version`, or after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._version > version)
+        return self._version, self._status()
+
+    async def events(self, after: int) -> list[Event]:
+        """The events newer than number `after`."""
+        return [event for event in self._journal.events if event.number > after]
+
+    async def read_log(self, server: int, cursor: Any, lines: int | None, timeout_s: float) -> Any:  # noqa: ANN401
+        """A piece of a server's log; see `Agent.read_log`. None when its agent is gone."""
+        agent = self._gang.alive.get(server)
+        return None if agent is None else await agent.read_log.remote(cursor, lines, timeout_s)
+
+    async def stop(self) -> StopReport:
+        """End everything and prove it. A second caller waits for the same end."""
+        if self._stopped is None:
+            self._stopped = asyncio.get_running_loop().create_future()
+            self._note("command", "stop")
+            self._stop_asked.set()
+            self._wake.set()
+        return await asyncio.shield(self._stopped)
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        steps = {
+            Phase.PENDING: self._reserve,
+            Phase.CHECKING: self._check,
+            Phase.STARTING: self._step,
+            Phase.READY: self._step,
+            Phase.RESTARTING: self._rebuild,
+            Phase.FAILED: self._stop_asked.wait,
+        }
+        while True:
+            try:
+                await self._or_stop(steps[self._journal.phase]())
+            except RaylaunchError as error:
+                await self._fail(error)
+            if self._stop_asked.is_set():
+                await self._finish()
+                return
+
+    async def _or_stop(self, step: Awaitable[Any]) -> None:
+        """Do one step, but drop it when somebody wants to stop."""
+        doing = asyncio.ensure_future(step)
+        stopping = asyncio.ensure_future(self._stop_asked.wait())
+        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not doing.done():
+            doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await doing
+
+    async def _reserve(self) -> None:
+        await self._acquire(None)
+        self._enter(Phase.CHECKING)
+
+    async def _acquire(self, timeout_s: float | None) -> None:
+        """Reserve NPUs where there is no reservation, and put an agent on each."""
+        excluded = self._journal.history.excluded_nodes
+        if self._gang.group is None:
+            self._gang.group = await asyncio.to_thread(
+                placement.reserve, self._request.deployment, self._recipe, excluded, timeout_s
+            )
+        slots = self._primary_first(await asyncio.to_thread(placement.slots, self._gang.group))
+        await self._gang.create(slots, self._request.agent_env or {})
+        hellos = await self._gang.demand("hello", timeout_s=AGENT_TIMEOUT_S)
+        for index in hellos:
+            self._saw(ServerSeen(index))
+
+    def _primary_first(self, slots: list[placement.Slot]) -> list[placement.Slot]:
+        primary = self._request.primary
+        if primary is None:
+            return slots
+        if all(slot.ip != primary for slot in slots):
+            raise PlacementError(
+                f"the primary {primary} is not among the nodes that were reserved",
+                why=f"reserved: {', '.join(slot.ip for slot in slots)}",
+                todo="give the Ray address of one of these nodes to --primary, or leave it out",
+            )
+        return sorted(slots, key=lambda slot: slot.ip != primary)
+
+    async def _check(self) -> None:
+        recipe, timeouts = self._recipe, self._recipe.timeouts
+        await self._gang.demand("prepare", recipe.model.tiny, timeout_s=AGENT_TIMEOUT_S)
+        npu = recipe.hardware.platform != "cpu"
+        ports = (recipe.network.http_port, recipe.network.rpc_port)
+        probed = await self._gang.demand(
+            "probe", self._model_path(), ports, npu, timeouts.probe, timeout_s=timeouts.probe + AGENT_TIMEOUT_S
+        )
+        self._facts = {index: probed[index] for index in sorted(probed)}
+        nodes = list(self._facts.values())
+        for index in self._facts:
+            self._saw(replace(self._seen.get(index, ServerSeen(index)), stage="probed"))
+        plan = build_plan(self._request.loaded, nodes, deployment=self._request.deployment)
+        self._journal.plan = plan
+        self._shape = policy.Gang.of(plan)
+        findings = [
+            *check_recipe(self._request.loaded, nodes[0].versions),
+            *check_nodes(self._request.loaded, nodes, plan),
+        ]
+        self._journal.findings = tuple(self._forgive(finding) for finding in findings)
+        self._refuse_errors()
+        self._enter(Phase.STARTING)
+        await self._launch()
+
+    def _model_path(self) -> str:
+        model = self._recipe.model
+        return f"{state_dir()}/models/tiny-{model.tiny}" if model.tiny else model.path
+
+    def _forgive(self, finding: Finding) -> Finding:
+        reason = (self._request.skipped or {}).get(finding.id)
+        if reason is None or finding.level != "error":
+            return finding
+        return replace(finding, level="warning", what=f"{finding.what} (skipped: {reason})")
+
+    def _refuse_errors(self) -> None:
+        errors = [finding for finding in self._journal.findings if finding.level == "error"]
+        if errors:
+            lines = [f"  {one.id}: {f'{one.where}: ' if one.where else ''}{one.what}" for one in errors]
+            todo = "; ".join(dict.fromkeys(one.todo for one in errors if one.todo))
+            raise ChecksFailedError(
+                f"{len(errors)} check(s) failed, nothing was launched", evidence="\n".join(lines), todo=todo
+            )
+
+    async def _launch(self) -> None:
+        """Start every server at the same moment: vLLM's engines wait 5 minutes for their primary, no longer."""
+        assert self._journal.plan is not None
+        self._journal.attempt += 1
+        now = time.time()
+        self._journal.history = replace(self._journal.history, started_at=now, ready_at=None)
+        self._seen = {index: ServerSeen(index, attempt=self._journal.attempt) for index in self._gang.alive}
+        plan = plan_to_dict(self._journal.plan)
+        calls = [
+            self._gang.agents[index].launch.remote(
+                plan, self._journal.attempt, facts.vllm_executable or "vllm", self._health, self._secrets or {}
+            )
+            for index, facts in self._facts.items()
+        ]
+        self._watch_all()
+        self._note("command", f"launched attempt {self._journal.attempt}")
+        await self._await_launch(calls)
+
+    async def _await_launch(self, calls: list[Any]) -> None:
+        import ray
+
+        try:
+            async with asyncio.timeout(AGENT_TIMEOUT_S):
+                await asyncio.gather(*calls)
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", error)
+            raise LaunchError("a server could not be started", why=str(cause)) from error
+        except (ray.exceptions.RayActorError, TimeoutError):
+            return  # the watches see the lost agent too, and the policy decides
+
+    async def _step(self) -> None:
+        """Observe, decide, act: once."""
+        now = time.time()
+        seen = list(self._seen.values())
+        arguments = (self._journal.phase, seen, self._journal.history, self._health, now)
+        trouble = policy.find_trouble(*arguments, gang=self._shape)
+        diagnosis = None
+        if trouble is not None:
+            self._note("failure", trouble.reason, trouble.root)
+            diagnosis = await self._examine(trouble)
+            spare = await asyncio.to_thread(placement.has_spare, self._recipe, self._shape.nodes)
+            self._shape = replace(self._shape, spare=spare)
+        decision = policy.decide(
+            *arguments,
+            gang=self._shape,
+            diagnosis=diagnosis,
+            jitter=random.random(),  # noqa: S311
+        )
+        match decision:
+            case policy.Wait(until):
+                await self._sleep_until(until)
+            case policy.BecomeReady():
+                self._journal.became_ready(now)
+                self._enter(Phase.READY)
+            case policy.Restart():
+                self._restart(decision, now)
+            case policy.GiveUp():
+                raise self._launch_error(decision, diagnosis)
+            case policy.Stop():
+                return
+
+    async def _sleep_until(self, until: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, until - time.time())):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _examine(self, trouble: policy.Trouble) -> Diagnosis:
+        """Freeze the evidence on every node, then name the root."""
+        answers = await self._gang.ask("remains", evidence.TAIL_LINES, timeout_s=EVIDENCE_TIMEOUT_S)
+        self._remains = {index: left for index, left in answers.items() if isinstance(left, Remains)}
+        offsets = {index: watch.clock_offset_s for index, watch in self._watches.items()}
+        found = diagnose(evidence.as_evidence(self._journal, self._seen, self._remains, offsets), at=time.time())
+        self._note("diagnosis", f"{found.id}: {found.cause}", found.root if found.root is not None else trouble.root)
+        self._bundle = await asyncio.to_thread(
+            evidence.write_bundle,
+            state_dir(),
+            self._request.deployment,
+            self._journal,
+            self._seen,
+            self._remains,
+            found,
+        )
+        return found
+
+    _remains: dict[int, Remains]
+    _bundle: Any = None
+
+    def _restart(self, decision: policy.Restart, now: float) -> None:
+        failure = Failure(
+            self._journal.attempt,
+            now,
+            decision.cause,
+            decision.kind,
+            decision.root,
+            was_ready=self._journal.history.ready_at is not None,
+            node=self._shape.nodes[decision.root] if decision.root is not None else "",
+        )
+        self._journal.history = self._journal.history.remember(failure)
+        self._journal.restarts += 1
+        self._decision = decision
+        self._note("restart", f"{decision.cause}: {decision.reason}", decision.root)
+        self._enter(Phase.RESTARTING)
+
+    _decision: policy.Restart | None = None
+
+    def _launch_error(self, decision: policy.GiveUp, found: Diagnosis | None) -> LaunchError:
+        roots = [decision.root] if decision.root is not None else sorted(self._remains)
+        where = (
+            f"server {decision.root} on {self._shape.nodes[decision.root]}" if decision.root is not None else "the gang"
+        )
+        evidence_text = evidence.tail_of(self._remains, roots)
+        if found is not None and found.line:
+            evidence_text = f"  {found.line}\n{evidence_text}"
+        if decision.collateral:
+            others = ", ".join(map(str, decision.collateral))
+            evidence_text += f"\n  collateral: server {others} failed because of it"
+        return LaunchError(
+            f"{where} failed: {found.cause if found else decision.reason}",
+            why=decision.reason,
+            evidence=f"{evidence_text}\n  evidence of the attempt: {self._bundle}",
+            todo=found.remedy if found else "read the log above",
+        )
+
+    async def _rebuild(self) -> None:
+        """End every member, prove that the ground is clean, wait as long as the policy says, and start over."""
+        decision = self._decision
+        await self._end_servers(FAILED_GRACE_S)
+        lost = {index: seen.agent_lost for index, seen in self._seen.items() if seen.agent_lost}
+        if any(reason != "agent died" for reason in lost.values()) or (decision and decision.excluded):
+            self._release()
+        for index in lost:
+            self._gang.agents[index] = None
+        self._seen = {}
+        if decision is not None:
+            await asyncio.sleep(max(0.0, decision.not_before - time.time()))
+        await self._acquire(self._health.restart_window_s)
+        await self._clean_ground()
+        self._decision = None
+        self._enter(Phase.CHECKING)
+
+    async def _clean_ground(self) -> None:
+        """No process of an earlier attempt, and nobody on our ports."""
+        left = _flatten(await self._gang.ask("sweep", timeout_s=AGENT_TIMEOUT_S))
+        if left:
+            raise LaunchError(
+                "processes of the last attempt cannot be ended",
+                evidence="\n".join(f"  {one}" for one in left),
+                todo="a process inside a driver call ends only with it; see `npu-smi info`",
+            )
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    async def _fail(self, error: RaylaunchError) -> None:
+        """Give up: end everything, keep only this actor, so that `status` can say why."""
+        self._journal.error = error.as_dict()
+        self._note("failure", error.what)
+        await self._end_servers(FAILED_GRACE_S)
+        self._release()
+        self._enter(Phase.FAILED)
+
+    async def _finish(self) -> None:
+        started = time.time()
+        self._enter(Phase.STOPPING)
+        processes = sum(seen.pid is not None and seen.exit is None for seen in self._seen.values())
+        left = await self._end_servers(self._recipe.timeouts.stop)
+        self._release()
+        self._enter(Phase.STOPPED)
+        assert self._stopped is not None
+        self._stopped.set_result(StopReport(self._request.deployment, processes, time.time() - started, tuple(left)))
+
+    async def _end_servers(self, grace_s: float) -> list[str]:
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks = {}
+        answers = await self._gang.ask("end", grace_s, timeout_s=grace_s + AGENT_TIMEOUT_S)
+        return _flatten(answers)
+
+    def _release(self) -> None:
+        """Let agents and NPUs go."""
+        self._gang.kill()
+        if self._gang.group is not None:
+            placement.release(self._gang.group)
+            self._gang.group = None
+
+    # -- taking over ----------------------------------------------------------------------------------------------
+
+    async def _adopt(self) -> None:
+        """Find the agents and the newest journal among them; running servers are not touched."""
+        self._gang.group = await asyncio.to_thread(placement.find_group, self._request.deployment)
+        self._gang.find(self._recipe.parallel.servers)
+        hellos = await self._gang.ask("hello", timeout_s=AGENT_TIMEOUT_S)
+        known = [hello.journal for hello in hellos.values() if not isinstance(hello, BaseException) and hello.journal]
+        journals = sorted((Journal.load(data) for data in known), key=lambda journal: journal.number)
+        if not journals or journals[-1].plan is None:
+            await self._end_servers(FAILED_GRACE_S)
+            self._release()
+            return
+        self._journal = journals[-1]
+        assert self._journal.plan is not None
+        self._shape = policy.Gang.of(self._journal.plan)
+        secrets = await self._gang.ask("secrets", timeout_s=AGENT_TIMEOUT_S)
+        self._secrets = next((found for found in secrets.values() if isinstance(found, Mapping)), {})
+        self._note("adopted", f"a restarted controller found {len(self._gang.alive)} agents")
+        if self._journal.phase in (Phase.STARTING, Phase.READY):
+            self._mark_missing_agents()
+            self._watch_all()
+        elif self._journal.phase in (Phase.CHECKING, Phase.STOPPING):
+            self._resume_unfinished()
+
+    def _mark_missing_agents(self) -> None:
+        for index in range(self._recipe.parallel.servers):
+            lost = "agent died" if index not in self._gang.alive else None
+            self._seen[index] = ServerSeen(index, attempt=self._journal.attempt, agent_lost=lost)
+
+    def _resume_unfinished(self) -> None:
+        """A check is simply done again; a stop that was under way is finished."""
+        if self._journal.phase is Phase.STOPPING:
+            self._journal.phase = Phase.FAILED
+            self._spawn(self.stop())
+
+    # -- seeing and telling ---------------------------------------------------------------------------------------
+
+    def _watch_all(self) -> None:
+        nodes = {node["NodeID"]: node for node in alive_nodes()}
+        assert self._journal.plan is not None
+        for server in self._journal.plan.servers:
+            agent = self._gang.alive.get(server.index)
+            node = nodes.get(server.node.node_id)
+            if agent is None or node is None:
+                continue
+            watch = Watch(server.index, agent, node, self._health, self._saw)
+            self._watches[server.index] = watch
+            self._tasks[server.index] = self._spawn(watch.run())
+
+    def _saw(self, seen: ServerSeen) -> None:
+        before = self._seen.get(seen.index)
+        if before is not None and seen.attempt < before.attempt:
+            return
+        self._seen[seen.index] = seen
+        told = before is not None and (before.stage, before.stage_detail) == (seen.stage, seen.stage_detail)
+        if not told:
+            self._note("stage", f"{seen.stage} {seen.stage_detail}".rstrip(), seen.index)
+        if seen.exit is not None and (before is None or before.exit is None):
+            self._note("exit", f"ended with {seen.exit}", seen.index)
+        self._tell()
+
+    def _enter(self, phase: Phase) -> None:
+        self._journal.enter(phase, time.time())
+        self._save()
+        self._tell()
+
+    def _note(self, kind: str, text: str, server: int | None = None) -> None:
+        self._journal.note(time.time(), kind, text, server)
+        self._tell()
+
+    def _save(self) -> None:
+        """Give the journal to the agents. Nobody waits for it; a lost copy is one of several."""
+        data = self._journal.dump()
+        for agent in self._gang.alive.values():
+            agent.keep.remote(self._journal.number, data)
+
+    def _tell(self) -> None:
+        self._version += 1
+        self._wake.set()
+        self._spawn(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:  # noqa: ANN401
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def _status(self) -> Status:
+        journal, plan = self._journal, self._journal.plan
+        missing: tuple[str, ...] = ()
+        if journal.phase is Phase.STARTING:
+            missing = policy.find_unready(list(self._seen.values()), journal.history, gang=self._shape)
+        return Status(
+            deployment=self._request.deployment,
+            recipe=self._request.loaded.name,
+            phase=journal.phase,
+            attempt=journal.attempt,
+            endpoint=plan.endpoint if plan else "",
+            served_name=self._recipe.model.served_name,
+            now=time.time(),
+            created_at=journal.created_at,
+            phase_since=journal.phase_since,
+            ready_at=journal.history.ready_at,
+            restarts=journal.restarts,
+            waiting_for=missing,
+            servers=self._server_statuses(),
+            findings=journal.findings,
+            events=tuple(journal.events[-SHOWN_EVENTS:]),
+            error=journal.error,
+        )
+
+    def _server_statuses(self) -> tuple[ServerStatus, ...]:
+        plan = self._journal.plan
+        if plan is None:
+            return ()
+        return tuple(
+            ServerStatus(
+                index=server.index,
+                role=server.role,
+                ranks=server.ranks,
+                ip=server.node.ip,
+                interface=server.node.interface,
+                devices=server.devices,
+                log=server.log.replace("{attempt}", str(self._journal.attempt)),
+                seen=self._seen.get(server.index, ServerSeen(server.index)),
+            )
+            for server in plan.servers
+        )
+
+
+def _flatten(answers: Mapping[int, Any]) -> list[str]:
+    """What resisted on each node; an agent that did not answer is left to its guard."""
+    return [f"server {index}: {one}" for index, left in answers.items() if isinstance(left, list) for one in left]

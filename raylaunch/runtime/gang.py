@@ -1,0 +1,116 @@
+"""All agents of a deployment: made together, found again by name, asked in parallel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raylaunch.errors import ClusterError, RaylaunchError
+from raylaunch.runtime.agent import Agent
+from raylaunch.runtime.placement import Slot
+from raylaunch.runtime.session import NAMESPACE
+
+
+@dataclass
+class Gang:
+    """The agents by server index. An agent that is lost is None."""
+
+    deployment: str
+    group: Any = None
+    agents: dict[int, Any] = field(default_factory=dict)
+
+    async def create(self, slots: Sequence[Slot], env: Mapping[str, str]) -> None:
+        """Create one agent per slot, server i on slot i; those that live are kept."""
+        for index, slot in enumerate(slots):
+            if self.agents.get(index) is None:
+                self.agents[index] = self._create_one(index, slot, env)
+
+    def _create_one(self, index: int, slot: Slot, env: Mapping[str, str]) -> Any:  # noqa: ANN401
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle = ray.util.placement_group_table(self.group)["bundles"][slot.bundle]
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self.group, placement_group_bundle_index=slot.bundle
+        )
+        actor = ray.remote(Agent).options(
+            name=agent_name(self.deployment, index),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            resources={"NPU": bundle["NPU"]},
+            scheduling_strategy=strategy,
+            max_restarts=0,
+            runtime_env={"env_vars": dict(env)} if env else None,
+        )
+        return actor.remote(self.deployment, index)
+
+    def find(self, servers: int) -> None:
+        """Find the agents that are alive."""
+        import ray
+
+        for index in range(servers):
+            try:
+                self.agents[index] = ray.get_actor(agent_name(self.deployment, index), NAMESPACE)
+            except ValueError:
+                self.agents[index] = None
+
+    @property
+    def alive(self) -> dict[int, Any]:
+        """The agents that are not lost."""
+        return {index: agent for index, agent in self.agents.items() if agent is not None}
+
+    async def ask(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:  # noqa: ANN401
+        """Call `method` on every living agent at once; an agent that fails or is late answers with the exception."""
+        calls = {index: self._ask_one(agent, method, args, timeout_s) for index, agent in self.alive.items()}
+        answers = await asyncio.gather(*calls.values())
+        return dict(zip(calls, answers, strict=True))
+
+    async def demand(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:  # noqa: ANN401
+        """As `ask`, but every agent must answer.
+
+        Raises:
+            RaylaunchError: the first refusal.
+        """
+        answers = await self.ask(method, *args, timeout_s=timeout_s)
+        for index, answer in answers.items():
+            if isinstance(answer, BaseException):
+                raise _explain(index, method, answer)
+        return answers
+
+    async def _ask_one(self, agent: Any, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:  # noqa: ANN401
+        import ray
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await getattr(agent, method).remote(*args)
+        except (TimeoutError, ray.exceptions.RayError, RaylaunchError) as error:
+            return error
+
+    def kill(self) -> None:
+        """End every agent; the guards end what is left below them."""
+        import ray
+
+        for agent in self.alive.values():
+            ray.kill(agent, no_restart=True)
+        self.agents = {}
+
+
+def agent_name(deployment: str, index: int) -> str:
+    """Ray name of the agent of server `index`."""
+    return f"agent:{deployment}:{index}"
+
+
+def _explain(index: int, method: str, error: BaseException) -> RaylaunchError:
+    cause = getattr(error, "cause", None)
+    for known in (cause, error):
+        if isinstance(known, RaylaunchError):
+            return known
+    said = str(error).strip().splitlines() or ["no answer in time"]
+    return ClusterError(
+        f"the agent of server {index} did not answer ({method})",
+        why=f"{type(error).__name__}: {said[0]}",
+        todo="`ray status` shows whether its node is alive; its log is in Ray's session folder on that node",
+    )

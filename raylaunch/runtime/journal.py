@@ -1,0 +1,62 @@
+"""What a controller must not forget: its phase, attempt, history and events.
+
+The agents keep it, so that a controller that Ray starts again can go on where the last one was.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raylaunch.plan.findings import Finding
+from raylaunch.plan.spec import LaunchPlan
+from raylaunch.supervise.state import History, Phase, move
+from raylaunch.supervise.status import Event
+
+KEPT_EVENTS = 500
+
+
+@dataclass
+class Journal:
+    """The memory of a deployment. Times: seconds since the epoch on the controller's clock."""
+
+    created_at: float
+    phase: Phase = Phase.PENDING
+    phase_since: float = 0.0
+    attempt: int = 0
+    plan: LaunchPlan | None = None
+    history: History = field(default_factory=History)
+    findings: tuple[Finding, ...] = ()
+    events: list[Event] = field(default_factory=list)
+    error: dict[str, str] | None = None
+    restarts: int = 0
+    number: int = 0
+    """Grows with every change; the agents keep the newest."""
+
+    def enter(self, phase: Phase, now: float) -> None:
+        """Move to the next phase; an illegal step is a bug and raises AssertionError."""
+        self.phase = move(self.phase, phase)
+        self.phase_since = now
+        self.note(now, "phase", str(phase))
+
+    def note(self, now: float, kind: str, text: str, server: int | None = None) -> None:
+        """Add an event."""
+        self.number += 1
+        self.events.append(Event(self.number, now, self.attempt, kind, text, server))
+        del self.events[:-KEPT_EVENTS]
+
+    def dump(self) -> bytes:
+        """The journal as the agents keep it. It holds no secrets."""
+        return pickle.dumps(self)
+
+    @staticmethod
+    def load(data: bytes) -> Journal:
+        """Restore what `dump` wrote. The data comes from our own agents, over Ray's own channel."""
+        journal: Any = pickle.loads(data)  # noqa: S301 - Ray pickles every message between these actors anyway
+        assert isinstance(journal, Journal)
+        return journal
+
+    def became_ready(self, now: float) -> None:
+        """Remember when the current attempt became ready."""
+        self.history = replace(self.history, ready_at=now)

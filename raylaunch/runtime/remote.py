@@ -1,0 +1,112 @@
+"""The driver's side of a controller: making it, finding it by name, asking it across its restarts, ending it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from raylaunch.errors import BusyError, ClusterError
+from raylaunch.runtime.controller import Controller, Request
+from raylaunch.runtime.session import NAMESPACE
+from raylaunch.supervise.state import Phase
+from raylaunch.supervise.status import Status, StopReport
+
+PREFIX = "controller:"
+RESTART_PATIENCE_S = 60.0
+"""How long a question waits for a controller that Ray is starting again."""
+RETRY_PAUSE_S = 0.2
+
+
+def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
+    """Make the detached controller and let it begin.
+
+    Raises:
+        BusyError: somebody else made one of that name at the same moment.
+    """
+    import ray
+
+    actor = ray.remote(Controller).options(
+        name=PREFIX + request.deployment,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=0,
+    )
+    try:
+        controller = actor.remote(request)
+    except ValueError as error:  # Ray: the name is taken
+        raise BusyError(
+            f"a deployment named {request.deployment!r} is being started by somebody else",
+            todo=f"`raylaunch status {request.deployment}` follows it",
+        ) from error
+    ask(controller, "begin", secrets, timeout_s=RESTART_PATIENCE_S)
+
+
+def find_controller(deployment: str) -> Any | None:  # noqa: ANN401
+    """The controller of a deployment, None when there is none."""
+    import ray
+
+    try:
+        return ray.get_actor(PREFIX + deployment, NAMESPACE)
+    except ValueError:
+        return None
+
+
+def running_names() -> list[str]:
+    """Names of all deployments of the cluster."""
+    import ray
+
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    names = [str(actor["name"]) for actor in actors if actor["namespace"] == NAMESPACE]
+    return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+
+
+def ask(controller: Any, question: str, *args: Any, timeout_s: float) -> Any:  # noqa: ANN401
+    """Call a method of the controller, again while Ray restarts it.
+
+    Raises:
+        ClusterError: it did not answer in time.
+    """
+    import ray
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ray.get(getattr(controller, question).remote(*args), timeout=max(0.1, deadline - time.monotonic()))
+        except ray.exceptions.ActorUnavailableError as error:
+            problem: Exception = error
+        except ray.exceptions.ActorDiedError as error:
+            raise _silent(error) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise _silent(error) from error
+        if time.monotonic() >= deadline:
+            raise _silent(problem) from problem
+        time.sleep(RETRY_PAUSE_S)  # Ray restarts it by itself, and tells nobody
+
+
+def _silent(error: Exception) -> ClusterError:
+    first = str(error).strip().splitlines() or [type(error).__name__]
+    return ClusterError(
+        "the controller of the deployment does not answer",
+        why=first[0],
+        todo="`ray status` shows whether the cluster is alive; the servers run on without their controller",
+    )
+
+
+def stop_controller(controller: Any, on_update: Callable[[Status], None] | None = None) -> StopReport:  # noqa: ANN401
+    """Have everything ended, then end the controller itself."""
+    import ray
+
+    pending = controller.stop.remote()
+    version = -1
+    while not ray.wait([pending], timeout=0 if on_update else None)[0]:
+        version, status = ask(controller, "wait_change", version, 1.0, timeout_s=RESTART_PATIENCE_S)
+        if on_update is not None:
+            on_update(status)
+        if status.phase is Phase.STOPPED:
+            break
+    report: StopReport = ray.get(pending)
+    ray.kill(controller, no_restart=True)
+    return report
