@@ -44,6 +44,7 @@ class Hello:
     pid: int
     attempt: int | None
     journal: bytes | None
+    log_root: str
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Agent:
         devices = tuple(sorted(int(device) for device in context.get_accelerator_ids().get("NPU", [])))
         journal = self._journal[1] if self._journal else None
         running = self._attempt if self._process is not None else None
-        return Hello(str(ray.util.get_node_ip_address()), context.get_node_id(), devices, os.getpid(), running, journal)
+        address, log_root = str(ray.util.get_node_ip_address()), str(logs.log_root(os.environ))
+        return Hello(address, context.get_node_id(), devices, os.getpid(), running, journal, log_root)
 
     async def prepare(self, tiny: str | None) -> None:
         """Make what the recipe wants to be made on each node: the tiny model."""

@@ -13,9 +13,11 @@ import random
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError, RaylaunchError
+from raylaunch.node.logs import planned_log
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
@@ -23,7 +25,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.plan.serial import plan_to_dict
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import evidence, placement
-from raylaunch.runtime.agent import Remains, state_dir
+from raylaunch.runtime.agent import Hello, Remains, state_dir
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
 from raylaunch.runtime.session import alive_nodes
@@ -68,6 +70,10 @@ class Controller:
         self._shape = policy.Gang((), ())
         self._facts: dict[int, Facts] = {}
         self._seen: dict[int, ServerSeen] = {}
+        self._log_roots: dict[int, str] = {}
+        self._remains: dict[int, Remains] = {}
+        self._bundle: Path | None = None
+        self._decision: policy.Restart | None = None
         self._watches: dict[int, Watch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._secrets: Mapping[str, str] | None = None
@@ -171,7 +177,8 @@ class Controller:
         slots = self._primary_first(await asyncio.to_thread(placement.slots, self._gang.group))
         await self._gang.create(slots, self._request.agent_env or {})
         hellos = await self._gang.demand("hello", timeout_s=AGENT_TIMEOUT_S)
-        for index in hellos:
+        for index, hello in hellos.items():
+            self._log_roots[index] = hello.log_root
             self._saw(ServerSeen(index))
 
     def _primary_first(self, slots: list[placement.Slot]) -> list[placement.Slot]:
@@ -314,9 +321,6 @@ class Controller:
         )
         return found
 
-    _remains: dict[int, Remains]
-    _bundle: Any = None
-
     def _restart(self, decision: policy.Restart, now: float) -> None:
         failure = Failure(
             self._journal.attempt,
@@ -332,8 +336,6 @@ class Controller:
         self._decision = decision
         self._note("restart", f"{decision.cause}: {decision.reason}", decision.root)
         self._enter(Phase.RESTARTING)
-
-    _decision: policy.Restart | None = None
 
     def _launch_error(self, decision: policy.GiveUp, found: Diagnosis | None) -> LaunchError:
         roots = [decision.root] if decision.root is not None else sorted(self._remains)
@@ -421,7 +423,9 @@ class Controller:
         self._gang.group = await asyncio.to_thread(placement.find_group, self._request.deployment)
         self._gang.find(self._recipe.parallel.servers)
         hellos = await self._gang.ask("hello", timeout_s=AGENT_TIMEOUT_S)
-        known = [hello.journal for hello in hellos.values() if not isinstance(hello, BaseException) and hello.journal]
+        answered = {index: hello for index, hello in hellos.items() if isinstance(hello, Hello)}
+        self._log_roots = {index: hello.log_root for index, hello in answered.items()}
+        known = [hello.journal for hello in answered.values() if hello.journal]
         journals = sorted((Journal.load(data) for data in known), key=lambda journal: journal.number)
         if not journals or journals[-1].plan is None:
             await self._end_servers(FAILED_GRACE_S)
@@ -542,7 +546,7 @@ class Controller:
                 ip=server.node.ip,
                 interface=server.node.interface,
                 devices=server.devices,
-                log=server.log.replace("{attempt}", str(self._journal.attempt)),
+                log=str(planned_log(Path(self._log_roots.get(server.index, "")), server.log, self._journal.attempt)),
                 seen=self._seen.get(server.index, ServerSeen(server.index)),
             )
             for server in plan.servers

@@ -96,7 +96,10 @@ class ApiObserver:
         await self._look_at_metrics()
         await self._send_canary()
         canary = self._seen().canary
-        return canary is not None and canary.ok and bool(self._seen().ranks)
+        if canary is None or not canary.ok or not self._seen().ranks:
+            return False
+        self._update(lambda seen: replace(seen, stage="first token", stage_detail=""))
+        return True
 
     async def _every(self, period: float, look: Callable[[], object]) -> None:
         while True:
