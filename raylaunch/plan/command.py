@@ -140,6 +140,8 @@ def _features(loaded: LoadedRecipe) -> list[Flag]:
         if features.tool_calling.reasoning_parser:
             origin = loaded.origin("features.tool_calling.reasoning_parser")
             flags.append(Flag("--reasoning-parser", features.tool_calling.reasoning_parser, origin))
+    elif features.reasoning_parser:
+        flags.append(Flag("--reasoning-parser", features.reasoning_parser, loaded.origin("features.reasoning_parser")))
     if features.profiling.enabled:
         config = {
             "profiler": "torch",

@@ -241,6 +241,8 @@ class Features(_Part):
     """Optional features, each a switch: `--set features.profiling.enabled=true`."""
 
     tool_calling: ToolCalling = ToolCalling()
+    reasoning_parser: str | None = None
+    """Reasoning parser of a server without tool calling; with it, features.tool_calling.reasoning_parser counts."""
     profiling: Profiling = Profiling()
     speculative: Speculative = Speculative()
 

@@ -30,7 +30,7 @@ _ARGS = {
     "master-port": "network.rpc_port",
     "enable-auto-tool-choice": "features.tool_calling",
     "tool-call-parser": "features.tool_calling.tool_parser",
-    "reasoning-parser": "features.tool_calling.reasoning_parser",
+    "reasoning-parser": "features.tool_calling.reasoning_parser (without tool calling: features.reasoning_parser)",
     "profiler-config": "features.profiling",
     "speculative-config": "features.speculative",
 }

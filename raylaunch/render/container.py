@@ -34,16 +34,19 @@ def docker_command(recipe: Recipe) -> list[str]:
         RecipeError: The recipe names no container.
     """
     box = _container(recipe)
-    words = ["docker", "run", *(["-itd"] if box.detach else ["--rm", "-it"])]
-    words += ["-u", box.user] if box.user else []
-    words += [f"--ipc={box.ipc}"] if box.ipc else []
-    words += ["--privileged"] if box.privileged else []
-    words += [word for name, value in box.env.items() for word in ("-e", f"{name}={value}")]
-    words += ["--name", box.name, "--net=host"]
-    words += [f"--shm-size={box.shm_size}"] if box.shm_size else []
-    words += [word for device in _devices(recipe, box) for word in ("--device", device)]
-    words += [word for mount in box.mounts for word in ("-v", mount)]
-    return [*words, image(recipe), "bash"]
+    how = ["-itd"] if box.detach else ["--rm", "-it"]
+    named = ["--name", box.name, "--net=host"]
+    return ["docker", "run", *how, *_rights(box), *named, *_contents(recipe, box), image(recipe), "bash"]
+
+
+def run_options(recipe: Recipe) -> list[str]:
+    """Return the options of that `docker run` but for name, network and how it is attached, word by word.
+
+    Raises:
+        RecipeError: The recipe names no container.
+    """
+    box = _container(recipe)
+    return [*_rights(box), *_contents(recipe, box)]
 
 
 def image(recipe: Recipe) -> str:
@@ -64,6 +67,19 @@ def _container(recipe: Recipe) -> Container:
             todo="render it as bash, or give it a `container:` section (image, tag, name)",
         )
     return recipe.container
+
+
+def _rights(box: Container) -> list[str]:
+    words = ["-u", box.user] if box.user else []
+    words += [f"--ipc={box.ipc}"] if box.ipc else []
+    words += ["--privileged"] if box.privileged else []
+    return words + [word for name, value in box.env.items() for word in ("-e", f"{name}={value}")]
+
+
+def _contents(recipe: Recipe, box: Container) -> list[str]:
+    words = [f"--shm-size={box.shm_size}"] if box.shm_size else []
+    words += [word for device in _devices(recipe, box) for word in ("--device", device)]
+    return words + [word for mount in box.mounts for word in ("-v", mount)]
 
 
 def _devices(recipe: Recipe, box: Container) -> list[str]:

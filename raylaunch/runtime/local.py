@@ -127,7 +127,7 @@ def _ray_start(cluster: LocalCluster, npus: int, *arguments: str) -> subprocess.
         sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *arguments,
         f"--node-ip-address={cluster.address.rpartition(':')[0]}", f"--temp-dir={cluster.folder}",
          f"--resources={json.dumps({'NPU': npus})}",
-        f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=2", "--disable-usage-stats",
+        f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=1", "--disable-usage-stats",
         "--dashboard-agent-listen-port=0",  # a port in use costs Ray four seconds of retries (measured)
         "--no-monitor",
         "--include-log-monitor=false",
