@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli import clusters, deployments, history, plans
+from raylaunch.cli import clusters, deployments, history, importing, plans
 from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
 from raylaunch.cli.output import Output, table
 
@@ -103,6 +103,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 plans.add_commands(app)
+importing.add_commands(app)
 deployments.add_commands(app)
 history.add_commands(app)
 clusters.add_commands(app)
