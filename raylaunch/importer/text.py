@@ -53,10 +53,15 @@ def _scalar(value: object) -> str:
     # allow_unicode keeps names readable; safe_dump quotes and escapes whatever YAML would read as something else.
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
     flat = text.removesuffix("\n").removesuffix("\n...")
-    return flat if "\n" not in flat else _escaped(value)
+    return flat if flat.isprintable() else _escaped(value)
 
 
 def _escaped(value: object) -> str:
-    import json
-
-    return json.dumps(value)
+    """A value with line breaks or invisible letters in it, on one line: every text in double quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_escaped(key)}: {_escaped(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_escaped, value)) + "]"
+    style = '"' if isinstance(value, str) else None
+    text = yaml.safe_dump(value, default_style=style, width=10**9, allow_unicode=False)
+    return text.removesuffix("\n").removesuffix("\n...")

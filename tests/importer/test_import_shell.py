@@ -1,0 +1,107 @@
+"""Shell text as words: quotes, variables, continuations, and what a launch script never needs."""
+
+import pytest
+
+from raylaunch.importer.shell import expand, parse, unknowns
+
+
+def words(text, variables=None):
+    used = set()
+    return [
+        [each for word in statement.words for each in expand(word, variables or {}, used)]
+        for statement in parse(text).statements
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a b  c\td", [["a", "b", "c", "d"]]),
+        ("a 'b c' \"d e\" f\\ g", [["a", "b c", "d e", "f g"]]),
+        ("a ''", [["a", ""]]),
+        ('a ""', [["a", ""]]),
+        ("a 'x'\"y\"z", [["a", "xyz"]]),
+        ('a "q\\"q" "\\x"', [["a", 'q"q', "\\x"]]),
+        ("a \\\n  b", [["a", "b"]]),
+        ("a \\  \n  b", [["a", "b"]]),
+        ("a b \\", [["a", "b"]]),
+        ("a # b\nc#d", [["a"], ["c#d"]]),
+        ("a; b && c || d | e & f", [["a"], ["b"], ["c"], ["d"], ["e"], ["f"]]),
+        ("a > out 2>&1 < in", [["a"]]),
+        ("a <node0_ip> {NIC} |version|", [["a", "<node0_ip>", "{NIC}", "|version|"][:3], ["version"], []][:2]),
+        ("a x:|version|", [["a", "x:|version|"]]),
+        ("a x:{{ version }}-a3", [["a", "x:{{ version }}-a3"]]),
+        ('a \'{"k": "v",\n "n": 1}\'', [["a", '{"k": "v",\n "n": 1}']]),
+        ("a\r\nb\r\n", [["a"], ["b"]]),
+        ("cat <<EOF\nvllm serve x\nEOF\nb", [["cat"], ["b"]]),
+        ("if [ -f x ]; then a; fi", [["[", "-f", "x", "]"], ["a"]]),
+        ("for i in 1 2; do a $i; done; b", [["a", "$i"], ["b"]]),
+        ("it's broken", [["it's", "broken"]]),
+        ("\ufeffa", [["a"]]),
+    ],
+)
+def test_words(text, expected):
+    assert words(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("$A", ["1"]),
+        ("${A}x", ["1x"]),
+        ('"$A $B"', ["1 two words"]),
+        ("'$A'", ["$A"]),
+        ("\\$A", ["$A"]),
+        ("$B", ["two", "words"]),
+        ("${C:-3}", ["3"]),
+        ("${A:-3}", ["1"]),
+        ("$C", ["$C"]),
+        ("$(id)", ["$(id)"]),
+        ('"$(id)"', ["$(id)"]),
+        ("`id`", ["`id`"]),
+    ],
+)
+def test_variables_are_followed_and_nothing_is_run(text, expected):
+    assert words(f"a {text}", {"A": "1", "B": "two words"}) == [["a", *expected]]
+
+
+def test_lines_and_blocks_are_known():
+    parsed = parse("a\n\nb \\\n  c\nwhile true; do\n  d\ndone\ne")
+    assert [(statement.line, statement.inside) for statement in parsed.statements] == [
+        (1, ""),
+        (3, ""),
+        (5, "loop"),
+        (6, "loop"),
+        (8, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("for i in 1; do a; done", "a loop"),
+        ("if a; then b; fi", "a condition"),
+        ("f() {\n a\n}", "a function"),
+        ("cat <<EOF\nx\nEOF", "here-document"),
+        ("(a)", "a subshell"),
+        ("a \\ \nb", "blanks behind a backslash"),
+        ("a 'b", "a quote that never closes"),
+    ],
+)
+def test_what_is_no_simple_command_is_told(text, what):
+    assert [oddity for oddity in parse(text).oddities if what in oddity.what]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["xxxx", "xxx", "{NIC}", "<node0_ip>", "$HOME/x", "${A}", "141.xx.xx.1", "your_model_path", "|version|", "$(id)"],
+)
+def test_placeholders_are_seen(text):
+    assert unknowns(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["eth0", "0.0.0.0", "/data/fp8", '{"a": {"b": 1}}', "expandable_segments:True", "x", "a|b"]
+)
+def test_values_are_no_placeholders(text):
+    assert not unknowns(text)
