@@ -18,6 +18,8 @@ import httpx
 
 from raylaunch.engine.metrics import RankCounters, read_ranks
 
+RANK_HEADER = "X-data-parallel-rank"
+
 
 @dataclass(frozen=True)
 class HttpAnswer:
@@ -118,11 +120,20 @@ class EngineClient:
         return MetricsAnswer(answer.status, answer.latency_s, "", ranks)
 
     async def complete(
-        self, model: str, prompt: str = "hi", max_tokens: int = 1, timeout_s: float | None = None
+        self,
+        model: str,
+        prompt: str = "hi",
+        max_tokens: int = 1,
+        timeout_s: float | None = None,
+        rank: int | None = None,
     ) -> TextAnswer:
-        """POST /v1/completions: the probe that sees what `/health` does not."""
+        """POST /v1/completions: the probe that sees what `/health` does not.
+
+        `rank` names the data-parallel rank that shall answer (vLLM 0.32, entrypoints/generate/base/serving.py:220).
+        """
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-        answer, text = await self._ask("POST", "/v1/completions", timeout_s, body)
+        headers = {} if rank is None else {RANK_HEADER: str(rank)}
+        answer, text = await self._ask("POST", "/v1/completions", timeout_s, body, headers)
         return _text_answer(answer, text, lambda choice: choice.get("text"))
 
     async def chat(
@@ -134,7 +145,12 @@ class EngineClient:
         return _text_answer(answer, text, lambda choice: _dict(choice.get("message")).get("content"))
 
     async def _ask(
-        self, method: str, path: str, timeout_s: float | None, body: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        timeout_s: float | None,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> tuple[HttpAnswer, str]:
         limit = self._timeout_s if timeout_s is None else timeout_s
         begun = time.monotonic()
@@ -142,7 +158,7 @@ class EngineClient:
             # httpx limits each read, not the whole answer: a server that drips bytes would never time out.
             async with asyncio.timeout(limit):
                 timeout = httpx.Timeout(limit, connect=min(limit, self._connect_timeout_s))
-                response = await self._http.request(method, path, json=body, timeout=timeout)
+                response = await self._http.request(method, path, json=body, headers=headers, timeout=timeout)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             return HttpAnswer(None, time.monotonic() - begun, _say(error, limit)), ""
         latency = time.monotonic() - begun

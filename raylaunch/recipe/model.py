@@ -159,10 +159,10 @@ class Health(_Part):
     progress_period_s: Seconds = 2
     stall_s: Seconds = 20
     """Requests on a rank while none of its counters moves, for this long, is a hang. Raise it for long prefills."""
-    canary_idle_s: Seconds = 10
-    """A one-token completion is sent after this much silence."""
-    canary_timeout_s: Seconds = 20
-    """Patience with one canary."""
+    canary_idle_s: Seconds = 5
+    """A rank that was silent for this long is asked for one token."""
+    canary_timeout_s: Seconds = 15
+    """Patience with that token. A rank that stands still with requests is judged by `stall_s` alone."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Restarts allowed within `restart_window_s`."""
     restart_window_s: Seconds = 3600

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,12 +27,22 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.layout import bracket
 from raylaunch.plan.serial import plan_from_dict
 from raylaunch.plan.spec import LaunchPlan, ServerPlan
+from raylaunch.runtime import faults
 from raylaunch.runtime.observe import ApiObserver
 from raylaunch.supervise.health import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
 
 KEPT_ATTEMPTS = 5
 MEMBER_SCAN_S = 5.0
+"""Between two looks for lasting processes that no log line announced."""
+OWNER_LOST_GRACE_S = 1.0
+"""SIGTERM to SIGKILL of a server whose agent died: its group is broken anyway, and the restart waits for it."""
+STEAL_S = 5.0
+"""How long a drill holds a stolen port: shorter than a restart waits for it."""
+CUT_S = 40.0
+PLOG_LINES = 300
+NPU_TIMEOUT_S = 3.0
+FREE_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,11 @@ class Remains:
     utc_offset_s: float
     processes: str
     log: str
+    npu: str = ""
+    """What `npu-smi info` said; "" without NPUs."""
+    plog: tuple[str, ...] = ()
+    """The end of the newest log of Ascend's runtime."""
+    plog_path: str = ""
 
 
 class Agent:
@@ -88,6 +104,7 @@ class Agent:
         self._secrets: Mapping[str, str] = {}
         self._notifying: set[asyncio.Future[None]] = set()
         self._log_grew = asyncio.Event()
+        self._scan = asyncio.Event()
         with contextlib.suppress(PermissionError):  # only root may; Ray starts workers at niceness 15
             os.setpriority(os.PRIO_PROCESS, 0, 0)
 
@@ -147,6 +164,7 @@ class Agent:
             env=self._child_env(server, attempt, vllm, secrets),
             log=str(self._log),
             cwd=str(state_dir()),
+            term_timeout_s=OWNER_LOST_GRACE_S,
         )
         loop = asyncio.get_running_loop()
         started: asyncio.Future[int] = loop.create_future()
@@ -186,16 +204,54 @@ class Agent:
         left = await asyncio.to_thread(end_marked, self._deployment, grace_s=0.0)
         return [f"pid {found.pid} {found.command}" for found in left]
 
-    async def occupied(self, ports: tuple[int, ...]) -> list[str]:
-        """Which of the ports somebody listens on, in words."""
-        from raylaunch.node.network import read_listeners
+    async def occupied(self, ports: tuple[int, ...], patience_s: float) -> list[str]:
+        """Wait until nobody listens on the ports; returns who still does after `patience_s`, in words."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            holders = await asyncio.to_thread(_find_holders, ports)
+            if not holders or time.monotonic() >= deadline:
+                return holders
+            await asyncio.sleep(FREE_POLL_S)  # a listening socket announces its end to nobody
 
-        listeners = await asyncio.to_thread(read_listeners, ports)
-        return [
-            f"port {found.port} ({found.process or 'unknown'} pid {found.pid})"
-            for found in listeners
-            if found.port in ports
-        ]
+    async def leftovers(self, attempt: int) -> list[str]:
+        """Living processes of other attempts of this deployment on this node."""
+        found = await asyncio.to_thread(find_marked, self._deployment)
+        return [f"pid {one.pid} {one.command}" for one in found if one.attempt != attempt]
+
+    async def inject(self, fault: str, port: int) -> faults.Injected:
+        """Do harm for a drill, to this server alone.
+
+        Raises:
+            NodeError: there is nothing to hit.
+        """
+        pid = self._seen.pid
+        if pid is None or self._process is None:
+            raise NodeError(f"server {self._index} does not run")
+        later = asyncio.get_running_loop().call_later
+        match fault:
+            case "kill-engine":
+                return faults.kill_process(*self._engine())
+            case "kill-server":
+                return faults.kill_process(pid, "the server's main process")
+            case "stop-server":
+                return faults.stop_tree(pid)
+            case "kill-guard":
+                return faults.kill_process(self._process.guard_pid or 0, "the guard")
+            case "kill-agent":
+                return faults.kill_later(os.getpid(), "the agent", later)
+            case "kill-raylet":
+                return faults.kill_later(os.getppid(), "the raylet", later)
+            case "steal-port":
+                threading.Thread(target=faults.steal_port, args=(port, STEAL_S), daemon=True).start()
+                done = faults.kill_process(*self._engine())
+                return replace(done, what=f"{done.what}, port {port} held for {STEAL_S:g} s")
+            case "cut-node":
+                return faults.cut_node(CUT_S)
+        raise NodeError(f"no such fault: {fault}")
+
+    async def may_cut(self) -> str:
+        """The interface a drill may take down on this node; "" when none."""
+        return faults.may_cut()
 
     async def keep(self, number: int, journal: bytes) -> None:
         """Keep the controller's journal for the one that may have to take over; an older one never replaces a newer."""
@@ -297,6 +353,8 @@ class Agent:
             if not progress.done:
                 progress = advance(progress, line)
             hangs += hang_lines(line)
+        if progress.stage != before.stage:
+            self._scan.set()  # its processes have just come to be
         if hangs or (progress.stage, progress.detail) != (before.stage, before.detail):
             stage, detail = progress.stage, progress.detail
             self._update(
@@ -307,14 +365,23 @@ class Agent:
         return progress
 
     async def _watch_members(self) -> None:
-        """Hold a pidfd on every lasting process below the server; look for new ones now and then."""
+        """Hold a pidfd on every lasting process below the server; look at each stage of the start, and now and then."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(MEMBER_SCAN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MEMBER_SCAN_S):
+                    await self._scan.wait()
+            self._scan.clear()
             pid = self._seen.pid
             if pid is None or self._seen.exit is not None:
                 continue
-            for member in await asyncio.to_thread(find_members, pid, set(self._members)):
+            look = asyncio.ensure_future(asyncio.to_thread(find_members, pid, set(self._members)))
+            try:
+                found = await asyncio.shield(look)
+            except asyncio.CancelledError:
+                look.add_done_callback(_close_members)
+                raise
+            for member in found:
                 self._members[member.pid] = member
                 loop.add_reader(member.handle, self._member_ended, member)
 
@@ -322,6 +389,12 @@ class Agent:
         code, number = read_ending(member)
         self._drop_member(member)
         self._ended(Exit(time.time(), code, number, f"{member.name} (pid {member.pid})"))
+
+    def _engine(self) -> tuple[int, str]:
+        engines = [member for member in self._members.values() if member.name.startswith("VLLM::EngineCore")]
+        if not engines:
+            raise NodeError(f"server {self._index} has no engine core")
+        return engines[0].pid, engines[0].name
 
     def _drop_member(self, member: Member) -> None:
         self._members.pop(member.pid, None)
@@ -356,7 +429,17 @@ class Agent:
     def _read_remains(self, lines: int) -> Remains:
         text = logs.tail(self._log, lines) if self._log is not None else []
         table = [f"{found.pid:>8} {found.age_s:8.0f}s {found.command}" for found in find_marked(self._deployment)]
-        return Remains(tuple(text), 1, float(time.localtime().tm_gmtoff), "\n".join(table), str(self._log or ""))
+        plog = _newest_plog()
+        return Remains(
+            log_lines=tuple(text),
+            first_line=1,
+            utc_offset_s=float(time.localtime().tm_gmtoff),
+            processes="\n".join(table),
+            log=str(self._log or ""),
+            npu=_npu_state(),
+            plog=tuple(logs.tail(plog, PLOG_LINES)) if plog else (),
+            plog_path=str(plog or ""),
+        )
 
 
 def state_dir() -> Path:
@@ -371,6 +454,44 @@ def _prepare_launch(plan: LaunchPlan, server: ServerPlan, deployment: str, attem
         from raylaunch.node.cpu import ensure_vllm_metadata
 
         ensure_vllm_metadata(Path(server.env["PYTHONPATH"].value))
+
+
+def _close_members(look: asyncio.Future[list[Member]]) -> None:
+    for member in look.result():
+        os.close(member.handle)
+
+
+def _find_holders(ports: tuple[int, ...]) -> list[str]:
+    from raylaunch.node.network import read_listeners
+
+    return [
+        f"port {found.port} is held by {found.process or 'an unknown process'} (pid {found.pid or 'unknown'})"
+        for found in read_listeners(ports)
+        if found.port in ports
+    ]
+
+
+def _npu_state() -> str:
+    """What npu-smi says now; a card that makes it hang costs `NPU_TIMEOUT_S`."""
+    from raylaunch.node.npu import find_npu_smi, run_tool
+
+    tool = find_npu_smi(os.environ)
+    if tool is None:
+        return ""
+    try:
+        return run_tool([tool, "info"], env=os.environ, timeout_s=NPU_TIMEOUT_S, check=False)
+    except NodeError as error:
+        return str(error)
+
+
+def _newest_plog() -> Path | None:
+    """The newest log of Ascend's runtime; every process of it writes one of its own."""
+    root = Path(os.environ.get("ASCEND_PROCESS_LOG_PATH") or Path.home() / "ascend" / "log") / "debug" / "plog"
+    dated = []
+    for path in root.glob("*.log"):
+        with contextlib.suppress(OSError):  # rotated away meanwhile
+            dated.append((path.stat().st_mtime, path))
+    return max(dated)[1] if dated else None
 
 
 def _settle(future: asyncio.Future[int], result: int | Exception) -> None:

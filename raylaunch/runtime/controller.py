@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError, RaylaunchError
+from raylaunch.errors import BusyError, ChecksFailedError, LaunchError, PlacementError, RaylaunchError
 from raylaunch.node.logs import planned_log
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
@@ -32,13 +32,15 @@ from raylaunch.runtime.session import alive_nodes
 from raylaunch.runtime.watch import Watch
 from raylaunch.supervise import policy
 from raylaunch.supervise.diagnose import Diagnosis, diagnose
-from raylaunch.supervise.state import Failure, Phase, ServerSeen
+from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
 from raylaunch.supervise.status import Event, ServerStatus, Status, StopReport
 
 AGENT_TIMEOUT_S = 60.0
 EVIDENCE_TIMEOUT_S = 5.0
 JOURNAL_TIMEOUT_S = 5.0
 SHOWN_EVENTS = 20
+PORTS_PATIENCE_S = 15.0
+"""How long a restart waits for its ports to become free: long enough for a socket that closes late."""
 FAILED_GRACE_S = 1.0
 """SIGTERM to SIGKILL when a failed gang is ended: its members wait for a peer that will not come back."""
 
@@ -82,6 +84,10 @@ class Controller:
         self._wake = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._stopped: asyncio.Future[StopReport] | None = None
+        self._known = asyncio.Event()
+        """Set once this controller knows what it controls: at once, or after it has found its agents."""
+        self._drilled = 0
+        """The attempt that a drill is about to break: its failure does not count against the restart budget."""
         self._background: set[asyncio.Task[Any]] = set()
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -94,6 +100,7 @@ class Controller:
     async def begin(self, secrets: Mapping[str, str]) -> None:
         """Start the deployment; returns at once."""
         self._secrets = secrets
+        self._known.set()
         self._spawn(self._run())
 
     async def take_over(self) -> None:
@@ -101,14 +108,17 @@ class Controller:
         if self._secrets is None:
             self._secrets = {}
             await self._adopt()
+            self._known.set()
             self._spawn(self._run())
 
     async def status(self) -> Status:
         """Where the deployment is now."""
+        await self._known.wait()
         return self._status()
 
     async def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
         """Return the status as soon as it is newer than `version`, or after `timeout_s`."""
+        await self._known.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self._version > version)
@@ -116,12 +126,48 @@ class Controller:
 
     async def events(self, after: int) -> list[Event]:
         """The events newer than number `after`."""
+        await self._known.wait()
         return [event for event in self._journal.events if event.number > after]
 
     async def read_log(self, server: int, cursor: Any, lines: int | None, timeout_s: float) -> Any:  # noqa: ANN401
         """A piece of a server's log; see `Agent.read_log`. None when its agent is gone."""
         agent = self._gang.alive.get(server)
         return None if agent is None else await agent.read_log.remote(cursor, lines, timeout_s)
+
+    async def diagnosis(self) -> Diagnosis | None:
+        """What the last failure was; of a deployment that never failed, what its logs show now, if anything."""
+        await self._known.wait()
+        if self._journal.diagnosis is not None or self._journal.plan is None:
+            return self._journal.diagnosis
+        found = await self._ask_evidence()
+        return None if found.id == "no-evidence" else found
+
+    async def inject(self, fault: str, server: int) -> Event:
+        """Do harm for a drill; the event tells when, on this controller's clock.
+
+        Raises:
+            BusyError: the deployment is not ready, so another command or failure is under way.
+        """
+        await self._known.wait()
+        agent = self._gang.alive.get(server)
+        if self._journal.phase is not Phase.READY or self._stop_asked.is_set() or agent is None:
+            raise BusyError(
+                f"{self._request.deployment} is {self._journal.phase}, and a drill needs it ready",
+                why="another command, or the last fault, is still under way",
+                todo=f"`raylaunch status {self._request.deployment}` shows it; try again when it is ready",
+            )
+        self._drilled = self._journal.attempt
+        done = await agent.inject.remote(fault, self._recipe.network.rpc_port)
+        at = done.at - self._watches[server].clock_offset_s
+        return self._note("drill", done.what, server, at=at)
+
+    async def may_cut(self, server: int) -> str:
+        """The interface a drill may take down on the node of `server`; "" when none."""
+        return str(await self._gang.agents[server].may_cut.remote())
+
+    async def leftovers(self) -> list[str]:
+        """Living processes of earlier attempts, as the agents find them."""
+        return _flatten(await self._gang.ask("leftovers", self._journal.attempt, timeout_s=AGENT_TIMEOUT_S))
 
     async def stop(self) -> StopReport:
         """End everything and prove it. A second caller waits for the same end."""
@@ -167,9 +213,9 @@ class Controller:
         await self._acquire(None)
         self._enter(Phase.CHECKING)
 
-    async def _acquire(self, timeout_s: float | None) -> None:
+    async def _acquire(self, timeout_s: float | None, excluded: tuple[str, ...] = ()) -> None:
         """Reserve NPUs where there is no reservation, and put an agent on each."""
-        excluded = self._journal.history.excluded_nodes
+        excluded = tuple(dict.fromkeys((*self._journal.history.excluded_nodes, *excluded)))
         if self._gang.group is None:
             self._gang.group = await asyncio.to_thread(
                 placement.reserve, self._request.deployment, self._recipe, excluded, timeout_s
@@ -202,6 +248,7 @@ class Controller:
             "probe", self._model_path(), ports, npu, timeouts.probe, timeout_s=timeouts.probe + AGENT_TIMEOUT_S
         )
         self._facts = {index: probed[index] for index in sorted(probed)}
+        self._journal.versions = {index: facts.versions for index, facts in self._facts.items()}
         nodes = list(self._facts.values())
         for index in self._facts:
             self._saw(replace(self._seen.get(index, ServerSeen(index)), stage="probed"))
@@ -270,14 +317,13 @@ class Controller:
         """Observe, decide, act: once."""
         now = time.time()
         seen = list(self._seen.values())
-        arguments = (self._journal.phase, seen, self._journal.history, self._health, now)
+        arguments = (self._journal.phase, seen, self._judged_history(), self._health, now)
         trouble = policy.find_trouble(*arguments, gang=self._shape)
         diagnosis = None
         if trouble is not None:
             self._note("failure", trouble.reason, trouble.root)
             diagnosis = await self._examine(trouble)
-            spare = await asyncio.to_thread(placement.has_spare, self._recipe, self._shape.nodes)
-            self._shape = replace(self._shape, spare=spare)
+            self._shape = replace(self._shape, spare=await asyncio.to_thread(self._has_spare))
         decision = policy.decide(
             *arguments,
             gang=self._shape,
@@ -297,6 +343,18 @@ class Controller:
             case policy.Stop():
                 return
 
+    def _judged_history(self) -> History:
+        """What a drill breaks on purpose is restarted whatever happened before."""
+        history = self._journal.history
+        if self._drilled != self._journal.attempt:
+            return history
+        return replace(history, failures=tuple(old for old in history.failures if old.kind == "device"))
+
+    def _has_spare(self) -> bool:
+        assert self._journal.plan is not None
+        used = tuple(server.node.node_id for server in self._journal.plan.servers)
+        return placement.has_spare(self._recipe, used, self._journal.history.excluded_nodes)
+
     async def _sleep_until(self, until: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until - time.time())):
@@ -305,10 +363,8 @@ class Controller:
 
     async def _examine(self, trouble: policy.Trouble) -> Diagnosis:
         """Freeze the evidence on every node, then name the root."""
-        answers = await self._gang.ask("remains", evidence.TAIL_LINES, timeout_s=EVIDENCE_TIMEOUT_S)
-        self._remains = {index: left for index, left in answers.items() if isinstance(left, Remains)}
-        offsets = {index: watch.clock_offset_s for index, watch in self._watches.items()}
-        found = diagnose(evidence.as_evidence(self._journal, self._seen, self._remains, offsets), at=time.time())
+        found = await self._ask_evidence()
+        self._journal.diagnosis = found
         self._note("diagnosis", f"{found.id}: {found.cause}", found.root if found.root is not None else trouble.root)
         self._bundle = await asyncio.to_thread(
             evidence.write_bundle,
@@ -321,6 +377,12 @@ class Controller:
         )
         return found
 
+    async def _ask_evidence(self) -> Diagnosis:
+        answers = await self._gang.ask("remains", evidence.TAIL_LINES, timeout_s=EVIDENCE_TIMEOUT_S)
+        self._remains = {index: left for index, left in answers.items() if isinstance(left, Remains)}
+        offsets = {index: watch.clock_offset_s for index, watch in self._watches.items()}
+        return diagnose(evidence.as_evidence(self._journal, self._seen, self._remains, offsets), at=time.time())
+
     def _restart(self, decision: policy.Restart, now: float) -> None:
         failure = Failure(
             self._journal.attempt,
@@ -331,7 +393,8 @@ class Controller:
             was_ready=self._journal.history.ready_at is not None,
             node=self._shape.nodes[decision.root] if decision.root is not None else "",
         )
-        self._journal.history = self._journal.history.remember(failure)
+        if self._drilled != self._journal.attempt:
+            self._journal.history = self._journal.history.remember(failure)
         self._journal.restarts += 1
         self._decision = decision
         self._note("restart", f"{decision.cause}: {decision.reason}", decision.root)
@@ -367,7 +430,7 @@ class Controller:
         self._seen = {}
         if decision is not None:
             await asyncio.sleep(max(0.0, decision.not_before - time.time()))
-        await self._acquire(self._health.restart_window_s)
+        await self._acquire(self._health.restart_window_s, decision.excluded if decision else ())
         await self._clean_ground()
         self._decision = None
         self._enter(Phase.CHECKING)
@@ -380,6 +443,19 @@ class Controller:
                 "processes of the last attempt cannot be ended",
                 evidence="\n".join(f"  {one}" for one in left),
                 todo="a process inside a driver call ends only with it; see `npu-smi info`",
+            )
+        await self._await_ports()
+
+    async def _await_ports(self) -> None:
+        """The primary's ports must be free; who holds one for long is named, for it is none of ours."""
+        network = self._recipe.network
+        primary = self._gang.agents[0]
+        holders = await primary.occupied.remote((network.http_port, network.rpc_port), PORTS_PATIENCE_S)
+        if holders:
+            raise LaunchError(
+                "a port of the deployment was taken while it restarted",
+                why="; ".join(holders),
+                todo="end that process, or choose other ports (network.http_port, network.rpc_port), and start again",
             )
 
     # -- the end ------------------------------------------------------------------------------------------------
@@ -410,10 +486,11 @@ class Controller:
         return _flatten(answers)
 
     def _release(self) -> None:
-        """Let agents and NPUs go."""
+        """Let agents and NPUs go, also those of a reservation that was still being waited for."""
         self._gang.kill()
-        if self._gang.group is not None:
-            placement.release(self._gang.group)
+        group = self._gang.group or placement.find_group(self._request.deployment)
+        if group is not None:
+            placement.release(group)
             self._gang.group = None
 
     # -- taking over ----------------------------------------------------------------------------------------------
@@ -428,8 +505,7 @@ class Controller:
         known = [hello.journal for hello in answered.values() if hello.journal]
         journals = sorted((Journal.load(data) for data in known), key=lambda journal: journal.number)
         if not journals or journals[-1].plan is None:
-            await self._end_servers(FAILED_GRACE_S)
-            self._release()
+            await self._give_up_adopting()
             return
         self._journal = journals[-1]
         assert self._journal.plan is not None
@@ -442,6 +518,14 @@ class Controller:
             self._watch_all()
         elif self._journal.phase in (Phase.CHECKING, Phase.STOPPING):
             self._resume_unfinished()
+
+    async def _give_up_adopting(self) -> None:
+        """Nobody remembers the plan or the secrets: starting by guess could serve without its API key."""
+        error = LaunchError(
+            "the controller died when nothing of the deployment was running, and was started again by Ray",
+            todo=f"`raylaunch stop {self._request.deployment}`, then start it again",
+        )
+        await self._fail(error)
 
     def _mark_missing_agents(self) -> None:
         for index in range(self._recipe.parallel.servers):
@@ -485,9 +569,12 @@ class Controller:
         self._save()
         self._tell()
 
-    def _note(self, kind: str, text: str, server: int | None = None) -> None:
-        self._journal.note(time.time(), kind, text, server)
+    def _note(self, kind: str, text: str, server: int | None = None, at: float | None = None) -> Event:
+        event = self._journal.note(time.time() if at is None else at, kind, text, server)
+        if kind != "stage":  # a controller that takes over knows the stages again from its agents
+            self._save()
         self._tell()
+        return event
 
     def _save(self) -> None:
         """Give the journal to the agents. Nobody waits for it; a lost copy is one of several."""

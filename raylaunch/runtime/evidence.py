@@ -55,12 +55,18 @@ def write_bundle(
     if journal.plan is not None:
         _write_json(folder / "plan.json", plan_to_dict(journal.plan))
     _write_json(folder / "diagnosis.json", asdict(diagnosis))
+    _write_json(folder / "versions.json", {index: dict(found) for index, found in journal.versions.items()})
     _write_json(folder / "servers.json", {index: asdict(one) for index, one in seen.items()})
     timeline = "".join(json.dumps(asdict(event)) + "\n" for event in journal.events)
     (folder / "timeline.jsonl").write_text(timeline, encoding="utf-8")
     for index, left in remains.items():
         (folder / f"server-{index}.log").write_text("\n".join(left.log_lines) + "\n", encoding="utf-8")
         (folder / f"server-{index}.processes.txt").write_text(left.processes + "\n", encoding="utf-8")
+        if left.npu:
+            (folder / f"server-{index}.npu.txt").write_text(left.npu + "\n", encoding="utf-8")
+        if left.plog:
+            text = "\n".join((left.plog_path, *left.plog))
+            (folder / f"server-{index}.plog.txt").write_text(text + "\n", encoding="utf-8")
     _prune(folder.parent)
     return folder
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from raylaunch.plan.findings import Finding
 from raylaunch.plan.spec import LaunchPlan
+from raylaunch.supervise.diagnose import Diagnosis
 from raylaunch.supervise.state import History, Phase, move
 from raylaunch.supervise.status import Event
 
@@ -31,6 +32,10 @@ class Journal:
     events: list[Event] = field(default_factory=list)
     error: dict[str, str] | None = None
     restarts: int = 0
+    diagnosis: Diagnosis | None = None
+    """Of the last failed attempt."""
+    versions: dict[int, dict[str, str]] = field(default_factory=dict)
+    """What was installed on each server's node when it was last probed."""
     number: int = 0
     """Grows with every change; the agents keep the newest."""
 
@@ -40,11 +45,13 @@ class Journal:
         self.phase_since = now
         self.note(now, "phase", str(phase))
 
-    def note(self, now: float, kind: str, text: str, server: int | None = None) -> None:
+    def note(self, now: float, kind: str, text: str, server: int | None = None) -> Event:
         """Add an event."""
         self.number += 1
-        self.events.append(Event(self.number, now, self.attempt, kind, text, server))
+        event = Event(self.number, now, self.attempt, kind, text, server)
+        self.events.append(event)
         del self.events[:-KEPT_EVENTS]
+        return event
 
     def dump(self) -> bytes:
         """The journal as the agents keep it. It holds no secrets."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from raylaunch.engine.client import EngineClient, HttpAnswer
@@ -17,6 +17,8 @@ from raylaunch.supervise.state import CanarySeen, HttpSeen, RankSeen, ServerSeen
 
 STARTING_PERIOD_S = 0.25
 """Between two looks while the API is coming up: this is what a person waits for."""
+CANARY_LOOK_S = 0.5
+"""Between two looks for a rank that has become silent."""
 
 
 def fold_http(before: HttpSeen, answer: HttpAnswer, sent: float, now: float) -> HttpSeen:
@@ -30,7 +32,8 @@ def fold_http(before: HttpSeen, answer: HttpAnswer, sent: float, now: float) -> 
 def fold_rank(before: RankSeen | None, rank: int, counters: RankCounters, now: float) -> RankSeen:
     """Take in one reading of a rank's counters."""
     tokens = counters.prompt_tokens + counters.generation_tokens
-    after = RankSeen(rank, counters.running, counters.waiting, tokens, counters.finished, at=now)
+    mute = before.mute_since if before else None
+    after = RankSeen(rank, counters.running, counters.waiting, tokens, counters.finished, at=now, mute_since=mute)
     moved = before is None or (tokens, counters.finished) != (before.tokens, before.finished)
     moved_at = now if moved else before.moved_at if before else None
     busy = counters.running + counters.waiting > 0
@@ -46,6 +49,13 @@ def fold_canary(before: CanarySeen | None, answer: HttpAnswer, sent: float, now:
         return CanarySeen(answer.ok, now, answer.latency_s, None, answer.detail)
     since = before.failing_since if before and before.failing_since is not None else sent
     return CanarySeen(False, now, answer.latency_s, since, answer.detail)
+
+
+def fold_rank_canary(rank: RankSeen, answer: HttpAnswer, sent: float) -> RankSeen:
+    """Take in the answer of one rank to a canary sent at `sent`."""
+    if answer.status is not None and answer.status < 500:
+        return replace(rank, mute_since=None)
+    return replace(rank, mute_since=rank.mute_since if rank.mute_since is not None else sent)
 
 
 class ApiObserver:
@@ -65,6 +75,7 @@ class ApiObserver:
         self._seen = seen
         self._update = update
         self._api_up = asyncio.Event()
+        self._asked: dict[int, float] = {}
 
     def api_is_up(self) -> None:
         """The server's log says that its API listens: ask now."""
@@ -94,9 +105,8 @@ class ApiObserver:
         models = await self._client.models(self._health.http_timeout_s)
         self._update(lambda seen: replace(seen, serves_model=self._name in models.names))
         await self._look_at_metrics()
-        await self._send_canary()
-        canary = self._seen().canary
-        if canary is None or not canary.ok or not self._seen().ranks:
+        ranks = [rank.rank for rank in self._seen().ranks]
+        if not ranks or not await self._ask_ranks(ranks):
             return False
         self._update(lambda seen: replace(seen, stage="first token", stage_detail=""))
         return True
@@ -127,20 +137,43 @@ class ApiObserver:
 
     async def _send_canaries(self) -> None:
         while True:
-            await asyncio.sleep(self._silence_left())
-            if self._silence_left() <= 0:
-                await self._send_canary()
-                await asyncio.sleep(self._health.progress_period_s)
+            silent = self._silent_ranks()
+            if silent:
+                await self._ask_ranks(silent)
+            await asyncio.sleep(CANARY_LOOK_S)
 
-    def _silence_left(self) -> float:
-        """Seconds until the service has been idle long enough for a canary; a failing one is repeated at once."""
-        canary = self._seen().canary
-        if canary is not None and canary.failing_since is not None:
-            return 0.0
-        last = max([rank.moved_at or 0.0 for rank in self._seen().ranks] + [canary.at if canary else 0.0])
-        return max(0.0, last + self._health.canary_idle_s - time.time())
+    def _silent_ranks(self) -> tuple[int, ...]:
+        """Ranks that have been idle long enough for a canary; after a failure they are asked again at once.
 
-    async def _send_canary(self) -> None:
+        A rank with requests is left alone: its counters tell what it does.
+        """
+        limit = time.time() - self._health.canary_idle_s
+        idle = [rank for rank in self._seen().ranks if rank.still_since is None]
+        return tuple(
+            rank.rank
+            for rank in idle
+            if rank.mute_since is not None or max(rank.moved_at or 0.0, self._asked.get(rank.rank, 0.0)) <= limit
+        )
+
+    async def _ask_ranks(self, ranks: Sequence[int]) -> bool:
+        """One token from each rank, at once; whether all gave it."""
+        return all(await asyncio.gather(*(self._ask_rank(rank) for rank in ranks)))
+
+    async def _ask_rank(self, rank: int) -> bool:
         sent = time.time()
-        answer = await self._client.complete(self._name, timeout_s=self._health.canary_timeout_s)
-        self._update(lambda seen: replace(seen, canary=fold_canary(seen.canary, answer, sent, time.time())))
+        patience = self._health.canary_timeout_s
+        answer = await self._client.complete(self._name, timeout_s=patience, rank=rank)
+        self._asked[rank] = time.time()
+        self._update(lambda seen: _take_canary(seen, rank, answer, sent))
+        return answer.ok
+
+
+def _take_canary(seen: ServerSeen, rank: int, answer: HttpAnswer, sent: float) -> ServerSeen:
+    """The whole service counts as failing while any rank does."""
+    ranks = tuple(fold_rank_canary(one, answer, sent) if one.rank == rank else one for one in seen.ranks)
+    canary = fold_canary(seen.canary, answer, sent, time.time())
+    mute = [one.mute_since for one in ranks if one.mute_since is not None]
+    if mute:
+        detail = canary.detail if not canary.ok else seen.canary.detail if seen.canary else ""
+        canary = replace(canary, ok=False, failing_since=min(mute), detail=detail)
+    return replace(seen, ranks=ranks, canary=canary)

@@ -29,7 +29,7 @@ def reserve(name: str, recipe: Recipe, excluded: tuple[str, ...] = (), timeout_s
         name: Deployment.
         recipe: Says how many servers, of how many NPUs.
         excluded: Addresses of nodes not to be used.
-        timeout_s: Instead of `timeouts.reserve`.
+        timeout_s: Wait so long, also for nodes that may yet come; by default `timeouts.reserve`.
 
     Raises:
         PlacementError: the cluster cannot give them; nothing stays reserved.
@@ -37,7 +37,8 @@ def reserve(name: str, recipe: Recipe, excluded: tuple[str, ...] = (), timeout_s
     from ray.util.placement_group import placement_group, remove_placement_group
 
     servers = recipe.parallel.servers
-    _refuse_impossible(recipe, excluded)
+    if timeout_s is None:
+        _refuse_impossible(recipe, excluded)
     group = placement_group(
         [{"NPU": float(recipe.npus_per_server)}] * servers,
         strategy="STRICT_SPREAD" if recipe.hardware.spread else "PACK",
@@ -78,13 +79,13 @@ def slots(group: Any) -> list[Slot]:  # noqa: ANN401
     return sorted(found, key=lambda slot: (_order(slot.ip), slot.node_id, slot.bundle))
 
 
-def has_spare(recipe: Recipe, used: tuple[str, ...]) -> bool:
-    """Whether a node outside `used` (addresses) has the NPUs of one server free."""
+def has_spare(recipe: Recipe, used: tuple[str, ...], excluded: tuple[str, ...] = ()) -> bool:
+    """Whether a node outside `used` (Ray's node ids) and `excluded` (addresses) has the NPUs of one server free."""
     free = _free_npus()
     return any(
         free.get(node["NodeID"], 0) >= recipe.npus_per_server
         for node in alive_nodes()
-        if node["NodeManagerAddress"] not in used
+        if node["NodeID"] not in used and node["NodeManagerAddress"] not in excluded
     )
 
 

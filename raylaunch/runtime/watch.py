@@ -120,7 +120,13 @@ def shift_clock(seen: ServerSeen, by_s: float) -> ServerSeen:
 
     http = replace(seen.http, at=moved(seen.http.at), failing_since=moved(seen.http.failing_since))
     ranks = tuple(
-        replace(rank, still_since=moved(rank.still_since), moved_at=moved(rank.moved_at), at=moved(rank.at))
+        replace(
+            rank,
+            still_since=moved(rank.still_since),
+            moved_at=moved(rank.moved_at),
+            at=moved(rank.at),
+            mute_since=moved(rank.mute_since),
+        )
         for rank in seen.ranks
     )
     canary = seen.canary

@@ -38,7 +38,7 @@ def find_trouble(
     if trouble is None and phase is Phase.STARTING:
         trouble = _late(servers, history, health, now, gang)
     if trouble is None and phase is Phase.READY:
-        trouble = _deaf(servers, health, now) or _stalled(servers, health, now, gang) or _dumb(servers, health, now)
+        trouble = _deaf(servers, health, now) or _stalled(servers, health, now, gang) or _dumb(servers, health, gang)
     return trouble
 
 
@@ -129,15 +129,16 @@ def _stalled(servers: Sequence[ServerSeen], health: HealthConfig, now: float, ga
     return Trouble("stalled", root, f"rank {ranks}: requests, but no token for {max(stuck.values()):.0f} s{hint}")
 
 
-def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Trouble | None:
-    """An idle service that cannot complete one token."""
-    for server in servers:
-        canary = server.canary
-        since = canary.failing_since if canary else None
-        if since is None or now - since < health.canary_timeout_s or _moved_after(server.ranks, since):
-            continue
-        return Trouble("canary-failed", None, f"server {server.index}: idle, and no completion for {now - since:.0f} s")
-    return None
+def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, gang: Gang) -> Trouble | None:
+    """A rank that looks idle and cannot complete one token: what was stopped while idle shows no request for ever."""
+    mute = {rank.rank: _mute_s(rank) for server in servers for rank in server.ranks}
+    dumb = {rank: lasting for rank, lasting in mute.items() if lasting >= health.canary_timeout_s}
+    if not dumb:
+        return None
+    owners = {gang.owner(rank) for rank in dumb}
+    root = owners.pop() if len(owners) == 1 else None
+    ranks = ", ".join(str(rank) for rank in sorted(dumb))
+    return Trouble("canary-failed", root, f"rank {ranks}: idle, and no token for {max(dumb.values()):.0f} s when asked")
 
 
 def _still_s(rank: RankSeen, now: float) -> float:
@@ -145,6 +146,17 @@ def _still_s(rank: RankSeen, now: float) -> float:
     if rank.still_since is None:
         return 0.0
     return (now if rank.at is None else rank.at) - rank.still_since
+
+
+def _mute_s(rank: RankSeen) -> float:
+    """For how long a rank without any request was seen to answer no canary, in seconds.
+
+    One with requests is `_stalled`'s to judge: a canary behind a long prefill waits for its turn.
+    """
+    if rank.mute_since is None or rank.at is None or rank.still_since is not None:
+        return 0.0
+    moved = rank.moved_at is not None and rank.moved_at > rank.mute_since
+    return 0.0 if moved else rank.at - rank.mute_since
 
 
 def _moved_after(ranks: Sequence[RankSeen], since: float) -> bool:

@@ -21,8 +21,9 @@ class HealthConfig:
     progress_period_s: float = 2.0
     stall_s: float = 20.0
     """A rank with requests none of whose counters moves for this long hangs; half of it with vLLM's own hang line."""
-    canary_idle_s: float = 10.0
-    canary_timeout_s: float = 20.0
+    canary_idle_s: float = 5.0
+    """A rank that was silent for this long is asked for one token."""
+    canary_timeout_s: float = 15.0
     """Unbroken row of failed canaries that counts: one that never answers, or quick failures for as long."""
     max_restarts: int = 3
     """Restarts within `restart_window_s`, and restarts in a row without becoming ready."""

@@ -90,6 +90,8 @@ class RankSeen:
     """When a counter of this rank last moved."""
     at: float | None = None
     """When the metrics were last read: standing still counts only as long as somebody looked."""
+    mute_since: float | None = None
+    """When the first canary of this rank's unbroken row of failures was sent; None after a success."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class Event:
     at: float
     attempt: int
     kind: str
-    """phase, stage, exit, failure, restart, recovered, adopted, command, note."""
+    """phase, stage, exit, failure, diagnosis, restart, adopted, command, drill, note."""
     text: str
     server: int | None = None
 

@@ -41,8 +41,8 @@ class Api:
             ("GET", "/version"): lambda _: Response(200, {"version": "0.32.0"}),
             ("GET", "/metrics"): lambda _: Response(200, self._metrics(), "text/plain; version=1.0.0; charset=utf-8"),
             ("GET", "/v1/models"): lambda _: Response(200, self._models()),
-            ("POST", "/v1/completions"): lambda request: self._generate(request.body, chat=False),
-            ("POST", "/v1/chat/completions"): lambda request: self._generate(request.body, chat=True),
+            ("POST", "/v1/completions"): lambda request: self._generate(request, chat=False),
+            ("POST", "/v1/chat/completions"): lambda request: self._generate(request, chat=True),
         }.get((request.method, request.path))
         return answer(request) if answer else Response(404, {"detail": "Not Found"})
 
@@ -73,13 +73,18 @@ class Api:
     def _labels(self, index):
         return f'engine="{index}",model_name="{self.names[0]}"'
 
-    def _generate(self, body, chat):
+    def _generate(self, request, chat):
+        body = request.body
         problem = self._find_problem(body, chat)
         if problem:
             return problem
         prompt = json.dumps(body.get("messages")) if chat else _prompt_text(body.get("prompt", ""))
         tokens = body.get("max_tokens") or body.get("max_completion_tokens") or 16
-        answers = self.router.submit(max(1, len(prompt.split())), tokens)
+        number = request.headers.get("x-data-parallel-rank", "")
+        rank = int(number) if number.isdigit() else None
+        if rank is not None and rank >= len(self.router.ranks):
+            return _error(400, f"data_parallel_rank {rank} is out of range [0, {len(self.router.ranks)}).")
+        answers = self.router.submit(max(1, len(prompt.split())), tokens, rank)
         call = _tool_call(body, prompt) if chat and self.tools_on else None
         shape = _Shape(body["model"], chat, len(prompt.split()), tokens, call)
         if body.get("stream"):

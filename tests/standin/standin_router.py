@@ -107,8 +107,11 @@ class Router:
             "Please ensure all workers are started with the same command-line arguments."
         )
 
-    def submit(self, prompt_tokens, tokens):
-        """Send a request to the next rank; returns a queue of True (token), False (last token), None (engine dead)."""
+    def submit(self, prompt_tokens, tokens, number=None):
+        """Send a request to rank `number` (None: the next in turn).
+
+        Returns a queue of True (token), False (last token), None (engine dead).
+        """
         answers = queue.SimpleQueue()
         with self._lock:
             if self.dead:
@@ -116,7 +119,7 @@ class Router:
                 return answers
             self._ids += 1
             request = self._ids
-            rank = self._choose()
+            rank = self._choose() if number is None else self.ranks[number]
             rank.sent += 1
             rank.requests[request] = [answers, prompt_tokens]
         if self.command.moe and any(other.gone for other in self.ranks):

@@ -76,7 +76,8 @@ IDLE = (RankSeen(0, at=NOW, moved_at=NOW - 300), RankSeen(1, at=NOW, moved_at=NO
 
 
 def mute(seconds: float, ranks_seen: tuple[RankSeen, ...] = IDLE) -> dict[str, Any]:
-    return {"ranks": ranks_seen, "canary": CanarySeen(ok=False, at=NOW - 1, failing_since=NOW - seconds)}
+    asked = tuple(replace(rank, mute_since=NOW - seconds if rank.rank else None) for rank in ranks_seen)
+    return {"ranks": asked, "canary": CanarySeen(ok=False, at=NOW - 1, failing_since=NOW - seconds)}
 
 
 DETECTION: list[tuple[str, Phase, tuple[ServerSeen, ...], tuple[str, int | None] | None]] = [
@@ -124,7 +125,20 @@ DETECTION: list[tuple[str, Phase, tuple[ServerSeen, ...], tuple[str, int | None]
     ("a hang line while tokens move", Phase.READY, pair(None, {"hang_lines": 3}), None),
     ("a hang line while idle", Phase.READY, pair({"ranks": IDLE, "hang_lines": 3}), None),
     ("a hang line and no progress", Phase.READY, pair({**still(11, 1), "hang_lines": 1}), ("stalled", 1)),
-    ("canary fails for as long as its patience", Phase.READY, pair(mute(21)), ("canary-failed", None)),
+    ("a rank answers no canary for as long as its patience", Phase.READY, pair(mute(16)), ("canary-failed", 1)),
+    (
+        "the other rank answers its canaries",
+        Phase.READY,
+        pair(mute(16, (replace(IDLE[0], moved_at=NOW - 1), IDLE[1]))),
+        ("canary-failed", 1),
+    ),
+    ("a canary behind a long prefill", Phase.READY, pair(mute(16, still(17, 1)["ranks"])), None),
+    (
+        "nobody looked since the canary was sent",
+        Phase.READY,
+        pair(mute(16, (IDLE[0], replace(IDLE[1], at=NOW - 10)))),
+        None,
+    ),
     ("canary fails, not for long", Phase.READY, pair(mute(10)), None),
     ("canary fails, but tokens move", Phase.READY, pair(mute(21, ranks())), None),
     ("ends are expected while restarting", Phase.RESTARTING, pair({"exit": Exit(NOW - 1, signal=15)}), None),
