@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,10 @@ OBJECT_STORE_BYTES = 80_000_000
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """A running embedded cluster. `address` is the GCS, `folder` holds Ray's session and the token."""
+    """A running embedded cluster. `address` is the GCS, `folder` holds Ray's session and the token.
+
+    The folder is in /tmp, as Ray's own: the path of a Unix socket in it may have 107 bytes, and Ray takes 70 of them.
+    """
 
     deployment: str
     address: str
@@ -62,8 +66,8 @@ def start_local(home: Path, deployment: str, *, nodes: int, npus_per_node: int) 
     record = _record(home, deployment)
     record.parent.mkdir(parents=True, exist_ok=True)
     _claim(record, deployment)
-    folder = record.parent / f"{deployment}-{secrets.token_hex(4)}"
-    marker = f"@{folder.name}"  # no deployment can have this name
+    folder = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
+    marker = f"@{deployment}-{secrets.token_hex(4)}"  # no deployment can have this name
     cluster = LocalCluster(deployment, f"{_own_address()}:{_free_port()}", str(folder), marker)
     try:
         _write_token(cluster)
@@ -107,7 +111,6 @@ def _write(record: Path, value: dict[str, str]) -> None:
 
 
 def _write_token(cluster: LocalCluster) -> None:
-    Path(cluster.folder).mkdir(mode=0o700)
     descriptor = os.open(cluster.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))

@@ -1,0 +1,5 @@
+"""`python -m raylaunch` is `raylaunch`."""
+
+from raylaunch.cli.app import main
+
+main()

@@ -1,0 +1,67 @@
+"""Fixtures of the runtime tests: a user with a home, Ray nodes that end with the test, nothing left behind."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from ray_yard import STANDIN, RayNodes, User, clean_env, free_ports
+
+from raylaunch.node.marked import end_marked, find_marked
+from raylaunch.runtime.local import stop_local
+
+
+@pytest.fixture
+def short_folder():
+    """A folder with a short path: Ray's sockets may have 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="rl-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def user(short_folder, request):
+    """Somebody with a new home. Afterwards whatever was started from it is ended, and its logs kept on failure."""
+    person = User(short_folder / "home")
+    yield person
+    for record in (person.home / "clusters").glob("*.json"):
+        stop_local(person.home, record.stem)
+
+
+@pytest.fixture
+def standin(short_folder):
+    """Settings that put the stand-in in vLLM's place, and the folder where it records what reached it."""
+    return _standin(short_folder)
+
+
+@pytest.fixture
+def ports():
+    """Assignments that move a recipe to free ports."""
+    http, rpc = free_ports(2)
+    return ["--set", f"network.http_port={http}", "--set", f"network.rpc_port={rpc}"]
+
+
+@pytest.fixture(scope="module")
+def ray_nodes():
+    """Two Ray nodes with 8 declared NPUs each, without authentication, running the stand-in; one pair per file."""
+    folder = Path(tempfile.mkdtemp(prefix="rl-"))
+    nodes = RayNodes(folder / "ray", folder / "record", clean_env(folder / "home", **_RAY, **_standin(folder)))
+    try:
+        nodes.start([8, 8])
+        yield nodes
+    finally:
+        nodes.stop()
+        for deployment in {process.deployment for process in find_marked() if process.deployment.startswith("test-")}:
+            end_marked(deployment, grace_s=0)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+
+
+def _standin(folder: Path) -> dict[str, str]:
+    record = folder / "record"
+    record.mkdir()
+    return {"RAYLAUNCH_VLLM": str(STANDIN), "STANDIN_RECORD": str(record)}

@@ -1,0 +1,227 @@
+"""`start` to `stop` on real Ray with the stand-in: the whole path, as a person at a shell walks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from ray_yard import await_true, free_ports, model_folder
+
+from raylaunch.node.marked import find_marked
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.planner import build_plan
+from raylaunch.recipe.catalog import read
+
+pytestmark = pytest.mark.ray
+
+
+def test_local_dual_from_nothing_to_nothing(user, standin, ports):
+    user.extra = standin
+    started = user.run("start", "local-dual", "--name", "test-local", *ports)
+    assert started.code == 0, started.out + started.err
+    assert "first token" in started.out
+
+    status = user.run("status", "test-local", "-o", "json").json()
+    assert status["phase"] == "ready"
+    assert [server["role"] for server in status["servers"]] == ["primary", "headless"]
+    assert {rank["rank"] for rank in status["servers"][0]["seen"]["ranks"]} == {0, 1}
+
+    answer = httpx.post(
+        f"{status['endpoint']}/chat/completions",
+        json={"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},
+        trust_env=False,
+        timeout=60,
+    )
+    assert answer.status_code == 200
+
+    for server, role in enumerate(("Starting vLLM server", "Launching 1 data parallel engine")):
+        logs = user.run("logs", "test-local", "--server", str(server), "-n", "1000")
+        assert role in logs.out
+        assert Path(status["servers"][server]["log"]).is_file()
+
+    listed = user.run("list", "--running", "-o", "json")
+    assert "test-local" in listed.out
+
+    stopped = user.run("stop", "test-local", "-o", "json")
+    assert stopped.code == 0, stopped.out + stopped.err
+    assert stopped.json()["left"] == []
+    assert stopped.json()["local_cluster_stopped"] is True
+    assert find_marked("test-local") == []
+    assert not [process for process in find_marked() if process.deployment.startswith("@test-local")]
+    assert user.run("status", "test-local").code == 9
+
+
+def test_what_reaches_the_server_is_the_plan(user, ray_nodes, ports, short_folder):
+    """a2-dual, unchanged but for the model path and free ports."""
+    model = model_folder(short_folder / "model")
+    sets = ["--set", f"model.path={model}", *ports]
+    user.extra = {"RAY_AUTH_MODE": "disabled"}
+    started = user.run("start", "a2-dual", "--name", "test-a2", "--address", ray_nodes.address, *sets)
+    assert started.code == 0, started.out + started.err
+    try:
+        status = user.run("status", "test-a2", "--address", ray_nodes.address, "-o", "json").json()
+        nodes = [
+            Facts(server["ip"], interface=server["interface"], node_id=str(server["index"]))
+            for server in status["servers"]
+        ]
+        plan = build_plan(read("a2-dual", sets[1::2]), nodes, deployment="test-a2")
+        records = [json.loads(path.read_text()) for path in sorted(ray_nodes.record.glob("*.json"))]
+        records = [record for record in records if record["env"]["RAYLAUNCH_DEPLOYMENT"] == "test-a2"]
+        assert len(records) == 2
+        for server, record in zip(plan.servers, records, strict=True):
+            assert tuple(record["argv"][1:]) == server.argv[1:]
+            assert {name: record["env"].get(name) for name in server.environ} == server.environ
+            assert not [name for name in server.unset if name in record["env"]]
+            assert not [name for name in record["env"] if name.startswith("RAY_")]
+            assert record["env"]["RAYLAUNCH_DEPLOYMENT"] == "test-a2"
+            assert record["env"]["RAYLAUNCH_ATTEMPT"] == "1"
+            assert record["env"]["ASCEND_RT_VISIBLE_DEVICES"] == "0,1,2,3,4,5,6,7"
+            assert record["niceness"] == 0
+            assert record["pgid"] == record["pid"], "its own process group"
+            assert record["cwd"] == ray_nodes.env["RAYLAUNCH_HOME"]
+    finally:
+        stopped = user.run("stop", "test-a2", "--address", ray_nodes.address)
+    assert stopped.code == 0, stopped.out + stopped.err
+    assert find_marked("test-a2") == []
+
+
+def test_the_last_free_nodes_go_to_one_of_two(user, ray_nodes, short_folder):
+    """Two deployments at the same moment: one starts, the other is told what is missing, nothing hangs."""
+    model = model_folder(short_folder / "model")
+    user.extra = {"RAY_AUTH_MODE": "disabled"}
+    starts = []
+    for name in ("test-one", "test-two"):
+        http, rpc = free_ports(2)
+        words = [
+            "--set",
+            f"model.path={model}",
+            "--set",
+            f"network.http_port={http}",
+            "--set",
+            f"network.rpc_port={rpc}",
+        ]
+        starts.append(user.popen("start", "a2-dual", "--name", name, "--address", ray_nodes.address, *words))
+    outputs = [process.communicate(timeout=240)[0] for process in starts]
+    codes = [process.returncode for process in starts]
+    assert sorted(codes) == [0, 6], outputs
+    loser = outputs[codes.index(6)]
+    winner = ("test-one", "test-two")[codes.index(0)]
+    assert "too few NPUs" in loser
+    assert f"8 by {winner}" in loser
+    assert user.run("stop", winner, "--address", ray_nodes.address).code == 0
+
+
+def test_bad_input_is_told_apart_and_leaves_nothing(user, ray_nodes, short_folder, ports):
+    model = model_folder(short_folder / "model")
+    user.extra = {"RAY_AUTH_MODE": "disabled"}
+    base = ["--address", ray_nodes.address, "--name", "test-bad", *ports]
+    missing = user.run("start", "a2-dual", *base, "--set", "model.path=/nowhere/at/all")
+    assert missing.code == 4, missing.out + missing.err
+    assert "/nowhere/at/all" in missing.err
+
+    too_big = user.run("start", "a2-dual", *base, "--set", f"model.path={model}", "--set", "parallel.data=4")
+    assert too_big.code == 6, too_big.out + too_big.err
+    assert "too few NPUs: 4 server(s) with 8 NPUs each" in too_big.err
+
+    dead_ray = user.run(
+        "start", "a2-dual", "--address", f"127.0.0.1:{free_ports(1)[0]}", "--set", f"model.path={model}"
+    )
+    assert dead_ray.code == 5, dead_ray.out + dead_ray.err
+    assert "no Ray cluster answers" in dead_ray.err
+
+    unknown = user.run("start", "a2-duel", *base)
+    assert unknown.code == 3
+    assert "did you mean 'a2-dual'" in unknown.err
+
+    assert find_marked("test-bad") == []
+    assert user.run("status", "test-bad", "--address", ray_nodes.address).code == 9
+
+
+def test_a_busy_port_is_named_with_its_owner(user, ray_nodes, short_folder):
+    import socket
+
+    model = model_folder(short_folder / "model")
+    user.extra = {"RAY_AUTH_MODE": "disabled"}
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = ["--set", f"model.path={model}", "--set", f"network.http_port={port}"]
+        busy = user.run("start", "a2-dual", "--name", "test-busy", "--address", ray_nodes.address, *words)
+    assert busy.code == 4, busy.out + busy.err
+    assert str(port) in busy.err
+    assert str(os.getpid()) in busy.err
+    assert find_marked("test-busy") == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [("bad-flag", "unrecognized arguments"), ("weights-missing", "model")],
+)
+def test_a_server_that_exits_at_once_shows_its_last_lines(user, standin, ports, fault, told):
+    user.extra = {**standin, "STANDIN_FAIL": fault}
+    failed = user.run("start", "local-dual", "--name", "test-exit", *ports)
+    assert failed.code == 7, failed.out + failed.err
+    assert told in failed.err
+    assert "next" in failed.err
+    assert find_marked("test-exit") == []
+    assert user.run("status", "test-exit").code == 9, "a failed start leaves no cluster either"
+
+
+def test_ctrl_c_leaves_the_deployment_and_says_how_to_stop(user, standin, ports):
+    user.extra = {**standin, "STANDIN_START_S": "8"}
+    starting = user.popen("start", "local-dual", "--name", "test-ctrl-c", *ports)
+    lines = []
+    for line in starting.stdout:
+        lines.append(line)
+        if "spawned" in line:
+            break
+    os.killpg(starting.pid, signal.SIGINT)
+    rest, _ = starting.communicate(timeout=60)
+    assert starting.returncode == 130, "".join(lines) + rest
+    assert "raylaunch stop test-ctrl-c" in rest
+
+    def is_ready():
+        return user.run("status", "test-ctrl-c").code == 0
+
+    await_true(is_ready, "the deployment goes on without its driver", 120)
+    assert user.run("stop", "test-ctrl-c").code == 0
+
+
+def test_a_headless_start_does_not_wait_and_a_second_name_is_refused(user, standin, ports):
+    user.extra = {**standin, "STANDIN_START_S": "4"}
+    assert user.run("start", "local-dual", "--name", "test-twice", "--no-wait", *ports).code == 0
+    again = user.run("start", "local-dual", "--name", "test-twice", *ports)
+    assert again.code == 10, again.out + again.err
+    assert "raylaunch stop test-twice" in again.err
+    late = user.run("start", "local-dual", "--name", "test-twice", "--timeout", "0.1", *ports)
+    assert late.code == 10
+    assert user.run("stop", "test-twice").code == 0, "stop works while it starts"
+    assert find_marked("test-twice") == []
+
+
+def test_the_python_face(user, standin):
+    http, rpc = free_ports(2)
+    user.extra = standin
+    program = f"""
+import raylaunch
+ports = {{"network.http_port": {http}, "network.rpc_port": {rpc}}}
+with raylaunch.deploy("local-dual", set=ports, deployment="test-py") as dep:
+    assert dep.status().phase == "ready", dep.status()
+    assert dep.endpoint == "http://127.0.0.1:{http}/v1", dep.endpoint
+    assert "Application startup complete" in dep.logs(0, 1000)
+    assert raylaunch.attach("test-py").status().attempt == 1
+    assert [event.text for event in dep.events() if event.kind == "phase"][-1] == "ready"
+try:
+    raylaunch.attach("test-py")
+except raylaunch.RaylaunchError as error:
+    print("gone:", type(error).__name__)
+"""
+    done = user.python(program)
+    assert done.code == 0, done.out + done.err
+    assert "gone: UnknownDeploymentError" in done.out
+    assert find_marked("test-py") == []

@@ -1,0 +1,50 @@
+"""The embedded default with real vLLM on CPU: start, chat, both ranks, logs, a second process, stop, nothing left."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from ray_yard import await_true
+
+from raylaunch.node.marked import find_marked
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
+
+
+def test_local_dual_serves_with_real_vllm(user, ports):
+    started = user.run("start", "local-dual", "--name", "test-real", *ports, deadline_s=600)
+    assert started.code == 0, started.out + started.err
+    status = user.run("status", "test-real", "-o", "json").json()
+    endpoint = status["endpoint"]
+
+    def chat() -> None:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello, who are you?"}], "max_tokens": 8}
+        answer = httpx.post(f"{endpoint}/chat/completions", json=body, timeout=120, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"]
+
+    for _ in range(6):
+        chat()
+
+    def both_ranks_served() -> bool:
+        metrics = httpx.get(f"{endpoint.removesuffix('/v1')}/metrics", timeout=60, trust_env=False).text
+        served = {
+            line.split('engine="')[1][0]
+            for line in metrics.splitlines()
+            if line.startswith("vllm:request_success_total") and float(line.rsplit(" ", 1)[1]) > 0
+        }
+        return served == {"0", "1"}
+
+    await_true(both_ranks_served, "both ranks have served", 60)
+    assert "Application startup complete" in user.run("logs", "test-real", "-n", "500").out
+    assert "Launching 1 data parallel engine" in user.run("logs", "test-real", "--server", "1", "-n", "500").out
+    names = {process.command.split()[0] for process in find_marked("test-real")}
+    assert {"VLLM::EngineCore_DP0", "VLLM::EngineCore_DP1"} <= names, "vLLM's own processes keep the marker"
+
+    stopped = user.run("stop", "test-real", "-o", "json")
+    assert stopped.code == 0, stopped.out + stopped.err
+    assert stopped.json()["left"] == []
+    assert find_marked("test-real") == []
+    assert [process for process in find_marked() if process.deployment.startswith("@test-real")] == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{endpoint}/models", timeout=5, trust_env=False)
