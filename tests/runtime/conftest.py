@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -58,7 +59,8 @@ def ray_nodes():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+_RAY = {"RAY_AUTH_MODE": "disabled"} | ({} if os.geteuid() == 0 else {"RAY_worker_niceness": "0"})
+"""Root undoes the niceness 15 that Ray gives its workers; anybody else must have it set at `ray start`."""
 
 
 def _standin(folder: Path) -> dict[str, str]:

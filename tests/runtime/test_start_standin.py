@@ -225,3 +225,26 @@ except raylaunch.RaylaunchError as error:
     assert done.code == 0, done.out + done.err
     assert "gone: UnknownDeploymentError" in done.out
     assert find_marked("test-py") == []
+
+
+def test_secrets_reach_the_servers_and_nothing_else(user, standin, ports, short_folder):
+    secret = "s3cr3t-" + "x9" * 8
+    recipe = short_folder / "guarded.yaml"
+    recipe.write_text("extends: local-dual\nsecrets: [VLLM_API_KEY]\n")
+    user.extra = standin
+    refused = user.run("start", str(recipe), "--name", "test-secret", *ports)
+    assert refused.code == 3
+    assert "export VLLM_API_KEY" in refused.err
+
+    user.extra = {**standin, "VLLM_API_KEY": secret}
+    started = user.run("start", str(recipe), "--name", "test-secret", *ports)
+    assert started.code == 0, started.out + started.err
+    shown = [user.run(*words).out for words in (["status", "test-secret", "-o", "json"], ["events", "test-secret"])]
+    ray_folder = Path(json.loads((user.home / "clusters" / "test-secret.json").read_text())["folder"])
+    written = [path for root in (user.home, ray_folder) for path in root.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert not [path for path in written if secret.encode() in path.read_bytes()]
+    assert not [text for text in (started.out, started.err, *shown) if secret in text]
+    records = [json.loads(path.read_text()) for path in Path(standin["STANDIN_RECORD"]).glob("*.json")]
+    assert [record["env"]["VLLM_API_KEY"] for record in records] == [secret, secret]
+    assert user.run("stop", "test-secret").code == 0
