@@ -73,6 +73,7 @@ def cluster(
         ssh_key=ssh_key,
         bare=bare,
         name=cluster_name,
+        asked=[name, *(word for each in sets or [] for word in ("--set", each))],
     )
     if file:
         from raylaunch.cli.files import write_files

@@ -53,6 +53,7 @@ class _Site:
     ssh_user: str
     ssh_key: str | None
     bare: bool
+    asked: tuple[str, ...]
 
 
 def render_cluster(
@@ -64,16 +65,18 @@ def render_cluster(
     ssh_key: str | None = None,
     bare: bool = False,
     name: str | None = None,
+    asked: Sequence[str] = (),
 ) -> str:
     """Return the YAML of a cluster for this recipe: `ray up` on it gives the NPUs that the recipe asks for.
 
     Without `bare`, Ray runs in the recipe's container on each host. `name` is the cluster's, by default the recipe's.
+    `asked` is how the recipe was asked for on the command line (path, --set), for the comment that says so.
 
     Raises:
         PlanError: not enough hosts, one named twice, or an address that Ray's local provider cannot use.
         RecipeError: no container and not `bare`, or a port of the recipe that Ray needs.
     """
-    site = _Site(name or loaded.name, head, tuple(workers), ssh_user, ssh_key, bare)
+    site = _Site(name or loaded.name, head, tuple(workers), ssh_user, ssh_key, bare, tuple(asked))
     _check(loaded.recipe, site)
     return "\n".join(_lines(loaded, site)) + "\n"
 
@@ -148,7 +151,7 @@ def _lines(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
 
 
 def _title(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
-    again = ["raylaunch", "cluster", loaded.name, "--head", site.head]
+    again = ["raylaunch", "cluster", *(site.asked or (loaded.name,)), "--head", site.head]
     again += [word for worker in site.workers for word in ("--worker", worker)]
     again += ["--ssh-user", site.ssh_user, *(["--ssh-key", site.ssh_key] if site.ssh_key else [])]
     again += [*(["--bare"] if site.bare else []), *(["--name", site.name] if site.name != loaded.name else [])]
@@ -250,7 +253,8 @@ def _start(recipe: Recipe, site: _Site) -> Iterator[str]:
     yield "#   --include-log-monitor=false  on a worker the log monitor would outlive `ray down` (measured)"
     if site.bare:
         yield f"# The first command ends what an earlier `ray up` of this cluster left, by its mark {MARKER}."
-        yield "# `ray stop` would end every Ray of the host, whosever it is; `ray down` does so, on the head."
+        yield "# `ray stop` would end every Ray of the host, whosever it is; `ray down` does so, on the head. On the"
+        yield "# workers Ray then ends by itself, within two minutes (measured)."
     else:
         yield "# `ray stop` ends every Ray that it sees, and in the container that is this cluster's."
     for role in ("head", "worker"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def test_it_writes_a_file_for_ray_up(cli, tmp_path):
     assert config["provider"] == {"type": "local", "head_ip": "192.0.2.20", "worker_ips": ["192.0.2.21"]}
     assert config["auth"] == {"ssh_user": "ray", "ssh_private_key": "~/.ssh/key"}
     assert config["docker"]["container_name"] == "minimax2_5"
+
+
+def test_the_file_says_how_it_was_made(cli):
+    first = cli("cluster", "a2-dual", *HOSTS, "--bare", "--name", "lab", "--set", "network.http_port=12000").stdout
+    command = next(line for line in first.splitlines() if "raylaunch cluster a2-dual" in line)
+    again = cli(*shlex.split(command.removeprefix("#"))[1:-2]).stdout
+    assert again == first
+    assert "--min-worker-port=12001" in first
 
 
 def test_without_a_file_it_prints(cli):
