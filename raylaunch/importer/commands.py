@@ -9,8 +9,8 @@ from typing import Any
 from raylaunch.importer.draft import Draft, Placed
 from raylaunch.importer.flags import Given, is_bare, plain, value_of
 from raylaunch.importer.groups import Group
-from raylaunch.importer.reading import Server
-from raylaunch.importer.shell import unknowns
+from raylaunch.importer.said import Server
+from raylaunch.importer.words import unknowns
 from raylaunch.recipe.owned import owned_arg
 
 _SIZES = {
@@ -57,8 +57,11 @@ def _last_given(draft: Draft, server: Server) -> dict[str, Given]:
         if name in last:
             draft.drop(f"--{name} is given twice: the last one counts", server.where, show(last[name]), level="info")
         last[name] = given
-        if given.extra and given.name != "api-key":
-            draft.drop(f"--{given.name}: only one value fits in a recipe", server.where, " ".join(given.extra))
+        if given.extra and name == "served-model-name":
+            draft.drop("a recipe has one name for the model", server.where, " ".join(given.extra))
+        elif given.extra and name not in _SECRET:
+            draft.drop(f"--{name} has several values, and a recipe takes one: left out", server.where, show(given))
+            del last[name]
     if server.extra:
         draft.drop("these words belong to no flag", server.where, " ".join(server.extra))
     return last

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raylaunch.importer.reading import is_secret
-from raylaunch.importer.shell import unknowns
+from raylaunch.importer.said import is_secret
+from raylaunch.importer.words import unknowns
 from raylaunch.plan.findings import Finding, Level
 from raylaunch.recipe.load import split_path
 

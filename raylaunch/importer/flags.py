@@ -49,7 +49,7 @@ def read_words(words: Sequence[str]) -> tuple[list[str], list[Given]]:
         if not is_flag(word):
             positional.append(word)
             continue
-        name, equals, value = word.partition("=")
+        name, equals, value = ("-O", "=", word[2:]) if re.fullmatch(r"-O\d", word) else word.partition("=")
         canonical = long_name(name)
         taken: list[str] = []
         while not equals and rest and not is_flag(rest[0]) and len(taken) < _most_values(canonical):

@@ -1,16 +1,17 @@
-"""What launch scripts say: servers with their variables, containers, host settings; and what nobody can place."""
+"""A walk through launch scripts as a shell would go: variables and words are followed, nothing is run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from raylaunch.importer.docker import ContainerRun, command_inside, read_docker
-from raylaunch.importer.flags import Given, is_flag, read_words
+from raylaunch.importer.docker import command_inside, read_docker
+from raylaunch.importer.flags import is_flag, read_words
 from raylaunch.importer.markdown import Block, scripts_of
-from raylaunch.importer.shell import Statement, expand, parse
-from raylaunch.plan.findings import Finding, Level
+from raylaunch.importer.said import HostSetting, Reading, Server, Setting, shown
+from raylaunch.importer.shell import Statement, parse
+from raylaunch.importer.words import BETWEEN, expand
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)
 _WRAPPERS = ("exec", "nohup", "sudo", "command", "time", "env", "$")
@@ -28,76 +29,15 @@ _DEEPEST = 3
 """How many `bash -c` are looked into, one in the other."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A variable given to a server. `text` is how it stands in the script."""
-
-    value: str
-    where: str
-    text: str
-
-
-@dataclass(frozen=True)
-class HostSetting:
-    """A setting of the host: `name` is "governor", or a sysctl."""
-
-    name: str
-    value: str
-    where: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Server:
-    """One `vllm serve` command."""
-
-    where: str
-    model: str | None
-    flags: tuple[Given, ...]
-    env: dict[str, Setting]
-    extra: tuple[str, ...] = ()
-    """Words behind the model that belong to no flag."""
-    helpers: frozenset[str] = frozenset()
-    """Names of variables that the script itself uses."""
-    host: tuple[HostSetting, ...] = ()
-    """Settings of the host that its script makes."""
-
-    def flag(self, name: str) -> Given | None:
-        """The last flag of that name, as vLLM takes it."""
-        return next((flag for flag in reversed(self.flags) if flag.name == name), None)
-
-    def value(self, name: str) -> str | None:
-        """Value of a flag; "" when it is bare, None when it is not given."""
-        flag = self.flag(name)
-        return None if flag is None else flag.value or ""
-
-    @property
-    def headless(self) -> bool:
-        """Whether it has no API."""
-        return self.flag("headless") is not None
-
-
-@dataclass
-class Reading:
-    """All that some scripts say."""
-
-    servers: list[Server] = field(default_factory=list)
-    containers: list[ContainerRun] = field(default_factory=list)
-    host: list[HostSetting] = field(default_factory=list)
-    """Settings of the host in scripts without a server."""
-    findings: list[Finding] = field(default_factory=list)
-
-    def note(self, id_: str, level: Level, what: str, where: str, *, seen: str = "", todo: str = "") -> None:
-        """Report something."""
-        self.findings.append(Finding(id_, level, what, todo, where, seen))
-
-
 def read_scripts(files: dict[str, str]) -> Reading:
     """Read the texts of some files, by name. Arbitrary text is fine: what is no launch script is reported."""
     out = Reading()
     for name, text in files.items():
         _Walk(name, out).document(text)
     return out
+
+
+_State = tuple[dict[str, str], dict[str, Setting]]
 
 
 class _Walk:
@@ -112,6 +52,8 @@ class _Walk:
         self.used: set[str] = set()
         self.host: list[HostSetting] = []
         self.governor: str | None = None
+        self.branches: list[tuple[_State, _State | None]] = []
+        """Open conditions: the state before, and the state behind the first branch."""
         self.last = ""
         """What the statement before was."""
 
@@ -155,10 +97,10 @@ class _Walk:
         for name, setting in settings.items():
             if name not in self.used:
                 what = f"{name} is exported where no `vllm serve` follows"
-                self.out.note("not-placed", "warning", what, setting.where, seen=_shown(name, setting.text))
+                self.out.note("not-placed", "warning", what, setting.where, seen=shown(name, setting.text))
             else:
                 what = f"{name} only serves the script itself"
-                self.out.note("not-needed", "info", what, setting.where, seen=_shown(name, setting.text))
+                self.out.note("not-needed", "info", what, setting.where, seen=shown(name, setting.text))
 
     def _script(self, text: str, offset: int, depth: int) -> None:
         parsed = parse(text)
@@ -170,6 +112,8 @@ class _Walk:
 
     def _statement(self, statement: Statement, where: str, depth: int) -> None:
         words = [each for word in statement.words for each in expand(word, self.variables, self.used)]
+        if statement.control or statement.array:
+            return self._branch(statement.control) if statement.control else self._array(statement.array, words)
         words, own = self._prefix(words, where)
         kind = self._take(words, own, where, statement, depth)
         if statement.redirections and kind in ("serve", "docker"):
@@ -183,6 +127,35 @@ class _Walk:
             what = f"stands in a {statement.inside}: read once, as if it ran once"
             self.out.note("shell", "warning", what, where, seen=" ".join(words[:4]))
         self.last = kind
+        return None
+
+    def _branch(self, control: str) -> None:
+        """Read every branch of a condition; behind it, what the first branch has set holds."""
+        here = (dict(self.variables), dict(self.exported))
+        if control == "if":
+            self.branches.append((here, None))
+        elif self.branches:
+            start, first = self.branches.pop()
+            if first:
+                self._later_branch(start, first)
+            first = first or here
+            if control == "else":
+                self.branches.append((start, first))
+            variables, exported = start if control == "else" else first
+            self.variables, self.exported = dict(variables), dict(exported)
+
+    def _later_branch(self, start: _State, first: _State) -> None:
+        """Report the exports of a branch that does not count."""
+        for name, setting in self.exported.items():
+            kept = first[1].get(name)
+            if setting != start[1].get(name) and (kept is None or kept.value != setting.value):
+                what = f"{name} is exported in a branch that is not the first: not taken for what follows"
+                self.out.note("not-placed", "warning", what, setting.where, seen=shown(name, setting.text))
+
+    def _array(self, assignment: str, words: list[str]) -> None:
+        name = assignment.rstrip("+=") + "[@]"
+        before = [self.variables[name]] if assignment.endswith("+=") and name in self.variables else []
+        self.variables[name] = BETWEEN.join([*before, *words])
 
     def _prefix(self, words: list[str], where: str) -> tuple[list[str], dict[str, Setting]]:
         """Take `nohup`, `exec`, `env` and `A=1` off the front of a command."""
@@ -291,7 +264,7 @@ class _Walk:
             if name in self.exported and self.exported[name].value != value:
                 before = self.exported[name]
                 what = f"{name} is exported twice: the later value counts"
-                self.out.note("not-placed", "info", what, before.where, seen=_shown(name, before.text))
+                self.out.note("not-placed", "info", what, before.where, seen=shown(name, before.text))
             self.exported[name] = Setting(value, where, word if found else f"{name}={value}")
 
     def _reexport(self, own: dict[str, Setting]) -> None:
@@ -303,7 +276,7 @@ class _Walk:
             gone = self.exported.pop(name, None)
             self.variables.pop(name, None)
             what = f"{name} is unset; raylaunch itself keeps proxies away from the servers"
-            seen = _shown(name, gone.text) if gone else name
+            seen = shown(name, gone.text) if gone else name
             self.out.note(
                 "not-needed", "info", what if "proxy" in name.lower() else f"{name} is unset", where, seen=seen
             )
@@ -315,15 +288,6 @@ class _Walk:
                 self.host.append(HostSetting(name.strip(), value.strip(), where, f"sysctl {word}"))
             elif not is_flag(word):
                 self.out.note("not-placed", "info", "a sysctl without a value", where, seen=word)
-
-
-def is_secret(name: str) -> bool:
-    """Whether a variable holds something nobody may read."""
-    return re.search(r"(?i)(?:api_?key|token|secret|passw(?:or)?d|credential)s?$", name) is not None
-
-
-def _shown(name: str, text: str) -> str:
-    return f"{name}=..." if is_secret(name) else text
 
 
 def _serve_words(words: list[str]) -> list[str] | None:

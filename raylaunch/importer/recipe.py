@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from raylaunch.errors import RecipeError
-from raylaunch.importer.commands import place_commands
+from raylaunch.importer.commands import place_commands, show
 from raylaunch.importer.draft import SECTIONS, Draft, Placed
 from raylaunch.importer.groups import choose_group
 from raylaunch.importer.reading import read_scripts
+from raylaunch.importer.said import Server
 from raylaunch.importer.surroundings import place_container, place_host, place_platform, place_variables
 from raylaunch.importer.text import write_recipe
 from raylaunch.plan.findings import Finding
@@ -65,10 +66,8 @@ def import_scripts(files: Mapping[str, str], *, platform: str | None = None, pic
     return Imported(name, values, tuple(draft.placed), (*reading.findings, *draft.findings))
 
 
-def _report_others(draft: Draft, servers: Any, taken: Any) -> None:  # noqa: ANN401 - sequences of Server
+def _report_others(draft: Draft, servers: Sequence[Server], taken: Sequence[Server]) -> None:
     """Say that the servers of other deployments were left out, word by word."""
-    from raylaunch.importer.commands import show
-
     for server in servers:
         if server not in taken:
             words = [server.model or "", *(show(flag) for flag in server.flags), *server.extra]

@@ -1,4 +1,4 @@
-"""Shell text as statements and words, as far as launch scripts need it. Reads any text, runs nothing, never raises."""
+"""Shell text as statements, as far as launch scripts need it. Reads any text, runs nothing, never raises."""
 
 from __future__ import annotations
 
@@ -6,37 +6,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from raylaunch.importer.words import Piece, Word
+
 PLACEHOLDER = re.compile(r"<[A-Za-z_][\w./:-]*(?: [\w./:-]+)*>|\{\{ *\w+ *\}\}")
 """`<node0_ip>` and `{{ version }}` as tutorials write it; a shell would read a redirection, or several words."""
 
 _OPERATORS = ("&&", "||", "|&", ";;", ";", "|", "&")
 _REDIRECTION = re.compile(r"&>>?|[<>]&|>>|<<<|<<-?|>\||<>|[<>]")
+_LONGEST_ARRAY = 20_000
+"""Letters within which an array must close."""
+
 _BLANK = " \t\r\v\f"
 _OPENERS = {"for": "loop", "while": "loop", "until": "loop", "select": "loop", "if": "condition", "case": "condition"}
+_HOW = {"loop": "read once", "condition": "all branches are read, the first counts for what follows"}
 _CLOSERS = {"done": "loop", "fi": "condition", "esac": "condition", "}": "function"}
 _WITHIN = ("then", "else", "elif", "do", "!", "{")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Part of a word. `expands`: `$` means something in it; `splits`: what it expands to may become several words."""
-
-    text: str
-    expands: bool = False
-    splits: bool = False
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word in pieces; `raw` is how it stands in the script."""
-
-    pieces: tuple[Piece, ...]
-    raw: str
-
-    @property
-    def text(self) -> str:
-        """The word with quotes taken off and nothing expanded."""
-        return "".join(piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -51,6 +35,10 @@ class Statement:
     redirections: tuple[str, ...] = ()
     inside: str = ""
     """ "loop", "condition", "function" or ""."""
+    control: str = ""
+    """ "if", "else" or "fi": no command, a branch begins or ends here."""
+    array: str = ""
+    """Name of the array that `words` are assigned to: no command."""
 
 
 @dataclass(frozen=True)
@@ -75,47 +63,12 @@ def parse(text: str) -> Parsed:
     return _Reader(text.replace("\r\n", "\n").removeprefix("\ufeff")).read()
 
 
-def expand(word: Word, variables: dict[str, str], used: set[str]) -> list[str]:
-    """Expand a word's variables as far as they are known, into one or more words.
-
-    An unknown `$NAME` stays as it is written. Names that were looked up are added to `used`.
-    """
-    done = ""
-    for piece in word.pieces:
-        text = _substitute(piece.text, variables, used) if piece.expands else piece.text
-        if piece.splits and "$" in piece.text and text != piece.text and len(word.pieces) == 1:
-            return text.split()
-        done += text
-    return [done]
-
-
-def unknowns(text: str) -> list[str]:
-    """What is still to be filled in: `$NAME`, `{NAME}`, `<name>`, `|name|`, `xxxx`, `x.x.x.1`, `your_...`."""
-    if text.startswith(("{", "[")) and len(text) > 2 and not re.match(r"\{\w+\}|\{\{ *\w+ *\}\}", text):
-        return re.findall(r"\$\{?\w+\}?", text)  # JSON: braces are its own
-    found = re.findall(
-        r"\$\([^)]*\)|`[^`]*`|\$\{[^}]*\}|\$\w+|\{\{ *\w+ *\}\}|\{[A-Za-z_]\w*\}|<[^<>\s][^<>]*>|\|\w+\|", text
-    )
-    return found or re.findall(r"(?i)\b(?:x{2,}|(?:[\dx]+\.){1,3}x+(?:\.[\dx/]+)*|your_\w+)(?![\w])", text)
-
-
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^{}]*))?\})")
-
-
-def _substitute(text: str, variables: dict[str, str], used: set[str]) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        used.add(name)
-        return variables.get(name, match[3] if match[3] is not None else match[0])
-
-    return _VARIABLE.sub(value, text)
-
-
 class _Reader:
     """One pass over the text, character by character."""
 
-    def __init__(self, text: str) -> None:
-        self.text, self.at, self.line = text, 0, 1
+    def __init__(self, text: str, at: int = 0, line: int = 1, *, in_array: bool = False) -> None:
+        self.text, self.at, self.line = text, at, line
+        self.in_array = in_array
         self.out = Parsed()
         self.pieces: list[Piece] | None = None
         self.began = 0
@@ -140,16 +93,18 @@ class _Reader:
 
     def read(self) -> Parsed:
         while self.at < len(self.text):
-            self._step(self.text[self.at])
+            self.step(self.text[self.at])
         self._end_statement("")
         return self.out
 
-    def _step(self, char: str) -> None:
+    def step(self, char: str) -> None:
         at_word = self.pieces is None
         if char in self._readers and not (char == "#" and not at_word):
             self._readers[char]()
         elif char == "{" and (placeholder := PLACEHOLDER.match(self.text, self.at)):
             self._add(placeholder[0])
+        elif char == "(" and not at_word and self._array():
+            pass
         elif char in "()" and at_word:
             self._oddity("a subshell; its commands are read as they stand", char)
             self.at += 1
@@ -157,7 +112,7 @@ class _Reader:
             self._add(char)
 
     def _blank(self) -> None:
-        self._end_word()
+        self.end_word()
         self.at += 1
 
     def _comment(self) -> None:
@@ -188,7 +143,7 @@ class _Reader:
         if rest[1].strip("\r") and rest[2]:
             self._oddity("blanks behind a backslash: a shell would end the command here; read as continued")
         if rest[1]:
-            self._end_word()
+            self.end_word()
         self.at = rest.end()
         self.line += 1
         return None
@@ -268,15 +223,35 @@ class _Reader:
         self.at += len(operator)
         return None
 
+    def _array(self) -> bool:
+        """Read `NAME=( words )` as one statement; False when it is none."""
+        name = re.fullmatch(r"(\w+)\+?=", self.text[self.began : self.at])
+        inner = _Reader(self.text, self.at + 1, self.line, in_array=True)
+        last = min(len(self.text), self.at + _LONGEST_ARRAY)
+        while name and not self.in_array and inner.at < last and self.text[inner.at] != ")":
+            if self.text[inner.at] == "\n":
+                inner.line += 1
+                inner.at += 1
+                inner.end_word()
+            else:
+                inner.step(self.text[inner.at])
+        if name is None or self.in_array or inner.at >= last:
+            return False
+        inner.end_word()
+        self.out.statements.append(Statement(self.start, tuple(inner.words), array=self.text[self.began : self.at]))
+        self.out.oddities += inner.out.oddities
+        self.at, self.line, self.pieces = inner.at + 1, inner.line, None
+        return True
+
     def _take_fd(self) -> str:
         digits = self.pieces is not None and len(self.pieces) == 1 and self.pieces[0].text.isdigit()
         if digits and self.pieces and not self.pieces[0].expands:
             fd, self.pieces = self.pieces[0].text, None
             return fd
-        self._end_word()
+        self.end_word()
         return ""
 
-    def _end_word(self) -> None:
+    def end_word(self) -> None:
         if self.pieces is None:
             return
         word = Word(tuple(self.pieces), self.text[self.began : self.at])
@@ -290,7 +265,7 @@ class _Reader:
         self.target = None
 
     def _end_statement(self, operator: str) -> None:
-        self._end_word()
+        self.end_word()
         if self.target is not None:
             self.redirections.append(self.target)
             self.target = None
@@ -312,9 +287,15 @@ class _Reader:
             if first in _CLOSERS:
                 if _CLOSERS[first] in self.blocks:
                     del self.blocks[len(self.blocks) - 1 - self.blocks[::-1].index(_CLOSERS[first]) :]
+                self._control(first)
             elif first in _OPENERS:
+                self._control(first)
                 self.blocks.append(_OPENERS[first])
-                self._oddity(f"a {_OPENERS[first]} ({first})", " ".join(word.raw for word in words), self.start)
+                self._oddity(
+                    f"a {_OPENERS[first]} ({first}); {_HOW[_OPENERS[first]]}",
+                    " ".join(word.raw for word in words),
+                    self.start,
+                )
                 if first in ("for", "case", "select"):
                     return
             elif first == "function" or re.fullmatch(r"\w+\(\)?", first):
@@ -323,8 +304,14 @@ class _Reader:
                 return
             elif first not in _WITHIN:
                 break
+            elif first in ("else", "elif"):
+                self._control("else")
             words = words[1:]
         yield from words
+
+    def _control(self, word: str) -> None:
+        if word in ("if", "else", "fi"):
+            self.out.statements.append(Statement(self.start, (), control=word))
 
     def _rest_of_line(self) -> str:
         return self.text[self.at : self._find("\n", self.at)]

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from raylaunch.importer.docker import ContainerRun
 from raylaunch.importer.draft import Draft, hides
 from raylaunch.importer.groups import Group
-from raylaunch.importer.reading import HostSetting, Server, Setting
-from raylaunch.importer.shell import unknowns
+from raylaunch.importer.said import HostSetting, Server, Setting
+from raylaunch.importer.words import unknowns
 from raylaunch.recipe.owned import owned_env
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -64,13 +64,13 @@ def _place_variable(
     first = settings[0]
     differs = len({setting.value for setting in settings}) > 1
     helper = any(name in server.helpers for server in holders)
-    if helper and (differs or unknowns(first.value) or group.primary not in holders):
-        for setting in settings:
-            draft.note("not-needed", "info", f"{name} only feeds what raylaunch sets", setting.where, seen=setting.text)
-    elif re.search(rf"\$\{{?{name}\b", first.value):
+    if re.search(rf"\$\{{?{name}\b", first.value):
         for setting in settings:
             what = f"{name} is added to what the node has; a recipe can only set it whole"
             draft.drop(what, setting.where, setting.text, f"set env.{name} to the whole value, or set it on the nodes")
+    elif helper and (differs or unknowns(first.value) or group.primary not in holders):
+        for setting in settings:
+            draft.note("not-needed", "info", f"{name} only feeds what raylaunch sets", setting.where, seen=setting.text)
     elif group.primary not in holders:
         for setting in settings:
             what = f"{name} is set on some servers only, not on {group.primary.where}"

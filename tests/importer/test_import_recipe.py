@@ -139,6 +139,50 @@ def test_several_deployments_are_listed_and_one_is_picked():
         made(text, pick=3)
 
 
+ROLES = """
+if [ "$RANK" = 0 ]; then
+  ROLE=""; START=0
+  export WHO=first
+else
+  ROLE=--headless; START=1
+  export WHO=second ONLY=second
+fi
+ARGS=(--max-num-seqs 16)
+ARGS+=(
+  --seed 1
+)
+vllm serve /m -dp 2 -dpl 1 -dpr $START $ROLE "${ARGS[@]}" -O3
+"""
+
+
+def test_behind_a_condition_its_first_branch_counts_and_the_other_is_reported():
+    result = made(ROLES)
+    assert not result.yaml.count("headless")
+    assert result.values["args"] == {"max-num-seqs": 16, "seed": 1, "optimization-level": 3}
+    assert result.values["env"] == {"WHO": "first"}
+    told = " ".join(found(result, "not-placed", "warning"))
+    assert "WHO=second" in told
+    assert "ONLY=second" in told
+
+
+def test_servers_in_both_branches_are_one_deployment():
+    same = "vllm serve /m -dp 2 -dpl 1"
+    text = f"if x; then\n export A=1\n {same} --seed 1\nelse\n export A=1\n {same} --headless -dpr 1 --seed 1\nfi"
+    result = made(text)
+    assert result.values["parallel"]["data"] == 2
+    assert not found(result, "conflict")
+    assert result.values["env"] == {"A": 1}
+
+
+def test_a_flag_with_several_values_is_left_out_and_reported():
+    result = made("vllm serve /m --lora-modules a=/x b=/y --served-model-name one two")
+    assert "args" not in result.values
+    assert result.values["model"]["served_name"] == "one"
+    told = " ".join(found(result, "not-placed"))
+    assert "--lora-modules a=/x b=/y" in told
+    assert "two" in told
+
+
 def test_a_loop_is_reported():
     result = made("for port in 8000 8001; do\n vllm serve /m --port $port &\ndone")
     told = " ".join(found(result, "shell"))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from raylaunch.importer.shell import expand, parse, unknowns
+from raylaunch.importer.shell import parse
+from raylaunch.importer.words import expand, unknowns
 
 
 def words(text, variables=None):
@@ -10,6 +11,7 @@ def words(text, variables=None):
     return [
         [each for word in statement.words for each in expand(word, variables or {}, used)]
         for statement in parse(text).statements
+        if not statement.control
     ]
 
 
@@ -28,7 +30,7 @@ def words(text, variables=None):
         ("a # b\nc#d", [["a"], ["c#d"]]),
         ("a; b && c || d | e & f", [["a"], ["b"], ["c"], ["d"], ["e"], ["f"]]),
         ("a > out 2>&1 < in", [["a"]]),
-        ("a <node0_ip> {NIC} |version|", [["a", "<node0_ip>", "{NIC}", "|version|"][:3], ["version"], []][:2]),
+        ("a <node0_ip> {NIC}", [["a", "<node0_ip>", "{NIC}"]]),
         ("a x:|version|", [["a", "x:|version|"]]),
         ("a x:{{ version }}-a3", [["a", "x:{{ version }}-a3"]]),
         ('a \'{"k": "v",\n "n": 1}\'', [["a", '{"k": "v",\n "n": 1}']]),
@@ -63,6 +65,19 @@ def test_words(text, expected):
 )
 def test_variables_are_followed_and_nothing_is_run(text, expected):
     assert words(f"a {text}", {"A": "1", "B": "two words"}) == [["a", *expected]]
+
+
+def test_an_array_is_one_statement():
+    (statement,) = parse("ARGS=( --a 'b c'  # why\n  -d\n)").statements
+    assert (statement.array, [word.text for word in statement.words]) == ("ARGS=", ["--a", "b c", "-d"])
+    assert words('a "${ARGS[@]}" ${NONE[*]}', {"ARGS[@]": "x\x1fy z"}) == [["a", "x", "y z", "${NONE[*]}"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["a=(" * 3000, "$(" * 3000, "'\"" * 3001, "if " * 3000, "{" * 3000, "<<A\n" * 500, "((" * 3000]
+)
+def test_text_that_opens_and_never_closes_is_read_to_its_end(text):
+    assert parse(text + "\nb").statements or parse(text).oddities
 
 
 def test_lines_and_blocks_are_known():
