@@ -47,13 +47,13 @@ def expand(word: Word, variables: dict[str, str], used: set[str]) -> list[str]:
 
 
 def unknowns(text: str) -> list[str]:
-    """What is still to be filled in: `$NAME`, `{NAME}`, `<name>`, `|name|`, `xxxx`, `x.x.x.1`, `your_...`."""
+    """What is still to be filled in: `$NAME`, `{NAME}`, `<name>`, `|name|`, `xxxx`, `x.x.x.1`, `your_...`, `/path/to/`."""
     if text.startswith(("{", "[")) and len(text) > 2 and not re.match(r"\{\w+\}|\{\{ *\w+ *\}\}", text):
-        return re.findall(r"\$\{?\w+\}?", text)  # JSON: braces are its own
+        return re.findall(r"\$\{?\w+\}?|/path/to\b", text)  # JSON: braces are its own
     found = re.findall(
         r"\$\([^)]*\)|`[^`]*`|\$\{[^}]*\}|\$\w+|\{\{ *\w+ *\}\}|\{[A-Za-z_]\w*\}|<[^<>\s][^<>]*>|\|\w+\|", text
     )
-    return found or re.findall(r"(?i)\b(?:x{2,}|(?:[\dx]+\.){1,3}x+(?:\.[\dx/]+)*|your_\w+)(?![\w])", text)
+    return found or re.findall(r"(?i)\b(?:x{2,}|(?:[\dx]+\.){1,3}x+(?:\.[\dx/]+)*|your_\w+)(?![\w])|/path/to\b", text)
 
 
 BETWEEN = "\x1f"

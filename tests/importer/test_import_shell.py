@@ -109,7 +109,19 @@ def test_what_is_no_simple_command_is_told(text, what):
 
 @pytest.mark.parametrize(
     "text",
-    ["xxxx", "xxx", "{NIC}", "<node0_ip>", "$HOME/x", "${A}", "141.xx.xx.1", "your_model_path", "|version|", "$(id)"],
+    [
+        "xxxx",
+        "xxx",
+        "{NIC}",
+        "<node0_ip>",
+        "$HOME/x",
+        "${A}",
+        "141.xx.xx.1",
+        "your_model_path",
+        "/path/to/weights",
+        "|version|",
+        "$(id)",
+    ],
 )
 def test_placeholders_are_seen(text):
     assert unknowns(text)
