@@ -47,7 +47,7 @@ def expand(word: Word, variables: dict[str, str], used: set[str]) -> list[str]:
 
 
 def unknowns(text: str) -> list[str]:
-    """What is still to be filled in: `$NAME`, `{NAME}`, `<name>`, `|name|`, `xxxx`, `x.x.x.1`, `your_...`, `/path/to/`."""
+    """What is to be filled in: `$NAME`, `{NAME}`, `<name>`, `|name|`, `xxxx`, `x.x.x.1`, `your_...`, `/path/to`."""
     if text.startswith(("{", "[")) and len(text) > 2 and not re.match(r"\{\w+\}|\{\{ *\w+ *\}\}", text):
         return re.findall(r"\$\{?\w+\}?|/path/to\b", text)  # JSON: braces are its own
     found = re.findall(
