@@ -32,6 +32,7 @@ from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Event, Status, StopReport
 
 if TYPE_CHECKING:
+    from raylaunch.runtime.drill import Outcome
     from raylaunch.supervise.diagnose import Diagnosis
 
 EXAMPLE_NIC = "enp67s0f0np0"
@@ -198,6 +199,31 @@ def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
     if path.is_dir():
         return bundles.diagnose_bundle(path)
     return bundles.diagnose_deployment(target, lambda: attach(target, address), _home())
+
+
+def drill(
+    deployment: str,
+    faults: Sequence[str] = (),
+    address: str | None = None,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Break a running deployment on purpose, one fault at a time, and measure how it comes back.
+
+    Args:
+        deployment: Its name.
+        faults: Names of faults; without any, all that hit nothing but the deployment.
+        address: Ray cluster, as for `attach`.
+        on_outcome: Called after each fault.
+
+    Raises:
+        BusyError: it is not ready, or another command is under way.
+        RaylaunchError: no such fault or deployment, or it failed for good.
+    """
+    from raylaunch.runtime.drill import choose, run_drill
+
+    chosen = choose(faults)
+    attach(deployment, address)
+    return run_drill(deployment, chosen, on_outcome)
 
 
 class Deployment:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli import clusters, deployments, history, importing, plans
+from raylaunch.cli import clusters, deployments, drilling, history, importing, plans
 from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
 from raylaunch.cli.output import Output, table
 
@@ -106,5 +106,6 @@ plans.add_commands(app)
 importing.add_commands(app)
 deployments.add_commands(app)
 history.add_commands(app)
+drilling.add_commands(app)
 clusters.add_commands(app)
 command(app, examples="raylaunch version -o json")(version)

@@ -35,6 +35,7 @@ from raylaunch.supervise.state import Exit, ServerSeen
 KEPT_ATTEMPTS = 5
 MEMBER_SCAN_S = 5.0
 """Between two looks for lasting processes that no log line announced."""
+SAME_END_S = 0.03
 OWNER_LOST_GRACE_S = 1.0
 """SIGTERM to SIGKILL of a server whose agent died: its group is broken anyway, and the restart waits for it."""
 STEAL_S = 5.0
@@ -98,6 +99,8 @@ class Agent:
         self._log: Path | None = None
         self._ending = False
         self._members: dict[int, Member] = {}
+        self._endings: list[Exit] = []
+        """Of members, in the moment before one of them is blamed."""
         self._tasks: list[asyncio.Task[None]] = []
         self._observer: ApiObserver | None = None
         self._journal: tuple[int, bytes] | None = None
@@ -386,9 +389,17 @@ class Agent:
                 loop.add_reader(member.handle, self._member_ended, member)
 
     def _member_ended(self, member: Member) -> None:
+        """A dying engine takes its workers with it within milliseconds: let them all end before one is blamed."""
         code, number = read_ending(member)
         self._drop_member(member)
-        self._ended(Exit(time.time(), code, number, f"{member.name} (pid {member.pid})"))
+        self._endings.append(Exit(time.time(), code, number, f"{member.name} (pid {member.pid})"))
+        if len(self._endings) == 1:
+            asyncio.get_running_loop().call_later(SAME_END_S, self._blame_member, self._attempt)
+
+    def _blame_member(self, attempt: int | None) -> None:
+        endings, self._endings = self._endings, []
+        if endings and attempt == self._attempt:
+            self._ended(min(endings, key=_innocence))
 
     def _engine(self) -> tuple[int, str]:
         engines = [member for member in self._members.values() if member.name.startswith("VLLM::EngineCore")]
@@ -454,6 +465,11 @@ def _prepare_launch(plan: LaunchPlan, server: ServerPlan, deployment: str, attem
         from raylaunch.node.cpu import ensure_vllm_metadata
 
         ensure_vllm_metadata(Path(server.env["PYTHONPATH"].value))
+
+
+def _innocence(ended: Exit) -> tuple[bool, bool, bool, float]:
+    """Orders ends: killed by a signal, failed, an engine before its workers, the earliest."""
+    return ended.signal is None, ended.code == 0, "EngineCore" not in ended.process, ended.at
 
 
 def _close_members(look: asyncio.Future[list[Member]]) -> None:

@@ -165,6 +165,15 @@ class Controller:
         """The interface a drill may take down on the node of `server`; "" when none."""
         return str(await self._gang.agents[server].may_cut.remote())
 
+    async def node_ids(self) -> dict[int, str]:
+        """Ray's id of each server's node."""
+        plan = self._journal.plan
+        return {server.index: server.node.node_id for server in plan.servers} if plan else {}
+
+    async def has_spare(self) -> bool:
+        """Whether another node could take a server's place."""
+        return await asyncio.to_thread(self._has_spare)
+
     async def leftovers(self) -> list[str]:
         """Living processes of earlier attempts, as the agents find them."""
         return _flatten(await self._gang.ask("leftovers", self._journal.attempt, timeout_s=AGENT_TIMEOUT_S))
@@ -508,6 +517,7 @@ class Controller:
             await self._give_up_adopting()
             return
         self._journal = journals[-1]
+        self._journal.skip_lost()
         assert self._journal.plan is not None
         self._shape = policy.Gang.of(self._journal.plan)
         secrets = await self._gang.ask("secrets", timeout_s=AGENT_TIMEOUT_S)

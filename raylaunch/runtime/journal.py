@@ -16,6 +16,8 @@ from raylaunch.supervise.state import History, Phase, move
 from raylaunch.supervise.status import Event
 
 KEPT_EVENTS = 500
+UNSAVED_EVENTS = 1000
+"""More than can have been noted since the last copy was given away."""
 
 
 @dataclass
@@ -52,6 +54,10 @@ class Journal:
         self.events.append(event)
         del self.events[:-KEPT_EVENTS]
         return event
+
+    def skip_lost(self) -> None:
+        """After a take-over: never give a number again that the last controller may have given."""
+        self.number += UNSAVED_EVENTS
 
     def dump(self) -> bytes:
         """The journal as the agents keep it. It holds no secrets."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from raylaunch.engine.client import EngineClient, HttpAnswer
@@ -56,6 +56,14 @@ def fold_rank_canary(rank: RankSeen, answer: HttpAnswer, sent: float) -> RankSee
     if answer.status is not None and answer.status < 500:
         return replace(rank, mute_since=None)
     return replace(rank, mute_since=rank.mute_since if rank.mute_since is not None else sent)
+
+
+def take_canaries(seen: ServerSeen, answers: Mapping[int, HttpAnswer], sent: float, now: float) -> ServerSeen:
+    """Take in the answers by rank. The service as a whole answers as its worst rank does."""
+    asked = {rank.rank: fold_rank_canary(rank, answers[rank.rank], sent) for rank in seen.ranks if rank.rank in answers}
+    worst = max(answers.values(), key=lambda answer: (not answer.ok, answer.latency_s))
+    ranks = tuple(asked.get(rank.rank, rank) for rank in seen.ranks)
+    return replace(seen, ranks=ranks, canary=fold_canary(seen.canary, worst, sent, now))
 
 
 class ApiObserver:
@@ -157,23 +165,9 @@ class ApiObserver:
 
     async def _ask_ranks(self, ranks: Sequence[int]) -> bool:
         """One token from each rank, at once; whether all gave it."""
-        return all(await asyncio.gather(*(self._ask_rank(rank) for rank in ranks)))
-
-    async def _ask_rank(self, rank: int) -> bool:
-        sent = time.time()
-        patience = self._health.canary_timeout_s
-        answer = await self._client.complete(self._name, timeout_s=patience, rank=rank)
-        self._asked[rank] = time.time()
-        self._update(lambda seen: _take_canary(seen, rank, answer, sent))
-        return answer.ok
-
-
-def _take_canary(seen: ServerSeen, rank: int, answer: HttpAnswer, sent: float) -> ServerSeen:
-    """The whole service counts as failing while any rank does."""
-    ranks = tuple(fold_rank_canary(one, answer, sent) if one.rank == rank else one for one in seen.ranks)
-    canary = fold_canary(seen.canary, answer, sent, time.time())
-    mute = [one.mute_since for one in ranks if one.mute_since is not None]
-    if mute:
-        detail = canary.detail if not canary.ok else seen.canary.detail if seen.canary else ""
-        canary = replace(canary, ok=False, failing_since=min(mute), detail=detail)
-    return replace(seen, ranks=ranks, canary=canary)
+        sent, patience = time.time(), self._health.canary_timeout_s
+        calls = [self._client.complete(self._name, timeout_s=patience, rank=rank) for rank in ranks]
+        answers = dict(zip(ranks, await asyncio.gather(*calls), strict=True))
+        self._asked.update(dict.fromkeys(ranks, time.time()))
+        self._update(lambda seen: take_canaries(seen, answers, sent, time.time()))
+        return all(answer.ok for answer in answers.values())

@@ -226,13 +226,15 @@ def _end_sign(server: ServerEvidence, log: Log, found: Sequence[_Sign]) -> _Sign
     name, argument = name_exit(server.exit)
     if name == "unknown" and last is not None:
         argument = f"{argument}, after `{log.cleaned[last].strip()[:_LINE_CHARS]}`"
-    rank = _CAUSE if name in ("killed", "crashed") else _ENDED
+    rank = _CAUSE if name in ("killed", "crashed", "member-ended") else _ENDED
     return _Sign(rank, server.exit.at, server, describe_ending(name, argument), last, certain=name != "unknown")
 
 
 def name_exit(ended: Exit) -> tuple[str, str]:
     """Name of an end that no log line explains, and the signal or code it came with."""
     signal, code = ended.signal, ended.code or 0
+    if signal is None and ended.code is None and ended.process:
+        return "member-ended", ended.process
     if signal is None and (code < 0 or code > 128):  # a shell reports signal n as 128 + n, Python's Popen as -n
         signal = -code if code < 0 else code - 128
     if signal is not None:

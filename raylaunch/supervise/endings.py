@@ -52,6 +52,12 @@ _ENDINGS: dict[str, tuple[Kind, str, str, str]] = {
         "The server that ended first is the one to look at; the group restarts as a whole.",
         "measured with vLLM 0.32.0",
     ),
+    "member-ended": (
+        "transient",
+        "A process of the server is gone, and nobody saw how: {0}.",
+        "Read the end of that server's log, and `dmesg -T | grep -iE 'oom|killed process'` on its node.",
+        "raylaunch",
+    ),
     "bad-usage": (
         "deterministic",
         "The server refused its command line ({0}).",
