@@ -1,0 +1,290 @@
+"""Write docs/refusals.md from the checks and their tests: each finding, its level and words, and a test that shows it.
+
+`--check` only compares; both fail on a finding that no test names.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKS = ROOT / "raylaunch" / "plan"
+TESTS = ROOT / "tests"
+TARGET = ROOT / "docs" / "refusals.md"
+LEVELS = ("error", "warning", "info")
+
+HEAD = """# What is refused
+
+<!-- Written by `python tools/refusals.py` from raylaunch/plan/*_checks.py and the tests; change those instead. -->
+
+`raylaunch plan` checks the recipe; `raylaunch start` checks it again with the versions of the nodes, probes every node
+from the agents that will run the servers, and checks what it saw. All findings come at once, before a weight is read.
+
+- **error**: nothing is launched (exit code 4). `--skip-check ID=REASON` turns one into a warning; the reason is kept.
+- **warning**, **info**: said, and the start goes on.
+
+`{}` stands for what was seen. The last column names the test that fails when the condition is no longer noticed.
+"""
+
+# Refused before any check: not findings, so they are listed by hand; `main` makes sure that the tests exist.
+EARLIER = (
+    (
+        "a recipe nobody knows; the nearest name is offered",
+        3,
+        "recipe/test_load.py",
+        "test_an_unknown_recipe_names_the_nearest",
+    ),
+    (
+        "a path without a file",
+        3,
+        "recipe/test_load.py",
+        "test_a_path_that_leads_nowhere_is_said_to",
+    ),
+    (
+        "broken YAML, with line and column",
+        3,
+        "recipe/test_load.py",
+        "test_malformed_yaml_is_an_error_with_a_line",
+    ),
+    (
+        "an unknown key, with file, line and the nearest valid one",
+        3,
+        "recipe/test_load.py",
+        "test_an_unknown_key_names_file_line_key_and_the_nearest",
+    ),
+    (
+        "a key that stands twice",
+        3,
+        "recipe/test_load.py",
+        "test_a_key_that_stands_twice_is_refused_with_its_line",
+    ),
+    (
+        "a flag given in two spellings",
+        3,
+        "recipe/test_load.py",
+        "test_a_flag_in_two_spellings_is_refused",
+    ),
+    (
+        "a recipe that extends itself",
+        3,
+        "recipe/test_load.py",
+        "test_a_recipe_that_extends_itself_is_refused_with_the_circle",
+    ),
+    (
+        "a flag or variable that raylaunch sets itself",
+        3,
+        "recipe/test_load.py",
+        "test_what_the_planner_owns_is_refused_with_the_field_to_use",
+    ),
+    (
+        "a variable name that no shell could export",
+        3,
+        "recipe/test_load.py",
+        "test_a_variable_that_no_shell_could_export_is_refused",
+    ),
+    (
+        "a `--set` without a value, or with one of the wrong type",
+        3,
+        "recipe/test_load.py",
+        "test_a_bad_set_is_explained",
+    ),
+    (
+        "fewer hosts than servers",
+        12,
+        "plan/test_planner.py",
+        "test_too_few_hosts_are_refused_with_the_number_that_is_needed",
+    ),
+    (
+        "an interface that a host does not have",
+        12,
+        "plan/test_planner.py",
+        "test_an_interface_that_is_nowhere_is_refused_with_those_that_are",
+    ),
+    (
+        "a host whose interface nobody named",
+        12,
+        "plan/test_planner.py",
+        "test_a_host_without_an_interface_says_how_to_give_one",
+    ),
+    (
+        "a skipped check without a reason",
+        2,
+        "cli/test_cli_deployments.py",
+        "test_a_skipped_check_wants_a_reason",
+    ),
+)
+
+
+@dataclass
+class Found:
+    """One kind of finding, gathered from the code."""
+
+    name: str
+    levels: set[str] = field(default_factory=set)
+    words: list[str] = field(default_factory=list)
+    why: str = ""
+    tests: set[str] = field(default_factory=set)
+
+
+def main() -> int:
+    found = gather()
+    if gone := [test for _, _, file, test in EARLIER if not exists(file, test)]:
+        print(f"no such test: {', '.join(gone)}")
+        return 1
+    if untested := [name for name, each in found.items() if not each.tests]:
+        print(f"no test names: {', '.join(untested)}")
+        return 1
+    text = "\n".join([HEAD, *tables(found), *earlier()]).rstrip() + "\n"
+    if sys.argv[1:] == ["--check"]:
+        current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
+        print(f"{TARGET.name} is {'current' if current else 'stale: run `python tools/refusals.py`'}")
+        return 0 if current else 1
+    TARGET.write_text(text, encoding="utf-8")
+    print(f"wrote {TARGET}")
+    return 0
+
+
+def exists(file: str, test: str) -> bool:
+    return f"def {test}(" in (TESTS / file).read_text(encoding="utf-8")
+
+
+def gather() -> dict[str, Found]:
+    found: dict[str, Found] = {}
+    for file in sorted(CHECKS.glob("*_checks.py")):
+        read_checks(ast.parse(file.read_text(encoding="utf-8")), found)
+    for file in sorted(TESTS.rglob("test_*check*.py")):
+        read_tests(file, found)
+    return found
+
+
+def read_checks(tree: ast.Module, found: dict[str, Found]) -> None:
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        after = 0
+        for call in findings_in(function):
+            name, level, words = call.args[:3]
+            if isinstance(name, ast.Constant):
+                each = found.setdefault(str(name.value), Found(str(name.value)))
+                each.levels |= constants(resolve(level, function)) & set(LEVELS)
+                each.words += [said for value in resolve(words, function, after, call.lineno) if (said := text(value))]
+                each.why = each.why or reason(function, functions)
+            after = call.lineno
+
+
+def findings_in(function: ast.FunctionDef) -> list[ast.Call]:
+    """Its calls of `Finding(...)`, in the order of the file."""
+    calls = [each for each in ast.walk(function) if isinstance(each, ast.Call)]
+    named = [each for each in calls if isinstance(each.func, ast.Name) and each.func.id == "Finding"]
+    return sorted(named, key=lambda call: call.lineno)
+
+
+def resolve(node: ast.expr, function: ast.FunctionDef, after: int = 0, until: int = sys.maxsize) -> list[ast.expr]:
+    """The values of an argument: itself, or what the function assigns to that name between two lines."""
+    if not isinstance(node, ast.Name):
+        return [node]
+    given = [
+        each
+        for each in ast.walk(function)
+        if isinstance(each, ast.Assign | ast.AnnAssign) and after < each.lineno <= until
+    ]
+    targets = {each: each.targets if isinstance(each, ast.Assign) else [each.target] for each in given}
+    named = [each for each in given if any(isinstance(to, ast.Name) and to.id == node.id for to in targets[each])]
+    return [each.value for each in named if each.value is not None]
+
+
+def constants(values: list[ast.expr]) -> set[str]:
+    return {str(part.value) for value in values for part in ast.walk(value) if isinstance(part, ast.Constant)}
+
+
+def text(value: ast.expr) -> str:
+    """A literal text, its placeholders as {}; "" for anything else."""
+    if isinstance(value, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in value.values)
+    return str(value.value) if isinstance(value, ast.Constant) else ""
+
+
+def reason(function: ast.FunctionDef, functions: list[ast.FunctionDef]) -> str:
+    """The docstring of the check; of a helper without one, that of the check which calls it."""
+    said = ast.get_docstring(function) or ""
+    callers = [each for each in functions if each is not function and function.name in names_in(each)]
+    if not function.name.startswith("check") and callers and not said:
+        said = ast.get_docstring(callers[0]) or ""
+    return " ".join(said.split("\n\n")[0].split())
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+
+
+def read_tests(file: Path, found: dict[str, Found]) -> None:
+    """Tests that name a finding: in a table they are parametrized over, or in their own body."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tables = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for test in tree.body:
+        if not isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef) or not test.name.startswith("test_"):
+            continue
+        rows = [row for name in sorted(names_in_decorators(test) & tables.keys()) for row in entries(tables[name])]
+        for row in rows:
+            take_row(row, found, f"{file.relative_to(ROOT)}::{test.name}")
+        for name in constants([each for each in ast.walk(test) if isinstance(each, ast.expr)]) & found.keys():
+            found[name].tests.add(f"{file.relative_to(ROOT)}::{test.name}")
+
+
+def names_in_decorators(test: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    return {name for decorator in test.decorator_list for name in names_in(decorator)}
+
+
+def entries(value: ast.expr) -> list[ast.expr]:
+    return value.elts if isinstance(value, ast.List | ast.Tuple) else []
+
+
+def take_row(row: ast.expr, found: dict[str, Found], test: str) -> None:
+    """A row `("port-busy", "error", ...)` names a finding and one of its levels."""
+    words = [cell.value for cell in entries(row)[:2] if isinstance(cell, ast.Constant)]
+    if words and words[0] in found:
+        found[words[0]].tests.add(test)
+        found[words[0]].levels |= set(words[1:]) & set(LEVELS)
+
+
+def tables(found: dict[str, Found]) -> Iterator[str]:
+    worst = {name: min(LEVELS.index(level) for level in each.levels) for name, each in found.items()}
+    for number, title in enumerate(("Refused", "Warned of", "Mentioned")):
+        rows = [each for name, each in sorted(found.items()) if worst[name] == number]
+        yield f"## {title}"
+        yield ""
+        yield f"{len(rows)} findings."
+        yield ""
+        yield "| Id | Level | What it says | Why | Shown by |"
+        yield "| --- | --- | --- | --- | --- |"
+        for each in rows:
+            levels = ", ".join(level for level in LEVELS if level in each.levels)
+            tests = "<br>".join(f"`{test}`" for test in sorted(each.tests))
+            yield f"| `{each.name}` | {levels} | {'<br>'.join(map(cell, each.words))} | {cell(each.why)} | {tests} |"
+        yield ""
+
+
+def earlier() -> Iterator[str]:
+    yield "## Refused before the checks"
+    yield ""
+    yield "| Condition | Exit code | Shown by |"
+    yield "| --- | --- | --- |"
+    for condition, code, file, test in EARLIER:
+        yield f"| {cell(condition)} | {code} | `tests/{file}::{test}` |"
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
