@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raylaunch.api import Deployment, attach, check, deploy, plan
+    from raylaunch.api import attach, check, deploy, plan
+    from raylaunch.deployment import Deployment
     from raylaunch.errors import RaylaunchError
     from raylaunch.recipe.model import Recipe
 
@@ -18,5 +19,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         raise AttributeError(f"module 'raylaunch' has no attribute {name!r}")
     from importlib import import_module
 
-    rooms = {"RaylaunchError": "raylaunch.errors", "Recipe": "raylaunch.recipe.model"}
+    rooms = {
+        "Deployment": "raylaunch.deployment",
+        "RaylaunchError": "raylaunch.errors",
+        "Recipe": "raylaunch.recipe.model",
+    }
     return getattr(import_module(rooms.get(name, "raylaunch.api")), name)

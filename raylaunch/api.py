@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from raylaunch.deployment import (
+    LOCAL,
+    Deployment,
+    OnUpdate,
+    connect_to,
+    embedded_names,
+    home,
+    start_embedded,
+    stop_embedded,
+)
 from raylaunch.errors import (
     BusyError,
     ClusterError,
-    LaunchError,
-    NotReadyError,
     RaylaunchError,
     RecipeError,
-    UnknownDeploymentError,
-    from_dict,
 )
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
@@ -28,21 +33,13 @@ from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.load import LoadedRecipe, recipe_from_mapping
 from raylaunch.recipe.model import Recipe
-from raylaunch.supervise.state import Phase
-from raylaunch.supervise.status import Event, Status, StopReport
+from raylaunch.supervise.status import Status
 
 if TYPE_CHECKING:
     from raylaunch.runtime.drill import Outcome
     from raylaunch.supervise.diagnose import Diagnosis
 
 EXAMPLE_NIC = "enp67s0f0np0"
-POLL_S = 2.0
-"""Longest wait of one long poll; a change is answered at once."""
-CALL_TIMEOUT_S = 90.0
-LOCAL = "local"
-"""Address that always means an embedded cluster of our own."""
-
-OnUpdate = Callable[[Status], None]
 
 
 def load(recipe: str | Recipe | Mapping[str, Any], sets: Sequence[str] = ()) -> LoadedRecipe:
@@ -134,15 +131,15 @@ def deploy(
     secrets = _read_secrets(loaded.recipe)
     embedded = _starts_local(loaded.recipe, address)
     if embedded:
-        _start_local(title, loaded.recipe)
+        start_embedded(title, loaded.recipe)
     else:
-        _connect(title, address)
+        connect_to(title, address)
     handle = Deployment(title)
     try:
         _create_controller(title, loaded, primary, skip_checks, secrets)
     except RaylaunchError:
         if embedded:
-            _stop_local(title)
+            stop_embedded(title)
         raise
     if wait:
         handle.wait_ready(timeout, on_update, own=True)
@@ -156,7 +153,7 @@ def attach(deployment: str, address: str | None = None) -> Deployment:
         UnknownDeploymentError: there is none of that name.
         ClusterError: the cluster does not answer.
     """
-    _connect(deployment, address)
+    connect_to(deployment, address)
     handle = Deployment(deployment)
     handle._controller()  # noqa: SLF001 - refuses an unknown name here, not at the first question
     return handle
@@ -168,12 +165,12 @@ def deployments(address: str | None = None) -> list[Status]:
     from raylaunch.runtime.session import disconnect
 
     found = []
-    for name in _local_names() if address is None else []:
+    for name in embedded_names() if address is None else []:
         with contextlib.suppress(RaylaunchError):
             found.append(attach(name).status())
         disconnect()
     try:
-        _connect("", address)
+        connect_to("", address)
     except ClusterError:
         if address is not None:
             raise
@@ -198,7 +195,7 @@ def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
         return diagnose_text(path.read_text(encoding="utf-8", errors="replace"), path.name)
     if path.is_dir():
         return bundles.diagnose_bundle(path)
-    return bundles.diagnose_deployment(target, lambda: attach(target, address), _home())
+    return bundles.diagnose_deployment(target, lambda: attach(target, address), home())
 
 
 def drill(
@@ -226,139 +223,6 @@ def drill(
     return run_drill(deployment, chosen, on_outcome)
 
 
-class Deployment:
-    """A named, running recipe: the handle to its controller."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        return f"Deployment({self.name!r})"
-
-    @property
-    def endpoint(self) -> str:
-        """Base URL of the OpenAI API."""
-        return self.status().endpoint
-
-    def status(self) -> Status:
-        """Where the deployment is now."""
-        status: Status = self._ask("status")
-        return status
-
-    def wait_ready(
-        self, timeout: float | None = None, on_update: OnUpdate | None = None, *, own: bool = False
-    ) -> Status:
-        """Wait until the deployment is ready.
-
-        Args:
-            timeout: Seconds; None waits as long as the deployment's own deadlines allow.
-            on_update: Called with every new status.
-            own: The caller has just started it: a failure then also ends what is left of it.
-
-        Raises:
-            NotReadyError: not ready in time; it goes on starting.
-            RaylaunchError: the start failed, as the controller says.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        version = -1
-        while True:
-            version, status = self._wait_change(version)
-            if on_update is not None:
-                on_update(status)
-            if status.phase is Phase.READY:
-                return status
-            if status.phase in (Phase.FAILED, Phase.STOPPING, Phase.STOPPED):
-                raise self._explain_end(status, own=own)
-            if deadline is not None and time.monotonic() >= deadline:
-                raise self._late(status, timeout or 0)
-
-    def logs(self, server: int = 0, lines: int = 100) -> str:
-        """The last lines of a server's log, from wherever it runs."""
-        chunk = self._ask("read_log", server, None, lines, 0.0)
-        return chunk.text if chunk is not None else ""
-
-    def follow_logs(self, server: int = 0, lines: int = 0) -> Iterator[str]:
-        """New lines of a server's log as they are written, for ever; `lines` old ones first."""
-        cursor = None
-        while True:
-            chunk = self._ask("read_log", server, cursor, lines, POLL_S)
-            if chunk is not None:
-                cursor = chunk.cursor
-                yield from chunk.text.splitlines()
-            else:
-                time.sleep(POLL_S)  # between two attempts the server has no agent
-
-    def events(self, after: int = 0) -> list[Event]:
-        """What happened, oldest first; only events with a number above `after`."""
-        events: list[Event] = self._ask("events", after)
-        return events
-
-    def follow_events(self, after: int = 0) -> Iterator[Event]:
-        """New events as they happen, until the deployment is stopped."""
-        version = -1
-        while True:
-            for event in self.events(after):
-                after = event.number
-                yield event
-            version, status = self._wait_change(version)
-            if status.phase is Phase.STOPPED:
-                return
-
-    def stop(self, on_update: OnUpdate | None = None) -> StopReport:
-        """End every process of the deployment, prove it, and end the embedded cluster if there is one."""
-        from raylaunch.runtime.remote import stop_controller
-        from raylaunch.runtime.session import disconnect
-
-        report = stop_controller(self._controller(), on_update)
-        local_left = _local_left(self.name)
-        if local_left is None:
-            return report
-        disconnect()
-        left = _stop_local(self.name)
-        return replace(report, left=(*report.left, *left), local_cluster_stopped=not left)
-
-    def _controller(self) -> Any:  # noqa: ANN401
-        from raylaunch.runtime.remote import find_controller
-
-        found = find_controller(self.name)
-        if found is None:
-            raise _unknown(self.name)
-        return found
-
-    def _wait_change(self, version: int) -> tuple[int, Status]:
-        answer: tuple[int, Status] = self._ask("wait_change", version, POLL_S)
-        return answer
-
-    def _ask(self, question: str, *args: Any) -> Any:  # noqa: ANN401
-        from raylaunch.runtime.remote import ask
-
-        return ask(self._controller(), question, *args, timeout_s=CALL_TIMEOUT_S)
-
-    def _explain_end(self, status: Status, *, own: bool) -> RaylaunchError:
-        error = from_dict(status.error) if status.error else LaunchError(f"{self.name} was stopped while it started")
-        if own:
-            with contextlib.suppress(UnknownDeploymentError):  # whoever stopped it has cleaned up already
-                self.stop()
-        return error
-
-    def _late(self, status: Status, timeout: float) -> NotReadyError:
-        return NotReadyError(
-            f"{self.name} is not ready after {timeout:g} s",
-            why=f"{status.phase}; still missing: {'; '.join(status.waiting_for) or 'unknown'}",
-            todo=f"it goes on: `raylaunch status {self.name}` follows it, `raylaunch stop {self.name}` ends it",
-        )
-
-
-def _home() -> Path:
-    return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
-
-
 def _host(text: str) -> Facts:
     ip, _, interface = text.partition("%")
     return Facts(ip, interface=interface or None)
@@ -368,7 +232,7 @@ def _default_nodes(recipe: Recipe) -> list[Facts]:
     if recipe.hardware.platform == "cpu":
         from raylaunch.node.probe import probe
 
-        facts = replace(probe("127.0.0.1", env=os.environ, npu=False), state_dir=str(_home()))
+        facts = replace(probe("127.0.0.1", env=os.environ, npu=False), state_dir=str(home()))
         return [facts] * recipe.parallel.servers
     return [Facts(f"192.0.2.{10 + index}", interface=EXAMPLE_NIC) for index in range(recipe.parallel.servers)]
 
@@ -406,48 +270,6 @@ def _starts_local(recipe: Recipe, address: str | None) -> bool:
     return address == LOCAL or (recipe.hardware.platform == "cpu" and not named)
 
 
-def _local_names() -> list[str]:
-    return sorted(path.stem for path in (_home() / "clusters").glob("*.json"))
-
-
-def _connect(deployment: str, address: str | None) -> None:
-    from raylaunch.runtime.local import find_local
-    from raylaunch.runtime.session import connect
-
-    local = find_local(_home(), deployment) if deployment and address in (None, LOCAL) else None
-    if local is not None:
-        connect(local.address, ship=False, token_file=local.token_file)
-    elif address == LOCAL:
-        raise _unknown(deployment)
-    else:
-        try:
-            connect(address, ship=True)
-        except ClusterError as error:
-            if address is None and "RAY_ADDRESS" not in os.environ and deployment:
-                raise _unknown(deployment) from error
-            raise
-
-
-def _start_local(deployment: str, recipe: Recipe) -> None:
-    from raylaunch.runtime.local import start_local
-    from raylaunch.runtime.session import connect
-
-    cluster = start_local(_home(), deployment, nodes=recipe.parallel.servers, npus_per_node=recipe.npus_per_node)
-    connect(cluster.address, ship=False, token_file=cluster.token_file)
-
-
-def _local_left(deployment: str) -> object | None:
-    from raylaunch.runtime.local import find_local
-
-    return find_local(_home(), deployment)
-
-
-def _stop_local(deployment: str) -> list[str]:
-    from raylaunch.runtime.local import stop_local
-
-    return stop_local(_home(), deployment)
-
-
 def _create_controller(
     deployment: str,
     loaded: LoadedRecipe,
@@ -464,10 +286,3 @@ def _create_controller(
             todo=f"`raylaunch status {deployment}` shows it, `raylaunch stop {deployment}` ends it; or use --name",
         )
     create_controller(Request(deployment, loaded, primary, dict(skipped or {})), secrets)
-
-
-def _unknown(name: str) -> UnknownDeploymentError:
-    return UnknownDeploymentError(
-        f"there is no deployment named {name!r}",
-        todo="`raylaunch list --running` shows those of this cluster; --address names another cluster",
-    )

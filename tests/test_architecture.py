@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "raylaunch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
+LONGER = {"guard.py": 540}  # one file by necessity: it is run by path, on a node without the package
 
 # cli → api → runtime → {supervise, engine, node} → plan → recipe; render → plan; cli and api may use pure rooms.
 PURE = {"recipe", "plan", "render", "supervise", "importer"}
@@ -29,9 +30,11 @@ MAY_IMPORT = {
     "engine": {"plan", "recipe"},
     "node": {"plan", "recipe"},
     "runtime": {"supervise", "engine", "node", "plan", "recipe"},
-    "api": {"runtime", *PURE},
-    "cli": {"api", *PURE},
-    "__init__": {"api", *PURE},  # the public face
+    "deployment": {"runtime", *PURE},
+    "api": {"deployment", "runtime", "node", *PURE},  # node: a recipe for CPU is planned on this machine's facts
+    "cli": {"api", "deployment", *PURE},
+    "__init__": {"api", "deployment", *PURE},  # the public face
+    "__main__": {"cli"},
 }
 IMPURE = {
     *("ray", "vllm", "torch", "transformers", "psutil"),
@@ -167,7 +170,7 @@ def test_every_module_says_what_it_owns():
 
 def test_no_module_is_too_long_to_read():
     lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in MODULES}
-    assert not {name: count for name, count in lines.items() if count > MAX_LINES}
+    assert not {name: count for name, count in lines.items() if count > LONGER.get(Path(name).name, MAX_LINES)}
 
 
 def project_files() -> list[Path]:

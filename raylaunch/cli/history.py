@@ -14,7 +14,7 @@ from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, c
 from raylaunch.cli.output import Output, Style, table, to_json
 
 if TYPE_CHECKING:
-    from raylaunch.api import Deployment
+    from raylaunch.deployment import Deployment
     from raylaunch.supervise.diagnose import Diagnosis
     from raylaunch.supervise.status import Event
 

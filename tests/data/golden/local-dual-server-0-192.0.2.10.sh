@@ -38,4 +38,4 @@ exec vllm serve \
   --enforce-eager \
   --max-model-len 1024 \
   --max-num-seqs 8 \
-  --dtype bfloat16
+  --dtype float32

@@ -1,0 +1,224 @@
+"""The handle to a running deployment, and how this process finds the cluster that it runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from raylaunch.errors import (
+    ClusterError,
+    LaunchError,
+    NotReadyError,
+    RaylaunchError,
+    UnknownDeploymentError,
+    from_dict,
+)
+from raylaunch.recipe.model import Recipe
+from raylaunch.supervise.state import Phase
+from raylaunch.supervise.status import Event, Status, StopReport
+
+POLL_S = 2.0
+"""Longest wait of one long poll; a change is answered at once."""
+CALL_TIMEOUT_S = 90.0
+LOCAL = "local"
+"""Address that always means an embedded cluster of our own."""
+
+OnUpdate = Callable[[Status], None]
+
+
+class Deployment:
+    """A named, running recipe: the handle to its controller."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Deployment({self.name!r})"
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL of the OpenAI API."""
+        return self.status().endpoint
+
+    def status(self) -> Status:
+        """Where the deployment is now."""
+        status: Status = self._ask("status")
+        return status
+
+    def wait_ready(
+        self, timeout: float | None = None, on_update: OnUpdate | None = None, *, own: bool = False
+    ) -> Status:
+        """Wait until the deployment is ready.
+
+        Args:
+            timeout: Seconds; None waits as long as the deployment's own deadlines allow.
+            on_update: Called with every new status.
+            own: The caller has just started it: a failure then also ends what is left of it.
+
+        Raises:
+            NotReadyError: not ready in time; it goes on starting.
+            RaylaunchError: the start failed, as the controller says.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        version = -1
+        while True:
+            version, status = self._wait_change(version)
+            if on_update is not None:
+                on_update(status)
+            if status.phase is Phase.READY:
+                return status
+            if status.phase in (Phase.FAILED, Phase.STOPPING, Phase.STOPPED):
+                raise self._explain_end(status, own=own)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self._late(status, timeout or 0)
+
+    def logs(self, server: int = 0, lines: int = 100) -> str:
+        """The last lines of a server's log, from wherever it runs."""
+        chunk = self._ask("read_log", server, None, lines, 0.0)
+        return chunk.text if chunk is not None else ""
+
+    def follow_logs(self, server: int = 0, lines: int = 0) -> Iterator[str]:
+        """New lines of a server's log as they are written, for ever; `lines` old ones first."""
+        cursor = None
+        while True:
+            chunk = self._ask("read_log", server, cursor, lines, POLL_S)
+            if chunk is not None:
+                cursor = chunk.cursor
+                yield from chunk.text.splitlines()
+            else:
+                time.sleep(POLL_S)  # between two attempts the server has no agent
+
+    def events(self, after: int = 0) -> list[Event]:
+        """What happened, oldest first; only events with a number above `after`."""
+        events: list[Event] = self._ask("events", after)
+        return events
+
+    def follow_events(self, after: int = 0) -> Iterator[Event]:
+        """New events as they happen, until the deployment is stopped."""
+        version = -1
+        while True:
+            for event in self.events(after):
+                after = event.number
+                yield event
+            version, status = self._wait_change(version)
+            if status.phase is Phase.STOPPED:
+                return
+
+    def stop(self, on_update: OnUpdate | None = None) -> StopReport:
+        """End every process of the deployment, prove it, and end the embedded cluster if there is one."""
+        from raylaunch.runtime.remote import stop_controller
+        from raylaunch.runtime.session import disconnect
+
+        report = stop_controller(self._controller(), on_update)
+        local_left = _find_embedded(self.name)
+        if local_left is None:
+            return report
+        disconnect()
+        left = stop_embedded(self.name)
+        return replace(report, left=(*report.left, *left), local_cluster_stopped=not left)
+
+    def _controller(self) -> Any:  # noqa: ANN401
+        from raylaunch.runtime.remote import find_controller
+
+        found = find_controller(self.name)
+        if found is None:
+            raise unknown_name(self.name)
+        return found
+
+    def _wait_change(self, version: int) -> tuple[int, Status]:
+        answer: tuple[int, Status] = self._ask("wait_change", version, POLL_S)
+        return answer
+
+    def _ask(self, question: str, *args: Any) -> Any:  # noqa: ANN401
+        from raylaunch.runtime.remote import ask
+
+        return ask(self._controller(), question, *args, timeout_s=CALL_TIMEOUT_S)
+
+    def _explain_end(self, status: Status, *, own: bool) -> RaylaunchError:
+        error = from_dict(status.error) if status.error else LaunchError(f"{self.name} was stopped while it started")
+        if own:
+            with contextlib.suppress(UnknownDeploymentError):  # whoever stopped it has cleaned up already
+                self.stop()
+        return error
+
+    def _late(self, status: Status, timeout: float) -> NotReadyError:
+        return NotReadyError(
+            f"{self.name} is not ready after {timeout:g} s",
+            why=f"{status.phase}; still missing: {'; '.join(status.waiting_for) or 'unknown'}",
+            todo=f"it goes on: `raylaunch status {self.name}` follows it, `raylaunch stop {self.name}` ends it",
+        )
+
+
+def home() -> Path:
+    """Folder of this user's raylaunch: $RAYLAUNCH_HOME, or ~/.raylaunch."""
+    return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
+
+
+def embedded_names() -> list[str]:
+    """Names of the deployments on embedded clusters of this machine."""
+    return sorted(path.stem for path in (home() / "clusters").glob("*.json"))
+
+
+def connect_to(deployment: str, address: str | None) -> None:
+    """Connect to the cluster a deployment runs on: its embedded one, or the one that `address` names.
+
+    Raises:
+        UnknownDeploymentError: there is no cluster that could hold it.
+        ClusterError: the named cluster does not answer.
+    """
+    from raylaunch.runtime.local import find_local
+    from raylaunch.runtime.session import connect
+
+    local = find_local(home(), deployment) if deployment and address in (None, LOCAL) else None
+    if local is not None:
+        connect(local.address, ship=False, token_file=local.token_file)
+    elif address == LOCAL:
+        raise unknown_name(deployment)
+    else:
+        try:
+            connect(address, ship=True)
+        except ClusterError as error:
+            if address is None and "RAY_ADDRESS" not in os.environ and deployment:
+                raise unknown_name(deployment) from error
+            raise
+
+
+def start_embedded(deployment: str, recipe: Recipe) -> None:
+    """Start an embedded cluster for the recipe and connect to it."""
+    from raylaunch.runtime.local import start_local
+    from raylaunch.runtime.session import connect
+
+    cluster = start_local(home(), deployment, nodes=recipe.parallel.servers, npus_per_node=recipe.npus_per_node)
+    connect(cluster.address, ship=False, token_file=cluster.token_file)
+
+
+def _find_embedded(deployment: str) -> object | None:
+    from raylaunch.runtime.local import find_local
+
+    return find_local(home(), deployment)
+
+
+def stop_embedded(deployment: str) -> list[str]:
+    """End the embedded cluster of a deployment; returns what resisted."""
+    from raylaunch.runtime.local import stop_local
+
+    return stop_local(home(), deployment)
+
+
+def unknown_name(name: str) -> UnknownDeploymentError:
+    """The error for a deployment that nobody knows."""
+    return UnknownDeploymentError(
+        f"there is no deployment named {name!r}",
+        todo="`raylaunch list --running` shows those of this cluster; --address names another cluster",
+    )
