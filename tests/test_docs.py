@@ -18,6 +18,7 @@ import raylaunch
 from raylaunch.cli.app import app
 from raylaunch.errors import RecipeError
 from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.runtime.drill import FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -143,6 +144,11 @@ def test_python_examples_use_what_there_is(page):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 dotted = ast.unparse(node)
                 assert node.value.id not in ("raylaunch", "deployment") or dotted in names, dotted
+
+
+def test_every_fault_of_the_drill_is_explained():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert [fault.name for fault in FAULTS if f"| `{fault.name}` |" not in page] == []
 
 
 @pytest.mark.parametrize("tool", TOOLS)

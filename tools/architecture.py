@@ -111,45 +111,62 @@ def with_table(page: str, text: str) -> str:
 
 
 def depth(graph: Graph, room: str) -> int:
-    """Rows below the room: the longest way down."""
+    """The longest way down from a room."""
     return max((1 + depth(graph, target) for target in graph[room]), default=0)
+
+
+def row_of(graph: Graph, room: str) -> int:
+    """The longest way from the top: a room stands right below its lowest importer."""
+    return max((1 + row_of(graph, other) for other in graph if room in graph[other]), default=0)
 
 
 def draw(graph: Graph) -> str:
     """Rooms in rows, each above everything it imports; colours that hold on light and dark pages."""
-    rows: dict[int, list[str]] = {}
-    for room in sorted(graph):
-        rows.setdefault(depth(graph, room), []).append(room)
-    widest = max(map(len, rows.values()))
-    width = 2 * MARGIN + widest * (BOX_WIDTH + GAP_X) - GAP_X
-    height = 2 * MARGIN + len(rows) * (BOX_HEIGHT + GAP_Y) - GAP_Y
-    at = {room: spot for number, names in rows.items() for room, spot in place(names, number, len(rows), width).items()}
+    spots = place(graph)
+    left = min(x for x, _ in spots.values()) - MARGIN
+    width = max(x for x, _ in spots.values()) + BOX_WIDTH + MARGIN - left
+    height = max(y for _, y in spots.values()) + BOX_HEIGHT + MARGIN
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} 0 {width} {height}" width="{width}" role="img">',
             "<title>The rooms of raylaunch and their imports</title>",
             TIP,
-            *(arrow(at[room], at[target]) for room in sorted(graph) for target in sorted(graph[room])),
-            *(box(room, spot) for room, spot in sorted(at.items())),
+            *(arrow(spots[room], spots[target]) for room in sorted(graph) for target in sorted(graph[room])),
+            *(box(room, spot) for room, spot in sorted(spots.items())),
             "</svg>",
             "",
         ]
     )
 
 
-def place(names: list[str], row: int, rows: int, width: int) -> dict[str, tuple[int, int]]:
-    """Upper left corners of a row's boxes, the row in the middle; row 0 is the lowest."""
-    start = (width - len(names) * (BOX_WIDTH + GAP_X) + GAP_X) // 2
-    y = MARGIN + (rows - 1 - row) * (BOX_HEIGHT + GAP_Y)
-    return {name: (start + number * (BOX_WIDTH + GAP_X), y) for number, name in enumerate(names)}
+def place(graph: Graph) -> dict[str, tuple[int, int]]:
+    """Upper left corners of the boxes. Rooms with an arrow over several rows stand outside, clear of those between."""
+    rows = {room: row_of(graph, room) for room in sorted(graph)}
+    far = [room for room in rows if any(rows[target] - rows[room] > 1 for target in graph[room])]
+    near = {number: [room for room in rows if rows[room] == number and room not in far] for number in rows.values()}
+    widest = max(map(len, near.values()))
+    steps = {room: number - (len(names) - 1) / 2 for names in near.values() for number, room in enumerate(names)}
+    for number, room in enumerate(far):
+        side = -1 if number % 2 == 0 else 1
+        steps[room] = side * ((widest + 1) / 2 + number // 2)
+    return {
+        room: (round(step * (BOX_WIDTH + GAP_X)) - BOX_WIDTH // 2, MARGIN + rows[room] * (BOX_HEIGHT + GAP_Y))
+        for room, step in steps.items()
+    }
 
 
 def arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
+    """From below a box to the top of one in the next row; over several rows straight down and into its side."""
     x1, y1 = source[0] + BOX_WIDTH // 2, source[1] + BOX_HEIGHT
-    x2, y2 = target[0] + BOX_WIDTH // 2, target[1] - 2
-    bend = (y2 - y1) // 2
-    curve = f"M{x1} {y1}C{x1} {y1 + bend} {x2} {y2 - bend} {x2} {y2}"
-    return f'<path d="{curve}" fill="none" stroke="#7a8a99" stroke-width="1.5" marker-end="url(#tip)"/>'
+    if target[1] - source[1] > BOX_HEIGHT + GAP_Y:
+        x2 = target[0] - 2 if x1 < target[0] else target[0] + BOX_WIDTH + 2
+        y2 = target[1] + BOX_HEIGHT // 2
+        way = f"M{x1} {y1}V{y2 - 40}Q{x1} {y2} {x1 + (40 if x1 < x2 else -40)} {y2}H{x2}"
+    else:
+        x2, y2 = target[0] + BOX_WIDTH // 2, target[1] - 2
+        middle = (y1 + y2) // 2
+        way = f"M{x1} {y1}C{x1} {middle} {x2} {middle} {x2} {y2}"
+    return f'<path d="{way}" fill="none" stroke="#7a8a99" stroke-width="1.5" marker-end="url(#tip)"/>'
 
 
 def box(room: str, spot: tuple[int, int]) -> str:
