@@ -133,7 +133,9 @@ def deploy(
     if embedded:
         start_embedded(title, loaded.recipe)
     else:
-        connect_to(title, address)
+        from raylaunch.runtime.session import connect
+
+        connect(address, ship=True)
     handle = Deployment(title)
     try:
         _create_controller(title, loaded, primary, skip_checks, secrets)
@@ -193,7 +195,7 @@ def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
         from raylaunch.supervise.diagnose import diagnose_text
 
         return diagnose_text(path.read_text(encoding="utf-8", errors="replace"), path.name)
-    if path.is_dir():
+    if (path / "diagnosis.json").is_file() or "/" in target:
         return bundles.diagnose_bundle(path)
     return bundles.diagnose_deployment(target, lambda: attach(target, address), home())
 

@@ -36,7 +36,7 @@ def check_nodes(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan) 
     """Yield what is wrong with the nodes for this plan.
 
     `nodes` are those the plan was built from. What was not probed is not judged; a probe that failed is a finding.
+    Two servers on one machine see the same things: each is said once.
     """
     view = look(loaded, nodes, plan)
-    for check in (*NODE_CHECKS, *GANG_CHECKS):
-        yield from check(view)
+    yield from dict.fromkeys(finding for check in (*NODE_CHECKS, *GANG_CHECKS) for finding in check(view))

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def connect(address: str | None, *, ship: bool, token_file: Path | None = None) 
     Raises:
         ClusterError: no cluster, no answer, or an authentication that does not match.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    address = _resolve(address or os.environ.get("RAY_ADDRESS") or "auto")
     _check_reachable(address)
     if token_file is not None:  # Ray offers no parameter for it, and reads it when it is imported
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -59,6 +60,24 @@ def disconnect() -> None:
         ray.shutdown()
 
 
+def _resolve(address: str) -> str:
+    """The address behind "auto": what `ray start` wrote down on this machine.
+
+    Ray itself would go on to search all processes, and take a cluster that somebody embedded for a test.
+    """
+    if address != "auto":
+        return address
+    record = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    try:
+        return record.read_text().strip()
+    except FileNotFoundError as error:
+        raise ClusterError(
+            "there is no Ray cluster on this machine",
+            why=f"neither --address nor RAY_ADDRESS is set, and `ray start` has left no {record}",
+            todo="`ray up cluster/a2-dual.yaml` starts one over SSH; `raylaunch start local-dual` needs none",
+        ) from error
+
+
 def _check_reachable(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
@@ -74,7 +93,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _check_same(address: str, connected: str) -> None:
-    if address != "auto" and address != connected:
+    if address != connected:
         raise ClusterError(
             f"this process is connected to the Ray cluster at {connected}, not to {address}",
             todo="call ray.shutdown() first, or use a process of its own",
@@ -98,12 +117,6 @@ def _explain(address: str, error: Exception) -> ClusterError:
             todo="set the same RAY_AUTH_MODE everywhere, before `ray` is imported; with `token` also the same "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` on the head prints it)",
             evidence=str(error).splitlines()[0],
-        )
-    if isinstance(error, ConnectionError) and address == "auto":
-        return ClusterError(
-            "there is no Ray cluster on this machine",
-            why="neither --address nor RAY_ADDRESS is set, and no running Ray was found",
-            todo="`ray up cluster/a2-dual.yaml` starts one over SSH; `raylaunch start local-dual` needs none",
         )
     return ClusterError(
         f"the Ray cluster at {address} cannot be joined",

@@ -133,6 +133,10 @@ def test_bad_input_is_told_apart_and_leaves_nothing(user, ray_nodes, short_folde
     assert dead_ray.code == 5, dead_ray.out + dead_ray.err
     assert "no Ray cluster answers" in dead_ray.err
 
+    no_ray = user.run("start", "a2-dual", "--set", f"model.path={model}", RAY_TMPDIR=str(short_folder))
+    assert no_ray.code == 5, no_ray.out + no_ray.err
+    assert "there is no Ray cluster on this machine" in no_ray.err
+
     unknown = user.run("start", "a2-duel", *base)
     assert unknown.code == 3
     assert "did you mean 'a2-dual'" in unknown.err
