@@ -20,6 +20,7 @@ from pathlib import Path
 
 from raylaunch.errors import BusyError, ClusterError
 from raylaunch.node.marked import ATTEMPT, DEPLOYMENT, end_marked
+from raylaunch.runtime.session import import_ahead, use_token
 
 START_TIMEOUT_S = 90.0
 END_GRACE_S = 1.0
@@ -119,6 +120,8 @@ def _write_token(cluster: LocalCluster) -> None:
 def _start_nodes(cluster: LocalCluster, nodes: int, npus: int) -> None:
     port = cluster.address.rpartition(":")[2]
     head = _ray_start(cluster, npus, "--head", f"--port={port}", "--include-dashboard=false")
+    use_token(cluster.token_file)
+    import_ahead()
     _await_port(cluster, head)
     others = [_ray_start(cluster, npus, f"--address={cluster.address}") for _ in range(nodes - 1)]
     for process in (head, *others):

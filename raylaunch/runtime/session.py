@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,8 @@ def connect(address: str | None, *, ship: bool, token_file: Path | None = None) 
     """
     address = _resolve(address or os.environ.get("RAY_ADDRESS") or "auto")
     _check_reachable(address)
-    if token_file is not None:  # Ray offers no parameter for it, and reads it when it is imported
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+    if token_file is not None:
+        use_token(token_file)
     os.environ.setdefault("RAY_TASK_EVENTS_REPORT_INTERVAL_MS", "0")
     import ray
 
@@ -50,6 +51,18 @@ def connect(address: str | None, *, ship: bool, token_file: Path | None = None) 
             logging_level=logging.ERROR,
             configure_logging=False,
         )
+
+
+def use_token(token_file: Path) -> None:
+    """Have Ray use this token. It offers no parameter for it, and reads these variables when it is imported."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+
+
+def import_ahead() -> None:
+    """Import in the background what the next step needs, while something else is waited for."""
+    threading.Thread(target=importlib.import_module, args=("raylaunch.runtime.remote",), daemon=True).start()
+    threading.Thread(target=importlib.import_module, args=("ray",), daemon=True).start()
 
 
 def disconnect() -> None:
