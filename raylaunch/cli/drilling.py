@@ -48,8 +48,9 @@ def drill(
 
     One fault at a time: kill-engine, kill-headless, kill-primary, stop-headless (a hang), kill-agent, kill-guard,
     kill-controller, steal-port; only when named also kill-raylet and cut-node. Requests fail while the deployment
-    restarts. Its restart budget is not touched. Times in seconds: until the failure was noticed, until the service was ready again,
-    what the servers' own start took of that, and the rest. Exit codes: 0 all recovered, 7 one did not, 10 not ready.
+    restarts. Its restart budget is not touched. Times in seconds: until the failure was noticed, until the service was
+    ready again, what the servers' own start took of that, and the rest.
+    Exit codes: 0 all recovered, 7 one did not, 10 not ready.
     """
     _check_names(fault or [])
     _confirm(name, yes=yes)

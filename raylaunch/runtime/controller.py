@@ -222,9 +222,9 @@ class Controller:
         await self._acquire(None)
         self._enter(Phase.CHECKING)
 
-    async def _acquire(self, timeout_s: float | None, excluded: tuple[str, ...] = ()) -> None:
-        """Reserve NPUs where there is no reservation, and put an agent on each."""
-        excluded = tuple(dict.fromkeys((*self._journal.history.excluded_nodes, *excluded)))
+    async def _acquire(self, timeout_s: float | None, avoided: tuple[str, ...] = ()) -> None:
+        """Reserve NPUs where there is no reservation, not on the `avoided` nodes, and put an agent on each."""
+        excluded = (*self._ray_addresses(self._journal.history.excluded_nodes), *avoided)
         if self._gang.group is None:
             self._gang.group = await asyncio.to_thread(
                 placement.reserve, self._request.deployment, self._recipe, excluded, timeout_s
@@ -263,6 +263,9 @@ class Controller:
             self._saw(replace(self._seen.get(index, ServerSeen(index)), stage="probed"))
         plan = build_plan(self._request.loaded, nodes, deployment=self._request.deployment)
         self._journal.plan = plan
+        self._journal.ray_addresses.update(
+            {one.node.ip: node.ip for one, node in zip(plan.servers, nodes, strict=True)}
+        )
         self._shape = policy.Gang.of(plan)
         findings = [
             *check_recipe(self._request.loaded, nodes[0].versions),
@@ -362,7 +365,11 @@ class Controller:
     def _has_spare(self) -> bool:
         assert self._journal.plan is not None
         used = tuple(server.node.node_id for server in self._journal.plan.servers)
-        return placement.has_spare(self._recipe, used, self._journal.history.excluded_nodes)
+        return placement.has_spare(self._recipe, used, self._ray_addresses(self._journal.history.excluded_nodes))
+
+    def _ray_addresses(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """A node's address in the plan is that of its chosen interface; Ray may know it by another."""
+        return tuple(dict.fromkeys(self._journal.ray_addresses.get(one, one) for one in addresses))
 
     async def _sleep_until(self, until: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -430,19 +437,28 @@ class Controller:
     async def _rebuild(self) -> None:
         """End every member, prove that the ground is clean, wait as long as the policy says, and start over."""
         decision = self._decision
+        lost = self._lost_nodes()
+        for index, seen in self._seen.items():
+            if seen.agent_lost or index in lost:
+                self._gang.give_up(index)
         await self._end_servers(FAILED_GRACE_S)
-        lost = {index: seen.agent_lost for index, seen in self._seen.items() if seen.agent_lost}
-        if any(reason != "agent died" for reason in lost.values()) or (decision and decision.excluded):
+        if lost or (decision and decision.kind == "device"):
             self._release()
-        for index in lost:
-            self._gang.agents[index] = None
         self._seen = {}
         if decision is not None:
             await asyncio.sleep(max(0.0, decision.not_before - time.time()))
-        await self._acquire(self._health.restart_window_s, decision.excluded if decision else ())
+        await self._acquire(self._health.restart_window_s, tuple(lost.values()))
         await self._clean_ground()
         self._decision = None
         self._enter(Phase.CHECKING)
+
+    def _lost_nodes(self) -> dict[int, str]:
+        """Server -> Ray's id of its node, for the nodes that are lost. One that comes back gets a new id."""
+        plan, decision = self._journal.plan, self._decision
+        gone = {index for index, seen in self._seen.items() if seen.agent_lost not in (None, "agent died")}
+        if decision is not None and decision.cause == "node-lost" and decision.root is not None:
+            gone.add(decision.root)  # silence alone, and nobody has found out more
+        return {server.index: server.node.node_id for server in plan.servers if server.index in gone} if plan else {}
 
     async def _clean_ground(self) -> None:
         """No process of an earlier attempt, and nobody on our ports."""

@@ -57,6 +57,14 @@ class Gang:
             except ValueError:
                 self.agents[index] = None
 
+    def give_up(self, index: int) -> None:
+        """Forget an agent that is lost. Should it come back from behind a cut network, Ray ends it."""
+        import ray
+
+        agent, self.agents[index] = self.agents.get(index), None
+        if agent is not None:
+            ray.kill(agent, no_restart=True)
+
     @property
     def alive(self) -> dict[int, Any]:
         """The agents that are not lost."""

@@ -36,6 +36,8 @@ class Journal:
     restarts: int = 0
     diagnosis: Diagnosis | None = None
     """Of the last failed attempt."""
+    ray_addresses: dict[str, str] = field(default_factory=dict)
+    """Address of a node in a plan -> its address in Ray."""
     versions: dict[int, dict[str, str]] = field(default_factory=dict)
     """What was installed on each server's node when it was last probed."""
     number: int = 0

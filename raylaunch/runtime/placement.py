@@ -28,7 +28,7 @@ def reserve(name: str, recipe: Recipe, excluded: tuple[str, ...] = (), timeout_s
     Args:
         name: Deployment.
         recipe: Says how many servers, of how many NPUs.
-        excluded: Addresses of nodes not to be used.
+        excluded: Addresses or ids of nodes not to be used.
         timeout_s: Wait so long, also for nodes that may yet come; by default `timeouts.reserve`.
 
     Raises:
@@ -80,12 +80,12 @@ def slots(group: Any) -> list[Slot]:  # noqa: ANN401
 
 
 def has_spare(recipe: Recipe, used: tuple[str, ...], excluded: tuple[str, ...] = ()) -> bool:
-    """Whether a node outside `used` (Ray's node ids) and `excluded` (addresses) has the NPUs of one server free."""
+    """Whether a node outside `used` and `excluded` (addresses or ids) has the NPUs of one server free."""
     free = _free_npus()
     return any(
         free.get(node["NodeID"], 0) >= recipe.npus_per_server
         for node in alive_nodes()
-        if node["NodeID"] not in used and node["NodeManagerAddress"] not in excluded
+        if not _is_among(node, (*used, *excluded))
     )
 
 
@@ -94,15 +94,19 @@ def _order(ip: str) -> tuple[int, int]:
     return address.version, int(address)
 
 
+def _is_among(node: dict[str, Any], nodes: tuple[str, ...]) -> bool:
+    return node["NodeID"] in nodes or node["NodeManagerAddress"] in nodes
+
+
 def _avoid(excluded: tuple[str, ...], servers: int) -> list[dict[str, str]] | None:
-    ids = [node["NodeID"] for node in alive_nodes() if node["NodeManagerAddress"] in excluded]
+    ids = [node["NodeID"] for node in alive_nodes() if _is_among(node, excluded)]
     return [{"ray.io/node-id": f"!in({','.join(ids)})"}] * servers if ids else None
 
 
 def _refuse_impossible(recipe: Recipe, excluded: tuple[str, ...]) -> None:
     """Say at once what waiting cannot cure."""
     need = recipe.npus_per_server
-    nodes = [node for node in alive_nodes() if node["NodeManagerAddress"] not in excluded]
+    nodes = [node for node in alive_nodes() if not _is_among(node, excluded)]
     totals = [int(node["Resources"].get("NPU", 0)) for node in nodes]
     fitting = sum(total >= need if recipe.hardware.spread else total // need for total in totals)
     if fitting < recipe.parallel.servers:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from raylaunch.errors import BusyError, ClusterError
+from raylaunch.errors import BusyError, ClusterError, UnknownDeploymentError
 from raylaunch.runtime.controller import Controller, Request
 from raylaunch.runtime.session import NAMESPACE
 from raylaunch.supervise.state import Phase
@@ -96,17 +96,34 @@ def _silent(error: Exception) -> ClusterError:
 
 
 def stop_controller(controller: Any, on_update: Callable[[Status], None] | None = None) -> StopReport:  # noqa: ANN401
-    """Have everything ended, then end the controller itself."""
+    """Have everything ended, then end the controller itself; a controller that dies meanwhile is asked again.
+
+    Raises:
+        UnknownDeploymentError: somebody else stopped it at the same moment, and was first.
+    """
+    import ray
+
+    while True:
+        try:
+            report = _stop_once(controller, on_update)
+        except ray.exceptions.ActorUnavailableError:
+            time.sleep(RETRY_PAUSE_S)  # Ray restarts it by itself, and tells nobody
+        except ray.exceptions.ActorDiedError as error:
+            raise UnknownDeploymentError("the deployment was stopped by another command at the same moment") from error
+        else:
+            ray.kill(controller, no_restart=True)
+            return report
+
+
+def _stop_once(controller: Any, on_update: Callable[[Status], None] | None) -> StopReport:  # noqa: ANN401
     import ray
 
     pending = controller.stop.remote()
     version = -1
-    while not ray.wait([pending], timeout=0 if on_update else None)[0]:
-        version, status = ask(controller, "wait_change", version, 1.0, timeout_s=RESTART_PATIENCE_S)
-        if on_update is not None:
-            on_update(status)
+    while on_update is not None and not ray.wait([pending], timeout=0)[0]:
+        version, status = ray.get(controller.wait_change.remote(version, 1.0))
+        on_update(status)
         if status.phase is Phase.STOPPED:
             break
     report: StopReport = ray.get(pending)
-    ray.kill(controller, no_restart=True)
     return report

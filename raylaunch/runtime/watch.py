@@ -19,6 +19,8 @@ from raylaunch.supervise.state import ServerSeen
 UNAVAILABLE_PAUSE_S = 0.2
 """Ray answers at once while it has no connection to an actor; the actor may come back."""
 VERDICT_TIMEOUT_S = 2.0
+LATE_S = 1.0
+"""A report this late makes us ask the node's raylet; a report is at most `heartbeat_s` old otherwise."""
 
 
 class Watch:
@@ -46,7 +48,7 @@ class Watch:
         import ray
 
         version = -1
-        patience = self._health.heartbeat_s + self._health.agent_silent_s
+        patience = self._health.heartbeat_s + LATE_S
         while True:
             sent = time.time()
             try:
@@ -73,12 +75,13 @@ class Watch:
         self._update(self._seen)
 
     async def _judge_silence(self) -> None:
-        """After too much silence find out who is silent: the agent, its raylet, or the whole node."""
+        """When a report is late find out who is silent: the agent, its raylet, or the whole node."""
         heard = self._seen.agent_at
-        if heard is None or time.time() - heard < self._health.agent_silent_s or self._seen.agent_lost:
+        if heard is None or time.time() - heard < LATE_S + self._health.heartbeat_s or self._seen.agent_lost:
             return
         reachable = await asyncio.to_thread(_answers, self._node)
-        if reachable != "yes":
+        too_long = time.time() - heard >= self._health.agent_silent_s
+        if reachable == "refused" or (reachable == "silent" and too_long):
             self._seen = replace(self._seen, agent_lost=_REASONS[reachable])
             self._update(self._seen)
 
