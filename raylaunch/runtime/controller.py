@@ -39,6 +39,8 @@ AGENT_TIMEOUT_S = 60.0
 EVIDENCE_TIMEOUT_S = 5.0
 JOURNAL_TIMEOUT_S = 5.0
 SHOWN_EVENTS = 20
+BEGIN_PATIENCE_S = 10.0
+"""How long a controller that Ray started again, and that finds no agents, waits to be told to begin."""
 PORTS_PATIENCE_S = 15.0
 """How long a restart waits for its ports to become free: long enough for a socket that closes late."""
 FAILED_GRACE_S = 1.0
@@ -92,24 +94,35 @@ class Controller:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         context = ray.get_runtime_context()
-        if context.was_current_actor_reconstructed:
+        self._looked = asyncio.Event()
+        """Set once it is clear whether there is something to take over."""
+        if not context.was_current_actor_reconstructed:
+            self._looked.set()
+        else:
             context.current_actor.take_over.remote()
 
     # -- commands and questions ---------------------------------------------------------------------------------
 
     async def begin(self, secrets: Mapping[str, str]) -> None:
         """Start the deployment; returns at once."""
-        self._secrets = secrets
-        self._known.set()
-        self._spawn(self._run())
+        await self._looked.wait()
+        if not self._known.is_set():
+            self._secrets = secrets
+            self._known.set()
+            self._spawn(self._run())
 
     async def take_over(self) -> None:
         """Go on after the death of the last controller."""
-        if self._secrets is None:
-            self._secrets = {}
-            await self._adopt()
-            self._known.set()
-            self._spawn(self._run())
+        adopted = await self._adopt()
+        self._looked.set()
+        if not adopted:  # Ray also starts one again that had not been told to begin
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEGIN_PATIENCE_S):
+                    await self._known.wait()
+                return
+            await self._give_up_adopting()
+        self._known.set()
+        self._spawn(self._run())
 
     async def status(self) -> Status:
         """Where the deployment is now."""
@@ -520,8 +533,8 @@ class Controller:
 
     # -- taking over ----------------------------------------------------------------------------------------------
 
-    async def _adopt(self) -> None:
-        """Find the agents and the newest journal among them; running servers are not touched."""
+    async def _adopt(self) -> bool:
+        """Find the agents and the newest journal among them, False when there is none; running servers live on."""
         self._gang.group = await asyncio.to_thread(placement.find_group, self._request.deployment)
         self._gang.find(self._recipe.parallel.servers)
         hellos = await self._gang.ask("hello", timeout_s=AGENT_TIMEOUT_S)
@@ -530,8 +543,7 @@ class Controller:
         known = [hello.journal for hello in answered.values() if hello.journal]
         journals = sorted((Journal.load(data) for data in known), key=lambda journal: journal.number)
         if not journals or journals[-1].plan is None:
-            await self._give_up_adopting()
-            return
+            return False
         self._journal = journals[-1]
         self._journal.skip_lost()
         assert self._journal.plan is not None
@@ -544,6 +556,7 @@ class Controller:
             self._watch_all()
         elif self._journal.phase in (Phase.CHECKING, Phase.STOPPING):
             self._resume_unfinished()
+        return True
 
     async def _give_up_adopting(self) -> None:
         """Nobody remembers the plan or the secrets: starting by guess could serve without its API key."""
