@@ -27,7 +27,7 @@ from raylaunch.errors import (
 )
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.findings import Finding
+from raylaunch.plan.findings import Finding, forgive
 from raylaunch.plan.planner import build_plan
 from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.catalog import read
@@ -36,8 +36,10 @@ from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.status import Status
 
 if TYPE_CHECKING:
+    from raylaunch.plan.facts import TuningStep
     from raylaunch.runtime.drill import Outcome
     from raylaunch.supervise.diagnose import Diagnosis
+    from raylaunch.supervise.status import CleanReport
 
 EXAMPLE_NIC = "enp67s0f0np0"
 
@@ -225,6 +227,71 @@ def drill(
     return run_drill(deployment, chosen, on_outcome)
 
 
+def preflight(
+    name: str | Recipe | Mapping[str, Any],
+    *,
+    sets: Sequence[str] = (),
+    deployment: str | None = None,
+    address: str | None = None,
+    skip_checks: Mapping[str, str] | None = None,
+) -> tuple[LaunchPlan, list[Finding]]:
+    """Plan and check a recipe where `deploy` would run it, and launch nothing. Arguments as for `deploy`.
+
+    The NPUs are reserved for as long as it takes. A recipe for CPU without a cluster is checked on this machine, no
+    cluster is started.
+
+    Raises:
+        RaylaunchError: no cluster, too few NPUs, or no plan; what the checks find is no error.
+    """
+    loaded = load(name, sets)
+    title = _checked_name(deployment or loaded.name)
+    if _starts_local(loaded.recipe, address):
+        _, plan, findings = make_plan(name, sets=sets, deployment=title)
+    else:
+        from raylaunch.runtime import preflight as room
+        from raylaunch.runtime.session import connect
+
+        connect(address, ship=True)
+        plan, findings = room.preflight(loaded, title)
+    return plan, forgive(findings, skip_checks or {})
+
+
+def clean(deployment: str | None = None, *, address: str | None = None, end: bool = False) -> CleanReport:
+    """Find marked processes that belong to nothing that runs, and records of embedded clusters that are gone.
+
+    Args:
+        deployment: Only what is left of this one.
+        address: Ray cluster whose nodes are looked at too; by default the one that is found, if any.
+        end: End and remove what is found, and nothing else.
+
+    Raises:
+        ClusterError: the named cluster does not answer.
+    """
+    from raylaunch.runtime import cleaning
+    from raylaunch.runtime.session import connect
+
+    asked = address or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        connect(address, ship=True)
+    except ClusterError:
+        if asked != "auto":
+            raise
+        asked = ""
+    return cleaning.clean(home(), asked=asked, deployment=deployment, end=end)
+
+
+def tune(name: str | Recipe | Mapping[str, Any], *, sets: Sequence[str] = (), apply: bool = False) -> list[TuningStep]:
+    """Compare this machine with the host settings that a recipe wants; with `apply` set what may be set."""
+    from raylaunch.node import tuning
+
+    wanted = load(name, sets).recipe.tuning
+    settings: dict[str, str | int | bool] = {"governor": wanted.governor} if wanted.governor else {}
+    settings |= wanted.sysctl
+    if wanted.jemalloc:
+        settings["jemalloc"] = "installed"
+    return tuning.apply(settings) if apply else tuning.compare(settings)
+
+
 def _host(text: str) -> Facts:
     ip, _, interface = text.partition("%")
     return Facts(ip, interface=interface or None)
@@ -234,7 +301,9 @@ def _default_nodes(recipe: Recipe) -> list[Facts]:
     if recipe.hardware.platform == "cpu":
         from raylaunch.node.probe import probe
 
-        facts = replace(probe("127.0.0.1", env=os.environ, npu=False), state_dir=str(home()))
+        seen = probe("127.0.0.1", env=os.environ, npu=False)
+        vllm = os.environ.get("RAYLAUNCH_VLLM") or seen.vllm_executable
+        facts = replace(seen, state_dir=str(home()), vllm_executable=vllm)
         return [facts] * recipe.parallel.servers
     return [Facts(f"192.0.2.{10 + index}", interface=EXAMPLE_NIC) for index in range(recipe.parallel.servers)]
 

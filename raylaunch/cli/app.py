@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli import clusters, deployments, drilling, history, importing, plans
+from raylaunch.cli import checking, clusters, deployments, drilling, history, importing, plans
 from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
 from raylaunch.cli.output import Output, table
 
@@ -104,6 +104,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 plans.add_commands(app)
 importing.add_commands(app)
+checking.add_commands(app)
 deployments.add_commands(app)
 history.add_commands(app)
 drilling.add_commands(app)

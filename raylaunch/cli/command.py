@@ -84,6 +84,19 @@ def command(
     return register
 
 
+def reasons(skips: list[str]) -> dict[str, str]:
+    """Read the values of --skip-check: id of the check, and why it does not count."""
+    given = {}
+    for skip in skips:
+        check, _, reason = skip.partition("=")
+        if not check or not reason.strip():
+            raise typer.BadParameter(
+                f"{skip!r}: write ID=REASON; the reason is kept in the events", param_hint="--skip-check"
+            )
+        given[check] = reason.strip()
+    return given
+
+
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(ctx: typer.Context, *, quiet: bool, verbose: bool, **given: Any) -> None:  # noqa: ANN401 - typer's values

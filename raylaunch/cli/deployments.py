@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, RecipeName, Sets, command
+from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, RecipeName, Sets, command, reasons
 from raylaunch.cli.output import Output, table
 from raylaunch.errors import LaunchError, NodeError, NotReadyError, UnknownDeploymentError
 
@@ -72,7 +72,7 @@ def start(
     from raylaunch import api
     from raylaunch.cli.watch import watching
 
-    skipped = _reasons(skip_check or [])
+    skipped = reasons(skip_check or [])
     made = None
     with watching(out, to_stderr=output is Format.JSON) as watch, suppress(KeyboardInterrupt):
         made = api.deploy(
@@ -161,18 +161,6 @@ def exit_code(status: Status) -> int:
     """What `status` and `start` tell a script."""
     codes = {"ready": 0, "failed": LaunchError.exit_code, "stopped": UnknownDeploymentError.exit_code}
     return codes.get(status.phase.value, NotReadyError.exit_code)
-
-
-def _reasons(skips: list[str]) -> dict[str, str]:
-    reasons = {}
-    for skip in skips:
-        check, _, reason = skip.partition("=")
-        if not check or not reason.strip():
-            raise typer.BadParameter(
-                f"{skip!r}: write ID=REASON; the reason is kept in the events", param_hint="--skip-check"
-            )
-        reasons[check] = reason.strip()
-    return reasons
 
 
 def _explain_interrupt(out: Output, name: str, address: str | None, *, known: bool) -> None:

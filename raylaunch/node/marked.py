@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,19 +44,24 @@ def end_marked(
     *,
     grace_s: float = 5.0,
     kill_timeout_s: float = KILL_TIMEOUT_S,
+    pids: Collection[int] | None = None,
 ) -> list[MarkedProcess]:
     """End exactly the marked processes: SIGTERM, `grace_s` seconds, SIGKILL until none is found. Returns what is left.
 
     A grace of 0 skips SIGTERM. Guards take SIGTERM as a request to stop their server. The calling process is never
-    among the targets.
+    among the targets. With `pids` only those of them that are named there.
     """
+
+    def search() -> list[_Found]:
+        return [one for one in _search(deployment, attempt, server) if pids is None or one.process.pid in pids]
+
     if grace_s > 0:
-        targets = _search(deployment, attempt, server)
+        targets = search()
         for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process takes SIGTERM only once continued
             _signal_all(targets, number)
         _await_end(targets, time.monotonic() + grace_s)
     deadline = time.monotonic() + kill_timeout_s
-    while targets := _search(deployment, attempt, server):
+    while targets := search():
         if time.monotonic() >= deadline:
             break
         _signal_all(targets, signal.SIGKILL)

@@ -7,9 +7,9 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from raylaunch.plan.facts import TuningStep
 
 GOVERNOR = "governor"
 JEMALLOC = "jemalloc"
@@ -18,22 +18,6 @@ SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "kernel.sched_migration_cos
 # Since Linux 5.13 the scheduler's knobs are no sysctls any more but files in debugfs.
 _DEBUGFS = {"kernel.sched_migration_cost_ns": "sys/kernel/debug/sched/migration_cost_ns"}
 _HOST_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EINVAL, errno.EIO}
-
-
-@dataclass(frozen=True)
-class TuningStep:
-    """What became of one wanted setting.
-
-    `outcome` is "already" (nothing to do), "set" (changed now, `before` is the old value) or "host" (this process
-    may not, or the kernel has no such knob: `todo` is the command for an administrator on the host).
-    """
-
-    name: str
-    wanted: str
-    before: str
-    outcome: Literal["already", "set", "host"]
-    why: str = ""
-    todo: str = ""
 
 
 def read_tuning(names: Iterable[str] = (), *, root: Path = Path("/")) -> dict[str, str]:
@@ -54,7 +38,12 @@ def apply(wanted: Mapping[str, str | int | bool], *, root: Path = Path("/")) -> 
     Raises:
         ValueError: A name is neither governor nor jemalloc nor a sysctl.
     """
-    return [_apply_one(name, _text(value), root) for name, value in wanted.items()]
+    return [_apply_one(name, _text(value), root, write=True) for name, value in wanted.items()]
+
+
+def compare(wanted: Mapping[str, str | int | bool], *, root: Path = Path("/")) -> list[TuningStep]:
+    """As `apply`, but nothing is set: what differs is a step with outcome "unmet"."""
+    return [_apply_one(name, _text(value), root, write=False) for name, value in wanted.items()]
 
 
 def read_sysctl(name: str, *, root: Path = Path("/")) -> str:
@@ -73,7 +62,7 @@ def find_jemalloc(arch: str | None = None, *, root: Path = Path("/")) -> str | N
     return next((str(file) for file in files if file.is_file()), None)
 
 
-def _apply_one(name: str, wanted: str, root: Path) -> TuningStep:
+def _apply_one(name: str, wanted: str, root: Path, *, write: bool) -> TuningStep:
     if name == JEMALLOC:
         return _judge_jemalloc(wanted, root)
     files = _governor_files(root) if name == GOVERNOR else _sysctl_files(name, root)
@@ -81,6 +70,8 @@ def _apply_one(name: str, wanted: str, root: Path) -> TuningStep:
     before = ",".join(sorted({_read(file) for file in present} - {""}))
     if before == wanted:
         return TuningStep(name, wanted, before, "already")
+    if not write and present:
+        return TuningStep(name, wanted, before, "unmet", todo=_command(name, wanted))
     why = _write_all(present, wanted) if present else "this kernel, or this container, has no such setting"
     if why:
         return TuningStep(name, wanted, before, "host", why, _command(name, wanted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,22 @@ class ProbeFailure:
 
     probe: str
     reason: str
+
+
+@dataclass(frozen=True)
+class TuningStep:
+    """What became of one wanted host setting.
+
+    `outcome` is "already" (nothing to do), "unmet" (only compared), "set" (changed now, `before` is the old value) or
+    "host" (this process may not, or the kernel has no such knob: `todo` is the command for an administrator).
+    """
+
+    name: str
+    wanted: str
+    before: str
+    outcome: Literal["already", "unmet", "set", "host"]
+    why: str = ""
+    todo: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Level = Literal["error", "warning", "info"]
@@ -27,3 +28,13 @@ def worst(findings: tuple[Finding, ...] | list[Finding]) -> Level | None:
     """The gravest level among `findings`; None when there are none."""
     present = {finding.level for finding in findings}
     return next((level for level in LEVELS if level in present), None)
+
+
+def forgive(findings: Sequence[Finding], skipped: Mapping[str, str]) -> list[Finding]:
+    """Make warnings of the errors whose ids are in `skipped`; its values, the reasons, are kept in the words."""
+    return [
+        replace(one, level="warning", what=f"{one.what} (skipped: {skipped[one.id]})")
+        if one.level == "error" and one.id in skipped
+        else one
+        for one in findings
+    ]

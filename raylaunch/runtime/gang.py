@@ -20,6 +20,9 @@ class Gang:
     deployment: str
     group: Any = None
     agents: dict[int, Any] = field(default_factory=dict)
+    kind: type[Agent] = Agent
+    detached: bool = True
+    """Whether the agents live on when the process that made them ends."""
 
     async def create(self, slots: Sequence[Slot], env: Mapping[str, str]) -> None:
         """Create one agent per slot, server i on slot i; those that live are kept."""
@@ -35,10 +38,10 @@ class Gang:
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self.group, placement_group_bundle_index=slot.bundle
         )
-        actor = ray.remote(Agent).options(
+        actor = ray.remote(self.kind).options(
             name=agent_name(self.deployment, index),
             namespace=NAMESPACE,
-            lifetime="detached",
+            lifetime="detached" if self.detached else None,
             num_cpus=0,
             resources={"NPU": bundle["NPU"]},
             scheduling_strategy=strategy,

@@ -22,7 +22,14 @@ class Slot:
     ip: str
 
 
-def reserve(name: str, recipe: Recipe, excluded: tuple[str, ...] = (), timeout_s: float | None = None) -> Any:  # noqa: ANN401
+def reserve(
+    name: str,
+    recipe: Recipe,
+    excluded: tuple[str, ...] = (),
+    timeout_s: float | None = None,
+    *,
+    detached: bool = True,
+) -> Any:  # noqa: ANN401
     """Reserve the NPUs of every server in one placement group. Blocks up to `timeouts.reserve`.
 
     Args:
@@ -30,6 +37,7 @@ def reserve(name: str, recipe: Recipe, excluded: tuple[str, ...] = (), timeout_s
         recipe: Says how many servers, of how many NPUs.
         excluded: Addresses or ids of nodes not to be used.
         timeout_s: Wait so long, also for nodes that may yet come; by default `timeouts.reserve`.
+        detached: Keep it when this process ends.
 
     Raises:
         PlacementError: the cluster cannot give them; nothing stays reserved.
@@ -43,7 +51,7 @@ def reserve(name: str, recipe: Recipe, excluded: tuple[str, ...] = (), timeout_s
         [{"NPU": float(recipe.npus_per_server)}] * servers,
         strategy="STRICT_SPREAD" if recipe.hardware.spread else "PACK",
         name=PREFIX + name,
-        lifetime="detached",
+        lifetime="detached" if detached else None,
         bundle_label_selector=_avoid(excluded, servers),
     )
     if group.wait(timeout_s or recipe.timeouts.reserve):

@@ -70,3 +70,40 @@ class StopReport:
     seconds: float
     left: tuple[str, ...] = ()
     local_cluster_stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A marked process that belongs to nothing that runs. `deployment` is its marker, with "@" that of a cluster."""
+
+    host: str
+    pid: int
+    deployment: str
+    attempt: int
+    age_s: float
+    command: str
+
+
+@dataclass(frozen=True)
+class CleanReport:
+    """What `clean` found, and what of it is still there."""
+
+    ended: bool
+    """Whether it was to be ended, or only looked for."""
+    found: tuple[Leftover, ...] = ()
+    left: tuple[Leftover, ...] = ()
+    records: tuple[str, ...] = ()
+    """Embedded clusters of which only a record and a folder were found, by deployment."""
+    left_records: tuple[str, ...] = ()
+    orphaned: tuple[str, ...] = ()
+    """Deployments whose agents live on without a controller and hold their NPUs."""
+    left_orphaned: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+    """Addresses of nodes that did not answer."""
+    asked: str = ""
+    """The cluster that was asked; "" for this machine alone."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is left."""
+        return not (self.left or self.left_records or self.left_orphaned or self.silent)
