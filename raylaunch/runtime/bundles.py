@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raylaunch.errors import UnknownDeploymentError
+from raylaunch.errors import ClusterError, UnknownDeploymentError
+from raylaunch.runtime.remote import ask, find_controller
 from raylaunch.supervise.diagnose import Diagnosis
+
+ANSWER_S = 60.0
 
 
 def diagnose_bundle(folder: Path) -> Diagnosis | None:
@@ -27,13 +30,19 @@ def diagnose_bundle(folder: Path) -> Diagnosis | None:
 
 
 def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Diagnosis | None:
-    """The verdict on the newest failed attempt of a deployment; None when it is known and never failed.
+    """The verdict on the last failure of a deployment; None when it never failed and its logs show nothing wrong.
+
+    A deployment that is there is asked; of one that is not, the newest bundle below `home` is read.
 
     Raises:
         UnknownDeploymentError: neither running nor remembered.
     """
-    folders = sorted((home / "bundles" / name).glob("*"), key=lambda path: path.stat().st_mtime)
-    if folders:
+    try:
+        attach()
+    except (UnknownDeploymentError, ClusterError):
+        folders = sorted((home / "bundles" / name).glob("*"), key=lambda path: path.stat().st_mtime)
+        if not folders:
+            raise
         return diagnose_bundle(folders[-1])
-    attach()
-    return None
+    found: Diagnosis | None = ask(find_controller(name), "diagnosis", timeout_s=ANSWER_S)
+    return found

@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import time
+import traceback
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +110,7 @@ class Controller:
         if not self._known.is_set():
             self._secrets = secrets
             self._known.set()
-            self._spawn(self._run())
+            self._go()
 
     async def take_over(self) -> None:
         """Go on after the death of the last controller."""
@@ -122,7 +123,7 @@ class Controller:
                 return
             await self._give_up_adopting()
         self._known.set()
-        self._spawn(self._run())
+        self._go()
 
     async def status(self) -> Status:
         """Where the deployment is now."""
@@ -201,6 +202,25 @@ class Controller:
         return await asyncio.shield(self._stopped)
 
     # -- the loop ----------------------------------------------------------------------------------------------
+
+    def _go(self) -> None:
+        self._spawn(self._run()).add_done_callback(self._ran)
+
+    def _ran(self, loop: asyncio.Task[Any]) -> None:
+        """A bug ends the loop, but not in silence: the deployment fails, says so, and can still be stopped."""
+        error = None if loop.cancelled() else loop.exception()
+        if error is None:
+            return
+        if self._stopped is not None and self._journal.phase in (Phase.STOPPING, Phase.STOPPED):
+            self._stopped.set_exception(error)
+            return
+        trace = "".join(traceback.format_exception(error))
+        self._spawn(self._fail_by_bug(RaylaunchError(f"a bug in the controller: {error!r}", evidence=trace)))
+
+    async def _fail_by_bug(self, error: RaylaunchError) -> None:
+        if self._journal.phase is not Phase.FAILED:
+            await self._fail(error)
+        self._go()
 
     async def _run(self) -> None:
         steps = {

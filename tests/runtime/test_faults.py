@@ -290,3 +290,47 @@ def test_a_bundle_holds_what_a_person_needs(start):
     assert found is not None
     assert found.root == 1
     assert found == api.diagnose(handle.name)
+
+
+ROUNDS = 100
+SETTLED = 20
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_hundred_rounds_leave_nothing_and_grow_nothing(start):
+    """Start, kill, restart: processes, open files and memory of the controller and the agents level off."""
+    handle = start(health__max_restarts=10_000, health__backoff_first_s=0, health__device_pause_s=0)
+    sizes = []
+    for number in range(1, ROUNDS + 1):
+        title = "VLLM::EngineCore" if number % 2 else "VLLM::Worker"
+        os.kill(child(handle, number % 2, title), signal.SIGKILL)
+        await_true(lambda attempt=number + 1: handle.status().attempt == attempt, f"attempt {number + 1}")
+        await_phase(handle, Phase.READY)
+        sizes.append(measure(handle))
+        assert {one.attempt for one in find_marked(handle.name)} == {number + 1}
+    for what in ("processes", "files", "megabytes"):
+        early, late = (max(one[what] for one in part) for part in (sizes[SETTLED : SETTLED * 2], sizes[-SETTLED:]))
+        print(what, sizes[0][what], early, late)
+        assert late <= early * 1.1, f"{what} grew from {early} to {late} over {ROUNDS} rounds"
+    logs = Path(handle.status().servers[0].log).parent.parent
+    assert len(list(logs.glob("attempt-*"))) <= 6, "old attempts' logs are removed"
+    assert len(list((Path(os.environ["RAYLAUNCH_HOME"]) / "bundles" / handle.name).iterdir())) <= 10
+
+
+def ours(process):
+    """Whether it is an actor of this file's cluster: Ray's workers inherit the environment of `ray start`."""
+    return process.environ().get("RAYLAUNCH_HOME") == os.environ["RAYLAUNCH_HOME"]
+
+
+def measure(handle):
+    """Of the actors of a deployment: all processes below them, their open files, their memory."""
+    server_pids = [server.seen.pid for server in handle.status().servers]
+    agents = [psutil.Process(pid).parents()[2] for pid in server_pids]
+    head = [one for one in psutil.process_iter() if one.name().startswith("ray::Controller") and ours(one)]
+    actors = {one.pid: one for one in [*agents, *head]}
+    return {
+        "processes": sum(len(one.children(recursive=True)) for one in agents),
+        "files": sum(one.num_fds() for one in actors.values()),
+        "megabytes": sum(one.memory_full_info().uss for one in actors.values()) / 1e6,
+    }
