@@ -29,6 +29,7 @@ from raylaunch.plan.serial import plan_from_dict
 from raylaunch.plan.spec import LaunchPlan, ServerPlan
 from raylaunch.runtime import faults
 from raylaunch.runtime.observe import ApiObserver
+from raylaunch.runtime.remains import Remains, read_remains
 from raylaunch.supervise.health import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
 
@@ -41,8 +42,6 @@ OWNER_LOST_GRACE_S = 1.0
 STEAL_S = 5.0
 """How long a drill holds a stolen port: shorter than a restart waits for it."""
 CUT_S = 40.0
-PLOG_LINES = 300
-NPU_TIMEOUT_S = 3.0
 FREE_POLL_S = 0.1
 
 
@@ -66,22 +65,6 @@ class Report:
     version: int
     now: float
     seen: ServerSeen
-
-
-@dataclass(frozen=True)
-class Remains:
-    """What a server left for the diagnosis: the end of its log and the process table. `first_line` counts from 1."""
-
-    log_lines: tuple[str, ...]
-    first_line: int
-    utc_offset_s: float
-    processes: str
-    log: str
-    npu: str = ""
-    """What `npu-smi info` said; "" without NPUs."""
-    plog: tuple[str, ...] = ()
-    """The end of the newest log of Ascend's runtime."""
-    plog_path: str = ""
 
 
 class Agent:
@@ -190,7 +173,7 @@ class Agent:
 
     async def remains(self, lines: int) -> Remains:
         """Read the end of the log and the process table of this deployment."""
-        return await asyncio.to_thread(self._read_remains, lines)
+        return await asyncio.to_thread(read_remains, self._deployment, self._log, lines)
 
     async def end(self, term_timeout_s: float) -> list[str]:
         """End the server and everything of this deployment's servers on this index; returns what resisted."""
@@ -437,21 +420,6 @@ class Agent:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait()
 
-    def _read_remains(self, lines: int) -> Remains:
-        text = logs.tail(self._log, lines) if self._log is not None else []
-        table = [f"{found.pid:>8} {found.age_s:8.0f}s {found.command}" for found in find_marked(self._deployment)]
-        plog = _newest_plog()
-        return Remains(
-            log_lines=tuple(text),
-            first_line=1,
-            utc_offset_s=float(time.localtime().tm_gmtoff),
-            processes="\n".join(table),
-            log=str(self._log or ""),
-            npu=_npu_state(),
-            plog=tuple(logs.tail(plog, PLOG_LINES)) if plog else (),
-            plog_path=str(plog or ""),
-        )
-
 
 def state_dir() -> Path:
     """Folder on this node for logs, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
@@ -485,29 +453,6 @@ def _find_holders(ports: tuple[int, ...]) -> list[str]:
         for found in read_listeners(ports)
         if found.port in ports
     ]
-
-
-def _npu_state() -> str:
-    """What npu-smi says now; a card that makes it hang costs `NPU_TIMEOUT_S`."""
-    from raylaunch.node.npu import find_npu_smi, run_tool
-
-    tool = find_npu_smi(os.environ)
-    if tool is None:
-        return ""
-    try:
-        return run_tool([tool, "info"], env=os.environ, timeout_s=NPU_TIMEOUT_S, check=False)
-    except NodeError as error:
-        return str(error)
-
-
-def _newest_plog() -> Path | None:
-    """The newest log of Ascend's runtime; every process of it writes one of its own."""
-    root = Path(os.environ.get("ASCEND_PROCESS_LOG_PATH") or Path.home() / "ascend" / "log") / "debug" / "plog"
-    dated = []
-    for path in root.glob("*.log"):
-        with contextlib.suppress(OSError):  # rotated away meanwhile
-            dated.append((path.stat().st_mtime, path))
-    return max(dated)[1] if dated else None
 
 
 def _settle(future: asyncio.Future[int], result: int | Exception) -> None:

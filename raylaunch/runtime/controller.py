@@ -26,9 +26,10 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.plan.serial import plan_to_dict
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import evidence, placement
-from raylaunch.runtime.agent import Hello, Remains, state_dir
+from raylaunch.runtime.agent import Hello, state_dir
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
+from raylaunch.runtime.remains import Remains
 from raylaunch.runtime.session import alive_nodes
 from raylaunch.runtime.watch import Watch
 from raylaunch.supervise import policy

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from raylaunch.plan.serial import plan_to_dict
-from raylaunch.runtime.agent import Remains
 from raylaunch.runtime.journal import Journal
+from raylaunch.runtime.remains import Remains
 from raylaunch.supervise.diagnose import Diagnosis, ServerEvidence
 from raylaunch.supervise.state import ServerSeen
 
