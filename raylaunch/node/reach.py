@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -63,5 +64,5 @@ async def _knock_one(source: str, door: Door, timeout_s: float, few: asyncio.Sem
         except TimeoutError:
             return f"no answer in {timeout_s:g} s"
         except OSError as error:
-            return error.strerror or str(error)
+            return os.strerror(error.errno) if error.errno else str(error)
     return "" if said == door.greeting else f"something else answers at {door.host}"

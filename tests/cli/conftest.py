@@ -45,6 +45,8 @@ def api(monkeypatch):
         "script": fake_api.start_story(),
         "error": None,
         "left": (),
+        "clean_report": fake_api.clean_report,
+        "tuning_steps": [],
     }.items():
         monkeypatch.setattr(fake_api, name, value)
     monkeypatch.setitem(sys.modules, "raylaunch.api", fake_api)

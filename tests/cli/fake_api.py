@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylaunch.errors import UnknownDeploymentError
-from raylaunch.plan.facts import Facts
-from raylaunch.plan.findings import Finding
+from raylaunch.plan.facts import Facts, TuningStep
+from raylaunch.plan.findings import Finding, forgive
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
-from raylaunch.supervise.status import Event, ServerStatus, Status
+from raylaunch.supervise.status import CleanReport, Event, ServerStatus, Status
 
 CREATED = 1_700_000_000.0
 
@@ -25,6 +25,8 @@ error: BaseException | None = None
 hang = False
 """Wait for ever after the script, as a deployment that takes hours."""
 left: tuple[str, ...] = ()
+clean_report = CleanReport(ended=False)
+tuning_steps: list[TuningStep] = []
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,22 @@ def make_plan(name, *, hosts=(), primary=None, sets=(), deployment=None):
     example = [f"192.0.2.{10 + n}%enp67s0f0np0" for n in range(loaded.recipe.parallel.servers)]
     nodes = [Facts(ip, interface=nic) for ip, _, nic in (host.partition("%") for host in hosts or example)]
     return loaded, build_plan(loaded, nodes, deployment=deployment or "", primary=primary), list(findings)
+
+
+def preflight(name, **given):
+    asked.append(("preflight", {"name": name, **given}))
+    _, plan, found = make_plan(name, sets=given["sets"], deployment=given["deployment"])
+    return plan, forgive(found, given["skip_checks"])
+
+
+def clean(deployment, **given):
+    asked.append(("clean", {"deployment": deployment, **given}))
+    return clean_report
+
+
+def tune(name, **given):
+    asked.append(("tune", {"name": name, **given}))
+    return tuning_steps
 
 
 def deploy(name, **given):

@@ -148,3 +148,14 @@ def test_jemalloc_can_only_be_installed(tmp_path):
 def test_a_name_that_is_no_setting_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="no host setting"):
         tuning.apply({name: 1}, root=tmp_path)
+
+
+def test_comparing_sets_nothing_and_says_the_command(tmp_path):
+    root = host(tmp_path)
+    before = tuning.read_tuning(root=root)
+    steps = {step.name: step for step in tuning.compare({**GUIDE, "vm.swappiness": 60, "vm.nothing": 1}, root=root)}
+    assert tuning.read_tuning(root=root) == before
+    assert steps["vm.swappiness"].outcome == "already"
+    assert (steps["governor"].outcome, steps["governor"].before) == ("unmet", "schedutil")
+    assert "scaling_governor" in steps["governor"].todo
+    assert steps["vm.nothing"].outcome == "host", "there is no such knob"
