@@ -1,0 +1,208 @@
+"""check and clean on real Ray: what they find, and that they leave the cluster as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from ray_yard import await_true, free_ports, model_folder
+
+from raylaunch.node.marked import end_marked, find_marked
+
+pytestmark = pytest.mark.ray
+
+WAIT = "import signal, sys; print('up', flush=True); signal.pause()"
+
+HELD_UP = """
+import asyncio
+from raylaunch.cli.app import main
+from raylaunch.runtime import placement, preflight
+
+async def look(gang, loaded, deployment):
+    await gang.create(placement.slots(gang.group), {})
+    await gang.demand("hello", timeout_s=60)
+    print("looking", flush=True)
+    await asyncio.Event().wait()
+
+preflight._look = look
+main()
+"""
+"""The program, but its look at the nodes takes for ever, so that a signal surely meets it there."""
+
+STATE = """
+import json, ray
+from ray.util import list_named_actors, placement_group_table
+ray.init(address={address!r}, log_to_driver=False, logging_level=50)
+groups = [group["name"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+actors = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
+print(json.dumps([groups, actors, ray.available_resources().get("NPU", 0)]))
+"""
+
+
+@pytest.fixture
+def person(user):
+    """A user of the open cluster of these tests."""
+    user.extra = {"RAY_AUTH_MODE": "disabled"}
+    return user
+
+
+@pytest.fixture
+def orphan():
+    """Start processes that carry the mark of a deployment that does not run."""
+    started = []
+
+    def start(deployment: str) -> subprocess.Popen[str]:
+        env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": deployment, "RAYLAUNCH_ATTEMPT": "2"}
+        process = subprocess.Popen([sys.executable, "-c", WAIT], env=env, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline()
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+def state(person, ray_nodes):
+    """What the cluster holds: reservations, named actors, free NPUs."""
+    return json.loads(person.python(STATE.format(address=ray_nodes.address)).out.splitlines()[-1])
+
+
+def assert_untouched(person, ray_nodes):
+    """Ray takes a moment to give NPUs back, and tells nobody."""
+    await_true(lambda: state(person, ray_nodes) == [[], [], 16.0], "nothing reserved, no actor", 60)
+
+
+def settings(short_folder, model=None):
+    http, rpc = free_ports(2)
+    return [
+        *("--set", f"model.path={model or model_folder(short_folder / 'model')}"),
+        *("--set", f"network.http_port={http}", "--set", f"network.rpc_port={rpc}"),
+    ]
+
+
+def test_check_looks_from_the_nodes_and_lets_go_of_everything(person, ray_nodes, short_folder, orphan):
+    sets = settings(short_folder)
+    fine = person.run("check", "a2-dual", "--name", "test-fine", "--address", ray_nodes.address, *sets, "-o", "json")
+    assert fine.code == 0, fine.out + fine.err
+    assert fine.json()["worst"] != "error"
+    assert len(fine.json()["hosts"]) == 2
+    assert_untouched(person, ray_nodes)
+
+    old = orphan("test-old")
+    gone = settings(short_folder, model="/does/not/exist")
+    words = ("check", "a2-dual", "--name", "test-old", "--address", ray_nodes.address, *gone)
+    bad = person.run(*words, "-o", "json")
+    assert bad.code == 4, bad.out + bad.err
+    errors = {finding["id"] for finding in bad.json()["findings"] if finding["level"] == "error"}
+    assert {"model-missing", "leftovers"} <= errors, "all at once"
+    assert str(old.pid) in bad.out
+    skips = [word for one in errors for word in ("--skip-check", f"{one}=known")]
+    skipped = person.run(*words, *skips)
+    assert skipped.code == 0, skipped.out + skipped.err
+    assert "(skipped: known)" in skipped.out
+    assert_untouched(person, ray_nodes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_check_leaves_nothing_reserved(person, ray_nodes, short_folder, number):
+    words = ["check", "a2-dual", "--address", ray_nodes.address, *settings(short_folder)]
+    checking = subprocess.Popen(
+        [sys.executable, "-c", HELD_UP, *words], env=person.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert checking.stdout.readline() == "looking\n"
+        groups, actors, free = state(person, ray_nodes)
+        assert (len(groups), len(actors), free) == (1, 2, 0)
+    finally:
+        checking.send_signal(number)
+        said = checking.communicate(timeout=60)[0]
+    assert checking.returncode == (130 if number == signal.SIGINT else -9), said
+    assert_untouched(person, ray_nodes)
+
+
+def test_check_without_a_cluster_looks_at_this_machine_and_starts_nothing(user, standin, ports):
+    user.extra = standin
+    fine = user.run("check", "local-dual", *ports)
+    assert fine.code == 0, fine.out + fine.err
+    assert "nothing speaks against a start" in fine.err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy = user.run("check", "local-dual", "--set", f"network.http_port={port}", "-o", "json")
+    assert busy.code == 4, busy.out + busy.err
+    assert "port-busy" in {finding["id"] for finding in busy.json()["findings"]}
+    assert not list((user.home / "clusters").glob("*"))
+
+
+def test_clean_ends_what_an_accident_left_and_nothing_else(person, ray_nodes, short_folder, orphan):
+    running, lost, other = "test-runs", "test-lost", "test-other"
+    address = ("--address", ray_nodes.address)
+    started = person.run("start", "a2-dual", "--name", running, *address, *settings(short_folder))
+    assert started.code == 0, started.out + started.err
+    try:
+        leftovers, spared = [orphan(lost), orphan(lost)], orphan(other)
+        servers = {found.pid for found in find_marked(running)}
+        looked = person.run("clean", "--deployment", lost, *address, "-o", "json")
+        assert looked.code == 11, looked.out + looked.err
+        assert {one["pid"] for one in looked.json()["found"]} == {process.pid for process in leftovers}
+        assert all(process.poll() is None for process in leftovers), "without --yes it only looks"
+
+        assert person.run("clean", "--deployment", running, *address, "--yes").code == 0
+        assert {found.pid for found in find_marked(running)} >= servers
+
+        ended = person.run("clean", "--deployment", lost, *address, "--yes")
+        assert ended.code == 0, ended.out + ended.err
+        assert str(leftovers[0].pid) in ended.out
+        assert [process.wait(60) for process in leftovers] == [-signal.SIGTERM] * 2
+        assert spared.poll() is None
+        assert person.run("status", running, *address).code == 0
+    finally:
+        stopped = person.run("stop", running, *address)
+    assert stopped.code == 0, stopped.out + stopped.err
+
+
+def test_clean_gives_back_what_agents_without_a_controller_hold(person, ray_nodes, short_folder):
+    name, address = "test-headless", ("--address", ray_nodes.address)
+    started = person.run("start", "a2-dual", "--name", name, *address, *settings(short_folder))
+    assert started.code == 0, started.out + started.err
+    kill = f"""
+import ray
+ray.init(address={ray_nodes.address!r}, log_to_driver=False, logging_level=50)
+ray.kill(ray.get_actor("controller:{name}", "raylaunch"), no_restart=True)
+"""
+    assert person.python(kill).code == 0
+    cleaned = person.run("clean", "--deployment", name, *address, "--yes")
+    assert cleaned.code == 0, cleaned.out + cleaned.err
+    assert "its controller is gone" in cleaned.out
+    assert find_marked(name) == []
+    assert_untouched(person, ray_nodes)
+
+
+def test_clean_removes_the_record_of_an_embedded_cluster_that_is_gone(user, standin, ports):
+    """As after a crash of the machine, or when somebody ends Ray by hand."""
+    user.extra = standin
+    assert user.run("start", "local-dual", "--name", "test-crash", *ports).code == 0
+    record = user.home / "clusters" / "test-crash.json"
+    known = json.loads(record.read_text())
+    kept = user.run("clean", "--deployment", "test-crash", "--yes")
+    assert kept.code == 0, kept.out + kept.err
+    assert user.run("status", "test-crash").code == 0, "a cluster that lives is not touched"
+
+    end_marked(known["marker"], grace_s=0)
+    assert Path(known["folder"]).is_dir()
+    assert Path(known["folder"]).parent == Path(tempfile.gettempdir())
+    await_true(lambda: not find_marked("test-crash"), "the guards end their servers")
+    assert user.run("clean", "--deployment", "test-crash").code == 11
+    cleaned = user.run("clean", "--deployment", "test-crash", "--yes")
+    assert cleaned.code == 0, cleaned.out + cleaned.err
+    assert not record.exists()
+    assert not Path(known["folder"]).exists()
