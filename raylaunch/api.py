@@ -301,7 +301,7 @@ def _default_nodes(recipe: Recipe) -> list[Facts]:
     if recipe.hardware.platform == "cpu":
         from raylaunch.node.probe import probe
 
-        seen = probe("127.0.0.1", env=os.environ, npu=False)
+        seen = probe("127.0.0.1", env=os.environ, npu=False, model_path=recipe.model.path or None)
         vllm = os.environ.get("RAYLAUNCH_VLLM") or seen.vllm_executable
         facts = replace(seen, state_dir=str(home()), vllm_executable=vllm)
         return [facts] * recipe.parallel.servers
