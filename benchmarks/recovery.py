@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 from report import ROOT, publish, table
 
+from raylaunch.runtime.local import LocalCluster, start_local, stop_local
+
 NAME = "bench-recovery"
 PORTS = ("--set", "network.http_port=28124", "--set", "network.rpc_port=28357")
 STANDIN = ROOT / "tests" / "standin" / "bin" / "vllm"
@@ -56,12 +58,17 @@ def drill(user: User, faults: list[str]) -> list[dict[str, Any]]:
 
 def rest(user: User, servers: int) -> dict[str, float]:
     """What the controller of `servers` idle servers takes, over `QUIET_S` seconds without requests."""
-    shape = () if servers == 2 else (
-        *("--set", f"parallel.data={servers}", "--set", "hardware.spread=false"),
-        *("--set", "hardware.npus_per_server=1", "--set", f"hardware.npus_per_node={servers}"),
-    )  # fmt: skip
-    user.run("start", "local-dual", "--name", NAME, *PORTS, *shape)
+    shape: tuple[str, ...] = ()
+    if servers != 2:  # the embedded cluster would make a Ray node per server
+        cluster = start_cluster(user, servers)
+        user.env |= {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token"}
+        user.env["RAY_AUTH_TOKEN_PATH"] = str(cluster.token_file)
+        shape = (
+            *("--set", f"parallel.data={servers}", "--set", "hardware.spread=false"),
+            *("--set", "hardware.npus_per_server=1", "--set", f"hardware.npus_per_node={servers}"),
+        )
     try:
+        user.run("start", "local-dual", "--name", NAME, *PORTS, *shape)
         home = user.env["RAYLAUNCH_HOME"]
         ours = [one for one in psutil.process_iter() if _is_actor(one, home)]
         controller = next(one for one in ours if one.cmdline()[0].startswith("ray::Controller"))
@@ -80,7 +87,14 @@ def rest(user: User, servers: int) -> dict[str, float]:
             "agent_mb": sum(one.memory_full_info().pss for one in agents) / len(agents) / 1e6,
         }
     finally:
-        user.run("stop", NAME)
+        user.run("stop", NAME, refused=(9,))
+        stop_local(Path(user.env["RAYLAUNCH_HOME"]), "bench")
+
+
+def start_cluster(user: User, servers: int) -> LocalCluster:
+    """Two Ray nodes with half of the servers each; their processes inherit this one's environment."""
+    os.environ.update(user.env)
+    return start_local(Path(user.env["RAYLAUNCH_HOME"]), "bench", nodes=2, npus_per_node=servers // 2)
 
 
 def _is_actor(process: psutil.Process, home: str) -> bool:
