@@ -49,7 +49,8 @@ def publish(name: str, title: str, text: str, data: Mapping[str, Any]) -> None:
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEADER
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     where = ", ".join(f"{key} {value}" if key not in ("date", "machine") else value for key, value in stamp.items())
-    section = f"{begin}\n## {title}\n\n{text.strip()}\n\n{where}; repeat with `python benchmarks/{name.partition('-')[0]}.py`\n{end}"
+    program = f"benchmarks/{name.partition('-')[0]}.py"
+    section = f"{begin}\n## {title}\n\n{text.strip()}\n\n{where}; repeat with `python {program}`\n{end}"
     if begin in page:
         head, _, rest = page.partition(begin)
         page = head + section + rest.partition(end)[2]
