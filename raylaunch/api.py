@@ -37,8 +37,8 @@ from raylaunch.supervise.status import Status
 
 if TYPE_CHECKING:
     from raylaunch.plan.facts import TuningStep
-    from raylaunch.runtime.drill import Outcome
     from raylaunch.supervise.diagnose import Diagnosis
+    from raylaunch.supervise.drills import Outcome
     from raylaunch.supervise.status import CleanReport
 
 EXAMPLE_NIC = "enp67s0f0np0"
@@ -348,8 +348,8 @@ def _create_controller(
     skipped: Mapping[str, str] | None,
     secrets: Mapping[str, str],
 ) -> None:
-    from raylaunch.runtime.controller import Request
     from raylaunch.runtime.remote import create_controller, find_controller
+    from raylaunch.runtime.request import Request
 
     if find_controller(deployment) is not None:
         raise BusyError(

@@ -18,7 +18,7 @@ import raylaunch
 from raylaunch.cli.app import app
 from raylaunch.errors import RecipeError
 from raylaunch.recipe.catalog import read, recipe_names
-from raylaunch.runtime.drill import FAULTS
+from raylaunch.supervise.drills import FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,7 +14,7 @@ from raylaunch.cli.output import Output, table
 from raylaunch.errors import LaunchError
 
 if TYPE_CHECKING:
-    from raylaunch.runtime.drill import Outcome
+    from raylaunch.supervise.drills import Outcome
 
 HEADER = ("FAULT", "DETECTED", "RECOVERED", "OWN START", "BEYOND", "FAILED", "LEFT", "DETECTED BY")
 
@@ -78,7 +78,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    from raylaunch.runtime.drill import FAULTS
+    from raylaunch.supervise.drills import FAULTS
 
     known = [fault.name for fault in FAULTS]
     if unknown := [name for name in names if name not in known]:

@@ -13,31 +13,36 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raylaunch.errors import BusyError, ChecksFailedError, LaunchError, PlacementError, RaylaunchError
-from raylaunch.node.logs import planned_log
-from raylaunch.plan.checks import check_nodes, check_recipe
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.findings import Finding
-from raylaunch.plan.planner import build_plan
 from raylaunch.plan.serial import plan_to_dict
-from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import evidence, placement
 from raylaunch.runtime.agent import Hello, state_dir
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
+from raylaunch.runtime.prepare import (
+    AGENT_TIMEOUT_S,
+    clean_ground,
+    flatten,
+    look,
+    plan_and_judge,
+    put_primary_first,
+    refuse_errors,
+)
 from raylaunch.runtime.remains import Remains
+from raylaunch.runtime.request import Request
 from raylaunch.runtime.session import alive_nodes
+from raylaunch.runtime.telling import build_status, explain_failure
 from raylaunch.runtime.watch import Watch
 from raylaunch.supervise import policy
 from raylaunch.supervise.diagnose import Diagnosis, diagnose
 from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
-from raylaunch.supervise.status import Event, ServerStatus, Status, StopReport
+from raylaunch.supervise.status import Event, Status, StopReport
 
-AGENT_TIMEOUT_S = 60.0
 EVIDENCE_TIMEOUT_S = 5.0
 JOURNAL_TIMEOUT_S = 5.0
 SHOWN_EVENTS = 20
@@ -47,18 +52,6 @@ PORTS_PATIENCE_S = 15.0
 """How long a restart waits for its ports to become free: long enough for a socket that closes late."""
 FAILED_GRACE_S = 1.0
 """SIGTERM to SIGKILL when a failed gang is ended: its members wait for a peer that will not come back."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `start` asks for. Secrets are given separately, so that Ray does not keep them with the actor."""
-
-    deployment: str
-    loaded: LoadedRecipe
-    primary: str | None = None
-    skipped: Mapping[str, str] | None = None
-    """Ids of checks whose errors do not count, with the reason given."""
-    agent_env: Mapping[str, str] | None = None
 
 
 class Controller:
@@ -191,7 +184,7 @@ class Controller:
 
     async def leftovers(self) -> list[str]:
         """Living processes of earlier attempts, as the agents find them."""
-        return _flatten(await self._gang.ask("leftovers", self._journal.attempt, timeout_s=AGENT_TIMEOUT_S))
+        return flatten(await self._gang.ask("leftovers", self._journal.attempt, timeout_s=AGENT_TIMEOUT_S))
 
     async def stop(self) -> StopReport:
         """End everything and prove it. A second caller waits for the same end."""
@@ -263,71 +256,28 @@ class Controller:
             self._gang.group = await asyncio.to_thread(
                 placement.reserve, self._request.deployment, self._recipe, excluded, timeout_s
             )
-        slots = self._primary_first(await asyncio.to_thread(placement.slots, self._gang.group))
+        slots = put_primary_first(await asyncio.to_thread(placement.slots, self._gang.group), self._request.primary)
         await self._gang.create(slots, self._request.agent_env or {})
         hellos = await self._gang.demand("hello", timeout_s=AGENT_TIMEOUT_S)
         for index, hello in hellos.items():
             self._log_roots[index] = hello.log_root
             self._saw(ServerSeen(index))
 
-    def _primary_first(self, slots: list[placement.Slot]) -> list[placement.Slot]:
-        primary = self._request.primary
-        if primary is None:
-            return slots
-        if all(slot.ip != primary for slot in slots):
-            raise PlacementError(
-                f"the primary {primary} is not among the nodes that were reserved",
-                why=f"reserved: {', '.join(slot.ip for slot in slots)}",
-                todo="give the Ray address of one of these nodes to --primary, or leave it out",
-            )
-        return sorted(slots, key=lambda slot: slot.ip != primary)
-
     async def _check(self) -> None:
-        recipe, timeouts = self._recipe, self._recipe.timeouts
-        await self._gang.demand("prepare", recipe.model.tiny, timeout_s=AGENT_TIMEOUT_S)
-        npu = recipe.hardware.platform != "cpu"
-        ports = (recipe.network.http_port, recipe.network.rpc_port)
-        probed = await self._gang.demand(
-            "probe", self._model_path(), ports, npu, timeouts.probe, timeout_s=timeouts.probe + AGENT_TIMEOUT_S
-        )
-        self._facts = {index: probed[index] for index in sorted(probed)}
+        self._facts = await look(self._gang, self._recipe)
         self._journal.versions = {index: facts.versions for index, facts in self._facts.items()}
-        nodes = list(self._facts.values())
         for index in self._facts:
             self._saw(replace(self._seen.get(index, ServerSeen(index)), stage="probed"))
-        plan = build_plan(self._request.loaded, nodes, deployment=self._request.deployment)
+        nodes = list(self._facts.values())
+        plan, self._journal.findings = plan_and_judge(self._request, nodes)
         self._journal.plan = plan
         self._journal.ray_addresses.update(
             {one.node.ip: node.ip for one, node in zip(plan.servers, nodes, strict=True)}
         )
         self._shape = policy.Gang.of(plan)
-        findings = [
-            *check_recipe(self._request.loaded, nodes[0].versions),
-            *check_nodes(self._request.loaded, nodes, plan),
-        ]
-        self._journal.findings = tuple(self._forgive(finding) for finding in findings)
-        self._refuse_errors()
+        refuse_errors(self._journal.findings)
         self._enter(Phase.STARTING)
         await self._launch()
-
-    def _model_path(self) -> str:
-        model = self._recipe.model
-        return f"{state_dir()}/models/tiny-{model.tiny}" if model.tiny else model.path
-
-    def _forgive(self, finding: Finding) -> Finding:
-        reason = (self._request.skipped or {}).get(finding.id)
-        if reason is None or finding.level != "error":
-            return finding
-        return replace(finding, level="warning", what=f"{finding.what} (skipped: {reason})")
-
-    def _refuse_errors(self) -> None:
-        errors = [finding for finding in self._journal.findings if finding.level == "error"]
-        if errors:
-            lines = [f"  {one.id}: {f'{one.where}: ' if one.where else ''}{one.what}" for one in errors]
-            todo = "; ".join(dict.fromkeys(one.todo for one in errors if one.todo))
-            raise ChecksFailedError(
-                f"{len(errors)} check(s) failed, nothing was launched", evidence="\n".join(lines), todo=todo
-            )
 
     async def _launch(self) -> None:
         """Start every server at the same moment: vLLM's engines wait 5 minutes for their primary, no longer."""
@@ -385,7 +335,7 @@ class Controller:
             case policy.Restart():
                 self._restart(decision, now)
             case policy.GiveUp():
-                raise self._launch_error(decision, diagnosis)
+                raise explain_failure(decision, diagnosis, self._shape.nodes, self._remains, self._bundle)
             case policy.Stop():
                 return
 
@@ -450,24 +400,6 @@ class Controller:
         self._note("restart", f"{decision.cause}: {decision.reason}", decision.root)
         self._enter(Phase.RESTARTING)
 
-    def _launch_error(self, decision: policy.GiveUp, found: Diagnosis | None) -> LaunchError:
-        roots = [decision.root] if decision.root is not None else sorted(self._remains)
-        where = (
-            f"server {decision.root} on {self._shape.nodes[decision.root]}" if decision.root is not None else "the gang"
-        )
-        evidence_text = evidence.tail_of(self._remains, roots)
-        if found is not None and found.line:
-            evidence_text = f"  {found.line}\n{evidence_text}"
-        if decision.collateral:
-            others = ", ".join(map(str, decision.collateral))
-            evidence_text += f"\n  collateral: server {others} failed because of it"
-        return LaunchError(
-            f"{where} failed: {found.cause if found else decision.reason}",
-            why=decision.reason,
-            evidence=f"{evidence_text}\n  evidence of the attempt: {self._bundle}",
-            todo=found.remedy if found else "read the log above",
-        )
-
     async def _rebuild(self) -> None:
         """End every member, prove that the ground is clean, wait as long as the policy says, and start over."""
         decision = self._decision
@@ -482,7 +414,7 @@ class Controller:
         if decision is not None:
             await asyncio.sleep(max(0.0, decision.not_before - time.time()))
         await self._acquire(self._health.restart_window_s, tuple(lost.values()))
-        await self._clean_ground()
+        await clean_ground(self._gang, self._recipe)
         self._decision = None
         self._enter(Phase.CHECKING)
 
@@ -493,29 +425,6 @@ class Controller:
         if decision is not None and decision.cause == "node-lost" and decision.root is not None:
             gone.add(decision.root)  # silence alone, and nobody has found out more
         return {server.index: server.node.node_id for server in plan.servers if server.index in gone} if plan else {}
-
-    async def _clean_ground(self) -> None:
-        """No process of an earlier attempt, and nobody on our ports."""
-        left = _flatten(await self._gang.ask("sweep", timeout_s=AGENT_TIMEOUT_S))
-        if left:
-            raise LaunchError(
-                "processes of the last attempt cannot be ended",
-                evidence="\n".join(f"  {one}" for one in left),
-                todo="a process inside a driver call ends only with it; see `npu-smi info`",
-            )
-        await self._await_ports()
-
-    async def _await_ports(self) -> None:
-        """The primary's ports must be free; who holds one for long is named, for it is none of ours."""
-        network = self._recipe.network
-        primary = self._gang.agents[0]
-        holders = await primary.occupied.remote((network.http_port, network.rpc_port), PORTS_PATIENCE_S)
-        if holders:
-            raise LaunchError(
-                "a port of the deployment was taken while it restarted",
-                why="; ".join(holders),
-                todo="end that process, or choose other ports (network.http_port, network.rpc_port), and start again",
-            )
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -542,7 +451,7 @@ class Controller:
             task.cancel()
         self._tasks = {}
         answers = await self._gang.ask("end", grace_s, timeout_s=grace_s + AGENT_TIMEOUT_S)
-        return _flatten(answers)
+        return flatten(answers)
 
     def _release(self) -> None:
         """Let agents and NPUs go, also those of a reservation that was still being waited for."""
@@ -658,48 +567,4 @@ class Controller:
         return task
 
     def _status(self) -> Status:
-        journal, plan = self._journal, self._journal.plan
-        missing: tuple[str, ...] = ()
-        if journal.phase is Phase.STARTING:
-            missing = policy.find_unready(list(self._seen.values()), journal.history, gang=self._shape)
-        return Status(
-            deployment=self._request.deployment,
-            recipe=self._request.loaded.name,
-            phase=journal.phase,
-            attempt=journal.attempt,
-            endpoint=plan.endpoint if plan else "",
-            served_name=self._recipe.model.served_name,
-            now=time.time(),
-            created_at=journal.created_at,
-            phase_since=journal.phase_since,
-            ready_at=journal.history.ready_at,
-            restarts=journal.restarts,
-            waiting_for=missing,
-            servers=self._server_statuses(),
-            findings=journal.findings,
-            events=tuple(journal.events[-SHOWN_EVENTS:]),
-            error=journal.error,
-        )
-
-    def _server_statuses(self) -> tuple[ServerStatus, ...]:
-        plan = self._journal.plan
-        if plan is None:
-            return ()
-        return tuple(
-            ServerStatus(
-                index=server.index,
-                role=server.role,
-                ranks=server.ranks,
-                ip=server.node.ip,
-                interface=server.node.interface,
-                devices=server.devices,
-                log=str(planned_log(Path(self._log_roots.get(server.index, "")), server.log, self._journal.attempt)),
-                seen=self._seen.get(server.index, ServerSeen(server.index)),
-            )
-            for server in plan.servers
-        )
-
-
-def _flatten(answers: Mapping[int, Any]) -> list[str]:
-    """What resisted on each node; an agent that did not answer is left to its guard."""
-    return [f"server {index}: {one}" for index, left in answers.items() if isinstance(left, list) for one in left]
+        return build_status(self._request, self._journal, self._seen, self._log_roots, self._shape)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raylaunch.errors import BusyError, ClusterError, UnknownDeploymentError
-from raylaunch.runtime.controller import Controller, Request
+from raylaunch.runtime.controller import Controller
+from raylaunch.runtime.request import Request
 from raylaunch.runtime.session import NAMESPACE
 from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Status, StopReport

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from raylaunch.runtime.drill import FAULTS, Outcome, choose
+from raylaunch.runtime.drill import choose
+from raylaunch.supervise.drills import FAULTS, Outcome
 
 DONE = Outcome("kill-engine", "SIGKILL to it", "server 1 ended with signal 9", 0.03, 31.5, 30.2, requests=40, failed=12)
 LEFT = Outcome("kill-agent", "SIGKILL to it", "agent died", 0.1, 5.0, 4.0, left=("pid 7",), problem="1 is left")

@@ -1,0 +1,20 @@
+"""What an operator asks a controller for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raylaunch.recipe.load import LoadedRecipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `start` asks for. Secrets are given separately, so that Ray does not keep them with the actor."""
+
+    deployment: str
+    loaded: LoadedRecipe
+    primary: str | None = None
+    skipped: Mapping[str, str] | None = None
+    """Ids of checks whose errors do not count, with the reason given."""
+    agent_env: Mapping[str, str] | None = None
