@@ -118,7 +118,8 @@ def check_leftovers(view: View) -> Iterator[Finding]:
                 "leftovers",
                 "error",
                 f"node {node.name} still runs processes of an earlier {view.plan.deployment}: pid {pids}",
-                f"raylaunch stop {view.plan.deployment}",
+                f"`raylaunch stop {view.plan.deployment}` if it runs; if it does not, "
+                f"`raylaunch clean --yes --deployment {view.plan.deployment}`",
                 node.facts.ip,
                 f"pid {own[0].pid}, attempt {own[0].attempt}, {own[0].age_s:.0f} s old: {own[0].command}",
             )
@@ -180,7 +181,8 @@ def check_tuning(view: View) -> Iterator[Finding]:
             names = [*(f"{name}={value}" for name, value in unmet.items()), *(["jemalloc"] if without else [])]
             seen = [f"{name}={node.facts.tuning[name] or 'not there'}" for name in unmet]
             what = f"node {node.name} is not tuned as the recipe wishes: {', '.join(names)}"
-            yield Finding("tuning", "info", what, "raylaunch tune, as root on the host", node.facts.ip, ", ".join(seen))
+            todo = f"`raylaunch tune {view.loaded.name} --apply` as root on that host"
+            yield Finding("tuning", "info", what, todo, node.facts.ip, ", ".join(seen))
 
 
 NODE_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
