@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import command_line, environment
+from cli_yard import command_line, environment
 from typer.main import get_command
 
 from raylaunch import errors
