@@ -23,13 +23,13 @@ from raylaunch.node import logs
 from raylaunch.node.marked import end_marked, find_marked
 from raylaunch.node.members import Member, find_members, read_ending
 from raylaunch.node.process import ServerProcess, ServerSpec, child_env
-from raylaunch.plan.facts import Facts
 from raylaunch.plan.layout import bracket
 from raylaunch.plan.serial import plan_from_dict
 from raylaunch.plan.spec import LaunchPlan, ServerPlan
 from raylaunch.runtime import faults
 from raylaunch.runtime.observe import ApiObserver
 from raylaunch.runtime.remains import Remains, read_remains
+from raylaunch.runtime.scout import Hello, Scout, state_dir
 from raylaunch.supervise.health import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
 
@@ -46,19 +46,6 @@ FREE_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
-class Hello:
-    """Where an agent is and what it runs; enough for a restarted controller to adopt it."""
-
-    ip: str
-    node_id: str
-    devices: tuple[int, ...]
-    pid: int
-    attempt: int | None
-    journal: bytes | None
-    log_root: str
-
-
-@dataclass(frozen=True)
 class Report:
     """An observation, with the agent's clock at the moment of sending (seconds since the epoch)."""
 
@@ -67,12 +54,11 @@ class Report:
     seen: ServerSeen
 
 
-class Agent:
+class Agent(Scout):
     """Owns one server on this node. Times in seconds."""
 
     def __init__(self, deployment: str, index: int) -> None:
-        self._deployment = deployment
-        self._index = index
+        super().__init__(deployment, index)
         self._seen = ServerSeen(index)
         self._version = 0
         self._changed = asyncio.Condition()
@@ -91,45 +77,12 @@ class Agent:
         self._notifying: set[asyncio.Future[None]] = set()
         self._log_grew = asyncio.Event()
         self._scan = asyncio.Event()
-        with contextlib.suppress(PermissionError):  # only root may; Ray starts workers at niceness 15
-            os.setpriority(os.PRIO_PROCESS, 0, 0)
 
     async def hello(self) -> Hello:
         """Say where this agent is and what it runs."""
-        import ray
-
-        context = ray.get_runtime_context()
-        devices = tuple(sorted(int(device) for device in context.get_accelerator_ids().get("NPU", [])))
         journal = self._journal[1] if self._journal else None
         running = self._attempt if self._process is not None else None
-        address, log_root = str(ray.util.get_node_ip_address()), str(logs.log_root(os.environ))
-        return Hello(address, context.get_node_id(), devices, os.getpid(), running, journal, log_root)
-
-    async def prepare(self, tiny: str | None) -> None:
-        """Make what the recipe wants to be made on each node: the tiny model."""
-        if tiny is not None:
-            from raylaunch.node.tiny import ensure_tiny_model
-
-            folder = state_dir() / "models" / f"tiny-{tiny}"
-            await asyncio.to_thread(ensure_tiny_model, tiny, folder)  # type: ignore[arg-type]
-
-    async def probe(self, model_path: str, ports: tuple[int, ...], npu: bool, timeout_s: float) -> Facts:
-        """Look at this node."""
-        from raylaunch.node.probe import probe
-
-        hello = await self.hello()
-        env = {**os.environ}
-        facts = await asyncio.to_thread(
-            probe, hello.ip, env=env, model_path=model_path, ports=ports, npu=npu, timeout_s=timeout_s
-        )
-        vllm = os.environ.get("RAYLAUNCH_VLLM") or facts.vllm_executable
-        return replace(
-            facts,
-            node_id=hello.node_id,
-            devices=hello.devices,
-            state_dir=str(state_dir()),
-            vllm_executable=vllm,
-        )
+        return replace(await super().hello(), attempt=running, journal=journal)
 
     async def launch(
         self, plan: dict[str, Any], attempt: int, vllm: str, health: HealthConfig, secrets: Mapping[str, str]
@@ -419,11 +372,6 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait()
-
-
-def state_dir() -> Path:
-    """Folder on this node for logs, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
-    return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
 
 
 def _prepare_launch(plan: LaunchPlan, server: ServerPlan, deployment: str, attempt: int) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 
 from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.findings import forgive
 from raylaunch.plan.serial import plan_to_dict
 from raylaunch.runtime import evidence, placement
-from raylaunch.runtime.agent import Hello, state_dir
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
 from raylaunch.runtime.prepare import (
@@ -29,12 +29,13 @@ from raylaunch.runtime.prepare import (
     clean_ground,
     flatten,
     look,
-    plan_and_judge,
+    plan_and_check,
     put_primary_first,
     refuse_errors,
 )
 from raylaunch.runtime.remains import Remains
 from raylaunch.runtime.request import Request
+from raylaunch.runtime.scout import Hello, state_dir
 from raylaunch.runtime.session import alive_nodes
 from raylaunch.runtime.telling import build_status, explain_failure
 from raylaunch.runtime.watch import Watch
@@ -269,7 +270,8 @@ class Controller:
         for index in self._facts:
             self._saw(replace(self._seen.get(index, ServerSeen(index)), stage="probed"))
         nodes = list(self._facts.values())
-        plan, self._journal.findings = plan_and_judge(self._request, nodes)
+        plan, findings = await plan_and_check(self._gang, self._request.loaded, self._request.deployment, nodes)
+        self._journal.findings = tuple(forgive(findings, self._request.skipped or {}))
         self._journal.plan = plan
         self._journal.ray_addresses.update(
             {one.node.ip: node.ip for one, node in zip(plan.servers, nodes, strict=True)}

@@ -10,6 +10,7 @@ from typing import Any
 from raylaunch.errors import ClusterError, RaylaunchError
 from raylaunch.runtime.agent import Agent
 from raylaunch.runtime.placement import Slot
+from raylaunch.runtime.scout import Scout
 from raylaunch.runtime.session import NAMESPACE
 
 
@@ -20,7 +21,7 @@ class Gang:
     deployment: str
     group: Any = None
     agents: dict[int, Any] = field(default_factory=dict)
-    kind: type[Agent] = Agent
+    kind: type[Scout] = Agent
     detached: bool = True
     """Whether the agents live on when the process that made them ends."""
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.spec import LaunchPlan
+from raylaunch.plan.reach_checks import Unreached, check_reach
+from raylaunch.plan.spec import LaunchPlan, Ports
+from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
-from raylaunch.runtime.agent import state_dir
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.placement import Slot
-from raylaunch.runtime.request import Request
 
 AGENT_TIMEOUT_S = 60.0
+KNOCK_S = 3.0
+"""A packet that a firewall drops is answered by nobody."""
 PORTS_PATIENCE_S = 15.0
 """How long a restart waits for its ports to become free: long enough for a socket that closes late."""
 
@@ -45,24 +46,45 @@ async def look(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
     Raises:
         RaylaunchError: an agent refused or did not answer.
     """
-    timeouts, network, model = recipe.timeouts, recipe.network, recipe.model
-    await gang.demand("prepare", model.tiny, timeout_s=AGENT_TIMEOUT_S)
-    path = f"{state_dir()}/models/tiny-{model.tiny}" if model.tiny else model.path
-    npu = recipe.hardware.platform != "cpu"
-    ports = (network.http_port, network.rpc_port)
-    probed = await gang.demand("probe", path, ports, npu, timeouts.probe, timeout_s=timeouts.probe + AGENT_TIMEOUT_S)
-    return {index: probed[index] for index in sorted(probed)}
+    model, timeout_s = recipe.model, recipe.timeouts.probe
+    ports = (recipe.network.http_port, recipe.network.rpc_port)
+    asked = (model.tiny, model.path, ports, recipe.hardware.platform != "cpu", timeout_s)
+    seen = await gang.demand("survey", *asked, timeout_s=timeout_s + AGENT_TIMEOUT_S)
+    return {index: seen[index] for index in sorted(seen)}
 
 
-def plan_and_judge(request: Request, nodes: Sequence[Facts]) -> tuple[LaunchPlan, tuple[Finding, ...]]:
-    """Plan on the nodes as they are, and check; errors the operator has answered for are warnings.
+async def plan_and_check(
+    gang: Gang, loaded: LoadedRecipe, deployment: str, nodes: Sequence[Facts]
+) -> tuple[LaunchPlan, list[Finding]]:
+    """Plan on the nodes as they are, and check recipe, nodes and the ways between them.
 
     Raises:
         PlanError: the nodes cannot hold the recipe.
     """
-    plan = build_plan(request.loaded, nodes, deployment=request.deployment)
-    findings = [*check_recipe(request.loaded, nodes[0].versions), *check_nodes(request.loaded, nodes, plan)]
-    return plan, tuple(_forgive(finding, request.skipped or {}) for finding in findings)
+    plan = build_plan(loaded, nodes, deployment=deployment)
+    findings = [*check_recipe(loaded, nodes[0].versions), *check_nodes(loaded, nodes, plan)]
+    return plan, [*findings, *check_reach(await _try_ways(gang, plan))]
+
+
+async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[Unreached]:
+    """Both ways between all hosts; nothing to try when there is only one."""
+    first = {server.node.ip: server for server in reversed(plan.servers)}
+    if len(first) < 2:
+        return []
+    wanted = {server.index: (ip, _ports_to_try(server.ports)) for ip, server in first.items()}
+    try:
+        opened = await gang.demand("open_doors", wanted, timeout_s=AGENT_TIMEOUT_S)
+        doors = tuple(door for some in opened.values() for door in some)
+        sources = {index: ip for index, (ip, _) in wanted.items()}
+        missed = await gang.demand("knock", sources, doors, KNOCK_S, timeout_s=AGENT_TIMEOUT_S)
+    finally:
+        await gang.ask("close_doors", timeout_s=AGENT_TIMEOUT_S)
+    return [one for index in sorted(missed) for one in missed[index]]
+
+
+def _ports_to_try(ports: Ports) -> dict[str, int]:
+    tried = {"http": ports.http, "rpc": ports.rpc, "any": 0}
+    return tried if ports.hccl_base is None else {**tried, "hccl": ports.hccl_base}
 
 
 def refuse_errors(findings: Sequence[Finding]) -> None:
@@ -102,10 +124,3 @@ async def clean_ground(gang: Gang, recipe: Recipe) -> None:
 def flatten(answers: Mapping[int, object]) -> list[str]:
     """What resisted on each node; an agent that did not answer is left to its guard."""
     return [f"server {index}: {one}" for index, left in answers.items() if isinstance(left, list) for one in left]
-
-
-def _forgive(finding: Finding, skipped: Mapping[str, str]) -> Finding:
-    reason = skipped.get(finding.id)
-    if reason is None or finding.level != "error":
-        return finding
-    return replace(finding, level="warning", what=f"{finding.what} (skipped: {reason})")

@@ -1,0 +1,105 @@
+"""The part of an agent that only looks: at its node, and at the ways to the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from raylaunch.node import logs, reach
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.reach_checks import Door, Unreached
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Where an agent is and what it runs; enough for a restarted controller to adopt it."""
+
+    ip: str
+    node_id: str
+    devices: tuple[int, ...]
+    pid: int
+    log_root: str
+    attempt: int | None = None
+    journal: bytes | None = None
+
+
+class Scout:
+    """Holds the NPUs of a server and looks. Times in seconds."""
+
+    def __init__(self, deployment: str, index: int) -> None:
+        self._deployment = deployment
+        self._index = index
+        self._doors: list[asyncio.Server] = []
+        with contextlib.suppress(PermissionError):  # only root may; Ray starts workers at niceness 15
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+    async def hello(self) -> Hello:
+        """Say where this agent is."""
+        import ray
+
+        context = ray.get_runtime_context()
+        devices = tuple(sorted(int(device) for device in context.get_accelerator_ids().get("NPU", [])))
+        address, log_root = str(ray.util.get_node_ip_address()), str(logs.log_root(os.environ))
+        return Hello(address, context.get_node_id(), devices, os.getpid(), log_root)
+
+    async def survey(
+        self,
+        tiny: Literal["qwen3", "minimax_m2"] | None,
+        path: str,
+        ports: tuple[int, ...],
+        npu: bool,
+        timeout_s: float,
+    ) -> Facts:
+        """Make the tiny model if the recipe wants one, and look at this node."""
+        from raylaunch.node.probe import probe
+
+        if tiny is not None:
+            path = str(state_dir() / "models" / f"tiny-{tiny}")
+            await asyncio.to_thread(_make_tiny, tiny, Path(path))
+        hello = await self.hello()
+        facts = await asyncio.to_thread(
+            probe, hello.ip, env={**os.environ}, model_path=path, ports=ports, npu=npu, timeout_s=timeout_s
+        )
+        return replace(
+            facts,
+            node_id=hello.node_id,
+            devices=hello.devices,
+            state_dir=str(state_dir()),
+            vllm_executable=os.environ.get("RAYLAUNCH_VLLM") or facts.vllm_executable,
+        )
+
+    async def open_doors(self, wanted: Mapping[int, tuple[str, Mapping[str, int]]]) -> tuple[Door, ...]:
+        """Listen where `wanted` says for this server: address and ports. Until `close_doors`."""
+        if self._index not in wanted:
+            return ()
+        self._doors, doors = await reach.open_doors(*wanted[self._index])
+        return doors
+
+    async def knock(self, sources: Mapping[int, str], doors: tuple[Door, ...], timeout_s: float) -> list[Unreached]:
+        """Connect from this node to the doors of the others."""
+        source = sources.get(self._index)
+        return await reach.knock(source, doors, timeout_s) if source else []
+
+    async def close_doors(self) -> None:
+        """Give the ports back: the servers want them."""
+        for door in self._doors:
+            door.close()
+        for door in self._doors:
+            await door.wait_closed()
+        self._doors = []
+
+
+def state_dir() -> Path:
+    """Folder on this node for logs, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
+    return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
+
+
+def _make_tiny(kind: Literal["qwen3", "minimax_m2"], folder: Path) -> None:
+    from raylaunch.node.tiny import ensure_tiny_model
+
+    ensure_tiny_model(kind, folder)
