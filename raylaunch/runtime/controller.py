@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import random
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Mapping
@@ -46,7 +47,7 @@ from raylaunch.supervise.status import Event, Status, StopReport
 
 EVIDENCE_TIMEOUT_S = 5.0
 JOURNAL_TIMEOUT_S = 5.0
-SHOWN_EVENTS = 20
+TAKE_OVER_RETRY_S = 0.5
 BEGIN_PATIENCE_S = 10.0
 """How long a controller that Ray started again, and that finds no agents, waits to be told to begin."""
 PORTS_PATIENCE_S = 15.0
@@ -71,6 +72,8 @@ class Controller:
         self._facts: dict[int, Facts] = {}
         self._seen: dict[int, ServerSeen] = {}
         self._log_roots: dict[int, str] = {}
+        self._out_of_reach: dict[int, str] = {}
+        """Servers of this attempt on nodes that cannot be reached, with the node: nothing can be proven there."""
         self._remains: dict[int, Remains] = {}
         self._bundle: Path | None = None
         self._decision: policy.Restart | None = None
@@ -90,12 +93,13 @@ class Controller:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         context = ray.get_runtime_context()
+        self._taking_over = threading.Event()
         self._looked = asyncio.Event()
         """Set once it is clear whether there is something to take over."""
         if not context.was_current_actor_reconstructed:
             self._looked.set()
         else:
-            context.current_actor.take_over.remote()
+            threading.Thread(target=self._call_take_over, args=(context.current_actor,), daemon=True).start()
 
     # -- commands and questions ---------------------------------------------------------------------------------
 
@@ -107,8 +111,21 @@ class Controller:
             self._known.set()
             self._go()
 
+    def _call_take_over(self, me: Any) -> None:  # noqa: ANN401
+        """Call `take_over` until the call arrives.
+
+        Ray 2.60 may drop what a restarted actor asks of itself before the rest of the cluster knows that it lives (seen
+        with real vLLM; the controller then answered nobody, for ever).
+        """
+        while not self._taking_over.is_set():
+            me.take_over.remote()
+            self._taking_over.wait(TAKE_OVER_RETRY_S)
+
     async def take_over(self) -> None:
         """Go on after the death of the last controller."""
+        if self._taking_over.is_set():
+            return
+        self._taking_over.set()
         adopted = await self._adopt()
         self._looked.set()
         if not adopted:  # Ray also starts one again that had not been told to begin
@@ -285,6 +302,7 @@ class Controller:
         """Start every server at the same moment: vLLM's engines wait 5 minutes for their primary, no longer."""
         assert self._journal.plan is not None
         self._journal.attempt += 1
+        self._out_of_reach = {}
         now = time.time()
         self._journal.history = replace(self._journal.history, started_at=now, ready_at=None)
         self._seen = {index: ServerSeen(index, attempt=self._journal.attempt) for index in self._gang.alive}
@@ -443,12 +461,17 @@ class Controller:
         self._enter(Phase.STOPPING)
         processes = sum(seen.pid is not None and seen.exit is None for seen in self._seen.values())
         left = await self._end_servers(self._recipe.timeouts.stop)
+        left += [f"server {index}: {node} is out of reach" for index, node in self._out_of_reach.items()]
         self._release()
         self._enter(Phase.STOPPED)
         assert self._stopped is not None
         self._stopped.set_result(StopReport(self._request.deployment, processes, time.time() - started, tuple(left)))
 
     async def _end_servers(self, grace_s: float) -> list[str]:
+        """End every server whose agent can be asked; a lost agent's guard, or its node, has ended the others."""
+        for index, seen in self._seen.items():
+            if seen.agent_lost:
+                self._gang.give_up(index)
         for task in self._tasks.values():
             task.cancel()
         self._tasks = {}
@@ -528,6 +551,8 @@ class Controller:
         if before is not None and seen.attempt < before.attempt:
             return
         self._seen[seen.index] = seen
+        if seen.agent_lost == "node unreachable":
+            self._out_of_reach[seen.index] = self._shape.nodes[seen.index]
         told = before is not None and (before.stage, before.stage_detail) == (seen.stage, seen.stage_detail)
         if not told:
             self._note("stage", f"{seen.stage} {seen.stage_detail}".rstrip(), seen.index)

@@ -51,6 +51,16 @@ def connect(address: str | None, *, ship: bool, token_file: Path | None = None) 
             logging_level=logging.ERROR,
             configure_logging=False,
         )
+    _hush()
+
+
+def _hush() -> None:
+    """Keep Ray's notes about lost nodes off this process's stdout, where `-o json` writes.
+
+    Ray 2.60 prints them in every driver, whatever `log_to_driver` says; status and events tell them in our words.
+    """
+    worker: Any = importlib.import_module("ray._private.worker")
+    worker.print_to_stdstream = lambda *_, **__: None
 
 
 def use_token(token_file: Path) -> None:
