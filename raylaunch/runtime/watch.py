@@ -87,9 +87,9 @@ class Watch:
 
     async def _lose(self) -> None:
         alive = await asyncio.to_thread(_node_is_alive, self._node["NodeID"])
-        reason = "agent died" if alive else "node died"
-        if alive and await asyncio.to_thread(_answers, self._node) == "refused":
-            reason = "node died"  # the raylet is gone, and Ray has not noticed yet
+        reason = "node died"
+        if alive:  # as far as Ray has noticed
+            reason = _REASONS.get(await asyncio.to_thread(_answers, self._node), "agent died")
         self._seen = replace(self._seen, agent_lost=reason)
         self._update(self._seen)
 
