@@ -522,9 +522,12 @@ class Controller:
         await self._fail(error)
 
     def _mark_missing_agents(self) -> None:
-        for index in range(self._recipe.parallel.servers):
-            lost = "agent died" if index not in self._gang.alive else None
-            self._seen[index] = ServerSeen(index, attempt=self._journal.attempt, agent_lost=lost)
+        assert self._journal.plan is not None
+        nodes = {node["NodeID"] for node in alive_nodes()}
+        for server in self._journal.plan.servers:
+            reason = "agent died" if server.node.node_id in nodes else "node died"
+            lost = None if server.index in self._gang.alive else reason
+            self._seen[server.index] = ServerSeen(server.index, attempt=self._journal.attempt, agent_lost=lost)
 
     def _resume_unfinished(self) -> None:
         """A check is simply done again; a stop that was under way is finished."""

@@ -9,7 +9,7 @@ from typing import Any
 from raylaunch.errors import BusyError, ClusterError, UnknownDeploymentError
 from raylaunch.runtime.controller import Controller
 from raylaunch.runtime.request import Request
-from raylaunch.runtime.session import NAMESPACE
+from raylaunch.runtime.session import NAMESPACE, alive_nodes
 from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Status, StopReport
 
@@ -34,6 +34,7 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
+        scheduling_strategy=_beside_the_gcs(),
     )
     try:
         controller = actor.remote(request)
@@ -43,6 +44,14 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
             todo=f"`raylaunch status {request.deployment}` follows it",
         ) from error
     ask(controller, "begin", secrets, timeout_s=RESTART_PATIENCE_S)
+
+
+def _beside_the_gcs() -> Any:  # noqa: ANN401
+    """Prefer the head node: no cluster lives without it, and a worker that is cut off takes no controller along."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    head = next((node for node in alive_nodes() if "node:__internal_head__" in node["Resources"]), None)
+    return NodeAffinitySchedulingStrategy(head["NodeID"], soft=True) if head else "DEFAULT"
 
 
 def find_controller(deployment: str) -> Any | None:  # noqa: ANN401
