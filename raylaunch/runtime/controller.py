@@ -46,7 +46,6 @@ from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
 from raylaunch.supervise.status import Event, Status, StopReport
 
 EVIDENCE_TIMEOUT_S = 5.0
-JOURNAL_TIMEOUT_S = 5.0
 TAKE_OVER_RETRY_S = 0.5
 BEGIN_PATIENCE_S = 10.0
 """How long a controller that Ray started again, and that finds no agents, waits to be told to begin."""
@@ -275,7 +274,7 @@ class Controller:
                 placement.reserve, self._request.deployment, self._recipe, excluded, timeout_s
             )
         slots = put_primary_first(await asyncio.to_thread(placement.slots, self._gang.group), self._request.primary)
-        await self._gang.create(slots, self._request.agent_env or {})
+        await self._gang.create(slots)
         hellos = await self._gang.demand("hello", timeout_s=AGENT_TIMEOUT_S)
         for index, hello in hellos.items():
             self._log_roots[index] = hello.log_root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +25,13 @@ class Gang:
     detached: bool = True
     """Whether the agents live on when the process that made them ends."""
 
-    async def create(self, slots: Sequence[Slot], env: Mapping[str, str]) -> None:
+    async def create(self, slots: Sequence[Slot]) -> None:
         """Create one agent per slot, server i on slot i; those that live are kept."""
         for index, slot in enumerate(slots):
             if self.agents.get(index) is None:
-                self.agents[index] = self._create_one(index, slot, env)
+                self.agents[index] = self._create_one(index, slot)
 
-    def _create_one(self, index: int, slot: Slot, env: Mapping[str, str]) -> Any:  # noqa: ANN401
+    def _create_one(self, index: int, slot: Slot) -> Any:  # noqa: ANN401
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -47,7 +47,6 @@ class Gang:
             resources={"NPU": bundle["NPU"]},
             scheduling_strategy=strategy,
             max_restarts=0,
-            runtime_env={"env_vars": dict(env)} if env else None,
         )
         return actor.remote(self.deployment, index)
 

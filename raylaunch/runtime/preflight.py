@@ -35,6 +35,6 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
 
 
 async def _look(gang: Gang, loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
-    await gang.create(placement.slots(gang.group), {})
+    await gang.create(placement.slots(gang.group))
     nodes = await look(gang, loaded.recipe)
     return await plan_and_check(gang, loaded, deployment, list(nodes.values()))

@@ -17,4 +17,3 @@ class Request:
     primary: str | None = None
     skipped: Mapping[str, str] | None = None
     """Ids of checks whose errors do not count, with the reason given."""
-    agent_env: Mapping[str, str] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -166,7 +166,6 @@ class History:
     """When the current attempt became ready; None before that."""
     failures: tuple[Failure, ...] = ()
     stop_requested: bool = False
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def excluded_nodes(self) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def test_real_vllm_over_two_hosts_and_a_cut_network(ray_cluster_on_hosts, capsys
         noticed = await_event(cluster, "failure", "unreachable", "died")
         with capsys.disabled():
             print(f"\ncut network noticed after {noticed['at'] - cut_at:.1f} s: {noticed['text']}")
-        assert "server 1: node" in noticed["text"], "the node is blamed, not its agent"
+        assert "node unreachable" in noticed["text"]
         assert noticed["server"] == 1
         stopped = ask(cluster, "stop", NAME, "-o", "json", check=False)
         assert json.loads(stopped.stdout)["left"] == [f"server 1: {cluster.worker.ip} is out of reach"]
