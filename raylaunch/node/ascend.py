@@ -55,6 +55,11 @@ class NpuPing:
         """Every packet came back."""
         return self.loss_percent == 0
 
+    @property
+    def counted(self) -> bool:
+        """Whether the tool sent packets at all, or said why the network took none."""
+        return self.loss_percent is not None or bool(re.fullmatch(_NETWORK_COMPLAINT, self.complaint))
+
 
 def parse_npu_smi_info(text: str) -> tuple[list[Npu], list[NpuProcess]]:
     """Read the two tables of `npu-smi info`.
@@ -161,7 +166,7 @@ def parse_hccn_lldp(text: str) -> str | None:
 def parse_hccn_ping(text: str) -> NpuPing:
     """Read `-ping -g address X`; any loss above 0 counts as unreachable."""
     loss = _first(r"([\d.]+)% packet loss", text)
-    complaint = _first(r"(recv time out|Destination Host Unreachable|Message too long)", text) or ""
+    complaint = _first(_NETWORK_COMPLAINT, text) or ""
     return NpuPing(None if loss is None else float(loss), complaint or ("" if loss else first_line(text)))
 
 
@@ -169,6 +174,8 @@ def first_line(text: str) -> str:
     """The first line that says something, cut to what fits a message."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "no output")[:200]
 
+
+_NETWORK_COMPLAINT = r"(recv time out|Destination Host Unreachable|Message too long)"
 
 # All patterns are for lines whose runs of blanks have been collapsed to one.
 _HEADER = re.compile(r"\| NPU(?: ID \|)? Name \| Health \|")

@@ -19,11 +19,17 @@ from dataclasses import dataclass
 from raylaunch.errors import NodeError
 from raylaunch.node import ascend
 from raylaunch.plan.facts import Npu, NpuLink, NpuProcess, ProbeFailure
+from raylaunch.plan.ping_checks import Ping, Pinged
 
 TOOL_TIMEOUT_S = 20.0
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 _DEATH_GRACE_S = 1.0
 _LINK_WORKERS = 8
+_PING_WORKERS = 16
+
+
+class ToolHangsError(NodeError):
+    """A tool that was there and did not come back in time."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ def read_npus(env: Mapping[str, str], timeout_s: float = TOOL_TIMEOUT_S, *, hccn
     try:
         npus, processes = ascend.parse_npu_smi_info(run_tool([smi, "info"], env=env, timeout_s=left()))
     except (NodeError, ValueError) as error:
-        return NpuAnswer(failures=(ProbeFailure("npu-smi", _reason(error)),))
+        hung = isinstance(error, ToolHangsError)
+        return NpuAnswer(failures=(ProbeFailure("npu-smi", _reason(error), hung),))
     npus, processes = _number_as_cann_does(npus, processes, smi, env, left(), failures)
     board = _read_board(npus, smi, env, left(), failures)
     links = _read_links(npus, env, left(), hccn_default, failures)
@@ -78,6 +85,31 @@ def ping_npu(
     return ascend.parse_hccn_ping(run_tool(argv, env=env, timeout_s=timeout_s, check=False))
 
 
+def ping_npus(
+    pings: Sequence[Ping], env: Mapping[str, str], timeout_s: float, *, hccn_default: str = HCCN_TOOL
+) -> list[Pinged]:
+    """Carry out pings: the NPUs side by side, those of one NPU one after the other.
+
+    Takes at most about `timeout_s` seconds; a ping that was not done by then, or that the tool refused, has no result.
+    """
+    deadline = time.monotonic() + timeout_s
+    by_npu: dict[int, list[Ping]] = {}
+    for ping in pings:
+        by_npu.setdefault(ping.npu, []).append(ping)
+
+    def ask(ping: Ping) -> Pinged:
+        left_s = deadline - time.monotonic()
+        try:
+            answer = ping_npu(ping.npu, ping.target_address, env=env, timeout_s=left_s, hccn_default=hccn_default)
+        except NodeError as error:
+            return Pinged(ping, None, error.what)
+        return Pinged(ping, answer.reached if answer.counted else None, answer.complaint)
+
+    with ThreadPoolExecutor(_PING_WORKERS) as pool:
+        answers = pool.map(lambda some: [ask(ping) for ping in some], by_npu.values())
+        return [one for some in answers for one in some]
+
+
 def find_npu_smi(env: Mapping[str, str]) -> str | None:
     """The npu-smi that the PATH of `env` leads to."""
     return shutil.which("npu-smi", path=env.get("PATH", ""))
@@ -92,8 +124,8 @@ def run_tool(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float, c
     """Run a tool in its own process group and return what it printed, errors included.
 
     Raises:
-        NodeError: It could not be started, printed nothing in time (its group is killed), or, with `check`,
-            ended with another exit code than 0.
+        ToolHangsError: It did not end in time; its group is killed.
+        NodeError: It could not be started, or, with `check`, ended with another exit code than 0.
     """
     name = " ".join([os.path.basename(argv[0]), *argv[1:]])  # noqa: PTH119 (argv[0] is text, not a path to walk)
     try:
@@ -104,7 +136,7 @@ def run_tool(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float, c
         output, _ = process.communicate(timeout=max(timeout_s, 0.0))
     except subprocess.TimeoutExpired:
         _end_group(process)
-        raise NodeError(f"no answer in {timeout_s:.0f} s: {name}", todo=f"run it by hand: {name}") from None
+        raise ToolHangsError(f"no answer in {timeout_s:.0f} s: {name}", todo=f"run it by hand: {name}") from None
     if check and process.returncode != 0:
         raise NodeError(f"{name} ended with exit code {process.returncode}: {ascend.first_line(output)}")
     return output

@@ -124,11 +124,11 @@ def _await_answer(question: _Question, box: queue.SimpleQueue[_Fields], started:
     try:
         return box.get(timeout=max(0.0, started + question.limit_s - time.monotonic()))
     except queue.Empty:
-        return _failure(question.name, f"no answer in {question.limit_s:g} s")
+        return _failure(question.name, f"no answer in {question.limit_s:g} s", hung=question.name == "npu")
 
 
-def _failure(name: str, reason: str) -> _Fields:
-    return {"failures": (ProbeFailure(name, reason),)}
+def _failure(name: str, reason: str, *, hung: bool = False) -> _Fields:
+    return {"failures": (ProbeFailure(name, reason, hung),)}
 
 
 def _merge(facts: Facts, fields: _Fields) -> Facts:

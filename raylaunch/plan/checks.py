@@ -1,7 +1,9 @@
 """What would go wrong, before anything is launched: all findings, not the first.
 
 Each check is a small generator of its own: those on the recipe alone live in `recipe_checks` and
-`variable_checks`, those on what a probe saw in `node_checks` (one machine) and `gang_checks` (the machines together).
+`variable_checks`, those on what a probe saw in `node_checks` (one machine), `gang_checks` (the machines together) and
+`link_checks` (the NPUs' own network). What machines and NPUs said to each other is judged by `reach_checks` and
+`ping_checks`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
 from raylaunch.plan.gang_checks import GANG_CHECKS
+from raylaunch.plan.link_checks import LINK_CHECKS
 from raylaunch.plan.node_checks import NODE_CHECKS
 from raylaunch.plan.recipe_checks import RECIPE_CHECKS, VERSION_CHECKS
 from raylaunch.plan.seen import look
@@ -39,4 +42,4 @@ def check_nodes(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan) 
     Two servers on one machine see the same things: each is said once.
     """
     view = look(loaded, nodes, plan)
-    yield from dict.fromkeys(finding for check in (*NODE_CHECKS, *GANG_CHECKS) for finding in check(view))
+    yield from dict.fromkeys(finding for check in (*NODE_CHECKS, *GANG_CHECKS, *LINK_CHECKS) for finding in check(view))

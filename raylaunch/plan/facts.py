@@ -109,10 +109,14 @@ class MarkedProcess:
 
 @dataclass(frozen=True)
 class ProbeFailure:
-    """A probe that gave no answer: which one, and what it said."""
+    """A probe that gave no answer: which one, and what it said.
+
+    `hung`: npu-smi was there and did not come back, which is what a sick NPU or driver does to it.
+    """
 
     probe: str
     reason: str
+    hung: bool = False
 
 
 @dataclass(frozen=True)

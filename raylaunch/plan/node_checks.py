@@ -19,10 +19,26 @@ def check_probes(view: View) -> Iterator[Finding]:
     """A question without an answer is no clean bill of health."""
     for node in view.nodes:
         for failure in node.facts.failures:
-            if view.plan.platform == "cpu" and failure.probe.startswith(("npu", "hccn")):
+            if failure.hung or (view.plan.platform == "cpu" and failure.probe.startswith(("npu", "hccn"))):
                 continue
             what = f"node {node.name} could not be asked about {failure.probe}: what depends on it was not checked"
             yield Finding("probe-failed", "warning", what, "", node.facts.ip, failure.reason)
+
+
+def check_hanging_tools(view: View) -> Iterator[Finding]:
+    """What hangs npu-smi hangs a server too, after minutes of loading."""
+    for node in view.nodes:
+        for failure in node.facts.failures:
+            if failure.hung and view.plan.platform != "cpu":
+                yield Finding(
+                    "npu-smi-hangs",
+                    "error",
+                    f"{failure.probe} on node {node.name} does not come back: an NPU or its driver is stuck",
+                    "`dmesg` on that host, and `npu-smi info -t health -i ID` NPU by NPU, show which; take the node "
+                    "out, or reboot it; if it is only slow, raise timeouts.probe",
+                    node.facts.ip,
+                    failure.reason,
+                )
 
 
 def check_vllm(view: View) -> Iterator[Finding]:
@@ -187,6 +203,7 @@ def check_tuning(view: View) -> Iterator[Finding]:
 
 NODE_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     check_probes,
+    check_hanging_tools,
     check_vllm,
     check_conflicts,
     check_weights,

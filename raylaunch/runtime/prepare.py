@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
+from raylaunch.plan.ping_checks import Ping, Pinged, check_pings, choose_pings
 from raylaunch.plan.planner import build_plan
 from raylaunch.plan.reach_checks import Unreached, check_reach
 from raylaunch.plan.spec import LaunchPlan, Ports
@@ -19,6 +21,8 @@ from raylaunch.runtime.placement import Slot
 AGENT_TIMEOUT_S = 60.0
 KNOCK_S = 3.0
 """A packet that a firewall drops is answered by nobody."""
+PING_S = 8.0
+"""For the pings between NPUs: a good one takes 2-3 s, and each NPU sends at most two."""
 PORTS_PATIENCE_S = 15.0
 """How long a restart waits for its ports to become free: long enough for a socket that closes late."""
 
@@ -56,14 +60,16 @@ async def look(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
 async def plan_and_check(
     gang: Gang, loaded: LoadedRecipe, deployment: str, nodes: Sequence[Facts]
 ) -> tuple[LaunchPlan, list[Finding]]:
-    """Plan on the nodes as they are, and check recipe, nodes and the ways between them.
+    """Plan on the nodes as they are, and check recipe, nodes and the ways between them and between their NPUs.
 
     Raises:
         PlanError: the nodes cannot hold the recipe.
     """
     plan = build_plan(loaded, nodes, deployment=deployment)
     findings = [*check_recipe(loaded, nodes[0].versions), *check_nodes(loaded, nodes, plan)]
-    return plan, [*findings, *check_reach(await _try_ways(gang, plan))]
+    pings = choose_pings(loaded, nodes, plan)
+    missed, pinged = await asyncio.gather(_try_ways(gang, plan), _ping_npus(gang, pings))
+    return plan, [*findings, *check_reach(missed), *check_pings(loaded, nodes, plan, pinged)]
 
 
 async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[Unreached]:
@@ -80,6 +86,13 @@ async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[Unreached]:
     finally:
         await gang.ask("close_doors", timeout_s=AGENT_TIMEOUT_S)
     return [one for index in sorted(missed) for one in missed[index]]
+
+
+async def _ping_npus(gang: Gang, pings: Mapping[int, tuple[Ping, ...]]) -> list[Pinged]:
+    if not pings:
+        return []
+    answers = await gang.demand("ping_npus", pings, PING_S, timeout_s=PING_S + AGENT_TIMEOUT_S)
+    return [one for index in sorted(answers) for one in answers[index]]
 
 
 def _ports_to_try(ports: Ports) -> dict[str, int]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from raylaunch.node import logs, reach
+from raylaunch.node import logs, npu, reach
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.ping_checks import Ping, Pinged
 from raylaunch.plan.reach_checks import Door, Unreached
 
 
@@ -84,6 +85,11 @@ class Scout:
         """Connect from this node to the doors of the others."""
         source = sources.get(self._index)
         return await reach.knock(source, doors, timeout_s) if source else []
+
+    async def ping_npus(self, wanted: Mapping[int, tuple[Ping, ...]], timeout_s: float) -> list[Pinged]:
+        """Have the NPUs of this node ping those of others, as `wanted` says for this server."""
+        pings = wanted.get(self._index, ())
+        return await asyncio.to_thread(npu.ping_npus, pings, {**os.environ}, timeout_s) if pings else []
 
     async def close_doors(self) -> None:
         """Give the ports back: the servers want them."""

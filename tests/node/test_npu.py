@@ -5,7 +5,8 @@ import pytest
 
 from raylaunch.errors import NodeError
 from raylaunch.node import npu
-from raylaunch.plan.facts import NpuLink
+from raylaunch.plan.facts import NpuLink, ProbeFailure
+from raylaunch.plan.ping_checks import Ping
 
 DATA = Path(__file__).parents[1] / "data"
 SMI = f"""case "$*" in
@@ -129,6 +130,46 @@ def test_ping_without_the_tool_says_where_it_was_looked_for(tools):
         npu.ping_npu(0, "11.12.165.80", env={"PATH": str(tools.folder)}, hccn_default="/absent/hccn_tool")
 
 
+def ping(npu_id: int, address: str) -> Ping:
+    return Ping("192.0.2.10", npu_id, "11.12.165.70", "192.0.2.11", npu_id, address, straight=True)
+
+
+def test_many_pings_are_told_apart(tools):
+    tools.add("hccn_tool", HCCN)
+    pings = [ping(0, "11.12.165.80"), ping(0, "11.12.165.81"), ping(1, "11.12.165.80")]
+    said = npu.ping_npus(pings, tools.env(), 60, hccn_default="/absent/hccn_tool")
+    results = {(one.ping.npu, one.ping.target_address): (one.reached, one.complaint) for one in said}
+    assert results == {
+        (0, "11.12.165.80"): (True, ""),
+        (0, "11.12.165.81"): (False, "recv time out"),
+        (1, "11.12.165.80"): (True, ""),
+    }
+
+
+@pytest.mark.parametrize(
+    ("sample", "reached", "complaint"),
+    [
+        ("ping", True, ""),
+        ("ping_timeout", False, "recv time out"),
+        ("ping_unreachable", False, "Destination Host Unreachable"),
+        ("ping_too_long", False, "Message too long"),
+        ("failed", None, "[ERROR] Cmd execute failed, ret is -22, permission denied, root is needed."),
+    ],
+)
+def test_a_network_that_takes_no_packet_is_told_from_a_tool_that_sends_none(tools, sample, reached, complaint):
+    tools.add("hccn_tool", f"cat {DATA}/hccn/{sample}.txt")
+    (one,) = npu.ping_npus([ping(0, "11.12.165.80")], tools.env(), 60, hccn_default="/absent/hccn_tool")
+    assert (one.reached, one.complaint) == (reached, complaint)
+
+
+def test_an_npu_that_hangs_the_ping_costs_only_its_own(tools):
+    tools.add("hccn_tool", f'[ "$2" = 1 ] && exec /bin/sleep 1000\n{HCCN}')
+    pings = [ping(n, "11.12.165.80") for n in range(3)]
+    said = npu.ping_npus(pings, tools.env(), 5, hccn_default="/absent/hccn_tool")
+    assert [one.reached for one in said] == [True, None, True]
+    assert "no answer in 5 s" in said[1].complaint
+
+
 def test_tools_speak_english_whatever_the_environment_says(tools):
     tool = tools.add("npu-smi", 'echo "$LC_ALL $LANG $EXTRA"')
     said = npu.run_tool([tool], env=tools.env(LC_ALL="zh_CN.UTF-8", LANG="zh_CN.UTF-8", EXTRA="kept"), timeout_s=60)
@@ -164,7 +205,7 @@ def test_a_hanging_tool_is_ended_with_all_it_started(tools, tmp_path):
 def test_a_hanging_npu_smi_becomes_a_failure(tools):
     tools.add("npu-smi", "exec /bin/sleep 1000")
     answer = npu.read_npus(tools.env(), 1)
-    assert [(f.probe, f.reason) for f in answer.failures] == [("npu-smi", "no answer in 1 s: npu-smi info")]
+    assert answer.failures == (ProbeFailure("npu-smi", "no answer in 1 s: npu-smi info", hung=True),)
 
 
 def test_a_device_that_hangs_hccn_tool_keeps_what_it_said_before(tools):

@@ -126,7 +126,7 @@ def test_a_hanging_npu_smi_costs_its_own_answer_only(tmp_path):
     env = npu_host(tmp_path, "a2_idle")
     (tmp_path / "bin/npu-smi").write_text("#!/bin/bash\nexec /bin/sleep 1000\n")
     facts = probe(IP, env=env, timeout_s=3)
-    assert facts.failures == (ProbeFailure("npu-smi", "no answer in 3 s: npu-smi info"),)
+    assert facts.failures == (ProbeFailure("npu-smi", "no answer in 3 s: npu-smi info", hung=True),)
     assert facts.memory_total > 0
     assert "ray" in facts.versions
 
