@@ -1,59 +1,66 @@
 """What lies at a model path on this machine: files, sizes, whether all shards are there and whole, on which filesystem.
 
-Only names, sizes and headers are read, never tensors.
+Only names, sizes, headers and one page of each shard are read, never whole tensors.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
+from raylaunch.node.storage import free_bytes, measure_read, mount_of, place_of
 from raylaunch.plan.facts import Weights
+from raylaunch.plan.weights import WEIGHT_SUFFIXES, is_network
 
 _INDEX_SUFFIX = ".index.json"
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers as well
+_SAMPLE = 4096  # bytes
 
 
 def inspect_weights(path: str) -> Weights:
     """List the files of a model folder (and of its direct subfolders), and say what is missing or cut off.
 
     `missing` are shards that an index promises and that are not there (a link to nowhere counts as not there);
-    `damaged` are shards shorter than their own header says, and JSON files that cannot be read. Blocks while a
-    network filesystem does not answer, so call it with a deadline.
+    `damaged` are shards shorter than their own header says, and JSON files that cannot be read. On a network filesystem
+    the largest shard is read for up to two seconds. Blocks while such a filesystem does not answer, so call it with a
+    deadline.
 
     Raises:
         OSError: The folder is there and cannot be listed.
     """
     folder = Path(path)
-    if not folder.exists():
-        return Weights(path, exists=False)
+    mount = mount_of(path)
+    bare = Weights(
+        path,
+        exists=folder.exists(),
+        filesystem=mount.filesystem if mount else None,
+        free_bytes=free_bytes(path),
+        place=place_of(path),
+    )
+    return _read_folder(folder, bare) if bare.exists else bare
+
+
+def _read_folder(folder: Path, bare: Weights) -> Weights:
     files = dict(sorted(_list_files(folder)))
     config, broken_config = _read_json(folder, "config.json", files)
-    promised, broken_indexes = _read_indexes(folder, files)
+    indexes = _read_indexes(folder, files)
     model_type = config.get("model_type")
-    return Weights(
-        path,
-        exists=True,
+    return replace(
+        bare,
         model_type=model_type if isinstance(model_type, str) else None,
         files=files,
-        missing=tuple(sorted(promised - files.keys())),
-        damaged=(*broken_config, *broken_indexes, *_cut_shards(folder, files)),
+        missing=tuple(sorted(indexes.promised - files.keys())),
+        damaged=(*broken_config, *indexes.broken, *_cut_shards(folder, files)),
         config=config,
-        filesystem=filesystem_of(path),
+        expected_bytes=indexes.total_bytes,
+        fingerprint=_fingerprint(folder, files),
+        read_rate=_read_rate(folder, files) if is_network(bare.filesystem) else None,
     )
-
-
-def filesystem_of(path: str) -> str | None:
-    """The type of the filesystem that `path` lies on ("ext4", "nfs4", "overlay"); None when no mount is visible."""
-    real = Path(os.path.realpath(path))
-    mounts = [mount for mount in psutil.disk_partitions(all=True) if real.is_relative_to(mount.mountpoint)]
-    # Of two mounts on the same point the later one covers the earlier: max() keeps the first, hence reversed.
-    return max(reversed(mounts), key=lambda mount: len(mount.mountpoint)).fstype if mounts else None
 
 
 def _list_files(folder: Path) -> Iterator[tuple[str, int]]:
@@ -81,17 +88,66 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def _read_indexes(folder: Path, files: dict[str, int]) -> tuple[set[str], tuple[str, ...]]:
-    """The shards that all indexes promise, and the indexes that cannot be read."""
-    promised: set[str] = set()
+@dataclass(frozen=True)
+class _Indexes:
+    """All indexes of a folder: the shards they promise, their tensors' bytes, and those that cannot be read."""
+
+    promised: frozenset[str] = frozenset()
+    total_bytes: int = 0
     broken: tuple[str, ...] = ()
+
+
+def _read_indexes(folder: Path, files: dict[str, int]) -> _Indexes:
+    found = _Indexes()
     for name in (name for name in files if name.endswith(_INDEX_SUFFIX)):
         index, failed = _read_json(folder, name, files)
-        weight_map = index.get("weight_map")
+        weight_map, metadata = index.get("weight_map"), index.get("metadata")
         shards = weight_map.values() if isinstance(weight_map, dict) else ()
-        promised |= {str(Path(name).parent / str(shard)) for shard in shards}
-        broken += failed or (() if isinstance(weight_map, dict) else (name,))
-    return promised, broken
+        size = metadata.get("total_size") if isinstance(metadata, dict) else None
+        found = _Indexes(
+            found.promised.union(str(Path(name).parent / str(shard)) for shard in shards),
+            found.total_bytes + (int(size) if isinstance(size, int | float) else 0),
+            found.broken + (failed or (() if isinstance(weight_map, dict) else (name,))),
+        )
+    return found
+
+
+def _fingerprint(folder: Path, files: dict[str, int]) -> str:
+    """A hash over config.json and the middle page of each weight file.
+
+    Two models of one family (MiniMax-M2.5 and M2.7) have the same names and sizes, and a page in common only by chance.
+    """
+    digest = hashlib.sha256()
+    for name, size in files.items():
+        if name.endswith(WEIGHT_SUFFIXES):
+            digest.update(name.encode() + _read_at(_file(folder, name), size // 2, _SAMPLE))
+        elif name == "config.json":
+            digest.update(_read_at(_file(folder, name), 0, size))
+    return digest.hexdigest()
+
+
+def _read_at(file: Path, offset: int, count: int) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            return opened.read(count)
+    except OSError:  # damaged; said elsewhere
+        return b""
+
+
+def _read_rate(folder: Path, files: dict[str, int]) -> float | None:
+    shards = {name: size for name, size in files.items() if name.endswith(WEIGHT_SUFFIXES)}
+    if not shards:
+        return None
+    try:
+        return measure_read(_file(folder, max(shards, key=lambda name: shards[name])))
+    except OSError:
+        return None
+
+
+def _file(folder: Path, name: str) -> Path:
+    """`folder` may itself be the one file of the model."""
+    return folder if folder.is_file() else folder / name
 
 
 def _read_json(folder: Path, name: str, files: dict[str, int]) -> tuple[dict[str, object], tuple[str, ...]]:
@@ -107,7 +163,7 @@ def _read_json(folder: Path, name: str, files: dict[str, int]) -> tuple[dict[str
 
 def _cut_shards(folder: Path, files: dict[str, int]) -> tuple[str, ...]:
     shards = (name for name in files if name.endswith(".safetensors"))
-    return tuple(name for name in shards if _is_cut(folder if folder.is_file() else folder / name, files[name]))
+    return tuple(name for name in shards if _is_cut(_file(folder, name), files[name]))
 
 
 def _is_cut(shard: Path, size: int) -> bool:

@@ -20,6 +20,7 @@ from raylaunch.plan.seen import look
 from raylaunch.plan.settings import Versions
 from raylaunch.plan.spec import LaunchPlan
 from raylaunch.plan.variable_checks import VARIABLE_CHECKS, check_dead_env
+from raylaunch.plan.weight_checks import WEIGHT_CHECKS
 from raylaunch.recipe.load import LoadedRecipe
 
 
@@ -42,4 +43,6 @@ def check_nodes(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan) 
     Two servers on one machine see the same things: each is said once.
     """
     view = look(loaded, nodes, plan)
-    yield from dict.fromkeys(finding for check in (*NODE_CHECKS, *GANG_CHECKS, *LINK_CHECKS) for finding in check(view))
+    yield from dict.fromkeys(
+        finding for check in (*NODE_CHECKS, *WEIGHT_CHECKS, *GANG_CHECKS, *LINK_CHECKS) for finding in check(view)
+    )

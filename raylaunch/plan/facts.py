@@ -89,6 +89,16 @@ class Weights:
     config: dict[str, object] = field(default_factory=dict)
     filesystem: str | None = None
     damaged: tuple[str, ...] = ()
+    free_bytes: int = 0
+    """What may still be written where the path lies."""
+    place: str = ""
+    """Equal on two nodes that see the same folder."""
+    expected_bytes: int = 0
+    """Bytes of the tensors that the index promises; 0 without one."""
+    fingerprint: str = ""
+    """A hash over samples of the weight files; "" when nobody took it."""
+    read_rate: float | None = None
+    """Bytes per second from a network filesystem; None: not measured, or a local disk."""
 
     @property
     def total_bytes(self) -> int:

@@ -1,9 +1,8 @@
-"""Checks on what the servers share or must agree on: NPUs, ports, network, versions, weights, clocks."""
+"""Checks on what the servers share or must agree on: NPUs, ports, network, versions, clocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from raylaunch.plan.facts import Listener, Npu
 from raylaunch.plan.findings import Finding, Level
@@ -111,22 +110,6 @@ def check_versions(view: View) -> Iterator[Finding]:
     yield from _disagree("python", "error", pythons)
 
 
-def check_same_weights(view: View) -> Iterator[Finding]:
-    """Ranks with different weights start, and answer differently."""
-    seen: dict[tuple[Any, ...], list[Node]] = {}
-    for node in view.nodes:
-        weights = node.facts.weights
-        if weights and weights.exists and not weights.missing and not view.recipe.model.tiny:
-            files = tuple(item for item in weights.files.items() if item[0].endswith((".safetensors", "config.json")))
-            seen.setdefault(files, []).append(node)
-    if len(seen) > 1:
-        groups = " | ".join(node_names(nodes) for nodes in seen.values())
-        names = sorted({name for name, _ in set.symmetric_difference(*map(set, list(seen)[:2]))})
-        what = f"the weights differ between the nodes, by name or size of files: {groups}"
-        todo = "copy the model directory from one node to the others"
-        yield Finding("weights-differ", "error", what, todo, "", ", ".join(names[:5]))
-
-
 def check_clocks(view: View) -> Iterator[Finding]:
     """Logs of several nodes can be read together only if their clocks agree."""
     probed = sorted((node for node in view.nodes if node.probed), key=lambda node: node.facts.clock)
@@ -145,7 +128,6 @@ GANG_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     check_loopback,
     check_hostname,
     check_versions,
-    check_same_weights,
     check_clocks,
 )
 

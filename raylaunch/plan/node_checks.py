@@ -1,18 +1,16 @@
-"""Checks on one machine at a time: its software, its weights, its limits."""
+"""Checks on one machine at a time: its software and its limits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raylaunch.plan.facts import Weights
 from raylaunch.plan.findings import Finding
 from raylaunch.plan.seen import Node, View
+from raylaunch.plan.weights import shorten
 
 MIN_OPEN_FILES = 65536
 MIN_SHM = 2**30  # bytes; vLLM's own broadcast buffers and torch take more than this beside Ray's objects
-
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
-_SHOWN = 5
+MIN_SHM_FREE = 2**28  # bytes; a queue of vLLM's is 160 MiB, and one that finds no room dies of SIGBUS
 
 
 def check_probes(view: View) -> Iterator[Finding]:
@@ -70,60 +68,6 @@ def check_conflicts(view: View) -> Iterator[Finding]:
             )
 
 
-def check_weights(view: View) -> Iterator[Finding]:
-    """Every node loads the weights itself, so they must be whole on each."""
-    if view.recipe.model.tiny:
-        return
-    for node in view.nodes:
-        weights = node.facts.weights
-        if weights is None:
-            continue
-        if not weights.exists:
-            what = f"node {node.name} has no model at {weights.path}"
-            todo = f"put the weights there on that node{_source(view)}, or set model.path; in a container, mount them"
-            yield Finding("model-missing", "error", what, todo, node.facts.ip, weights.path)
-        elif gaps := _gaps(weights):
-            what = f"the weights at {weights.path} on node {node.name} are incomplete: {gaps}"
-            todo = f"download them again on that node{_source(view)}"
-            yield Finding("weights-incomplete", "error", what, todo, node.facts.ip, gaps)
-
-
-def check_model_type(view: View) -> Iterator[Finding]:
-    """The recipe's flags are for one kind of model."""
-    wanted = view.recipe.model.type
-    for node in view.nodes:
-        found = node.facts.weights.model_type if node.facts.weights else None
-        if wanted and found and found != wanted and not view.recipe.model.tiny:
-            yield Finding(
-                "model-type",
-                "error",
-                f"the weights on node {node.name} are of type {found}, and the recipe is for {wanted}",
-                f"set model.path to weights of {wanted}, or model.type={found} if the recipe fits them",
-                node.facts.ip,
-                found,
-            )
-
-
-def check_heads(view: View) -> Iterator[Finding]:
-    """In vLLM each tensor-parallel worker has the same number of heads; key-value heads may also be repeated."""
-    tensor = view.recipe.parallel.tensor
-    for node in view.nodes[:1]:
-        config = node.facts.weights.config if node.facts.weights and not view.recipe.model.tiny else {}
-        nested = config.get("text_config")
-        dims = nested if isinstance(nested, dict) else config
-        for name in ("num_attention_heads", "num_key_value_heads"):
-            heads = dims.get(name)
-            if isinstance(heads, int) and heads > 0 and not _divides(name, heads, tensor):
-                yield Finding(
-                    "heads",
-                    "error",
-                    f"the model has {name}={heads}, which tensor parallelism {tensor} does not divide",
-                    f"set parallel.tensor to a divisor of {heads}",
-                    view.loaded.origin("parallel.tensor"),
-                    f"{heads} % {tensor}",
-                )
-
-
 def check_leftovers(view: View) -> Iterator[Finding]:
     """Processes of an earlier run of this deployment hold its NPUs and ports."""
     for node in view.nodes:
@@ -163,11 +107,15 @@ def check_open_files(view: View) -> Iterator[Finding]:
 def check_shm(view: View) -> Iterator[Finding]:
     """The workers of vLLM talk through /dev/shm, and Ray keeps its objects there."""
     for node in view.nodes:
-        size = node.facts.shm_total
+        size, free = node.facts.shm_total, node.facts.shm_free
         if 0 < size < MIN_SHM:
             what = f"node {node.name} has only {size // 2**20} MiB of shared memory (/dev/shm)"
             todo = "start the container with --ipc=host, or with --shm-size=16g"
             yield Finding("shm-small", "warning", what, todo, node.facts.ip, str(size))
+        elif size and free < MIN_SHM_FREE:
+            what = f"node {node.name} has only {free // 2**20} MiB of its shared memory (/dev/shm) free"
+            todo = "`ls -lS /dev/shm` on that node: segments of processes that are gone may be removed"
+            yield Finding("shm-full", "warning", what, todo, node.facts.ip, f"{free} of {size}")
 
 
 def check_niceness(view: View) -> Iterator[Finding]:
@@ -206,9 +154,6 @@ NODE_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     check_hanging_tools,
     check_vllm,
     check_conflicts,
-    check_weights,
-    check_model_type,
-    check_heads,
     check_leftovers,
     check_proxies,
     check_open_files,
@@ -218,38 +163,6 @@ NODE_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
 )
 
 
-def shorten(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def node_names(nodes: list[Node]) -> str:
     """The names of some nodes, shortened."""
-    return shorten([node.name for node in nodes])
-
-
-def _gaps(weights: Weights) -> str:
-    """What is wrong with weights that exist; "" when nothing is."""
-    gaps = []
-    if weights.missing:
-        gaps.append(f"missing {shorten(list(weights.missing))}")
-    if weights.damaged:
-        gaps.append(f"cut off or unreadable {shorten(list(weights.damaged))}")
-    if "config.json" not in weights.files:
-        gaps.append("no config.json")
-    if not any(name.endswith(_WEIGHT_SUFFIXES) for name in weights.files):
-        gaps.append("no weight files")
-    return "; ".join(gaps)
-
-
-def _source(view: View) -> str:
-    sources = view.recipe.model.sources
-    names = [
-        f"{name} on {hub}" for hub, name in (("ModelScope", sources.modelscope), ("HF", sources.huggingface)) if name
-    ]
-    return f" ({' or '.join(names)})" if names else ""
-
-
-def _divides(name: str, heads: int, tensor: int) -> bool:
-    return heads % tensor == 0 or (name == "num_key_value_heads" and tensor % heads == 0)
+    return shorten(node.name for node in nodes)

@@ -231,10 +231,13 @@ class Speculative(BaseModel):
     method: str = "eagle3"
     model: str = ""
     num_speculative_tokens: Annotated[int, Field(ge=1)] = 3
+    sources: Sources = Sources()
+    """Where a drafter of its own (`model`) can be downloaded."""
 
     def config(self) -> dict[str, Any]:
         """The value of `--speculative-config`."""
-        return {key: value for key, value in self.model_dump().items() if key != "enabled" and value != ""}
+        own = ("enabled", "sources")
+        return {key: value for key, value in self.model_dump().items() if key not in own and value != ""}
 
 
 class Features(_Part):

@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from raylaunch.node.weights import filesystem_of, inspect_weights
+from raylaunch.node.storage import mount_of
+from raylaunch.node.weights import inspect_weights
 
 
 def shard(file, data=100, *, cut=0):
@@ -125,5 +126,32 @@ def test_a_single_file_is_a_model_too(tmp_path):
 
 
 def test_the_filesystem_is_that_of_the_innermost_mount():
-    assert filesystem_of("/proc/sys/vm") == "proc"
-    assert filesystem_of("/") not in (None, "proc")
+    assert mount_of("/proc/sys/vm").filesystem == "proc"
+    assert mount_of("/").filesystem != "proc"
+
+
+def test_a_folder_to_be_made_has_a_place_and_room(tmp_path):
+    found = inspect_weights(str(tmp_path / "absent"))
+    assert found.free_bytes > 0
+    assert found.place
+    assert found.filesystem
+
+
+def test_the_index_says_how_much_it_will_be(model):
+    assert inspect_weights(str(model)).expected_bytes == 200
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}, "metadata": {"total_size": "?"}}))
+    assert inspect_weights(str(model)).expected_bytes == 0
+
+
+def test_models_of_equal_names_and_sizes_have_other_fingerprints(model):
+    """As MiniMax-M2.5 and M2.7; a note beside the weights does not count, and a whole copy has the same."""
+    before = inspect_weights(str(model))
+    (model / "README.md").write_text("read me")
+    assert inspect_weights(str(model)).fingerprint == before.fingerprint
+    file = model / "model-00002-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    after = inspect_weights(str(model))
+    assert after.files == before.files | {"README.md": 7}
+    assert after.fingerprint != before.fingerprint
