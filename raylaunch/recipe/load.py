@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from raylaunch.errors import RecipeError
 from raylaunch.recipe.model import Recipe
+from raylaunch.recipe.owned import normalise_flag
 
 OPEN_MAPPINGS = ("args", "env", "container.env", "tuning.sysctl", "features.speculative")
 """Recipe fields whose keys are the user's own: values below them are replaced, never merged."""
@@ -118,6 +119,9 @@ def _build(node: yaml.Node, file: str, prefix: str, origins: dict[str, str]) -> 
         line = key_node.start_mark.line + 1
         if key in built:
             raise RecipeError(f"recipe {file}, line {line}: the key {prefix}{key} stands twice")
+        if prefix == "args." and normalise_flag(key) in map(normalise_flag, built):
+            flag = normalise_flag(key)
+            raise RecipeError(f"recipe {file}, line {line}: args gives --{flag} twice, in two spellings")
         origins[prefix + key] = f"recipe {file}:{line}"
         built[key] = _build(value_node, file, f"{prefix}{key}.", origins)
     return built
@@ -129,13 +133,13 @@ def _plain(node: yaml.Node) -> Any:  # noqa: ANN401 - YAML holds anything
 
 
 def _merge(base: _Layer, own: _Layer) -> None:
-    """Lay `own` over `base`: mappings merge, everything else replaces, null removes."""
+    """Lay `own` over `base`: mappings merge, everything else replaces, null removes; a flag in whichever spelling."""
     base.values = _merged(base.values, own.values, "")
     base.origins = {**base.origins, **own.origins}
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any], prefix: str) -> dict[str, Any]:
-    out = dict(base)
+    out = _without_respelled(base, own) if prefix == "args." else dict(base)
     for key, value in own.items():
         path = f"{prefix}{key}"
         if value is None:
@@ -146,6 +150,12 @@ def _merged(base: dict[str, Any], own: dict[str, Any], prefix: str) -> dict[str,
         else:
             out[key] = value
     return out
+
+
+def _without_respelled(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The flags of `base` but for those that `own` gives in another spelling (max_num_seqs for max-num-seqs)."""
+    given = {normalise_flag(name) for name in own}
+    return {name: value for name, value in base.items() if name in own or normalise_flag(name) not in given}
 
 
 def _is_open_value(path: str) -> bool:

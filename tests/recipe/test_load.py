@@ -212,7 +212,26 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(load):
 
 
 def test_a_flag_in_two_spellings_is_refused(load):
-    assert "--max-num-seqs twice" in complaint(load, BASE.replace("args:\n", "args:\n  max_num_seqs: 1\n"))
+    said = complaint(load, BASE.replace("args:\n", "args:\n  max_num_seqs: 1\n"))
+    assert re.search(r"mine\.yaml, line \d+: args gives --max-num-seqs twice", said)
+
+
+def test_a_flag_in_two_spellings_is_refused_from_python_too():
+    args = {"max_num_seqs": 1, "max-num-seqs": 2}
+    values = {"model": {"path": "/m", "served_name": "m"}, "hardware": {"platform": "cpu"}, "args": args}
+    with pytest.raises(RecipeError, match="--max-num-seqs twice"):
+        recipe_from_mapping(values, "mine")
+
+
+def test_a_flag_is_overridden_in_any_spelling(load):
+    for spelling in ("max-num-seqs", "max_num_seqs"):
+        changed = load(BASE, sets=[f"args.{spelling}=7"])
+        assert [value for name, value in changed.recipe.args.items() if "seqs" in name] == [7]
+        assert changed.origin(f"args.{spelling}") == "--set"
+    gone = load(BASE, sets=["args.max_num_seqs=null"])
+    assert not [name for name in gone.recipe.args if "seqs" in name]
+    last = load(BASE, sets=["args.max_num_seqs=7", "args.max-num-seqs=8"])
+    assert last.recipe.args == load(BASE, sets=["args.max-num-seqs=8"]).recipe.args
 
 
 @pytest.mark.parametrize(
