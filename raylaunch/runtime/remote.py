@@ -8,15 +8,20 @@ from typing import Any
 
 from raylaunch.errors import BusyError, ClusterError, UnknownDeploymentError
 from raylaunch.runtime.controller import Controller
+from raylaunch.runtime.neighbours import CONTROLLER
 from raylaunch.runtime.request import Request
-from raylaunch.runtime.session import NAMESPACE, alive_nodes
+from raylaunch.runtime.session import NAMESPACE
 from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Status, StopReport
 
-PREFIX = "controller:"
 RESTART_PATIENCE_S = 60.0
 """How long a question waits for a controller that Ray is starting again."""
 RETRY_PAUSE_S = 0.2
+HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
+"""Keeps the controller on the head node, as Ray Serve does with its own: no cluster lives without its head, and a
+worker that is cut off takes no controller along. A soft node affinity is not enough: Ray was seen to place the
+controller on a worker, and 62 s passed until it was back after that worker's network had been cut.
+"""
 
 
 def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
@@ -28,13 +33,13 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     import ray
 
     actor = ray.remote(Controller).options(
-        name=PREFIX + request.deployment,
+        name=CONTROLLER + request.deployment,
         namespace=NAMESPACE,
         lifetime="detached",
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
-        scheduling_strategy=_beside_the_gcs(),
+        resources={HEAD: HEAD_SHARE},
     )
     try:
         controller = actor.remote(request)
@@ -46,31 +51,14 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     ask(controller, "begin", secrets, timeout_s=RESTART_PATIENCE_S)
 
 
-def _beside_the_gcs() -> Any:  # noqa: ANN401
-    """Prefer the head node: no cluster lives without it, and a worker that is cut off takes no controller along."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    head = next((node for node in alive_nodes() if "node:__internal_head__" in node["Resources"]), None)
-    return NodeAffinitySchedulingStrategy(head["NodeID"], soft=True) if head else "DEFAULT"
-
-
 def find_controller(deployment: str) -> Any | None:  # noqa: ANN401
     """The controller of a deployment, None when there is none."""
     import ray
 
     try:
-        return ray.get_actor(PREFIX + deployment, NAMESPACE)
+        return ray.get_actor(CONTROLLER + deployment, NAMESPACE)
     except ValueError:
         return None
-
-
-def running_names() -> list[str]:
-    """Names of all deployments of the cluster."""
-    import ray
-
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    names = [str(actor["name"]) for actor in actors if actor["namespace"] == NAMESPACE]
-    return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
 
 
 def ask(controller: Any, question: str, *args: Any, timeout_s: float) -> Any:  # noqa: ANN401
