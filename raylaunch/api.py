@@ -165,7 +165,7 @@ def attach(deployment: str, address: str | None = None) -> Deployment:
 
 def deployments(address: str | None = None) -> list[Status]:
     """The status of every deployment of the cluster, and of those on embedded clusters of this machine."""
-    from raylaunch.runtime.remote import running_names
+    from raylaunch.runtime.neighbours import running_names
     from raylaunch.runtime.session import disconnect
 
     found = []

@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 LONGER = {
     "guard.py": 540,  # one file by necessity: it is run by path, on a node without the package
-    "controller.py": 610,  # one actor: its commands, its loop and its state; what needs no state has moved out
+    "controller.py": 630,  # one actor: its commands, its loop and its state; what needs no state has moved out
     "agent.py": 440,  # likewise
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from raylaunch.cli.output import Style, table
 from raylaunch.plan.findings import Finding
-from raylaunch.plan.planner import HCCL_PORTS
+from raylaunch.plan.ports import HCCL_PORTS
 from raylaunch.plan.spec import LaunchPlan, ServerPlan
 
 Row = tuple[str, str, str]

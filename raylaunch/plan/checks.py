@@ -14,7 +14,9 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
 from raylaunch.plan.gang_checks import GANG_CHECKS
 from raylaunch.plan.link_checks import LINK_CHECKS
+from raylaunch.plan.network_checks import NETWORK_CHECKS
 from raylaunch.plan.node_checks import NODE_CHECKS
+from raylaunch.plan.port_checks import PORT_CHECKS
 from raylaunch.plan.recipe_checks import RECIPE_CHECKS, VERSION_CHECKS
 from raylaunch.plan.seen import look
 from raylaunch.plan.settings import Versions
@@ -22,6 +24,8 @@ from raylaunch.plan.spec import LaunchPlan
 from raylaunch.plan.variable_checks import VARIABLE_CHECKS, check_dead_env
 from raylaunch.plan.weight_checks import WEIGHT_CHECKS
 from raylaunch.recipe.load import LoadedRecipe
+
+_SEEN_CHECKS = (*NODE_CHECKS, *WEIGHT_CHECKS, *GANG_CHECKS, *PORT_CHECKS, *NETWORK_CHECKS, *LINK_CHECKS)
 
 
 def check_recipe(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
@@ -36,13 +40,14 @@ def check_recipe(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
         yield from versioned(loaded, versions)
 
 
-def check_nodes(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan) -> Iterator[Finding]:
+def check_nodes(
+    loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan, others: Sequence[LaunchPlan] = ()
+) -> Iterator[Finding]:
     """Yield what is wrong with the nodes for this plan.
 
-    `nodes` are those the plan was built from. What was not probed is not judged; a probe that failed is a finding.
-    Two servers on one machine see the same things: each is said once.
+    `nodes` are those the plan was built from, `others` the plans of the cluster's other deployments. What was not
+    probed is not judged; a probe that failed is a finding. Two servers on one machine see the same things: each is said
+    once.
     """
-    view = look(loaded, nodes, plan)
-    yield from dict.fromkeys(
-        finding for check in (*NODE_CHECKS, *WEIGHT_CHECKS, *GANG_CHECKS, *LINK_CHECKS) for finding in check(view)
-    )
+    view = look(loaded, nodes, plan, others)
+    yield from dict.fromkeys(finding for check in _SEEN_CHECKS for finding in check(view))

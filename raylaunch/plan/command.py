@@ -6,17 +6,18 @@ import json
 from typing import Any
 
 from raylaunch.plan.layout import Seat
-from raylaunch.plan.spec import Flag, Ports
+from raylaunch.plan.ports import PortChoice
+from raylaunch.plan.spec import Flag
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.owned import normalise_flag
 
 
-def build_flags(loaded: LoadedRecipe, seat: Seat, primary: Seat, ports: Ports) -> tuple[Flag, ...]:
+def build_flags(loaded: LoadedRecipe, seat: Seat, primary: Seat, ports: PortChoice) -> tuple[Flag, ...]:
     """Build the flags of the server on `seat`, in the order of the guide."""
     return (
         *_identity(loaded, seat, ports),
         *_sizes(loaded),
-        *_data_parallel(loaded, seat, primary),
+        *_data_parallel(loaded, seat, primary, ports),
         *_own_args(loaded),
         *_features(loaded),
     )
@@ -30,7 +31,7 @@ def model_path(loaded: LoadedRecipe, seat: Seat) -> str:
     return f"{seat.facts.state_dir or '$HOME/.raylaunch'}/models/tiny-{model.tiny}"
 
 
-def _identity(loaded: LoadedRecipe, seat: Seat, ports: Ports) -> list[Flag]:
+def _identity(loaded: LoadedRecipe, seat: Seat, ports: PortChoice) -> list[Flag]:
     recipe = loaded.recipe
     own_address = recipe.network.host == "node"
     host = seat.place.ip if own_address else recipe.network.host
@@ -38,7 +39,7 @@ def _identity(loaded: LoadedRecipe, seat: Seat, ports: Ports) -> list[Flag]:
         Flag("", model_path(loaded, seat), loaded.origin("model.tiny" if recipe.model.tiny else "model.path")),
         Flag("--served-model-name", recipe.model.served_name, loaded.origin("model.served_name")),
         Flag("--host", host, "node: address" if own_address else loaded.origin("network.host")),
-        Flag("--port", str(ports.http), loaded.origin("network.http_port")),
+        Flag("--port", str(ports.http.number), ports.http.origin),
     ]
     if seat.index > 0:
         flags.append(Flag("--headless", None, "raylaunch: only the primary has the API"))
@@ -66,15 +67,15 @@ def _sizes(loaded: LoadedRecipe) -> list[Flag]:
     return flags
 
 
-def _data_parallel(loaded: LoadedRecipe, seat: Seat, primary: Seat) -> list[Flag]:
-    parallel, network = loaded.recipe.parallel, loaded.recipe.network
+def _data_parallel(loaded: LoadedRecipe, seat: Seat, primary: Seat, ports: PortChoice) -> list[Flag]:
+    parallel = loaded.recipe.parallel
     flags = []
     if parallel.servers > 1:
         local = str(parallel.ranks_per_server)
         flags += [
             Flag("--data-parallel-size-local", local, loaded.origin("parallel.data_local")),
             Flag("--data-parallel-address", primary.place.ip, "node: address of the primary"),
-            Flag("--data-parallel-rpc-port", str(network.rpc_port), loaded.origin("network.rpc_port")),
+            Flag("--data-parallel-rpc-port", str(ports.rpc.number), ports.rpc.origin),
         ]
     if seat.index > 0:
         start = str(seat.index * parallel.ranks_per_server)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.layout import Seat
-from raylaunch.plan.spec import Ports, Value
+from raylaunch.plan.ports import PortChoice
+from raylaunch.plan.spec import Value
 from raylaunch.recipe.load import LoadedRecipe
 
 GUIDE_JEMALLOC = "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2"
 HCCL_DEFAULT_PORT = 60000
 
 
-def build_env(loaded: LoadedRecipe, seat: Seat, ports: Ports, devices: tuple[int, ...]) -> dict[str, Value]:
+def build_env(loaded: LoadedRecipe, seat: Seat, ports: PortChoice, devices: tuple[int, ...]) -> dict[str, Value]:
     """Build the variables that the plan gives to the server on `seat`."""
-    env = _network(loaded, seat, ports) if loaded.recipe.parallel.servers > 1 else {}
+    env = _network(loaded, seat) if loaded.recipe.parallel.servers > 1 else {}
+    env.update(_hccl_ports(seat, ports))
     if loaded.recipe.hardware.platform != "cpu":
         env["ASCEND_RT_VISIBLE_DEVICES"] = Value(",".join(map(str, devices)), _devices_origin(seat.facts))
     for name, value in loaded.recipe.env.items():
@@ -31,7 +33,7 @@ def build_unset(loaded: LoadedRecipe) -> dict[str, Value]:
     return {name: value for name, value in unset.items() if name not in loaded.recipe.env}
 
 
-def _network(loaded: LoadedRecipe, seat: Seat, ports: Ports) -> dict[str, Value]:
+def _network(loaded: LoadedRecipe, seat: Seat) -> dict[str, Value]:
     ip, nic = seat.place.ip, seat.place.interface
     env = {"VLLM_HOST_IP": Value(ip, "node: address (vLLM would take the route to the internet instead)")}
     env["GLOO_SOCKET_IFNAME"] = Value(nic, "node: interface (Gloo reads an exact name)")
@@ -44,9 +46,15 @@ def _network(loaded: LoadedRecipe, seat: Seat, ports: Ports) -> dict[str, Value]
     }
     if ":" in ip:
         hccl["HCCL_SOCKET_FAMILY"] = Value("AF_INET6", "node: address (HCCL takes IPv4 unless told)")
-    if ports.hccl_base != HCCL_DEFAULT_PORT:
-        hccl["HCCL_IF_BASE_PORT"] = Value(str(ports.hccl_base), loaded.origin("network.hccl_base_port"))
     return {**hccl, **env}
+
+
+def _hccl_ports(seat: Seat, ports: PortChoice) -> dict[str, Value]:
+    """A server that is alone sets up communicators too, and may not be alone on its node."""
+    base = ports.at(seat.slot).hccl_base
+    if ports.hccl is None or base == HCCL_DEFAULT_PORT:
+        return {}
+    return {"HCCL_IF_BASE_PORT": Value(str(base), ports.hccl.origin)}
 
 
 def _devices_origin(facts: Facts) -> str:

@@ -93,16 +93,27 @@ def choose_place(facts: Facts, wanted: str) -> Place:
 
 
 def _find_interface(facts: Facts, wanted: str) -> tuple[Interface, str] | None:
+    own = _as_address(facts.ip)
     pairs = [(nic, ipaddress.ip_interface(text)) for nic in facts.interfaces for text in nic.addresses]
+    # A link-local IPv6 address says nothing without its zone, and no flag or variable of vLLM or HCCL carries one.
+    pairs = [(nic, at) for nic, at in pairs if at.version == 4 or not at.is_link_local]
     if wanted == "auto":
-        fitting = [(nic, at) for nic, at in pairs if str(at.ip) == facts.ip]
+        fitting = [(nic, at) for nic, at in pairs if at.ip == own]
     elif "/" in wanted:
         network = ipaddress.ip_network(wanted, strict=False)
         fitting = [(nic, at) for nic, at in pairs if at.ip in network]
     else:
         fitting = [(nic, at) for nic, at in pairs if nic.name == wanted]
-    fitting.sort(key=lambda pair: (str(pair[1].ip) != facts.ip, pair[1].version, pair[1].is_link_local))
+    fitting.sort(key=lambda pair: (pair[1].ip != own, not pair[0].up, pair[1].ip.is_loopback, pair[1].version))
     return (fitting[0][0], str(fitting[0][1].ip)) if fitting else None
+
+
+def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Compare addresses as such: IPv6 has many spellings. None for a host's name."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
 
 
 def choose_devices(recipe: Recipe, seat: Seat) -> tuple[int, ...]:

@@ -8,16 +8,19 @@ from raylaunch.plan.command import build_flags, model_path
 from raylaunch.plan.environment import build_env, build_unset
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.layout import Seat, bracket, choose_devices, lay_out
-from raylaunch.plan.spec import LaunchPlan, Ports, ServerPlan, Value
+from raylaunch.plan.ports import PortChoice, choose_ports
+from raylaunch.plan.spec import LaunchPlan, ServerPlan, Value
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 
-HCCL_PORTS = 16
-"""Host ports one HCCL process takes from its base port (CANN documentation of HCCL_IF_BASE_PORT)."""
-
 
 def build_plan(
-    loaded: LoadedRecipe, nodes: Sequence[Facts], *, deployment: str = "", primary: str | None = None
+    loaded: LoadedRecipe,
+    nodes: Sequence[Facts],
+    *,
+    deployment: str = "",
+    primary: str | None = None,
+    others: Sequence[LaunchPlan] = (),
 ) -> LaunchPlan:
     """Resolve a recipe on the given nodes.
 
@@ -26,6 +29,7 @@ def build_plan(
         nodes: One entry per server, or one per node that several servers share; the first is the primary.
         deployment: Name of the deployment; by default the recipe's.
         primary: Address of the node that shall be the primary instead of the first.
+        others: Plans of the other deployments on these nodes, whose ports are avoided.
 
     Raises:
         PlanError: The nodes cannot hold the recipe.
@@ -33,7 +37,8 @@ def build_plan(
     seats = lay_out(loaded.recipe, nodes, primary)
     unset = build_unset(loaded)
     name = deployment or loaded.name
-    servers = tuple(_plan_server(loaded, seat, seats[0], name, unset) for seat in seats)
+    ports = choose_ports(loaded, seats, others)
+    servers = tuple(_plan_server(loaded, seat, seats[0], ports, name, unset) for seat in seats)
     return LaunchPlan(
         deployment=name,
         recipe=loaded.name,
@@ -47,9 +52,8 @@ def build_plan(
 
 
 def _plan_server(
-    loaded: LoadedRecipe, seat: Seat, primary: Seat, deployment: str, unset: dict[str, Value]
+    loaded: LoadedRecipe, seat: Seat, primary: Seat, ports: PortChoice, deployment: str, unset: dict[str, Value]
 ) -> ServerPlan:
-    ports = _ports(loaded.recipe, seat)
     devices = choose_devices(loaded.recipe, seat)
     local = loaded.recipe.parallel.ranks_per_server
     return ServerPlan(
@@ -60,16 +64,10 @@ def _plan_server(
         devices=devices,
         env=build_env(loaded, seat, ports, devices),
         flags=build_flags(loaded, seat, primary, ports),
-        ports=ports,
+        ports=ports.at(seat.slot),
         log=f"{deployment}/attempt-{{attempt}}/server-{seat.index}.log",
         unset=unset,
     )
-
-
-def _ports(recipe: Recipe, seat: Seat) -> Ports:
-    base = recipe.network.hccl_base_port + seat.slot * HCCL_PORTS
-    hccl = None if recipe.hardware.platform == "cpu" else base
-    return Ports(recipe.network.http_port, recipe.network.rpc_port, hccl)
 
 
 def _endpoint(recipe: Recipe, primary: Seat) -> str:

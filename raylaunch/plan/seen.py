@@ -42,6 +42,8 @@ class View:
     loaded: LoadedRecipe
     plan: LaunchPlan
     nodes: tuple[Node, ...]
+    others: tuple[LaunchPlan, ...] = ()
+    """The plans of the other deployments of the cluster."""
 
     @property
     def recipe(self) -> Recipe:
@@ -54,7 +56,7 @@ class View:
         return len({node.facts.ip for node in self.nodes}) > 1
 
 
-def look(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan) -> View:
+def look(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan, others: Sequence[LaunchPlan] = ()) -> View:
     """Bring nodes and servers together. Nodes without a server are left out."""
     unique = {facts.node_id or facts.ip: facts for facts in nodes}
     owners = {address: key for key, facts in unique.items() for address in _addresses(facts)}
@@ -63,7 +65,9 @@ def look(loaded: LoadedRecipe, nodes: Sequence[Facts], plan: LaunchPlan) -> View
         key = server.node.node_id if server.node.node_id in unique else owners.get(server.node.ip)
         if key is not None:
             servers[key].append(server)
-    return View(loaded, plan, tuple(Node(unique[key], tuple(here)) for key, here in servers.items() if here))
+    return View(
+        loaded, plan, tuple(Node(unique[key], tuple(here)) for key, here in servers.items() if here), tuple(others)
+    )
 
 
 def is_loopback(address: str) -> bool:

@@ -13,7 +13,7 @@ from raylaunch.node.leftovers import Running, end_leftovers, find_leftovers, mac
 from raylaunch.node.marked import find_marked
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.runtime import local, placement
-from raylaunch.runtime.remote import running_names
+from raylaunch.runtime.neighbours import running_names
 from raylaunch.runtime.session import NAMESPACE, alive_nodes
 from raylaunch.supervise.status import CleanReport, Leftover
 

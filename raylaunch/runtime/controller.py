@@ -22,9 +22,11 @@ from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import forgive
 from raylaunch.plan.serial import plan_to_dict
+from raylaunch.plan.spec import LaunchPlan
 from raylaunch.runtime import evidence, placement
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
+from raylaunch.runtime.neighbours import Ticket, Turns, ask_plans
 from raylaunch.runtime.prepare import (
     AGENT_TIMEOUT_S,
     clean_ground,
@@ -79,6 +81,7 @@ class Controller:
         self._watches: dict[int, Watch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._secrets: Mapping[str, str] | None = None
+        self._turns = Turns(request.deployment)
         self._changed = asyncio.Condition()
         self._version = 0
         self._wake = asyncio.Event()
@@ -149,6 +152,12 @@ class Controller:
                 await self._changed.wait_for(lambda: self._version > version)
         return self._version, self._status()
 
+    async def show_plan(self, ticket: Ticket) -> LaunchPlan | None:
+        """The plan, for another deployment that chooses its ports now; None where nothing is to be run."""
+        await self._known.wait()
+        await self._turns.wait(ticket)
+        return None if self._journal.phase in (Phase.FAILED, Phase.STOPPED) else self._journal.plan
+
     async def events(self, after: int) -> list[Event]:
         """The events newer than number `after`."""
         await self._known.wait()
@@ -182,7 +191,8 @@ class Controller:
                 todo=f"`raylaunch status {self._request.deployment}` shows it; try again when it is ready",
             )
         self._drilled = self._journal.attempt
-        done = await agent.inject.remote(fault, self._recipe.network.rpc_port)
+        assert self._journal.plan is not None
+        done = await agent.inject.remote(fault, self._journal.plan.primary.ports.rpc)
         at = done.at - self._watches[server].clock_offset_s
         return self._note("drill", done.what, server, at=at)
 
@@ -286,9 +296,12 @@ class Controller:
         for index in self._facts:
             self._saw(replace(self._seen.get(index, ServerSeen(index)), stage="probed"))
         nodes = list(self._facts.values())
-        plan, findings = await plan_and_check(self._gang, self._request.loaded, self._request.deployment, nodes)
+        with self._turns.take() as ticket:
+            neighbours = await ask_plans(self._request.deployment, ticket)
+            asked = (self._gang, self._request.loaded, self._request.deployment, nodes, neighbours)
+            self._journal.plan, findings = await plan_and_check(*asked)
+        plan = self._journal.plan
         self._journal.findings = tuple(forgive(findings, self._request.skipped or {}))
-        self._journal.plan = plan
         self._journal.ray_addresses.update(
             {one.node.ip: node.ip for one, node in zip(plan.servers, nodes, strict=True)}
         )
@@ -433,7 +446,7 @@ class Controller:
         if decision is not None:
             await asyncio.sleep(max(0.0, decision.not_before - time.time()))
         await self._acquire(self._health.restart_window_s, tuple(lost.values()))
-        await clean_ground(self._gang, self._recipe)
+        await clean_ground(self._gang, self._request.loaded)
         self._decision = None
         self._enter(Phase.CHECKING)
 

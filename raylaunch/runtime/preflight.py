@@ -13,6 +13,7 @@ from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import placement
 from raylaunch.runtime.gang import Gang
+from raylaunch.runtime.neighbours import ask_plans
 from raylaunch.runtime.prepare import look, plan_and_check
 from raylaunch.runtime.scout import Scout
 
@@ -37,4 +38,5 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
 async def _look(gang: Gang, loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
     await gang.create(placement.slots(gang.group))
     nodes = await look(gang, loaded.recipe)
-    return await plan_and_check(gang, loaded, deployment, list(nodes.values()))
+    neighbours = await ask_plans(deployment)
+    return await plan_and_check(gang, loaded, deployment, list(nodes.values()), neighbours)

@@ -11,11 +11,14 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
 from raylaunch.plan.ping_checks import Ping, Pinged, check_pings, choose_pings
 from raylaunch.plan.planner import build_plan
+from raylaunch.plan.port_checks import check_silent_neighbours
+from raylaunch.plan.ports import HCCL_PORTS, is_fixed
 from raylaunch.plan.reach_checks import Unreached, check_reach
 from raylaunch.plan.spec import LaunchPlan, Ports
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.runtime.gang import Gang
+from raylaunch.runtime.neighbours import Neighbours
 from raylaunch.runtime.placement import Slot
 
 AGENT_TIMEOUT_S = 60.0
@@ -51,22 +54,25 @@ async def look(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
         RaylaunchError: an agent refused or did not answer.
     """
     model, timeout_s = recipe.model, recipe.timeouts.probe
-    ports = (recipe.network.http_port, recipe.network.rpc_port)
+    network = recipe.network
+    hccl = range(network.hccl_base_port, network.hccl_base_port + HCCL_PORTS)
+    ports = (network.http_port, network.rpc_port, *hccl)
     asked = (model.tiny, model.path, ports, recipe.hardware.platform != "cpu", timeout_s)
     seen = await gang.demand("survey", *asked, timeout_s=timeout_s + AGENT_TIMEOUT_S)
     return {index: seen[index] for index in sorted(seen)}
 
 
 async def plan_and_check(
-    gang: Gang, loaded: LoadedRecipe, deployment: str, nodes: Sequence[Facts]
+    gang: Gang, loaded: LoadedRecipe, deployment: str, nodes: Sequence[Facts], neighbours: Neighbours
 ) -> tuple[LaunchPlan, list[Finding]]:
     """Plan on the nodes as they are, and check recipe, nodes and the ways between them and between their NPUs.
 
     Raises:
         PlanError: the nodes cannot hold the recipe.
     """
-    plan = build_plan(loaded, nodes, deployment=deployment)
-    findings = [*check_recipe(loaded, nodes[0].versions), *check_nodes(loaded, nodes, plan)]
+    plan = build_plan(loaded, nodes, deployment=deployment, others=neighbours.plans)
+    findings = [*check_recipe(loaded, nodes[0].versions), *check_nodes(loaded, nodes, plan, neighbours.plans)]
+    findings += check_silent_neighbours(neighbours.silent)
     pings = choose_pings(loaded, nodes, plan)
     missed, pinged = await asyncio.gather(_try_ways(gang, plan), _ping_npus(gang, pings))
     return plan, [*findings, *check_reach(missed), *check_pings(loaded, nodes, plan, pinged)]
@@ -111,8 +117,8 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
         )
 
 
-async def clean_ground(gang: Gang, recipe: Recipe) -> None:
-    """Prove that nothing of an earlier attempt lives and that nobody is on the deployment's ports.
+async def clean_ground(gang: Gang, loaded: LoadedRecipe) -> None:
+    """Prove that nothing of an earlier attempt lives and that nobody is on the ports that cannot be moved.
 
     Raises:
         LaunchError: something resisted, or somebody else took a port; it is named.
@@ -124,7 +130,8 @@ async def clean_ground(gang: Gang, recipe: Recipe) -> None:
             evidence="\n".join(f"  {one}" for one in left),
             todo="a process inside a driver call ends only with it; see `npu-smi info`",
         )
-    ports = (recipe.network.http_port, recipe.network.rpc_port)
+    network = loaded.recipe.network
+    ports = (network.http_port, *([network.rpc_port] if is_fixed(loaded, "network.rpc_port") else []))
     holders = await gang.agents[0].occupied.remote(ports, PORTS_PATIENCE_S)
     if holders:
         raise LaunchError(

@@ -115,6 +115,43 @@ def test_the_last_free_nodes_go_to_one_of_two(user, ray_nodes, short_folder):
     assert user.run("stop", winner, "--address", ray_nodes.address).code == 0
 
 
+def test_two_deployments_on_the_same_nodes_get_ports_of_their_own(user, ray_nodes, short_folder):
+    """Started at the same moment, with nothing said about ports but where each API shall be."""
+    user.extra = {"RAY_AUTH_MODE": "disabled"}
+    small = [f"model.path={model_folder(short_folder / 'model')}", "parallel.tensor=2", "hardware.npus_per_server=2"]
+    sets = [word for one in small for word in ("--set", one)]
+    at, apis = ("--address", ray_nodes.address), dict(zip(("test-left", "test-right"), free_ports(2), strict=True))
+    starts = [
+        user.popen("start", "a2-dual", "--name", name, *at, *sets, "--set", f"network.http_port={port}")
+        for name, port in apis.items()
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in starts]
+        assert [process.returncode for process in starts] == [0, 0], outputs
+        rpc, hccl = {}, {}
+        for record in (json.loads(path.read_text()) for path in ray_nodes.record.glob("*.json")):
+            name, argv = record["env"]["RAYLAUNCH_DEPLOYMENT"], record["argv"]
+            if name in apis:
+                rpc.setdefault(name, set()).add(argv[argv.index("--data-parallel-rpc-port") + 1])
+                hccl.setdefault(name, set()).add(record["env"].get("HCCL_IF_BASE_PORT", "60000"))
+        assert [len(ports) for ports in (*rpc.values(), *hccl.values())] == [1] * 4, "one gang, one number"
+        assert rpc["test-left"] != rpc["test-right"]
+        assert hccl["test-left"] != hccl["test-right"]
+
+        found = {name: user.run("status", name, *at, "-o", "json").json()["findings"] for name in apis}
+        moved = [one["what"] for name in apis for one in found[name] if one["id"] == "port-moved"]
+        assert any("is used by deployment test-" in what for what in moved), moved
+
+        wanted = f"network.http_port={apis['test-left']}"
+        refused = user.run("start", "a2-dual", "--name", "test-third", *at, *sets, "--set", wanted)
+        assert refused.code == 4, refused.out + refused.err
+        assert "is taken by deployment test-left" in refused.err
+        assert "--set network.http_port=" in refused.err
+    finally:
+        stopped = [user.run("stop", name, *at) for name in apis]
+    assert [one.code for one in stopped] == [0, 0], [one.err for one in stopped]
+
+
 def test_bad_input_is_told_apart_and_leaves_nothing(user, ray_nodes, short_folder, ports):
     model = model_folder(short_folder / "model")
     user.extra = {"RAY_AUTH_MODE": "disabled"}
