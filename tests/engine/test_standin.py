@@ -410,8 +410,8 @@ def test_a_fault_strikes_only_the_named_servers_and_attempts(yard):
 
 def test_every_fault_of_the_file_has_a_known_place():
     faults = json.loads((STANDIN.parent.parent / "faults.json").read_text())
-    places = {("main", at) for at in ("start", "bind", "connect", "up")}
-    places |= {("engine", at) for at in ("connect", "weights", "warm-up", "up")} | {("worker", "weights")}
+    places = {("main", at) for at in ("start", "bind", "connect", "up", "answer")}
+    places |= {("engine", at) for at in ("connect", "weights", "warm-up", "up", "answer")} | {("worker", "weights")}
     assert {(fault["where"], fault["at"]) for fault in faults.values()} <= places
 
 

@@ -27,6 +27,7 @@ class Api:
         self.names = command.names
         self.max_len = command.number("--max-model-len", 1024)
         self.tools_on = bool(command.flags.get("--enable-auto-tool-choice"))
+        self.reasoner = command.flags.get("--reasoning-parser")
         keys = command.flags.get("--api-key") or env.get("VLLM_API_KEY")
         self.keys = [keys] if isinstance(keys, str) else keys or []
         self.root = command.model
@@ -85,18 +86,24 @@ class Api:
         if rank is not None and rank >= len(self.router.ranks):
             return _error(400, f"data_parallel_rank {rank} is out of range [0, {len(self.router.ranks)}).")
         answers = self.router.submit(max(1, len(prompt.split())), tokens, rank)
-        call = _tool_call(body, prompt) if chat and self.tools_on else None
-        shape = _Shape(body["model"], chat, len(prompt.split()), tokens, call)
+        call = _tool_call(body, prompt) if chat and self._calls_tool(body) else None
+        shape = _Shape(body["model"], chat, len(prompt.split()), tokens, call, self.reasoner)
         if body.get("stream"):
-            return Response(200, _stream(answers, shape, prompt), "text/event-stream; charset=utf-8")
+            with_usage = (body.get("stream_options") or {}).get("include_usage")
+            return Response(200, _stream(answers, shape, prompt, with_usage), "text/event-stream; charset=utf-8")
         words = []
         while True:
-            more = answers.get()
-            if more is None:
+            token = answers.get()
+            if token is None:
                 return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
-            words.append(_word(prompt, len(words)))
-            if not more:
+            words.append(_word(prompt, len(words), token))
+            if token.last:
                 return Response(200, shape.whole("".join(words)))
+
+    def _calls_tool(self, body):
+        """A named tool is always called (guided decoding); else the model decides, and may be told to call none."""
+        mute = self.router.settings.plays("main", "answer", "call no tool")
+        return isinstance(body.get("tool_choice"), dict) or (self.tools_on and not mute)
 
     def _find_problem(self, body, chat):
         if self.draining or self.router.dead:
@@ -113,8 +120,8 @@ class Api:
 class _Shape:
     """The JSON around an answer, whole or in chunks."""
 
-    def __init__(self, model, chat, prompt_tokens, tokens, call):
-        self.model, self.chat, self.call = model, chat, call
+    def __init__(self, model, chat, prompt_tokens, tokens, call, reasoner):
+        self.model, self.chat, self.call, self.reasoner = model, chat, call, reasoner
         self.usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": tokens,
@@ -126,18 +133,25 @@ class _Shape:
     def whole(self, text):
         kind = "chat.completion" if self.chat else "text_completion"
         if self.chat:
-            message = {"role": "assistant", "content": None if self.call else text, "tool_calls": self._calls()}
+            said = {"content": None} if self.call else self._said(text, first=True)
+            message = {"role": "assistant", **said, "tool_calls": self._calls()}
             choice = {"index": 0, "message": message, "finish_reason": self.reason}
         else:
             choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": self.reason}
         return {**self.head, "object": kind, "model": self.model, "choices": [choice], "usage": self.usage}
 
-    def chunk(self, text, last):
+    def _said(self, text, first):
+        """What a reasoning parser makes of a text without `</think>`: append_think keeps it, the others take it all."""
+        if self.reasoner == "minimax_m2_append_think":
+            return {"content": "<think>" * first + text}
+        return {"content": None, "reasoning": text} if self.reasoner else {"content": text}
+
+    def chunk(self, text, last, first=False):
         reason = self.reason if last else None
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         if self.chat:
             delta = {"tool_calls": [{"index": 0, **call} for call in self._calls()] if last else []}
-            choice = {"index": 0, "delta": delta if self.call else {"content": text}, "finish_reason": reason}
+            choice = {"index": 0, "delta": delta if self.call else self._said(text, first), "finish_reason": reason}
         else:
             choice = {"index": 0, "text": text, "finish_reason": reason}
         return {**self.head, "object": kind, "model": self.model, "choices": [choice]}
@@ -146,26 +160,31 @@ class _Shape:
         return [self.call] if self.call else []
 
 
-def _stream(answers, shape, prompt):
+def _stream(answers, shape, prompt, with_usage):
     if shape.chat:
         first = shape.chunk("", last=False)
         first["choices"][0]["delta"] = {"role": "assistant", "content": ""}
         yield f"data: {json.dumps(first)}\n\n"
     count = 0
     while True:
-        more = answers.get()
-        if more is None:
+        token = answers.get()
+        if token is None:
             yield f"data: {json.dumps({'error': {'message': 'EngineCore encountered an issue.', 'code': 500}})}\n\n"
             break
-        yield f"data: {json.dumps(shape.chunk(_word(prompt, count), last=not more))}\n\n"
+        chunk = shape.chunk(_word(prompt, count, token), last=token.last, first=count == 0)
+        yield f"data: {json.dumps(chunk)}\n\n"
         count += 1
-        if not more:
+        if token.last:
+            if with_usage:
+                yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': shape.usage})}\n\n"
             break
     yield "data: [DONE]\n\n"
 
 
-def _word(prompt, number):
-    """The same word for the same prompt and place, on every rank."""
+def _word(prompt, number, token=None):
+    """The same word for the same prompt and place, on every rank that is not garbled."""
+    if token and token.garbled:
+        return "!"
     return " " + WORDS[zlib.crc32(f"{prompt}|{number}".encode()) % len(WORDS)]
 
 
@@ -174,13 +193,14 @@ def _prompt_text(prompt):
 
 
 def _tool_call(body, prompt):
-    """A call of the first tool, once: when a tool has already answered, the model talks."""
+    """A call of the tool that is named, or of the first; when a tool has already answered, the model talks."""
     if not body.get("tools") or body.get("tool_choice") == "none" or body["messages"][-1].get("role") == "tool":
         return None
     function = body["tools"][0]["function"]
     parameters = function.get("parameters") or {}
-    names = parameters.get("required") or list(parameters.get("properties", {}))
-    arguments = {name: _word(prompt, i).strip() for i, name in enumerate(names)}
+    known = parameters.get("properties", {})
+    names = parameters.get("required") or list(known)
+    arguments = {name: known.get(name, {}).get("enum", [_word(prompt, i).strip()])[0] for i, name in enumerate(names)}
     return {
         "id": f"call_{zlib.crc32(prompt.encode()):08x}",
         "type": "function",

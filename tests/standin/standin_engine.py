@@ -62,6 +62,7 @@ class Engine:
         self.alive = {}  # read end of a worker's pipe -> (its number, its pid); at its end the worker is dead
         self.running = {}
         self.waiting = []
+        self.garbled = settings.plays("engine", "answer", "garble")
 
     def terminate(self, *_):
         self.log("core.py:1454", "[shutdown] EngineCore: trigger received signal=SIGTERM")
@@ -203,7 +204,8 @@ class Engine:
             else:
                 self.running[request] = left - 1
         self._admit()
-        self.link.send({"out": out, "stats": {"running": len(self.running), "waiting": len(self.waiting)}})
+        stats = {"running": len(self.running), "waiting": len(self.waiting)}
+        self.link.send({"out": out, "stats": stats, "garbled": self.garbled})
 
     def _wait_for_main(self):
         """With STANDIN_FOLLOW_MAIN: while the main process is stopped, so is this rank."""

@@ -33,6 +33,11 @@ class Settings:
         self.record = env.get("STANDIN_RECORD")
         self.fault = _choose_fault(env)
 
+    def plays(self, where, at, then):
+        """Whether this server's fault is one that shows in every answer."""
+        fault = self.fault or {}
+        return (fault.get("where"), fault.get("at"), fault.get("then")) == (where, at, then)
+
 
 def _choose_fault(env):
     """The fault that this server plays in this attempt, or None."""

@@ -4,10 +4,12 @@ import queue
 import select
 import threading
 import time
+from collections import namedtuple
 
 from standin_link import Link
 
 REASONS = ("stop", "length", "abort", "error", "repetition")
+Token = namedtuple("Token", "last garbled")  # noqa: PYI024 (typing would double the start-up time)
 
 
 class StartError(Exception):
@@ -110,7 +112,7 @@ class Router:
     def submit(self, prompt_tokens, tokens, number=None):
         """Send a request to rank `number` (None: the next in turn).
 
-        Returns a queue of True (token), False (last token), None (engine dead).
+        Returns a queue of Tokens; None: the engine is dead.
         """
         answers = queue.SimpleQueue()
         with self._lock:
@@ -153,7 +155,7 @@ class Router:
                 self._sync(index)
             rank.running, rank.waiting = message["stats"]["running"], message["stats"]["waiting"]
             for request, last in message["out"]:
-                self._count(rank, request, last)
+                self._count(rank, request, Token(last, message["garbled"]))
 
     def _sync(self, index):
         """Every step of an expert-parallel group needs all ranks: wait until the others have answered."""
@@ -167,17 +169,17 @@ class Router:
                 answered.wait()
                 del self._syncs[token, number]
 
-    def _count(self, rank, request, last):
+    def _count(self, rank, request, token):
         answers, prompt_tokens = rank.requests.get(request, (None, 0))
         rank.generation_tokens += 1
         if prompt_tokens:
             rank.prompt_tokens += prompt_tokens
             rank.requests[request][1] = 0
-        if last:
+        if token.last:
             rank.requests.pop(request, None)
             rank.finished["length"] += 1
         if answers:
-            answers.put(not last)
+            answers.put(token)
 
     def end_soon(self):
         """An engine is dead: after STANDIN_NOTICE_S fail what is in flight, then let the server end itself."""
