@@ -110,11 +110,16 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
     """Raise ChecksFailedError with every finding of level error, if there is one."""
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
-        lines = [f"  {one.id}: {f'{one.where}: ' if one.where else ''}{one.what}" for one in errors]
+        lines = [f"  {one.id}: {f'{one.where}: ' if one.where else ''}{one.what}{_more(one)}" for one in errors]
         todo = "; ".join(dict.fromkeys(one.todo for one in errors if one.todo))
         raise ChecksFailedError(
             f"{len(errors)} check(s) failed, nothing was launched", evidence="\n".join(lines), todo=todo
         )
+
+
+def _more(finding: Finding) -> str:
+    """What a finding on several nodes saw: which node has what."""
+    return "" if finding.where or not finding.seen or finding.seen in finding.what else f" ({finding.seen})"
 
 
 async def clean_ground(gang: Gang, loaded: LoadedRecipe) -> None:

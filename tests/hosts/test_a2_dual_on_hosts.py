@@ -166,7 +166,8 @@ def test_a_fault_on_one_host_is_refused_with_what_a_person_needs(refused, a2, fi
     for part in parts:
         assert part.format(ip=a2[1].host.ip, other=a2[0].host.ip) in text
     assert started.returncode == 4
-    assert f"{finding}: " in started.stderr, "start refuses it as well"
+    (line,) = [line for line in started.stderr.splitlines() if f" {finding}: " in line]
+    assert "(h1)" in line, "start refuses it as well, and says where"
 
 
 def test_the_other_host_is_not_blamed(refused, a2):
@@ -200,7 +201,7 @@ def test_an_interface_that_one_host_lacks_or_that_has_no_address_there_is_refuse
     assert absent.returncode == 12, absent.stdout + absent.stderr
     assert f"node {second.ip} has no interface that fits network.interface=data0" in absent.stderr
     assert f"eth0: {second.ip}/24" in absent.stderr, "what there is"
-    second.add_nic("data0")
+    second.add_nic("data0", kind="bridge")  # without a cable it gets no address of its own making either
     bare = ask(cluster, "check", "a2-dual", *SETS, "--set", "network.interface=data0", check=False)
     assert bare.returncode == 12, bare.stdout + bare.stderr
     assert "data0: -" in bare.stderr, "it exists and carries nothing"
