@@ -66,8 +66,11 @@ def check_pings(
 ) -> Iterator[Finding]:
     """Yield what the answers mean, pair of machines by pair of machines."""
     view = look(loaded, nodes, plan)
+    by_pair: dict[frozenset[str], list[Pinged]] = {}
+    for one in pinged:
+        by_pair.setdefault(frozenset((one.ping.source, one.ping.target)), []).append(one)
     for first, second in _ring(view):
-        between = [one for one in pinged if {one.ping.source, one.ping.target} == {first.facts.ip, second.facts.ip}]
+        between = by_pair.get(frozenset((first.facts.ip, second.facts.ip)), [])
         if _are_back_to_back(view, between):
             yield _back_to_back(first, second)
         else:
@@ -147,13 +150,14 @@ def _check_switch(view: View) -> Iterator[Finding]:
     """Where most ports see a switch, one that sees none is in the wrong socket; or the switch tells it to some only."""
     if view.plan.platform == "cpu" or not view.several_addresses:
         return
-    ports = [(node, port) for node in view.nodes for port in planned_ports(node) if port.link is not None]
-    for node in view.nodes:
-        bare = [port.npu for owner, port in ports if owner is node and not port.lldp_port]
-        if bare and any(port.lldp_port for _, port in ports):
+    ports = {node.name: [port for port in planned_ports(node) if port.link is not None] for node in view.nodes}
+    switched = [(name, port) for name, here in ports.items() for port in here if port.lldp_port]
+    for node in view.nodes if switched else ():
+        bare = [port.npu for port in ports[node.name] if not port.lldp_port]
+        if bare:
             what = f"NPU {ids(bare)} of node {node.name} see no switch port (LLDP), while others do"
             todo = "look where their cables end; or let the switch send LLDP on all ports"
-            seen = ", ".join(f"NPU {port.npu} of {owner.name}: {port.lldp_port}" for owner, port in ports[:4])
+            seen = ", ".join(f"NPU {port.npu} of {name}: {port.lldp_port}" for name, port in switched[:4])
             yield Finding("npu-cabling", "warning", what, todo, node.facts.ip, seen)
 
 
