@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-stop test test-all lint format lock docs bench clean
+.PHONY: help install demo demo-stop test test-all lint format lock docs bench bench-all clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,7 +52,10 @@ lock: $(STAMP) ## resolve requirements/locked.txt anew
 docs: $(STAMP) ## the documentation as a site in site/, warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-bench: $(STAMP) ## the measurements of benchmarks/ on real vLLM
+bench: $(STAMP) ## the short form of benchmarks/: tables, and which goals are missed (needs root; some minutes)
+	@$(BIN)/python benchmarks/run.py --short
+
+bench-all: $(STAMP) ## all of benchmarks/, into docs/benchmarks.md (needs root; an hour without other work)
 	@$(BIN)/python benchmarks/run.py
 
 clean: ## remove .venv, caches and everything that was built; stop the demo first

@@ -108,9 +108,11 @@ def main() -> None:
     without = [one["vLLM: spawn to first token"] / other for one, other in zip(ours, theirs, strict=True)]
     rows.append(["ratio without Ray and the command line", spread(without, 2)])
     text = f"{table(['stage', 'seconds'], rows)}\n\nGoal: a ratio of at most {GOAL}."
+    missed = []
     if statistics.median(ratios) > GOAL:
         text += " **Missed**, by the start of the embedded Ray cluster; on a cluster that runs already that part is 0."
-    publish("launch", "From command to first token", text, {"raylaunch": ours, "by_hand": theirs})
+        missed = [f"local-dual: {statistics.median(ratios):.2f} of the two commands' time, the goal is {GOAL}"]
+    publish("launch", "From command to first token", text, {"raylaunch": ours, "by_hand": theirs}, missed=missed)
     print(text)
 
 

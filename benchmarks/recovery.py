@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ NAME = "bench-recovery"
 PORTS = ("--set", "network.http_port=28124", "--set", "network.rpc_port=28357")
 STANDIN = ROOT / "tests" / "standin" / "bin" / "vllm"
 QUIET_S = 30.0
+NOTICED_S = {"kill-agent": 2.0, "stop-headless": 30.0}
+"""Goals for the notice, by fault; 1 s for the others."""
+BEYOND_S, CONTROLLER_S = 3.0, 5.0
+HELD_S = 5.0
+"""So long the drill itself holds the port that it steals."""
 GOALS = {"processes": "detected in 1 s, 3 s beyond the servers' own start", "agent": "2 s", "hang": "30 s"}
 
 
@@ -69,16 +75,13 @@ def rest(user: User, servers: int) -> dict[str, float]:
         )
     try:
         user.run("start", "local-dual", "--name", NAME, *PORTS, *shape)
-        home = user.env["RAYLAUNCH_HOME"]
-        ours = [one for one in psutil.process_iter() if _is_actor(one, home)]
-        controller = next(one for one in ours if one.cmdline()[0].startswith("ray::Controller"))
-        agents = [one for one in ours if one.cmdline()[0].startswith("ray::Agent")]
+        controller, agents = actors(user)
         time.sleep(5.0)  # what follows the start is not rest
-        before = [_cpu_s(one) for one in (controller, *agents)]
+        before = [cpu_s(one) for one in (controller, *agents)]
         began = time.monotonic()
         time.sleep(QUIET_S)
         lasted = time.monotonic() - began
-        used = [(_cpu_s(one) - old) / lasted for one, old in zip((controller, *agents), before, strict=True)]
+        used = [(cpu_s(one) - old) / lasted for one, old in zip((controller, *agents), before, strict=True)]
         return {
             "servers": servers,
             "controller_cpu": used[0],
@@ -97,6 +100,13 @@ def start_cluster(user: User, servers: int) -> LocalCluster:
     return start_local(Path(user.env["RAYLAUNCH_HOME"]), "bench", nodes=2, npus_per_node=servers // 2)
 
 
+def actors(user: User) -> tuple[psutil.Process, list[psutil.Process]]:
+    """The controller and the agents that belong to the home of `user`."""
+    ours = [one for one in psutil.process_iter() if _is_actor(one, user.env["RAYLAUNCH_HOME"])]
+    controller = next(one for one in ours if one.cmdline()[0].startswith("ray::Controller"))
+    return controller, [one for one in ours if one.cmdline()[0].startswith("ray::Agent")]
+
+
 def _is_actor(process: psutil.Process, home: str) -> bool:
     """Whether it is an actor of the cluster that belongs to `home`: Ray's workers inherit its environment."""
     try:
@@ -107,7 +117,8 @@ def _is_actor(process: psutil.Process, home: str) -> bool:
         return False
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
+    """Seconds of a core that the process has used."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
@@ -116,6 +127,20 @@ def _row(one: dict[str, Any]) -> list[str]:
     times = [one[name] for name in ("detection_s", "recovery_s", "start_s", "beyond_s")]
     shown = ["-" if value is None else f"{value:.2f}" for value in times]
     return [one["fault"], *shown, f"{one['failed']} of {one['requests']}", str(len(one["left"])), one["detected_by"]]
+
+
+def shortfalls(outcomes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The goals that were not met, a sentence each."""
+    for one in outcomes:
+        noticed, back, beyond = (one[name] for name in ("detection_s", "recovery_s", "beyond_s"))
+        if one["fault"] == "kill-controller" and (one["failed"] or back is None or back > CONTROLLER_S):
+            yield f"kill-controller: {one['failed']} requests failed, back after {back} s, goal {CONTROLLER_S:g} s"
+        limit = NOTICED_S.get(one["fault"], 1.0)
+        if noticed is not None and noticed > limit:
+            yield f"{one['fault']}: noticed after {noticed:.1f} s, the goal is {limit:g} s"
+        ours = (beyond or 0.0) - (noticed or 0.0) - (HELD_S if one["fault"] == "steal-port" else 0.0)
+        if ours > BEYOND_S:
+            yield f"{one['fault']}: {ours:.1f} s between notice and the servers' start, the goal is {BEYOND_S:g} s"
 
 
 def main() -> None:
@@ -143,7 +168,8 @@ def main() -> None:
     at_rest = f"At rest (no requests, {QUIET_S:.0f} s):\n\n{table(columns, rows)}"
     name = "recovery-standin" if given.standin else "recovery"
     title = "Faults and recovery" + (" (stand-in)" if given.standin else "")
-    publish(name, title, f"{intro}\n\n{text}\n\n{at_rest}", {"faults": outcomes, "rest": rests})
+    data = {"faults": outcomes, "rest": rests}
+    publish(name, title, f"{intro}\n\n{text}\n\n{at_rest}", data, missed=list(shortfalls(outcomes)))
 
 
 if __name__ == "__main__":

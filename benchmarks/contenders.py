@@ -1,0 +1,185 @@
+"""What is compared: raylaunch, the guide's two bash scripts, vLLM's own Ray backend, Ray Serve LLM.
+
+Each knows what stands before the command (a Ray cluster, rendered scripts), the command itself, and which process a
+fault ends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yard import (
+    ASKING,
+    HOME,
+    MODEL,
+    PEERS_SITE,
+    VLLM_ENV,
+    Host,
+    PeerError,
+    Yard,
+    install_serve,
+    put_npu_platform,
+    pythonpath,
+    start_ray,
+    vllm_words,
+)
+
+NAME = "bench"
+API_PORT = 20004
+SERVE_PORT = 8000
+SHAPE = ("local-dual", "--set", "network.interface=auto")
+FAULTS = ("kill-engine", "kill-headless", "kill-primary")
+
+Prey = Mapping[str, tuple[int, str]]
+"""For each fault the host (0 or 1) and what the command line of the process to end looks like."""
+OF_VLLM_SERVE: Prey = {
+    "kill-engine": (1, r"VLLM::EngineCore"),
+    "kill-headless": (1, r"bin/vllm serve"),
+    "kill-primary": (0, r"bin/vllm serve"),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to serve. `prepare` is not timed, `start` gives the user's commands and is."""
+
+    name: str
+    title: str
+    before: str
+    """What is there before the command, for the table."""
+    port: int
+    prepare: Callable[[Yard], None]
+    start: Callable[[Yard], None]
+    prey: Prey
+    health: str = "/health"
+    acts: bool = False
+    """Whether something is there that could start the servers again."""
+
+
+def _prepare_scripts(yard: Yard) -> None:
+    hosts = [word for host in yard.hosts for word in ("--host", f"{host.ip}%eth0")]
+    yard.head.run(["raylaunch", "render", *SHAPE, *hosts, "--as", "bash", "--out", f"{HOME}/scripts"])
+    scripts = yard.head.path(f"{HOME}/scripts")
+    for number, host in enumerate(yard.hosts):
+        (script,) = scripts.glob(f"server-{number}-*.sh")
+        host.put(f"{HOME}/server.sh", script.read_text())
+
+
+def _start_scripts(yard: Yard) -> None:
+    for host in yard.hosts:
+        yard.command(host, ["bash", f"{HOME}/server.sh"], env={"PYTHONPATH": pythonpath()})
+
+
+def _prepare_ray(yard: Yard) -> None:
+    start_ray(yard, {})
+
+
+def _start_raylaunch(yard: Yard) -> None:
+    yard.command(yard.head, ["raylaunch", "-q", "start", *SHAPE, "--name", NAME], env=yard.ray_env)
+
+
+def _prepare_vllm_ray(yard: Yard) -> None:
+    for host in yard.hosts:
+        put_npu_platform(host)
+    start_ray(yard, {**VLLM_ENV, "PYTHONPATH": pythonpath(f"{HOME}/plugin")})
+
+
+def _start_vllm_ray(yard: Yard) -> None:
+    words = [
+        *("vllm", "serve", MODEL, "--served-model-name", "tiny", "--host", "0.0.0.0", "--port", str(API_PORT)),
+        *("--data-parallel-size", "2", "--data-parallel-size-local", "1", "--data-parallel-backend", "ray"),
+        *("--data-parallel-address", yard.head.ip, "--api-server-count", "1", *vllm_words()),
+    ]
+    env = {**yard.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(f"{HOME}/plugin"), "VLLM_HOST_IP": yard.head.ip}
+    yard.command(yard.head, words, env=env)
+
+
+def _prepare_serve(yard: Yard) -> None:
+    if problem := install_serve():
+        raise PeerError(f"pip cannot install what Ray Serve needs: {problem}")
+    start_ray(yard, {**VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))})
+
+
+def _start_serve(way: str) -> Callable[[Yard], None]:
+    def start(yard: Yard) -> None:
+        env = {**yard.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))}
+        program = str(ASKING / "serve_app.py")
+        yard.command(yard.head, ["python", "-u", program, way, MODEL, str(SERVE_PORT)], env=env, stdin=-1)
+
+    return start
+
+
+SCRIPTS = Peer(
+    "scripts",
+    "the guide's two bash scripts",
+    "nothing; both started at the same moment",
+    API_PORT,
+    _prepare_scripts,
+    _start_scripts,
+    OF_VLLM_SERVE,
+)
+RAYLAUNCH = Peer(
+    "raylaunch", "raylaunch start", "a Ray cluster", API_PORT, _prepare_ray, _start_raylaunch, OF_VLLM_SERVE, acts=True
+)
+VLLM_RAY = Peer(
+    "vllm-ray",
+    "vLLM `--data-parallel-backend ray`",
+    "a Ray cluster; a plug-in that gives the CPU a Ray resource (stock vLLM refuses: no Ray device key)",
+    API_PORT,
+    _prepare_vllm_ray,
+    _start_vllm_ray,
+    {"kill-engine": (1, r"ray::.*EngineCoreActor"), "kill-primary": (0, r"bin/vllm serve")},
+)
+SERVE = Peer(
+    "serve",
+    "Ray Serve LLM, two replicas",
+    "a Ray cluster",
+    SERVE_PORT,
+    _prepare_serve,
+    _start_serve("replicas"),
+    {
+        "kill-engine": (1, r"VLLM::EngineCore"),
+        "kill-headless": (1, r"ray::ServeReplica.*LLM(Server|Deployment)"),
+        "kill-primary": (0, r"ray::ProxyActor"),
+    },
+    health="/-/healthz",
+    acts=True,
+)
+SERVE_DP = Peer(
+    "serve-dp",
+    "Ray Serve LLM, data-parallel gang",
+    "a Ray cluster",
+    SERVE_PORT,
+    _prepare_serve,
+    _start_serve("dp"),
+    SERVE.prey,
+    health="/-/healthz",
+    acts=True,
+)
+PEERS = (SCRIPTS, RAYLAUNCH, VLLM_RAY, SERVE)
+
+
+def events(yard: Yard) -> list[dict[str, Any]]:
+    """What raylaunch's controller has told."""
+    done = yard.head.run(["raylaunch", "events", NAME, "-o", "json"], env=yard.ray_env)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def find_prey(yard: Yard, prey: Prey, fault: str) -> tuple[Host, int, str]:
+    """The process that the fault ends: its host, its pid there, its command line.
+
+    Raises:
+        PeerError: there is none.
+    """
+    number, pattern = prey[fault]
+    host = yard.hosts[number]
+    found = {pid: line for pid, line in host.processes().items() if re.search(pattern, line)}
+    if not found:
+        seen = "; ".join(sorted({line[:60] for line in host.processes().values()}))
+        raise PeerError(f"no process like {pattern!r} on {host.name}: {seen}")
+    pid = min(found)
+    return host, pid, found[pid][:80]

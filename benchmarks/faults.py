@@ -1,0 +1,154 @@
+"""One fault into a peer that serves: who notices, when, and when every rank answers again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import threading
+import time
+from typing import Any
+
+import contenders
+import outlook
+from contenders import NAME, RAYLAUNCH, Peer
+from yard import Command, PeerError, Yard
+
+FLOW_S = 60.0
+QUIET_S = 3.0
+"""Requests flow for so long before the fault."""
+
+
+class Watch:
+    """Lines of JSON from a program on the head, collected while it runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.flows = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                self.lines.append(json.loads(line))
+                if self.lines[-1].get("ok"):
+                    self.flows.set()
+
+    def end(self) -> list[dict[str, Any]]:
+        """End the program; what it had said."""
+        self.process.kill()
+        self._thread.join(10)
+        return self.lines
+
+
+def harm(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, Any]:
+    """Inject `fault` and wait at most `patience_s` for the recovery.
+
+    Raises:
+        PeerError: the peer has no such process, or did not answer before the fault.
+    """
+    if peer.name == RAYLAUNCH.name:
+        return _drill(yard, fault)
+    if fault not in peer.prey:
+        return {"fault": fault, "skipped": "it has no such process"}
+    return _kill(peer, yard, fault, patience_s)
+
+
+def _drill(yard: Yard, fault: str) -> dict[str, Any]:
+    words = ["raylaunch", "drill", NAME, "--yes", "-o", "json", "--fault", fault]
+    done = yard.head.run(words, env=yard.ray_env, check=False, timeout=600)
+    if done.returncode not in (0, 7):
+        raise PeerError(f"{done.stdout}{done.stderr}"[-800:])
+    (outcome,) = json.loads(done.stdout)
+    kept = ("fault", "what", "detected_by", "detection_s", "recovery_s", "start_s", "requests", "failed", "problem")
+    return {name: outcome[name] for name in kept}
+
+
+def _kill(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, Any]:
+    host, pid, line = contenders.find_prey(yard, peer.prey, fault)
+    watch = Watch(yard.ask("watch.py", yard.head.ip, str(peer.port), peer.health))
+    told = _watch_serve(peer, yard)
+    ended: dict[int, float] = {}
+    try:
+        if not watch.flows.wait(FLOW_S):
+            raise PeerError("no request was answered before the fault")
+        time.sleep(QUIET_S)
+        at = time.time()
+        host.run(["kill", "-9", str(pid)])
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline and not _over(peer, yard, watch, told(), at):
+            _note_ends(yard, ended)
+            time.sleep(0.1)  # processes, an API and a status are awaited at once
+        _note_ends(yard, ended)
+    finally:
+        seen = watch.end()
+    return _sum_up(peer, yard, fault, f"SIGKILL to {line} (pid {pid})", sorted([*seen, *told()], key=_at), at, ended)
+
+
+def _at(line: dict[str, Any]) -> float:
+    return float(line["at"])
+
+
+def _watch_serve(peer: Peer, yard: Yard):  # noqa: ANN202
+    """What Serve told about its status so far; its driver begins to tell when it is asked."""
+    if not peer.name.startswith("serve"):
+        return list
+    command = yard.commands[0]
+    assert command.process.stdin is not None
+    command.process.stdin.write("\n")
+    command.process.stdin.flush()
+
+    def told() -> list[dict[str, Any]]:
+        lines = command.log.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith('{"at"') and line.endswith("}")]
+
+    return told
+
+
+def _over(peer: Peer, yard: Yard, watch: Watch, told: list[dict[str, Any]], at: float) -> bool:
+    """Whether nothing more is to come: it is back, or nothing is left that could bring it back."""
+    seen = sorted([*watch.lines, *told], key=_at)
+    if peer.name.startswith("serve"):
+        return outlook.serve_back_at(seen, at) is not None
+    if outlook.ranks_back_at(seen, at) is not None:
+        return True
+    return not peer.acts and all(command.process.poll() is not None for command in yard.commands)
+
+
+def _note_ends(yard: Yard, ended: dict[int, float]) -> None:
+    for number, command in enumerate(yard.commands):
+        if command.process.poll() is not None:
+            ended.setdefault(number, time.time())
+
+
+def _sum_up(
+    peer: Peer, yard: Yard, fault: str, what: str, seen: list[dict[str, Any]], at: float, ended: dict[int, float]
+) -> dict[str, Any]:
+    notices = [(when, _end_of(yard.commands[number], number)) for number, when in ended.items()]
+    if (bad := outlook.unhealthy_at(seen, at)) is not None:
+        notices.append((bad, f"{peer.health} is no longer 200"))
+    if (serve := outlook.serve_noticed(seen, at)) is not None:
+        notices.append(serve)
+    notices.sort()
+    serves = peer.name.startswith("serve")
+    back = outlook.serve_back_at(seen, at) if serves else outlook.ranks_back_at(seen, at)
+    sent, failed = outlook.requests(seen, at)
+    return {
+        "fault": fault,
+        "what": what,
+        "detected_by": notices[0][1] if notices else "",
+        "detection_s": notices[0][0] - at if notices else None,
+        "recovery_s": back - at if back else None,
+        "waited_s": max(_at(one) for one in seen) - at,
+        "gone": len(ended) == len(yard.commands) and not peer.acts,
+        "requests": sent,
+        "failed": failed,
+        "notices": [[when - at, by] for when, by in notices],
+    }
+
+
+def _end_of(command: Command, number: int) -> str:
+    return f"command {number + 1} ended with {command.process.returncode} on its terminal"

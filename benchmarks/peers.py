@@ -1,0 +1,163 @@
+"""raylaunch against what a user would pick instead: from command to first token, serving, faults.
+
+All serve the same generated model with the same real vLLM on CPU, dp=2, on the same two test hosts (network namespaces
+of this machine, needs root). The rounds are interleaved: each round runs every peer once, on fresh hosts. The first
+rounds also measure serving (--serving), and round k of --faults ends with fault k. A Ray cluster stands before the
+command for those that need one, as `ray up` leaves it; its start is not counted.
+
+--table writes the sections anew from the stored result, without measuring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import contenders
+from contenders import FAULTS, PEERS, RAYLAUNCH, SERVE_DP, Peer
+from faults import harm
+from peers_report import publish_all
+from report import RESULTS
+from yard import MODEL, START_S, VLLM_ENV, PeerError, Yard, await_first_token, open_yard
+
+LEVELS = ("1", "4", "8")
+PROMPTS = 10  # per client
+BENCH_S = 300.0
+REFUSAL_S = 120.0
+"""Ray Serve tries a replica that cannot start again and again: so long until we stop looking."""
+
+
+def run_peer(peer: Peer, folder: Path, cache: Path, work: dict[str, Any], limit_s: float = START_S) -> dict[str, Any]:
+    """One run of one peer on fresh hosts: launch, and what `work` wants then. An error ends it and is part of it."""
+    found: dict[str, Any] = {"peer": peer.name}
+    with ExitStack() as stack:
+        try:
+            yard = stack.enter_context(open_yard(folder, cache))
+            peer.prepare(yard)
+            found |= launch(peer, yard, limit_s)
+            if work.get("serving"):
+                found["serving"] = serve(peer, yard)
+            if work.get("fault"):
+                found["fault"] = harm(peer, yard, work["fault"], work["patience_s"])
+        except (PeerError, AssertionError, subprocess.TimeoutExpired, OSError, ValueError) as error:
+            found["error"] = f"{type(error).__name__}: {error}"[-2000:]
+    return found
+
+
+def launch(peer: Peer, yard: Yard, limit_s: float) -> dict[str, Any]:
+    """Seconds from the command to the first token, and for raylaunch where they went."""
+    watcher = yard.ask("first_token.py", yard.head.ip, str(peer.port))
+    time.sleep(1.0)  # the watcher's own start is not part of anything
+    started = time.time()
+    peer.start(yard)
+    first = await_first_token(yard, f"{yard.head.ip}:{peer.port}", watcher, limit_s)
+    found: dict[str, Any] = {"first_token_s": first - started}
+    if peer.name == RAYLAUNCH.name:
+        yard.commands[0].process.wait(60)
+        returned = time.time()
+        found["stages"] = stages(contenders.events(yard), started, first, returned)
+    return found
+
+
+def stages(events: list[dict[str, Any]], started: float, first: float, returned: float) -> dict[str, float]:
+    """Seconds per stage, from raylaunch's own events; a stage ends when the last server has left it."""
+
+    def last(text: str) -> float | None:
+        begun: dict[int, float] = {}
+        for event in events:
+            if event["kind"] == "stage" and text in event["text"]:
+                begun.setdefault(event["server"], event["at"])
+        return max(begun.values(), default=None)
+
+    def phase(name: str) -> float | None:
+        return next((event["at"] for event in events if (event["kind"], event["text"]) == ("phase", name)), None)
+
+    ends = {
+        "Ray: connect, controller, reserve": last("reserved"),
+        "probe": last("probed"),
+        "plan, check, ways between the hosts": phase("starting"),
+        "spawn": last("spawned"),
+        "vLLM: import, configuration": last("engine connected vLLM"),
+        "vLLM: worker process": last("weights"),
+        "vLLM: weights": last("warm-up weights took"),
+        "vLLM: warm-up": last("engine ready in"),
+        "vLLM: API": last("API up"),
+        "first token, seen from outside": first,
+    }
+    found, before = {}, started
+    for stage, end in ends.items():
+        if end is not None:
+            found[stage] = max(0.0, end - before)
+            before = max(before, end)
+    ready = phase("ready")
+    return found | {"(after it) ready to return of the command": returned - ready if ready else 0.0}
+
+
+def serve(peer: Peer, yard: Yard) -> list[dict[str, Any]]:
+    """What `vllm bench serve` measures at each concurrency."""
+    words = (f"http://{yard.head.ip}:{peer.port}", MODEL, str(PROMPTS), *LEVELS)
+    bench = yard.ask("load.py", *words, env=VLLM_ENV)
+    said, _ = bench.communicate(timeout=BENCH_S)
+    if bench.returncode:
+        raise PeerError(f"vllm bench serve: {(yard.folder / 'load.py.err').read_text(errors='replace')[-800:]}")
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def measure(given: argparse.Namespace, folder: Path, result: dict[str, Any]) -> None:
+    peers = [peer for peer in (*PEERS, SERVE_DP) if peer.name in given.peer]
+    cache = folder / "cache"
+    if not given.no_warm_up:
+        told(-1, run_peer(PEERS[0], folder / "warm-up", cache, {}))  # not counted: fills vLLM's and the page cache
+    for number in range(given.rounds):
+        turn = number % len(peers)
+        for peer in [*peers[turn:], *peers[:turn]]:
+            if peer is SERVE_DP and number:
+                continue
+            fault = given.fault[number] if number < min(len(given.fault), given.faults) else ""
+            work = {"serving": number < given.serving, "fault": fault, "patience_s": given.patience}
+            limit_s = REFUSAL_S if peer is SERVE_DP else START_S
+            found = run_peer(peer, folder / f"{number}-{peer.name}", cache, work, limit_s)
+            result["runs"].append({"round": number, **found})
+            told(number, found)
+            if not given.no_store:
+                publish_all(result, short=given.short)
+
+
+def told(number: int, found: dict[str, Any]) -> None:
+    print(number, json.dumps(found), flush=True)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--serving", type=int, default=1, help="rounds that measure serving")
+    options.add_argument("--faults", type=int, default=3, help="rounds that end with a fault")
+    options.add_argument("--fault", action="append", default=[], help="only these faults, one per round")
+    options.add_argument("--patience", type=float, default=90.0, help="seconds to wait for a recovery")
+    options.add_argument("--peer", action="append", default=[], help="only these")
+    options.add_argument("--short", action="store_true", help="one round of launches, one of serving, no faults")
+    options.add_argument("--no-warm-up", action="store_true")
+    options.add_argument("--no-store", action="store_true", help="print, write no file")
+    options.add_argument("--logs", type=Path, help="keep the logs of every run here")
+    options.add_argument("--table", action="store_true", help="only write the sections from the stored result")
+    given = options.parse_args()
+    if given.table:
+        publish_all(json.loads((RESULTS / "peers.json").read_text()), restamp=False)
+        return
+    if given.short:
+        given.rounds, given.serving, given.faults = 1, 1, 0
+    given.fault = given.fault or list(FAULTS)
+    given.peer = given.peer or [peer.name for peer in (PEERS if given.short else (*PEERS, SERVE_DP))]
+    result: dict[str, Any] = {"patience_s": given.patience, "runs": []}
+    with tempfile.TemporaryDirectory(prefix="rl-peers-") as scratch:
+        measure(given, given.logs or Path(scratch), result)
+
+
+if __name__ == "__main__":
+    main()

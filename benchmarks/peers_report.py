@@ -1,0 +1,186 @@
+"""The sections that peers.py writes, from what it measured. Pure but for `publish_all`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from contenders import FAULTS, PEERS, RAYLAUNCH, SCRIPTS, SERVE_DP
+from report import VERSIONS, publish, spread, table, write_section
+
+GOAL = 1.05
+NOISE = 0.9
+"""A served request rate below this part of the scripts' is more than noise."""
+DETECTED_S, BEYOND_S = 1.0, 3.0
+Run = Mapping[str, Any]
+HOSTS = (
+    "Real vLLM on CPU, the generated tiny model, dp=2 with one rank per host, on two test hosts (network namespaces of "
+    "one machine, an address each), made anew for every run, with the model and vLLM's cache on them."
+)
+DEFAULTS = (
+    "What the defaults of the others imply: vLLM has no part that starts a server again, and its `/health` tells of "
+    "the local engine client only (vLLM 0.32); Ray Serve asks a replica every 10 s, waits 30 s, and "
+    "acts after three failures (Ray 2.60, `ray/serve/_private/constants.py`), its data-parallel gang as a whole. "
+    "Every server of vLLM that was killed by SIGKILL leaves its shared memory behind."
+)
+
+
+def publish_all(result: Mapping[str, Any], *, short: bool = False, restamp: bool = True) -> None:
+    """Write all sections; without `restamp` only the page, under the versions that `result` was measured with."""
+    for name, title, text, missed in sections(result):
+        if restamp:
+            data = result if name == "peers" else {"see": "peers.json"}
+            publish(name, title, text, data, missed=missed, short=short)
+        else:
+            write_section(name, title, text, {key: result[key] for key in ("date", "machine", *VERSIONS)})
+
+
+def sections(result: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]]:
+    """Name, title, text and missed goals of each section that there is something for."""
+    runs: Sequence[Run] = result["runs"]
+    made = [("peers", "Launch, beside what one would pick instead", *launches(runs))]
+    if any("serving" in run for run in runs):
+        made.append(("peers-serving", "Serving, beside what one would pick instead", *serving(runs)))
+    if any("fault" in run for run in runs):
+        made.append(("peers-faults", "Faults, beside what one would pick instead", *faults(runs, result["patience_s"])))
+    return made
+
+
+def launches(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """Text and missed goals of the launch section."""
+    times = {peer.name: {r["round"]: r["first_token_s"] for r in of(runs, peer.name) if "first_token_s" in r}
+             for peer in (*PEERS, SERVE_DP)}  # fmt: skip
+    base = times[SCRIPTS.name]
+    rows, missed = [], []
+    for peer in (*PEERS, SERVE_DP):
+        found, pairs = times[peer.name], [one / base[n] for n, one in times[peer.name].items() if n in base]
+        shown = spread(list(found.values())) if found else "-"
+        if tried := of(runs, peer.name):
+            rows.append([peer.title, peer.before, len(tried), shown, spread(pairs, 2) if pairs else "-"])
+        if peer is RAYLAUNCH and pairs and statistics.median(pairs) > GOAL:
+            missed.append(f"launch: {statistics.median(pairs):.2f} of the bash scripts' time, the goal is {GOAL}")
+    head = ["way", "there before", "runs", "command to first token, s", "ratio to the scripts, pair by pair"]
+    parts = [
+        f"{HOSTS} The rounds are interleaved. Goal: raylaunch at most {GOAL} times the scripts.",
+        table(head, rows),
+    ]
+    if stages := [run["stages"] for run in of(runs, RAYLAUNCH.name) if "stages" in run]:
+        names = stages[0]
+        rows = [[name, spread([one[name] for one in stages if name in one])] for name in names]
+        parts.append(f"Where raylaunch's time goes, from its events:\n\n{table(['stage', 'seconds'], rows)}")
+    if problems := errors(runs):
+        parts.append(f"What did not run here:\n\n{problems}")
+    return "\n\n".join(parts), missed
+
+
+def serving(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """Text and missed goals of the serving section."""
+    levels = sorted({one["concurrency"] for run in runs for one in run.get("serving", ())})
+    base = by_level(runs, SCRIPTS.name)
+    rows, missed = [], []
+    for level in levels:
+        for peer in PEERS:
+            found = by_level(runs, peer.name).get(level, [])
+            if not found:
+                continue
+            rates = [one["request_throughput"] for one in found]
+            cells = [spread([one[key] for one in found]) for key in ("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms")]
+            ratio = "-"
+            if base.get(level):
+                part = statistics.median(rates) / statistics.median(one["request_throughput"] for one in base[level])
+                ratio = f"{part:.2f}"
+                if peer is RAYLAUNCH and part < NOISE:
+                    missed.append(f"serving: {part:.2f} of the scripts' requests/s at {level} clients")
+            failed = sum(one.get("failed", 0) for one in found)
+            rows.append([level, peer.title, spread(rates), ratio, *cells, failed])
+    head = ["clients", "way", "requests/s", "ratio to the scripts", "TTFT, ms", "TTFT p99, ms", "TPOT, ms", "failed"]
+    intro = (
+        "`vllm bench serve` on the host with the API: random prompts of 32 tokens, 16 tokens out. Clients and servers "
+        "share the cores. Goal: raylaunch within noise of the scripts; nothing of it is in the way of a request."
+    )
+    return f"{intro}\n\n{table(head, rows)}", missed
+
+
+def by_level(runs: Sequence[Run], name: str) -> dict[int, list[Mapping[str, Any]]]:
+    """What was measured for a peer, by concurrency."""
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for run in of(runs, name):
+        for one in run.get("serving", ()):
+            found.setdefault(one["concurrency"], []).append(one)
+    return found
+
+
+def faults(runs: Sequence[Run], patience_s: float) -> tuple[str, list[str]]:
+    """Text and missed goals of the faults section."""
+    titles = {peer.name: peer.title for peer in PEERS}
+    rows, missed = [], []
+    for fault in FAULTS:
+        for peer in PEERS:
+            for run in of(runs, peer.name):
+                one = run.get("fault")
+                if one is None or one["fault"] != fault:
+                    continue
+                rows.append([fault, titles[peer.name], *fault_row(one, patience_s)])
+                missed += missed_goals(one) if peer is RAYLAUNCH else []
+    head = ["fault", "way", "noticed after, s", "by", "every rank answers again after, s", "requests failed"]
+    intro = (
+        "SIGKILL to one process while requests flow: the engine of the second host; the server of the second host "
+        "(Ray Serve: the replica); the process with the API (Ray Serve: its HTTP proxy). Noticed: the first of the "
+        "API's health, the end of a command on its terminal, and the status that Ray Serve or raylaunch shows; it does "
+        f"not mean that anybody acts. Goals of raylaunch: noticed in {DETECTED_S:g} s, back {BEYOND_S:g} s beyond the "
+        "servers' own start."
+    )
+    return f"{intro}\n\n{table(head, rows)}\n\n{DEFAULTS}", missed
+
+
+def fault_row(one: Mapping[str, Any], patience_s: float) -> list[str]:
+    """The cells of one fault after its name and the peer's."""
+    if "skipped" in one:
+        return ["-", one["skipped"], "-", "-"]
+    noticed = "never" if one["detection_s"] is None else f"{one['detection_s']:.2f}"
+    if one["recovery_s"] is not None:
+        back = f"{one['recovery_s']:.1f}"
+        back += f" (own start {one['start_s']:.1f})" if one.get("start_s") else ""
+    elif one.get("gone"):
+        back = "never: everything has ended, and nothing starts it again"
+    else:
+        back = f"not within {patience_s:g} s"
+    by = one["detected_by"] or "nobody"
+    return [noticed, by, back, f"{one['failed']} of {one['requests']}"]
+
+
+def missed_goals(one: Mapping[str, Any]) -> list[str]:
+    """Goals of the supervision that a drill of raylaunch did not meet."""
+    if one["recovery_s"] is None:
+        return [f"{one['fault']}: no recovery ({one.get('problem')})"]
+    beyond = one["recovery_s"] - (one.get("start_s") or 0.0)
+    found = []
+    if (one["detection_s"] or 0.0) > DETECTED_S:
+        found.append(f"{one['fault']}: noticed after {one['detection_s']:.1f} s, the goal is {DETECTED_S:g} s")
+    if beyond > BEYOND_S:
+        found.append(f"{one['fault']}: {beyond:.1f} s beyond the servers' own start, the goal is {BEYOND_S:g} s")
+    return found
+
+
+def errors(runs: Sequence[Run]) -> str:
+    """A list of what failed, with the peers' own words."""
+    titles = {peer.name: peer.title for peer in (*PEERS, SERVE_DP)}
+    lines = [
+        f"- {titles[run['peer']]} (round {run['round'] + 1}): `{shortened(run['error'])}`"
+        for run in runs
+        if "error" in run
+    ]
+    return "\n".join(lines)
+
+
+def shortened(error: str) -> str:
+    """The most telling line of an error: the last that names one, else its end."""
+    lines = [line.strip() for line in error.replace("`", "'").splitlines() if line.strip()]
+    named = [line for line in lines if "Error:" in line or "Error(" in line]
+    return (named or lines or [""])[-1][-400:]
+
+
+def of(runs: Sequence[Run], name: str) -> list[Run]:
+    """The runs of one peer."""
+    return [run for run in runs if run["peer"] == name]

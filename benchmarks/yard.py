@@ -1,0 +1,197 @@
+"""Where the peers are measured: two fresh test hosts that look used, on wish with Ray, and what asks them.
+
+Every run of a peer gets hosts of its own (namespaces, see tests/hosts/hosts.py), so nothing of the one before can be
+left. They hold the generated model and vLLM's cache, as hosts do on which the model was served before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from report import ROOT
+
+from raylaunch.node.tiny import ensure_tiny_model
+
+sys.path.insert(0, str(ROOT / "tests" / "hosts"))
+from hosts import HOME, Host, build_hosts
+
+ASKING = Path(__file__).with_name("asking")
+SITE = f"{HOME}/site"
+MODEL = f"{HOME}/.raylaunch/models/tiny-qwen3"
+START_S = 300.0
+TAIL = 12
+VLLM_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "GLOO_SOCKET_IFNAME": "eth0",
+    "TP_SOCKET_IFNAME": "eth0",
+    "PYTHONPATH": SITE,
+}
+"""What recipe local-dual gives its servers, for the peers that plan nothing."""
+VLLM_ARGS = {"enforce-eager": True, "max-model-len": 1024, "max-num-seqs": 8, "dtype": "float32"}
+RAY_ENV = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_DEDUP_LOGS": "0"}
+RAY_PORT = 6379
+
+
+class PeerError(Exception):
+    """A peer did not do what it should; the text is what it said."""
+
+
+@dataclass
+class Command:
+    """One command of a user on one host, and where its output goes."""
+
+    host: Host
+    process: subprocess.Popen[str]
+    log: Path
+
+    def tail(self) -> str:
+        """The end of what it said."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL:])
+
+
+@dataclass
+class Yard:
+    """Two hosts for one run of one peer. `folder` keeps the logs of the run on this machine."""
+
+    hosts: tuple[Host, Host]
+    folder: Path
+    commands: list[Command] = field(default_factory=list)
+
+    @property
+    def head(self) -> Host:
+        """The host with the API."""
+        return self.hosts[0]
+
+    @property
+    def ray_env(self) -> dict[str, str]:
+        """What a driver on a host needs to talk to the cluster."""
+        return {**RAY_ENV, "RAY_ADDRESS": f"{self.head.ip}:{RAY_PORT}"}
+
+    def command(self, host: Host, words: list[str], env: Mapping[str, str] | None = None, **more: int) -> Command:
+        """Start a command of the user on a host."""
+        log = self.folder / f"{len(self.commands)}-{host.name}-{Path(words[0]).name}.log"
+        with log.open("w") as sink:
+            process = host.popen(words, env=env, stdout=sink, stderr=subprocess.STDOUT, **more)
+        self.commands.append(Command(host, process, log))
+        return self.commands[-1]
+
+    def ask(self, program: str, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a program of `asking/` on the head; what it prints is read from its stdout."""
+        command = ["python", "-u", str(ASKING / program), *words]
+        errors = (self.folder / f"{program}.err").open("w")
+        with errors:
+            return self.head.popen(command, env=env, stdout=subprocess.PIPE, stderr=errors)
+
+
+@contextmanager
+def open_yard(folder: Path, cache: Path) -> Iterator[Yard]:
+    """Fresh hosts with model and cache; afterwards the cache is kept for the next ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        keys = folder / "keys"
+        keys.mkdir(exist_ok=True)
+        h0, h1 = build_hosts(["h0", "h1"], keys, stack).hosts
+        for host in (h0, h1):
+            ensure_tiny_model("qwen3", host.path(MODEL))
+            _put_metadata(host)
+            if cache.exists():
+                shutil.copytree(cache, host.path(f"{HOME}/.cache"))
+        yield Yard((h0, h1), folder)
+        if not cache.exists() and h0.path(f"{HOME}/.cache").exists():
+            shutil.copytree(h0.path(f"{HOME}/.cache"), cache, symlinks=True)
+
+
+def _put_metadata(host: Host) -> None:
+    """The metadata-only distribution that the CPU wheel of vLLM lacks."""
+    text = "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n"
+    host.put(f"{SITE}/vllm-0.32.0+cpu.dist-info/METADATA", text)
+
+
+def put_npu_platform(host: Host) -> None:
+    """A vLLM platform plug-in: the CPU, which Ray knows as NPU. Stock vLLM has no Ray resource for the CPU."""
+    code = (
+        "from vllm.platforms.cpu import CpuPlatform\n\n\n"
+        "class NpuNamedCpu(CpuPlatform):\n    ray_device_key = 'NPU'\n\n\n"
+    )
+    host.put(f"{HOME}/plugin/npu_named_cpu.py", code)
+    host.put(f"{HOME}/plugin/npu_named_cpu_entry.py", "def name():\n    return 'npu_named_cpu.NpuNamedCpu'\n")
+    info = f"{HOME}/plugin/npu_named_cpu-1.0.dist-info"
+    host.put(f"{info}/METADATA", "Metadata-Version: 2.1\nName: npu-named-cpu\nVersion: 1.0\n")
+    host.put(f"{info}/entry_points.txt", "[vllm.platform_plugins]\nnpu_named_cpu = npu_named_cpu_entry:name\n")
+
+
+def start_ray(yard: Yard, env: Mapping[str, str]) -> None:
+    """A cluster of 16 NPUs declared by hand on both hosts, as `ray up` leaves one. `env` reaches every worker."""
+    common = [
+        *('--resources={"NPU": 8}', "--num-cpus=4", "--object-store-memory=80000000"),
+        *("--disable-usage-stats", "--max-worker-port=19999"),
+    ]
+    address = f"{yard.head.ip}:{RAY_PORT}"
+    ways = (["--head", f"--port={RAY_PORT}", "--include-dashboard=false"], [f"--address={address}"])
+    for host, way in zip(yard.hosts, ways, strict=True):
+        words = ["ray", "start", *way, f"--node-ip-address={host.ip}", *common]
+        host.run(words, env={**RAY_ENV, **env}, timeout=120)
+
+
+def await_first_token(yard: Yard, url: str, watcher: subprocess.Popen[str], limit_s: float = START_S) -> float:
+    """The time of the first answer.
+
+    Raises:
+        PeerError: a command of the user ended before, or there was no answer within `limit_s`.
+    """
+    deadline = time.monotonic() + limit_s
+    try:
+        while watcher.poll() is None:
+            broken = [one for one in yard.commands if one.process.poll() not in (None, 0)]
+            if broken:
+                raise PeerError(f"exit code {broken[0].process.returncode}: {broken[0].tail()}")
+            if time.monotonic() > deadline:
+                tails = "\n".join(one.tail() for one in yard.commands)
+                raise PeerError(f"no answer from {url} within {limit_s:g} s: {tails}")
+            time.sleep(0.2)  # two kinds of processes are awaited at once
+    finally:
+        watcher.kill()
+    assert watcher.stdout is not None
+    return float(json.loads(watcher.stdout.read())["at"])
+
+
+def vllm_words() -> list[str]:
+    """The flags that every peer gets."""
+    return [word for name, value in VLLM_ARGS.items() for word in _flag(name, value)]
+
+
+def _flag(name: str, value: object) -> list[str]:
+    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+
+
+def pythonpath(*folders: str) -> str:
+    """For hosts: the given folders and the one with vLLM's metadata."""
+    return ":".join([*folders, SITE])
+
+
+PEERS_SITE = Path(sysconfig.get_path("data")) / "peers"
+"""Packages that only Ray Serve needs: beside the environment, so that the others run without them."""
+SERVE_PACKAGES = ("grpcio-reflection", "jsonref", "mmh3", "watchfiles", "pyarrow")
+
+
+def install_serve() -> str:
+    """Put what Ray Serve LLM wants beyond this environment into PEERS_SITE; returns what went wrong, or ""."""
+    if all(any(PEERS_SITE.glob(f"{name.replace('-', '_')}*.dist-info")) for name in SERVE_PACKAGES):
+        return ""
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(PEERS_SITE), *SERVE_PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr.strip()[-500:]

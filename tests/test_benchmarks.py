@@ -1,0 +1,96 @@
+"""The programs of benchmarks/ write what they measured: tables from a stored result, sections that leave others alone.
+
+Nothing here measures, and nothing asserts a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = Path(__file__).with_name("data") / "benchmarks" / "peers.json"
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Import a module of benchmarks/ by name."""
+    kept = list(sys.path)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    sys.path[:] = kept
+
+
+@pytest.fixture
+def page(program, monkeypatch, tmp_path):
+    """A page of the test's own, with one section on it."""
+    report = program("report")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "SHORT", tmp_path / "short")
+    report.publish("other", "Another", "text of another", {"value": 1})
+    return tmp_path / "benchmarks.md"
+
+
+def line_of(text: str, *parts: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.startswith("|") and all(part in line for part in parts)]
+    return line
+
+
+def test_stored_results_become_sections(program, page):
+    program("peers_report").publish_all(json.loads(STORED.read_text()))
+    text = page.read_text()
+    assert "text of another" in text
+    assert line_of(text, "raylaunch start", "a Ray cluster") == (
+        "| raylaunch start | a Ray cluster | 2 | 32.0 (31.0 to 33.0) | 1.05 (1.00 to 1.10) |"
+    )
+    assert "0.95" in line_of(text, "| 4 |", "raylaunch start")
+    assert "not within 90 s" in line_of(text, "kill-engine", "bash scripts")
+    assert "never: everything has ended" in line_of(text, "kill-engine", "--data-parallel-backend ray")
+    assert "35.0 (own start 30.0)" in line_of(text, "kill-engine", "raylaunch start")
+
+
+def test_a_peer_that_did_not_run_is_named_with_its_error(program, page):
+    program("peers_report").publish_all(json.loads(STORED.read_text()))
+    assert "Ray Serve LLM, two replicas (round 1): `RuntimeError: Deploying app failed`" in page.read_text()
+
+
+def test_missed_goals_are_stored_and_found_again(program, page):
+    program("peers_report").publish_all(json.loads(STORED.read_text()))
+    missed = list(program("run").shortfalls(page.parent / "results", since=0.0))
+    assert missed == ["kill-engine: 5.0 s beyond the servers' own start, the goal is 3 s"]
+
+
+def test_writing_again_replaces_the_section_and_keeps_its_place(program, page):
+    report = program("report")
+    report.publish("third", "A third", "last text", {})
+    report.publish("other", "Another", "new text", {"value": 2})
+    text = page.read_text()
+    assert "text of another" not in text
+    assert text.index("new text") < text.index("last text")
+    assert text.count("<!-- begin other -->") == 1
+
+
+def test_the_short_form_leaves_the_page_alone(program, page, capsys):
+    before = page.read_text()
+    program("report").publish("other", "Another", "a quick look", {}, short=True)
+    assert page.read_text() == before
+    assert "a quick look" in capsys.readouterr().out
+
+
+def test_a_rank_that_no_longer_answers_is_not_back(program):
+    outlook = program("outlook")
+    seen = [{"at": 10.0 + n, "done": {"0": 5.0 + n, "1": 7.0}} for n in range(60)]
+    assert outlook.ranks_back_at(seen, fault_at=9.0) is None
+
+
+def test_ranks_are_back_when_both_have_finished_something_after_the_outage(program):
+    outlook = program("outlook")
+    alive = [{"at": 10.0 + n, "done": {"0": 5.0 + n, "1": 7.0}} for n in range(5)]
+    away = [{"at": 15.0 + n, "done": None} for n in range(3)]
+    back = [{"at": 18.0 + n, "done": {"0": 1.0 + n, "1": 0.0 + (n > 2)}} for n in range(6)]
+    assert outlook.ranks_back_at([*alive, *away, *back], fault_at=9.0) == 21.0
