@@ -36,6 +36,7 @@ from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.status import Status
 
 if TYPE_CHECKING:
+    from raylaunch.engine.verify import OnProof, Verification
     from raylaunch.plan.facts import TuningStep
     from raylaunch.supervise.diagnose import Diagnosis
     from raylaunch.supervise.drills import Outcome
@@ -225,6 +226,13 @@ def drill(
     chosen = choose(faults)
     attach(deployment, address)
     return run_drill(deployment, chosen, on_outcome)
+
+
+def verify(
+    deployment: str, *, timeout: float | None = None, address: str | None = None, on_proof: OnProof | None = None
+) -> Verification:
+    """Prove the service of a running deployment as a client sees it; see `Deployment.verify`."""
+    return attach(deployment, address).verify(timeout, on_proof)
 
 
 def preflight(

@@ -8,19 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from raylaunch.errors import (
     ClusterError,
     LaunchError,
     NotReadyError,
     RaylaunchError,
+    RecipeError,
     UnknownDeploymentError,
     from_dict,
 )
 from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Event, Status, StopReport
+
+if TYPE_CHECKING:
+    from raylaunch.engine.verify import OnProof, Verification
+    from raylaunch.plan.spec import LaunchPlan
 
 POLL_S = 2.0
 """Longest wait of one long poll; a change is answered at once."""
@@ -115,6 +120,35 @@ class Deployment:
             if status.phase is Phase.STOPPED:
                 return
 
+    def verify(self, timeout: float | None = None, on_proof: OnProof | None = None) -> Verification:
+        """Prove the service as a client sees it, from this machine: model, every rank, chat, stream, tools, reasoning.
+
+        Args:
+            timeout: Seconds for one answer; by default 60.
+            on_proof: Called after each check.
+
+        Raises:
+            NotReadyError: it is not ready.
+            RecipeError: the service asks for a key that is not in this environment.
+            RaylaunchError: the `openai` client is not installed.
+        """
+        from raylaunch.engine import verify
+
+        status = self.status()
+        if status.phase is not Phase.READY:
+            raise NotReadyError(
+                f"{self.name} is {status.phase}, and only a service that is ready can be verified",
+                todo=f"`raylaunch status {self.name}` shows what it waits for",
+            )
+        loaded, plan, _ = self._ask("describe")
+        return verify.verify(
+            plan,
+            _read_key(plan),
+            random_weights=loaded.recipe.model.tiny is not None,
+            timeout_s=timeout or verify.TIMEOUT_S,
+            on_proof=on_proof,
+        )
+
     def stop(self, on_update: OnUpdate | None = None) -> StopReport:
         """End every process of the deployment, prove it, and end the embedded cluster if there is one."""
         from raylaunch.runtime.remote import stop_controller
@@ -158,6 +192,19 @@ class Deployment:
             why=f"{status.phase}; still missing: {'; '.join(status.waiting_for) or 'unknown'}",
             todo=f"it goes on: `raylaunch status {self.name}` follows it, `raylaunch stop {self.name}` ends it",
         )
+
+
+def _read_key(plan: LaunchPlan) -> str | None:
+    from raylaunch.engine.verify import key_variable
+
+    name = key_variable(plan)
+    if name and name not in os.environ:
+        raise RecipeError(
+            f"{plan.deployment} asks for an API key, and {name} is not set",
+            why="its value is taken from the environment of this command",
+            todo=f"export {name}=... and try again",
+        )
+    return os.environ[name] if name else None
 
 
 def home() -> Path:

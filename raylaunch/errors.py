@@ -126,3 +126,9 @@ class PlanError(RaylaunchError):
     """The recipe cannot be laid out on the given nodes."""
 
     exit_code = 12
+
+
+class VerifyError(RaylaunchError):
+    """The deployment runs, but its service does not do all that its recipe promises."""
+
+    exit_code = 15

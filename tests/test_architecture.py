@@ -34,9 +34,9 @@ MAY_IMPORT = {
     "engine": {"plan", "recipe"},
     "node": {"plan", "recipe"},
     "runtime": {"supervise", "engine", "node", "plan", "recipe"},
-    "deployment": {"runtime", *PURE},
-    "api": {"deployment", "runtime", "node", *PURE},  # node: a recipe for CPU is planned on this machine's facts
-    "cli": {"api", "deployment", *PURE},
+    "deployment": {"runtime", "engine", *PURE},  # engine: verify asks the service from where it is called
+    "api": {"deployment", "runtime", "engine", "node", *PURE},  # node: a CPU recipe is planned on this machine's facts
+    "cli": {"api", "deployment", "engine", *PURE},  # engine: the types that verify gives back
     "__init__": {"api", "deployment", *PURE},  # the public face
     "__main__": {"cli"},
 }

@@ -23,6 +23,7 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import forgive
 from raylaunch.plan.serial import plan_to_dict
 from raylaunch.plan.spec import LaunchPlan
+from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import evidence, placement
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
@@ -167,6 +168,11 @@ class Controller:
         """A piece of a server's log; see `Agent.read_log`. None when its agent is gone."""
         agent = self._gang.alive.get(server)
         return None if agent is None else await agent.read_log.remote(cursor, lines, timeout_s)
+
+    async def describe(self) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
+        """The recipe, the plan that it became, and the versions on each server's node."""
+        await self._known.wait()
+        return self._request.loaded, self._journal.plan, self._journal.versions
 
     async def diagnosis(self) -> Diagnosis | None:
         """What the last failure was; of a deployment that never failed, what its logs show now, if anything."""
