@@ -131,7 +131,7 @@ def deploy(
     """
     loaded = load(name, [*sets, *_as_sets(set or {})])
     title = _checked_name(deployment or loaded.name)
-    secrets = _read_secrets(loaded.recipe)
+    secrets = read_secrets(loaded.recipe)
     embedded = _starts_local(loaded.recipe, address)
     if embedded:
         start_embedded(title, loaded.recipe)
@@ -201,6 +201,13 @@ def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
     if (path / "diagnosis.json").is_file() or "/" in target:
         return bundles.diagnose_bundle(path)
     return bundles.diagnose_deployment(target, lambda: attach(target, address), home())
+
+
+def run_on_head(file: Path, words: Sequence[str], given: Mapping[str, Path], env: Mapping[str, str]) -> int:
+    """Run a command line on the head of the cluster that `ray up FILE` started; see `raylaunch.runtime.head`."""
+    from raylaunch.runtime import head
+
+    return head.run_on_head(file, words, given, env)
 
 
 def drill(
@@ -333,7 +340,8 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _read_secrets(recipe: Recipe) -> dict[str, str]:
+def read_secrets(recipe: Recipe) -> dict[str, str]:
+    """The values of the recipe's secrets, from this process's environment; RecipeError when one is not set."""
     missing = [name for name in recipe.secrets if name not in os.environ]
     if missing:
         raise RecipeError(

@@ -128,6 +128,18 @@ class PlanError(RaylaunchError):
     exit_code = 12
 
 
+class ClusterFileError(RaylaunchError):
+    """The file given to --cluster is missing, unreadable, or not one for `ray up`."""
+
+    exit_code = 13
+
+
+class HeadError(RaylaunchError):
+    """The cluster's head cannot be reached over SSH, cannot run raylaunch, or the connection was lost."""
+
+    exit_code = 14
+
+
 class VerifyError(RaylaunchError):
     """The deployment runs, but its service does not do all that its recipe promises."""
 

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -61,6 +62,12 @@ Address = Annotated[
     str | None,
     typer.Option("--address", metavar="HOST:PORT", help="Ray cluster; by default the one Ray finds (RAY_ADDRESS)."),
 ]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster", metavar="FILE", help="Do it over SSH, on the head of the cluster that `ray up FILE` started."
+    ),
+]
 JsonOutput = Annotated[Format, typer.Option("--output", "-o", help="Form of the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and Ray's own messages.")]
@@ -71,8 +78,8 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function `(out: Output, ...)` as a command of `app`.
 
-    The command also takes -q and -v behind its name, its help ends with `examples`, and a RaylaunchError
-    becomes a block on stderr and the error's own exit code.
+    The command also takes -q and -v behind its name, and --cluster if it takes --address; its help ends with
+    `examples`, and a RaylaunchError becomes a block on stderr and the error's own exit code.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -101,7 +108,12 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(ctx: typer.Context, *, quiet: bool, verbose: bool, **given: Any) -> None:  # noqa: ANN401 - typer's values
         out = _output(ctx, quiet=quiet, verbose=verbose, json_errors=given.get("output") == "json")
+        file = given.pop("cluster", None)
         try:
+            if file is not None:
+                from raylaunch.cli.far import run_far
+
+                run_far(ctx, out, file, recipe="name" if takes_recipe else None)
             function(out, **given)
         except RaylaunchError as error:
             if out.verbose:
@@ -112,8 +124,11 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(error.exit_code) from None
 
     signature = inspect.signature(function, eval_str=True)
+    takes_recipe = getattr(signature.parameters.get("name"), "annotation", None) == RecipeName
     kind = inspect.Parameter.KEYWORD_ONLY
     own = [parameter.replace(kind=kind) for parameter in list(signature.parameters.values())[1:]]
+    if "address" in signature.parameters:
+        own.append(inspect.Parameter("cluster", kind, default=None, annotation=ClusterFile))
     shared = [
         inspect.Parameter("quiet", kind, default=False, annotation=Quiet),
         inspect.Parameter("verbose", kind, default=False, annotation=Verbose),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ PHASE_KINDS = {Phase.READY: "good", Phase.FAILED: "bad", Phase.RESTARTING: "warn
 LOUD_EVENTS = frozenset({"exit", "failure", "restart", "recovered", "adopted"})
 """Kinds of event that a person who waits wants to see; phases and stages are shown on their own."""
 
+ASKED_WITH = "RAYLAUNCH_ASKED_WITH"
+"""Set on the head of a cluster when somebody elsewhere asks with --cluster: the file that they named."""
 RUNNING_HEADER = ("NAME", "PHASE", "SINCE", "ATTEMPT", "RESTARTS", "SERVERS", "RECIPE", "ENDPOINT")
 
 
@@ -102,8 +105,10 @@ def curl(status: Status) -> str:
 
 
 def again(verb: str, deployment: str, address: str | None) -> str:
-    """The command line of another verb for the same deployment."""
-    words = ["raylaunch", verb, deployment, *(["--address", address] if address else [])]
+    """The command line of another verb for the same deployment, as it would be asked from the same place."""
+    file = os.environ.get(ASKED_WITH)
+    where = ["--cluster", file] if file else ["--address", address] if address else []
+    words = ["raylaunch", verb, deployment, *where]
     return shlex.join(words)
 
 

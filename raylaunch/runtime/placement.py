@@ -8,6 +8,7 @@ from typing import Any
 
 from raylaunch.errors import PlacementError
 from raylaunch.recipe.model import Recipe
+from raylaunch.runtime.joining import absent_workers
 from raylaunch.runtime.session import alive_nodes
 
 PREFIX = "raylaunch:"
@@ -129,6 +130,14 @@ def _refuse_impossible(recipe: Recipe, excluded: tuple[str, ...]) -> None:
 def _shortage(recipe: Recipe, excluded: tuple[str, ...], why: str) -> PlacementError:
     servers, need = recipe.parallel.servers, recipe.npus_per_server
     spread = f" on {servers} different nodes" if recipe.hardware.spread and servers > 1 else ""
+    absent = absent_workers()
+    if absent is not None:
+        return PlacementError(
+            f"too few NPUs: {servers} server(s) with {need} NPUs each are needed{spread}, and workers have not joined",
+            why=absent.what,
+            evidence="\n".join([*_describe_nodes(excluded), *(f"  {line}" for line in absent.evidence)]),
+            todo=absent.todo,
+        )
     return PlacementError(
         f"too few NPUs: {servers} server(s) with {need} NPUs each are needed{spread}, and {why}",
         evidence="\n".join(_describe_nodes(excluded)),

@@ -9,6 +9,7 @@ from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
+from raylaunch.plan.join_checks import check_joined
 from raylaunch.plan.ping_checks import Ping, Pinged, check_pings, choose_pings
 from raylaunch.plan.planner import build_plan
 from raylaunch.plan.port_checks import check_silent_neighbours
@@ -18,6 +19,7 @@ from raylaunch.plan.spec import LaunchPlan, Ports
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.runtime.gang import Gang
+from raylaunch.runtime.joining import absent_workers
 from raylaunch.runtime.neighbours import Neighbours
 from raylaunch.runtime.placement import Slot
 
@@ -73,6 +75,7 @@ async def plan_and_check(
     plan = build_plan(loaded, nodes, deployment=deployment, others=neighbours.plans)
     findings = [*check_recipe(loaded, nodes[0].versions), *check_nodes(loaded, nodes, plan, neighbours.plans)]
     findings += check_silent_neighbours(neighbours.silent)
+    findings += check_joined(absent_workers())
     pings = choose_pings(loaded, nodes, plan)
     missed, pinged = await asyncio.gather(_try_ways(gang, plan), _ping_npus(gang, pings))
     return plan, [*findings, *check_reach(missed), *check_pings(loaded, nodes, plan, pinged)]

@@ -90,15 +90,26 @@ def _resolve(address: str) -> str:
     """
     if address != "auto":
         return address
-    record = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    try:
-        return record.read_text().strip()
-    except FileNotFoundError as error:
+    recorded = recorded_cluster()
+    if recorded is None:
         raise ClusterError(
             "there is no Ray cluster on this machine",
-            why=f"neither --address nor RAY_ADDRESS is set, and `ray start` has left no {record}",
+            why=f"neither --address nor RAY_ADDRESS is set, and `ray start` has left no {_record()}",
             todo="`ray up cluster/a2-dual.yaml` starts one over SSH; `raylaunch start local-dual` needs none",
-        ) from error
+        )
+    return recorded
+
+
+def recorded_cluster() -> str | None:
+    """GCS address that `ray start` wrote down on this machine, if it did."""
+    try:
+        return _record().read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _record() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
 
 
 def _check_reachable(address: str) -> None:
