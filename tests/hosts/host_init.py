@@ -23,6 +23,7 @@ def main() -> None:
         replace_file(Path(path), text)
     for folder in wanted["private"]:
         empty_folder(Path(folder), [Path(kept) for kept in wanted["kept"]])
+    show_own_interfaces()
     socket.sethostname(name)
     run("ip", "link", "set", "lo", "up")
     # Whoever loses its parent becomes a child of this process: ignored children leave no zombies.
@@ -50,6 +51,15 @@ def empty_folder(folder: Path, kept: list[Path]) -> None:
         path.mkdir(parents=True, exist_ok=True)
         run("mount", "-n", "-c", "--bind", f"/proc/self/fd/{covered}", str(path), pass_fds=[covered])
         os.close(covered)
+
+
+def show_own_interfaces() -> None:
+    """Let /sys tell of this host's interfaces: what is mounted there tells of the machine's."""
+    with tempfile.TemporaryDirectory() as own:
+        run("mount", "-n", "-t", "sysfs", "sysfs", own)
+        for folder in ("devices/virtual/net", "class/net"):
+            run("mount", "-n", "--bind", f"{own}/{folder}", f"/sys/{folder}")
+        run("umount", "-n", own)
 
 
 def run(*command: str, **more: object) -> None:

@@ -127,14 +127,15 @@ class Host:
         """Pull the cable: the host sees its link go down."""
         _in_net(self.switch, "ip", "link", "set", f"to-{self.name}", "down")
 
-    def add_nic(self, name: str, *addresses: str, kind: str = "veth") -> None:
+    def add_nic(self, name: str, *addresses: str, kind: str = "veth", network: str = "br0") -> None:
         """Give the host one more interface of any name ("eth10", "bond0"), with "address/bits" each.
 
-        A veth is joined to the hosts' switch, a vlan lies on eth0; a bridge (as docker0 is), dummy or bond is on the
-        host alone. Not every kernel has all kinds (`kernel_has`).
+        A veth is joined to the hosts' switch (to another one with another `network`, which is made when it is new), a
+        vlan lies on eth0; a bridge (as docker0 is), dummy or bond is on the host alone. Not every kernel has all kinds
+        (`kernel_has`).
         """
         if kind == "veth":
-            _plug(self.switch, self.init, name, f"{self.name[:4]}-{name[:9]}")
+            _plug(self.switch, self.init, name, f"{self.name[:4]}-{name[-9:]}", network)
         elif kind == "vlan":
             _in_net(self.init, "ip", "link", "add", "link", "eth0", "name", name, "type", "vlan", "id", "77")
         else:
@@ -143,6 +144,16 @@ class Host:
         for address in addresses:
             nodad = ["nodad"] if ":" in address else []
             _in_net(self.init, "ip", "address", "add", address, "dev", name, *nodad)
+
+    def disguise(self, nic: str, uevent: str, *folders: str) -> None:
+        """Let /sys describe an interface as another kind does, for kernels without that kind."""
+        shown = f"/sys/devices/virtual/net/{nic}"
+        files = {name: self.run(["cat", f"{shown}/{name}"]).stdout for name in ("type", "ifindex", "iflink")}
+        self.run(["mount", "-n", "-t", "tmpfs", "disguise", shown])
+        for name, text in {**files, "uevent": f"{uevent}\nINTERFACE={nic}\n"}.items():
+            self.put(f"{shown}/{name}", text)
+        for folder in folders:
+            self.path(f"{shown}/{folder}").mkdir()
 
     def save(self, path: str, folder: Path) -> None:
         """Copy a file or folder of the host to `folder` (for the logs of a failed test); nothing when it is missing."""
@@ -177,8 +188,6 @@ def kernel_has(kind: str) -> bool:
 def build_hosts(names: Sequence[str], folder: Path, stack: ExitStack) -> Hosts:
     """Build hosts of these names, each with sshd; `stack` ends them. `folder` holds keys while they are made."""
     _, switch = _hold("switch", {"files": {}, "private": [], "kept": []}, stack)
-    _in_net(switch, "ip", "link", "add", "br0", "type", "bridge", "stp_state", "0")
-    _in_net(switch, "ip", "link", "set", "br0", "up")
     addresses = {name: f"{NET}.{10 + number}" for number, name in enumerate(names)}
     hosts = [_build(name, addresses, switch, stack) for name in names]
     user_key = _make_key(folder / "user")
@@ -235,10 +244,13 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-def _plug(switch: int, init: int, nic: str, port: str) -> None:
-    """Join a host to the switch by a cable: `nic` at the host's end, `port` at the switch's."""
+def _plug(switch: int, init: int, nic: str, port: str, bridge: str = "br0") -> None:
+    """Join a host to a switch by a cable: `nic` at the host's end, `port` at the switch's."""
+    if not _has_nic(switch, bridge):
+        _in_net(switch, "ip", "link", "add", bridge, "type", "bridge", "stp_state", "0")
+        _in_net(switch, "ip", "link", "set", bridge, "up")
     _in_net(switch, "ip", "link", "add", port, "type", "veth", "peer", "name", nic, "netns", str(init))
-    _in_net(switch, "ip", "link", "set", port, "master", "br0", "up")
+    _in_net(switch, "ip", "link", "set", port, "master", bridge, "up")
     _in_net(init, "ip", "link", "set", nic, "up")
 
 
@@ -266,6 +278,11 @@ def _reap(host: Host, sshd: subprocess.Popen[str]) -> None:
 def _make_key(path: Path) -> Path:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)], check=True)
     return path
+
+
+def _has_nic(pid: int, name: str) -> bool:
+    shown = ["nsenter", f"--target={pid}", "--net", "--", "ip", "link", "show", name]
+    return subprocess.run(shown, env={"PATH": PATH}, capture_output=True, check=False).returncode == 0
 
 
 def _in_net(pid: int, *command: str) -> None:

@@ -13,7 +13,7 @@ from raylaunch.recipe.catalog import read
 LO = Interface("lo", ("127.0.0.1/8", "::1/128"), kind="loopback")
 DOCKER = Interface("docker0", ("172.17.0.1/16",), kind="bridge")
 # Each of these names is a prefix of the next.
-NAMES = ("enp67s0f0", "enp67s0f0np0", "enp67s0f0np0.100")
+NAMES = ("enp67s0f0", "enp67s0f0np0", "enp67s0f0np0.10")
 
 
 def host(n, *nics):
