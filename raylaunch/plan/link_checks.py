@@ -76,20 +76,20 @@ def check_tls(view: View) -> Iterator[Finding]:
     """A port with TLS refuses one without (HCCL: EI0016)."""
     groups = _by_value(view, "tls")
     if len(groups) > 1:
-        seen = "; ".join(f"{'on' if value else 'off'}: {names}" for value, names in groups.items())
-        what = f"the TLS switch of the NPUs' network ports is not the same everywhere: {seen}"
+        said = [f"{'on' if value else 'off'}: {names}" for value, names in groups.items()]
+        what = f"the TLS switch of the NPUs' network ports is not the same everywhere: {'; '.join(said[1:])}"
         todo = "make it equal on all of them, for example `hccn_tool -i ID -tls -s enable 0` as root on the hosts"
-        yield Finding("npu-tls-differs", "error", what, todo, "", seen)
+        yield Finding("npu-tls-differs", "error", what, todo, "", "; ".join(said))
 
 
 def check_mtu(view: View) -> Iterator[Finding]:
     """What the port with the larger MTU sends, the other one drops: small packets go through and collectives hang."""
     groups = _by_value(view, "mtu")
     if len(groups) > 1:
-        seen = "; ".join(f"{value}: {names}" for value, names in groups.items())
-        what = f"the MTU of the NPUs' network ports is not the same everywhere: {seen}"
+        said = [f"{value}: {names}" for value, names in groups.items()]
+        what = f"the MTU of the NPUs' network ports is not the same everywhere: {'; '.join(said[1:])}"
         todo = "make it equal on all of them: `hccn_tool -i ID -mtu -s mtu SIZE` as root on the hosts"
-        yield Finding("npu-mtu-differs", "error", what, todo, "", seen)
+        yield Finding("npu-mtu-differs", "error", what, todo, "", "; ".join(said))
 
 
 LINK_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
