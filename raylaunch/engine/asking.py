@@ -26,8 +26,8 @@ class Answer:
     value: Any
     problem: str
     seconds: float
-    silent: bool = False
-    """Nobody answered at all."""
+    closed: bool = False
+    """No other question would get further: nobody answers at all, or the key is refused."""
 
 
 class Asker:
@@ -64,19 +64,21 @@ class Asker:
         """Ask, and wait for the whole answer."""
         import openai
 
-        begun, value, problem, silent = time.monotonic(), None, "", False
+        begun, value, problem, closed = time.monotonic(), None, "", False
         try:
             async with asyncio.timeout(self._timeout_s):
                 value = await self._send(question, begun)
         except (TimeoutError, openai.APITimeoutError):
-            problem, silent = f"no answer within {self._timeout_s:g} s", True
+            problem, closed = f"no answer within {self._timeout_s:g} s", True
         except openai.APIConnectionError as error:
-            problem, silent = f"no connection: {error.__cause__ or error}", True
+            problem, closed = f"no connection: {error.__cause__ or error}", True
+        except openai.AuthenticationError:
+            problem, closed = self._say_refused(), True
         except openai.APIStatusError as error:
-            problem = f"HTTP {error.status_code}: {error.message}"
+            problem = f"HTTP {error.status_code}: {_say(error.body) or error.message}"
         except (openai.APIError, ValueError, LookupError, AttributeError, TypeError) as error:
             problem = f"not an answer of an OpenAI API: {error}"  # the client hands on whatever JSON or text came
-        return Answer(question, value, self._without_key(problem), time.monotonic() - begun, silent)
+        return Answer(question, value, self._without_key(problem), time.monotonic() - begun, closed)
 
     async def _send(self, question: Question, begun: float) -> tuple[str, ...] | Said | Streamed:
         if question.body is None:
@@ -98,8 +100,18 @@ class Asker:
             return await _collect(chunks, begun)
         return _read(await chat.create(model=model, messages=messages, extra_body=body, extra_headers=headers))
 
+    def _say_refused(self) -> str:
+        if self._key:
+            return f"HTTP 401: the service asks for another key than ${KEY_VARIABLE} holds"
+        return "HTTP 401: the service asks for a key that its recipe does not name under `secrets`"
+
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, f"${KEY_VARIABLE}") if self._key else text
+
+
+def _say(body: object) -> str:
+    """What vLLM says of an error: {"message": ...}, the outer {"error": ...} taken off by the client."""
+    return str(body.get("message", "")) if isinstance(body, dict) else str(body or "")
 
 
 def _read(answer: Any) -> Said:  # noqa: ANN401 - openai's types know neither vLLM's `reasoning` nor a wrong answer

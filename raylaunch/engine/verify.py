@@ -105,9 +105,9 @@ async def _verify(
 
 
 async def _prove(service: _Service) -> AsyncIterator[Proof]:
-    listed, reached = await _prove_models(service)
+    listed, open_to_us = await _prove_models(service)
     yield listed
-    if not reached:
+    if not open_to_us:
         return
     ranks = await _prove_ranks(service)
     for proof in ranks:
@@ -151,10 +151,10 @@ class _Service:
 
 
 async def _prove_models(service: _Service) -> tuple[Proof, bool]:
-    """The model is listed; and whether there is any service at all."""
+    """The model is listed; and whether it makes sense to ask on."""
     answer = await service.ask(questions.models())
     verdict = None if answer.problem else judge.judge_models(answer.value, service.model)
-    return service.proof("models", answer, verdict), not answer.silent
+    return service.proof("models", answer, verdict), not answer.closed
 
 
 async def _prove_ranks(service: _Service) -> list[Proof]:
