@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,8 +24,10 @@ from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Event, Status, StopReport
 
 if TYPE_CHECKING:
+    from raylaunch.bench.run import Run
     from raylaunch.engine.verify import OnProof, Verification
     from raylaunch.plan.spec import LaunchPlan
+    from raylaunch.runtime.bench import OnProgress
 
 POLL_S = 2.0
 """Longest wait of one long poll; a change is answered at once."""
@@ -149,6 +151,33 @@ class Deployment:
             on_proof=on_proof,
         )
 
+    def bench(
+        self,
+        scenario: str | None = None,
+        *,
+        concurrency: Sequence[int] = (),
+        set: Mapping[str, Any] | None = None,  # noqa: A002 - reads as the command line does
+        on_progress: OnProgress | None = None,
+        on_run: Callable[[Run], None] | None = None,
+    ) -> list[Run]:
+        """Measure the deployment with `vllm bench serve` on the node of its primary, and keep each result.
+
+        Args:
+            scenario: Its name; by default the first that the recipe names.
+            concurrency: Instead of the scenario's; one run each.
+            set: Changes to the scenario's flags.
+            on_progress: Called with the scenario and how far it is.
+            on_run: Called after each run.
+
+        Raises:
+            BusyError: it is not ready, or somebody else measures it.
+            RecipeError: no such scenario, or the servers would refuse its requests.
+            LaunchError: the benchmark failed, or the deployment did meanwhile.
+        """
+        from raylaunch.runtime.bench import run_bench
+
+        return run_bench(self.name, scenario, concurrency, set or {}, home(), on_progress, on_run)
+
     def stop(self, on_update: OnUpdate | None = None) -> StopReport:
         """End every process of the deployment, prove it, and end the embedded cluster if there is one."""
         from raylaunch.runtime.remote import stop_controller
@@ -210,6 +239,20 @@ def _read_key(plan: LaunchPlan) -> str | None:
 def home() -> Path:
     """Folder of this user's raylaunch: $RAYLAUNCH_HOME, or ~/.raylaunch."""
     return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
+
+
+def kept_runs(deployment: str) -> tuple[list[Run], list[str]]:
+    """The benchmarks of a deployment that were kept here, oldest first, and the files that could not be read."""
+    from raylaunch.runtime import benchbook
+
+    return benchbook.load(home(), deployment)
+
+
+def run_file(run: Run) -> Path:
+    """Where a benchmark is kept."""
+    from raylaunch.runtime import benchbook
+
+    return benchbook.file_of(home(), run)
 
 
 def embedded_names() -> list[str]:

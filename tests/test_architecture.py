@@ -23,7 +23,7 @@ LONGER = {
 }
 
 # cli → api → runtime → {supervise, engine, node} → plan → recipe; render → plan; cli and api may use pure rooms.
-PURE = {"recipe", "plan", "render", "supervise", "importer"}
+PURE = {"recipe", "plan", "render", "supervise", "importer", "bench"}
 MAY_IMPORT = {
     "errors": set(),
     "recipe": set(),
@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "render": {"plan", "recipe"},
     "supervise": {"plan", "recipe"},
     "importer": {"plan", "recipe"},
+    "bench": {"plan", "recipe"},
     "engine": {"plan", "recipe"},
     "node": {"plan", "recipe"},
-    "runtime": {"supervise", "engine", "node", "plan", "recipe"},
+    "runtime": {"bench", "supervise", "engine", "node", "plan", "recipe"},
     "deployment": {"runtime", "engine", *PURE},  # engine: verify asks the service from where it is called
     "api": {"deployment", "runtime", "engine", "node", *PURE},  # node: a CPU recipe is planned on this machine's facts
     "cli": {"api", "deployment", "engine", *PURE},  # engine: the types that verify gives back

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli import checking, clusters, deployments, drilling, history, importing, plans, verifying
+from raylaunch.cli import benching, checking, clusters, deployments, drilling, history, importing, plans, verifying
 from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
 from raylaunch.cli.output import Output, table
 
@@ -107,6 +107,7 @@ importing.add_commands(app)
 checking.add_commands(app)
 deployments.add_commands(app)
 verifying.add_commands(app)
+benching.add_commands(app)
 history.add_commands(app)
 drilling.add_commands(app)
 clusters.add_commands(app)

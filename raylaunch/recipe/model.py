@@ -274,6 +274,8 @@ class Recipe(_Part):
     health: Health = Health()
     container: Container | None = None
     tuning: Tuning = Tuning()
+    bench: tuple[str, ...] = ()
+    """Scenarios of `raylaunch bench` that fit, the first is its default; without any: `short`."""
 
     @model_validator(mode="after")
     def _leaves_owned_alone(self) -> Recipe:

@@ -12,7 +12,7 @@ TEXT = (Path(__file__).parent.parent / "data" / "vllm" / "0.32-dp2-metrics.txt")
 def test_real_metrics_give_one_entry_per_rank():
     ranks = read_ranks(TEXT)
     assert list(ranks) == [0, 1]
-    assert ranks[0] == RankCounters(prompt_tokens=10, generation_tokens=16, finished=2)
+    assert ranks[0] == RankCounters(prompt_tokens=10, generation_tokens=16, finished=2, prefix_queries=10)
     assert ranks[1].finished == 2
 
 

@@ -1,6 +1,7 @@
 """`vllm bench serve` in small: real requests against a server, the result file with vLLM's keys, made-up latencies."""
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -14,7 +15,13 @@ def bench(words):
     begun = time.monotonic()
     count = int(flags.get("num-prompts", 4))
     output_len = int(flags.get("prefix-repetition-output-len") or flags.get("random-output-len") or 16)
-    completed = sum(_send(flags, number, output_len) for number in range(count))
+    sys.stdout.write(f"Namespace(num_prompts={count})\nStarting main benchmark run...\n")
+    sys.stdout.flush()
+    completed = 0
+    for number in range(count):
+        completed += _send(flags, number, output_len)
+        _draw_bar(number + 1, count)
+    sys.stderr.write("\n")
     result = _result(flags, count, completed, completed * output_len, time.monotonic() - begun)
     sys.stdout.write("============ Serving Benchmark Result ============\n")
     sys.stdout.writelines(f"{key:<40} {value}\n" for key, value in result.items())
@@ -23,6 +30,14 @@ def bench(words):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result))
     sys.exit(0)
+
+
+def _draw_bar(done, count):
+    """As tqdm draws it on a pipe."""
+    sys.stderr.write(
+        f"\r{100 * done // count:3d}%|{'#' * (10 * done // count):<10}| {done}/{count} [00:00<00:00, 9.9it/s]"
+    )
+    sys.stderr.flush()
 
 
 def _parse(words):
@@ -39,7 +54,8 @@ def _parse(words):
 def _send(flags, number, output_len):
     root = flags.get("base-url") or f"http://{flags.get('host', '127.0.0.1')}:{flags.get('port', 8000)}"
     body = {"model": flags.get("model"), "prompt": f"prompt {number}", "max_tokens": output_len, "stream": True}
-    request = urllib.request.Request(root + "/v1/completions", json.dumps(body).encode())
+    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
+    request = urllib.request.Request(root + "/v1/completions", json.dumps(body).encode(), headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=60) as answer:
