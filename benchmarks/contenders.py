@@ -169,6 +169,12 @@ def events(yard: Yard) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def created_at(yard: Yard) -> float:
+    """When raylaunch's controller was created."""
+    done = yard.head.run(["raylaunch", "status", NAME, "-o", "json"], env=yard.ray_env)
+    return float(json.loads(done.stdout)["created_at"])
+
+
 def find_prey(yard: Yard, prey: Prey, fault: str) -> tuple[Host, int, str]:
     """The process that the fault ends: its host, its pid there, its command line.
 

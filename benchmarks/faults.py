@@ -17,6 +17,10 @@ from yard import Command, PeerError, Yard
 FLOW_S = 60.0
 QUIET_S = 3.0
 """Requests flow for so long before the fault."""
+LOOK_S, LINGER_S = 0.5, 15.0
+"""How often to look whether it is back, and how long to see who else notices when nobody can bring it back."""
+PRIMARY = 0
+"""Number of the command with the API."""
 
 
 class Watch:
@@ -79,10 +83,8 @@ def _kill(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, An
         at = time.time()
         host.run(["kill", "-9", str(pid)])
         deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline and not _over(peer, yard, watch, told(), at):
-            _note_ends(yard, ended)
-            time.sleep(0.1)  # processes, an API and a status are awaited at once
-        _note_ends(yard, ended)
+        while time.monotonic() < deadline and not _over(peer, watch, told(), at, ended):
+            _note_ends(yard, ended, LOOK_S)
     finally:
         seen = watch.end()
     return _sum_up(peer, yard, fault, f"SIGKILL to {line} (pid {pid})", sorted([*seen, *told()], key=_at), at, ended)
@@ -108,20 +110,24 @@ def _watch_serve(peer: Peer, yard: Yard):  # noqa: ANN202
     return told
 
 
-def _over(peer: Peer, yard: Yard, watch: Watch, told: list[dict[str, Any]], at: float) -> bool:
+def _over(peer: Peer, watch: Watch, told: list[dict[str, Any]], at: float, ended: dict[int, float]) -> bool:
     """Whether nothing more is to come: it is back, or nothing is left that could bring it back."""
     seen = sorted([*watch.lines, *told], key=_at)
     if peer.name.startswith("serve"):
         return outlook.serve_back_at(seen, at) is not None
     if outlook.ranks_back_at(seen, at) is not None:
         return True
-    return not peer.acts and all(command.process.poll() is not None for command in yard.commands)
+    return not peer.acts and PRIMARY in ended and time.time() > ended[PRIMARY] + LINGER_S
 
 
-def _note_ends(yard: Yard, ended: dict[int, float]) -> None:
-    for number, command in enumerate(yard.commands):
-        if command.process.poll() is not None:
-            ended.setdefault(number, time.time())
+def _note_ends(yard: Yard, ended: dict[int, float], during_s: float) -> None:
+    """Look often which commands have ended: several are awaited at once."""
+    until = time.monotonic() + during_s
+    while time.monotonic() < until:
+        for number, command in enumerate(yard.commands):
+            if command.process.poll() is not None:
+                ended.setdefault(number, time.time())
+        time.sleep(0.05)
 
 
 def _sum_up(
@@ -143,7 +149,7 @@ def _sum_up(
         "detection_s": notices[0][0] - at if notices else None,
         "recovery_s": back - at if back else None,
         "waited_s": max(_at(one) for one in seen) - at,
-        "gone": len(ended) == len(yard.commands) and not peer.acts,
+        "gone": PRIMARY in ended and not peer.acts,
         "requests": sent,
         "failed": failed,
         "notices": [[when - at, by] for when, by in notices],

@@ -27,7 +27,7 @@ from report import RESULTS
 from yard import MODEL, START_S, VLLM_ENV, PeerError, Yard, await_first_token, open_yard
 
 LEVELS = ("1", "4", "8")
-PROMPTS = 10  # per client
+PROMPTS = 20  # per client
 BENCH_S = 300.0
 REFUSAL_S = 120.0
 """Ray Serve tries a replica that cannot start again and again: so long until we stop looking."""
@@ -61,11 +61,13 @@ def launch(peer: Peer, yard: Yard, limit_s: float) -> dict[str, Any]:
     if peer.name == RAYLAUNCH.name:
         yard.commands[0].process.wait(60)
         returned = time.time()
-        found["stages"] = stages(contenders.events(yard), started, first, returned)
+        found["stages"] = stages(contenders.events(yard), started, contenders.created_at(yard), first, returned)
     return found
 
 
-def stages(events: list[dict[str, Any]], started: float, first: float, returned: float) -> dict[str, float]:
+def stages(
+    events: list[dict[str, Any]], started: float, created: float, first: float, returned: float
+) -> dict[str, float]:
     """Seconds per stage, from raylaunch's own events; a stage ends when the last server has left it."""
 
     def last(text: str) -> float | None:
@@ -79,7 +81,8 @@ def stages(events: list[dict[str, Any]], started: float, first: float, returned:
         return next((event["at"] for event in events if (event["kind"], event["text"]) == ("phase", name)), None)
 
     ends = {
-        "Ray: connect, controller, reserve": last("reserved"),
+        "command: import, connect to Ray, create the controller": created,
+        "Ray: reserve, start the agents": last("reserved"),
         "probe": last("probed"),
         "plan, check, ways between the hosts": phase("starting"),
         "spawn": last("spawned"),

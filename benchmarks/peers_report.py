@@ -139,11 +139,13 @@ def fault_row(one: Mapping[str, Any], patience_s: float) -> list[str]:
     if "skipped" in one:
         return ["-", one["skipped"], "-", "-"]
     noticed = "never" if one["detection_s"] is None else f"{one['detection_s']:.2f}"
-    if one["recovery_s"] is not None:
+    if one["recovery_s"] is not None and not one["failed"]:
+        back = "not interrupted"
+    elif one["recovery_s"] is not None:
         back = f"{one['recovery_s']:.1f}"
         back += f" (own start {one['start_s']:.1f})" if one.get("start_s") else ""
     elif one.get("gone"):
-        back = "never: everything has ended, and nothing starts it again"
+        back = "never: the API has ended, and nothing starts it again"
     else:
         back = f"not within {patience_s:g} s"
     by = one["detected_by"] or "nobody"
