@@ -99,6 +99,8 @@ def ping_npus(
 
     def ask(ping: Ping) -> Pinged:
         left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return Pinged(ping, None, f"not done within {timeout_s:g} s")
         try:
             answer = ping_npu(ping.npu, ping.target_address, env=env, timeout_s=left_s, hccn_default=hccn_default)
         except NodeError as error:

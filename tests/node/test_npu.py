@@ -170,6 +170,11 @@ def test_an_npu_that_hangs_the_ping_costs_only_its_own(tools):
     assert "no answer in 5 s" in said[1].complaint
 
 
+def test_pings_for_which_no_time_is_left_are_not_begun(tools):
+    (one,) = npu.ping_npus([ping(0, "11.12.165.80")], tools.env(), 0, hccn_default="/absent/hccn_tool")
+    assert (one.reached, one.complaint) == (None, "not done within 0 s")
+
+
 def test_tools_speak_english_whatever_the_environment_says(tools):
     tool = tools.add("npu-smi", 'echo "$LC_ALL $LANG $EXTRA"')
     said = npu.run_tool([tool], env=tools.env(LC_ALL="zh_CN.UTF-8", LANG="zh_CN.UTF-8", EXTRA="kept"), timeout_s=60)
