@@ -93,9 +93,11 @@ def judge_call(said: Said, tool: Mapping[str, object]) -> Verdict | None:
     function = tool["function"]
     assert isinstance(function, Mapping)
     if not said.calls:
-        if re.search(r"<[\w:|]*tool_call|<invoke\b", said.content):
-            return Verdict("failed", f"the parser left a call in the content: {shorten(said.content)}")
-        return None
+        if not re.search(r"<[\w:|]*tool_call|<invoke\b", said.content):
+            return None
+        if said.finish == "length":
+            return Verdict("unclear", f"cut off after {said.tokens} tokens, in the middle of a call")
+        return Verdict("failed", f"the parser left a call in the content: {shorten(said.content)}")
     for name, arguments in said.calls:
         if problem := _find_call_problem(name, arguments, function):
             return Verdict("failed", problem)

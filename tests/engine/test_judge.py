@@ -105,6 +105,7 @@ def test_a_call_by_the_model_itself():
 )
 def test_a_call_that_the_parser_did_not_take_out(left):
     assert judge_call(Said(f"Sure. {left}"), TOOL).result == "failed"
+    assert judge_call(Said(f"Sure. {left}", finish="length"), TOOL).result == "unclear"
 
 
 def test_a_call_by_name():

@@ -7,13 +7,17 @@ import subprocess
 import pytest
 from standin_yard import free_port
 
+from raylaunch.deployment import Deployment
 from raylaunch.engine.asking import Asker
 from raylaunch.engine.judge import Said
 from raylaunch.engine.questions import CLOSED_TOOL, english, fixed_prompt, models
 from raylaunch.engine.verify import KEY_VARIABLE, key_variable, verify
+from raylaunch.errors import NotReadyError, RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
+from raylaunch.supervise.state import Phase
+from raylaunch.supervise.status import Status
 
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m2")
 QUICK = {"TOKEN_S": 0}
@@ -155,6 +159,36 @@ def test_the_key_is_sent_and_never_shown(yard):
 
 def test_without_a_key_none_is_named(sound):
     assert key_variable(plan_for(sound.url)) == ""
+
+
+@pytest.fixture
+def deployment(monkeypatch):
+    """A handle whose controller answers with a phase, a plan and a recipe."""
+
+    def make(plan, phase=Phase.READY):
+        now = {"now": 1.0, "created_at": 0.0, "phase_since": 0.0}
+        status = Status("d", "local-dual", phase, 1, plan.endpoint, plan.served_name, **now)
+        answers = {"status": status, "describe": (read("local-dual"), plan, {})}
+        handle = Deployment("d")
+        monkeypatch.setattr(handle, "_ask", answers.__getitem__)
+        return handle
+
+    return make
+
+
+def test_a_deployment_takes_the_key_from_the_callers_environment(yard, deployment, monkeypatch):
+    server = yard.serve("--served-model-name", "tiny", **QUICK, environ={KEY_VARIABLE: "hush-hush"})
+    handle = deployment(plan_for(server.url, "parallel.data=1", f"secrets=[{KEY_VARIABLE}]"))
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    with pytest.raises(RecipeError, match=f"{KEY_VARIABLE} is not set"):
+        handle.verify()
+    monkeypatch.setenv(KEY_VARIABLE, "hush-hush")
+    assert handle.verify().result == "passed"
+
+
+def test_a_deployment_that_is_not_ready_is_not_asked(deployment):
+    with pytest.raises(NotReadyError, match="restarting"):
+        deployment(plan_for("http://127.0.0.1:1"), Phase.RESTARTING).verify()
 
 
 async def test_it_also_runs_where_an_event_loop_runs_already(yard):
