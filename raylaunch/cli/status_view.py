@@ -204,8 +204,6 @@ def _troubles(status: Status, style: Style) -> Iterator[str]:
         if server.seen.hang_lines:
             lines = count(server.seen.hang_lines, "hang line")
             yield f"server {server.index}: {lines} in the log since tokens last moved"
-        if server.seen.foreign:
-            yield f"server {server.index}: {server.seen.foreign}"
     yield from _section(finding_lines(status.findings, style))
     yield from _section([event_line(event, style) for event in status.events])
     if status.error:

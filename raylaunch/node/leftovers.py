@@ -11,12 +11,13 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from raylaunch.node.logs import state_root
 from raylaunch.node.marked import end_marked, find_marked
 from raylaunch.plan.facts import MarkedProcess
 
@@ -60,7 +61,7 @@ def machine() -> tuple[str, str]:
 def _in_service(found: MarkedProcess, running: Running) -> bool:
     try:
         process = psutil.Process(found.pid)
-        record = _home(process.environ())
+        record = state_root(process.environ())  # another user's records speak for a process of theirs
         if found.deployment.startswith("@"):
             return found.deployment in _recorded(record)
         if found.deployment in running.orphaned:
@@ -82,11 +83,6 @@ def _is_guard(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return any(Path(word).parts[-3:] == _GUARD for word in process.cmdline())
     return False
-
-
-def _home(env: Mapping[str, str]) -> Path:
-    """The home of raylaunch of whoever started the process: another user's records speak for it as well."""
-    return Path(env.get("RAYLAUNCH_HOME") or Path(env.get("HOME", "/")) / ".raylaunch")
 
 
 def _recorded(home: Path) -> list[str]:

@@ -51,6 +51,11 @@ def log_root(env: Mapping[str, str]) -> Path:
     return home / ".cache" / "raylaunch" / "logs"
 
 
+def state_root(env: Mapping[str, str]) -> Path:
+    """Folder for records, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
+    return Path(env.get("RAYLAUNCH_HOME") or Path(env.get("HOME") or Path.home()) / ".raylaunch")
+
+
 def attempt_dir(root: Path, deployment: str, attempt: int) -> Path:
     """Where the servers of one attempt write on this node."""
     return root / deployment / f"attempt-{attempt}"

@@ -131,8 +131,6 @@ class ServerSeen:
     canary: CanarySeen | None = None
     hang_lines: int = 0
     """vLLM's own hang lines since tokens last moved."""
-    foreign: str = ""
-    """A device fault or other cause that points at the node itself."""
 
 
 @dataclass(frozen=True)
