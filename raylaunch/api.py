@@ -38,6 +38,7 @@ from raylaunch.supervise.status import Status
 if TYPE_CHECKING:
     from raylaunch.engine.verify import OnProof, Verification
     from raylaunch.plan.facts import TuningStep
+    from raylaunch.plan.weights import WeightsReport
     from raylaunch.supervise.diagnose import Diagnosis
     from raylaunch.supervise.drills import Outcome
     from raylaunch.supervise.status import CleanReport
@@ -305,6 +306,27 @@ def tune(name: str | Recipe | Mapping[str, Any], *, sets: Sequence[str] = (), ap
     if wanted.jemalloc:
         settings["jemalloc"] = "installed"
     return tuning.apply(settings) if apply else tuning.compare(settings)
+
+
+def weights(
+    name: str | Recipe | Mapping[str, Any],
+    *,
+    sets: Sequence[str] = (),
+    address: str | None = None,
+    **how: Any,  # noqa: ANN401
+) -> WeightsReport:
+    """Look at a recipe's weights on every node that could hold a server; `download=True` brings what is missing.
+
+    A recipe for CPU without a cluster, or the address "local", means this machine; more in
+    `raylaunch.runtime.weights.bring`.
+    """
+    from raylaunch.runtime import weights as room
+    from raylaunch.runtime.session import connect
+
+    loaded = load(name, sets)
+    if not (here := _starts_local(loaded.recipe, address)):
+        connect(address, ship=True)
+    return room.bring(loaded, here=here, **how)
 
 
 def _host(text: str) -> Facts:

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli import benching, checking, clusters, deployments, drilling, history, importing, plans, verifying
+from raylaunch.cli import (
+    benching,
+    checking,
+    clusters,
+    deployments,
+    drilling,
+    fetching,
+    history,
+    importing,
+    plans,
+    verifying,
+)
 from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
 from raylaunch.cli.output import Output, table
 
@@ -105,6 +116,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 plans.add_commands(app)
 importing.add_commands(app)
 checking.add_commands(app)
+fetching.add_commands(app)
 deployments.add_commands(app)
 verifying.add_commands(app)
 benching.add_commands(app)

@@ -45,6 +45,11 @@ def inspect_weights(path: str) -> Weights:
     return _read_folder(folder, bare) if bare.exists else bare
 
 
+def expected_bytes(folder: Path) -> int:
+    """Bytes of the tensors that the folder's indexes promise; 0 while there is none."""
+    return _read_indexes(folder, dict(_list_files(folder))).total_bytes
+
+
 def _read_folder(folder: Path, bare: Weights) -> Weights:
     files = dict(sorted(_list_files(folder)))
     config, broken_config = _read_json(folder, "config.json", files)

@@ -9,6 +9,7 @@ from typing import Literal
 from raylaunch.plan.facts import Weights
 from raylaunch.recipe.model import Recipe, Sources
 
+Role = Literal["model", "drafter"]
 Hub = Literal["modelscope", "huggingface"]
 HUBS: tuple[Hub, ...] = ("modelscope", "huggingface")
 """In the order of preference: the guide's hub first."""
@@ -31,7 +32,7 @@ _LOCAL_FUSE = ("overlayfs", "fuse-overlayfs", "lxcfs", "mergerfs", "ntfs", "squa
 class Wanted:
     """A folder of weights that each server reads. `tiny` is made by raylaunch, not downloaded."""
 
-    role: Literal["model", "drafter"]
+    role: Role
     path: str
     sources: Sources = field(default_factory=Sources)
     tiny: Literal["qwen3", "minimax_m2"] | None = None
@@ -167,17 +168,19 @@ def is_network(filesystem: str | None) -> bool:
 def lanes(stocks: Iterable[Stock]) -> list[list[list[Stock]]]:
     """Order what has to be downloaded: lanes go side by side, the groups of a lane one after the other.
 
-    A group are nodes that see the same folder: one of them downloads for all. Network filesystems share a lane, for
-    the same server may go by two names, and the second look then finds the folder filled.
+    A group are nodes that see the same folder: one of them downloads for all. Local folders of a node share a lane, and
+    so do all network filesystems: one server may go by two names, and the second look then finds the folder filled.
     """
     groups: dict[tuple[str, str], list[Stock]] = {}
     for stock in stocks:
         place = stock.weights.place if stock.weights else ""
         groups.setdefault((stock.wanted.role, place or stock.node_id), []).append(stock)
     open_groups = [group for group in groups.values() if any(_is_wanting(stock) for stock in group)]
-    network = [group for group in open_groups if any(_is_remote(stock) for stock in group)]
-    local = [[group] for group in open_groups if group not in network]
-    return [*([network] if network else []), *local]
+    found: dict[str, list[list[Stock]]] = {}
+    for group in open_groups:
+        lane = "network" if any(_is_remote(stock) for stock in group) else f"node {group[0].node_id}"
+        found.setdefault(lane, []).append(group)
+    return list(found.values())
 
 
 def downloader(group: Iterable[Stock]) -> Stock:

@@ -23,6 +23,8 @@ def api(monkeypatch):
         "left": (),
         "clean_report": fake_api.clean_report,
         "tuning_steps": [],
+        "weights_report": fake_api.weights_report,
+        "weights_progress": [],
     }.items():
         monkeypatch.setattr(fake_api, name, value)
     monkeypatch.setitem(sys.modules, "raylaunch.api", fake_api)

@@ -11,6 +11,7 @@ from raylaunch.errors import UnknownDeploymentError
 from raylaunch.plan.facts import Facts, TuningStep
 from raylaunch.plan.findings import Finding, forgive
 from raylaunch.plan.planner import build_plan
+from raylaunch.plan.weights import Progress, Stock, WeightsReport
 from raylaunch.recipe.catalog import read
 from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
 from raylaunch.supervise.status import CleanReport, Event, ServerStatus, Status
@@ -27,6 +28,9 @@ hang = False
 left: tuple[str, ...] = ()
 clean_report = CleanReport(ended=False)
 tuning_steps: list[TuningStep] = []
+weights_report = WeightsReport("a2-dual", (), ())
+weights_progress: list[list[tuple[Stock, Progress]]] = []
+"""What a download tells, in order."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ def clean(deployment, **given):
 def tune(name, **given):
     asked.append(("tune", {"name": name, **given}))
     return tuning_steps
+
+
+def weights(name, **given):
+    asked.append(("weights", {"name": name, **given}))
+    for seen in weights_progress:
+        given["on_progress"](seen)
+    if error:
+        raise error
+    return weights_report
 
 
 def deploy(name, **given):
