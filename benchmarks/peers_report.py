@@ -18,6 +18,11 @@ HOSTS = (
     "Real vLLM on CPU, the generated tiny model, dp=2 with one rank per host, on two test hosts (network namespaces of "
     "one machine, an address each), made anew for every run, with the model and vLLM's cache on them."
 )
+SERVE_RUNS = (
+    "Ray Serve LLM runs with the packages that its extra wants (grpcio-reflection, jsonref, mmh3, watchfiles, pyarrow) "
+    "beside the environment, and on this vLLM instead of the 0.29 that Ray 2.60 asks for; Ray's daemons give every "
+    "worker normal priority (their default is niceness 15)."
+)
 DEFAULTS = (
     "What the defaults of the others imply: vLLM has no part that starts a server again, and its `/health` tells of "
     "the local engine client only (vLLM 0.32); Ray Serve asks a replica every 10 s, waits 30 s, and "
