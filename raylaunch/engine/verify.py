@@ -109,9 +109,11 @@ async def _prove(service: _Service) -> AsyncIterator[Proof]:
     yield listed
     if not open_to_us:
         return
-    ranks = await _prove_ranks(service)
+    ranks, answered = await _prove_ranks(service)
     for proof in ranks:
         yield proof
+    if not answered:
+        return
     sound = [proof.rank for proof in ranks if proof.result != "failed"]
     asked = replace(service, rank=sound[0] if sound and len(sound) < len(ranks) else None)
     for prove in (_prove_english, _prove_chinese, _prove_stream, _prove_call, _prove_reasoning):
@@ -157,17 +159,19 @@ async def _prove_models(service: _Service) -> tuple[Proof, bool]:
     return service.proof("models", answer, verdict), not answer.closed
 
 
-async def _prove_ranks(service: _Service) -> list[Proof]:
+async def _prove_ranks(service: _Service) -> tuple[list[Proof], bool]:
+    """One proof per rank; and whether any of them answers."""
     before = await _count_finished(service)
     asked = [questions.fixed_prompt(service.model, rank) for rank in range(service.plan.ranks)]
     answers = {answer.question.rank or 0: answer for answer in await asyncio.gather(*map(service.ask, asked))}
     texts = {rank: answer.value.content for rank, answer in answers.items() if not answer.problem}
     verdicts = judge.judge_ranks(texts, await _ask_again(service, texts), random_weights=service.random_weights)
     uncounted = await _find_uncounted(service, before, set(texts))
-    return [
+    proofs = [
         service.proof(f"rank {rank}", answer, _say_where(service, rank, answer, verdicts.get(rank), uncounted))
         for rank, answer in answers.items()
     ]
+    return proofs, not all(answer.closed for answer in answers.values())
 
 
 async def _ask_again(service: _Service, texts: Mapping[int, str]) -> dict[int, str]:

@@ -43,10 +43,10 @@ def detail(found, check):
     return next(proof.detail for proof in found.proofs if proof.check == check)
 
 
-def one_rank_fails(yard, fault):
+def one_rank_fails(yard, fault, *flags):
     """A pair of which the second server plays a fault from the beginning."""
-    primary = yard.primary(**QUICK)
-    yard.headless(primary, **QUICK, FAIL=fault, FAIL_AFTER_S=0)
+    primary = yard.primary(*flags, **QUICK)
+    yard.headless(primary, *flags, **QUICK, FAIL=fault, FAIL_AFTER_S=0)
     primary.says("Application startup complete")
     return primary
 
@@ -109,6 +109,14 @@ def test_a_rank_that_hangs_is_named(yard):
     found = verify(plan_for(primary.url), random_weights=True, timeout_s=2)
     assert [proof.check for proof in found.failed] == ["rank 1"]
     assert detail(found, "rank 1") == "no answer within 2 s (server 1 on 127.0.0.1)"
+
+
+def test_where_no_rank_answers_nothing_else_is_asked(yard):
+    """One hung rank of an expert-parallel group holds up all."""
+    primary = one_rank_fails(yard, "hang", "--enable-expert-parallel")
+    found = verify(plan_for(primary.url), timeout_s=2)
+    assert [proof.check for proof in found.failed] == ["rank 0", "rank 1"]
+    assert len(found.proofs) == 3
 
 
 def test_a_model_that_calls_no_tool_is_asked_by_name_and_that_is_said(yard):
