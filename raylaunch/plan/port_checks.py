@@ -24,10 +24,10 @@ def check_ports(view: View) -> Iterator[Finding]:
             for name, port, address in wanted_ports(server):
                 holders = [one for one in by_port.get(port, ()) if collide(one.address, address)]
                 if port in planned:
-                    yield _busy(view, node, name, port, planned[port], "its plan")
+                    yield _busy(view, node, name, port, planned[port], "in its plan")
                 elif holders:
-                    seen = f"{holders[0].address}:{port}"
-                    yield _busy(view, node, name, port, describe_holder(holders[0], owners), seen)
+                    owner = describe_holder(holders[0], owners)
+                    yield _busy(view, node, name, port, owner, f"{holders[0].address}:{port} {owner}")
 
 
 def check_moved_ports(view: View) -> Iterator[Finding]:
@@ -85,7 +85,7 @@ def _busy(view: View, node: Node, name: str, port: int, owner: str, seen: str) -
     todo = f"end that one process, or set another {name}: --set {name}={_next_free(view, node, name, port)}"
     if owner.startswith("deployment "):
         todo = f"--set {name}={_next_free(view, node, name, port)}, or `raylaunch stop {owner.partition(' ')[2]}`"
-    return Finding("port-busy", "error", what, todo, node.facts.ip, f"{seen} {owner}")
+    return Finding("port-busy", "error", what, todo, node.facts.ip, seen)
 
 
 def _next_free(view: View, node: Node, name: str, port: int) -> int:

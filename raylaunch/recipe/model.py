@@ -123,10 +123,11 @@ class Network(_Part):
     host: str = "node"
     """Address the API listens on: `node` for the server's own address, or a literal such as 0.0.0.0."""
     http_port: Port = 8000
+    """Port of the API. Never moved: a start is refused while somebody has it."""
     rpc_port: Port = 29550
-    """Port of the data-parallel handshake on the primary; vLLM's default is 29550."""
+    """Port of the data-parallel handshake on the primary, or the next free one; vLLM's default is 29550."""
     hccl_base_port: Annotated[int, Field(ge=1024, le=65520)] = 60000
-    """First of the 16 host ports HCCL takes (HCCL_IF_BASE_PORT); 60000 is HCCL's own default."""
+    """First of the 16 host ports HCCL takes (HCCL_IF_BASE_PORT), or of the next 16 free; 60000 is HCCL's default."""
     interface: str = "auto"
     """Network interface per node: `auto` (the one with the node's Ray address), a name, or a CIDR that it is in."""
 
