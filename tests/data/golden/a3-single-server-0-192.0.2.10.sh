@@ -20,7 +20,7 @@ export TASK_QUEUE_ENABLE=1  # recipe a3-single.yaml:42
 export VLLM_ASCEND_ENABLE_FLASHCOMM1=1  # recipe a3-single.yaml:43
 export VLLM_ASCEND_BALANCE_SCHEDULING=1  # recipe a3-single.yaml:44
 export VLLM_ENGINE_READY_TIMEOUT_S=3600  # timeouts.start: with several API servers vLLM's 600 s would cover the loading of the weights too
-export LD_PRELOAD=/usr/lib/aarch64-linux-gnu/libjemalloc.so.2  # recipe a3-single.yaml:62
+export LD_PRELOAD=/usr/lib/aarch64-linux-gnu/libjemalloc.so.2  # recipe a3-single.yaml:63
 
 exec vllm serve \
   /home/cache/MiniMax-M2.5-w8a8-QuaRot \
