@@ -19,12 +19,7 @@ from raylaunch.deployment import (
     start_embedded,
     stop_embedded,
 )
-from raylaunch.errors import (
-    BusyError,
-    ClusterError,
-    RaylaunchError,
-    RecipeError,
-)
+from raylaunch.errors import BusyError, ClusterError, RaylaunchError, RecipeError
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding, forgive
@@ -67,6 +62,7 @@ def make_plan(
     primary: str | None = None,
     sets: Sequence[str] = (),
     deployment: str | None = None,
+    ask_vllm: bool = False,
 ) -> tuple[LoadedRecipe, LaunchPlan, list[Finding]]:
     """Plan a recipe on given hosts, without any cluster.
 
@@ -76,15 +72,17 @@ def make_plan(
         primary: Address of the host that shall be the primary instead of the first.
         sets: Assignments such as "parallel.data=4".
         deployment: Name; by default the recipe's.
+        ask_vllm: Ask this machine's vLLM which flags it knows, if it is this machine and the answer not remembered.
 
     Raises:
         RecipeError: the recipe is wrong.
         PlanError: the hosts cannot hold it.
     """
     loaded = load(name, sets)
-    nodes = [_host(text) for text in hosts] or _default_nodes(loaded.recipe)
+    nodes = [_host(text) for text in hosts] or _default_nodes(loaded.recipe, ask_vllm)
     plan = build_plan(loaded, nodes, deployment=deployment or "", primary=primary)
-    findings = [*check_recipe(loaded, nodes[0].versions), *check_nodes(loaded, nodes, plan)]
+    asked = all(node.known_flags for node in nodes)
+    findings = [*check_recipe(loaded, nodes[0].versions, flags_asked=asked), *check_nodes(loaded, nodes, plan)]
     return loaded, plan, findings
 
 
@@ -262,7 +260,7 @@ def preflight(
     loaded = load(name, sets)
     title = _checked_name(deployment or loaded.name)
     if _starts_local(loaded.recipe, address):
-        _, plan, findings = make_plan(name, sets=sets, deployment=title)
+        _, plan, findings = make_plan(name, sets=sets, deployment=title, ask_vllm=True)
     else:
         from raylaunch.runtime import preflight as room
         from raylaunch.runtime.session import connect
@@ -334,14 +332,15 @@ def _host(text: str) -> Facts:
     return Facts(ip, interface=interface or None)
 
 
-def _default_nodes(recipe: Recipe) -> list[Facts]:
+def _default_nodes(recipe: Recipe, ask_vllm: bool) -> list[Facts]:
     if recipe.hardware.platform == "cpu":
         from raylaunch.node.probe import probe
+        from raylaunch.node.vllm_flags import learn
 
         seen = probe("127.0.0.1", env=os.environ, npu=False, model_path=recipe.model.path or None)
         vllm = os.environ.get("RAYLAUNCH_VLLM") or seen.vllm_executable
         facts = replace(seen, state_dir=str(home()), vllm_executable=vllm)
-        return [facts] * recipe.parallel.servers
+        return [learn(facts, os.environ, ask=ask_vllm)] * recipe.parallel.servers
     return [Facts(f"192.0.2.{10 + index}", interface=EXAMPLE_NIC) for index in range(recipe.parallel.servers)]
 
 

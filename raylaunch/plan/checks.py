@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from raylaunch.plan.board_checks import check_boards, check_image
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.findings import Finding
+from raylaunch.plan.flag_checks import FLAG_CHECKS
 from raylaunch.plan.gang_checks import GANG_CHECKS
 from raylaunch.plan.link_checks import LINK_CHECKS
 from raylaunch.plan.network_checks import NETWORK_CHECKS
 from raylaunch.plan.node_checks import NODE_CHECKS
 from raylaunch.plan.port_checks import PORT_CHECKS
-from raylaunch.plan.recipe_checks import RECIPE_CHECKS, VERSION_CHECKS
+from raylaunch.plan.recipe_checks import RECIPE_CHECKS, check_flags, check_flashcomm1
 from raylaunch.plan.seen import look
 from raylaunch.plan.settings import Versions
 from raylaunch.plan.spec import LaunchPlan
@@ -25,18 +27,22 @@ from raylaunch.plan.variable_checks import VARIABLE_CHECKS, check_dead_env
 from raylaunch.plan.weight_checks import WEIGHT_CHECKS
 from raylaunch.recipe.load import LoadedRecipe
 
-_SEEN_CHECKS = (*NODE_CHECKS, *WEIGHT_CHECKS, *GANG_CHECKS, *PORT_CHECKS, *NETWORK_CHECKS, *LINK_CHECKS)
+_SEEN_CHECKS = (
+    *(*NODE_CHECKS, *WEIGHT_CHECKS, *GANG_CHECKS, *PORT_CHECKS, *NETWORK_CHECKS, *LINK_CHECKS, *FLAG_CHECKS),
+    check_boards,
+)
 
 
-def check_recipe(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
+def check_recipe(loaded: LoadedRecipe, versions: Versions, *, flags_asked: bool = False) -> Iterator[Finding]:
     """Yield what is wrong with the recipe itself.
 
     `versions` are those of the nodes (`Facts.versions`), empty while they are not known: a check that depends on a
-    version then assumes the one it matters for.
+    version then assumes the one it matters for. With `flags_asked` every node's own vLLM said which flags it knows
+    (`Facts.known_flags`): then `check_nodes` judges by that, and raylaunch's list does not count.
     """
-    for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS):
+    for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS, check_image):
         yield from check(loaded)
-    for versioned in (*VERSION_CHECKS, check_dead_env):
+    for versioned in (check_flashcomm1, check_dead_env, *(() if flags_asked else (check_flags,))):
         yield from versioned(loaded, versions)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raylaunch.plan.flags import KnownFlags
+
 
 @dataclass(frozen=True)
 class Interface:
@@ -187,6 +189,8 @@ class Facts:
     """Host tuning as found: governor, vm.swappiness, kernel.numa_balancing, ..., jemalloc (path or empty)."""
     vllm_executable: str | None = None
     """Absolute path of the `vllm` command in the node's environment, None when there is none."""
+    known_flags: KnownFlags | None = None
+    """What the parser of that `vllm` knows; None: not asked yet, or no answer."""
     conflicts: tuple[str, ...] = ()
     """Installed distributions known to break vLLM here (a CUDA build of torchvision beside the CPU torch)."""
     failures: tuple[ProbeFailure, ...] = ()

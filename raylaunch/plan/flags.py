@@ -1,14 +1,34 @@
-"""The flags `vllm serve` is known to have, and the nearest valid name for one that it has not."""
+"""The flags `vllm serve` is known to have: as a node's own vLLM says, or by a list; and the nearest valid name."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 RAYLAUNCH_KNOWS = ("0.23.", "0.32.")
 """vLLM versions whose flags are in the list for sure."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag of `vllm serve`. `takes` none, one, maybe (none or one) or many values; no `choices`: any value."""
+
+    takes: str = "one"
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KnownFlags:
+    """What a node's own vLLM knows: its flags by long name without dashes, and the parsers registered there."""
+
+    flags: Mapping[str, Option]
+    tool_parsers: tuple[str, ...] = ()
+    reasoning_parsers: tuple[str, ...] = ()
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """The files the answer rests on, with the times they were changed (ns)."""
 
 
 @cache

@@ -165,4 +165,4 @@ NODE_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
 
 def node_names(nodes: list[Node]) -> str:
     """The names of some nodes, shortened."""
-    return shorten(node.name for node in nodes)
+    return shorten(dict.fromkeys(node.name for node in nodes))

@@ -16,6 +16,7 @@ from raylaunch.plan.settings import (
     version_number,
 )
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.owned import normalise_flag
 
 # vllm-ascend 0.23 and main, ascend_config.py; it ignores every other key without a word.
@@ -80,17 +81,21 @@ def check_server_fits(loaded: LoadedRecipe) -> Iterator[Finding]:
 
 
 def check_flashcomm1(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
-    """vllm-ascend up to 0.23 wants EP and FLASHCOMM1 together; later ones have no FLASHCOMM1."""
+    """vllm-ascend up to 0.23 wants EP and FLASHCOMM1 together for MiniMax-M2; later ones have no FLASHCOMM1.
+
+    Garbled text without the pair is known of MiniMax-M2 alone (its guide's FAQ; vllm-ascend#10466 on M2.7). The guides
+    of the other mixture-of-experts models use expert parallelism without it.
+    """
     recipe, parallel = loaded.recipe, loaded.recipe.parallel
     if not on_ascend(recipe):
         return
     on = is_switched_on(recipe, "VLLM_ASCEND_ENABLE_FLASHCOMM1", "enable_flashcomm1")
     needs_pair = version_number(versions.get("vllm-ascend", "0.23")) < (0, 24)
-    if parallel.expert and parallel.tensor > 1 and needs_pair and not on:
+    if _is_minimax_m2(recipe) and parallel.expert and parallel.tensor > 1 and needs_pair and not on:
         yield Finding(
             "ep-without-flashcomm1",
             "warning",
-            "expert parallelism without FLASHCOMM1: vllm-ascend up to 0.23 may answer with garbled text",
+            "expert parallelism without FLASHCOMM1: MiniMax-M2 on vllm-ascend up to 0.23 may answer with garbled text",
             "set env.VLLM_ASCEND_ENABLE_FLASHCOMM1=1 (the guide keeps the two together)",
             loaded.origin("parallel.expert"),
             f"vllm-ascend {versions.get('vllm-ascend', 'unknown')}",
@@ -225,7 +230,11 @@ RECIPE_CHECKS: tuple[Callable[[LoadedRecipe], Iterator[Finding]], ...] = (
     check_port_clash,
 )
 
-VERSION_CHECKS: tuple[Callable[[LoadedRecipe, Versions], Iterator[Finding]], ...] = (check_flashcomm1, check_flags)
+
+def _is_minimax_m2(recipe: Recipe) -> bool:
+    """By its type; where the recipe names none, by the name of its weights ("MiniMax-M2.5")."""
+    name = recipe.model.type or recipe.model.path
+    return "minimax_m2" in name.lower().replace("-", "_")
 
 
 def _is_moe(model_type: str) -> bool:

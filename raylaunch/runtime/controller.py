@@ -25,6 +25,7 @@ from raylaunch.plan.serial import plan_to_dict
 from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import evidence, placement
+from raylaunch.runtime.flags import remember_for_next
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
 from raylaunch.runtime.neighbours import Ticket, Turns, ask_plans
@@ -315,6 +316,7 @@ class Controller:
         refuse_errors(self._journal.findings)
         self._enter(Phase.STARTING)
         await self._launch()
+        self._spawn(remember_for_next(self._gang))
 
     async def _launch(self) -> None:
         """Start every server at the same moment: vLLM's engines wait 5 minutes for their primary, no longer."""

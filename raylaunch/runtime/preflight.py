@@ -12,6 +12,7 @@ from raylaunch.plan.findings import Finding
 from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import placement
+from raylaunch.runtime.flags import ask_flags, with_flags
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.neighbours import ask_plans
 from raylaunch.runtime.prepare import look, plan_and_check
@@ -37,6 +38,8 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
 
 async def _look(gang: Gang, loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
     await gang.create(placement.slots(gang.group))
+    asking = asyncio.ensure_future(ask_flags(gang))  # takes the longest when it is not remembered
     nodes = await look(gang, loaded.recipe)
+    nodes = with_flags(nodes, await asking)
     neighbours = await ask_plans(deployment)
     return await plan_and_check(gang, loaded, deployment, list(nodes.values()), neighbours)

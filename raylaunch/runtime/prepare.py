@@ -73,7 +73,9 @@ async def plan_and_check(
         PlanError: the nodes cannot hold the recipe.
     """
     plan = build_plan(loaded, nodes, deployment=deployment, others=neighbours.plans)
-    findings = [*check_recipe(loaded, nodes[0].versions), *check_nodes(loaded, nodes, plan, neighbours.plans)]
+    asked = all(node.known_flags for node in nodes)
+    findings = [*check_recipe(loaded, nodes[0].versions, flags_asked=asked)]
+    findings += check_nodes(loaded, nodes, plan, neighbours.plans)
     findings += check_silent_neighbours(neighbours.silent)
     findings += check_joined(absent_workers())
     pings = choose_pings(loaded, nodes, plan)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from raylaunch.node import logs, npu, reach
-from raylaunch.plan.facts import Facts
+from raylaunch.node import logs, npu, reach, vllm_flags
+from raylaunch.plan.facts import Facts, ProbeFailure
+from raylaunch.plan.flags import KnownFlags
 from raylaunch.plan.ping_checks import Ping, Pinged
 from raylaunch.plan.reach_checks import Door, Unreached
 
@@ -27,6 +28,15 @@ class Hello:
     log_root: str
     attempt: int | None = None
     journal: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What is remembered of the flags of a node's vLLM. `key` names that vLLM, "" when there is none."""
+
+    host: str
+    key: str
+    known: KnownFlags | None
 
 
 class Scout:
@@ -72,7 +82,19 @@ class Scout:
             devices=hello.devices,
             state_dir=str(state_dir()),
             vllm_executable=os.environ.get("RAYLAUNCH_VLLM") or facts.vllm_executable,
+            known_flags=(await self.recall_flags()).known,
         )
+
+    async def recall_flags(self) -> Recalled:
+        """Say what this node's vLLM answered when it was last asked for its flags."""
+        host = (await self.hello()).ip
+        return await asyncio.to_thread(_recall, host)
+
+    async def ask_flags(
+        self, askers: tuple[int, ...], timeout_s: float, niceness: int
+    ) -> KnownFlags | ProbeFailure | None:
+        """Ask this node's vLLM for its flags, when this server is one of the askers."""
+        return await asyncio.to_thread(_ask, timeout_s, niceness) if self._index in askers else None
 
     async def open_doors(self, wanted: Mapping[int, tuple[str, Mapping[str, int]]]) -> tuple[Door, ...]:
         """Listen where `wanted` says for this server: address and ports. Until `close_doors`."""
@@ -103,6 +125,16 @@ class Scout:
 def state_dir() -> Path:
     """Folder on this node for logs, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
     return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
+
+
+def _recall(host: str) -> Recalled:
+    vllm = vllm_flags.find(os.environ, state_dir())
+    return Recalled(host, vllm.key, vllm_flags.recall(vllm)) if vllm else Recalled(host, "", None)
+
+
+def _ask(timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
+    vllm = vllm_flags.find(os.environ, state_dir())
+    return vllm_flags.answer(vllm, os.environ, timeout_s, niceness) if vllm else None
 
 
 def _make_tiny(kind: Literal["qwen3", "minimax_m2"], folder: Path) -> None:

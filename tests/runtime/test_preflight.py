@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ray_yard import await_true, free_ports, model_folder
+from ray_yard import STANDIN, RayNodes, await_true, clean_env, free_ports, model_folder
 
 from raylaunch.node.marked import end_marked, find_marked
 
@@ -110,6 +111,62 @@ def test_check_looks_from_the_nodes_and_lets_go_of_everything(person, ray_nodes,
     assert skipped.code == 0, skipped.out + skipped.err
     assert "(skipped: known)" in skipped.out
     assert_untouched(person, ray_nodes)
+
+
+def test_a_vllm_is_asked_for_its_flags_once_and_not_waited_for_by_start(person, ray_nodes, short_folder):
+    asked = ray_nodes.folder.parent / "asked"
+    memory = Path(ray_nodes.env["RAYLAUNCH_HOME"]) / "vllm-flags"
+    shutil.rmtree(memory, ignore_errors=True)
+    asked.unlink(missing_ok=True)
+    words = ("a2-dual", "--name", "test-ask", "--address", ray_nodes.address, *settings(short_folder))
+    started = person.run("start", *words)
+    assert started.code == 0, started.out + started.err
+    try:
+        await_true(lambda: list(memory.glob("*.json")), "remembered for the next start")
+    finally:
+        assert person.run("stop", "test-ask", "--address", ray_nodes.address).code == 0
+    wrong = ("--set", "args.mm-processor-cache-type=shn", "--set", "args.max-num-sqs=3")
+    for verb in ("check", "start"):
+        refused = person.run(verb, *words, *wrong, "-o", "json")
+        assert refused.code == 4, refused.out + refused.err
+        assert "did you mean shm?" in refused.out + refused.err
+        assert "did you mean max-num-seqs?" in refused.out + refused.err
+    assert len(asked.read_text().splitlines()) == 1, "both nodes are one machine with one vLLM"
+    assert_untouched(person, ray_nodes)
+
+
+def test_a_host_with_an_older_vllm_is_refused_with_its_name_and_the_flag(person, short_folder):
+    """Two nodes of different images: only the second lacks a flag that every server is given."""
+    old = short_folder / "old"
+    old.mkdir()
+    for name in ("vllm", "python3"):
+        wrapper = old / name
+        wrapper.write_text(
+            f'#!/bin/sh\nexport STANDIN_WITHOUT=data-parallel-rpc-port\nexec {STANDIN.with_name(name)} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+    (short_folder / "record").mkdir()
+    env = {"RAYLAUNCH_VLLM": str(STANDIN), "STANDIN_RECORD": str(short_folder / "record"), "RAY_AUTH_MODE": "disabled"}
+    nodes = RayNodes(short_folder / "ray", short_folder / "record", clean_env(short_folder / "home", **env))
+    try:
+        nodes.start([8])
+        nodes.env["RAYLAUNCH_VLLM"] = str(old / "vllm")
+        nodes.env["RAYLAUNCH_HOME"] = str(short_folder / "home-of-the-other")
+        nodes.add(8)
+        words = ("a2-dual", "--name", "test-older", "--address", nodes.address, *settings(short_folder))
+        checked = person.run("check", *words, "-o", "json")
+        assert checked.code == 4, checked.out + checked.err
+        [error] = [one for one in checked.json()["findings"] if one["level"] == "error"]
+        assert error["id"] == "unknown-flag"
+        assert "--data-parallel-rpc-port" in error["what"]
+        assert error["where"] == nodes.address.rpartition(":")[0]
+        assert "one version everywhere" in error["todo"]
+        refused = person.run("start", *words)
+        assert refused.code == 4, refused.out + refused.err
+        assert "no flag --data-parallel-rpc-port" in refused.out + refused.err
+        assert find_marked("test-older") == [], "nothing was launched"
+    finally:
+        nodes.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
