@@ -14,6 +14,7 @@ import io
 import json
 import os
 import runpy
+import select
 import signal
 import sys
 import tempfile
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 OLDEST_PYTHON = (3, 11)
+PATIENCE_S = 60.0
+"""Without a sign of life from the near side for so long, nobody waits for the answer any more."""
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def main(stream: BinaryIO) -> None:
-    """Do the errand that `stream` describes. Its end, which comes when the near side goes away, counts as Ctrl-C.
+    """Do the errand that `stream` describes. Its end or silence, when the near side went away, counts as Ctrl-C.
 
     The line of JSON: `mark`, a word that nobody else writes: after it, on stdout and stderr, raylaunch speaks; in
     `words` it stands for the folder of what arrived. `words`: the command line. `env`: variables to set. `needs`:
@@ -98,7 +101,8 @@ def _begin(mark: str, problem: dict[str, str] | None) -> None:
 
 
 def _interrupt_at_end(descriptor: int) -> None:
-    while os.read(descriptor, 1):
+    """Wait for the end of the near side's signs of life. sshd alone notices a cut network after hours, or never."""
+    while select.select([descriptor], [], [], PATIENCE_S)[0] and os.read(descriptor, 1):
         pass
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -58,7 +58,7 @@ def find_absent(told: RayFile, alive: Iterable[str], logs: Mapping[str, str], fo
 
 
 def check_joined(absent: Absent | None) -> Iterator[Finding]:
-    """Say it also when there is room without them."""
+    """Ray's autoscaler tries a worker that does not join again and again, and says so in its own log only."""
     if absent is not None:
         yield Finding(
             "worker-absent",

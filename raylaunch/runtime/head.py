@@ -3,8 +3,8 @@
 Over SSH with the options of Ray's own launcher, in the login shell and container that `ray up` uses, but not through
 `ray exec`, which asks for a terminal: with Ray 2.60 it writes its log and the far side's stderr to stdout, ends with 1
 whatever the command's exit code, and works only where `ray up` was run, since the last reboot (its state is in /tmp).
-Ray's job API would need the dashboard, stores environment values where every job can read them, and keeps no exit code
-or streams apart. Here everything, secrets too, goes through stdin, to node/errand.py.
+Ray's job API would need the dashboard, keeps a job's environment where every job can read it, makes one stream of
+stdout and stderr, and ends with 1 for every failure. Here all goes through stdin, secrets too, to node/errand.py.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ LOST = 255
 """With this ssh itself fails; raylaunch never does."""
 INTERRUPTED = 130
 CHUNK = 65536
+BEAT_S = 10.0
+"""How often the far side hears that this one is there; it gives up after errand.PATIENCE_S."""
 
 LOGIN = """\
 source ~/.bashrc;
@@ -74,8 +76,7 @@ def run_on_head(file: Path, words: Sequence[str], given: Mapping[str, Path], env
     load = _load({**order, "needs": NEEDED, "file": str(file)}, _zip(given))
     with _ssh(cluster) as process:
         errand_run = _Errand(process, mark, file, cluster)
-        threading.Thread(target=_send, args=(process, load), daemon=True).start()
-        with _on_interrupt(errand_run):
+        with _sending(process, load), _on_interrupt(errand_run):
             return errand_run.follow()
 
 
@@ -250,13 +251,25 @@ def _ssh(cluster: RayFile) -> Iterator[subprocess.Popen[bytes]]:
             process.terminate()
 
 
-def _send(process: subprocess.Popen[bytes], load: bytes) -> None:
-    """Write all of it; stdin stays open, for its end means Ctrl-C. Whether it arrived shows in what comes back."""
+@contextlib.contextmanager
+def _sending(process: subprocess.Popen[bytes], load: bytes) -> Iterator[None]:
+    ended = threading.Event()
+    threading.Thread(target=_send, args=(process, load, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _send(process: subprocess.Popen[bytes], load: bytes, ended: threading.Event) -> None:
+    """Write all of it, then signs of life until the end. Whether it arrived shows in what comes back."""
     assert process.stdin is not None
     left = memoryview(load)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):  # the far side has ended, or its stdin was closed for a Ctrl-C
         while left:
             left = left[process.stdin.write(left) or 0 :]
+        while not ended.wait(BEAT_S):
+            process.stdin.write(b".")
 
 
 @contextlib.contextmanager
