@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.plan.findings import Finding
 from raylaunch.plan.seen import Node, View, interface_of, is_loopback
+from raylaunch.plan.settings import read_config
 from raylaunch.plan.spec import ServerPlan
 
 _CHOOSE = "set network.interface=auto, or the name or CIDR of the network between the nodes"
@@ -75,6 +76,31 @@ def check_gloo_address(view: View) -> Iterator[Finding]:
             yield Finding("gloo-address", "warning", what, todo, node.facts.ip, " ".join(nic.addresses))
 
 
+def check_api_host(view: View) -> Iterator[Finding]:
+    """The API listens where it is told to; its clients, and raylaunch, come to the endpoint of the plan."""
+    primary, host = view.plan.primary, view.recipe.network.host
+    node = next((node for node in view.nodes if primary in node.servers), None)
+    own = {text.partition("/")[0] for nic in node.facts.interfaces for text in nic.addresses} if node else set()
+    where, what = view.loaded.origin("network.host"), ""
+    if host == "0.0.0.0" and ":" in primary.node.ip:  # noqa: S104 - compared, not bound
+        what = f"the API would listen on IPv4 alone (network.host=0.0.0.0), and its node is {primary.node.ip}"
+    elif own and _is_one_address(host) and host not in own:
+        what = f"the API would listen on {host} (network.host), which its node {primary.node.ip} does not have"
+    if what:
+        todo = "set network.host=node: the address of the chosen interface"
+        yield Finding("api-host", "error", what, todo, where, " ".join(sorted(own)))
+
+
+def check_mooncake(view: View) -> Iterator[Finding]:
+    """vllm-ascend calls IPv6 experimental there (pull request 4161), for Mooncake does not support it by itself."""
+    transfer = str(read_config(view.recipe, "kv-transfer-config").get("kv_connector", ""))
+    if "mooncake" in transfer.lower() and ":" in view.plan.primary.node.ip:
+        what = f"{transfer} over IPv6 is experimental in vllm-ascend: Mooncake itself does not support it"
+        todo = "set network.interface to a CIDR of IPv4; with IPv6 alone try env.MC_USE_IPV6=1"
+        where = view.loaded.origin("args.kv-transfer-config")
+        yield Finding("ipv6-mooncake", "warning", what, todo, where, view.plan.primary.node.ip)
+
+
 def check_hostname(view: View) -> Iterator[Finding]:
     """Libraries that look up the own name would offer 127.x to the others."""
     for node in view.nodes if view.several_addresses else ():
@@ -91,8 +117,17 @@ NETWORK_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     check_interface_up,
     check_families,
     check_gloo_address,
+    check_api_host,
+    check_mooncake,
     check_hostname,
 )
+
+
+def _is_one_address(host: str) -> bool:
+    try:
+        return not (ipaddress.ip_address(host).is_unspecified or is_loopback(host))
+    except ValueError:  # "node", or a name
+        return False
 
 
 def _servers_apart(view: View) -> Iterator[tuple[Node, ServerPlan]]:

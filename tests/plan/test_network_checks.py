@@ -133,6 +133,45 @@ def test_an_address_that_gloo_would_not_take_is_told():
         assert "Gloo will use 192.0.2.10 of eth0" in told[0].what
 
 
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [
+        ("10.9.9.9", "10.9.9.9 (network.host), which its node 192.0.2.10 does not have"),
+        ("2001:db8::99", "2001:db8::99"),
+    ],
+)
+def test_an_api_at_an_address_that_its_node_does_not_have_is_refused(host, named):
+    loaded = read("a2-dual", [f"network.host='{host}'"])
+    hosts = several(10), several(11)
+    (one,) = check_nodes(loaded, hosts, build_plan(loaded, hosts))
+    assert (one.id, one.level, one.where) == ("api-host", "error", "--set")
+    assert named in one.what
+    assert "network.host=node" in one.todo
+
+
+@pytest.mark.parametrize("host", ["node", "0.0.0.0", "::", "127.0.0.1", "192.0.2.10", "10.1.0.10", "2001:db8::10"])
+def test_an_api_at_an_address_of_its_node_is_well(host):
+    loaded = read("a2-dual", [f"network.host='{host}'"])
+    hosts = several(10), several(11)
+    assert not list(check_nodes(loaded, hosts, build_plan(loaded, hosts)))
+
+
+def test_an_api_on_ipv4_alone_is_refused_on_a_node_with_ipv6_alone():
+    loaded = read("a2-dual", ["network.host=0.0.0.0"])
+    (one,) = check_nodes(loaded, (ipv6(10), ipv6(11)), build_plan(loaded, (ipv6(10), ipv6(11))))
+    assert one.id == "api-host"
+    assert "IPv4 alone" in one.what
+
+
+def test_mooncake_over_ipv6_is_warned_of():
+    loaded = read("a2-dual", ["args.kv-transfer-config={kv_connector: MooncakeConnectorV1}"])
+    hosts = ipv6(10), ipv6(11)
+    (one,) = check_nodes(loaded, hosts, build_plan(loaded, hosts))
+    assert (one.id, one.level) == ("ipv6-mooncake", "warning")
+    hosts = several(10), several(11)
+    assert not list(check_nodes(loaded, hosts, build_plan(loaded, hosts)))
+
+
 def ipv6(n):
     nics = (LO, DOCKER, nic("eth0", f"2001:db8::{n}/64", f"fe80::{n}/64"))
     return Facts(f"2001:db8:0:0::{n}", node_id=f"id{n}", interfaces=nics)
