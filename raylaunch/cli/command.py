@@ -113,7 +113,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             if file is not None:
                 from raylaunch.cli.far import run_far
 
-                run_far(ctx, out, file, recipe="name" if takes_recipe else None)
+                run_far(ctx, out, file, given, recipe="name" if takes_recipe else None)
             function(out, **given)
         except RaylaunchError as error:
             if out.verbose:

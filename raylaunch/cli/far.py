@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Never
 
@@ -19,13 +19,14 @@ STAYS = ("cluster", "address", "quiet", "verbose", "help")
 """Parameters that are said anew, or belong to this side."""
 
 
-def run_far(ctx: typer.Context, out: Output, file: Path, *, recipe: str | None) -> Never:
+def run_far(ctx: typer.Context, out: Output, file: Path, asked: Mapping[str, object], *, recipe: str | None) -> Never:
     """Run the command of `ctx` on the head of the cluster that `ray up FILE` started, and end as it ends there.
 
     Args:
         ctx: The parsed command line.
         out: The global options.
         file: What --cluster names.
+        asked: The values of the command line, as the command would get them.
         recipe: The argument that names a recipe of this machine, if there is one.
 
     Raises:
@@ -33,6 +34,7 @@ def run_far(ctx: typer.Context, out: Output, file: Path, *, recipe: str | None) 
     """
     if ctx.params.get("address"):
         raise typer.BadParameter("--cluster FILE says already which cluster", param_hint="--address")
+    _refuse_files(asked)
     from raylaunch import api
 
     given: dict[str, Path] = {}
@@ -49,6 +51,12 @@ def run_far(ctx: typer.Context, out: Output, file: Path, *, recipe: str | None) 
     shared = [*(["-q"] if out.quiet else []), *(["-v"] if out.verbose else []), "--address", "auto"]
     words = [str(ctx.info_name), *options, *shared, *(["--", *arguments] if arguments else [])]
     raise typer.Exit(api.run_on_head(file, words, given, env))
+
+
+def _refuse_files(asked: Mapping[str, object]) -> None:
+    for name, value in asked.items():
+        if any(isinstance(one, Path) for one in (value if isinstance(value, list) else [value])):
+            raise typer.BadParameter("it would be written on the head of the cluster", param_hint=f"--{name}")
 
 
 def _option(ctx: typer.Context, param: Any) -> Iterator[str]:  # noqa: ANN401 - typer has no public type

@@ -74,7 +74,9 @@ def test_a_wrong_recipe_is_refused_here(cli, sent):
     assert sent == []
 
 
-@pytest.mark.parametrize("words", [("status", "--address", "h:1"), ("diagnose", "-")])
+@pytest.mark.parametrize(
+    "words", [("status", "--address", "h:1"), ("diagnose", "-"), ("bench", "p", "--picture", "p.png")]
+)
 def test_what_cannot_go_there_is_refused(cli, sent, words):
     assert cli(*words, "--cluster", "c.yaml").exit_code == 2
     assert sent == []
