@@ -198,7 +198,7 @@ def _beside(row: Row, then: float | None) -> str:
 
     change = difference(row.newest, then)
     shown = row.metric.text(then)
-    return shown if change is None or row.metric.counts else f"{shown}  ({change * 100:+.0f} %)"
+    return shown if change is None or row.metric.counts else f"{shown}  ({round(change * 100):+d} %)"
 
 
 def _list_row(run: Run) -> tuple[str, ...]:
