@@ -43,6 +43,7 @@ def probe(
     *,
     env: Mapping[str, str],
     model_path: str | None = None,
+    drafter_path: str | None = None,
     ports: Collection[int] = (),
     npu: bool = True,
     timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -58,12 +59,14 @@ def probe(
         ip: The address this node is known by.
         env: The environment in which a server would be started: its PATH, proxies, CANN paths.
         model_path: Where the weights should be; None: do not look.
+        drafter_path: Where those of a drafter should be; None: do not look.
         ports: Ports whose owners' names are wanted; all listeners are listed in any case.
         npu: Ask npu-smi and hccn_tool.
         timeout_s: The bound over everything.
         root: Where /proc, /sys, /usr and /etc lie.
     """
-    questions = _questions(env, model_path, ports, npu, timeout_s, root)
+    folders = {"weights": model_path, "drafter": drafter_path}
+    questions = _questions(env, folders, ports, npu, timeout_s, root)
     facts = Facts(ip, hostname=socket.gethostname(), niceness=os.getpriority(os.PRIO_PROCESS, 0), clock=time.time())
     for answer in _ask_all(questions):
         facts = _merge(facts, answer)
@@ -71,7 +74,12 @@ def probe(
 
 
 def _questions(
-    env: Mapping[str, str], model_path: str | None, ports: Collection[int], npus: bool, timeout_s: float, root: Path
+    env: Mapping[str, str],
+    folders: Mapping[str, str | None],
+    ports: Collection[int],
+    npus: bool,
+    timeout_s: float,
+    root: Path,
 ) -> list[_Question]:
     asks: dict[str, Callable[[], _Fields]] = {
         "host": partial(_ask_host, env, root),
@@ -84,8 +92,7 @@ def _questions(
         "tuning": partial(_ask_tuning, root),
         "marked": _ask_marked,
     }
-    if model_path is not None:
-        asks["weights"] = partial(_ask_weights, model_path)
+    asks |= {name: partial(_ask_weights, name, path) for name, path in folders.items() if path is not None}
     if npus:  # a little less time, so that the tool's own "no answer" arrives before ours
         asks["npu"] = partial(_ask_npus, env, 0.9 * timeout_s, root)
     limits = {"hostname": min(_HOSTNAME_S, timeout_s)}
@@ -197,8 +204,8 @@ def _ask_marked() -> _Fields:
     return {"marked": tuple(find_marked())}
 
 
-def _ask_weights(path: str) -> _Fields:
-    return {"weights": weights.inspect_weights(path)}
+def _ask_weights(name: str, path: str) -> _Fields:
+    return {name: weights.inspect_weights(path)}
 
 
 def _ask_npus(env: Mapping[str, str], timeout_s: float, root: Path) -> _Fields:

@@ -172,6 +172,8 @@ class Facts:
     npu_processes: tuple[NpuProcess, ...] = ()
     npu_links: tuple[NpuLink, ...] = ()
     weights: Weights | None = None
+    drafter: Weights | None = None
+    """What lies at the path of a drafter with a folder of its own."""
     marked: tuple[MarkedProcess, ...] = ()
     memory_total: int = 0
     memory_available: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 from raylaunch.plan.facts import Weights
 from raylaunch.plan.findings import Finding, Level
 from raylaunch.plan.seen import Node, View
-from raylaunch.plan.weights import WEIGHT_SUFFIXES, gaps_of, wanted_weights
+from raylaunch.plan.weights import WEIGHT_SUFFIXES, gaps_of
 
 VLLM_MEMORY_SHARE = 0.9
 """vLLM's own --gpu-memory-utilization."""
@@ -33,6 +33,20 @@ def check_weights(view: View) -> Iterator[Finding]:
         elif gaps := gaps_of(weights):
             what = f"the weights at {weights.path} on node {node.name} are incomplete: {gaps}"
             yield Finding("weights-incomplete", "error", what, _download(view), node.facts.ip, gaps)
+
+
+def check_drafter(view: View) -> Iterator[Finding]:
+    """A drafter is loaded after the model: what is wrong with it would be found after the long part."""
+    for node in view.nodes:
+        weights = node.facts.drafter
+        if weights is None:
+            continue
+        gaps = gaps_of(weights) if weights.exists else "not there"
+        if gaps:
+            what = f"the drafter at {weights.path} on node {node.name} cannot be loaded: {gaps}"
+            verb = f"`raylaunch weights {view.loaded.name}` has the command that brings it"
+            todo = f"{verb}, or --set features.speculative.enabled=false"
+            yield Finding("drafter-missing", "error", what, todo, node.facts.ip, gaps)
 
 
 def check_model_type(view: View) -> Iterator[Finding]:
@@ -173,6 +187,7 @@ def check_load_time(view: View) -> Iterator[Finding]:
 
 WEIGHT_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     check_weights,
+    check_drafter,
     check_model_type,
     check_heads,
     check_layer_sizes,
@@ -195,7 +210,7 @@ def _download(view: View) -> str:
     sources = view.recipe.model.sources
     hubs = (("ModelScope", sources.modelscope), ("HF", sources.huggingface))
     names = " or ".join(f"{name} on {hub}" for hub, name in hubs if name)
-    verb = f"`raylaunch weights {view.loaded.name} --download`" if wanted_weights(view.recipe) else ""
+    verb = f"`raylaunch weights {view.loaded.name} --download`"
     return f"{verb} brings {names}" if names else "copy the weights there"
 
 

@@ -109,11 +109,17 @@ class WeightsReport:
 
 def wanted_weights(recipe: Recipe) -> tuple[Wanted, ...]:
     """The folders that a server of this recipe reads. A drafter without a path lies within the model (MTP)."""
-    model, drafter = recipe.model, recipe.features.speculative
+    model = recipe.model
     wanted = [Wanted("model", model.path, model.sources, model.tiny)]
-    if drafter.enabled and drafter.model:
-        wanted.append(Wanted("drafter", drafter.model, drafter.sources))
+    if path := drafter_path(recipe):
+        wanted.append(Wanted("drafter", path, recipe.features.speculative.sources))
     return tuple(wanted)
+
+
+def drafter_path(recipe: Recipe) -> str | None:
+    """The folder of a drafter; anything else that vLLM takes for its model is a hub's name or a method's."""
+    drafter = recipe.features.speculative
+    return drafter.model if drafter.enabled and drafter.model.startswith("/") else None
 
 
 def gaps_of(weights: Weights) -> str:

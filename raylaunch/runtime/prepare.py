@@ -16,6 +16,7 @@ from raylaunch.plan.port_checks import check_silent_neighbours
 from raylaunch.plan.ports import HCCL_PORTS, is_fixed
 from raylaunch.plan.reach_checks import Unreached, check_reach
 from raylaunch.plan.spec import LaunchPlan, Ports
+from raylaunch.plan.weights import drafter_path
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.runtime.gang import Gang
@@ -59,7 +60,7 @@ async def look(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
     network = recipe.network
     hccl = range(network.hccl_base_port, network.hccl_base_port + HCCL_PORTS)
     ports = (network.http_port, network.rpc_port, *hccl)
-    asked = (model.tiny, model.path, ports, recipe.hardware.platform != "cpu", timeout_s)
+    asked = (model.tiny, model.path, drafter_path(recipe), ports, recipe.hardware.platform != "cpu", timeout_s)
     seen = await gang.demand("survey", *asked, timeout_s=timeout_s + AGENT_TIMEOUT_S)
     return {index: seen[index] for index in sorted(seen)}
 

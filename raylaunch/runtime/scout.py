@@ -62,6 +62,7 @@ class Scout:
         self,
         tiny: Literal["qwen3", "minimax_m2"] | None,
         path: str,
+        drafter: str | None,
         ports: tuple[int, ...],
         npu: bool,
         timeout_s: float,
@@ -74,7 +75,14 @@ class Scout:
             await asyncio.to_thread(_make_tiny, tiny, Path(path))
         hello = await self.hello()
         facts = await asyncio.to_thread(
-            probe, hello.ip, env={**os.environ}, model_path=path, ports=ports, npu=npu, timeout_s=timeout_s
+            probe,
+            hello.ip,
+            env={**os.environ},
+            model_path=path,
+            drafter_path=drafter,
+            ports=ports,
+            npu=npu,
+            timeout_s=timeout_s,
         )
         return replace(
             facts,

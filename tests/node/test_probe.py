@@ -62,7 +62,10 @@ def test_neither_vllm_nor_torch_nor_ray_is_imported_for_it():
 
 def test_the_weights_are_looked_at_when_a_path_is_given(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "minimax_m2"}')
-    weights = bare(model_path=str(tmp_path)).weights
+    seen = bare(model_path=str(tmp_path), drafter_path=str(tmp_path / "none"))
+    assert seen.drafter is not None
+    assert not seen.drafter.exists
+    weights = seen.weights
     assert weights is not None
     assert weights.model_type == "minimax_m2"
 

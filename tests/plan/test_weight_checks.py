@@ -21,7 +21,16 @@ CONFIG = {
 }
 WEIGHTS = Weights("/models/m", True, "minimax_m2", FILES, config=CONFIG, fingerprint="a1", filesystem="ext4")
 NPUS = tuple(Npu(n, n, 0, "910B1", "OK", "0000:C1:00.0", 3400, 65536) for n in range(8))
-IDS = {"layer-size", "weights-differ", "weights-too-big", "memory-small", "weights-on-network", "heads", "model-type"}
+IDS = {
+    "drafter-missing",
+    "layer-size",
+    "weights-differ",
+    "weights-too-big",
+    "memory-small",
+    "weights-on-network",
+    "heads",
+    "model-type",
+}
 
 
 def node(n: int, **changes) -> Facts:
@@ -145,6 +154,21 @@ def test_a_repository_with_two_formats_is_not_counted_twice():
     both = FILES | {"pytorch_model.bin": 220 * GIB}
     first, second = (node(n, **weights(files=both, read_rate=1e9, filesystem="nfs")) for n in (10, 11))
     assert all("220.0 GiB" in found.what for found in check(first, second))
+
+
+def test_a_drafter_is_looked_at_before_the_model_is_loaded():
+    sets = ["features.speculative={enabled: true, method: eagle3, model: /models/Eagle3}"]
+    drafter = Weights("/models/Eagle3", True, files={"config.json": 1, "model.safetensors": 9})
+    assert check(node(10, drafter=drafter), sets=sets) == []
+    for broken in (
+        Weights("/models/Eagle3", False),
+        replace(drafter, damaged=("model.safetensors",)),
+        replace(drafter, files={"config.json": 1}),
+    ):
+        (found,) = check(node(10, drafter=broken), sets=sets)
+        assert (found.id, found.level, found.where) == ("drafter-missing", "error", "192.0.2.10")
+        assert "/models/Eagle3" in found.what
+        assert "raylaunch weights a2-dual" in found.todo
 
 
 def test_a_tiny_model_is_never_judged():

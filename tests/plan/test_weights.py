@@ -63,6 +63,11 @@ def test_a_drafter_of_its_own_is_wanted_too_and_one_within_the_model_is_not():
     assert [one.role for one in wanted_weights(off)] == ["model"]
 
 
+def test_a_drafter_by_a_hubs_name_is_vllms_own_to_fetch():
+    sets = ["features.speculative.model=yuhuili/EAGLE3", "features.speculative.method=eagle3"]
+    assert [one.role for one in wanted_weights(read("a3-single", sets).recipe)] == ["model"]
+
+
 def test_sources_of_the_drafter_are_not_for_vllm():
     recipe = read("a3-single", ["features.speculative.sources={modelscope: a/b}"]).recipe
     assert "sources" not in recipe.features.speculative.config()
