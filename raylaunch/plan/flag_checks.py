@@ -37,7 +37,7 @@ def check_flag_values(view: View) -> Iterator[Finding]:
         complaints = {node.name: said for node in nodes if (said := _complaint(flag, _known(node)))}
         if without := [node for node in nodes if node.name in complaints]:
             wrong, close = complaints[without[0].name]
-            what = f"{flag.name} {wrong} on {node_names(without)}"
+            what = f"`vllm serve` does not take `{' '.join(flag.words())}` on {node_names(without)}: {wrong}"
             others = any(_complaint(flag, _known(node)) is None for node in _asked(view))
             yield Finding("flag-value", "error", what, _remedy(close, others), *_traces(flag, without, others))
 
@@ -92,13 +92,13 @@ def _complaint(flag: Flag, known: KnownFlags) -> tuple[str, str] | None:
     if option is None or _name(flag) in _PARSERS:
         return None
     if flag.value is None:
-        return ("wants a value and is given none", "give it one") if option.takes == "one" else None
+        return ("it wants a value", "give it one") if option.takes == "one" else None
     if option.takes == "none":
-        return f"takes no value and is given {flag.value}", "write true for a bare flag"
+        return "it takes no value", "write true for a bare flag"
     if option.takes != "one" or not option.choices or _fold(flag.value) in map(_fold, option.choices):
         return None
     close = nearest(flag.value, option.choices)
-    return f"does not take the value {flag.value}", f"{close}; it takes {', '.join(option.choices)}"
+    return "this is none of its values", f"{close}; it takes {', '.join(option.choices)}"
 
 
 def _fold(value: str) -> str:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
+from hosts import HOME, PATH, ROOT
 
 pytestmark = [pytest.mark.hosts, pytest.mark.ray]
 
 MODEL = "/root/model"
 ORPHAN = "import signal; print('up', flush=True); signal.pause()"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standin(two_hosts):
+    """What the login shells of `ray up` have before it: the stand-in, which answers for its flags in no time."""
+    own = {"PATH": PATH, "RAYLAUNCH_VLLM": f"{ROOT}/tests/standin/bin/vllm", "STANDIN_PYTHON": sys.executable}
+    for host in tuple(two_hosts)[:2]:
+        host.put(f"{HOME}/.bashrc", "".join(f"export {name}={value}\n" for name, value in own.items()))
 
 
 @pytest.fixture

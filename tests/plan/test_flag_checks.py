@@ -47,10 +47,22 @@ def check(first=KNOWN, second=KNOWN, sets=()):
 FIRES = [
     ("unknown-flag", "error", ["args.max-num-sqs=3"], "no flag --max-num-sqs", "did you mean max-num-seqs?"),
     ("unknown-flag", "error", ["args.max-num-seqs=false"], "no flag --no-max-num-seqs", ""),
-    ("flag-value", "error", ["args.mm-processor-cache-type=shn"], "does not take the value shn", "did you mean shm?"),
-    ("flag-value", "error", ["args.block-size=64"], "does not take the value 64", "it takes 16, 32, 128"),
-    ("flag-value", "error", ["args.max-model-len=true"], "--max-model-len wants a value", "give it one"),
-    ("flag-value", "error", ["args.async-scheduling=1"], "--async-scheduling takes no value", "write true"),
+    (
+        "flag-value",
+        "error",
+        ["args.mm-processor-cache-type=shn"],
+        "`--mm-processor-cache-type shn` on",
+        "did you mean shm?",
+    ),
+    ("flag-value", "error", ["args.block-size=64"], "none of its values", "it takes 16, 32, 128"),
+    (
+        "flag-value",
+        "error",
+        ["args.max-model-len=true"],
+        "`--max-model-len` on 192.0.2.10 (node0), 192.0.2.11 (node1): it wants a value",
+        "give it one",
+    ),
+    ("flag-value", "error", ["args.async-scheduling=1"], "it takes no value", "write true"),
     ("unknown-parser", "error", [TOOLS, f"{FEATURE}.tool_parser=minimax-m2"], "no tool parser", "minimax_m2?"),
     ("unknown-parser", "error", [f"{FEATURE}.reasoning_parser=minimax"], "no reasoning parser", "you mean minimax_m2"),
 ]
