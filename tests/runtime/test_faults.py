@@ -61,12 +61,12 @@ def start(cluster, request):
     name = "test-" + request.node.name.removeprefix("test_").replace("_", "-").partition("[")[0][:50]
     started = []
 
-    def start(wait=True, **changes):
+    def start(wait=True, recipe="local-dual", **changes):
         http, rpc = free_ports(2)
-        ports = {"network.http_port": http, "network.rpc_port": rpc}
+        ports = {"network.http_port": http} | ({"network.rpc_port": rpc} if recipe == "local-dual" else {})
         started.append(name)
         changes = {**QUICK, **ports, **{path.replace("__", "."): value for path, value in changes.items()}}
-        return api.deploy("local-dual", set=changes, deployment=name, address=cluster.address, wait=wait)
+        return api.deploy(recipe, set=changes, deployment=name, address=cluster.address, wait=wait)
 
     yield start
     with contextlib.suppress(UnknownDeploymentError):
@@ -249,6 +249,20 @@ def test_whoever_keeps_the_port_is_named(start):
         status = await_phase(handle, Phase.FAILED)
     assert f"port {http_port(handle)}" in status.error["why"]
     assert f"pid {os.getpid()}" in status.error["why"]
+
+
+def test_a_restart_goes_around_whoever_took_the_port_of_the_handshake(start, tmp_path):
+    """The recipe's port, that is: one from the command line is not moved."""
+    (port,) = free_ports(1)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"extends: local-dual\nnetwork:\n  rpc_port: {port}\n")
+    handle = start(recipe=str(recipe))
+    with thief(port):
+        os.kill(child(handle, 1, "VLLM::EngineCore"), signal.SIGKILL)
+        await_true(lambda: handle.status().attempt == 2, "the second attempt")
+        status = await_phase(handle, Phase.READY)
+    (moved,) = (one.what for one in status.findings if one.id == "port-moved")
+    assert f"instead of {port}: {port} is used by pid {os.getpid()}" in moved
 
 
 def test_two_operators_at_once(start, cluster):
