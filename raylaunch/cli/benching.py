@@ -113,12 +113,19 @@ def _run(
 ) -> list[Run]:
     from raylaunch import api
     from raylaunch.bench.scenario import read_changes
+    from raylaunch.deployment import run_file
 
     changes = read_changes(sets)
+
+    def tell_kept(run: Run) -> None:
+        out.note(f"kept: {run_file(run)}")
+        if run.niceness:
+            out.note(f"the client ran at niceness {run.niceness}; RAY_worker_niceness=0 at `ray start` mends it")
+
     try:
         deployment = api.attach(name, address=address)
         with _progress(out) as tell:
-            return deployment.bench(scenario, concurrency=concurrency, set=changes, on_progress=tell)
+            return deployment.bench(scenario, concurrency=concurrency, set=changes, on_progress=tell, on_run=tell_kept)
     except KeyboardInterrupt:
         out.to_stderr(["", f"interrupted: the benchmark was ended; {name} runs on"])
         raise typer.Exit(INTERRUPTED) from None
@@ -150,12 +157,8 @@ def _kept(out: Output, name: str, scenario: str | None) -> list[Run]:
 def _show_new(out: Output, name: str, runs: Sequence[Run], output: Format) -> None:
     from raylaunch.bench.compare import compare
     from raylaunch.bench.run import run_to_dict
-    from raylaunch.deployment import kept_runs, run_file
+    from raylaunch.deployment import kept_runs
 
-    for run in runs:
-        out.note(f"kept: {run_file(run)}")
-        if run.niceness:
-            out.note(f"the client ran at niceness {run.niceness}; RAY_worker_niceness=0 at `ray start` mends it")
     if output is Format.JSON:
         return out.json([run_to_dict(run) for run in runs])
     new = {run.id for run in runs}

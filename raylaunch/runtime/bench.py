@@ -24,8 +24,9 @@ from raylaunch.runtime.session import NAMESPACE
 from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Status
 
-CALL_TIMEOUT_S = 60.0
-POLL_S = 2.0
+CALL_TIMEOUT_S = 120.0
+POLL_S = 0.5
+"""Between two looks whether the deployment is still what it was: its `stop` should find no client left."""
 END_S = 30.0
 
 OnProgress = Callable[[Scenario, Progress], None]
@@ -175,7 +176,11 @@ def _get(answer: Any) -> Any:  # noqa: ANN401
         return ray.get(answer, timeout=CALL_TIMEOUT_S)
     except RaylaunchError as error:
         raise getattr(error, "cause", error) from None  # Ray wraps it once
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+    except (
+        ray.exceptions.RayActorError,
+        ray.exceptions.ActorUnschedulableError,
+        ray.exceptions.GetTimeoutError,
+    ) as error:
         said = str(error).strip().splitlines() or ["no answer"]
         raise LaunchError(
             "the benchmark was lost",

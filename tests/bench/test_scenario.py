@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from bench_yard import plan_of
@@ -150,3 +152,25 @@ def test_the_client_takes_the_servers_tokenizer_mode():
     _, plan = plan_of("a2-dual", "args.tokenizer-mode=deepseek_v32")
     argv = build_argv(plan, choose("short", ()))
     assert argv[argv.index("--tokenizer-mode") + 1] == "deepseek_v32"
+
+
+def test_the_installed_vllm_knows_every_flag():
+    """From its sources: importing them takes many seconds."""
+    found = find_spec("vllm")
+    if found is None or found.origin is None:
+        pytest.skip("no vLLM here")
+    sources = (Path(found.origin).parent / "benchmarks").rglob("*.py")
+    text = "\n".join(source.read_text() for source in sources)
+    _, plan = plan_of("a2-dual", "args.tokenizer-mode=auto")
+    result = ("--seed", "--save-result", "--result-dir", "--result-filename")
+    words = [*result, *(word for scenario in shipped().values() for word in build_argv(plan, scenario))]
+    assert not sorted({word for word in words if word.startswith("--") and f'"{word}"' not in text})
+    written = (
+        "completed",
+        "failed",
+        "request_throughput",
+        "output_throughput",
+        "total_token_throughput",
+        "num_prompts",
+    )
+    assert not [key for key in written if f'"{key}"' not in text]

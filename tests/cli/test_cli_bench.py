@@ -56,13 +56,14 @@ def benched(api, home, monkeypatch):
     asked = []
     more = {}
 
-    def bench(self, scenario, *, concurrency, set, on_progress):  # noqa: A002
+    def bench(self, scenario, *, concurrency, set, on_progress, on_run):  # noqa: A002
         asked.append((self.name, scenario, list(concurrency), dict(set)))
         runs = [run_of(2.0 + n, concurrency=count, **more) for n, count in enumerate(concurrency or [4])]
         for run in runs:
             for done in range(17):
                 on_progress(LOAD.at(run.concurrency), Progress("running", done, 16))
             benchbook.save(home, run)
+            on_run(run)
         return runs
 
     monkeypatch.setattr(api.Deployment, "bench", bench, raising=False)
