@@ -83,7 +83,7 @@ def ask(vllm: Vllm, env: Mapping[str, str], timeout_s: float, niceness: int = 0)
         vllm: Whom to ask.
         env: The environment that a server of this node inherits.
         timeout_s: After this many seconds the question is given up and its process group ended.
-        niceness: Added to this process's own, for a question that nobody waits for.
+        niceness: 19 for a question that nobody waits for.
 
     Raises:
         NodeError: no Python is known for this vLLM, or it gave no answer.
@@ -189,8 +189,7 @@ def _run(command: list[str], env: dict[str, str], timeout_s: float, niceness: in
 
 def _await(asked: subprocess.Popen[str], timeout_s: float, niceness: int) -> str:
     if niceness:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, asked.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+        _yield_to_others(asked.pid, niceness)
     try:
         out, err = asked.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
@@ -202,6 +201,14 @@ def _await(asked: subprocess.Popen[str], timeout_s: float, niceness: int) -> str
         last = [line for line in err.splitlines() if line.strip()][-1:] or ["no word"]
         raise NodeError(f"asking vLLM for its flags ended with code {asked.returncode}: {last[0][-300:]}")
     return out
+
+
+def _yield_to_others(pid: int, niceness: int) -> None:
+    """Outside of a container the kernel weighs whole sessions (autogroups), and niceness counts within one only."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
 
 def _understand(text: str) -> KnownFlags:

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -33,6 +35,11 @@ def vllm(tmp_path):
 def asked(env):
     file = Path(env["STANDIN_ASKED"])
     return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def autogroup(pid):
+    file = Path(f"/proc/{pid}/autogroup")
+    return file.read_text().strip().partition(" ")[2] if file.exists() else ""
 
 
 def script(folder, text, name="vllm"):
@@ -129,6 +136,19 @@ def test_the_question_ends_with_the_one_who_asked(tmp_path):
         assert question.stderr.readline() == "importing\n"
         question.stdin.close()
         assert question.wait(60) == 1
+
+
+def test_a_question_that_nobody_waits_for_yields_to_everything_else(vllm, env):
+    env["STANDIN_ASK"] = "hang"
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(answer, vllm, env, PATIENCE_S, niceness=19)
+        while not asked(env) and not asking.done():
+            time.sleep(0.01)  # it tells nobody when it has begun
+        question = psutil.Process(int(Path(env["STANDIN_ASKED"]).read_text()))
+        while (question.nice(), autogroup(question.pid)) not in ((19, "nice 19"), (19, "")):
+            time.sleep(0.01)  # if it never comes, the question is given up, and psutil finds no such process
+        question.kill()
+    assert isinstance(asking.result(), ProbeFailure)
 
 
 def test_the_server_s_environment_reaches_the_question_without_that_of_ray(vllm, env, monkeypatch):
