@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 from a2_hosts import MODEL, SITE, A2Host, recorded
+from hosts import HOME, ROOT
 from ray_hosts import await_true, write_cluster_file
 
 pytestmark = [pytest.mark.hosts, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -206,6 +207,31 @@ def test_an_interface_that_one_host_lacks_or_that_has_no_address_there_is_refuse
     assert bare.returncode == 12, bare.stdout + bare.stderr
     shown = next(line for line in bare.stderr.splitlines() if "data0: " in line)
     assert "10.79." not in shown, "it exists, and carries no more than the link-local address that the kernel gives"
+
+
+def test_each_host_downloads_its_weights_to_its_own_disk(cluster, a2):
+    """Two disks, so two downloads, at the same time; in the end both hosts hold the same."""
+    folder, record = f"{HOME}/fetched", f"{HOME}/hub-record"
+    tool = f'#!/bin/sh\nexec env STANDIN_HUB={record} {ROOT}/tests/standin/hub/modelscope "$@"\n'
+    for each in a2:
+        each.host.path(record).mkdir()
+        each.host.put(f"{HOME}/bin/modelscope", tool, 0o755)
+    words = ("weights", "a2-dual", "--set", f"model.path={folder}", "-o", "json")
+    before = ask(cluster, *words, check=False)
+    assert before.returncode == 4, before.stdout + before.stderr
+    nodes = {node["host"]: node for node in json.loads(before.stdout)["nodes"]}
+    assert {host: node["state"] for host, node in nodes.items()} == {each.host.ip: "missing" for each in a2}
+    assert {node["programs"]["modelscope"] for node in nodes.values()} == {f"{HOME}/bin/modelscope"}
+
+    done = ask(cluster, *words, "--download")
+    nodes = json.loads(done.stdout)["nodes"]
+    assert [node["state"] for node in nodes] == ["complete"] * 2
+    assert nodes[0]["place"] != nodes[1]["place"]
+    assert nodes[0]["fingerprint"] == nodes[1]["fingerprint"]
+    for each in a2:
+        calls = each.host.path(f"{record}/calls").read_text()
+        assert calls.count('"start"') == 1, calls
+        assert each.host.path(f"{folder}/model-00003-of-00003.safetensors").exists()
 
 
 @pytest.mark.long
