@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raylaunch.plan.findings import Finding
@@ -28,8 +28,11 @@ class Unreached:
     reason: str
 
 
-def check_reach(missed: Sequence[Unreached]) -> Iterator[Finding]:
-    """Each host connects to every other, from its own address, on the ports the servers will use."""
+def check_reach(missed: Sequence[Unreached], nics: Mapping[str, str]) -> Iterator[Finding]:
+    """Each host connects to every other, from its own address, on the ports the servers will use.
+
+    `nics` names the interface that each address was chosen on.
+    """
     ways = dict.fromkeys((one.source, one.door.host) for one in missed)
     for source, target in ways:
         here = [one for one in missed if (one.source, one.door.host) == (source, target)]
@@ -37,7 +40,7 @@ def check_reach(missed: Sequence[Unreached]) -> Iterator[Finding]:
         yield Finding(
             "unreachable",
             "error",
-            f"{source} → {target}: no TCP connection to port {ports}",
+            f"{source} → {target} ({nics[source]} → {nics[target]}): no TCP connection to port {ports}",
             f"open TCP from {source} to {target} (firewall, security group, VLAN), also for the ports that the system "
             "chooses; or name the network that joins the hosts in network.interface",
             source,

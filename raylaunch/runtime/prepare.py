@@ -81,7 +81,11 @@ async def plan_and_check(
     findings += check_joined(absent_workers())
     pings = choose_pings(loaded, nodes, plan)
     missed, pinged = await asyncio.gather(_try_ways(gang, plan), _ping_npus(gang, pings))
-    return plan, [*findings, *check_reach(missed), *check_pings(loaded, nodes, plan, pinged)]
+    return plan, [
+        *findings,
+        *check_reach(missed, {server.node.ip: server.node.interface for server in plan.servers}),
+        *check_pings(loaded, nodes, plan, pinged),
+    ]
 
 
 async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[Unreached]:

@@ -125,7 +125,8 @@ def try_ways(hosts, *plans):
         opened = [open_doors(host, [made.servers[at] for made in plans], stack) for at, host in enumerate(hosts)]
         doors = [[*here, *there] for here, there in zip(*opened, strict=True)]
         missed = [knock(host, [made.servers[at] for made in plans], doors) for at, host in enumerate(hosts)]
-    return [list(check_reach([*here, *there])) for here, there in zip(*missed, strict=True)]
+    nics = {server.node.ip: server.node.interface for made in plans for server in made.servers}
+    return [list(check_reach([*here, *there], nics)) for here, there in zip(*missed, strict=True)]
 
 
 def open_doors(host, servers, stack):
@@ -276,7 +277,7 @@ def test_two_networks_of_one_name_that_are_not_joined_are_refused_both_ways(host
         ("unreachable", "error", "10.8.0.1"),
         ("unreachable", "error", "10.8.0.2"),
     ]
-    assert "10.8.0.1 → 10.8.0.2: no TCP connection to port 20004 (http), 2347 (rpc)" in found[0].what
+    assert "10.8.0.1 → 10.8.0.2 (wrong0 → wrong0): no TCP connection to port 20004 (http), 2347 (rpc)" in found[0].what
     assert "network.interface" in found[0].todo
 
 

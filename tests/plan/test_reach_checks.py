@@ -10,9 +10,9 @@ def test_every_direction_that_is_cut_is_a_finding_with_its_ports():
     back = Door("192.0.2.10", "any", 40001, "c")
     missed = [*(Unreached("192.0.2.10", door, "no answer in 3 s") for door in doors)]
     missed.append(Unreached("192.0.2.11", back, "Connection refused"))
-    there, here = check_reach(missed)
+    there, here = check_reach(missed, {"192.0.2.10": "eth0", "192.0.2.11": "bond1"})
     assert (there.id, there.level, there.where) == ("unreachable", "error", "192.0.2.10")
-    assert "192.0.2.10 → 192.0.2.11" in there.what
+    assert "192.0.2.10 → 192.0.2.11 (eth0 → bond1)" in there.what
     assert "2347 (rpc), 20004 (http)" in there.what
     assert there.seen == "no answer in 3 s"
     assert "192.0.2.11 → 192.0.2.10" in here.what
@@ -20,4 +20,4 @@ def test_every_direction_that_is_cut_is_a_finding_with_its_ports():
 
 
 def test_hosts_that_reach_each_other_are_not_mentioned():
-    assert list(check_reach([])) == []
+    assert list(check_reach([], {})) == []
