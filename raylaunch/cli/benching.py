@@ -274,6 +274,8 @@ def _progress(out: Output) -> Iterator[OnProgress]:
         task = bar.add_task("waiting for the cluster", total=None)
 
         def tell(scenario: Scenario, progress: Progress) -> None:
+            if progress.done < bar.tasks[0].completed:  # the next run: its clock begins anew
+                bar.reset(task)
             bar.update(task, description=_described(scenario, progress), completed=progress.done, total=progress.total)
 
         yield tell
