@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from raylaunch.plan.weights import Progress, Stock, Wanted, WeightsReport
 
 HEADER = ("NODE", "WHAT", "STATE", "SIZE", "FILES", "DISK", "FREE", "PATH")
-STATE_KINDS = {"complete": "good", "incomplete": "bad", "missing": "bad", "unknown": "warn"}
 NOTE_EVERY_S = 10.0
 """How often a pipe gets a line about a download."""
 RATE_OVER_S = 20.0
@@ -92,7 +91,8 @@ def _row(stock: Stock) -> tuple[str, ...]:
     size = _size(seen.total_bytes) if seen.files else "-"
     if seen.files and seen.expected_bytes > seen.total_bytes:
         size = f"{size} of {_size(seen.expected_bytes)}"
-    disk, free = seen.filesystem or "-", _size(seen.free_bytes)
+    speed = f" {_size(seen.read_rate)}/s" if seen.read_rate else ""
+    disk, free = f"{seen.filesystem or '-'}{speed}", _size(seen.free_bytes)
     return (stock.name, stock.wanted.role, stock.state, size, str(len(seen.files)), disk, free, seen.path)
 
 

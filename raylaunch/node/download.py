@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ class Download:
         return Progress(
             have_bytes=written_bytes(self._folder),
             total_bytes=self._total,
-            line=next((line.strip() for line in reversed(said) if line.strip()), ""),
+            line=next((text for line in reversed(said) if (text := _readable(line))), ""),
             running=not ended,
             exit_code=state.exit_code,
             exit_signal=state.exit_signal,
@@ -113,6 +114,11 @@ def written_bytes(folder: Path) -> int:
         for name in names:
             total += _allocated(Path(where) / name)
     return total
+
+
+def _readable(line: str) -> str:
+    """Without what would move the cursor of the terminal that shows it."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e\xa0-\uffff]", "", line).strip()
 
 
 def _allocated(file: Path) -> int:

@@ -47,6 +47,11 @@ def test_what_is_missing_and_the_commands_for_it(cli, api):
     assert (asked["address"], asked["sets"], asked["download"]) == ("192.0.2.10:6379", ["model.path=/models/m"], False)
 
 
+def test_the_speed_of_a_network_disk_is_shown(cli, api):
+    api.weights_report = two(replace(WHOLE, weights=replace(PART, missing=(), read_rate=512.0 * 2**20)))
+    assert "nfs4 512.0 MiB/s  900.0 GiB" in cli("weights", "a2-dual").stdout
+
+
 def test_a_node_without_a_program_is_told_what_to_install(cli, api):
     api.weights_report = two(replace(LACKING, programs={}))
     told = cli("weights", "a2-dual").stdout

@@ -185,6 +185,14 @@ def test_programs_are_looked_for_on_the_path_and_beside_python(tmp_path):
     assert find_programs({}, "/nowhere/python") == {}
 
 
+def test_what_a_program_draws_cannot_move_the_cursor(yard):
+    words = [sys.executable, "-S", "-c", r"print('\x1b[2K\x1b[1A\x1b[32m 45%|\u2588\u2588  | \x07 of 3\x1b[0m')"]
+    one = Download(words, yard.model, yard.log, yard.env, label=yard.label, number=0)
+    one.start()
+    yard.started.append(one)
+    assert finish(one).line == "45%|\u2588\u2588  |  of 3"
+
+
 def test_the_lock_is_no_file_of_the_model(yard):
     finish(yard.start())
     assert (yard.model / LOCK).exists()
