@@ -1,4 +1,4 @@
-"""The embedded default with real vLLM on CPU: start, chat, both ranks, logs, a second process, stop, nothing left."""
+"""The embedded default with real vLLM on CPU: start, chat, both ranks, verify, logs, stop, nothing left."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from raylaunch.node.marked import find_marked
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
+TOOLS = (
+    *("--set", "features.tool_calling.enabled=true", "--set", "features.tool_calling.tool_parser=hermes"),
+    *("--set", "args.structured-outputs-config.enable_in_reasoning=true"),  # random weights never end their thoughts
+)
+
 
 def test_local_dual_serves_with_real_vllm(user, ports):
-    started = user.run("start", "local-dual", "--name", "test-real", *ports, deadline_s=600)
+    started = user.run("start", "local-dual", "--name", "test-real", *ports, *TOOLS, deadline_s=600)
     assert started.code == 0, started.out + started.err
     status = user.run("status", "test-real", "-o", "json").json()
     endpoint = status["endpoint"]
@@ -36,6 +41,7 @@ def test_local_dual_serves_with_real_vllm(user, ports):
         return served == {"0", "1"}
 
     await_true(both_ranks_served, "both ranks have served", 60)
+    check_verify(user)
     assert "Application startup complete" in user.run("logs", "test-real", "-n", "500").out
     assert "Launching 1 data parallel engine" in user.run("logs", "test-real", "--server", "1", "-n", "500").out
     names = {process.command.split()[0] for process in find_marked("test-real")}
@@ -48,3 +54,16 @@ def test_local_dual_serves_with_real_vllm(user, ports):
     assert [process for process in find_marked() if process.deployment.startswith("@test-real")] == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{endpoint}/models", timeout=5, trust_env=False)
+
+
+def check_verify(user):
+    verified = user.run("verify", "test-real", "--timeout", "120", "-o", "json")
+    assert verified.code == 0, verified.out + verified.err
+    checks = {check["check"]: check for check in verified.json()["checks"]}
+    assert {name: check["result"] for name, check in checks.items()} == {
+        **dict.fromkeys(("models", "rank 0", "rank 1", "chat", "chinese", "stream", "reasoning"), "passed"),
+        "tool call": "unclear",  # random weights call a tool only when they must
+    }
+    assert checks["rank 0"]["detail"] == checks["rank 1"]["detail"]
+    assert 'get_current_weather({"city": "' in checks["tool call"]["detail"]
+    assert "keeps <think> in content" in checks["reasoning"]["detail"]
