@@ -7,6 +7,7 @@ import json
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import contenders
@@ -79,6 +80,7 @@ def _kill(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, An
     try:
         if not watch.flows.wait(FLOW_S):
             raise PeerError("no request was answered before the fault")
+        _await_whole(peer, told)
         time.sleep(QUIET_S)
         at = time.time()
         host.run(["kill", "-9", str(pid)])
@@ -94,7 +96,7 @@ def _at(line: dict[str, Any]) -> float:
     return float(line["at"])
 
 
-def _watch_serve(peer: Peer, yard: Yard):  # noqa: ANN202
+def _watch_serve(peer: Peer, yard: Yard) -> Callable[[], list[dict[str, Any]]]:
     """What Serve told about its status so far; its driver begins to tell when it is asked."""
     if not peer.name.startswith("serve"):
         return list
@@ -108,6 +110,17 @@ def _watch_serve(peer: Peer, yard: Yard):  # noqa: ANN202
         return [json.loads(line) for line in lines if line.startswith('{"at"') and line.endswith("}")]
 
     return told
+
+
+def _await_whole(peer: Peer, told: Callable[[], list[dict[str, Any]]]) -> None:
+    """Wait until Serve shows everything healthy: its second proxy comes late."""
+    deadline = time.monotonic() + FLOW_S
+    while peer.name.startswith("serve"):
+        if (lines := told()) and not outlook.serve_ails(lines[-1]):
+            return
+        if time.monotonic() > deadline:
+            raise PeerError(f"Serve was not healthy before the fault: {lines[-1:]}")
+        time.sleep(LOOK_S)
 
 
 def _over(peer: Peer, watch: Watch, told: list[dict[str, Any]], at: float, ended: dict[int, float]) -> bool:
@@ -149,6 +162,7 @@ def _sum_up(
         "detection_s": notices[0][0] - at if notices else None,
         "recovery_s": back - at if back else None,
         "waited_s": max(_at(one) for one in seen) - at,
+        "served_on": back is not None and not failed and not peer.acts,
         "gone": PRIMARY in ended and not peer.acts,
         "requests": sent,
         "failed": failed,

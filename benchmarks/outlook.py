@@ -17,15 +17,21 @@ def unhealthy_at(seen: Iterable[Seen], fault_at: float) -> float | None:
     return next((one["at"] for one in seen if one["at"] > fault_at and one.get("health", 200) != 200), None)
 
 
-def serve_noticed(seen: Sequence[Seen], fault_at: float) -> tuple[float, str] | None:
-    """When Ray Serve's own status first differed from what it was, and how."""
-    told = [one for one in seen if "serve" in one]
-    before = [one for one in told if one["at"] <= fault_at][-1:] or told[:1]
-    for one in told:
-        if one["at"] > fault_at and any(one[key] != before[0][key] for key in ("serve", "deployments", "proxies")):
-            changed = [key for key in ("serve", "deployments", "proxies") if one[key] != before[0][key]]
-            return one["at"], f"status of Serve: {one[changed[0]]}"
-    return None
+def serve_ails(one: Seen) -> str:
+    """What Ray Serve's own status shows to be not as it should, "" when nothing."""
+    for name, (status, replicas) in one["deployments"].items():
+        if status != "HEALTHY" or set(replicas) != {"RUNNING"}:
+            return f"Serve shows {name} {status} {replicas}"
+    for name, status in one["serve"].items():
+        if status != "RUNNING":
+            return f"Serve shows {name} {status}"
+    return next((f"Serve shows a proxy {status}" for status in one["proxies"] if status != "HEALTHY"), "")
+
+
+def serve_noticed(seen: Iterable[Seen], fault_at: float) -> tuple[float, str] | None:
+    """When Ray Serve's own status first showed that something is wrong, and what."""
+    told = (one for one in seen if "serve" in one and one["at"] > fault_at)
+    return next(((one["at"], ails) for one in told if (ails := serve_ails(one))), None)
 
 
 def ranks_back_at(seen: Iterable[Seen], fault_at: float) -> float | None:
@@ -51,10 +57,8 @@ def serve_back_at(seen: Sequence[Seen], fault_at: float) -> float | None:
     noticed = serve_noticed(seen, fault_at)
     if noticed is None:
         return None
-    told = [one for one in seen if "serve" in one]
-    before = ([one for one in told if one["at"] <= fault_at] or told)[-1 if told[0]["at"] <= fault_at else 0]
-    keys = ("serve", "deployments", "proxies")
-    whole = next((one["at"] for one in told if one["at"] > noticed[0] and all(one[k] == before[k] for k in keys)), None)
+    told = (one for one in seen if "serve" in one and one["at"] > noticed[0])
+    whole = next((one["at"] for one in told if not serve_ails(one)), None)
     if whole is None:
         return None
     return next((float(one["at"]) for one in seen if one["at"] >= whole and one.get("ok")), None)

@@ -144,8 +144,8 @@ def fault_row(one: Mapping[str, Any], patience_s: float) -> list[str]:
     if "skipped" in one:
         return ["-", one["skipped"], "-", "-"]
     noticed = "never" if one["detection_s"] is None else f"{one['detection_s']:.2f}"
-    if one["recovery_s"] is not None and not one["failed"]:
-        back = "not interrupted"
+    if one.get("served_on"):
+        back = "not interrupted: the orphaned engine serves on"
     elif one["recovery_s"] is not None:
         back = f"{one['recovery_s']:.1f}"
         back += f" (own start {one['start_s']:.1f})" if one.get("start_s") else ""

@@ -94,3 +94,26 @@ def test_ranks_are_back_when_both_have_finished_something_after_the_outage(progr
     away = [{"at": 15.0 + n, "done": None} for n in range(3)]
     back = [{"at": 18.0 + n, "done": {"0": 1.0 + n, "1": 0.0 + (n > 2)}} for n in range(6)]
     assert outlook.ranks_back_at([*alive, *away, *back], fault_at=9.0) == 21.0
+
+
+def serve_status(at: float, replicas: dict[str, int], proxies: list[str]) -> dict[str, object]:
+    health = "HEALTHY" if set(replicas) == {"RUNNING"} else "UNHEALTHY"
+    return {"at": at, "serve": {"default": "RUNNING"}, "deployments": {"LLM": [health, replicas]}, "proxies": proxies}
+
+
+def test_serve_is_back_when_it_has_noticed_and_everything_is_healthy_again(program):
+    outlook = program("outlook")
+    well, ill = {"RUNNING": 2}, {"RUNNING": 1, "STARTING": 1}
+    seen = [
+        serve_status(9.0, well, ["HEALTHY"]),
+        {"at": 11.0, "ok": True},
+        serve_status(30.0, ill, ["HEALTHY"]),
+        {"at": 31.0, "ok": True},
+        serve_status(80.0, well, ["HEALTHY"]),
+        {"at": 81.0, "ok": True},
+    ]
+    noticed = outlook.serve_noticed(seen, fault_at=10.0)
+    assert noticed is not None
+    assert noticed[0] == 30.0
+    assert outlook.serve_back_at(seen, fault_at=10.0) == 81.0
+    assert outlook.serve_back_at(seen[:4], fault_at=10.0) is None

@@ -35,12 +35,16 @@ def build(way: str, model: str):  # noqa: ANN201
 def seen() -> dict[str, object]:
     status = serve.status()
     deployments = {
-        name: [str(one.status.value), {str(state.value): count for state, count in one.replica_states.items()}]
+        name: [text(one.status), {text(state): count for state, count in one.replica_states.items()}]
         for app in status.applications.values()
         for name, one in app.deployments.items()
     }
-    apps = {name: str(app.status.value) for name, app in status.applications.items()}
-    return {"serve": apps, "deployments": deployments, "proxies": sorted(str(p.value) for p in status.proxies.values())}
+    apps = {name: text(app.status) for name, app in status.applications.items()}
+    return {"serve": apps, "deployments": deployments, "proxies": sorted(map(text, status.proxies.values()))}
+
+
+def text(state: object) -> str:
+    return str(getattr(state, "value", state))
 
 
 if __name__ == "__main__":
@@ -52,6 +56,6 @@ if __name__ == "__main__":
     while True:
         now = seen()
         if now != last:
-            print(json.dumps({"at": time.time(), **now}), flush=True)
+            print("\n" + json.dumps({"at": time.time(), **now}), flush=True)  # between the lines of its workers
         last = now
         time.sleep(STATUS_S)
