@@ -50,14 +50,16 @@ def run_options(recipe: Recipe) -> list[str]:
 
 
 def image(recipe: Recipe) -> str:
-    """Return image and tag for the recipe's board: the A3 builds of vllm-ascend carry the suffix `-a3`.
+    """Return image and tag for the recipe's board: the A3 builds of vllm-ascend are `vX-a3` and `vX-a3-openeuler`.
 
     Raises:
         RecipeError: The recipe names no container.
     """
     box = _container(recipe)
-    on_a3 = recipe.hardware.platform == "ascend-a3" and not box.tag.endswith("-a3")
-    return f"{box.image}:{box.tag}{'-a3' if on_a3 else ''}"
+    if recipe.hardware.platform != "ascend-a3" or "a3" in box.tag.split("-"):
+        return f"{box.image}:{box.tag}"
+    version = box.tag.removesuffix("-openeuler")
+    return f"{box.image}:{version}-a3{box.tag.removeprefix(version)}"
 
 
 def _container(recipe: Recipe) -> Container:

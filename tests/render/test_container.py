@@ -147,7 +147,8 @@ def test_davinci_stands_for_every_npu_of_the_node():
 def test_the_tag_follows_the_board():
     assert image(read("a2-dual").recipe).endswith(":v0.23.0.post1")
     assert image(read("a3-single").recipe).endswith(":v0.23.0.post1-a3")
-    assert image(read("a3-single", ["container.tag=v9-a3"]).recipe).endswith(":v9-a3")
+    for given, wanted in [("v9-a3", "v9-a3"), ("v9-openeuler", "v9-a3-openeuler"), ("v9-a3-openeuler",) * 2]:
+        assert image(read("a3-single", [f"container.tag={given}"]).recipe).endswith(f":{wanted}")
 
 
 def test_secrets_are_handed_in_by_name():
