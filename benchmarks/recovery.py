@@ -148,7 +148,9 @@ def main() -> None:
     options.add_argument("--standin", action="store_true", help="the stand-in instead of real vLLM")
     options.add_argument("--servers", type=int, nargs="*", default=[2], help="counts of stand-in servers at rest")
     options.add_argument("--fault", action="append", default=[], help="only this fault")
+    options.add_argument("--short", action="store_true", help="one fault; the page stays as it is")
     given = options.parse_args()
+    given.fault = given.fault or (["kill-engine"] if given.short else [])
     with tempfile.TemporaryDirectory(prefix="rl-") as folder:
         outcomes = drill(User(Path(folder) / "drill", standin=given.standin), given.fault)
         rests = [rest(User(Path(folder) / f"rest-{count}", standin=True), count) for count in given.servers]
@@ -169,7 +171,7 @@ def main() -> None:
     name = "recovery-standin" if given.standin else "recovery"
     title = "Faults and recovery" + (" (stand-in)" if given.standin else "")
     data = {"faults": outcomes, "rest": rests}
-    publish(name, title, f"{intro}\n\n{text}\n\n{at_rest}", data, missed=list(shortfalls(outcomes)))
+    publish(name, title, f"{intro}\n\n{text}\n\n{at_rest}", data, missed=list(shortfalls(outcomes)), short=given.short)
 
 
 if __name__ == "__main__":
