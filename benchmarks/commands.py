@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "raylaunch --help": (str(SCRIPTS / "raylaunch"), "--help"),
     "raylaunch list": (str(SCRIPTS / "raylaunch"), "list"),
     "raylaunch plan a2-dual --host .. --host ..": (str(SCRIPTS / "raylaunch"), "plan", "a2-dual", *HOSTS),
-    "raylaunch status (nothing runs)": (str(SCRIPTS / "raylaunch"), "status"),
+    "raylaunch status": (str(SCRIPTS / "raylaunch"), "status"),
     "ray --help": (str(SCRIPTS / "ray"), "--help"),
     "vllm --help": (str(SCRIPTS / "vllm"), "--help"),
 }
@@ -88,7 +88,7 @@ def write(found: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[str, list
         if name.startswith("raylaunch") and ratio > 1:
             missed.append(f"{name}: {ratio:.2f} of the CPU time of `{YARDSTICK}`")
     head = ["command", "times", "wall, s", "CPU, s", f"CPU, ratio to `{YARDSTICK}`"]
-    intro = f"Whole processes, repetitions interleaved. Goal: nothing here takes longer than `{YARDSTICK}`."
+    intro = f"Whole processes, repetitions interleaved; nothing is deployed. Goal: nothing here takes longer than `{YARDSTICK}`."
     return f"{intro}\n\n{table(head, rows)}", missed
 
 
