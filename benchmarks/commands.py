@@ -89,8 +89,8 @@ def write(found: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[str, list
             missed.append(f"{name}: {ratio:.2f} of the CPU time of `{YARDSTICK}`")
     head = ["command", "times", "wall, s", "CPU, s", f"CPU, ratio to `{YARDSTICK}`"]
     intro = (
-        "Whole processes, repetitions interleaved; nothing is deployed. Goal: no command of raylaunch takes longer than "
-        f"`{YARDSTICK}`."
+        "Whole processes, repetitions interleaved; nothing is deployed. Goal: no command of raylaunch takes longer "
+        f"than `{YARDSTICK}`."
     )
     return f"{intro}\n\n{table(head, rows)}", missed
 
