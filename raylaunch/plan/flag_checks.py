@@ -98,7 +98,7 @@ def _complaint(flag: Flag, known: KnownFlags) -> tuple[str, str] | None:
     if option.takes != "one" or not option.choices or _fold(flag.value) in map(_fold, option.choices):
         return None
     close = nearest(flag.value, option.choices)
-    return "this is none of its values", f"{close}; it takes {', '.join(option.choices)}"
+    return "this is none of its values", f"{close} (it takes {', '.join(option.choices)})"
 
 
 def _fold(value: str) -> str:
