@@ -44,7 +44,8 @@ class Watch:
 
     def end(self) -> list[dict[str, Any]]:
         """End the program; what it had said."""
-        self.process.kill()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self._thread.join(10)
         return self.lines
 
@@ -82,8 +83,8 @@ def _kill(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, An
             raise PeerError("no request was answered before the fault")
         _await_whole(peer, told)
         time.sleep(QUIET_S)
-        at = time.time()
         host.run(["kill", "-9", str(pid)])
+        at = time.time()  # after it: on a busy machine the command that kills may take seconds to begin
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline and not _over(peer, watch, told(), at, ended):
             _note_ends(yard, ended, LOOK_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-SETTLE_S = 2.0
+SETTLE_S = 3.0
 """What a rank finished just before its death is counted a little later."""
 RANKS = frozenset({"0", "1"})
 

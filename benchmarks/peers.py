@@ -29,7 +29,7 @@ from yard import MODEL, START_S, VLLM_ENV, PeerError, Yard, await_first_token, o
 LEVELS = ("1", "4", "8")
 PROMPTS = 20  # per client
 BENCH_S = 300.0
-REFUSAL_S = 120.0
+REFUSAL_S = 60.0
 """Ray Serve tries a replica that cannot start again and again: so long until we stop looking."""
 
 

@@ -7,6 +7,7 @@ left. They hold the generated model and vLLM's cache, as hosts do on which the m
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ SITE = f"{HOME}/site"
 MODEL = f"{HOME}/.raylaunch/models/tiny-qwen3"
 START_S = 300.0
 TAIL = 12
+NAMED_ERROR = re.compile(r"\b\w*(?:Error|Exception): (?!Traceback).+")
 VLLM_ENV = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -59,8 +61,10 @@ class Command:
     log: Path
 
     def tail(self) -> str:
-        """The end of what it said."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL:])
+        """The end of what it said, and last the latest line that names an error."""
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace")).splitlines()
+        named = [found[0] for line in lines if (found := NAMED_ERROR.search(line))]
+        return "\n".join([*lines[-TAIL:], *named[-1:]])
 
 
 @dataclass
@@ -90,11 +94,14 @@ class Yard:
         return self.commands[-1]
 
     def ask(self, program: str, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start a program of `asking/` on the head; what it prints is read from its stdout."""
+        """Start a program of `asking/` on the head; what it prints is read from its stdout.
+
+        To kill what is returned would end `nsenter` and not the program: close its stdin, or the hosts.
+        """
         command = ["python", "-u", str(ASKING / program), *words]
         errors = (self.folder / f"{program}.err").open("w")
         with errors:
-            return self.head.popen(command, env=env, stdout=subprocess.PIPE, stderr=errors)
+            return self.head.popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Watch an endpoint during a fault: its health, the requests that each rank finished, and requests of its own.
 
-watch.py HOST PORT HEALTH_PATH; prints a JSON object per observation, until it is ended. Standard library alone.
+watch.py HOST PORT HEALTH_PATH; prints a JSON object per observation, until its stdin is closed. Standard library alone.
 """
 
 import http.client
@@ -56,4 +56,5 @@ def request() -> None:
 
 for work in (watch_ranks, request, request, request):
     threading.Thread(target=work, daemon=True).start()
-watch_health(sys.argv[3])
+threading.Thread(target=watch_health, args=sys.argv[3:], daemon=True).start()
+sys.stdin.read()
