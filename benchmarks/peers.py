@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -128,8 +129,10 @@ def measure(given: argparse.Namespace, folder: Path, result: dict[str, Any]) -> 
             found = run_peer(peer, folder / f"{number}-{peer.name}", cache, work, limit_s)
             result["runs"].append({"round": number, **found})
             told(number, found)
-            if not given.no_store:
-                publish_all(result, short=given.short)
+            if not given.no_store and not given.short:
+                publish_all(result)  # after each run: what was measured is kept when the next one is interrupted
+    if given.short and not given.no_store:
+        publish_all(result, short=True)
 
 
 def told(number: int, found: dict[str, Any]) -> None:
@@ -153,6 +156,8 @@ def main() -> None:
     if given.table:
         publish_all(json.loads((RESULTS / "peers.json").read_text()), restamp=False)
         return
+    if os.geteuid():
+        raise SystemExit("peers.py makes network namespaces: run it as root")
     if given.short:
         given.rounds, given.serving, given.faults = 1, 1, 0
     given.fault = given.fault or list(FAULTS)

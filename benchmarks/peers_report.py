@@ -67,7 +67,7 @@ def launches(runs: Sequence[Run]) -> tuple[str, list[str]]:
             missed.append(f"launch: {statistics.median(pairs):.2f} of the bash scripts' time, the goal is {GOAL}")
     head = ["way", "there before", "runs", "command to first token, s", "ratio to the scripts, pair by pair"]
     parts = [
-        f"{HOSTS} The rounds are interleaved. Goal: raylaunch at most {GOAL} times the scripts.",
+        f"{HOSTS} {SERVE_RUNS} The rounds are interleaved. Goal: raylaunch at most {GOAL} times the scripts.",
         table(head, rows),
     ]
     if stages := [run["stages"] for run in of(runs, RAYLAUNCH.name) if "stages" in run]:
