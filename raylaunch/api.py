@@ -130,7 +130,7 @@ def deploy(
     """
     loaded = load(name, [*sets, *_as_sets(set or {})])
     title = _checked_name(deployment or loaded.name)
-    secrets = read_secrets(loaded.recipe)
+    secrets = _read_secrets(loaded.recipe)
     embedded = _starts_local(loaded.recipe, address)
     if embedded:
         start_embedded(title, loaded.recipe)
@@ -361,8 +361,7 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def read_secrets(recipe: Recipe) -> dict[str, str]:
-    """The values of the recipe's secrets, from this process's environment; RecipeError when one is not set."""
+def _read_secrets(recipe: Recipe) -> dict[str, str]:
     missing = [name for name in recipe.secrets if name not in os.environ]
     if missing:
         raise RecipeError(

@@ -44,7 +44,8 @@ def run_far(ctx: typer.Context, out: Output, file: Path, asked: Mapping[str, obj
         from raylaunch.recipe.catalog import files_of, read
 
         name = ctx.params[recipe]
-        env |= api.read_secrets(read(name, ctx.params.get("sets") or ()).recipe)
+        secrets = read(name, ctx.params.get("sets") or ()).recipe.secrets
+        env |= {secret: os.environ[secret] for secret in secrets if secret in os.environ}
         name, given = files_of(name)
         arguments = [f"{GIVEN}/{name}" if given else name]
     options = [word for param in ctx.command.params for word in _option(ctx, param)]

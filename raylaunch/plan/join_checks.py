@@ -20,7 +20,11 @@ TODO = (
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+\s+\S+ [\w.]+:\d+ -- ")
 _TROUBLE = re.compile(r"fail|error|exception|refused|denied|timed? ?out|not available|no route|lacks", re.IGNORECASE)
-_CHATTER = re.compile(r"Full command is|Running `|Recent failures|\(no failures\)|StandardAutoscaler: \{")
+_CHATTER = re.compile(
+    r"Full command is|Running `|^\(\d+/\d+\) |StandardAutoscaler: \{"
+    r"|Recent failures|\(no failures\)|detect NPU type|named 'acl'|network_util|^\s*raise |Exception in thread"
+)
+"""Commands and settings that hold such words, and what Ray says of a good host without NPUs or Internet."""
 
 
 @dataclass(frozen=True)

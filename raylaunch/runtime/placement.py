@@ -130,17 +130,18 @@ def _refuse_impossible(recipe: Recipe, excluded: tuple[str, ...]) -> None:
 def _shortage(recipe: Recipe, excluded: tuple[str, ...], why: str) -> PlacementError:
     servers, need = recipe.parallel.servers, recipe.npus_per_server
     spread = f" on {servers} different nodes" if recipe.hardware.spread and servers > 1 else ""
-    absent = absent_workers()
-    if absent is not None:
+    what = f"too few NPUs: {servers} server(s) with {need} NPUs each are needed{spread}, and {why}"
+    nodes = _describe_nodes(excluded)
+    if absent := absent_workers():
         return PlacementError(
-            f"too few NPUs: {servers} server(s) with {need} NPUs each are needed{spread}, and workers have not joined",
+            what,
             why=absent.what,
-            evidence="\n".join([*_describe_nodes(excluded), *(f"  {line}" for line in absent.evidence)]),
-            todo=absent.todo,
+            evidence="\n".join([*nodes, *(f"  {line}" for line in absent.evidence)]),
+            todo=f"{absent.todo}; or end what holds NPUs (`raylaunch list --running`, `raylaunch stop NAME`)",
         )
     return PlacementError(
-        f"too few NPUs: {servers} server(s) with {need} NPUs each are needed{spread}, and {why}",
-        evidence="\n".join(_describe_nodes(excluded)),
+        what,
+        evidence="\n".join(nodes),
         todo="end what holds them (`raylaunch list --running`, `raylaunch stop NAME`), or wait for nodes that have "
         "not joined yet (`ray status`); a node whose NPUs Ray does not see needs `--resources '{\"NPU\": 8}'`",
     )

@@ -19,7 +19,6 @@ def sent(api, monkeypatch):
         return 9
 
     monkeypatch.setattr(api, "run_on_head", run_on_head, raising=False)
-    monkeypatch.setattr(api, "read_secrets", lambda recipe: dict.fromkeys(recipe.secrets, "value"), raising=False)
     return asked
 
 
@@ -51,15 +50,17 @@ def test_the_same_command_line_runs_there(cli, sent, given, there):
     assert env["RAYLAUNCH_ASKED_WITH"] == "c.yaml"
 
 
-def test_a_recipe_of_this_machine_goes_along_with_what_it_extends(cli, sent, tmp_path):
+def test_a_recipe_of_this_machine_goes_along_with_what_it_extends(cli, sent, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "value")
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "mine.yaml").write_text("extends: ../base.yaml\nsecrets: [MY_KEY]\n")
+    (tmp_path / "site" / "mine.yaml").write_text("extends: ../base.yaml\nsecrets: [MY_KEY, NOT_SET]\n")
     (tmp_path / "base.yaml").write_text("extends: local-dual\n")
     cli("start", str(tmp_path / "site" / "mine.yaml"), "--cluster", "c.yaml")
     ((_, words, files, env),) = sent
     assert words[-1] == "{given}/site/mine.yaml"
     assert files == {"site/mine.yaml": tmp_path / "site" / "mine.yaml", "base.yaml": tmp_path / "base.yaml"}
     assert env["MY_KEY"] == "value"
+    assert "NOT_SET" not in env, "whether it is needed is said there"
 
 
 def test_only_named_variables_go_along(cli, sent, monkeypatch):

@@ -24,6 +24,10 @@ Recent failures:
 2026-11-23 23:53:05,535\tINFO autoscaler.py:469 -- The autoscaler took 0.004 seconds to complete the update iteration.
 """,
     "monitor.out": f"""\
+2026-11-23 23:52:50,101\tERROR npu.py:91 -- Failed to detect NPU type.
+ModuleNotFoundError: No module named 'acl'
+(0/1) ray --version | grep -F ' 2.60.' || {{ echo 'This host lacks Ray 2.60' >&2; false; }}
+[2026-11-24 00:30:36,740 W 50 50] network_util.cc:330: Failed to determine local IP via external connectivity
 2026-11-23 23:52:54,620\tVVINFO command_runner.py:401 -- Full command is `\x1b[1mssh -tt root@{FAR} (uptime)'\x1b[22m`
 2026-11-23 23:52:57,686\tINFO updater.py:333 -- SSH still not available \x1b[2m(SSH command failed.)\x1b[22m, retrying
 2026-11-23 23:53:05,746\tINFO updater.py:333 -- SSH still not available \x1b[2m(SSH command failed.)\x1b[22m, retrying
