@@ -68,7 +68,9 @@ def test_pins_fit_the_requirements():
     pins = dict(line.split("==") for line in locked())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = map(Requirement, [*project["dependencies"], *extras["cpu"], *extras["test"], *extras["dev"]])
+    wanted = map(
+        Requirement, [*project["dependencies"], *extras["cpu"], *extras["test"], *extras["pictures"], *extras["dev"]]
+    )
     wrong = [str(one) for one in wanted if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"))]
     assert not wrong, f"run `make lock`: {wrong}"
 

@@ -54,7 +54,7 @@ def require_drawing(path: str) -> None:
     if find_spec("matplotlib") is None:
         raise RaylaunchError(
             "a picture needs matplotlib, which is not installed",
-            todo="pip install 'matplotlib>=3.9,<4' where this command runs; nodes do not need it",
+            todo="pip install 'raylaunch[pictures]' where this command runs; nodes do not need it",
         )
 
 

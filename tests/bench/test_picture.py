@@ -63,7 +63,7 @@ def test_a_missing_matplotlib_is_told_before_anything_runs(monkeypatch):
     monkeypatch.setattr(picture, "find_spec", lambda _: None)
     with pytest.raises(RaylaunchError) as refused:
         require_drawing("a.png")
-    assert "pip install 'matplotlib" in refused.value.todo
+    assert "raylaunch[pictures]" in refused.value.todo
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "png"])
