@@ -21,6 +21,7 @@ WHOLE = (
     ("launch.py",),
     ("recovery.py",),
     ("recovery.py", "--standin", "--servers", "64"),
+    ("saturation.py",),
     ("scale.py",),
     ("commands.py",),
 )
