@@ -34,7 +34,7 @@ from raylaunch.recipe.ray_file import GIVEN, RayFile, read_ray_file
 CONNECT_S = 10
 BEGIN_S = 90.0
 """From the start of ssh until raylaunch runs on the head; a second or two when all is well."""
-NEEDED = ("ray", "yaml", "pydantic", "typer", "rich", "httpx", "psutil", "prometheus_client")
+NEEDED = ("ray", "yaml", "pydantic", "typer", "rich", "httpx", "openai", "psutil", "prometheus_client")
 """What raylaunch imports. vLLM brings all but Ray, so nothing is installed on the head for raylaunch's sake."""
 LOST = 255
 """With this ssh itself fails; raylaunch never does."""
