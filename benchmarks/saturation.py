@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from recovery import User
 from report import publish, table
 
 from raylaunch.node.cpu import ensure_vllm_metadata
@@ -24,21 +25,6 @@ NAME = "bench-saturation"
 HTTP_PORT = 28126
 PORTS = ("--set", f"network.http_port={HTTP_PORT}", "--set", "network.rpc_port=28359")
 CONCURRENCY = 64
-
-
-class User:
-    """Runs `raylaunch` in a home of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.env = {**os.environ, "RAYLAUNCH_HOME": str(home), "RAYLAUNCH_LOG_DIR": str(home / "logs")}
-
-    def run(self, *words: str) -> str:
-        """What `raylaunch` with these words printed."""
-        command = [sys.executable, "-m", "raylaunch", *words]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"raylaunch {' '.join(words)}: {done.stdout}{done.stderr}")
-        return done.stdout
 
 
 def saturate(model: str, until: float, folder: Path) -> list[dict[str, Any]]:
@@ -71,7 +57,7 @@ def main() -> None:
     asked = arguments.parse_args()
     minutes = 1.0 if asked.short else asked.minutes
     with tempfile.TemporaryDirectory(prefix="saturation-") as folder:
-        user = User(Path(folder) / "home")
+        user = User(Path(folder) / "home", standin=False)
         user.run("start", "local-dual", "--name", NAME, *PORTS)
         try:
             began = time.time()

@@ -132,7 +132,7 @@ class Scout:
 
 def state_dir() -> Path:
     """Folder on this node for logs, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
-    return Path(os.environ.get("RAYLAUNCH_HOME") or Path.home() / ".raylaunch")
+    return logs.state_root(os.environ)
 
 
 def _recall(host: str) -> Recalled:
