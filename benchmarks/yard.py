@@ -44,7 +44,12 @@ VLLM_ENV = {
 }
 """What recipe local-dual gives its servers, for the peers that plan nothing."""
 VLLM_ARGS = {"enforce-eager": True, "max-model-len": 1024, "max-num-seqs": 8, "dtype": "float32"}
-RAY_ENV = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_DEDUP_LOGS": "0"}
+RAY_ENV = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
 RAY_PORT = 6379
 
 
@@ -145,7 +150,7 @@ def start_ray(yard: Yard, env: Mapping[str, str]) -> None:
     """A cluster of 16 NPUs declared by hand on both hosts, as `ray up` leaves one. `env` reaches every worker."""
     common = [
         *('--resources={"NPU": 8}', "--num-cpus=4", "--object-store-memory=80000000"),
-        *("--disable-usage-stats", "--max-worker-port=19999"),
+        *("--disable-usage-stats", "--include-log-monitor=false", "--max-worker-port=19999"),
     ]
     address = f"{yard.head.ip}:{RAY_PORT}"
     ways = (["--head", f"--port={RAY_PORT}", "--include-dashboard=false"], [f"--address={address}"])

@@ -137,7 +137,7 @@ def deploy(
     else:
         from raylaunch.runtime.session import connect
 
-        connect(address, ship=True)
+        connect(address)
     handle = Deployment(title)
     try:
         _create_controller(title, loaded, primary, skip_checks, secrets)
@@ -265,7 +265,7 @@ def preflight(
         from raylaunch.runtime import preflight as room
         from raylaunch.runtime.session import connect
 
-        connect(address, ship=True)
+        connect(address)
         plan, findings = room.preflight(loaded, title)
     return plan, forgive(findings, skip_checks or {})
 
@@ -286,7 +286,7 @@ def clean(deployment: str | None = None, *, address: str | None = None, end: boo
 
     asked = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        connect(address, ship=True)
+        connect(address)
     except ClusterError:
         if asked != "auto":
             raise
@@ -323,7 +323,7 @@ def weights(
 
     loaded = load(name, sets)
     if not (here := _starts_local(loaded.recipe, address)):
-        connect(address, ship=True)
+        connect(address)
     return room.bring(loaded, here=here, **how)
 
 

@@ -272,12 +272,12 @@ def connect_to(deployment: str, address: str | None) -> None:
 
     local = find_local(home(), deployment) if deployment and address in (None, LOCAL) else None
     if local is not None:
-        connect(local.address, ship=False, token_file=local.token_file)
+        connect(local.address, token_file=local.token_file)
     elif address == LOCAL:
         raise unknown_name(deployment)
     else:
         try:
-            connect(address, ship=True)
+            connect(address)
         except ClusterError as error:
             if address is None and "RAY_ADDRESS" not in os.environ and deployment:
                 raise unknown_name(deployment) from error
@@ -290,7 +290,7 @@ def start_embedded(deployment: str, recipe: Recipe) -> None:
     from raylaunch.runtime.session import connect
 
     cluster = start_local(home(), deployment, nodes=recipe.parallel.servers, npus_per_node=recipe.npus_per_node)
-    connect(cluster.address, ship=False, token_file=cluster.token_file)
+    connect(cluster.address, token_file=cluster.token_file)
 
 
 def _find_embedded(deployment: str) -> object | None:

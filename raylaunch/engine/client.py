@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
-
 from raylaunch.engine.metrics import RankCounters, read_ranks
 
 RANK_HEADER = "X-data-parallel-rank"
@@ -73,6 +71,8 @@ class EngineClient:
     def __init__(
         self, base_url: str, api_key: str | None = None, timeout_s: float = 10.0, connect_timeout_s: float = 3.0
     ) -> None:
+        import httpx  # here and below: an agent has its server started before it needs this
+
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -152,6 +152,8 @@ class EngineClient:
         body: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[HttpAnswer, str]:
+        import httpx
+
         limit = self._timeout_s if timeout_s is None else timeout_s
         begun = time.monotonic()
         try:
@@ -168,6 +170,8 @@ class EngineClient:
 
 def _say(error: Exception, limit: float) -> str:
     """One line for a failed request. httpx leaves the message of a time-out empty."""
+    import httpx
+
     if isinstance(error, (TimeoutError, httpx.TimeoutException)):
         phase = " to connect" if isinstance(error, httpx.ConnectTimeout) else ""
         return f"no answer{phase} within {limit:g} s"

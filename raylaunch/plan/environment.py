@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.layout import Seat
 from raylaunch.plan.ports import PortChoice
 from raylaunch.plan.spec import Value
-from raylaunch.recipe.load import LoadedRecipe
+
+if TYPE_CHECKING:
+    from raylaunch.recipe.load import LoadedRecipe
 
 GUIDE_JEMALLOC = "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2"
 HCCL_DEFAULT_PORT = 60000

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from raylaunch.plan.facts import Facts, NpuLink
 from raylaunch.plan.findings import Finding, Level
 from raylaunch.plan.link_checks import ids, planned_ports
 from raylaunch.plan.seen import Node, View, look
 from raylaunch.plan.spec import LaunchPlan
-from raylaunch.recipe.load import LoadedRecipe
+
+if TYPE_CHECKING:
+    from raylaunch.recipe.load import LoadedRecipe
 
 _SHOWN = 8
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raylaunch.plan.facts import Facts, Listener
 from raylaunch.plan.layout import Seat
 from raylaunch.plan.spec import LaunchPlan, Place, Ports, ServerPlan
-from raylaunch.recipe.load import LoadedRecipe
+
+if TYPE_CHECKING:
+    from raylaunch.recipe.load import LoadedRecipe
 
 HCCL_PORTS = 16
 """Host ports one HCCL process takes from its base port (CANN documentation of HCCL_IF_BASE_PORT)."""

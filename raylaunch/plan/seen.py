@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raylaunch.plan.facts import Facts, Interface
 from raylaunch.plan.spec import LaunchPlan, ServerPlan
-from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.recipe.model import Recipe
+
+if TYPE_CHECKING:
+    from raylaunch.recipe.load import LoadedRecipe
+    from raylaunch.recipe.model import Recipe
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime import benchbook
 from raylaunch.runtime.bencher import Begun, Bencher, Ended
+from raylaunch.runtime.carry import carried
 from raylaunch.runtime.remote import ask, find_controller
 from raylaunch.runtime.session import NAMESPACE
 from raylaunch.supervise.state import Phase
@@ -91,7 +92,7 @@ def _bencher(subject: _Subject) -> Iterator[Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name, primary = subject.plan.deployment, subject.plan.primary
-    options = ray.remote(Bencher).options(
+    options = ray.remote(carried(Bencher)).options(
         name=f"bench:{name}",
         namespace=NAMESPACE,
         num_cpus=0,

@@ -13,6 +13,7 @@ from raylaunch.node.leftovers import Running, end_leftovers, find_leftovers, mac
 from raylaunch.node.marked import find_marked
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.runtime import local, placement
+from raylaunch.runtime.carry import carried
 from raylaunch.runtime.neighbours import running_names
 from raylaunch.runtime.session import NAMESPACE, alive_nodes
 from raylaunch.supervise.status import CleanReport, Leftover
@@ -99,7 +100,7 @@ def _on_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(function)
+    task = ray.remote(carried(function))
     calls = {
         task.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -107,11 +107,11 @@ class Controller:
 
     # -- commands and questions ---------------------------------------------------------------------------------
 
-    async def begin(self, secrets: Mapping[str, str]) -> None:
-        """Start the deployment; returns at once."""
+    async def begin(self, secrets: Mapping[str, str], gang: Gang) -> None:
+        """Start the deployment, with the agents that are there already; returns at once."""
         await self._looked.wait()
         if not self._known.is_set():
-            self._secrets = secrets
+            self._secrets, self._gang = secrets, gang
             self._known.set()
             self._go()
 
@@ -227,6 +227,10 @@ class Controller:
             self._note("command", "stop")
             self._stop_asked.set()
             self._wake.set()
+            if self._looked.is_set() and not self._taking_over.is_set() and not self._known.is_set():
+                self._gang.find(self._recipe.parallel.servers)  # whoever made all this died before it said `begin`
+                self._known.set()
+                self._go()
         return await asyncio.shield(self._stopped)
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ class Controller:
                 placement.reserve, self._request.deployment, self._recipe, excluded, timeout_s
             )
         slots = put_primary_first(await asyncio.to_thread(placement.slots, self._gang.group), self._request.primary)
-        await self._gang.create(slots)
+        self._gang.create(slots)
         hellos = await self._gang.demand("hello", timeout_s=AGENT_TIMEOUT_S)
         for index, hello in hellos.items():
             self._log_roots[index] = hello.log_root
@@ -316,7 +320,6 @@ class Controller:
         refuse_errors(self._journal.findings)
         self._enter(Phase.STARTING)
         await self._launch()
-        self._spawn(remember_for_next(self._gang))
 
     async def _launch(self) -> None:
         """Start every server at the same moment: vLLM's engines wait 5 minutes for their primary, no longer."""
@@ -372,6 +375,7 @@ class Controller:
             case policy.BecomeReady():
                 self._journal.became_ready(now)
                 self._enter(Phase.READY)
+                self._spawn(remember_for_next(self._gang))
             case policy.Restart():
                 self._restart(decision, now)
             case policy.GiveUp():

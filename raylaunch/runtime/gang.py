@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from raylaunch.errors import ClusterError, RaylaunchError
 from raylaunch.runtime.agent import Agent
+from raylaunch.runtime.carry import carried
 from raylaunch.runtime.placement import Slot
 from raylaunch.runtime.scout import Scout
 from raylaunch.runtime.session import NAMESPACE
@@ -25,26 +26,32 @@ class Gang:
     detached: bool = True
     """Whether the agents live on when the process that made them ends."""
 
-    async def create(self, slots: Sequence[Slot]) -> None:
+    def create(self, slots: Sequence[Slot]) -> None:
         """Create one agent per slot, server i on slot i; those that live are kept."""
-        for index, slot in enumerate(slots):
-            if self.agents.get(index) is None:
-                self.agents[index] = self._create_one(index, slot)
+        missing = [index for index in range(len(slots)) if self.agents.get(index) is None]
+        if missing:
+            self._create_on({index: slots[index] for index in missing})
 
-    def _create_one(self, index: int, slot: Slot) -> Any:  # noqa: ANN401
+    def _create_on(self, places: Mapping[int, Slot]) -> None:
         import ray
+
+        kind = ray.remote(carried(self.kind))  # once for all: the code goes to Ray with it
+        bundles = ray.util.placement_group_table(self.group)["bundles"]
+        for index, slot in places.items():
+            self.agents[index] = self._create_one(kind, index, slot, bundles[slot.bundle]["NPU"])
+
+    def _create_one(self, kind: Any, index: int, slot: Slot, npus: float) -> Any:  # noqa: ANN401
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle = ray.util.placement_group_table(self.group)["bundles"][slot.bundle]
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self.group, placement_group_bundle_index=slot.bundle
         )
-        actor = ray.remote(self.kind).options(
+        actor = kind.options(
             name=agent_name(self.deployment, index),
             namespace=NAMESPACE,
             lifetime="detached" if self.detached else None,
             num_cpus=0,
-            resources={"NPU": bundle["NPU"]},
+            resources={"NPU": npus},
             scheduling_strategy=strategy,
             max_restarts=0,
         )

@@ -155,6 +155,7 @@ def _ray_env(cluster: LocalCluster) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(cluster.token_file),
         "RAY_worker_niceness": "0",  # by default Ray's workers run at 15, and a server would inherit it
+        "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_metrics_collection": "0",
     }
 

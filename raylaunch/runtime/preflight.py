@@ -37,7 +37,7 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
 
 
 async def _look(gang: Gang, loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
-    await gang.create(placement.slots(gang.group))
+    gang.create(placement.slots(gang.group))
     asking = asyncio.ensure_future(ask_flags(gang))  # takes the longest when it is not remembered
     nodes = await look(gang, loaded.recipe)
     nodes = with_flags(nodes, await asking)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raylaunch.errors import BusyError, ClusterError, UnknownDeploymentError
-from raylaunch.runtime.controller import Controller
+from raylaunch.errors import BusyError, ClusterError, PlacementError, UnknownDeploymentError
+from raylaunch.runtime.carry import carried
 from raylaunch.runtime.neighbours import CONTROLLER
 from raylaunch.runtime.request import Request
 from raylaunch.runtime.session import NAMESPACE
 from raylaunch.supervise.state import Phase
 from raylaunch.supervise.status import Status, StopReport
 
+if TYPE_CHECKING:
+    from raylaunch.runtime.gang import Gang
+
 RESTART_PATIENCE_S = 60.0
 """How long a question waits for a controller that Ray is starting again."""
 RETRY_PAUSE_S = 0.2
+AT_ONCE_S = 1.0
+"""In which Ray gives a reservation that it can give: 10 ms on two idle nodes (measured). It counts whole seconds."""
 HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
 """Keeps the controller on the head node, as Ray Serve does with its own: no cluster lives without its head, and a
 worker that is cut off takes no controller along. A soft node affinity is not enough: Ray was seen to place the
@@ -32,7 +37,9 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     """
     import ray
 
-    actor = ray.remote(Controller).options(
+    from raylaunch.runtime.controller import Controller
+
+    actor = ray.remote(carried(Controller)).options(
         name=CONTROLLER + request.deployment,
         namespace=NAMESPACE,
         lifetime="detached",
@@ -48,7 +55,27 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
             f"a deployment named {request.deployment!r} is being started by somebody else",
             todo=f"`raylaunch status {request.deployment}` follows it",
         ) from error
-    ask(controller, "begin", secrets, timeout_s=RESTART_PATIENCE_S)
+    ask(controller, "begin", secrets, _assemble(request), timeout_s=RESTART_PATIENCE_S)
+
+
+def _assemble(request: Request) -> Gang:
+    """Put the agents into their places while the controller starts: all of them need the same half second.
+
+    What cannot be had at once is left to the controller, which waits for it, or says what is missing.
+    """
+    from raylaunch.runtime import placement
+    from raylaunch.runtime.gang import Gang
+    from raylaunch.runtime.prepare import put_primary_first
+
+    gang = Gang(request.deployment)
+    try:
+        gang.group = placement.reserve(request.deployment, request.loaded.recipe, timeout_s=AT_ONCE_S)
+        gang.create(put_primary_first(placement.slots(gang.group), request.primary))
+    except PlacementError:
+        if gang.group is not None:
+            placement.release(gang.group)
+            gang.group = None
+    return gang
 
 
 def find_controller(deployment: str) -> Any | None:  # noqa: ANN401

@@ -21,12 +21,11 @@ NAMESPACE = "raylaunch"
 CONNECT_TIMEOUT_S = 5.0
 
 
-def connect(address: str | None, *, ship: bool, token_file: Path | None = None) -> None:
+def connect(address: str | None, token_file: Path | None = None) -> None:
     """Connect this process to a Ray cluster, once; a second call with the same cluster does nothing.
 
     Args:
         address: `host:port` of the GCS, "auto" for the cluster of this machine, None for RAY_ADDRESS or "auto".
-        ship: Send this version of raylaunch along, so that the nodes need not have it installed.
         token_file: Token of a cluster with authentication, when it is not in Ray's usual place.
 
     Raises:
@@ -46,7 +45,6 @@ def connect(address: str | None, *, ship: bool, token_file: Path | None = None) 
         ray.init(
             address=address,
             namespace=NAMESPACE,
-            runtime_env={"py_modules": [str(Path(__file__).resolve().parents[1])]} if ship else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,

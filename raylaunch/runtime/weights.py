@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from raylaunch.errors import ClusterError, NodeError, PlacementError, RaylaunchError, RecipeError
 from raylaunch.plan.weights import Hub, Progress, Stock, WeightsReport, downloader, lanes, wanted_weights
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.carry import carried
 from raylaunch.runtime.depot import Depot
 from raylaunch.runtime.session import alive_nodes
 
@@ -197,7 +198,7 @@ class _ClusterDepots:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.nodes = nodes
-        actor = ray.remote(Depot)
+        actor = ray.remote(carried(Depot))
         label, wanted = _label(loaded), wanted_weights(loaded.recipe)
         self._actors = {
             node: actor.options(

@@ -141,7 +141,7 @@ def test_start_chat_and_status_from_the_desk(cluster, started):
     for host in (cluster.head, cluster.worker):
         guards = [line for line in host.processes().values() if "node/guard.py" in line]
         assert guards
-        assert all("py_modules_files" in line for line in guards)
+        assert all("/raylaunch/" in line and "session_" in line for line in guards)
 
     assert "Application startup complete" in ask(cluster, "logs", NAME).stdout
     kinds = [json.loads(line)["kind"] for line in ask(cluster, "events", NAME, "-o", "json").stdout.splitlines()]

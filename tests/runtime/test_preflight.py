@@ -27,7 +27,7 @@ from raylaunch.cli.app import main
 from raylaunch.runtime import placement, preflight
 
 async def look(gang, loaded, deployment):
-    await gang.create(placement.slots(gang.group))
+    gang.create(placement.slots(gang.group))
     await gang.demand("hello", timeout_s=60)
     print("looking", flush=True)
     await asyncio.Event().wait()

@@ -245,6 +245,27 @@ def test_a_headless_start_does_not_wait_and_a_second_name_is_refused(user, stand
     assert find_marked("test-twice") == []
 
 
+MAKER_DIES = """
+import os
+from raylaunch.runtime import remote
+remote.ask = lambda *_, **__: os._exit(42)
+import raylaunch
+raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
+"""
+"""Everything is made, nobody says `begin`."""
+
+
+def test_a_command_that_dies_half_way_leaves_what_stop_can_end(user, ray_nodes):
+    user.extra = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray_nodes.address}
+    assert user.python(MAKER_DIES.format(address=ray_nodes.address)).code == 42
+    stopped = user.run("stop", "test-maker")
+    assert stopped.code == 0, stopped.out + stopped.err
+    assert user.run("status", "test-maker").code == 9
+    started = user.run("start", "local-dual", "--name", "test-maker")
+    assert started.code == 0, "all NPUs are free again: " + started.out + started.err
+    assert user.run("stop", "test-maker").code == 0
+
+
 def test_the_python_face(user, standin):
     http, rpc = free_ports(2)
     user.extra = standin
