@@ -25,7 +25,7 @@ from contenders import FAULTS, PEERS, RAYLAUNCH, SERVE_DP, Peer
 from faults import harm
 from peers_report import publish_all
 from report import RESULTS
-from yard import MODEL, START_S, VLLM_ENV, PeerError, Yard, await_first_token, open_yard
+from yard import MODEL, START_S, VLLM_ENV, PeerError, Yard, await_first_token, open_yard, touch_memory
 
 LEVELS = ("1", "4", "8")
 PROMPTS = 20  # per client
@@ -41,6 +41,7 @@ def run_peer(peer: Peer, folder: Path, cache: Path, work: dict[str, Any], limit_
         try:
             yard = stack.enter_context(open_yard(folder, cache))
             peer.prepare(yard)
+            touch_memory()
             found |= launch(peer, yard, limit_s)
             if work.get("serving"):
                 found["serving"] = serve(peer, yard)

@@ -56,6 +56,8 @@ class Model(_Part):
     """`model_type` that the weights' config.json must carry."""
     tiny: Literal["qwen3", "minimax_m2"] | None = None
     """Make a tiny random-weight model of this architecture on each node instead of reading `path`."""
+    read_ahead: bool = True
+    """Read the weights into the page cache of each host while vLLM imports its modules, if they fit into memory."""
     sources: Sources = Sources()
 
     @model_validator(mode="after")

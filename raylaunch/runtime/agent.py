@@ -19,7 +19,7 @@ from typing import Any
 from raylaunch.engine.client import EngineClient
 from raylaunch.engine.progress import Progress, advance, hang_lines
 from raylaunch.errors import NodeError
-from raylaunch.node import logs
+from raylaunch.node import logs, page_cache
 from raylaunch.node.marked import end_marked, find_marked
 from raylaunch.node.members import Member, find_members, read_ending
 from raylaunch.node.process import ServerProcess, ServerSpec, child_env
@@ -85,9 +85,17 @@ class Agent(Scout):
         return replace(await super().hello(), attempt=running, journal=journal)
 
     async def launch(
-        self, plan: dict[str, Any], attempt: int, vllm: str, health: HealthConfig, secrets: Mapping[str, str]
+        self,
+        plan: dict[str, Any],
+        attempt: int,
+        vllm: str,
+        health: HealthConfig,
+        secrets: Mapping[str, str],
+        weights: str = "",
     ) -> int:
         """Start this agent's server of the plan (as JSON values) and return its pid.
+
+        `weights` is a folder to be read ahead on this host, "" for none.
 
         Raises:
             NodeError: it could not be started.
@@ -115,6 +123,8 @@ class Agent(Scout):
         await asyncio.to_thread(self._process.start)
         pid = await started
         self._observe(launch_plan, server, health)
+        if weights and not any(other.node.ip == server.node.ip for other in launch_plan.servers[: self._index]):
+            self._tasks.append(asyncio.create_task(self._read_ahead(Path(weights))))
         return pid
 
     async def watch(self, version: int, timeout_s: float) -> Report:
@@ -269,6 +279,15 @@ class Agent(Scout):
             )
             self._observer = ApiObserver(client, plan.served_name, health, lambda: self._seen, self._update)
             self._tasks.append(asyncio.create_task(self._observer.run()))
+
+    async def _read_ahead(self, folder: Path) -> None:
+        """Until the weights are in the page cache, or this attempt ends."""
+        stop = threading.Event()
+        try:
+            warmed = await asyncio.to_thread(page_cache.warm, folder, stop)
+        finally:
+            stop.set()
+        self._update(lambda seen: replace(seen, read_ahead=str(warmed)))
 
     async def _follow_log(self) -> None:
         """Read what the guard wrote, whenever it says that it wrote."""

@@ -330,9 +330,11 @@ class Controller:
         self._journal.history = replace(self._journal.history, started_at=now, ready_at=None)
         self._seen = {index: ServerSeen(index, attempt=self._journal.attempt) for index in self._gang.alive}
         plan = plan_to_dict(self._journal.plan)
+        weights = self._recipe.model.path if self._recipe.model.read_ahead else ""
+        common = (self._health, self._secrets or {}, weights)
         calls = [
             self._gang.agents[index].launch.remote(
-                plan, self._journal.attempt, facts.vllm_executable or "vllm", self._health, self._secrets or {}
+                plan, self._journal.attempt, facts.vllm_executable or "vllm", *common
             )
             for index, facts in self._facts.items()
         ]
@@ -583,6 +585,8 @@ class Controller:
         told = before is not None and (before.stage, before.stage_detail) == (seen.stage, seen.stage_detail)
         if not told:
             self._note("stage", f"{seen.stage} {seen.stage_detail}".rstrip(), seen.index)
+        if seen.read_ahead and (before is None or not before.read_ahead):
+            self._note("read-ahead", seen.read_ahead, seen.index)
         if seen.exit is not None and (before is None or before.exit is None):
             self._note("exit", f"ended with {seen.exit}", seen.index)
         self._tell()

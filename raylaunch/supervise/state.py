@@ -131,6 +131,8 @@ class ServerSeen:
     canary: CanarySeen | None = None
     hang_lines: int = 0
     """vLLM's own hang lines since tokens last moved."""
+    read_ahead: str = ""
+    """What was brought into the page cache of its host, in words."""
 
 
 @dataclass(frozen=True)

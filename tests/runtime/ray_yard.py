@@ -35,11 +35,14 @@ def clean_env(home: Path, **extra: str) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now."""
+    """Ports nobody listens on now, below those that the kernel deals out: a worker of Ray once took one of these."""
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
+        probes: list[socket.socket] = []
+        while len(probes) < count:
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", 20_000 + secrets.randbelow(12_000)))
+                probes.append(probe)
         return [probe.getsockname()[1] for probe in probes]
 
 
