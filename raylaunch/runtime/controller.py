@@ -392,10 +392,11 @@ class Controller:
             return history
         return replace(history, failures=tuple(old for old in history.failures if old.kind == "device"))
 
-    def _has_spare(self) -> bool:
+    def _has_spare(self, servers: int = 1) -> bool:
         assert self._journal.plan is not None
         used = tuple(server.node.node_id for server in self._journal.plan.servers)
-        return placement.has_spare(self._recipe, used, self._ray_addresses(self._journal.history.excluded_nodes))
+        excluded = self._ray_addresses(self._journal.history.excluded_nodes)
+        return placement.has_spare(self._recipe, used, excluded, servers)
 
     def _ray_addresses(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
         """A node's address in the plan is that of its chosen interface; Ray may know it by another."""
@@ -459,10 +460,18 @@ class Controller:
         self._seen = {}
         if decision is not None:
             await asyncio.sleep(max(0.0, decision.not_before - time.time()))
-        await self._acquire(self._health.restart_window_s, tuple(lost.values()))
+        await self._acquire(self._health.restart_window_s, await self._avoid(lost))
         await clean_ground(self._gang, self._request.loaded)
         self._decision = None
         self._enter(Phase.CHECKING)
+
+    async def _avoid(self, lost: Mapping[int, str]) -> tuple[str, ...]:
+        """The lost nodes when others can take their places; without others there is only their return to wait for."""
+        if not lost or await asyncio.to_thread(self._has_spare, len(lost)):
+            return tuple(lost.values())
+        nodes = ", ".join(self._shape.nodes[index] for index in lost)
+        self._note("waiting", f"for {nodes} to come back: no other node has the NPUs", min(lost))
+        return ()
 
     def _lost_nodes(self) -> dict[int, str]:
         """Server -> Ray's id of its node, for the nodes that are lost. One that comes back gets a new id."""

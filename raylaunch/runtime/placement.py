@@ -88,14 +88,15 @@ def slots(group: Any) -> list[Slot]:  # noqa: ANN401
     return sorted(found, key=lambda slot: (_order(slot.ip), slot.node_id, slot.bundle))
 
 
-def has_spare(recipe: Recipe, used: tuple[str, ...], excluded: tuple[str, ...] = ()) -> bool:
-    """Whether a node outside `used` and `excluded` (addresses or ids) has the NPUs of one server free."""
+def has_spare(recipe: Recipe, used: tuple[str, ...], excluded: tuple[str, ...] = (), servers: int = 1) -> bool:
+    """Whether so many nodes outside `used` and `excluded` (addresses or ids) have the NPUs of one server free."""
     free = _free_npus()
-    return any(
+    spare = sum(
         free.get(node["NodeID"], 0) >= recipe.npus_per_server
         for node in alive_nodes()
         if not _is_among(node, (*used, *excluded))
     )
+    return spare >= servers
 
 
 def _order(ip: str) -> tuple[int, int]:

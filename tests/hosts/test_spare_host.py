@@ -140,3 +140,17 @@ def test_a_cut_host_is_replaced_and_the_drill_says_so(three, stopped_after):
     assert own_settings(three, status) == [(ip, "=eth0", "eth0", "2") for ip in after]
     # The guard there ends the servers when Ray ends their agent: the host itself must notice that it is cut off.
     await_true(lambda: not marked(three.at(lost)), RECOVER_S, lambda: marked(three.at(lost)))
+
+
+def test_without_a_spare_host_a_cut_one_is_waited_for(three, stopped_after):
+    before = [server["ip"] for server in start(three, "parallel.data=3")["servers"]]
+    (outcome,) = json.loads(three.ask("drill", NAME, "--fault", "cut-node", "--yes", "-o", "json", timeout=400).stdout)
+    print(outcome)
+    assert outcome["problem"] == ""
+    assert "node unreachable" in outcome["detected_by"]
+    assert any("to come back: no other node has the NPUs" in event["text"] for event in three.events())
+    status = three.status()
+    assert status["phase"] == "ready"
+    assert [server["ip"] for server in status["servers"]] == before
+    assert own_settings(three, status) == [(ip, "=eth0", "eth0", "2") for ip in before]
+    assert outcome["left"] == [], "nothing is left of the first attempt"
