@@ -55,7 +55,7 @@ docs: $(STAMP) ## the documentation as a site in site/, warnings are errors
 bench: $(STAMP) ## the short form of benchmarks/: tables, and which goals are missed (needs root; some minutes)
 	@$(BIN)/python benchmarks/run.py --short
 
-bench-all: $(STAMP) ## all of benchmarks/, into docs/benchmarks.md (needs root; an hour without other work)
+bench-all: $(STAMP) ## all of benchmarks/, into docs/benchmarks.md (needs root; an hour or two without other work)
 	@$(BIN)/python benchmarks/run.py
 
 clean: ## remove .venv, caches and everything that was built; stop the demo first

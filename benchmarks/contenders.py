@@ -60,9 +60,10 @@ class Peer:
     """Whether something is there that could start the servers again."""
 
 
-def _prepare_scripts(yard: Yard) -> None:
+def prepare_scripts(yard: Yard, shape: tuple[str, ...] = SHAPE) -> None:
+    """The scripts that raylaunch renders for these hosts, each on its own."""
     hosts = [word for host in yard.hosts for word in ("--host", f"{host.ip}%eth0")]
-    yard.head.run(["raylaunch", "render", *SHAPE, *hosts, "--as", "bash", "--out", f"{HOME}/scripts"])
+    yard.head.run(["raylaunch", "render", *shape, *hosts, "--as", "bash", "--out", f"{HOME}/scripts"])
     scripts = yard.head.path(f"{HOME}/scripts")
     for number, host in enumerate(yard.hosts):
         (script,) = scripts.glob(f"server-{number}-*.sh")
@@ -78,8 +79,9 @@ def _prepare_ray(yard: Yard) -> None:
     start_ray(yard, {})
 
 
-def _start_raylaunch(yard: Yard) -> None:
-    yard.command(yard.head, ["raylaunch", "-q", "start", *SHAPE, "--name", NAME], env=yard.ray_env)
+def start_raylaunch(yard: Yard, shape: tuple[str, ...] = SHAPE) -> None:
+    """The command of the user."""
+    yard.command(yard.head, ["raylaunch", "-q", "start", *shape, "--name", NAME], env=yard.ray_env)
 
 
 def _prepare_vllm_ray(yard: Yard) -> None:
@@ -118,12 +120,12 @@ SCRIPTS = Peer(
     "the guide's two bash scripts",
     "nothing; both started at the same moment",
     API_PORT,
-    _prepare_scripts,
+    prepare_scripts,
     _start_scripts,
     OF_VLLM_SERVE,
 )
 RAYLAUNCH = Peer(
-    "raylaunch", "raylaunch start", "a Ray cluster", API_PORT, _prepare_ray, _start_raylaunch, OF_VLLM_SERVE, acts=True
+    "raylaunch", "raylaunch start", "a Ray cluster", API_PORT, _prepare_ray, start_raylaunch, OF_VLLM_SERVE, acts=True
 )
 VLLM_RAY = Peer(
     "vllm-ray",

@@ -25,7 +25,17 @@ from contenders import FAULTS, PEERS, RAYLAUNCH, SERVE_DP, Peer
 from faults import harm
 from peers_report import publish_all
 from report import RESULTS
-from yard import MODEL, START_S, VLLM_ENV, PeerError, Yard, await_first_token, open_yard, touch_memory
+from yard import (
+    MODEL,
+    START_S,
+    VLLM_ENV,
+    PeerError,
+    Yard,
+    await_first_token,
+    one_scheduling_group,
+    open_yard,
+    touch_memory,
+)
 
 LEVELS = ("1", "4", "8")
 PROMPTS = 20  # per client
@@ -164,7 +174,7 @@ def main() -> None:
     given.fault = given.fault or list(FAULTS)
     given.peer = given.peer or [peer.name for peer in (PEERS if given.short else (*PEERS, SERVE_DP))]
     result: dict[str, Any] = {"patience_s": given.patience, "runs": []}
-    with tempfile.TemporaryDirectory(prefix="rl-peers-") as scratch:
+    with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-peers-") as scratch:
         measure(given, given.logs or Path(scratch), result)
 
 

@@ -1,6 +1,6 @@
 """Every benchmark, one after the other, then which goals were missed.
 
-`--short` takes a few minutes and prints its tables; without it half an hour, and docs/benchmarks.md is written.
+`--short` takes a few minutes and prints its tables; without it an hour or two, and docs/benchmarks.md is written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 WHOLE = (
     ("peers.py",),
     ("launch.py",),
+    ("weights.py",),
     ("recovery.py",),
     ("recovery.py", "--standin", "--servers", "64"),
     ("saturation.py",),

@@ -125,12 +125,17 @@ def _stages(user: User, began_at: float) -> dict[str, float]:
         return max(event["at"] for event in events if event["text"] == text)
 
     reserved, probed, starting = last("reserved"), last("probed"), last("starting")
+    begun: dict[int, float] = {}
+    for event in events:  # of a server that starts fast, the controller may hear a later stage first
+        if event["kind"] == "stage" and event["at"] >= starting and event["text"] != "launching":
+            begun.setdefault(event["server"], event["at"])
+    spawned = max(begun.values())
     return {
         "place_s": reserved - began_at,
         "probe_s": probed - reserved,
         "plan_check_s": starting - probed,
-        "spawn_s": last("spawned") - starting,
-        "ready_s": last("ready") - last("spawned"),
+        "spawn_s": spawned - starting,
+        "ready_s": last("ready") - spawned,
         "start_s": last("ready") - began_at,
     }
 

@@ -7,6 +7,7 @@ is not waited for.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -76,10 +77,23 @@ def warm(folder: Path, stop: threading.Event, available: int | None = None) -> W
 def weight_files(folder: Path) -> list[tuple[Path, int]]:
     """The files that vLLM will load, with their sizes, in the order in which it does; of one format only."""
     for suffix in _SUFFIXES:
-        found = sorted(path for path in _listed(folder) if path.suffix == suffix and path.is_file())
+        named = _indexed(folder / f"model{suffix}.index.json")
+        found = sorted(
+            path
+            for path in _listed(folder)
+            if path.suffix == suffix and path.is_file() and (not named or path.name in named)
+        )
         if found:
             return [(path, path.stat().st_size) for path in found]
     return []
+
+
+def _indexed(index: Path) -> set[str]:
+    """The files that an index names: Mistral's folders hold the same weights a second time, for other programs."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def _listed(folder: Path) -> Sequence[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.engine.client import EngineClient
-from raylaunch.engine.progress import Progress, advance, hang_lines
+from raylaunch.engine.progress import STAGES, Progress, advance, hang_lines
 from raylaunch.errors import NodeError
 from raylaunch.node import logs, page_cache
 from raylaunch.node.marked import end_marked, find_marked
@@ -77,6 +77,8 @@ class Agent(Scout):
         self._notifying: set[asyncio.Future[None]] = set()
         self._log_grew = asyncio.Event()
         self._scan = asyncio.Event()
+        self._loads = threading.Event()
+        """Set once vLLM reads the weights itself, or this attempt ends."""
 
     async def hello(self) -> Hello:
         """Say where this agent is and what it runs."""
@@ -232,6 +234,7 @@ class Agent(Scout):
         self._plan, self._attempt, self._ending = server, attempt, False
         self._log = logs.planned_log(logs.log_root(os.environ), server.log, attempt)
         self._cancel_tasks()
+        self._loads = threading.Event()
         self._update(lambda seen: ServerSeen(seen.index, attempt=attempt, stage="launching"))
 
     def _child_env(self, server: ServerPlan, attempt: int, vllm: str, secrets: Mapping[str, str]) -> dict[str, str]:
@@ -281,13 +284,10 @@ class Agent(Scout):
             self._tasks.append(asyncio.create_task(self._observer.run()))
 
     async def _read_ahead(self, folder: Path) -> None:
-        """Until the weights are in the page cache, or this attempt ends."""
-        stop = threading.Event()
-        try:
-            warmed = await asyncio.to_thread(page_cache.warm, folder, stop)
-        finally:
-            stop.set()
-        self._update(lambda seen: replace(seen, read_ahead=str(warmed)))
+        """Until the weights are in the page cache, or vLLM loads them itself: it may need only a part of each file."""
+        warmed = await asyncio.to_thread(page_cache.warm, folder, self._loads)
+        if warmed.total:
+            self._update(lambda seen: replace(seen, read_ahead=str(warmed)))
 
     async def _follow_log(self) -> None:
         """Read what the guard wrote, whenever it says that it wrote."""
@@ -313,6 +313,8 @@ class Agent(Scout):
             hangs += hang_lines(line)
         if progress.stage != before.stage:
             self._scan.set()  # its processes have just come to be
+            if STAGES.index(progress.stage) >= STAGES.index("weights"):
+                self._loads.set()
         if hangs or (progress.stage, progress.detail) != (before.stage, before.detail):
             stage, detail = progress.stage, progress.detail
             self._update(
@@ -368,6 +370,7 @@ class Agent(Scout):
         os.close(member.handle)
 
     def _cancel_tasks(self) -> None:
+        self._loads.set()
         for task in self._tasks:
             task.cancel()
         self._tasks, self._observer = [], None

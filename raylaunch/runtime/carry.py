@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_PACKED = "raylaunch.tar.gz"
+_PACKED = ".raylaunch-carried.tar.gz"
 """Lies beside an installed copy: what travels on from there must be the same bytes."""
 
 
@@ -89,6 +89,7 @@ def _installer() -> Callable[[str, bytes], None]:
         Not in a process that has raylaunch already: a driver that looks an actor up unpickles its class too.
         """
         import io
+        import os
         import shutil
         import sys
         import tarfile
@@ -102,15 +103,17 @@ def _installer() -> Callable[[str, bytes], None]:
         session = Path(ray._private.worker._global_node.get_session_dir_path())  # noqa: SLF001
         folder = session / "raylaunch" / digest
         if not folder.exists():
-            folder.parent.mkdir(exist_ok=True)
+            folder.parent.mkdir(mode=0o700, exist_ok=True)  # Ray's own folder is open to every user of the host
             draft = Path(tempfile.mkdtemp(dir=folder.parent))
             with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
                 archive.extractall(draft, filter="data")
-            (draft / "raylaunch.tar.gz").write_bytes(packed)
+            (draft / ".raylaunch-carried.tar.gz").write_bytes(packed)
             try:
                 draft.rename(folder)
             except OSError:  # another worker was first
                 shutil.rmtree(draft)
+        if folder.parent.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder.parent} belongs to another user: its code is not run")
         sys.path.insert(0, str(folder))
 
     return install
@@ -122,22 +125,30 @@ def _root() -> Path:
 
 @functools.cache
 def _pack(root: Path) -> tuple[str, bytes]:
-    """Digest and archive of the package. The compiled modules go along; they hold for the same times of the sources."""
+    """Digest and archive of the package.
+
+    The compiled modules go along; they hold for the same times of the sources. The digest is of names and bytes of the
+    sources alone: unpacked anew they have other times, and are the same code.
+    """
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    sources = [path for path in files if "__pycache__" not in path.parts]
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     carried_on = root.parent / _PACKED
-    if carried_on.is_file():
-        packed = carried_on.read_bytes()
-    else:
-        sink = io.BytesIO()
-        with tarfile.open(fileobj=sink, mode="w") as archive:
-            archive.add(root, "raylaunch", filter=_without_chance)
-        packed = gzip.compress(sink.getvalue(), compresslevel=1, mtime=0)
-    return hashlib.sha256(packed).hexdigest()[:16], packed
+    packed = carried_on.read_bytes() if carried_on.is_file() else _archive(root, sources, files)
+    return digest.hexdigest()[:16], packed
 
 
-def _without_chance(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The same code shall give the same archive."""
+def _archive(root: Path, sources: list[Path], files: list[Path]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for path in (*sources, *(path for path in files if path.suffix == ".pyc")):  # no half-written one
+            archive.add(path, Path("raylaunch") / path.relative_to(root), filter=_without_owner)
+    return gzip.compress(sink.getvalue(), compresslevel=1, mtime=0)
+
+
+def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
-    if entry.isdir():
-        entry.mtime = 0
     return entry

@@ -53,6 +53,8 @@ EVIDENCE_TIMEOUT_S = 5.0
 TAKE_OVER_RETRY_S = 0.5
 BEGIN_PATIENCE_S = 10.0
 """How long a controller that Ray started again, and that finds no agents, waits to be told to begin."""
+ORPHAN_S = 90.0
+"""How long a new controller waits to be told to begin: longer than whoever made it tries to tell it."""
 PORTS_PATIENCE_S = 15.0
 """How long a restart waits for its ports to become free: long enough for a socket that closes late."""
 FAILED_GRACE_S = 1.0
@@ -102,6 +104,7 @@ class Controller:
         """Set once it is clear whether there is something to take over."""
         if not context.was_current_actor_reconstructed:
             self._looked.set()
+            context.current_actor.expect_begin.remote()
         else:
             threading.Thread(target=self._call_take_over, args=(context.current_actor,), daemon=True).start()
 
@@ -114,6 +117,23 @@ class Controller:
             self._secrets, self._gang = secrets, gang
             self._known.set()
             self._go()
+
+    async def expect_begin(self) -> None:
+        """Fail, and let the NPUs go, if whoever made this controller and its agents dies before it says `begin`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ORPHAN_S):
+                await self._known.wait()
+                return
+        self._gang.find(self._recipe.parallel.servers)
+        self._known.set()
+        name = self._request.deployment
+        await self._fail(
+            LaunchError(
+                "the command that started this deployment ended before it had handed it over",
+                todo=f"`raylaunch stop {name}`, then start it again",
+            )
+        )
+        self._go()
 
     def _call_take_over(self, me: Any) -> None:  # noqa: ANN401
         """Call `take_over` until the call arrives.
@@ -265,7 +285,8 @@ class Controller:
         }
         while True:
             try:
-                await self._or_stop(steps[self._journal.phase]())
+                if not self._stop_asked.is_set():
+                    await self._or_stop(steps[self._journal.phase]())
             except RaylaunchError as error:
                 await self._fail(error)
             if self._stop_asked.is_set():
@@ -330,8 +351,7 @@ class Controller:
         self._journal.history = replace(self._journal.history, started_at=now, ready_at=None)
         self._seen = {index: ServerSeen(index, attempt=self._journal.attempt) for index in self._gang.alive}
         plan = plan_to_dict(self._journal.plan)
-        weights = self._recipe.model.path if self._recipe.model.read_ahead else ""
-        common = (self._health, self._secrets or {}, weights)
+        common = (self._health, self._secrets or {}, self._read_ahead())
         calls = [
             self._gang.agents[index].launch.remote(
                 plan, self._journal.attempt, facts.vllm_executable or "vllm", *common
@@ -341,6 +361,12 @@ class Controller:
         self._watch_all()
         self._note("command", f"launched attempt {self._journal.attempt}")
         await self._await_launch(calls)
+
+    def _read_ahead(self) -> str:
+        """The folder to be read ahead on each host; "" where nothing is to be gained."""
+        recipe = self._recipe
+        from_files = recipe.args.get("load-format") in (None, "auto", "safetensors", "pt")
+        return recipe.model.path if recipe.model.read_ahead and from_files else ""
 
     async def _await_launch(self, calls: list[Any]) -> None:
         import ray
@@ -594,7 +620,7 @@ class Controller:
         told = before is not None and (before.stage, before.stage_detail) == (seen.stage, seen.stage_detail)
         if not told:
             self._note("stage", f"{seen.stage} {seen.stage_detail}".rstrip(), seen.index)
-        if seen.read_ahead and (before is None or not before.read_ahead):
+        if seen.read_ahead and not self._journal.has("read-ahead", seen.index):
             self._note("read-ahead", seen.read_ahead, seen.index)
         if seen.exit is not None and (before is None or before.exit is None):
             self._note("exit", f"ended with {seen.exit}", seen.index)

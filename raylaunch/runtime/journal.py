@@ -57,6 +57,10 @@ class Journal:
         del self.events[:-KEPT_EVENTS]
         return event
 
+    def has(self, kind: str, server: int) -> bool:
+        """Whether this attempt has an event of that kind and server, also from before a take-over."""
+        return any((one.attempt, one.kind, one.server) == (self.attempt, kind, server) for one in self.events)
+
     def skip_lost(self) -> None:
         """After a take-over: never give a number again that the last controller may have given."""
         self.number += UNSAVED_EVENTS

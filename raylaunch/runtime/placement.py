@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylaunch.errors import PlacementError
+from raylaunch.errors import BusyError, PlacementError
 from raylaunch.recipe.model import Recipe
 from raylaunch.runtime.joining import absent_workers
 from raylaunch.runtime.session import alive_nodes
@@ -41,10 +42,17 @@ def reserve(
         detached: Keep it when this process ends.
 
     Raises:
+        BusyError: there is a reservation of that name.
         PlacementError: the cluster cannot give them; nothing stays reserved.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    if find_group(name) is not None:
+        raise BusyError(
+            f"NPUs are reserved already for a deployment named {name!r}",
+            why="it has lost its controller (Ray's head was restarted, or somebody ended it)",
+            todo=f"`raylaunch clean --yes --deployment {name}` ends what is left of it; or take another --name",
+        )
     servers = recipe.parallel.servers
     if timeout_s is None:
         _refuse_impossible(recipe, excluded)
@@ -89,14 +97,10 @@ def slots(group: Any) -> list[Slot]:  # noqa: ANN401
 
 
 def has_spare(recipe: Recipe, used: tuple[str, ...], excluded: tuple[str, ...] = (), servers: int = 1) -> bool:
-    """Whether so many nodes outside `used` and `excluded` (addresses or ids) have the NPUs of one server free."""
+    """Whether nodes outside `used` and `excluded` (addresses or ids) have the NPUs of so many servers free."""
     free = _free_npus()
-    spare = sum(
-        free.get(node["NodeID"], 0) >= recipe.npus_per_server
-        for node in alive_nodes()
-        if not _is_among(node, (*used, *excluded))
-    )
-    return spare >= servers
+    nodes = [node for node in alive_nodes() if not _is_among(node, (*used, *excluded))]
+    return _fitting(recipe, [int(free.get(node["NodeID"], 0)) for node in nodes]) >= servers
 
 
 def _order(ip: str) -> tuple[int, int]:
@@ -115,16 +119,13 @@ def _avoid(excluded: tuple[str, ...], servers: int) -> list[dict[str, str]] | No
 
 def _refuse_impossible(recipe: Recipe, excluded: tuple[str, ...]) -> None:
     """Say at once what waiting cannot cure."""
-    need = recipe.npus_per_server
     nodes = [node for node in alive_nodes() if not _is_among(node, excluded)]
     totals = [int(node["Resources"].get("NPU", 0)) for node in nodes]
-    fitting = sum(total >= need if recipe.hardware.spread else total // need for total in totals)
-    if fitting < recipe.parallel.servers:
+    if _fitting(recipe, totals) < recipe.parallel.servers:
         raise _shortage(recipe, excluded, "the cluster does not have them")
     free = _free_npus()
     amounts = [int(free.get(node["NodeID"], 0)) for node in nodes]
-    fitting = sum(amount >= need if recipe.hardware.spread else amount // need for amount in amounts)
-    if fitting < recipe.parallel.servers and recipe.timeouts.reserve < 1:
+    if _fitting(recipe, amounts) < recipe.parallel.servers and recipe.timeouts.reserve < 1:
         raise _shortage(recipe, excluded, "they are in use")
 
 
@@ -146,6 +147,12 @@ def _shortage(recipe: Recipe, excluded: tuple[str, ...], why: str) -> PlacementE
         todo="end what holds them (`raylaunch list --running`, `raylaunch stop NAME`), or wait for nodes that have "
         "not joined yet (`ray status`); a node whose NPUs Ray does not see needs `--resources '{\"NPU\": 8}'`",
     )
+
+
+def _fitting(recipe: Recipe, npus: Sequence[int]) -> int:
+    """How many servers so many NPUs per node are enough for."""
+    need = recipe.npus_per_server
+    return sum(count >= need if recipe.hardware.spread else count // need for count in npus)
 
 
 def _describe_nodes(excluded: tuple[str, ...]) -> list[str]:

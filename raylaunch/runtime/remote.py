@@ -30,14 +30,16 @@ controller on a worker, and 62 s passed until it was back after that worker's ne
 
 
 def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
-    """Make the detached controller and let it begin.
+    """Make the detached controller and let it begin. What cannot be handed over to it is taken back.
 
     Raises:
-        BusyError: somebody else made one of that name at the same moment.
+        BusyError: somebody else made one of that name at the same moment, or an accident left agents of that name.
+        ClusterError: the controller does not answer.
     """
     import ray
 
     from raylaunch.runtime.controller import Controller
+    from raylaunch.runtime.gang import Gang
 
     actor = ray.remote(carried(Controller)).options(
         name=CONTROLLER + request.deployment,
@@ -55,27 +57,38 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
             f"a deployment named {request.deployment!r} is being started by somebody else",
             todo=f"`raylaunch status {request.deployment}` follows it",
         ) from error
-    ask(controller, "begin", secrets, _assemble(request), timeout_s=RESTART_PATIENCE_S)
+    gang = Gang(request.deployment)
+    try:
+        _assemble(gang, request)
+        ask(controller, "begin", secrets, gang, timeout_s=RESTART_PATIENCE_S)
+    except BaseException:
+        ray.kill(controller, no_restart=True)
+        _dissolve(gang)
+        raise
 
 
-def _assemble(request: Request) -> Gang:
+def _assemble(gang: Gang, request: Request) -> None:
     """Put the agents into their places while the controller starts: all of them need the same half second.
 
     What cannot be had at once is left to the controller, which waits for it, or says what is missing.
     """
     from raylaunch.runtime import placement
-    from raylaunch.runtime.gang import Gang
     from raylaunch.runtime.prepare import put_primary_first
 
-    gang = Gang(request.deployment)
     try:
         gang.group = placement.reserve(request.deployment, request.loaded.recipe, timeout_s=AT_ONCE_S)
         gang.create(put_primary_first(placement.slots(gang.group), request.primary))
     except PlacementError:
-        if gang.group is not None:
-            placement.release(gang.group)
-            gang.group = None
-    return gang
+        _dissolve(gang)
+
+
+def _dissolve(gang: Gang) -> None:
+    from raylaunch.runtime import placement
+
+    gang.kill()
+    if gang.group is not None:
+        placement.release(gang.group)
+        gang.group = None
 
 
 def find_controller(deployment: str) -> Any | None:  # noqa: ANN401

@@ -141,8 +141,19 @@ def _recall(host: str) -> Recalled:
 
 
 def _ask(timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
+    if niceness and _is_busy():
+        return None
     vllm = vllm_flags.find(os.environ, state_dir())
     return vllm_flags.answer(vllm, os.environ, timeout_s, niceness) if vllm else None
+
+
+def _is_busy() -> bool:
+    """Whether this host has no core to spare for what nobody waits for.
+
+    Also at the lowest priority an import of vLLM beside a service cost a quarter of its requests on two cores
+    (measured).
+    """
+    return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
 
 
 def _make_tiny(kind: Literal["qwen3", "minimax_m2"], folder: Path) -> None:

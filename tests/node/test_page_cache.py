@@ -82,6 +82,16 @@ def test_one_format_in_the_order_of_vllm(tmp_path):
     assert [path.name for path, _ in page_cache.weight_files(tmp_path)] == ["a.safetensors", "b.safetensors"]
 
 
+def test_what_the_index_does_not_name_is_not_read(tmp_path):
+    for name in ("consolidated.safetensors", "model-1.safetensors"):
+        put(tmp_path, name, 10)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"lm_head.weight": "model-1.safetensors"}}')
+    assert [path.name for path, _ in page_cache.weight_files(tmp_path)] == ["model-1.safetensors"]
+    index.write_text("half an ind")
+    assert len(page_cache.weight_files(tmp_path)) == 2, "a broken index is vLLM's to refuse"
+
+
 @pytest.mark.parametrize("folder", ["no-such-folder", "empty"])
 def test_no_weights_no_work(tmp_path, folder):
     (tmp_path / "empty").mkdir()

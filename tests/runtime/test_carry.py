@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,6 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr
 assert importlib.util.find_spec("raylaunch") is None
 import ray
 ray._private.worker._global_node = SimpleNamespace(get_session_dir_path=lambda: sys.argv[1])
-thing = pickle.loads(Path(sys.argv[2]).read_bytes())
 """
 OF_CLASS = """
 import asyncio
@@ -39,13 +39,14 @@ print(json.dumps([raylaunch.__file__, said.__class__.__name__, thing.__name__, t
 """
 
 
-def _on_node(folder: Path, thing: object, program: str) -> list:
+def _on_node(folder: Path, thing: object, program: str, installed: str = "") -> list:
     import ray.cloudpickle
 
     data = folder / "pickled"
     data.write_bytes(ray.cloudpickle.dumps(carry.carried(thing)))
     (folder / "session").mkdir(exist_ok=True)
-    command = [sys.executable, "-B", "-P", "-c", NODE + program, str(folder / "session"), str(data)]
+    node = NODE + installed + "thing = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+    command = [sys.executable, "-B", "-P", "-c", node + program, str(folder / "session"), str(data)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -71,6 +72,26 @@ def test_a_function_takes_its_code_along_and_a_second_one_finds_it(tmp_path):
     assert len(copies) == 1, copies
 
 
+def test_an_older_raylaunch_on_the_node_is_passed_over(tmp_path):
+    from raylaunch.supervise.diagnose import diagnose_text
+
+    old = tmp_path / "site" / "raylaunch"
+    old.mkdir(parents=True)
+    (old / "__init__.py").write_text("raise ImportError('the old one')\n")
+    file, *_ = _on_node(tmp_path, diagnose_text, OF_FUNCTION, f"sys.path.append({str(old.parent)!r})\n")
+    assert Path(file).is_relative_to(tmp_path / "session")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_code_in_a_folder_of_another_user_is_not_run(tmp_path):
+    from raylaunch.supervise.diagnose import diagnose_text
+
+    _on_node(tmp_path, diagnose_text, OF_FUNCTION)
+    os.chown(tmp_path / "session" / "raylaunch", 12345, 12345)
+    with pytest.raises(AssertionError, match="belongs to another user"):
+        _on_node(tmp_path, diagnose_text, OF_FUNCTION)
+
+
 def test_it_names_every_public_method_and_keeps_which_are_async():
     from raylaunch.runtime.controller import Controller
     from raylaunch.runtime.depot import Depot
@@ -91,6 +112,10 @@ def test_the_same_code_is_the_same_archive(tmp_path):
     (package / "a.py").write_text("A = 1\n")
     digest, packed = carry._pack.__wrapped__(package)
     assert carry._pack.__wrapped__(package) == (digest, packed)
+    os.utime(package / "a.py", (1, 1))
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "a.cpython-311.pyc").write_bytes(b"compiled")
+    assert carry._pack.__wrapped__(package)[0] == digest, "unpacked anew it is the same code"
     (package / "a.py").write_text("A = 2\n")
     assert carry._pack.__wrapped__(package)[0] != digest
 
@@ -98,7 +123,7 @@ def test_the_same_code_is_the_same_archive(tmp_path):
 def test_what_was_carried_is_carried_on_as_it_came(tmp_path):
     package = tmp_path / "raylaunch"
     package.mkdir()
-    (tmp_path / "raylaunch.tar.gz").write_bytes(b"as it came")
+    (tmp_path / ".raylaunch-carried.tar.gz").write_bytes(b"as it came")
     assert carry._pack.__wrapped__(package)[1] == b"as it came"
 
 

@@ -266,6 +266,49 @@ def test_a_command_that_dies_half_way_leaves_what_stop_can_end(user, ray_nodes):
     assert user.run("stop", "test-maker").code == 0
 
 
+MAKER_IS_INTERRUPTED = """
+from raylaunch.runtime import remote
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+remote.ask = interrupt
+import raylaunch
+raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
+"""
+
+
+def test_what_cannot_be_handed_over_is_taken_back(user, ray_nodes):
+    user.extra = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray_nodes.address}
+    assert "KeyboardInterrupt" in user.python(MAKER_IS_INTERRUPTED.format(address=ray_nodes.address)).err
+    assert user.run("status", "test-maker").code == 9, "no controller"
+    started = user.run("start", "local-dual", "--name", "test-maker")
+    assert started.code == 0, "no agents, and all NPUs are free: " + started.out + started.err
+    assert user.run("stop", "test-maker").code == 0
+
+
+CONTROLLER_IS_ENDED = """
+import ray
+from raylaunch.runtime.remote import find_controller
+ray.init({address!r}, log_to_driver=False, namespace="raylaunch")
+ray.kill(find_controller("test-maker"), no_restart=True)
+"""
+
+
+def test_agents_that_an_accident_left_are_named_not_joined(user, ray_nodes):
+    user.extra = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray_nodes.address}
+    assert user.run("start", "local-dual", "--name", "test-maker").code == 0
+    assert user.python(CONTROLLER_IS_ENDED.format(address=ray_nodes.address)).code == 0
+    before = {process.pid for process in find_marked("test-maker")}
+    again = user.run("start", "local-dual", "--name", "test-maker")
+    assert again.code == 10, again.out + again.err
+    assert "raylaunch clean --yes --deployment test-maker" in again.err
+    assert {process.pid for process in find_marked("test-maker")} == before, "the servers that run are not touched"
+    assert user.run("status", "test-maker").code == 9, "no second controller stays"
+    assert user.run("clean", "--yes", "--deployment", "test-maker").code == 0
+    assert find_marked("test-maker") == []
+    assert user.run("start", "local-dual", "--name", "test-maker").code == 0
+    assert user.run("stop", "test-maker").code == 0
+
+
 def test_the_python_face(user, standin):
     http, rpc = free_ports(2)
     user.extra = standin

@@ -1,0 +1,157 @@
+"""Weights that lie on a disk only: command to first token with and without raylaunch's reading ahead.
+
+A model of 0.6 billion random parameters (1.2 GB per host, a copy for each), dp=2 over two test hosts as in peers.py
+(needs root). Before each run the kernel drops both copies from its page cache. Rounds are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import contenders
+from contenders import RAYLAUNCH, SCRIPTS, Peer
+from peers import launch
+from report import publish, spread, table
+from yard import HOME, PeerError, Yard, one_scheduling_group, open_yard, touch_memory
+
+from raylaunch.node.tiny import ensure_tiny_model
+
+FOLDER = f"{HOME}/weights"
+RECIPE = f"{HOME}/large.yaml"
+TEXT = f"extends: local-dual\nmodel: {{path: {FOLDER}, tiny: null}}\nnetwork: {{interface: auto}}\n"
+GOAL = 1.05
+MAKE = """
+import sys, torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+config = Qwen3Config(vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+                     num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+                     max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+torch.manual_seed(0)
+torch.set_default_dtype(torch.bfloat16)
+Qwen3ForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="400MB")
+"""
+"""The shape of Qwen3-0.6B."""
+
+BY_HAND, AHEAD, BEHIND = "two bash scripts", "raylaunch", "raylaunch, `model.read_ahead: false`"
+Way = tuple[str, Peer]
+
+
+def make_model(folder: Path) -> None:
+    """The model, and a tokenizer that fits: that of the tiny model."""
+    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True)
+    tiny = ensure_tiny_model("qwen3", folder.parent / "tiny")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tiny / name).read_bytes())
+
+
+def forget(folder: Path) -> None:
+    """Drop the files from the page cache."""
+    for path in folder.iterdir():
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def put_model(yard: Yard, copies: list[Path]) -> None:
+    """Each host gets a copy of its own, under one path, and the recipe."""
+    for host, copy in zip(yard.hosts, copies, strict=True):
+        folder = host.path(FOLDER)
+        folder.mkdir(parents=True)
+        for path in copy.iterdir():
+            os.link(path, folder / path.name)
+        host.put(RECIPE, TEXT)
+
+
+def ways() -> list[Way]:
+    """What is compared."""
+    shape = (RECIPE,)
+    without = (*shape, "--set", "model.read_ahead=false")
+    scripts: Callable[[Yard], None] = partial(contenders.prepare_scripts, shape=shape)
+    return [
+        (BY_HAND, replace(SCRIPTS, prepare=scripts)),
+        (AHEAD, replace(RAYLAUNCH, start=partial(contenders.start_raylaunch, shape=shape))),
+        (BEHIND, replace(RAYLAUNCH, start=partial(contenders.start_raylaunch, shape=without))),
+    ]
+
+
+def run_one(peer: Peer, folder: Path, cache: Path, copies: list[Path], *, cold: bool) -> dict[str, Any]:
+    """One launch on fresh hosts; an error is the result."""
+    with ExitStack() as stack:
+        try:
+            yard = stack.enter_context(open_yard(folder, cache))
+            put_model(yard, copies)
+            peer.prepare(yard)
+            touch_memory()
+            for copy in copies if cold else ():
+                forget(copy)
+            found = launch(peer, yard, limit_s=300.0)
+            if peer.name == RAYLAUNCH.name:
+                found["read_ahead"] = [one["text"] for one in contenders.events(yard) if one["kind"] == "read-ahead"]
+        except (PeerError, AssertionError, subprocess.TimeoutExpired, OSError) as error:
+            return {"error": f"{type(error).__name__}: {error}"[-1500:]}
+    return found
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=3)
+    given = options.parse_args()
+    if os.geteuid():
+        raise SystemExit("weights.py makes network namespaces: run it as root")
+    runs: list[dict[str, Any]] = []
+    with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-weights-", dir="/var/tmp") as scratch:
+        folder = Path(scratch)
+        copies = [folder / "model-0", folder / "model-1"]
+        for copy in copies:
+            make_model(copy)
+        print("warm-up", run_one(ways()[0][1], folder / "warm-up", folder / "cache", copies, cold=False), flush=True)
+        for number in range(given.rounds):
+            order = ways()
+            for turn, (title, peer) in enumerate(order[number % 3 :] + order[: number % 3]):
+                found = run_one(peer, folder / f"{number}-{turn}", folder / "cache", copies, cold=True)
+                runs.append({"round": number, "way": title, **found})
+                print(json.dumps(runs[-1]), flush=True)
+    write(runs)
+
+
+def write(runs: list[dict[str, Any]]) -> None:
+    """The section of docs/benchmarks.md."""
+    by_way = {title: [run for run in runs if run["way"] == title] for title, _ in ways()}
+    scripts = {run["round"]: run.get("first_token_s") for run in by_way[BY_HAND]}
+    rows, missed = [], []
+    for title, found in by_way.items():
+        good = [run for run in found if "error" not in run]
+        ratios = [run["first_token_s"] / scripts[run["round"]] for run in good if scripts.get(run["round"])]
+        stage = [run["stages"]["vLLM: weights"] for run in good if "vLLM: weights" in run.get("stages", {})]
+        if not good:
+            rows.append([title, f"failed: {found[0]['error'][-200:]}", "-", "-"])
+            continue
+        rows.append([
+            title, spread([run["first_token_s"] for run in good]), spread(ratios, 2) if ratios else "-",
+            spread(stage, 2) if stage else "-",
+        ])  # fmt: skip
+        if title == AHEAD and ratios and sorted(ratios)[len(ratios) // 2] > GOAL:
+            missed = [f"cold weights: {sorted(ratios)[len(ratios) // 2]:.2f} of the scripts' time, goal {GOAL}"]
+    said = [text for run in by_way[AHEAD] for text in run.get("read_ahead", ())]
+    text = (
+        table(["", "command to first token, s", "of the scripts' time, round by round", "vLLM: weights, s"], rows)
+        + f"\n\nWhat raylaunch's events say: {'; '.join(said[:2]) or 'nothing'}."
+    )
+    publish("weights", "Weights that lie on a disk only", text, {"runs": runs}, missed=missed)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
