@@ -38,7 +38,14 @@ HCCL_PORTS = 16
 OBJECT_STORE_BYTES = 200_000_000
 """raylaunch passes almost no objects; Ray's default, 30 % of memory, does not fit into a container's /dev/shm."""
 
-NPU_ENVIRONMENT = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/nnal/atb/set_env.sh")
+TOOLKIT_ENVIRONMENT = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
+"""CANN's own since 8.5, and before that. The first that is there counts: where both are, the older one is a link to the
+newer, or another version, whose libraries would mix with these.
+"""
+
+ATB_ENVIRONMENT = "/usr/local/Ascend/nnal/atb/set_env.sh"
+"""Adds to the toolkit's, so it comes after it."""
+
 ROOT_HOME = "/root"
 MARKER = "RAYLAUNCH_CLUSTER"
 
@@ -204,7 +211,7 @@ def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
     box = recipe.container.name if recipe.container else ""
     name = _quoted(image(recipe))  # refuses a recipe without container
     yield "docker:"
-    yield f"  image: {name} # EDIT: your mirror, or an image of your own"
+    yield f"  image: {name} # EDIT, here and in initialization_commands"
     yield f"  container_name: {_quoted(box)}"
     yield "  pull_before_run: false # a host that has the image needs no registry"
     yield "  disable_shm_size_detection: true"
@@ -217,17 +224,22 @@ def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
     yield ""
     yield "# On each host, before the container: Ray copies files into it by rsync, and the head's runs ssh to workers."
     yield "initialization_commands:"
-    yield "  - >-"
-    yield f"    docker run --rm {shlex.quote(image(recipe))} bash -c"
+    yield "  - |-"
+    yield f"    image={shlex.quote(image(recipe))} # EDIT: as under docker; your mirror, or an image of your own"
+    yield '    docker run --rm "$image" bash -c \\'
     yield f"    'command -v rsync && command -v ssh && ray --version | grep -F \" {RAY}.\"' ||"
     lines = [
-        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them, and name it as image:",
-        f"FROM {image(recipe)}",
+        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them, and name it in this file on both",
+        "lines marked EDIT that name an image, under docker and under initialization_commands:",
+    ]
+    build = [
         "RUN apt-get update && apt-get install -y rsync openssh-client",
         f'RUN pip install "ray[default]=={RAY}.*"',
     ]
-    yield "    { printf '%s\\n'"
-    yield from (f"    {shlex.quote(line)}" for line in lines)
+    yield "    { printf '%s\\n' \\"
+    yield from (f"    {shlex.quote(line)} \\" for line in lines)
+    yield '    "FROM $image" \\'
+    yield from (f"    {shlex.quote(line)} \\" for line in build)
     yield "    >&2; false; }"
     yield ""
 
@@ -283,8 +295,9 @@ def _ray_start(recipe: Recipe, site: _Site, role: str) -> Iterator[str]:
     yield f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token_folder(site.name)}/token;"
     yield f"export RAY_worker_niceness=0 RAY_prestart_worker_first_driver=0 {MARKER}={site.name};"
     yield "unset ASCEND_RT_VISIBLE_DEVICES RAY_AUTH_TOKEN;"
-    yield f"for file in {' '.join(NPU_ENVIRONMENT)};"
-    yield "do if [ -f $file ]; then source $file; fi; done;"
+    yield f"for file in {' '.join(TOOLKIT_ENVIRONMENT)};"
+    yield "do if [ -f $file ]; then source $file; break; fi; done;"
+    yield f"if [ -f {ATB_ENVIRONMENT} ]; then source {ATB_ENVIRONMENT}; fi;"
     if role == "head":
         yield f"ray start --head --node-ip-address={site.head}"
         yield "--autoscaling-config=~/ray_bootstrap_config.yaml"

@@ -207,6 +207,26 @@ def test_an_image_without_rsync_is_refused_with_the_remedy(tmp_path):
     assert (good.returncode, good.stderr) == (0, "")
     assert old.returncode != 0
     assert f"FROM {image(read('a2-dual').recipe)}\nRUN apt-get" in old.stderr
+    assert "under docker and under initialization_commands" in old.stderr, "where the new image must be named"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "docker" in yaml.safe_load(path.read_text())], ids=str)
+def test_whoever_edits_the_marked_lines_has_replaced_the_image(path):
+    text, mine = path.read_text(), "registry.example/mine:1"
+    old = yaml.safe_load(text)["docker"]["image"]
+    edited = "\n".join(line.replace(old, mine) if "# EDIT" in line else line for line in text.splitlines())
+    assert old not in edited
+    config = yaml.safe_load(edited)
+    assert config["docker"]["image"] == mine
+    assert f"image={mine} " in config["initialization_commands"][0]
+
+
+def test_the_check_asks_the_image_that_ray_starts(up):
+    sets = ["container.image=registry.example/mine", "container.tag=v1"]
+    calls = up(render("a2-dual", ssh_user=getpass.getuser(), sets=sets))
+    for made in calls.values():
+        (check,) = [call for call in made if call[:2] == ["run", "--rm"] and "--name" not in call]
+        assert check[2:5] == ["registry.example/mine:v1", "bash", "-c"]
 
 
 def starts_of(config):
@@ -224,6 +244,35 @@ def test_start_commands_set_what_ray_needs():
         assert """--resources='{"NPU": 8}'""" in command
         assert "--object-store-memory=200000000" in command
         assert command.index("set_env.sh") < command.index("ray start")
+
+
+TOOLKITS = {"cann": "usr/local/Ascend/cann", "older": "usr/local/Ascend/ascend-toolkit"}
+
+
+@pytest.mark.parametrize(
+    ("there", "sourced"),
+    [
+        ((), []),
+        (("cann",), ["cann"]),
+        (("older",), ["older"]),
+        (("cann", "atb"), ["cann", "atb"]),
+        (("older", "atb"), ["older", "atb"]),
+        (("older", "cann", "atb"), ["cann", "atb"]),
+    ],
+)
+@pytest.mark.parametrize("role", [0, 1], ids=["head", "worker"])
+def test_ray_starts_in_the_environment_of_cann(tmp_path, role, there, sourced):
+    """`ray` is a stand-in that tells which set_env.sh it was started after."""
+    for name in there:
+        folder = tmp_path / {**TOOLKITS, "atb": "usr/local/Ascend/nnal/atb"}[name]
+        folder.mkdir(parents=True)
+        (folder / "set_env.sh").write_text(f'export SOURCED="$SOURCED {name}"\n')
+    script(tmp_path, "ray", '#!/bin/bash\necho "$1$SOURCED"\n')
+    command = starts_of(ours("a2-dual"))[role].replace(" /usr/", f" {tmp_path}/usr/")
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["start", *sourced]
 
 
 def test_npus_and_image_follow_the_recipe():
