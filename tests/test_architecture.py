@@ -168,6 +168,12 @@ def test_planning_and_help_load_nothing_heavy(module):
     assert (done.stdout.split(), done.returncode) == ([], 0), done.stdout + done.stderr
 
 
+def test_an_agent_loads_nothing_that_its_server_waits_for():
+    code = "import sys, raylaunch.runtime.agent, raylaunch.node.probe; print({'pydantic', 'httpx'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("set()", 0), done.stdout + done.stderr
+
+
 def test_every_module_says_what_it_owns():
     without = [str(file.relative_to(ROOT)) for file in MODULES if not ast.get_docstring(ast.parse(file.read_text()))]
     assert not without, without

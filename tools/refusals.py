@@ -1,19 +1,33 @@
 """Write docs/refusals.md from the checks and their tests: each finding, its level and words, and a test that shows it.
 
-`--check` only compares; both fail on a finding that no test names.
+That a test names a finding proves nothing: it may say that the finding does not come. So each such test is run with the
+finding taken away, and counts when it then fails. `--check` only compares; both fail on a finding that no test shows.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
+import importlib
+import io
+import os
+import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
+
+import raylaunch.plan
+from raylaunch.plan.findings import CHECK_IDS, Finding
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = ROOT / "raylaunch" / "plan"
 TESTS = ROOT / "tests"
+SHOWING = TESTS / "plan"
+"""Only here do findings come from the checks; other tests, as those of the command line, make up their own."""
 TARGET = ROOT / "docs" / "refusals.md"
 LEVELS = ("error", "warning", "info")
 
@@ -27,7 +41,8 @@ from the agents that will run the servers, and checks what it saw. All findings 
 - **error**: nothing is launched (exit code 4). `--skip-check ID=REASON` turns one into a warning; the reason is kept.
 - **warning**, **info**: said, and the start goes on.
 
-`{}` stands for what was seen. The last column names the test that fails when the condition is no longer noticed.
+`{}` stands for what was seen. The last column names tests that fail when the condition is no longer noticed: each was
+run without the finding, and did.
 """
 
 # Refused before any check: not findings, so they are listed by hand; `main` makes sure that the tests exist.
@@ -116,6 +131,12 @@ EARLIER = (
         "cli/test_cli_deployments.py",
         "test_a_skipped_check_wants_a_reason",
     ),
+    (
+        "a skipped check that there is not; the nearest id is offered",
+        2,
+        "cli/test_cli_deployments.py",
+        "test_a_skipped_check_must_be_one",
+    ),
 )
 
 
@@ -135,8 +156,11 @@ def main() -> int:
     if gone := [test for _, _, file, test in EARLIER if not exists(file, test)]:
         print(f"no such test: {', '.join(gone)}")
         return 1
+    if unlisted := found.keys() ^ CHECK_IDS:
+        print(f"CHECK_IDS in raylaunch/plan/findings.py and the checks differ in: {', '.join(sorted(unlisted))}")
+        return 1
     if untested := [name for name, each in found.items() if not each.tests]:
-        print(f"no test names: {', '.join(untested)}")
+        print(f"no test fails without: {', '.join(untested)}")
         return 1
     text = "\n".join([HEAD, *tables(found), *earlier()]).rstrip() + "\n"
     if sys.argv[1:] == ["--check"]:
@@ -156,8 +180,12 @@ def gather() -> dict[str, Found]:
     found: dict[str, Found] = {}
     for file in sorted(CHECKS.glob("*_checks.py")):
         read_checks(ast.parse(file.read_text(encoding="utf-8")), found)
-    for file in sorted(TESTS.rglob("test_*check*.py")):
-        read_tests(file, found)
+    named = {}
+    files = sorted(SHOWING.glob("test_*checks.py"))
+    for file in files:
+        named |= read_tests(file, found)
+    for name, test in prove(files, named):
+        found[name].tests.add(test)
     return found
 
 
@@ -220,8 +248,8 @@ def names_in(node: ast.AST) -> set[str]:
     return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
-def read_tests(file: Path, found: dict[str, Found]) -> None:
-    """Tests that name a finding: in a table they are parametrized over, or in their own body."""
+def read_tests(file: Path, found: dict[str, Found]) -> dict[str, set[str]]:
+    """Findings by the test that names them: in a table it is parametrized over, or in its own body."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     tables = {
         target.id: node.value
@@ -230,14 +258,18 @@ def read_tests(file: Path, found: dict[str, Found]) -> None:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
+    named: dict[str, set[str]] = {}
     for test in tree.body:
         if not isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef) or not test.name.startswith("test_"):
             continue
+        words = constants([each for each in ast.walk(test) if isinstance(each, ast.expr)])
         rows = [row for name in sorted(names_in_decorators(test) & tables.keys()) for row in entries(tables[name])]
-        for row in rows:
-            take_row(row, found, f"{file.relative_to(ROOT)}::{test.name}")
-        for name in constants([each for each in ast.walk(test) if isinstance(each, ast.expr)]) & found.keys():
-            found[name].tests.add(f"{file.relative_to(ROOT)}::{test.name}")
+        named[label(file, test.name)] = (words & found.keys()) | {name for row in rows for name in take_row(row, found)}
+    return {test: names for test, names in named.items() if names}
+
+
+def label(file: Path, test: str) -> str:
+    return f"{file.relative_to(ROOT)}::{test}"
 
 
 def names_in_decorators(test: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
@@ -248,12 +280,75 @@ def entries(value: ast.expr) -> list[ast.expr]:
     return value.elts if isinstance(value, ast.List | ast.Tuple) else []
 
 
-def take_row(row: ast.expr, found: dict[str, Found], test: str) -> None:
+def take_row(row: ast.expr, found: dict[str, Found]) -> Iterator[str]:
     """A row `("port-busy", "error", ...)` names a finding and one of its levels."""
     words = [cell.value for cell in entries(row)[:2] if isinstance(cell, ast.Constant)]
     if words and words[0] in found:
-        found[words[0]].tests.add(test)
         found[words[0]].levels |= set(words[1:]) & set(LEVELS)
+        yield words[0]
+
+
+def prove(files: list[Path], named: Mapping[str, set[str]]) -> set[tuple[str, str]]:
+    """The pairs of finding and test where the test fails without the finding."""
+    prover = Prover(named)
+    prover.hold_back()
+    os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    alone = ["-c", os.devnull, f"--rootdir={ROOT}", "--noconftest", "-p", "no:cacheprovider", "--assert=plain"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = pytest.main([*alone, *map(str, files)], plugins=[prover])
+    if code != pytest.ExitCode.OK:
+        raise SystemExit(f"the tests do not pass, so they show nothing:\n{said.getvalue()}")
+    return prover.shown
+
+
+class Prover:
+    """A plug-in of pytest: runs each test as it is, and once more for each finding it names, without that finding."""
+
+    def __init__(self, named: Mapping[str, set[str]]) -> None:
+        self.named = named
+        self.shown: set[tuple[str, str]] = set()
+        self.held_back = ""
+
+    def hold_back(self) -> None:
+        """Wrap the checks; to be done before tests import them."""
+        for module in pkgutil.iter_modules(raylaunch.plan.__path__, "raylaunch.plan."):
+            if module.name.endswith("checks"):
+                room = vars(importlib.import_module(module.name))
+                own = {name: check for name, check in room.items() if name.startswith("check_")}
+                room.update({name: self._without(check) for name, check in own.items()})
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave out the tests that name no finding."""
+        items[:] = [item for item in items if label_of(item) in self.named]
+
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> None:
+        """Before pytest runs the test itself, which must pass."""
+        test = label_of(pyfuncitem)
+        row = {value for value in pyfuncitem.funcargs.values() if isinstance(value, str)} & self.named[test]
+        for name in row or self.named[test]:
+            if (name, test) not in self.shown and self._fails_without(name, pyfuncitem):
+                self.shown.add((name, test))
+
+    def _without(self, check: Callable[..., Iterator[Finding]]) -> Callable[..., Iterator[Finding]]:
+        @functools.wraps(check)
+        def run(*given: object, **more: object) -> Iterator[Finding]:
+            return (finding for finding in check(*given, **more) if finding.id != self.held_back)
+
+        return run
+
+    def _fails_without(self, name: str, test: pytest.Function) -> bool:
+        self.held_back = name
+        try:
+            test.obj(**{each: test.funcargs[each] for each in test.fixturenames if each in test.funcargs})
+        except (Exception, pytest.fail.Exception):  # noqa: BLE001 - whatever it raises, it fails
+            return True
+        finally:
+            self.held_back = ""
+        return False
+
+
+def label_of(item: pytest.Item) -> str:
+    return label(item.path, getattr(item, "originalname", item.name))
 
 
 def tables(found: dict[str, Found]) -> Iterator[str]:

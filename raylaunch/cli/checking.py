@@ -30,14 +30,15 @@ def add_commands(app: typer.Typer) -> None:
         examples="""
         raylaunch check a2-dual
         raylaunch check a2-dual -o json | jq '.findings[] | select(.level == "error")'
+        raylaunch check a2-dual --strict && raylaunch start a2-dual
         raylaunch check local-dual
         """,
     )(check)
     command(
         app,
         examples="""
-        raylaunch tune a2-dual
-        sudo raylaunch tune a2-dual --apply
+        raylaunch tune a3-single
+        sudo raylaunch tune a3-single --apply
         """,
     )(tune)
     command(
@@ -62,13 +63,17 @@ def check(
         list[str] | None,
         typer.Option("--skip-check", metavar="ID=REASON", help="Count this finding as a warning; may be repeated."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with code 4 for a warning too, unless it is skipped.")
+    ] = False,
     output: JsonOutput = Format.TABLE,
 ) -> None:
     """Check a recipe on the nodes that would run it, and start nothing.
 
     Reserves the NPUs for a moment, looks from the nodes, and tells all findings at once. A recipe for CPU without a
     cluster is checked on this machine.
-    Exit codes: 4 a finding is an error, `start` would refuse; 6 too few NPUs.
+    The worst finding gives the exit code: 0 a warning, a note or nothing, for `start` would go on; 4 an error, with
+    --strict a warning too that is not skipped. 6: too few NPUs.
     """
     from raylaunch import api
     from raylaunch.plan.findings import LEVELS, worst
@@ -76,11 +81,12 @@ def check(
     skipped = reasons(skip_check or [])
     planned, found = api.preflight(name, sets=sets or (), deployment=deployment, address=address, skip_checks=skipped)
     findings = sorted(found, key=lambda one: LEVELS.index(one.level))
+    too_strict = strict and worst([one for one in findings if one.id not in skipped]) == "warning"
     if output is Format.JSON:
         out.json(_findings_as_dict(planned, findings))
     else:
-        _show_findings(out, planned, findings)
-    if worst(findings) == "error":
+        _show_findings(out, planned, findings, too_strict=too_strict)
+    if worst(findings) == "error" or too_strict:
         raise typer.Exit(ChecksFailedError.exit_code)
 
 
@@ -147,14 +153,15 @@ def _findings_as_dict(planned: LaunchPlan, findings: Sequence[Finding]) -> dict[
     }
 
 
-def _show_findings(out: Output, planned: LaunchPlan, findings: Sequence[Finding]) -> None:
+def _show_findings(out: Output, planned: LaunchPlan, findings: Sequence[Finding], *, too_strict: bool) -> None:
     from raylaunch.cli.plan_view import count, finding_lines
 
     out.lines(finding_lines([one for one in findings if one.level == "error" or not out.quiet], out.style))
     levels: list[str] = [one.level for one in findings]
     told = [count(levels.count(level), level) for level in ("error", "warning")]
     hosts = ", ".join(dict.fromkeys(server.node.ip for server in planned.servers))
-    verdict = "`start` would refuse" if "error" in levels else "nothing speaks against a start"
+    fine = "--strict refuses a warning" if too_strict else "nothing speaks against a start"
+    verdict = "`start` would refuse" if "error" in levels else fine
     out.note(f"{planned.deployment} on {hosts}: {', '.join(told)}; {verdict}")
 
 

@@ -28,7 +28,7 @@ def add_commands(app: typer.Typer) -> None:
         raylaunch start a2-dual
         raylaunch start a2-dual --name prod --set args.max-num-seqs=64 --timeout 1800
         raylaunch start local-dual --no-wait && raylaunch status local-dual
-        raylaunch start a2-dual --skip-check tuning.governor="set by the site's own service"
+        raylaunch start a2-dual --skip-check npu-net-health="the gateway answers no pings"
         """,
     )(start)
     command(

@@ -20,11 +20,11 @@ import psutil
 
 from raylaunch.errors import NodeError
 from raylaunch.node import network, npu, software, tuning, weights
+from raylaunch.plan.environment import PROXIES
 from raylaunch.plan.facts import Facts, ProbeFailure
 
 DEFAULT_TIMEOUT_S = 30.0
 _HOSTNAME_S = 5.0
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 _Fields = dict[str, Any]
 
@@ -154,7 +154,7 @@ def _ask_host(env: Mapping[str, str], root: Path) -> _Fields:
         "python": platform.python_version(),
         "open_files_limit": _open_files_limit(),
         "reserved_ports": tuning.read_sysctl("net.ipv4.ip_local_reserved_ports", root=root),
-        "proxies": tuple(sorted(name for name in env if name.lower() in _PROXIES and env[name])),
+        "proxies": tuple(sorted(name for name in PROXIES if env.get(name))),
         "vllm_executable": software.find_vllm(env, sys.executable),
     }
 

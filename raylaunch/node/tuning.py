@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from raylaunch.plan.facts import TuningStep
+from raylaunch.plan.node_checks import DEBUGFS, GOVERNOR, INSTALL_JEMALLOC, tuning_command
 
-GOVERNOR = "governor"
 JEMALLOC = "jemalloc"
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "kernel.sched_migration_cost_ns")
 
-# Since Linux 5.13 the scheduler's knobs are no sysctls any more but files in debugfs.
-_DEBUGFS = {"kernel.sched_migration_cost_ns": "sys/kernel/debug/sched/migration_cost_ns"}
 _HOST_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EINVAL, errno.EIO}
 
 
@@ -71,10 +69,10 @@ def _apply_one(name: str, wanted: str, root: Path, *, write: bool) -> TuningStep
     if before == wanted:
         return TuningStep(name, wanted, before, "already")
     if not write and present:
-        return TuningStep(name, wanted, before, "unmet", todo=_command(name, wanted))
+        return TuningStep(name, wanted, before, "unmet", todo=tuning_command(name, wanted))
     why = _write_all(present, wanted) if present else "this kernel, or this container, has no such setting"
     if why:
-        return TuningStep(name, wanted, before, "host", why, _command(name, wanted))
+        return TuningStep(name, wanted, before, "host", why, tuning_command(name, wanted))
     return TuningStep(name, wanted, before, "set")
 
 
@@ -96,16 +94,7 @@ def _judge_jemalloc(wanted: str, root: Path) -> TuningStep:
     found = find_jemalloc(root=root)
     if found or wanted in ("", "0"):
         return TuningStep(JEMALLOC, wanted, found or "", "already")
-    install = "apt-get install libjemalloc2 (Debian, Ubuntu) or dnf install jemalloc (openEuler)"
-    return TuningStep(JEMALLOC, wanted, "", "host", "libjemalloc.so.2 is not installed", install)
-
-
-def _command(name: str, wanted: str) -> str:
-    if name == GOVERNOR:
-        return f"echo {wanted} | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-    if name in _DEBUGFS:
-        return f"sudo sysctl -w {name}={wanted} || echo {wanted} | sudo tee /{_DEBUGFS[name]}"
-    return f"sudo sysctl -w {name}={wanted}"
+    return TuningStep(JEMALLOC, wanted, "", "host", "libjemalloc.so.2 is not installed", INSTALL_JEMALLOC)
 
 
 def _governor_files(root: Path) -> list[Path]:
@@ -121,7 +110,7 @@ def _sysctl_files(name: str, root: Path) -> list[Path]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+", name):
         raise ValueError(f"{name!r} is no host setting: use governor, jemalloc or a sysctl such as vm.swappiness")
     old = root / "proc/sys" / name.replace(".", "/")
-    return [old, root / _DEBUGFS[name]] if name in _DEBUGFS else [old]
+    return [old, root / DEBUGFS[name]] if name in DEBUGFS else [old]
 
 
 def _text(value: str | int | bool) -> str:

@@ -5,6 +5,7 @@ Only names, sizes, headers and one page of each shard are read, never whole tens
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -71,6 +72,7 @@ def _read_folder(folder: Path, bare: Weights) -> Weights:
 def _list_files(folder: Path) -> Iterator[tuple[str, int]]:
     """Names relative to the folder, with sizes; hidden entries (.cache, .git) belong to download tools.
 
+    A subfolder that this user may not list (lost+found) counts as empty: what an index promises there is missing.
     One level of subfolders is enough for every layout vLLM loads, and keeps a wrong path ("/") cheap.
     """
     if folder.is_file():
@@ -78,7 +80,8 @@ def _list_files(folder: Path) -> Iterator[tuple[str, int]]:
         return
     for entry in _visible(folder):
         if entry.is_dir():
-            yield from ((f"{entry.name}/{name}", size) for name, size in _sizes(Path(entry.path)))
+            with contextlib.suppress(PermissionError):
+                yield from [(f"{entry.name}/{name}", size) for name, size in _sizes(Path(entry.path))]
     yield from _sizes(folder)
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 GUIDE_JEMALLOC = "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2"
 HCCL_DEFAULT_PORT = 60000
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+"""Variables that send a program's connections through a proxy, in both spellings that programs look for."""
 
 
 def build_env(loaded: LoadedRecipe, seat: Seat, ports: PortChoice, devices: tuple[int, ...]) -> dict[str, Value]:
@@ -29,12 +31,13 @@ def build_env(loaded: LoadedRecipe, seat: Seat, ports: PortChoice, devices: tupl
 
 
 def build_unset(loaded: LoadedRecipe) -> dict[str, Value]:
-    """Variables that must not reach a server even if its node has them."""
+    """Variables that must not reach a server even if its node has them. Those that the recipe names are its own."""
     reason = "raylaunch: traffic between the servers must not go through a proxy"
-    unset = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), Value("", reason))
+    unset = dict.fromkeys(PROXIES, Value("", reason))
     for name in ("VLLM_PORT", "RANK_TABLE_FILE"):
         unset[name] = Value("", "raylaunch: an inherited value breaks the rendezvous")
-    return {name: value for name, value in unset.items() if name not in loaded.recipe.env}
+    wanted = {*loaded.recipe.env, *loaded.recipe.secrets}
+    return {name: value for name, value in unset.items() if name not in wanted}
 
 
 def _network(loaded: LoadedRecipe, seat: Seat) -> dict[str, Value]:

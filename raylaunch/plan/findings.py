@@ -9,6 +9,90 @@ from typing import Literal
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 
+CHECK_IDS = frozenset(
+    (
+        "alloc-conf",
+        "api-host",
+        "balance-scheduling",
+        "clock-skew",
+        "cpu-affinity",
+        "cross-node-tp",
+        "cuda-torchvision",
+        "dead-env",
+        "dead-flag",
+        "devices-too-few",
+        "drafter-missing",
+        "ep-without-flashcomm1",
+        "flag-value",
+        "flashcomm1",
+        "fused-mc2",
+        "gloo-address",
+        "hccl-exec-timeout",
+        "hccl-intra",
+        "hccl-ports-not-reserved",
+        "hccl-range",
+        "heads",
+        "hostname-loopback",
+        "image-board",
+        "interface-down",
+        "ipv6-mooncake",
+        "launch-blocking",
+        "layer-size",
+        "leftovers",
+        "loopback-interface",
+        "memory-small",
+        "mixed-families",
+        "model-missing",
+        "model-type",
+        "neighbour-silent",
+        "niced",
+        "no-vllm",
+        "npu-address-twice",
+        "npu-back-to-back",
+        "npu-busy",
+        "npu-cabling",
+        "npu-link-down",
+        "npu-mtu-differs",
+        "npu-net-health",
+        "npu-no-address",
+        "npu-not-pinged",
+        "npu-smi-hangs",
+        "npu-tls-differs",
+        "npu-unhealthy",
+        "npu-unreachable",
+        "npus-per-server",
+        "open-files",
+        "other-board",
+        "pcp-dp",
+        "port-busy",
+        "port-clash",
+        "port-moved",
+        "port-range",
+        "probe-failed",
+        "proxies",
+        "same-address",
+        "server-too-big",
+        "shm-full",
+        "shm-small",
+        "tuning",
+        "unknown-additional-config",
+        "unknown-env",
+        "unknown-flag",
+        "unknown-parser",
+        "unreachable",
+        "version-mismatch",
+        "vllm-ascend-board",
+        "weights-differ",
+        "weights-incomplete",
+        "weights-on-network",
+        "weights-too-big",
+        "worker-absent",
+    )
+)
+"""The ids of all that the checks can find, written down so that an id can be looked up without loading the checks.
+`tools/refusals.py` compares them.
+"""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -31,10 +115,10 @@ def worst(findings: tuple[Finding, ...] | list[Finding]) -> Level | None:
 
 
 def forgive(findings: Sequence[Finding], skipped: Mapping[str, str]) -> list[Finding]:
-    """Make warnings of the errors whose ids are in `skipped`; its values, the reasons, are kept in the words."""
-    return [
-        replace(one, level="warning", what=f"{one.what} (skipped: {skipped[one.id]})")
-        if one.level == "error" and one.id in skipped
-        else one
-        for one in findings
-    ]
+    """Make warnings of the errors whose ids are in `skipped`; its values, the reasons, are kept in the words of all."""
+    return [_forgiven(one, skipped[one.id]) if one.id in skipped else one for one in findings]
+
+
+def _forgiven(one: Finding, reason: str) -> Finding:
+    level: Level = "warning" if one.level == "error" else one.level
+    return replace(one, level=level, what=f"{one.what} (skipped: {reason})")

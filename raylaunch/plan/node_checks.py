@@ -3,24 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import starmap
 
-from raylaunch.plan.findings import Finding
+from raylaunch.plan.findings import Finding, Level
 from raylaunch.plan.seen import Node, View
-from raylaunch.plan.weights import shorten
+from raylaunch.plan.weights import drafter_path, shorten
 
 MIN_OPEN_FILES = 65536
 MIN_SHM = 2**30  # bytes; vLLM's own broadcast buffers and torch take more than this beside Ray's objects
 MIN_SHM_FREE = 2**28  # bytes; a queue of vLLM's is 160 MiB, and one that finds no room dies of SIGBUS
 
+GOVERNOR = "governor"
+DEBUGFS = {"kernel.sched_migration_cost_ns": "sys/kernel/debug/sched/migration_cost_ns"}
+"""Sysctls that moved there with Linux 5.13; paths below the root."""
+INSTALL_JEMALLOC = "apt-get install libjemalloc2 (Debian, Ubuntu) or dnf install jemalloc (openEuler)"
+
+BY_HAND = {
+    "host": "`command -v vllm`, `ulimit -n`, `sysctl net.ipv4.ip_local_reserved_ports`",
+    "hostname": "`getent ahosts $(hostname)`",
+    "interfaces": "`ip addr`",
+    "listeners": "`ss -ltnp`",
+    "memory": "`free -m`, `df -h /dev/shm`",
+    "versions": "`pip list` of the Python that Ray runs in",
+    "conflicts": "`pip list` of the Python that Ray runs in",
+    "tuning": "`sysctl -a`, `ls /sys/devices/system/cpu`",
+    "marked": "`raylaunch clean`, which only lists",
+    "npu": "`npu-smi info`",
+    "npu-smi": "`npu-smi info` (in a container, mount it and the driver)",
+    "npu-smi info -m": "`npu-smi info -m`",
+    "npu-smi info -t board": "`npu-smi info -t board -i 0`",
+    "hccn_tool": "`/usr/local/Ascend/driver/tools/hccn_tool -i 0 -link -g` as root",
+    "vLLM's flags": "`vllm serve --help`",
+}
+"""Probe -> what a person runs on that host instead. Those of the weights are not here: they need the path."""
+
 
 def check_probes(view: View) -> Iterator[Finding]:
-    """A question without an answer is no clean bill of health."""
+    """A question without an answer is no clean bill of health; what cannot list the weights cannot load them either."""
+    paths = {"weights": view.plan.model, "drafter": drafter_path(view.recipe)}
     for node in view.nodes:
         for failure in node.facts.failures:
             if failure.hung or (view.plan.platform == "cpu" and failure.probe.startswith(("npu", "hccn"))):
                 continue
+            level: Level = "warning"
             what = f"node {node.name} could not be asked about {failure.probe}: what depends on it was not checked"
-            yield Finding("probe-failed", "warning", what, "", node.facts.ip, failure.reason)
+            todo = f"look by hand on that host: {BY_HAND.get(failure.probe, f'`raylaunch check {view.loaded.name}`')}"
+            if path := paths.get(failure.probe):
+                level = "error"
+                what = f"node {node.name} cannot list the {failure.probe} at {path}, so no server could load them there"
+                todo = (
+                    f"`ls -lL {path}` on that host: if it hangs, mount the file system anew; if it is refused, open "
+                    "the folder to the user of Ray; if it is only slow, raise timeouts.probe"
+                )
+            yield Finding("probe-failed", level, what, todo, node.facts.ip, failure.reason)
 
 
 def check_hanging_tools(view: View) -> Iterator[Finding]:
@@ -88,10 +123,11 @@ def check_leftovers(view: View) -> Iterator[Finding]:
 def check_proxies(view: View) -> Iterator[Finding]:
     """Worth knowing when a download inside a server fails."""
     for node in view.nodes:
-        if node.facts.proxies:
+        taken = [name for name in node.facts.proxies if name in view.plan.primary.unset]
+        if taken:
             what = f"node {node.name} sets proxy variables; they are taken from the servers"
-            names = ", ".join(node.facts.proxies)
-            yield Finding("proxies", "info", what, "", node.facts.ip, names)
+            todo = f"nothing, unless a server must download something: then name {taken[0]} in the recipe's secrets"
+            yield Finding("proxies", "info", what, todo, node.facts.ip, ", ".join(taken))
 
 
 def check_open_files(view: View) -> Iterator[Finding]:
@@ -105,7 +141,13 @@ def check_open_files(view: View) -> Iterator[Finding]:
 
 
 def check_shm(view: View) -> Iterator[Finding]:
-    """The workers of vLLM talk through /dev/shm, and Ray keeps its objects there."""
+    """The workers of vLLM talk through /dev/shm, and Ray keeps its objects there. The weights' size plays no part.
+
+    Each worker maps the weight files and copies from the page cache to its NPU (vLLM 0.32 opens no shared memory in
+    model_executor/model_loader), so they are held against the host's memory (`memory-small`). What is in /dev/shm is as
+    large for a small model as for a large one: queues of a fixed size (up to 240 MiB, one per worker and one to all
+    of them; pages are taken as they are used), torch's, and Ray's objects.
+    """
     for node in view.nodes:
         size, free = node.facts.shm_total, node.facts.shm_free
         if 0 < size < MIN_SHM:
@@ -145,8 +187,26 @@ def check_tuning(view: View) -> Iterator[Finding]:
             names = [*(f"{name}={value}" for name, value in unmet.items()), *(["jemalloc"] if without else [])]
             seen = [f"{name}={node.facts.tuning[name] or 'not there'}" for name in unmet]
             what = f"node {node.name} is not tuned as the recipe wishes: {', '.join(names)}"
-            todo = f"`raylaunch tune {view.loaded.name} --apply` as root on that host"
+            by_hand = _tune_by_hand(unmet, without_jemalloc=without)
+            todo = f"{by_hand} (or, where raylaunch is installed: sudo raylaunch tune {view.loaded.name} --apply)"
             yield Finding("tuning", "info", what, todo, node.facts.ip, ", ".join(seen))
+
+
+def _tune_by_hand(unmet: dict[str, str], *, without_jemalloc: bool) -> str:
+    """The plain commands, as `tune` tells them: a worker has no raylaunch, and a container may not set these."""
+    steps = [f"on that host, until it boots: `{'; '.join(starmap(tuning_command, unmet.items()))}`"] if unmet else []
+    if without_jemalloc:
+        steps.append(f"where Ray runs: {INSTALL_JEMALLOC}")
+    return "; ".join(steps)
+
+
+def tuning_command(name: str, wanted: str) -> str:
+    """What a person types to make a host's setting so, until it boots."""
+    if name == GOVERNOR:
+        return f"echo {wanted} | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+    if name in DEBUGFS:
+        return f"sudo sysctl -w {name}={wanted} || echo {wanted} | sudo tee /{DEBUGFS[name]}"
+    return f"sudo sysctl -w {name}={wanted}"
 
 
 NODE_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (

@@ -7,15 +7,17 @@ from typing import Any
 
 from raylaunch.plan.facts import Weights
 from raylaunch.plan.findings import Finding, Level
+from raylaunch.plan.gang_checks import memory_share
+from raylaunch.plan.node_checks import node_names
 from raylaunch.plan.seen import Node, View
-from raylaunch.plan.weights import WEIGHT_SUFFIXES, gaps_of
+from raylaunch.plan.weights import WEIGHT_SUFFIXES, gaps_of, gravity_of, shorten
 
-VLLM_MEMORY_SHARE = 0.9
-"""vLLM's own --gpu-memory-utilization."""
 NOT_LOADED = 0.9
 """Share of a checkpoint that surely ends in the NPUs' memory: layers for multi-token prediction, vision towers and the
 like may stay out (2 % of DeepSeek-V3)."""
-_SAME = (*WEIGHT_SUFFIXES, "config.json")
+_COPY = "copy the model directory from one node to the others"
+_Sizes = dict[int | None, list[Node]]
+"""Size of a file (None: not there) -> the nodes where it is so."""
 
 
 def check_weights(view: View) -> Iterator[Finding]:
@@ -109,22 +111,25 @@ def check_layer_sizes(view: View) -> Iterator[Finding]:
 
 
 def check_same_weights(view: View) -> Iterator[Finding]:
-    """Ranks with different weights start, and answer differently."""
+    """Ranks with different weights start, and answer differently; so they do with another tokenizer or model code."""
     whole = [(node, weights) for node, weights in _loadable(view) if not weights.missing]
-    by_files: dict[tuple[tuple[str, int], ...], list[Node]] = {}
-    for node, weights in whole:
-        files = tuple(item for item in weights.files.items() if item[0].endswith(_SAME))
-        by_files.setdefault(files, []).append(node)
-    if len(by_files) > 1:
-        names = sorted({name for name, _ in set.symmetric_difference(*map(set, list(by_files)[:2]))})
-        yield _differ("by name or size of files", list(by_files.values()), ", ".join(names[:5]))
+    uneven = [(gravity_of(name), name, sizes) for name, sizes in _uneven(whole)]
+    if serious := {name: sizes for level, name, sizes in uneven if level == "error"}:
+        what = f"the weights differ between the nodes, by name or size of files: {_describe(serious)}"
+        yield Finding("weights-differ", "error", what, _COPY, _odd_one(serious), shorten(serious))
         return
+    if light := {name: sizes for level, name, sizes in uneven if level == "warning"}:
+        what = f"files beside the weights differ between the nodes: {_describe(light)}"
+        todo = f"{_COPY}; if the primary has the right ones, nothing happens until another node becomes the primary"
+        yield Finding("weights-differ", "warning", what, todo, _odd_one(light), shorten(light))
     by_content: dict[str, list[Node]] = {}
     for node, weights in whole:
         if weights.fingerprint:
             by_content.setdefault(weights.fingerprint, []).append(node)
     if len(by_content) > 1:
-        yield _differ("by content, though names and sizes agree", list(by_content.values()), ", ".join(by_content))
+        sides = " | ".join(node_names(nodes) for nodes in by_content.values())
+        what = f"the weights differ between the nodes, by content, though names and sizes agree: {sides}"
+        yield Finding("weights-differ", "error", what, _COPY, "", ", ".join(by_content))
 
 
 def check_fits_npus(view: View) -> Iterator[Finding]:
@@ -135,7 +140,7 @@ def check_fits_npus(view: View) -> Iterator[Finding]:
         parts *= parallel.data * parallel.prefill_context
     for node, weights in _loadable(view) if view.plan.platform != "cpu" else ():
         least = NOT_LOADED * _tensor_bytes(weights) * _cast(weights) / parts
-        room = min((npu.hbm_total_mb for npu in node.facts.npus), default=0) * 2**20 * _memory_share(view)
+        room = min((npu.hbm_total_mb for npu in node.facts.npus), default=0) * 2**20 * memory_share(view)
         if 0 < room < least:
             what = (
                 f"the weights take at least {_gib(least)} of each NPU of node {node.name}, and the servers may use "
@@ -240,19 +245,36 @@ def _cast(weights: Weights) -> float:
     return 0.5 if dims.get("torch_dtype", dims.get("dtype")) == "float32" else 1.0
 
 
-def _memory_share(view: View) -> float:
-    try:
-        return float(view.plan.primary.flag("--gpu-memory-utilization") or VLLM_MEMORY_SHARE)
-    except ValueError:
-        return VLLM_MEMORY_SHARE
+def _uneven(whole: list[tuple[Node, Weights]]) -> Iterator[tuple[str, _Sizes]]:
+    """Files that some nodes do not have, or have in another size."""
+    for name in sorted({name for _, weights in whole for name in weights.files}):
+        sizes: _Sizes = {}
+        for node, weights in whole:
+            sizes.setdefault(weights.files.get(name), []).append(node)
+        if len(sizes) > 1:
+            yield name, sizes
 
 
-def _differ(how: str, groups: list[list[Node]], seen: str) -> Finding:
-    from raylaunch.plan.node_checks import node_names
+def _describe(uneven: dict[str, _Sizes], shown: int = 3) -> str:
+    """The first few files, each with its sizes and where it has them, the fewest nodes first."""
+    said = []
+    for name, sizes in list(uneven.items())[:shown]:
+        sides = (f"{'missing' if size is None else f'{size} bytes'} on {node_names(odd)}" for size, odd in _rank(sizes))
+        said.append(f"{name} ({', '.join(sides)})")
+    return "; ".join(said) + (f"; and {len(uneven) - shown} more files" if len(uneven) > shown else "")
 
-    sides = " | ".join(node_names(nodes) for nodes in groups)
-    what = f"the weights differ between the nodes, {how}: {sides}"
-    return Finding("weights-differ", "error", what, "copy the model directory from one node to the others", "", seen)
+
+def _odd_one(uneven: dict[str, _Sizes]) -> str:
+    """The address of the one node that differs from the others, or that alone lacks files; "" when there is no such."""
+    odd = set()
+    for sizes in uneven.values():
+        (size, few), (_, more) = _rank(sizes)[:2]
+        odd.add(few[0].facts.ip if len(few) == 1 and (size is None or len(more) > 1) else "")
+    return odd.pop() if len(odd) == 1 else ""
+
+
+def _rank(sizes: _Sizes) -> list[tuple[int | None, list[Node]]]:
+    return sorted(sizes.items(), key=lambda item: (len(item[1]), item[0] or 0))
 
 
 def _gib(size: float) -> str:

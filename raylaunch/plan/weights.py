@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
 
 from raylaunch.plan.facts import Weights
-from raylaunch.recipe.model import Recipe, Sources
+from raylaunch.plan.findings import Level
+
+if TYPE_CHECKING:
+    from raylaunch.recipe.model import Recipe, Sources
 
 Role = Literal["model", "drafter"]
 Hub = Literal["modelscope", "huggingface"]
@@ -21,6 +25,10 @@ INSTALL: Mapping[Hub, str] = {
 """What brings the program; `hf` is in huggingface_hub since 0.34."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+_ALL_READ = ("quant*.json", "tokenizer*", "*.model", "*.py")
+"""Files beside the weights that every server reads (quant_model_description.json is vllm-ascend's)."""
+_FEW_READ = ("*.json", "*.jinja")
+"""The rest of the manifest, read by the API server alone (generation_config.json, chat templates) or not at all."""
 
 _NETWORK = frozenset(
     "nfs nfs4 cifs smb3 smbfs lustre ceph gpfs beegfs glusterfs afs pvfs2 orangefs 9p virtiofs fuse fuseblk".split()  # noqa: SIM905 - shorter to read
@@ -34,7 +42,7 @@ class Wanted:
 
     role: Role
     path: str
-    sources: Sources = field(default_factory=Sources)
+    sources: Sources | None = None
     tiny: Literal["qwen3", "minimax_m2"] | None = None
 
 
@@ -136,6 +144,21 @@ def gaps_of(weights: Weights) -> str:
     return "; ".join(gaps)
 
 
+def gravity_of(name: str) -> Level | None:
+    """How bad it is when two nodes do not have the same file of this name in a model folder; None: no harm.
+
+    In subfolders (examples, pictures, other formats) only weights and their config.json count.
+    """
+    below, _, file = name.rpartition("/")
+    if name.endswith(WEIGHT_SUFFIXES) or file == "config.json":
+        return "error"
+    if below:
+        return None
+    if any(fnmatchcase(name, pattern) for pattern in _ALL_READ):
+        return "error"
+    return "warning" if any(fnmatchcase(name, pattern) for pattern in _FEW_READ) else None
+
+
 def shorten(names: Iterable[str], shown: int = 5) -> str:
     """The first few names, and how many more there are."""
     every = list(names)
@@ -148,7 +171,7 @@ def download_argv(hub: Hub, wanted: Wanted, program: str = "") -> tuple[str, ...
 
     Both programs compare the hash of a file that is there and fetch it again when it differs.
     """
-    name = wanted.sources.modelscope if hub == "modelscope" else wanted.sources.huggingface
+    name = getattr(wanted.sources, hub, None)
     if not name:
         return None
     folder = wanted.path.rstrip("/") or "/"

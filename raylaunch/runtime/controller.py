@@ -28,14 +28,17 @@ from raylaunch.runtime import evidence, placement
 from raylaunch.runtime.flags import remember_for_next
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.journal import Journal
+from raylaunch.runtime.losses import find_again, lost_nodes
 from raylaunch.runtime.neighbours import Ticket, Turns, ask_plans
 from raylaunch.runtime.prepare import (
     AGENT_TIMEOUT_S,
+    await_launch,
     clean_ground,
     flatten,
     look,
     plan_and_check,
     put_primary_first,
+    read_ahead_folder,
     refuse_errors,
 )
 from raylaunch.runtime.remains import Remains
@@ -126,13 +129,7 @@ class Controller:
                 return
         self._gang.find(self._recipe.parallel.servers)
         self._known.set()
-        name = self._request.deployment
-        await self._fail(
-            LaunchError(
-                "the command that started this deployment ended before it had handed it over",
-                todo=f"`raylaunch stop {name}`, then start it again",
-            )
-        )
+        await self._give_up("the command that started this deployment ended before it had handed it over")
         self._go()
 
     def _call_take_over(self, me: Any) -> None:  # noqa: ANN401
@@ -157,7 +154,7 @@ class Controller:
                 async with asyncio.timeout(BEGIN_PATIENCE_S):
                     await self._known.wait()
                 return
-            await self._give_up_adopting()
+            await self._give_up("the controller died when nothing of the deployment was running; Ray started it again")
         self._known.set()
         self._go()
 
@@ -351,7 +348,7 @@ class Controller:
         self._journal.history = replace(self._journal.history, started_at=now, ready_at=None)
         self._seen = {index: ServerSeen(index, attempt=self._journal.attempt) for index in self._gang.alive}
         plan = plan_to_dict(self._journal.plan)
-        common = (self._health, self._secrets or {}, self._read_ahead())
+        common = (self._health, self._secrets or {}, read_ahead_folder(self._recipe))
         calls = [
             self._gang.agents[index].launch.remote(
                 plan, self._journal.attempt, facts.vllm_executable or "vllm", *common
@@ -360,25 +357,7 @@ class Controller:
         ]
         self._watch_all()
         self._note("command", f"launched attempt {self._journal.attempt}")
-        await self._await_launch(calls)
-
-    def _read_ahead(self) -> str:
-        """The folder to be read ahead on each host; "" where nothing is to be gained."""
-        recipe = self._recipe
-        from_files = recipe.args.get("load-format") in (None, "auto", "safetensors", "pt")
-        return recipe.model.path if recipe.model.read_ahead and from_files else ""
-
-    async def _await_launch(self, calls: list[Any]) -> None:
-        import ray
-
-        try:
-            async with asyncio.timeout(AGENT_TIMEOUT_S):
-                await asyncio.gather(*calls)
-        except ray.exceptions.RayTaskError as error:
-            cause = getattr(error, "cause", error)
-            raise LaunchError("a server could not be started", why=str(cause)) from error
-        except (ray.exceptions.RayActorError, TimeoutError):
-            return  # the watches see the lost agent too, and the policy decides
+        await await_launch(calls)
 
     async def _step(self) -> None:
         """Observe, decide, act: once."""
@@ -476,7 +455,7 @@ class Controller:
     async def _rebuild(self) -> None:
         """End every member, prove that the ground is clean, wait as long as the policy says, and start over."""
         decision = self._decision
-        lost = self._lost_nodes()
+        lost = lost_nodes(self._journal.plan, self._seen, decision)
         for index, seen in self._seen.items():
             if seen.agent_lost or index in lost:
                 self._gang.give_up(index)
@@ -498,14 +477,6 @@ class Controller:
         nodes = ", ".join(self._shape.nodes[index] for index in lost)
         self._note("waiting", f"for {nodes} to come back: no other node has the NPUs", min(lost))
         return ()
-
-    def _lost_nodes(self) -> dict[int, str]:
-        """Server -> Ray's id of its node, for the nodes that are lost. One that comes back gets a new id."""
-        plan, decision = self._journal.plan, self._decision
-        gone = {index for index, seen in self._seen.items() if seen.agent_lost not in (None, "agent died")}
-        if decision is not None and decision.cause == "node-lost" and decision.root is not None:
-            gone.add(decision.root)  # silence alone, and nobody has found out more
-        return {server.index: server.node.node_id for server in plan.servers if server.index in gone} if plan else {}
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -568,27 +539,15 @@ class Controller:
         self._secrets = next((found for found in secrets.values() if isinstance(found, Mapping)), {})
         self._note("adopted", f"a restarted controller found {len(self._gang.alive)} agents")
         if self._journal.phase in (Phase.STARTING, Phase.READY):
-            self._mark_missing_agents()
+            self._seen = find_again(self._journal.plan, self._journal.attempt, self._gang.alive)
             self._watch_all()
         elif self._journal.phase in (Phase.CHECKING, Phase.STOPPING):
             self._resume_unfinished()
         return True
 
-    async def _give_up_adopting(self) -> None:
+    async def _give_up(self, what: str) -> None:
         """Nobody remembers the plan or the secrets: starting by guess could serve without its API key."""
-        error = LaunchError(
-            "the controller died when nothing of the deployment was running, and was started again by Ray",
-            todo=f"`raylaunch stop {self._request.deployment}`, then start it again",
-        )
-        await self._fail(error)
-
-    def _mark_missing_agents(self) -> None:
-        assert self._journal.plan is not None
-        nodes = {node["NodeID"] for node in alive_nodes()}
-        for server in self._journal.plan.servers:
-            reason = "agent died" if server.node.node_id in nodes else "node died"
-            lost = None if server.index in self._gang.alive else reason
-            self._seen[server.index] = ServerSeen(server.index, attempt=self._journal.attempt, agent_lost=lost)
+        await self._fail(LaunchError(what, todo=f"`raylaunch stop {self._request.deployment}`, then start it again"))
 
     def _resume_unfinished(self) -> None:
         """A check is simply done again; a stop that was under way is finished."""

@@ -15,7 +15,7 @@ from raylaunch.runtime import placement
 from raylaunch.runtime.flags import ask_flags, with_flags
 from raylaunch.runtime.gang import Gang
 from raylaunch.runtime.neighbours import ask_plans
-from raylaunch.runtime.prepare import look, plan_and_check
+from raylaunch.runtime.prepare import AGENT_TIMEOUT_S, look, plan_and_check
 from raylaunch.runtime.scout import Scout
 
 
@@ -39,6 +39,7 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
 async def _look(gang: Gang, loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.group))
     asking = asyncio.ensure_future(ask_flags(gang))  # takes the longest when it is not remembered
+    await gang.demand("hello", timeout_s=AGENT_TIMEOUT_S)  # clocks are compared: all look at one moment
     nodes = await look(gang, loaded.recipe)
     nodes = with_flags(nodes, await asking)
     neighbours = await ask_plans(deployment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
 from raylaunch.plan.checks import check_nodes, check_recipe
@@ -114,6 +115,30 @@ async def _ping_npus(gang: Gang, pings: Mapping[int, tuple[Ping, ...]]) -> list[
 def _ports_to_try(ports: Ports) -> dict[str, int]:
     tried = {"http": ports.http, "rpc": ports.rpc, "any": 0}
     return tried if ports.hccl_base is None else {**tried, "hccl": ports.hccl_base}
+
+
+def read_ahead_folder(recipe: Recipe) -> str:
+    """The folder of weights that each host reads ahead; "" where nothing is to be gained."""
+    from_files = recipe.args.get("load-format") in (None, "auto", "safetensors", "pt")
+    return recipe.model.path if recipe.model.read_ahead and from_files else ""
+
+
+async def await_launch(calls: Sequence[Any]) -> None:
+    """Wait until every agent has started its server. A lost agent is left to whoever watches it.
+
+    Raises:
+        LaunchError: a server could not be started.
+    """
+    import ray
+
+    try:
+        async with asyncio.timeout(AGENT_TIMEOUT_S):
+            await asyncio.gather(*calls)
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", error)
+        raise LaunchError("a server could not be started", why=str(cause)) from error
+    except (ray.exceptions.RayActorError, TimeoutError):
+        return
 
 
 def refuse_errors(findings: Sequence[Finding]) -> None:

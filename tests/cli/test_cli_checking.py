@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from raylaunch.plan.facts import TuningStep
-from raylaunch.plan.findings import Finding
+from raylaunch.cli.app import app
+from raylaunch.node import tuning
+from raylaunch.plan.checks import check_nodes
+from raylaunch.plan.facts import Facts, TuningStep
+from raylaunch.plan.findings import CHECK_IDS, Finding
+from raylaunch.plan.planner import build_plan
+from raylaunch.recipe.catalog import read
 from raylaunch.supervise.status import CleanReport, Leftover
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+HELP = "\n".join(verb.epilog for verb in get_command(app).commands.values())  # type: ignore[attr-defined]
 WRONG = Finding("model-missing", "error", "no weights", "copy them", "192.0.2.11", "/opt/model")
+ODD = Finding("clock-skew", "warning", "the clocks differ")
 NOTE = Finding("proxies", "info", "proxies are set")
 LEFT = Leftover("node2", 4242, "a2-dual", 3, 7300.0, "VLLM::Worker_TP0")
 
@@ -54,6 +65,40 @@ def test_a_skipped_finding_is_a_warning_with_its_reason(cli, api):
     assert result.exit_code == 0
     assert "warning: no weights (skipped: it is being copied)" in result.stdout
     assert cli("check", "a2-dual", "--skip-check", "model-missing").exit_code == 2, "no reason"
+
+
+@pytest.mark.parametrize("finding", [ODD, NOTE])
+def test_the_reason_stays_with_what_is_no_error(cli, api, finding):
+    api.findings = [finding]
+    told = cli("check", "a2-dual", "--skip-check", f"{finding.id}=known").stdout
+    assert f"{finding.level}: {finding.what} (skipped: known)" in told
+
+
+@pytest.mark.parametrize(
+    ("finding", "code", "strictly"), [(WRONG, 4, 4), (ODD, 0, 4), (NOTE, 0, 0), (None, 0, 0)], ids=str
+)
+def test_the_worst_finding_gives_the_exit_code(cli, api, finding, code, strictly):
+    api.findings = [finding] if finding else []
+    assert cli("check", "a2-dual").exit_code == code
+    assert cli("check", "a2-dual", "--strict").exit_code == strictly
+
+
+def test_strict_says_what_it_refuses_and_lets_pass_what_is_skipped(cli, api):
+    api.findings = [WRONG, ODD]
+    skipped = ("check", "a2-dual", "--strict", "--skip-check", "model-missing=known")
+    refused = cli(*skipped)
+    assert refused.exit_code == 4
+    assert "--strict refuses a warning" in refused.stderr
+    assert cli(*skipped, "--skip-check", "clock-skew=known").exit_code == 0
+
+
+def test_examples_skip_checks_that_there_are_and_that_refuse():
+    pages = [HELP, *(page.read_text() for page in sorted(DOCS.glob("*.md")))]
+    skipped = {name for page in pages for name in re.findall(r"--skip-check ([^\s=`]+)=", page)} - {"ID"}
+    assert skipped
+    assert skipped <= CHECK_IDS
+    refused = (DOCS / "refusals.md").read_text().partition("## Warned of")[0]
+    assert [name for name in skipped if f"| `{name}` | error" not in refused] == []
 
 
 def test_clean_only_looks_without_yes(cli, api):
@@ -117,3 +162,26 @@ def test_tune_alone_only_compares(cli, api):
     assert "sudo sysctl -w vm.swappiness=0" in result.stdout
     api.tuning_steps = []
     assert "wants nothing" in cli("tune", "a2-dual").stderr
+
+
+@pytest.mark.parametrize("page", ["the help", "operations.md"])
+def test_examples_tune_what_has_something_to_tune(page):
+    text = HELP if page == "the help" else (DOCS / page).read_text()
+    names = set(re.findall(r"^.*raylaunch tune ([\w-]+)", text, flags=re.MULTILINE))
+    assert names
+    for name in names:
+        wanted = read(name).recipe.tuning
+        assert wanted.sysctl or wanted.governor or wanted.jemalloc, name
+
+
+def test_a_host_without_raylaunch_is_told_the_commands_that_tune_would_tell(tmp_path):
+    loaded = read("a3-single")
+    wanted = loaded.recipe.tuning
+    untuned = {"governor": "powersave", **dict.fromkeys(wanted.sysctl, "7"), "jemalloc": ""}
+    nodes = [Facts("192.0.2.10", interface="eth0", clock=1.0, tuning=untuned)]
+    (found,) = [one for one in check_nodes(loaded, nodes, build_plan(loaded, nodes)) if one.id == "tuning"]
+    steps = tuning.compare({"governor": wanted.governor, **wanted.sysctl, "jemalloc": True}, root=tmp_path)
+    assert len(steps) == 5
+    assert [step.todo for step in steps if step.todo not in found.todo] == []
+    (commands,) = re.findall("`(.*?)`", found.todo)
+    assert "raylaunch" not in commands

@@ -71,6 +71,25 @@ def test_a_skipped_check_wants_a_reason(cli, api, skip):
     assert api.asked == []
 
 
+@pytest.mark.parametrize(
+    ("skip", "told"),
+    [
+        ("tuning.governor=ours", "did you mean tuning?"),
+        ("model-mising=it comes later", "did you mean model-missing?"),
+        ("clock=late", "did you mean clock-skew?"),
+        ("q=1", "gives the id of each finding"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["start", "check"])
+def test_a_skipped_check_must_be_one(cli, api, verb, skip, told):
+    result = cli(verb, "a2-dual", "--skip-check", skip)
+    assert result.exit_code == 2
+    words = " ".join(result.stderr.replace("│", " ").split())
+    assert f"no check has the id '{skip.partition('=')[0]}'" in words
+    assert told in words
+    assert api.asked == []
+
+
 def test_start_without_waiting_says_how_to_follow(cli, api):
     api.script[:] = [look(0.1, Phase.PENDING)]
     result = cli("start", "a2-dual", "--no-wait")

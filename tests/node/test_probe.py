@@ -10,8 +10,12 @@ import pytest
 
 from raylaunch.errors import NodeError
 from raylaunch.node import probe as room
+from raylaunch.node import vllm_flags
 from raylaunch.node.probe import probe
 from raylaunch.plan.facts import Facts, MarkedProcess, ProbeFailure
+from raylaunch.plan.node_checks import BY_HAND
+from raylaunch.plan.planner import build_plan
+from raylaunch.recipe.catalog import read
 
 DATA = Path(__file__).parents[1] / "data"
 IP = "192.0.2.10"
@@ -75,6 +79,41 @@ def test_proxies_are_named_and_never_quoted():
     facts = probe(IP, env=env, npu=False)
     assert facts.proxies == ("ALL_PROXY", "https_proxy")
     assert "secret" not in repr(facts)
+
+
+def test_every_proxy_that_is_reported_is_taken_from_the_servers():
+    lower = ("http_proxy", "https_proxy", "all_proxy")
+    env = {"PATH": ""} | dict.fromkeys((*lower, *map(str.upper, lower)), "http://p")
+    facts = probe(IP, env=env, npu=False)
+    assert set(facts.proxies) == env.keys() - {"PATH"}
+    unset = build_plan(read("a2-dual"), [Facts(ip, interface="eth0") for ip in (IP, "192.0.2.11")]).primary.unset
+    assert set(facts.proxies) <= unset.keys()
+
+
+def test_for_every_question_there_is_a_way_to_ask_by_hand():
+    questions = room._questions({}, {"weights": "/m", "drafter": "/d"}, (), True, 1.0, Path("/"))
+    names = {question.name for question in questions} - {"weights", "drafter"}  # these need the path
+    tools = {"npu-smi", "npu-smi info -m", "npu-smi info -t board", "hccn_tool"}
+    assert BY_HAND.keys() == names | tools | {vllm_flags.PROBE}
+
+
+def test_weights_that_do_not_answer_are_given_up_and_those_that_refuse_say_why(monkeypatch):
+    answered = threading.Event()
+
+    def look(path):
+        if path == "/nfs":
+            answered.wait(300)
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(room.weights, "inspect_weights", look)
+    try:
+        facts = bare(model_path="/nfs", drafter_path="/locked", timeout_s=1)
+    finally:
+        answered.set()
+    failed = {failure.probe: failure.reason for failure in facts.failures}
+    assert failed["weights"] == "no answer in 1 s"
+    assert failed["drafter"] == "PermissionError: [Errno 13] Permission denied: '/locked'"
+    assert (facts.weights, facts.drafter) == (None, None)
 
 
 def test_a_listener_on_a_wanted_port_is_named():

@@ -116,6 +116,32 @@ def test_subfolders_count_one_level_deep_and_hidden_ones_do_not(model):
     assert found.missing == ("draft/absent.safetensors",)
 
 
+def refuse(monkeypatch, folder):
+    """Listing a folder is refused, also to root."""
+    listed = os.scandir
+
+    def scandir(path):
+        if os.fspath(path) == str(folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_subfolder_that_may_not_be_listed_counts_as_empty(model, monkeypatch):
+    """A model that is a file system of its own has root's lost+found."""
+    before = inspect_weights(str(model))
+    (model / "lost+found").mkdir()
+    refuse(monkeypatch, model / "lost+found")
+    assert inspect_weights(str(model)).files == before.files
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error(model, monkeypatch):
+    refuse(monkeypatch, model)
+    with pytest.raises(PermissionError):
+        inspect_weights(str(model))
+
+
 def test_a_single_file_is_a_model_too(tmp_path):
     file = shard(tmp_path / "model.safetensors", cut=1)
     found = inspect_weights(str(file))

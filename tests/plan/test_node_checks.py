@@ -16,7 +16,7 @@ from raylaunch.plan.facts import (
     Weights,
 )
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import read
+from raylaunch.recipe.catalog import read, recipe_names
 
 PATH = "/opt/data/verification/models/MiniMax-M2.5/"
 FILES = {"config.json": 900, "model.safetensors.index.json": 100, "model-00001.safetensors": 5000}
@@ -91,6 +91,7 @@ TP5 = ["parallel.tensor=5", "hardware.npus_per_server=null"]
 # id, level, what is different on the first node, what the finding must name
 FIRES = [
     ("probe-failed", "warning", {"failures": (ProbeFailure("npu-smi", "not found on PATH"),)}, "npu-smi"),
+    ("probe-failed", "error", {"weights": None, "failures": (ProbeFailure("weights", "no answer in 30 s"),)}, PATH),
     ("no-vllm", "error", {"vllm_executable": None}, "192.0.2.10 (node10)"),
     ("cuda-torchvision", "warning", {"conflicts": ("torchvision 0.29.2+cu132",)}, "pip uninstall -y torchvision"),
     ("model-missing", "error", weights(exists=False, files={}, config={}), PATH),
@@ -104,6 +105,7 @@ FIRES = [
     ("heads", "error", weights(config={"text_config": {"num_key_value_heads": 3}}), "num_key_value_heads=3"),
     ("leftovers", "error", {"marked": (MARKED,)}, "pid 99"),
     ("proxies", "info", {"proxies": ("http_proxy",)}, "http_proxy"),
+    ("proxies", "info", {"proxies": ("ALL_PROXY",)}, "ALL_PROXY"),
     ("open-files", "warning", {"open_files_limit": 1024}, "ulimit -n 65536"),
     ("shm-small", "warning", {"shm_total": 2**26}, "64 MiB"),
     ("shm-full", "warning", {"shm_free": 0}, "0 MiB of its shared memory"),
@@ -112,7 +114,13 @@ FIRES = [
     ("npu-unhealthy", "error", {"npus": npu(3, health="Alarm")}, "NPU 3 Alarm"),
     ("npu-busy", "error", {"npus": npu(3, hbm_used_mb=38711)}, "NPU 3: 38711/65536 MB"),
     ("npu-busy", "error", {"npu_processes": (NpuProcess(2, 485946, "pytest", 5175),)}, "485946"),
-    ("npu-busy", "error", {"npu_processes": (NpuProcess(2, 485946, "pytest", 5175, 77),)}, "in use by pid 77"),
+    (
+        "npu-busy",
+        "error",
+        {"npu_processes": (NpuProcess(2, 485946, "pytest", 5175, 77),)},
+        "in use by pid 77 (pytest, 5175 MB)",
+    ),
+    ("npu-busy", "error", {"npu_processes": (NpuProcess(2, 99, "", 37709),)}, "99 (in another container, 37709 MB)"),
     ("port-busy", "error", listener(20004), "pid 4711 (python3)"),
     ("port-busy", "error", listener(20004, "192.0.2.10"), "network.http_port"),
     ("port-busy", "error", listener(20004, "::", pid=None), "another user"),
@@ -137,6 +145,7 @@ FIRES = [
     ("version-mismatch", "warning", versions("firmware", "7.7.0"), "firmware"),
     ("version-mismatch", "warning", versions("cann", "8.5.0"), "cann"),
     ("weights-differ", "error", weights(files=FILES | {"model-00001.safetensors": 4999}), "model-00001.safetensors"),
+    ("weights-differ", "warning", weights(files=FILES | {"generation_config.json": 9}), "generation_config.json"),
     ("clock-skew", "warning", {"clock": 1006.0}, "6.0 s"),
 ]
 
@@ -169,6 +178,11 @@ def test_a_spoilt_fact_is_found(finding, level, changes, named):
     one = found[0]
     assert named in f"{one.what} {one.todo} {one.seen}"
     assert one.where in ("192.0.2.10", "192.0.2.11", "") or "recipe" in one.where
+
+
+@pytest.mark.parametrize(("finding", "level", "changes", "named"), FIRES)
+def test_every_finding_says_what_to_do(finding, level, changes, named):
+    assert [each for each in check(good(10, **changes)) if not each.todo] == []
 
 
 @pytest.mark.parametrize("changes", SILENT)
@@ -259,6 +273,72 @@ def test_a_failed_question_silences_what_depends_on_it():
         failures=(ProbeFailure("versions", "no answer"), ProbeFailure("host", "?")),
     )
     assert {each.id for each in check(lost)} == {"probe-failed"}
+
+
+def test_weights_that_cannot_be_listed_are_refused_with_their_path():
+    """A dead NFS mount, a folder of somebody else: what the weight checks did not see is no clean bill of health."""
+    sets = ["features.speculative={enabled: true, method: eagle3, model: /models/Eagle3}"]
+    denied = "PermissionError: [Errno 13] Permission denied: '/models/Eagle3'"
+    lost = good(
+        10, weights=None, failures=(ProbeFailure("weights", "no answer in 30 s"), ProbeFailure("drafter", denied))
+    )
+    model, drafter = check(lost, sets=sets)
+    assert [(one.id, one.level, one.where) for one in (model, drafter)] == [("probe-failed", "error", "192.0.2.10")] * 2
+    assert f"ls -lL {PATH}" in model.todo
+    assert "timeouts.probe" in model.todo
+    assert "ls -lL /models/Eagle3" in drafter.todo
+    assert drafter.seen == denied
+
+
+def test_idle_npus_suit_every_recipe():
+    """What the driver keeps of an idle card (recorded) is no use of it, whatever share of the memory a recipe takes."""
+    idle = {"ascend-a2": (3445, 65536), "ascend-a3": (3416, 65536)}
+    shares = set()
+    for name in recipe_names():
+        loaded = read(name)
+        if (platform := loaded.recipe.hardware.platform) in idle:
+            assert npu_findings(loaded, *idle[platform]) == [], name
+            shares.add(loaded.recipe.args.get("gpu-memory-utilization"))
+    assert 0.95 in shares
+    assert npu_findings(read("a2-dual"), 2900, 32768) == [], "910B4"
+
+
+def test_memory_in_use_is_refused_with_its_amount_and_its_owner():
+    loaded = read("glm-5.1-a2-dual")
+    (full, _) = npu_findings(loaded, 3600, 65536)
+    assert (full.id, full.level) == ("npu-busy", "error")
+    assert "NPU 0: 3600/65536 MB" in full.seen
+    rows = (
+        NpuProcess(0, 71, "python", 114),
+        NpuProcess(0, 70, "VLLMEngineCore", 52245),
+        NpuProcess(1, 70, "VLLMEngineCore", 114),
+    )
+    (owned, _) = npu_findings(loaded, 3445, 65536, npu_processes=rows)
+    assert owned.id == "npu-busy", "a process counts even while the card looks idle"
+    assert "in use by pid 70 (VLLMEngineCore, 52359 MB), 71 (python, 114 MB)" in owned.what
+    assert "ps -fp 70" in owned.todo
+
+
+def npu_findings(loaded, used_mb, total_mb, **changes):
+    count = loaded.recipe.npus_per_node
+    npus = tuple(Npu(n, n, 0, "910B1", "OK", None, used_mb, total_mb) for n in range(count))
+    parts = {"npus": npus, "devices": tuple(range(count)), **changes}
+    nodes = [good(10 + n, **parts) for n in range(loaded.recipe.parallel.servers)]
+    found = check_nodes(loaded, nodes, build_plan(loaded, nodes))
+    return [each for each in found if each.id in ("npu-busy", "npu-unhealthy", "devices-too-few")]
+
+
+def test_proxies_that_the_recipe_gives_are_not_said_to_be_taken():
+    proxied = good(10, proxies=("all_proxy", "http_proxy"))
+    (found,) = check(proxied, sets=["env.http_proxy=http://p"])
+    assert (found.id, found.seen) == ("proxies", "all_proxy")
+    assert check(proxied, sets=["secrets=[http_proxy, all_proxy]"]) == []
+
+
+def test_shared_memory_is_not_held_against_the_weights():
+    """They do not pass through it: 400 GiB of weights want no more of /dev/shm than a small model."""
+    heavy = {"shm_total": 2**30, "shm_free": 2**30, **weights(files=FILES | {"model-00001.safetensors": 400 * 2**30})}
+    assert check(good(10, **heavy), good(11, **heavy)) == []
 
 
 def test_all_findings_come_at_once():

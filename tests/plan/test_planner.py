@@ -185,6 +185,8 @@ def test_proxies_and_stray_rendezvous_variables_are_taken_away_unless_wanted():
     kept = build_plan(read("a2-dual", ["env.http_proxy=http://p"]), [host(10), host(11)])
     assert "http_proxy" not in kept.primary.unset
     assert kept.primary.environ["http_proxy"] == "http://p"
+    secret = build_plan(read("a2-dual", ["secrets=[https_proxy]"]), [host(10), host(11)])
+    assert "https_proxy" not in secret.primary.unset, "a script would unset what it was given"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,80 @@ def test_the_size_of_other_kinds_of_weight_files_counts_too():
     assert "pytorch_model.bin" in found.seen
 
 
+MANIFEST = FILES | {
+    "tokenizer.json": 5000,
+    "tokenizer_config.json": 700,
+    "tiktoken.model": 60,
+    "quant_model_description.json": 800,
+    "modeling_minimax_m2.py": 90,
+    "generation_config.json": 70,
+    "chat_template.jinja": 80,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        ("tokenizer.json", "error"),
+        ("tokenizer_config.json", "error"),
+        ("tiktoken.model", "error"),
+        ("quant_model_description.json", "error"),
+        ("modeling_minimax_m2.py", "error"),
+        ("config.json", "error"),
+        ("generation_config.json", "warning"),
+        ("chat_template.jinja", "warning"),
+        ("model.safetensors.index.json", "warning"),
+    ],
+)
+def test_what_lies_beside_the_weights_must_be_the_same_too(name, level):
+    whole = weights(files=MANIFEST)
+    (absent,) = check(node(10, **weights(files=without(name))), node(11, **whole))
+    assert (absent.id, absent.level, absent.where) == ("weights-differ", level, "192.0.2.10")
+    assert f"{name} (missing on 192.0.2.10, {MANIFEST[name]} bytes on 192.0.2.11)" in absent.what
+    (other,) = check(node(10, **whole), node(11, **weights(files=MANIFEST | {name: 1})))
+    assert (other.id, other.level, other.where) == ("weights-differ", level, ""), "nobody can say which is right"
+    assert f"{name} (1 bytes on 192.0.2.11, {MANIFEST[name]} bytes on 192.0.2.10)" in other.what
+
+
+def without(*names):
+    return {name: size for name, size in MANIFEST.items() if name not in names}
+
+
+def test_files_that_no_server_reads_may_differ():
+    more = (
+        "README.md",
+        "LICENSE",
+        "merges.txt",
+        "model.index",
+        "figures/a.json",
+        "inference/model.py",
+        "docs/tokenizer",
+    )
+    found = check(node(10, **weights(files=MANIFEST | dict.fromkeys(more, 1))), node(11, **weights(files=MANIFEST)))
+    assert found == []
+
+
+def test_of_many_nodes_the_odd_one_is_named():
+    loaded = read("a2-dual", ["parallel.data=9"])
+
+    def differ(**files):
+        nodes = [node(10 + n, **weights(files=files if n == 4 else MANIFEST)) for n in range(9)]
+        found = list(check_nodes(loaded, nodes, build_plan(loaded, nodes)))
+        return [one for one in found if one.id == "weights-differ"]
+
+    (one,) = differ(**MANIFEST | {"tokenizer.json": 5001})
+    assert one.where == "192.0.2.14"
+    assert "tokenizer.json (5001 bytes on 192.0.2.14, 5000 bytes on 192.0.2.10, 192.0.2.11," in one.what
+    assert "and 3 more" in one.what
+    (several,) = differ(**without("tokenizer.json", "tiktoken.model", "modeling_minimax_m2.py", "config.json"))
+    assert several.where == "192.0.2.14"
+    assert "and 1 more files" in several.what
+    assert "tokenizer.json" in several.seen
+    (extra,) = differ(**MANIFEST | {"other.json": 3})
+    assert (extra.level, extra.where) == ("warning", "192.0.2.14")
+    assert "other.json (3 bytes on 192.0.2.14, missing on" in extra.what
+
+
 @pytest.mark.parametrize(
     ("config", "sets", "named"),
     [

@@ -8,7 +8,7 @@
 
 set -euo pipefail
 
-unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY  # raylaunch: traffic between the servers must not go through a proxy
+unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY  # raylaunch: traffic between the servers must not go through a proxy
 unset VLLM_PORT RANK_TABLE_FILE  # raylaunch: an inherited value breaks the rendezvous
 
 export ASCEND_RT_VISIBLE_DEVICES=0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15  # recipe: hardware.npus_per_server

@@ -11,7 +11,7 @@
 
 set -euo pipefail
 
-unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY  # raylaunch: traffic between the servers must not go through a proxy
+unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY  # raylaunch: traffic between the servers must not go through a proxy
 unset VLLM_PORT RANK_TABLE_FILE  # raylaunch: an inherited value breaks the rendezvous
 
 export VLLM_HOST_IP=192.0.2.11  # node: address (vLLM would take the route to the internet instead)
