@@ -11,6 +11,8 @@ import asyncio
 import json
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +36,18 @@ PLANNED = (2, 8, 64, 512, 2048, 10_000)
 QUIET_S = 10.0
 PREFLIGHT_GOALS = {2: 10.0, 64: 30.0}
 """Seconds that `raylaunch check` may take, by hosts."""
+BARE_ACTORS = """
+import sys, time, ray
+ray.init(log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Bare:
+    def answer(self):
+        return 1
+
+ray.get([Bare.remote().answer.remote() for _ in range(int(sys.argv[1]))])
+"""
+"""A program that waits for so many actors which do nothing: what Ray itself needs to start their processes."""
 DOORS = {"http": 0, "rpc": 0, "any": 0, "hccl": 0}
 KNOCK_S = 30.0
 
@@ -100,9 +114,10 @@ def cluster_of(user: User, servers: int) -> Iterator[tuple[str, ...]]:
 def agents(user: User, servers: int, *, drill: bool) -> dict[str, Any]:
     """Everything that is measured with this many agents."""
     with cluster_of(user, servers) as shape:
+        found: dict[str, Any] = {"servers": servers, "bare_actors_s": bare_actors(user, servers)}
         began = time.perf_counter()
         user.run("check", "local-dual", *shape, refused=(4,))
-        found: dict[str, Any] = {"servers": servers, "preflight_s": time.perf_counter() - began}
+        found["preflight_s"] = time.perf_counter() - began
         try:
             began_at = time.time()
             user.run("-q", "start", "local-dual", "--name", NAME, *shape)
@@ -116,6 +131,13 @@ def agents(user: User, servers: int, *, drill: bool) -> dict[str, Any]:
             user.run("stop", NAME, refused=(9,))
             found["stop_s"] = time.perf_counter() - began
     return found
+
+
+def bare_actors(user: User, count: int) -> float:
+    """Seconds of a program of Ray's own that makes so many actors and waits for all of them."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", BARE_ACTORS, str(count)], env=user.env, check=True, capture_output=True)
+    return time.perf_counter() - began
 
 
 def _stages(user: User, began_at: float) -> dict[str, float]:
@@ -182,16 +204,17 @@ def write(
         parts += ["With agents on real Ray and stand-in servers, all on this machine; times in seconds:", _lived(lived)]
         parts.append(f"At rest (no requests, {QUIET_S:.0f} s); `status` is a whole process:\n\n{_rested(lived)}")
         parts.append(
-            "Goals: `check` of 2 hosts in 10 s, of 64 in 30 s; here the workers of all agents start on the same cores."
+            "Goals: `check` of 2 hosts in 10 s, of 64 in 30 s. Here the processes of all agents start on the same "
+            "cores; what that alone costs shows the program of Ray's own, with as many actors that do nothing."
         )
     return "\n\n".join(parts)
 
 
 def _lived(lived: Sequence[dict[str, Any]]) -> str:
-    names = ("preflight_s", "place_s", "probe_s", "plan_check_s", "spawn_s", "ready_s", "start_s", "stop_s",
-             "detection_s", "recovery_s")  # fmt: skip
-    head = ["servers", "`check`", "`start`: to reserved", "probe", "plan, check", "spawn", "servers up", "in all",
-            "`stop`", "a killed server noticed", "all back"]  # fmt: skip
+    names = ("bare_actors_s", "preflight_s", "place_s", "probe_s", "plan_check_s", "spawn_s", "ready_s", "start_s",
+             "stop_s", "detection_s", "recovery_s")  # fmt: skip
+    head = ["servers", "as many bare actors of Ray", "`check`", "`start`: to reserved", "probe", "plan, check", "spawn",
+            "servers up", "in all", "`stop`", "a killed server noticed", "all back"]  # fmt: skip
     return table(head, [[one["servers"], *(_number(one.get(name)) for name in names)] for one in lived])
 
 
