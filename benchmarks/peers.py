@@ -40,7 +40,7 @@ from yard import (
 LEVELS = ("1", "4", "8")
 PROMPTS = 20  # per client
 BENCH_S = 300.0
-REFUSAL_S = 60.0
+REFUSAL_S = 150.0
 """Ray Serve tries a replica that cannot start again and again: so long until we stop looking."""
 
 

@@ -73,6 +73,8 @@ def changes(before: Status | None, after: Status) -> Iterator[str]:
     for finding in after.findings:
         if finding.level != "info" and finding.id + finding.where not in told:
             yield f"{stamp} {finding.level}: {finding.what}"
+            if finding.todo and finding.level == "warning":  # those of an error come with the refusal
+                yield f"{' ' * len(stamp)} next: {finding.todo}"
     seen = {server.index: _step(server.seen) for server in before.servers} if before else {}
     for server in after.servers:
         step = _step(server.seen)

@@ -153,8 +153,8 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
 
 
 def _more(finding: Finding) -> str:
-    """What a finding on several nodes saw: which node has what."""
-    return "" if finding.where or not finding.seen or finding.seen in finding.what else f" ({finding.seen})"
+    """What was seen, unless the words say it already: which node has what, who holds the memory."""
+    return "" if not finding.seen or finding.seen in finding.what else f" ({finding.seen})"
 
 
 async def clean_ground(gang: Gang, loaded: LoadedRecipe) -> None:

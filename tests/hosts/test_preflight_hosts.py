@@ -68,6 +68,20 @@ def test_weights_that_only_one_host_lacks_are_named_with_the_host(cluster):
     assert cluster.worker.ip in [finding["where"] for finding in found.values() if finding["level"] == "error"]
 
 
+def test_a_host_that_takes_its_own_name_for_loopback_is_named(cluster):
+    """As Debian's installer writes it. Gloo and others would offer that address to the other host."""
+    hosts = cluster.worker.path("/etc/hosts")
+    before = hosts.read_text()
+    hosts.write_text(f"127.0.1.1 {cluster.worker.name}\n{before}")
+    try:
+        _, found, _ = check(cluster)
+    finally:
+        hosts.write_text(before)
+    assert found["hostname-loopback"]["where"] == cluster.worker.ip
+    assert "127.0.1.1" in found["hostname-loopback"]["what"]
+    assert cluster.worker.ip in found["hostname-loopback"]["todo"]
+
+
 def test_clean_finds_and_ends_what_is_left_on_the_other_host(cluster):
     env = {"RAYLAUNCH_DEPLOYMENT": "test-gone", "RAYLAUNCH_ATTEMPT": "2"}
     orphan = cluster.worker.popen(["python", "-c", ORPHAN], env=env, stdout=-1)
