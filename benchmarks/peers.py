@@ -32,6 +32,7 @@ from yard import (
     PeerError,
     Yard,
     await_first_token,
+    cpu_by_owner,
     one_scheduling_group,
     open_yard,
     touch_memory,
@@ -66,10 +67,12 @@ def launch(peer: Peer, yard: Yard, limit_s: float) -> dict[str, Any]:
     """Seconds from the command to the first token, and for raylaunch where they went."""
     watcher = yard.ask("first_token.py", yard.head.ip, str(peer.port))
     time.sleep(1.0)  # the watcher's own start is not part of anything
+    before = cpu_by_owner(yard)
     started = time.time()
     peer.start(yard)
     first = await_first_token(yard, f"{yard.head.ip}:{peer.port}", watcher, limit_s)
-    found: dict[str, Any] = {"first_token_s": first - started}
+    cpu = {owner: seconds - before.get(owner, 0.0) for owner, seconds in cpu_by_owner(yard).items() if owner}
+    found: dict[str, Any] = {"first_token_s": first - started, "cpu_s": cpu}
     if peer.name == RAYLAUNCH.name:
         yard.commands[0].process.wait(60)
         returned = time.time()

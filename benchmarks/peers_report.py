@@ -74,9 +74,29 @@ def launches(runs: Sequence[Run]) -> tuple[str, list[str]]:
         names = stages[0]
         rows = [[name, spread([one[name] for one in stages if name in one])] for name in names]
         parts.append(f"Where raylaunch's time goes, from its events:\n\n{table(['stage', 'seconds'], rows)}")
+    if shares := cpu_shares(runs):
+        parts.append(shares)
     if problems := errors(runs):
         parts.append(f"What did not run here:\n\n{problems}")
     return "\n\n".join(parts), missed
+
+
+def cpu_shares(runs: Sequence[Run]) -> str:
+    """Whose processes used the CPU from the command to the first token; the cores are the bottleneck."""
+    rows, owners = [], list(dict.fromkeys(owner for run in runs for owner in run.get("cpu_s", ())))
+    for peer in PEERS:
+        found = [run["cpu_s"] for run in of(runs, peer.name) if "cpu_s" in run]
+        if found:
+            cells = [spread([one.get(owner, 0.0) for one in found]) for owner in owners]
+            rows.append([peer.title, *cells, spread([sum(one.values()) for one in found])])
+    if not rows:
+        return ""
+    intro = (
+        "Both hosts share the cores, and a launch keeps them busy: every second of CPU counts. Used from the command "
+        "to the first token, seconds (a process that has ended by then is not seen; what an actor of Ray's that serves "
+        "vLLM uses stands under Ray):"
+    )
+    return f"{intro}\n\n{table(['way', *owners, 'all'], rows)}"
 
 
 def serving(runs: Sequence[Run]) -> tuple[str, list[str]]:

@@ -6,7 +6,9 @@ left. They hold the generated model and vLLM's cache, as hosts do on which the m
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -200,6 +202,29 @@ def one_scheduling_group() -> Iterator[None]:
     finally:
         if before:
             switch.write_text(before)
+
+
+OWNERS = (
+    ("vLLM", r"VLLM::|bin/vllm serve|multiprocessing\.(spawn|resource_tracker)|EngineCoreActor|DPCoordinator"),
+    ("raylaunch's command", r"bin/raylaunch"),
+    ("raylaunch's controller", r"ray::Controller"),
+    ("raylaunch's agents and guards", r"ray::Agent|node/guard\.py"),
+    ("Ray", r"\bray(::|/|\.|let\b)"),
+)
+"""Whose a process is, by what its command line looks like; the first that fits."""
+
+
+def cpu_by_owner(yard: Yard) -> dict[str, float]:
+    """Seconds of CPU that what lives on the hosts has used by now, Ray's daemons since before the command."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    used: dict[str, float] = {}
+    for host in yard.hosts:
+        for pid, line in host.processes().items():
+            owner = next((owner for owner, pattern in OWNERS if re.search(pattern, line)), "")
+            with contextlib.suppress(OSError):
+                fields = host.path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                used[owner] = used.get(owner, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
+    return used
 
 
 def touch_memory() -> None:

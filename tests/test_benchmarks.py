@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,39 @@ def test_stored_results_become_sections(program, page):
     assert "not within 90 s" in line_of(text, "kill-engine", "bash scripts")
     assert "never: the API has ended" in line_of(text, "kill-engine", "--data-parallel-backend ray")
     assert "35.0 (own start 30.0)" in line_of(text, "kill-engine", "raylaunch start")
+
+
+def test_cpu_is_told_by_owner(program):
+    runs = [
+        {"peer": "scripts", "cpu_s": {"vLLM": 90.0}},
+        {"peer": "raylaunch", "cpu_s": {"vLLM": 91.0, "Ray": 3.0}},
+        {"peer": "raylaunch", "cpu_s": {"vLLM": 93.0, "Ray": 4.0}},
+        {"peer": "serve", "error": "it did not start"},
+    ]
+    text = program("peers_report").cpu_shares(runs)
+    assert line_of(text, "bash scripts") == (
+        "| the guide's two bash scripts | 90.0 (90.0 to 90.0) | 0.0 (0.0 to 0.0) | 90.0 (90.0 to 90.0) |"
+    )
+    assert "| 92.0 (91.0 to 93.0) | 3.5 (3.0 to 4.0) | 95.5 (94.0 to 97.0) |" in line_of(text, "raylaunch start")
+    assert program("peers_report").cpu_shares([{"peer": "scripts"}]) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "owner"),
+    [
+        ("VLLM::EngineCore_DP0", "vLLM"),
+        ("/a/raylaunch/.venv/bin/python3 /a/raylaunch/.venv/bin/vllm serve /m", "vLLM"),
+        ("/a/.venv/bin/python3 /a/.venv/bin/raylaunch -q start local-dual", "raylaunch's command"),
+        ("ray::Controller.wait_change", "raylaunch's controller"),
+        ("python3 -I -S /tmp/ray/session/raylaunch/1a/raylaunch/node/guard.py", "raylaunch's agents and guards"),
+        ("/a/.venv/lib/python3.11/site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/x", "Ray"),
+        ("python3 -m ray.util.client.server --address=10.0.0.1:6379", "Ray"),
+        ("python -u /a/raylaunch/benchmarks/asking/first_token.py 10.0.0.1 20004", None),
+    ],
+)
+def test_whose_a_process_is(program, line, owner):
+    owners = program("yard").OWNERS
+    assert next((name for name, pattern in owners if re.search(pattern, line)), None) == owner
 
 
 def test_a_peer_that_did_not_run_is_named_with_its_error(program, page):
