@@ -14,7 +14,7 @@ from raylaunch.supervise.state import HttpSeen, Phase, RankSeen, ServerSeen
 from raylaunch.supervise.status import Event, ServerStatus, Status
 
 PHASE_KINDS = {Phase.READY: "good", Phase.FAILED: "bad", Phase.RESTARTING: "warn", Phase.STOPPED: "dim"}
-LOUD_EVENTS = frozenset({"exit", "failure", "restart", "recovered", "adopted"})
+LOUD_EVENTS = frozenset({"exit", "failure", "restart", "waiting", "recovered", "adopted"})
 """Kinds of event that a person who waits wants to see; phases and stages are shown on their own."""
 
 ASKED_WITH = "RAYLAUNCH_ASKED_WITH"

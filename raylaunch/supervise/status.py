@@ -16,7 +16,7 @@ class Event:
     at: float
     attempt: int
     kind: str
-    """phase, stage, exit, failure, diagnosis, restart, adopted, command, drill, note."""
+    """phase, stage, read-ahead, exit, failure, diagnosis, restart, waiting, adopted, command, drill, note."""
     text: str
     server: int | None = None
 
