@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,12 +66,9 @@ def forget(folder: Path) -> None:
 
 
 def put_model(yard: Yard, copies: list[Path]) -> None:
-    """Each host gets a copy of its own, under one path, and the recipe."""
+    """Each host gets a copy of its own, under one path, and the recipe. The hosts' own folders lie in memory."""
     for host, copy in zip(yard.hosts, copies, strict=True):
-        folder = host.path(FOLDER)
-        folder.mkdir(parents=True)
-        for path in copy.iterdir():
-            os.link(path, folder / path.name)
+        host.path(FOLDER).symlink_to(copy)
         host.put(RECIPE, TEXT)
 
 
@@ -114,8 +112,8 @@ def main() -> None:
     with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-weights-", dir="/var/tmp") as scratch:
         folder = Path(scratch)
         copies = [folder / "model-0", folder / "model-1"]
-        for copy in copies:
-            make_model(copy)
+        make_model(copies[0])
+        shutil.copytree(copies[0], copies[1])
         print("warm-up", run_one(ways()[0][1], folder / "warm-up", folder / "cache", copies, cold=False), flush=True)
         for number in range(given.rounds):
             order = ways()
