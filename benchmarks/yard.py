@@ -175,7 +175,7 @@ def await_first_token(yard: Yard, url: str, watcher: subprocess.Popen[str], limi
             if broken:
                 raise PeerError(f"exit code {broken[0].process.returncode}: {broken[0].tail()}")
             if time.monotonic() > deadline:
-                tails = "\n".join(one.tail() for one in yard.commands)
+                tails = "\n".join([*(one.tail() for one in yard.commands), *actor_errors(yard)])
                 raise PeerError(f"no answer from {url} within {limit_s:g} s: {tails}")
             time.sleep(0.2)  # two kinds of processes are awaited at once
     finally:
@@ -202,6 +202,17 @@ def one_scheduling_group() -> Iterator[None]:
     finally:
         if before:
             switch.write_text(before)
+
+
+def actor_errors(yard: Yard) -> list[str]:
+    """The latest line that names an error in what the actors of each host wrote: Ray keeps that from the terminal."""
+    found = []
+    for host in yard.hosts:
+        logs = [*host.path("/tmp/ray").glob("session_2*/logs/serve/*.log"),
+                *host.path("/tmp/ray").glob("session_2*/logs/worker-*.err")]  # fmt: skip
+        for log in sorted(logs, key=lambda path: path.stat().st_mtime):
+            found += [match[0] for match in NAMED_ERROR.finditer(log.read_text(errors="replace"))][-1:]
+    return found
 
 
 OWNERS = (
