@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from yard import (
@@ -55,6 +55,7 @@ class Peer:
     prepare: Callable[[Yard], None]
     start: Callable[[Yard], None]
     prey: Prey
+    """Empty: its faults are not measured."""
     health: str = "/health"
     acts: bool = False
     """Whether something is there that could start the servers again."""
@@ -77,6 +78,11 @@ def _start_scripts(yard: Yard) -> None:
 
 def _prepare_ray(yard: Yard) -> None:
     start_ray(yard, {})
+
+
+def _prepare_scripts_beside_ray(yard: Yard) -> None:
+    prepare_scripts(yard)
+    _prepare_ray(yard)
 
 
 def start_raylaunch(yard: Yard, shape: tuple[str, ...] = SHAPE) -> None:
@@ -124,6 +130,14 @@ SCRIPTS = Peer(
     _start_scripts,
     OF_VLLM_SERVE,
 )
+SCRIPTS_BESIDE_RAY = replace(
+    SCRIPTS,
+    name="scripts-ray",
+    title="the two bash scripts, beside an idle Ray cluster",
+    before="a Ray cluster that nobody uses: what its daemons cost on these cores",
+    prepare=_prepare_scripts_beside_ray,
+    prey={},
+)
 RAYLAUNCH = Peer(
     "raylaunch", "raylaunch start", "a Ray cluster", API_PORT, _prepare_ray, start_raylaunch, OF_VLLM_SERVE, acts=True
 )
@@ -162,7 +176,7 @@ SERVE_DP = Peer(
     health="/-/healthz",
     acts=True,
 )
-PEERS = (SCRIPTS, RAYLAUNCH, VLLM_RAY, SERVE)
+PEERS = (SCRIPTS, SCRIPTS_BESIDE_RAY, RAYLAUNCH, VLLM_RAY, SERVE)
 
 
 def events(yard: Yard) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ def measure(given: argparse.Namespace, folder: Path, result: dict[str, Any]) -> 
         for peer in [*peers[turn:], *peers[:turn]]:
             if peer is SERVE_DP and number:
                 continue
-            fault = given.fault[number] if number < min(len(given.fault), given.faults) else ""
+            fault = given.fault[number] if peer.prey and number < min(len(given.fault), given.faults) else ""
             work = {"serving": number < given.serving, "fault": fault, "patience_s": given.patience}
             limit_s = REFUSAL_S if peer is SERVE_DP else START_S
             found = run_peer(peer, folder / f"{number}-{peer.name}", cache, work, limit_s)

@@ -122,7 +122,8 @@ def serving(runs: Sequence[Run]) -> tuple[str, list[str]]:
     head = ["clients", "way", "requests/s", "ratio to the scripts", "TTFT, ms", "TTFT p99, ms", "TPOT, ms", "failed"]
     intro = (
         "`vllm bench serve` on the host with the API: random prompts of 32 tokens, 16 tokens out. Clients and servers "
-        "share the cores. Goal: raylaunch within noise of the scripts; nothing of it is in the way of a request."
+        "share the cores, as do Ray's daemons where there are any: the scripts beside an idle cluster show what those "
+        "cost. Goal: raylaunch within noise of the scripts; nothing of it is in the way of a request."
     )
     return f"{intro}\n\n{table(head, rows)}", missed
 
