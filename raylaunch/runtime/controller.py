@@ -475,7 +475,8 @@ class Controller:
         if not lost or await asyncio.to_thread(self._has_spare, len(lost)):
             return tuple(lost.values())
         nodes = ", ".join(self._shape.nodes[index] for index in lost)
-        self._note("waiting", f"waits for {nodes} to come back: no other node has the NPUs", min(lost))
+        why = "no other node has the NPUs; if Ray has given it up, `ray start` there brings it back"
+        self._note("waiting", f"waits for {nodes} to come back: {why}", min(lost))
         return ()
 
     # -- the end ------------------------------------------------------------------------------------------------
