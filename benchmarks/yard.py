@@ -190,7 +190,8 @@ def one_scheduling_group() -> Iterator[None]:
 
     Both hosts share the cores of this machine. Where each session gets the same share, a server alone in its session
     is stalled for seconds by another one's busy workers, and whoever starts both servers from one terminal is not:
-    8 requests/s instead of 19 at 4 clients, TTFT p99 1.2 s instead of 0.08 s (measured with the same two scripts).
+    10 to 12 requests/s instead of 18 to 19 at 4 clients, TTFT p99 1.2 to 3.5 s instead of 0.06 to 0.08 s (measured with
+    the same two scripts).
     It holds for processes that are started inside.
     """
     switch = Path("/proc/sys/kernel/sched_autogroup_enabled")

@@ -16,6 +16,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.plan.port_checks import check_silent_neighbours
 from raylaunch.plan.ports import HCCL_PORTS, is_fixed
 from raylaunch.plan.reach_checks import Unreached, check_reach
+from raylaunch.plan.settings import given_args
 from raylaunch.plan.spec import LaunchPlan, Ports
 from raylaunch.plan.weights import drafter_path
 from raylaunch.recipe.load import LoadedRecipe
@@ -119,7 +120,7 @@ def _ports_to_try(ports: Ports) -> dict[str, int]:
 
 def read_ahead_folder(recipe: Recipe) -> str:
     """The folder of weights that each host reads ahead; "" where nothing is to be gained."""
-    from_files = recipe.args.get("load-format") in (None, "auto", "safetensors", "pt")
+    from_files = given_args(recipe).get("load-format") in (None, "auto", "safetensors", "pt")
     return recipe.model.path if recipe.model.read_ahead and from_files else ""
 
 

@@ -150,8 +150,7 @@ def _ask(timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
 def _is_busy() -> bool:
     """Whether this host has no core to spare for what nobody waits for.
 
-    Also at the lowest priority an import of vLLM beside a service cost a quarter of its requests on two cores
-    (measured).
+    Also at the lowest priority an import of vLLM takes seconds of CPU and caches from a service on few cores.
     """
     return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
 
