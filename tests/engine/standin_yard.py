@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+from stopping import stop
 
 STANDIN = Path(__file__).parent.parent / "standin" / "bin" / "vllm"
 PATIENCE_S = 30
@@ -86,6 +87,10 @@ class Server:
 
     def kill(self, sig):
         os.killpg(self.pid, sig)
+
+    def stop(self):
+        """Stop the whole group, and return when it has stopped: SIGCONT to it goes on."""
+        stop(self.pid, *self.tree().values())
 
     def get(self, path, **more):
         return httpx.get(self.url + path, timeout=PATIENCE_S, trust_env=False, **more)

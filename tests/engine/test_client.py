@@ -90,7 +90,7 @@ async def test_a_stopped_server_is_a_time_out(yard, client_of):
     server = yard.serve()
     client = client_of(server)
     assert (await client.health()).ok
-    server.kill(signal.SIGSTOP)
+    server.stop()
     answer = await client.health(timeout_s=0.2)
     assert (answer.status, answer.detail) == (None, "no answer within 0.2 s")
     assert answer.latency_s >= 0.2

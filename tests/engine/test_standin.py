@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from standin_yard import STANDIN, free_port, state, wait_until
+from standin_yard import STANDIN, free_port, wait_until
+from stopping import stop
 
 from raylaunch.engine.metrics import read_ranks
 from raylaunch.engine.progress import Progress, advance_all
@@ -269,8 +270,7 @@ def test_a_server_can_be_deaf_to_sigterm(yard):
 
 def test_stopped_headless_server_hangs_its_rank_and_comes_back(yard):
     primary, headless = yard.pair()
-    headless.kill(signal.SIGSTOP)
-    wait_until(lambda: state(headless.pid_of("VLLM::EngineCore_DP1")) == "T", "the stop")
+    headless.stop()
     threads = [in_background(lambda: primary.ask().status_code) for _ in range(2)]
     wait_until(lambda: ranks(primary)[0].finished == 1, "rank 0's answer")
     assert primary.get("/health").status_code == 200
@@ -284,13 +284,13 @@ def test_stopped_headless_server_hangs_its_rank_and_comes_back(yard):
 
 def test_a_stopped_main_process_alone_changes_nothing_unless_asked_to(yard):
     primary, headless = yard.pair()
-    os.kill(headless.pid, signal.SIGSTOP)
+    stop(headless.pid)
     assert count_answers(primary, 2, expected=2) == 2
 
 
 def test_follow_main_hangs_the_rank_of_a_stopped_main_process(yard):
     primary, headless = yard.pair(FOLLOW_MAIN=1)
-    os.kill(headless.pid, signal.SIGSTOP)
+    stop(headless.pid)
     assert count_answers(primary, 2, expected=1) == 1
     os.kill(headless.pid, signal.SIGCONT)
     assert count_answers(primary, 2, expected=2) == 2
@@ -298,7 +298,7 @@ def test_follow_main_hangs_the_rank_of_a_stopped_main_process(yard):
 
 def test_least_loaded_routing_steers_away_from_a_stuck_rank(yard):
     primary, headless = yard.pair(ROUTE="least")
-    headless.kill(signal.SIGSTOP)
+    headless.stop()
     assert count_answers(primary, 2, expected=1) == 1
     assert count_answers(primary, 3, expected=3) == 3
 
@@ -306,7 +306,7 @@ def test_least_loaded_routing_steers_away_from_a_stuck_rank(yard):
 def test_expert_parallel_hangs_as_a_whole(yard):
     primary, headless = yard.pair("--enable-expert-parallel")
     assert count_answers(primary, 2, expected=2) == 2
-    headless.kill(signal.SIGSTOP)
+    headless.stop()
     assert count_answers(primary, 2, expected=0) == 0
     assert primary.get("/health").status_code == 200
     headless.kill(signal.SIGCONT)

@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from stopping import stop
 from trees import PATIENCE_S, Watched, await_end, await_gone, parent_of, python
 
 from raylaunch.node import guard
@@ -112,7 +113,7 @@ say('server', os.getpid())
 sleep()
 """
     server = Watched(deployment, log, script)
-    os.kill(server.number("server"), signal.SIGSTOP)
+    stop(server.number("server"))
     server.process.stop(PATIENCE_S)
     assert server.event("exit")["code"] == 5
     assert "terminated" in log.read_text()
@@ -121,7 +122,7 @@ sleep()
 
 def test_stopped_daemon_is_ended(deployment, log):
     server = Watched(deployment, log, "fork(stubborn); say('server', os.getpid()); sleep()")
-    os.kill(server.number("stubborn"), signal.SIGSTOP)
+    stop(server.number("stubborn"))
     server.process.stop(0.1)
     server.event("exit")
     assert server.end()["left"] == []
@@ -143,7 +144,7 @@ def test_log_is_complete_before_the_exit_is_told(deployment, log):
     script = "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'x' * 500_000), os._exit(0))); say('up'); sleep()"
     server = Watched(deployment, log, script)
     server.line("up")
-    os.kill(server.process.guard_pid, signal.SIGSTOP)
+    stop(server.process.guard_pid)
     os.kill(server.process.pid, signal.SIGUSR1)
     await_end(server.process.pid)
     os.kill(server.process.guard_pid, signal.SIGCONT)
@@ -221,7 +222,7 @@ def test_loss_of_the_guard_is_told_before_the_keeper_is_done(deployment, log):
     server = Watched(deployment, log, "fork(stubborn); say('up'); sleep()")
     server.line("up")
     keeper = parent_of(server.process.guard_pid)
-    os.kill(keeper, signal.SIGSTOP)
+    stop(keeper)
     os.kill(server.process.guard_pid, signal.SIGKILL)
     server.event("guard_lost")
     os.kill(keeper, signal.SIGCONT)
@@ -233,7 +234,7 @@ def test_killed_guard_and_keeper_leave_nothing_either(deployment, log):
     server.line("server")
     server.line("stubborn")
     keeper = parent_of(server.process.guard_pid)
-    os.kill(server.process.guard_pid, signal.SIGSTOP)  # neither may act on the other's death
+    stop(server.process.guard_pid)  # neither may act on the other's death
     os.kill(keeper, signal.SIGKILL)
     os.kill(server.process.guard_pid, signal.SIGKILL)
     assert server.end()["left"] == []
@@ -253,7 +254,7 @@ def test_keeper_alone_ends_what_a_killed_guard_leaves(deployment, log):
 def test_server_dies_with_the_guard_without_anybodys_help(deployment, log):
     process = run_guard(deployment, log, python("sleep()"))
     spawned = json.loads(process.stdout.readline())
-    os.kill(spawned["guard"], signal.SIGSTOP)  # it may not act on the keeper's death
+    stop(spawned["guard"])  # it may not act on the keeper's death
     process.kill()
     os.kill(spawned["guard"], signal.SIGKILL)
     with process:

@@ -7,6 +7,7 @@ import sys
 import uuid
 
 import pytest
+from stopping import stop
 from trees import PATIENCE_S, python
 
 from raylaunch.node import marked
@@ -78,7 +79,7 @@ def test_ends_exactly_the_marked(deployment, run):
     polite = run(deployment, 1, script="signal.signal(signal.SIGTERM, lambda *_: os._exit(9)); say('up'); sleep()")
     stopped = run(deployment, 1, script="signal.signal(signal.SIGTERM, lambda *_: os._exit(9)); say('up'); sleep()")
     later = run(deployment, 2)
-    os.kill(stopped.pid, signal.SIGSTOP)
+    stop(stopped.pid)
     assert end_marked(deployment, 1, grace_s=PATIENCE_S) == []
     assert (polite.wait(PATIENCE_S), stopped.wait(PATIENCE_S)) == (9, 9)
     assert [found.pid for found in find_marked(deployment)] == [later.pid]

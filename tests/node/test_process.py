@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from stopping import stop
 from trees import PATIENCE_S, Watched, parent_of
 
 from raylaunch.node import process
@@ -121,7 +122,7 @@ def test_end_works_with_a_guard_that_does_not_answer(deployment, log, monkeypatc
     monkeypatch.setattr(process, "ANSWER_S", 0.1)
     server = Watched(deployment, log, "fork(stubborn); say('up'); sleep()", kill_timeout_s=0)
     server.line("up")
-    os.kill(server.process.guard_pid, signal.SIGSTOP)
+    stop(server.process.guard_pid)
     server.process.end(0.1)
     assert server.end()["left"] == []
     assert server.names() == ["spawned", "guard_lost", "clean"]
