@@ -15,7 +15,6 @@ from typing import Any
 from yard import (
     ASKING,
     HOME,
-    MODEL,
     PEERS_SITE,
     VLLM_ENV,
     Host,
@@ -25,13 +24,11 @@ from yard import (
     put_npu_platform,
     pythonpath,
     start_ray,
-    vllm_words,
 )
 
 NAME = "bench"
 API_PORT = 20004
 SERVE_PORT = 8000
-SHAPE = ("local-dual", "--set", "network.interface=auto")
 FAULTS = ("kill-engine", "kill-headless", "kill-primary")
 
 Prey = Mapping[str, tuple[int, str]]
@@ -61,10 +58,17 @@ class Peer:
     """Whether something is there that could start the servers again."""
 
 
-def prepare_scripts(yard: Yard, shape: tuple[str, ...] = SHAPE) -> None:
+def local_dual(yard: Yard) -> tuple[str, ...]:
+    """The recipe on real hosts, with the model of the yard."""
+    sets = ("network.interface=auto", *yard.model.sets)
+    return ("local-dual", *(word for one in sets for word in ("--set", one)))
+
+
+def prepare_scripts(yard: Yard, shape: tuple[str, ...] = ()) -> None:
     """The scripts that raylaunch renders for these hosts, each on its own."""
     hosts = [word for host in yard.hosts for word in ("--host", f"{host.ip}%eth0")]
-    yard.head.run(["raylaunch", "render", *shape, *hosts, "--as", "bash", "--out", f"{HOME}/scripts"])
+    words = ["raylaunch", "render", *(shape or local_dual(yard)), *hosts, "--as", "bash", "--out", f"{HOME}/scripts"]
+    yard.head.run(words)
     scripts = yard.head.path(f"{HOME}/scripts")
     for number, host in enumerate(yard.hosts):
         (script,) = scripts.glob(f"server-{number}-*.sh")
@@ -85,9 +89,10 @@ def _prepare_scripts_beside_ray(yard: Yard) -> None:
     _prepare_ray(yard)
 
 
-def start_raylaunch(yard: Yard, shape: tuple[str, ...] = SHAPE) -> None:
+def start_raylaunch(yard: Yard, shape: tuple[str, ...] = ()) -> None:
     """The command of the user."""
-    yard.command(yard.head, ["raylaunch", "-q", "start", *shape, "--name", NAME], env=yard.ray_env)
+    words = ["raylaunch", "-q", "start", *(shape or local_dual(yard)), "--name", NAME]
+    yard.command(yard.head, words, env=yard.ray_env)
 
 
 def _prepare_vllm_ray(yard: Yard) -> None:
@@ -98,9 +103,10 @@ def _prepare_vllm_ray(yard: Yard) -> None:
 
 def _start_vllm_ray(yard: Yard) -> None:
     words = [
-        *("vllm", "serve", MODEL, "--served-model-name", "tiny", "--host", "0.0.0.0", "--port", str(API_PORT)),
+        *("vllm", "serve", yard.model.path, "--served-model-name", "tiny"),
+        *("--host", "0.0.0.0", "--port", str(API_PORT)),
         *("--data-parallel-size", "2", "--data-parallel-size-local", "1", "--data-parallel-backend", "ray"),
-        *("--data-parallel-address", yard.head.ip, "--api-server-count", "1", *vllm_words()),
+        *("--data-parallel-address", yard.head.ip, "--api-server-count", "1", *yard.model.words),
     ]
     env = {**yard.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(f"{HOME}/plugin"), "VLLM_HOST_IP": yard.head.ip}
     yard.command(yard.head, words, env=env)
@@ -116,7 +122,9 @@ def _start_serve(way: str) -> Callable[[Yard], None]:
     def start(yard: Yard) -> None:
         env = {**yard.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))}
         program = str(ASKING / "serve_app.py")
-        yard.command(yard.head, ["python", "-u", program, way, MODEL, str(SERVE_PORT)], env=env, stdin=-1)
+        engine = json.dumps({name.replace("-", "_"): value for name, value in yard.model.args.items()})
+        words = ["python", "-u", program, way, yard.model.path, str(SERVE_PORT), engine]
+        yard.command(yard.head, words, env=env, stdin=-1)
 
     return start
 
@@ -159,7 +167,7 @@ SERVE = Peer(
     _start_serve("replicas"),
     {
         "kill-engine": (1, r"VLLM::EngineCore"),
-        "kill-headless": (1, r"ray::ServeReplica.*LLM(Server|Deployment)"),
+        "kill-headless": (1, r"ray::ServeReplica.*(LLM|DP)(Server|Deployment)"),
         "kill-primary": (0, r"ray::ProxyActor"),
     },
     health="/-/healthz",
@@ -176,7 +184,11 @@ SERVE_DP = Peer(
     health="/-/healthz",
     acts=True,
 )
-PEERS = (SCRIPTS, SCRIPTS_BESIDE_RAY, RAYLAUNCH, VLLM_RAY, SERVE)
+PEERS = (SCRIPTS, SCRIPTS_BESIDE_RAY, RAYLAUNCH, VLLM_RAY, SERVE, SERVE_DP)
+COMPARED = {
+    "dense": PEERS,
+    "moe": (SCRIPTS, RAYLAUNCH, VLLM_RAY, SERVE_DP),  # one engine over both hosts, which two replicas are not
+}
 
 
 def events(yard: Yard) -> list[dict[str, Any]]:

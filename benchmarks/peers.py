@@ -1,9 +1,9 @@
 """raylaunch against what a user would pick instead: from command to first token, serving, faults.
 
-All serve the same generated model with the same real vLLM on CPU, dp=2, on the same two test hosts (network namespaces
-of this machine, needs root). The rounds are interleaved: each round runs every peer once, on fresh hosts. The first
-rounds also measure serving (--serving), and round k of --faults ends with fault k. A Ray cluster stands before the
-command for those that need one, as `ray up` leaves it; its start is not counted.
+All serve the same generated model (--model) with the same real vLLM on CPU, dp=2, on the same two test hosts (network
+namespaces of this machine, needs root). The rounds are interleaved: each round runs every peer once, on fresh hosts.
+The first rounds also measure serving (--serving), and round k of --faults ends with fault k. A Ray cluster stands
+before the command for those that need one, as `ray up` leaves it; its start is not counted.
 
 --table writes the sections anew from the stored result, without measuring.
 """
@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import contenders
-from contenders import FAULTS, PEERS, RAYLAUNCH, SERVE_DP, Peer
+from contenders import COMPARED, FAULTS, RAYLAUNCH, SCRIPTS, SERVE_DP, Peer
 from faults import harm
-from peers_report import publish_all
+from peers_report import file_name, publish_all
 from report import RESULTS
 from yard import (
-    MODEL,
+    DENSE,
+    MODELS,
     START_S,
     VLLM_ENV,
+    Model,
     PeerError,
     Yard,
     await_first_token,
@@ -45,12 +47,14 @@ REFUSAL_S = 150.0
 """Ray Serve tries a replica that cannot start again and again: so long until we stop looking."""
 
 
-def run_peer(peer: Peer, folder: Path, cache: Path, work: dict[str, Any], limit_s: float = START_S) -> dict[str, Any]:
+def run_peer(
+    peer: Peer, folder: Path, cache: Path, work: dict[str, Any], *, model: Model = DENSE, limit_s: float = START_S
+) -> dict[str, Any]:
     """One run of one peer on fresh hosts: launch, and what `work` wants then. An error ends it and is part of it."""
     found: dict[str, Any] = {"peer": peer.name}
     with ExitStack() as stack:
         try:
-            yard = stack.enter_context(open_yard(folder, cache))
+            yard = stack.enter_context(open_yard(folder, cache, model))
             peer.prepare(yard)
             touch_memory()
             found |= launch(peer, yard, limit_s)
@@ -119,7 +123,7 @@ def stages(
 
 def serve(peer: Peer, yard: Yard) -> list[dict[str, Any]]:
     """What `vllm bench serve` measures at each concurrency."""
-    words = (f"http://{yard.head.ip}:{peer.port}", MODEL, str(PROMPTS), *LEVELS)
+    words = (f"http://{yard.head.ip}:{peer.port}", yard.model.path, str(PROMPTS), *LEVELS)
     bench = yard.ask("load.py", *words, env=VLLM_ENV)
     said, _ = bench.communicate(timeout=BENCH_S)
     if bench.returncode:
@@ -128,19 +132,22 @@ def serve(peer: Peer, yard: Yard) -> list[dict[str, Any]]:
 
 
 def measure(given: argparse.Namespace, folder: Path, result: dict[str, Any]) -> None:
-    peers = [peer for peer in (*PEERS, SERVE_DP) if peer.name in given.peer]
+    peers = [peer for peer in COMPARED[given.model] if peer.name in given.peer]
+    model = MODELS[given.model]
     cache = folder / "cache"
     if not given.no_warm_up:
-        told(-1, run_peer(PEERS[0], folder / "warm-up", cache, {}))  # not counted: fills vLLM's and the page cache
+        # Not counted: it fills vLLM's cache and the page cache.
+        told(-1, run_peer(SCRIPTS, folder / "warm-up", cache, {}, model=model))
     for number in range(given.rounds):
         turn = number % len(peers)
         for peer in [*peers[turn:], *peers[:turn]]:
-            if peer is SERVE_DP and number:
+            refused = peer is SERVE_DP and model is DENSE
+            if refused and number:
                 continue
             fault = given.fault[number] if peer.prey and number < min(len(given.fault), given.faults) else ""
             work = {"serving": number < given.serving, "fault": fault, "patience_s": given.patience}
-            limit_s = REFUSAL_S if peer is SERVE_DP else START_S
-            found = run_peer(peer, folder / f"{number}-{peer.name}", cache, work, limit_s)
+            limit_s = REFUSAL_S if refused else START_S
+            found = run_peer(peer, folder / f"{number}-{peer.name}", cache, work, model=model, limit_s=limit_s)
             result["runs"].append({"round": number, **found})
             told(number, found)
             if not given.no_store and not given.short:
@@ -155,6 +162,7 @@ def told(number: int, found: dict[str, Any]) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", choices=sorted(MODELS), default="dense")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--serving", type=int, default=1, help="rounds that measure serving")
     options.add_argument("--faults", type=int, default=3, help="rounds that end with a fault")
@@ -168,15 +176,15 @@ def main() -> None:
     options.add_argument("--table", action="store_true", help="only write the sections from the stored result")
     given = options.parse_args()
     if given.table:
-        publish_all(json.loads((RESULTS / "peers.json").read_text()), restamp=False)
+        publish_all(json.loads((RESULTS / f"{file_name(given.model)}.json").read_text()), restamp=False)
         return
     if os.geteuid():
         raise SystemExit("peers.py makes network namespaces: run it as root")
     if given.short:
         given.rounds, given.serving, given.faults = 1, 1, 0
     given.fault = given.fault or list(FAULTS)
-    given.peer = given.peer or [peer.name for peer in (PEERS if given.short else (*PEERS, SERVE_DP))]
-    result: dict[str, Any] = {"patience_s": given.patience, "runs": []}
+    given.peer = given.peer or [peer.name for peer in COMPARED[given.model] if peer is not SERVE_DP or not given.short]
+    result: dict[str, Any] = {"model": given.model, "patience_s": given.patience, "runs": []}
     with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-peers-") as scratch:
         measure(given, given.logs or Path(scratch), result)
 

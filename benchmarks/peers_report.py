@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contenders import FAULTS, PEERS, RAYLAUNCH, SCRIPTS, SERVE_DP
+from contenders import FAULTS, PEERS, RAYLAUNCH, SCRIPTS
 from report import VERSIONS, publish, spread, table, write_section
 
 GOAL = 1.05
@@ -15,9 +15,13 @@ NOISE = 0.9
 DETECTED_S, BEYOND_S = 1.0, 3.0
 Run = Mapping[str, Any]
 HOSTS = (
-    "Real vLLM on CPU, the generated tiny model, dp=2 with one rank per host, on two test hosts (network namespaces of "
-    "one machine, an address each), made anew for every run, with the model and vLLM's cache on them."
+    "Real vLLM on CPU, a generated tiny model, {model}, dp=2 with one rank per host, on two test hosts (network "
+    "namespaces of one machine, an address each), made anew for every run, with the model and vLLM's cache on them."
 )
+SERVED = {
+    "dense": "dense (the shape of Qwen3)",
+    "moe": "MoE (the shape of MiniMax-M2), expert parallel over both ranks",
+}
 SERVE_RUNS = (
     "Ray Serve LLM runs with the packages that its extra wants (grpcio-reflection, jsonref, mmh3, watchfiles, pyarrow) "
     "beside the environment, and on this vLLM instead of the 0.29 that Ray 2.60 asks for; Ray's daemons give every "
@@ -35,7 +39,8 @@ def publish_all(result: Mapping[str, Any], *, short: bool = False, restamp: bool
     """Write all sections; without `restamp` only the page, under the versions that `result` was measured with."""
     for name, title, text, missed in sections(result):
         if restamp:
-            data = result if name == "peers" else {"see": "peers.json"}
+            file = file_name(model_of(result))
+            data = result if name == file else {"see": f"{file}.json"}
             publish(name, title, text, data, missed=missed, short=short)
         else:
             write_section(name, title, text, {key: result[key] for key in ("date", "machine", *VERSIONS)})
@@ -44,21 +49,34 @@ def publish_all(result: Mapping[str, Any], *, short: bool = False, restamp: bool
 def sections(result: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]]:
     """Name, title, text and missed goals of each section that there is something for."""
     runs: Sequence[Run] = result["runs"]
-    made = [("peers", "Launch, beside what one would pick instead", *launches(runs))]
+    model = model_of(result)
+    file, of_what = file_name(model), ", MoE with expert parallelism" if model == "moe" else ""
+    made = [(file, f"Launch, beside what one would pick instead{of_what}", *launches(runs, model))]
     if any("serving" in run for run in runs):
-        made.append(("peers-serving", "Serving, beside what one would pick instead", *serving(runs)))
+        made.append((f"{file}-serving", f"Serving, beside what one would pick instead{of_what}", *serving(runs)))
     if any("fault" in run for run in runs):
-        made.append(("peers-faults", "Faults, beside what one would pick instead", *faults(runs, result["patience_s"])))
+        title = f"Faults, beside what one would pick instead{of_what}"
+        made.append((f"{file}-faults", title, *faults(runs, result["patience_s"])))
     return made
 
 
-def launches(runs: Sequence[Run]) -> tuple[str, list[str]]:
+def model_of(result: Mapping[str, Any]) -> str:
+    """The key of `yard.MODELS`."""
+    return str(result.get("model", "dense"))
+
+
+def file_name(model: str) -> str:
+    """Of the stored result, and of the launch section."""
+    return "peers" if model == "dense" else f"peers-{model}"
+
+
+def launches(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
     """Text and missed goals of the launch section."""
     times = {peer.name: {r["round"]: r["first_token_s"] for r in of(runs, peer.name) if "first_token_s" in r}
-             for peer in (*PEERS, SERVE_DP)}  # fmt: skip
+             for peer in PEERS}  # fmt: skip
     base = times[SCRIPTS.name]
     rows, missed = [], []
-    for peer in (*PEERS, SERVE_DP):
+    for peer in PEERS:
         found, pairs = times[peer.name], [one / base[n] for n, one in times[peer.name].items() if n in base]
         shown = spread(list(found.values())) if found else "-"
         if tried := of(runs, peer.name):
@@ -66,8 +84,9 @@ def launches(runs: Sequence[Run]) -> tuple[str, list[str]]:
         if peer is RAYLAUNCH and pairs and statistics.median(pairs) > GOAL:
             missed.append(f"launch: {statistics.median(pairs):.2f} of the bash scripts' time, the goal is {GOAL}")
     head = ["way", "there before", "runs", "command to first token, s", "ratio to the scripts, pair by pair"]
+    hosts = HOSTS.format(model=SERVED[model])
     parts = [
-        f"{HOSTS} {SERVE_RUNS} The rounds are interleaved. Goal: raylaunch at most {GOAL} times the scripts.",
+        f"{hosts} {SERVE_RUNS} The rounds are interleaved. Goal: raylaunch at most {GOAL} times the scripts.",
         table(head, rows),
     ]
     if stages := [run["stages"] for run in of(runs, RAYLAUNCH.name) if "stages" in run]:
@@ -193,7 +212,7 @@ def missed_goals(one: Mapping[str, Any]) -> list[str]:
 
 def errors(runs: Sequence[Run]) -> str:
     """A list of what failed, with the peers' own words."""
-    titles = {peer.name: peer.title for peer in (*PEERS, SERVE_DP)}
+    titles = {peer.name: peer.title for peer in PEERS}
     lines = [
         f"- {titles[run['peer']]} (round {run['round'] + 1}): `{shortened(run['error'])}`"
         for run in runs

@@ -17,7 +17,8 @@ from report import RESULTS, SHORT
 
 HERE = Path(__file__).parent
 WHOLE = (
-    ("peers.py",),
+    ("peers.py", "--serving", "3"),
+    ("peers.py", "--model", "moe"),
     ("launch.py",),
     ("weights.py",),
     ("recovery.py",),

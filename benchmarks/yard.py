@@ -19,17 +19,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from report import ROOT
 
-from raylaunch.node.tiny import ensure_tiny_model
+from raylaunch.node.tiny import Kind, ensure_tiny_model
 
 sys.path.insert(0, str(ROOT / "tests" / "hosts"))
 from hosts import HOME, Host, build_hosts
 
 ASKING = Path(__file__).with_name("asking")
 SITE = f"{HOME}/site"
-MODEL = f"{HOME}/.raylaunch/models/tiny-qwen3"
 START_S = 300.0
 TAIL = 12
 TOUCHED_BYTES = 8 << 30
@@ -47,6 +47,38 @@ VLLM_ENV = {
 }
 """What recipe local-dual gives its servers, for the peers that plan nothing."""
 VLLM_ARGS = {"enforce-eager": True, "max-model-len": 1024, "max-num-seqs": 8, "dtype": "float32"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generated model that all peers serve, and the flags they serve it with."""
+
+    kind: Kind
+    args: Mapping[str, Any]
+    sets: tuple[str, ...] = ()
+    """What makes recipe local-dual serve it."""
+
+    @property
+    def path(self) -> str:
+        """Where raylaunch makes it, on each host."""
+        return f"{HOME}/.raylaunch/models/tiny-{self.kind}"
+
+    @property
+    def words(self) -> list[str]:
+        """The flags on a command line."""
+        return [word for name, value in self.args.items() for word in _flag(name, value)]
+
+
+MODELS = {
+    "dense": Model("qwen3", VLLM_ARGS),
+    "moe": Model(
+        "minimax_m2",
+        {**VLLM_ARGS, "enable-expert-parallel": True},
+        ("model.tiny=minimax_m2", "model.type=minimax_m2", "args.enable-expert-parallel=true"),
+    ),
+}
+"""Dense: the ranks are independent. MoE with experts across the ranks: they step together, one lost stops all."""
+DENSE = MODELS["dense"]
 RAY_ENV = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_worker_niceness": "0",
@@ -81,6 +113,7 @@ class Yard:
 
     hosts: tuple[Host, Host]
     folder: Path
+    model: Model = DENSE
     commands: list[Command] = field(default_factory=list)
 
     @property
@@ -113,7 +146,7 @@ class Yard:
 
 
 @contextmanager
-def open_yard(folder: Path, cache: Path) -> Iterator[Yard]:
+def open_yard(folder: Path, cache: Path, model: Model = DENSE) -> Iterator[Yard]:
     """Fresh hosts with model and cache; afterwards the cache is kept for the next ones."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -121,11 +154,11 @@ def open_yard(folder: Path, cache: Path) -> Iterator[Yard]:
         keys.mkdir(exist_ok=True)
         h0, h1 = build_hosts(["h0", "h1"], keys, stack).hosts
         for host in (h0, h1):
-            ensure_tiny_model("qwen3", host.path(MODEL))
+            ensure_tiny_model(model.kind, host.path(model.path))
             _put_metadata(host)
             if cache.exists():
                 shutil.copytree(cache, host.path(f"{HOME}/.cache"))
-        yield Yard((h0, h1), folder)
+        yield Yard((h0, h1), folder, model)
         if not cache.exists() and h0.path(f"{HOME}/.cache").exists():
             shutil.copytree(h0.path(f"{HOME}/.cache"), cache, symlinks=True)
 
@@ -246,11 +279,6 @@ def touch_memory() -> None:
     peer that needs more than the one before it would pay for that.
     """
     subprocess.run([sys.executable, "-c", f"bytearray(b'x') * {TOUCHED_BYTES}"], check=False)
-
-
-def vllm_words() -> list[str]:
-    """The flags that every peer gets."""
-    return [word for name, value in VLLM_ARGS.items() for word in _flag(name, value)]
 
 
 def _flag(name: str, value: object) -> list[str]:

@@ -1,6 +1,7 @@
 """Ray Serve LLM with the tiny model: what its user would run. `replicas`: two engines; `dp`: its data-parallel gang.
 
-serve_app.py replicas|dp MODEL PORT; tells the status of the deployment as JSON lines once a line comes on stdin.
+serve_app.py replicas|dp MODEL PORT ENGINE_KWARGS (as JSON); tells the status of the deployment as JSON lines once a
+line comes on stdin.
 """
 
 import json
@@ -12,11 +13,11 @@ from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
 STATUS_S = 0.5
-ENGINE = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "dtype": "float32"}
 
 
-def build(way: str, model: str):  # noqa: ANN201
-    engine = ENGINE | ({"data_parallel_size": 2} if way == "dp" else {})
+def build(way: str, model: str, engine: dict[str, object]):  # noqa: ANN201
+    if way == "dp":
+        engine = engine | {"data_parallel_size": 2}
     config = LLMConfig(
         model_loading_config={"model_id": "tiny", "model_source": model},
         engine_kwargs=engine,
@@ -50,7 +51,7 @@ def text(state: object) -> str:
 if __name__ == "__main__":
     ray.init(logging_level="WARNING")
     serve.start(http_options={"host": "0.0.0.0", "port": int(sys.argv[3])})
-    serve.run(build(sys.argv[1], sys.argv[2]), blocking=False)
+    serve.run(build(sys.argv[1], sys.argv[2], json.loads(sys.argv[4])), blocking=False)
     sys.stdin.readline()
     last = None
     while True:

@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raylaunch.node import page_cache
@@ -57,7 +58,33 @@ def test_weights_are_read_once(disk_folder):
         assert all(is_cached(path, where) for where in range(0, 2 * PIECE, PIECE // 4))
     again = page_cache.warm(disk_folder, threading.Event())
     assert (again.total, again.read) == (warmed.total, 0)
-    assert "0.0 of 0.1 GB of weights read in" in str(again)
+    assert "0.0 of 0.0 GB of weights read in" in str(again)
+
+
+def test_what_vllm_reads_first_is_read_first(disk_folder, monkeypatch):
+    for name, size in (("a.safetensors", PIECE), ("tokenizer.json", PIECE), ("video.mp4", 4 * PIECE)):
+        forget(put(disk_folder, name, size))
+    monkeypatch.setattr(page_cache, "SMALL_BYTES", 2 * PIECE)
+    monkeypatch.setattr(page_cache, "READERS", 1)
+    seen = []
+    read = page_cache._read
+
+    def watched(file, start, buffer):
+        seen.append(Path(f"/proc/self/fd/{file}").readlink().name)
+        return read(file, start, buffer)
+
+    monkeypatch.setattr(page_cache, "_read", watched)
+    warmed = page_cache.warm(disk_folder, threading.Event())
+    assert seen == ["tokenizer.json", "a.safetensors"]
+    assert (warmed.read, warmed.total) == (PIECE, PIECE), "of weights"
+    assert is_cached(disk_folder / "tokenizer.json", 0)
+    assert not is_cached(disk_folder / "video.mp4", 3 * PIECE)
+
+
+def test_no_file_stays_open(disk_folder):
+    path = put(disk_folder, "model.safetensors", PIECE)
+    page_cache.warm(disk_folder, threading.Event())
+    assert str(path) not in [file.path for file in psutil.Process().open_files()]
 
 
 def test_it_stops_when_told(disk_folder):
@@ -101,3 +128,18 @@ def test_no_weights_no_work(tmp_path, folder):
 def test_a_file_that_cannot_be_read_is_left_to_vllm(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")
     page_cache.warm(tmp_path, threading.Event())
+
+
+def test_the_readers_leave_the_cores_to_others(disk_folder, monkeypatch):
+    put(disk_folder, "model.safetensors", PIECE)
+    seen = []
+    read = page_cache._read
+
+    def watched(*words):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return read(*words)
+
+    monkeypatch.setattr(page_cache, "_read", watched)
+    page_cache.warm(disk_folder, threading.Event())
+    assert seen == [19]
+    assert os.getpriority(os.PRIO_PROCESS, 0) < 19, "only the readers"
