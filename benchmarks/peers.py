@@ -180,6 +180,8 @@ def main() -> None:
         return
     if os.geteuid():
         raise SystemExit("peers.py makes network namespaces: run it as root")
+    if given.logs and given.logs.exists() and any(given.logs.iterdir()):
+        raise SystemExit(f"--logs {given.logs}: not empty; name a new folder")
     if given.short:
         given.rounds, given.serving, given.faults = 1, 1, 0
     given.fault = given.fault or list(FAULTS)

@@ -29,7 +29,9 @@ sys.path.insert(0, str(ROOT / "tests" / "hosts"))
 from hosts import HOME, Host, build_hosts
 
 ASKING = Path(__file__).with_name("asking")
-SITE = f"{HOME}/site"
+SITE = f"{HOME}/.raylaunch/vllm-metadata/0.32.0"
+"""Where raylaunch and its scripts put the metadata of vLLM; the other peers get it there too."""
+MOE_PLUGIN = Path(__file__).with_name("moe_on_cpu.py")
 START_S = 300.0
 TAIL = 12
 TOUCHED_BYTES = 8 << 30
@@ -74,7 +76,7 @@ MODELS = {
     "moe": Model(
         "minimax_m2",
         {**VLLM_ARGS, "enable-expert-parallel": True},
-        ("model.tiny=minimax_m2", "model.type=minimax_m2", "args.enable-expert-parallel=true"),
+        ("model.tiny=minimax_m2", "model.type=minimax_m2", "parallel.expert=true"),
     ),
 }
 """Dense: the ranks are independent. MoE with experts across the ranks: they step together, one lost stops all."""
@@ -156,6 +158,8 @@ def open_yard(folder: Path, cache: Path, model: Model = DENSE) -> Iterator[Yard]
         for host in (h0, h1):
             ensure_tiny_model(model.kind, host.path(model.path))
             _put_metadata(host)
+            if model is MODELS["moe"]:
+                _put_plugin(host)
             if cache.exists():
                 shutil.copytree(cache, host.path(f"{HOME}/.cache"))
         yield Yard((h0, h1), folder, model)
@@ -167,6 +171,14 @@ def _put_metadata(host: Host) -> None:
     """The metadata-only distribution that the CPU wheel of vLLM lacks."""
     text = "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n"
     host.put(f"{SITE}/vllm-0.32.0+cpu.dist-info/METADATA", text)
+
+
+def _put_plugin(host: Host) -> None:
+    """What vLLM lacks to serve an MoE over several ranks on CPU; in the folder that every peer's servers see."""
+    name = MOE_PLUGIN.stem
+    host.put(f"{SITE}/{MOE_PLUGIN.name}", MOE_PLUGIN.read_text())
+    host.put(f"{SITE}/{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    host.put(f"{SITE}/{name}-1.0.dist-info/entry_points.txt", f"[vllm.general_plugins]\n{name} = {name}:register\n")
 
 
 def put_npu_platform(host: Host) -> None:

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.planner import build_plan
+from raylaunch.recipe.catalog import read
+
 ROOT = Path(__file__).resolve().parent.parent
 STORED = Path(__file__).with_name("data") / "benchmarks" / "peers.json"
 
@@ -97,6 +101,52 @@ def test_missed_goals_are_stored_and_found_again(program, page):
     program("peers_report").publish_all(json.loads(STORED.read_text()))
     missed = list(program("run").shortfalls(page.parent / "results", since=0.0))
     assert missed == ["kill-engine: 5.0 s beyond the servers' own start, the goal is 3 s"]
+
+
+def test_what_the_scripts_lose_beside_an_idle_cluster_stands_beside_a_missed_goal(program):
+    seconds = {"scripts": 20.0, "scripts-ray": 22.0, "raylaunch": 23.0}
+    rates = {"scripts": 100.0, "scripts-ray": 85.0, "raylaunch": 80.0}
+    times = dict.fromkeys(("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms"), 1.0)
+    runs = [
+        {"peer": peer, "round": 0, "first_token_s": seconds[peer],
+         "serving": [{"concurrency": 4, "request_throughput": rates[peer], **times}]}
+        for peer in seconds
+    ]  # fmt: skip
+    (*_, launch), (*_, serving) = program("peers_report").sections({"runs": runs})
+    beside = ", which beside an idle Ray cluster is"
+    assert launch == [f"launch: 1.15 of the bash scripts' time, the goal is 1.05{beside} 1.10 itself"]
+    assert serving == [f"serving: 0.80 of the scripts' requests/s at 4 clients, the goal is 0.9{beside} 0.85 itself"]
+
+
+def test_another_model_has_sections_and_files_of_its_own(program, page):
+    report = program("peers_report")
+    report.publish_all(json.loads(STORED.read_text()))
+    report.publish_all({**json.loads(STORED.read_text()), "model": "moe"})
+    results = page.parent / "results"
+    assert json.loads((results / "peers-moe.json").read_text())["model"] == "moe"
+    assert json.loads((results / "peers-moe-faults.json").read_text())["see"] == "peers-moe.json"
+    assert json.loads((results / "peers-faults.json").read_text())["see"] == "peers.json"
+    text = page.read_text()
+    assert "## Launch, beside what one would pick instead\n" in text
+    assert "## Launch, beside what one would pick instead, MoE with expert parallelism\n" in text
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_raylaunch_serves_the_model_with_the_flags_of_the_peers(program, tmp_path, kind):
+    yard, contenders = program("yard"), program("contenders")
+    model = yard.MODELS[kind]
+    name, *sets = contenders.local_dual(yard.Yard((), tmp_path, model))
+    hosts = [Facts(f"192.0.2.{number}", interface="eth0") for number in (1, 2)]
+    plan = build_plan(read(name, tuple(word for word in sets if word != "--set")), hosts)
+    assert Path(plan.model).name == Path(model.path).name
+    for server in plan.servers:
+        words = " ".join(server.argv)
+        assert [flag for flag in _flags(model.words) if f" {flag}" not in words] == []
+
+
+def _flags(words):
+    """`--name value` or `--name`, each as one text."""
+    return re.findall(r"--\S+(?: [^-]\S*)?", " ".join(words))
 
 
 def test_writing_again_replaces_the_section_and_keeps_its_place(program, page):
