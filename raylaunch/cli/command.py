@@ -93,6 +93,8 @@ def command(
 
 def reasons(skips: list[str]) -> dict[str, str]:
     """Read the values of --skip-check: id of the check, and why it does not count."""
+    from raylaunch.plan.findings import hint_for
+
     given = {}
     for skip in skips:
         check, _, reason = skip.partition("=")
@@ -100,20 +102,10 @@ def reasons(skips: list[str]) -> dict[str, str]:
             raise typer.BadParameter(
                 f"{skip!r}: write ID=REASON; the reason is kept in the events", param_hint="--skip-check"
             )
-        _refuse_unknown(check)
+        if hint := hint_for(check):
+            raise typer.BadParameter(f"no check has the id {check!r}: {hint}", param_hint="--skip-check")
         given[check] = reason.strip()
     return given
-
-
-def _refuse_unknown(check: str) -> None:
-    from raylaunch.plan.findings import CHECK_IDS
-
-    if check not in CHECK_IDS:
-        from difflib import get_close_matches
-
-        close = get_close_matches(check, sorted(CHECK_IDS), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "`raylaunch check` gives the id of each finding in brackets"
-        raise typer.BadParameter(f"no check has the id {check!r}: {hint}", param_hint="--skip-check")
 
 
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:

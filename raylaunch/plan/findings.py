@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -92,6 +93,14 @@ CHECK_IDS = frozenset(
 """The ids of all that the checks can find, written down so that an id can be looked up without loading the checks.
 `tools/refusals.py` compares them.
 """
+
+
+def hint_for(check: str) -> str:
+    """What may have been meant by an id that no check has; "" for one that a check has."""
+    if check in CHECK_IDS:
+        return ""
+    close = difflib.get_close_matches(check, sorted(CHECK_IDS), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "`raylaunch check` gives the id of each finding in brackets"
 
 
 @dataclass(frozen=True)
