@@ -39,13 +39,15 @@ DEFAULTS = (
 
 def publish_all(result: Mapping[str, Any], *, short: bool = False, restamp: bool = True) -> None:
     """Write all sections; without `restamp` only the page, under the versions that `result` was measured with."""
+    arguments = "" if model_of(result) == "dense" else f"--model {model_of(result)}"
     for name, title, text, missed in sections(result):
         if restamp:
             file = file_name(model_of(result))
             data = result if name == file else {"see": f"{file}.json"}
-            publish(name, title, text, data, missed=missed, short=short)
+            publish(name, title, text, data, missed=missed, short=short, arguments=arguments)
         else:
-            write_section(name, title, text, {key: result[key] for key in ("date", "machine", *VERSIONS)})
+            stamp = {key: result[key] for key in ("date", "machine", *VERSIONS)}
+            write_section(name, title, text, stamp, arguments)
 
 
 def sections(result: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]]:

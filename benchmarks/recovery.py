@@ -171,7 +171,15 @@ def main() -> None:
     name = "recovery-standin" if given.standin else "recovery"
     title = "Faults and recovery" + (" (stand-in)" if given.standin else "")
     data = {"faults": outcomes, "rest": rests}
-    publish(name, title, f"{intro}\n\n{text}\n\n{at_rest}", data, missed=list(shortfalls(outcomes)), short=given.short)
+    publish(
+        name,
+        title,
+        f"{intro}\n\n{text}\n\n{at_rest}",
+        data,
+        missed=list(shortfalls(outcomes)),
+        short=given.short,
+        arguments=" ".join(sys.argv[1:]),
+    )
 
 
 if __name__ == "__main__":

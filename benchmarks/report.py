@@ -44,7 +44,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def publish(
-    name: str, title: str, text: str, data: Mapping[str, Any], *, missed: Sequence[str] = (), short: bool = False
+    name: str,
+    title: str,
+    text: str,
+    data: Mapping[str, Any],
+    *,
+    missed: Sequence[str] = (),
+    short: bool = False,
+    arguments: str = "",
 ) -> None:
     """Write the section `name` of the page and its JSON beside it; other sections stay.
 
@@ -55,6 +62,7 @@ def publish(
         data: What was measured.
         missed: Goals that were not met, a sentence each; `run.py` shows them at its end.
         short: Print the table and keep the JSON in a folder of its own: the page is for whole measurements.
+        arguments: Those that the program needs to measure this section.
     """
     stamp = machine()
     folder = SHORT if short else RESULTS
@@ -64,15 +72,15 @@ def publish(
     if short:
         print(f"\n## {title}\n\n{text.strip()}\n", flush=True)
     else:
-        write_section(name, title, text, stored)
+        write_section(name, title, text, stored, arguments)
 
 
-def write_section(name: str, title: str, text: str, stamp: Mapping[str, Any]) -> None:
+def write_section(name: str, title: str, text: str, stamp: Mapping[str, Any], arguments: str = "") -> None:
     """Put one section into the page, in the place where it was or at the end."""
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEADER
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     versions = ", ".join(f"{key} {stamp[key]}" for key in VERSIONS)
-    program = f"benchmarks/{name.partition('-')[0]}.py"
+    program = f"benchmarks/{name.partition('-')[0]}.py {arguments}".rstrip()
     where = f"{stamp['date']}, {stamp['machine']}, {versions}; repeat with `python {program}`"
     section = f"{begin}\n## {title}\n\n{text.strip()}\n\n{where}\n{end}"
     if begin in page:

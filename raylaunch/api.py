@@ -22,7 +22,7 @@ from raylaunch.deployment import (
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError, RecipeError
 from raylaunch.plan.checks import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.findings import Finding, forgive, hint_for
+from raylaunch.plan.findings import Finding, forgive, refuse_unknown
 from raylaunch.plan.planner import build_plan
 from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.catalog import read
@@ -130,7 +130,7 @@ def deploy(
     """
     loaded = load(name, [*sets, *_as_sets(set or {})])
     title = _checked_name(deployment or loaded.name)
-    _refuse_unknown_checks(skip_checks or {})
+    refuse_unknown(skip_checks or {})
     secrets = _read_secrets(loaded.recipe)
     embedded = _starts_local(loaded.recipe, address)
     if embedded:
@@ -260,7 +260,7 @@ def preflight(
     """
     loaded = load(name, sets)
     title = _checked_name(deployment or loaded.name)
-    _refuse_unknown_checks(skip_checks or {})
+    refuse_unknown(skip_checks or {})
     if _starts_local(loaded.recipe, address):
         _, plan, findings = make_plan(name, sets=sets, deployment=title, ask_vllm=True)
     else:
@@ -361,12 +361,6 @@ def _checked_name(name: str) -> str:
             todo="use letters, digits, '-', '_' and '.', beginning with a letter or digit, at most 60",
         )
     return name
-
-
-def _refuse_unknown_checks(skips: Mapping[str, str]) -> None:
-    for check in skips:
-        if hint := hint_for(check):
-            raise RecipeError(f"skip_checks: no check has the id {check!r}", todo=hint)
 
 
 def _read_secrets(recipe: Recipe) -> dict[str, str]:

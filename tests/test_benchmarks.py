@@ -129,6 +129,7 @@ def test_another_model_has_sections_and_files_of_its_own(program, page):
     text = page.read_text()
     assert "## Launch, beside what one would pick instead\n" in text
     assert "## Launch, beside what one would pick instead, MoE with expert parallelism\n" in text
+    assert text.count("`python benchmarks/peers.py`") == text.count("`python benchmarks/peers.py --model moe`") == 3
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])

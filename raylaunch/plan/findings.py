@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from raylaunch.errors import RecipeError
+
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 
@@ -101,6 +103,17 @@ def hint_for(check: str) -> str:
         return ""
     close = difflib.get_close_matches(check, sorted(CHECK_IDS), n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else "`raylaunch check` gives the id of each finding in brackets"
+
+
+def refuse_unknown(skipped: Mapping[str, str]) -> None:
+    """Make sure that `skipped` (id: reason) names checks that exist.
+
+    Raises:
+        RecipeError: one does not.
+    """
+    for check in skipped:
+        if hint := hint_for(check):
+            raise RecipeError(f"skip_checks: no check has the id {check!r}", todo=hint)
 
 
 @dataclass(frozen=True)
