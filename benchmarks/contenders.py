@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,14 +30,16 @@ from yard import (
 NAME = "bench"
 API_PORT = 20004
 SERVE_PORT = 8000
-FAULTS = ("kill-engine", "kill-headless", "kill-primary")
+FAULTS = ("kill-engine", "kill-headless", "kill-primary", "stop-headless")
+"""As the drill names them; stop-headless is a hang."""
 
 Prey = Mapping[str, tuple[int, str]]
-"""For each fault the host (0 or 1) and what the command line of the process to end looks like."""
+"""For each fault the host (0 or 1) and what the command line of the process that it hits looks like."""
 OF_VLLM_SERVE: Prey = {
     "kill-engine": (1, r"VLLM::EngineCore"),
     "kill-headless": (1, r"bin/vllm serve"),
     "kill-primary": (0, r"bin/vllm serve"),
+    "stop-headless": (1, r"bin/vllm serve"),
 }
 
 
@@ -156,7 +159,11 @@ VLLM_RAY = Peer(
     API_PORT,
     _prepare_vllm_ray,
     _start_vllm_ray,
-    {"kill-engine": (1, r"ray::.*EngineCoreActor"), "kill-primary": (0, r"bin/vllm serve")},
+    {
+        "kill-engine": (1, r"ray::.*EngineCoreActor"),
+        "kill-primary": (0, r"bin/vllm serve"),
+        "stop-headless": (1, r"ray::.*EngineCoreActor"),
+    },
 )
 SERVE = Peer(
     "serve",
@@ -169,6 +176,7 @@ SERVE = Peer(
         "kill-engine": (1, r"VLLM::EngineCore"),
         "kill-headless": (1, r"ray::ServeReplica.*(LLM|DP)(Server|Deployment)"),
         "kill-primary": (0, r"ray::ProxyActor"),
+        "stop-headless": (1, r"ray::ServeReplica.*(LLM|DP)(Server|Deployment)"),
     },
     health="/-/healthz",
     acts=True,
@@ -204,7 +212,7 @@ def created_at(yard: Yard) -> float:
 
 
 def find_prey(yard: Yard, prey: Prey, fault: str) -> tuple[Host, int, str]:
-    """The process that the fault ends: its host, its pid there, its command line.
+    """The process that the fault hits: its host, its pid there, its command line.
 
     Raises:
         PeerError: there is none.
@@ -217,3 +225,15 @@ def find_prey(yard: Yard, prey: Prey, fault: str) -> tuple[Host, int, str]:
         raise PeerError(f"no process like {pattern!r} on {host.name}: {seen}")
     pid = min(found)
     return host, pid, found[pid][:80]
+
+
+def below(host: Host, pid: int) -> list[int]:
+    """The process `pid` of the host and all that descend from it."""
+    parents = {}
+    for entry in host.path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:  # grows as it goes
+        found += [child for child, parent in parents.items() if parent == one]
+    return found

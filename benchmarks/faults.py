@@ -16,6 +16,8 @@ from contenders import NAME, RAYLAUNCH, Peer
 from yard import Command, PeerError, Yard
 
 FLOW_S = 60.0
+HANG_S = 240.0
+"""So long at least to wait after a hang: Ray Serve gives a replica up after three checks of 30 s."""
 QUIET_S = 3.0
 """Requests flow for so long before the fault."""
 LOOK_S, LINGER_S = 0.5, 15.0
@@ -60,7 +62,7 @@ def harm(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, Any
         return _drill(yard, fault)
     if fault not in peer.prey:
         return {"fault": fault, "skipped": "it has no such process"}
-    return _kill(peer, yard, fault, patience_s)
+    return _strike(peer, yard, fault, patience_s)
 
 
 def _drill(yard: Yard, fault: str) -> dict[str, Any]:
@@ -73,8 +75,13 @@ def _drill(yard: Yard, fault: str) -> dict[str, Any]:
     return {name: outcome[name] for name in kept}
 
 
-def _kill(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, Any]:
+def _strike(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, Any]:
     host, pid, line = contenders.find_prey(yard, peer.prey, fault)
+    hang = fault == "stop-headless"
+    if hang:
+        patience_s = max(patience_s, HANG_S)
+    pids = [str(one) for one in (contenders.below(host, pid) if hang else [pid])]
+    what = f"SIGSTOP to {line} and what is below it" if hang else f"SIGKILL to {line}"
     watch = Watch(yard.ask("watch.py", yard.head.ip, str(peer.port), peer.health))
     told = _watch_serve(peer, yard)
     ended: dict[int, float] = {}
@@ -83,14 +90,14 @@ def _kill(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, An
             raise PeerError("no request was answered before the fault")
         _await_whole(peer, told)
         time.sleep(QUIET_S)
-        host.run(["kill", "-9", str(pid)])
+        host.run(["kill", "-STOP" if hang else "-KILL", *pids])
         at = time.time()  # after it: on a busy machine the command that kills may take seconds to begin
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline and not _over(peer, watch, told(), at, ended):
             _note_ends(yard, ended, LOOK_S)
     finally:
         seen = watch.end()
-    return _sum_up(peer, yard, fault, f"SIGKILL to {line} (pid {pid})", sorted([*seen, *told()], key=_at), at, ended)
+    return _sum_up(peer, yard, fault, f"{what} (pid {', '.join(pids)})", sorted([*seen, *told()], key=_at), at, ended)
 
 
 def _at(line: dict[str, Any]) -> float:

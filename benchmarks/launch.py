@@ -2,6 +2,7 @@
 
 Both serve the same generated model with the same real vLLM on CPU; the rounds are interleaved. The hand-typed way is
 `raylaunch render`'s scripts started at the same moment, and polled for a completion every 0.1 s.
+Needs root, for `yard.one_scheduling_group`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import httpx
 from report import publish, spread, table
+from yard import one_scheduling_group
 
 GOAL = 1.1
 PORTS = ("--set", "network.http_port=28114", "--set", "network.rpc_port=28347")
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="one round; the page stays as it is")
     given = parser.parse_args()
     rounds = 1 if given.short else given.rounds
-    with tempfile.TemporaryDirectory(prefix="rl-bench-") as folder:
+    with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-bench-") as folder:
         home = Path(folder)
         warm = time_raylaunch(home)  # not counted: makes the model, fills the page cache
         print("warm-up", warm)

@@ -163,9 +163,9 @@ def told(number: int, found: dict[str, Any]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", choices=sorted(MODELS), default="dense")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=4)
     options.add_argument("--serving", type=int, default=1, help="rounds that measure serving")
-    options.add_argument("--faults", type=int, default=3, help="rounds that end with a fault")
+    options.add_argument("--faults", type=int, default=len(FAULTS), help="rounds that end with a fault")
     options.add_argument("--fault", action="append", default=[], help="only these faults, one per round")
     options.add_argument("--patience", type=float, default=90.0, help="seconds to wait for a recovery")
     options.add_argument("--peer", action="append", default=[], help="only these")
@@ -186,7 +186,7 @@ def main() -> None:
         given.rounds, given.serving, given.faults = 1, 1, 0
     given.fault = given.fault or list(FAULTS)
     given.peer = given.peer or [peer.name for peer in COMPARED[given.model] if peer is not SERVE_DP or not given.short]
-    result: dict[str, Any] = {"model": given.model, "patience_s": given.patience, "runs": []}
+    result: dict[str, Any] = {"model": given.model, "runs": []}
     with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-peers-") as scratch:
         measure(given, given.logs or Path(scratch), result)
 

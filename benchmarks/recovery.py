@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+from goals import shortfalls
 from report import ROOT, publish, table
 
 from raylaunch.runtime.local import LocalCluster, start_local, stop_local
@@ -26,11 +26,6 @@ NAME = "bench-recovery"
 PORTS = ("--set", "network.http_port=28124", "--set", "network.rpc_port=28357")
 STANDIN = ROOT / "tests" / "standin" / "bin" / "vllm"
 QUIET_S = 30.0
-NOTICED_S = {"kill-agent": 2.0, "stop-headless": 30.0}
-"""Goals for the notice, by fault; 1 s for the others."""
-BEYOND_S, CONTROLLER_S = 3.0, 5.0
-HELD_S = 5.0
-"""So long the drill itself holds the port that it steals."""
 GOALS = {"processes": "detected in 1 s, 3 s beyond the servers' own start", "agent": "2 s", "hang": "30 s"}
 
 
@@ -127,20 +122,6 @@ def _row(one: dict[str, Any]) -> list[str]:
     times = [one[name] for name in ("detection_s", "recovery_s", "start_s", "beyond_s")]
     shown = ["-" if value is None else f"{value:.2f}" for value in times]
     return [one["fault"], *shown, f"{one['failed']} of {one['requests']}", str(len(one["left"])), one["detected_by"]]
-
-
-def shortfalls(outcomes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The goals that were not met, a sentence each."""
-    for one in outcomes:
-        noticed, back, beyond = (one[name] for name in ("detection_s", "recovery_s", "beyond_s"))
-        if one["fault"] == "kill-controller" and (one["failed"] or back is None or back > CONTROLLER_S):
-            yield f"kill-controller: {one['failed']} requests failed, back after {back} s, goal {CONTROLLER_S:g} s"
-        limit = NOTICED_S.get(one["fault"], 1.0)
-        if noticed is not None and noticed > limit:
-            yield f"{one['fault']}: noticed after {noticed:.1f} s, the goal is {limit:g} s"
-        ours = (beyond or 0.0) - (noticed or 0.0) - (HELD_S if one["fault"] == "steal-port" else 0.0)
-        if ours > BEYOND_S:
-            yield f"{one['fault']}: {ours:.1f} s between notice and the servers' start, the goal is {BEYOND_S:g} s"
 
 
 def main() -> None:

@@ -103,6 +103,17 @@ def test_missed_goals_are_stored_and_found_again(program, page):
     assert missed == ["kill-engine: 5.0 s beyond the servers' own start, the goal is 3 s"]
 
 
+def test_a_hang_has_goals_of_its_own(program):
+    def missed(**seen):
+        hang = {"fault": "stop-headless", "detection_s": 24.0, "recovery_s": 52.0, "start_s": 27.0}
+        return list(program("goals").shortfalls([hang | seen]))
+
+    assert missed() == []
+    assert missed(detection_s=31.0, recovery_s=58.0) == ["stop-headless: noticed after 31.0 s, the goal is 30 s"]
+    assert missed(start_s=23.0) == ["stop-headless: 5.0 s beyond the servers' own start, the goal is 3 s"]
+    assert missed(recovery_s=None, problem="it stayed away") == ["stop-headless: no recovery (it stayed away)"]
+
+
 def test_what_the_scripts_lose_beside_an_idle_cluster_stands_beside_a_missed_goal(program):
     seconds = {"scripts": 20.0, "scripts-ray": 22.0, "raylaunch": 23.0}
     rates = {"scripts": 100.0, "scripts-ray": 85.0, "raylaunch": 80.0}
