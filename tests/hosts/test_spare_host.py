@@ -24,6 +24,11 @@ MODEL = f"{HOME}/model"
 JOIN_S = 120.0
 RECOVER_S = 180.0
 NAME = "three-hosts"
+ALIVE = """
+import ray
+ray.init(logging_level="ERROR", log_to_driver=False)
+print(*(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]))
+"""
 
 
 @dataclass
@@ -60,6 +65,21 @@ class Three:
         done = ["ray", "start", *words, f"--node-ip-address={host.ip}", "--num-cpus=1", "--disable-usage-stats"]
         done += ["--resources", '{"NPU": 8}', "--object-store-memory=80000000", "--dashboard-agent-listen-port=0"]
         host.run(done, env=self.env(host), timeout=JOIN_S)
+
+    def renew_workers(self):
+        """Ray anew on the workers: one that was cut off may be given up by Ray some 75 s later, or not at all."""
+        head, *workers = self.hosts
+        for worker in workers:
+            if raylets := raylets_of(worker):
+                worker.run(["kill", "-KILL", *map(str, raylets)])
+            await_true(lambda host=worker: not raylets_of(host), JOIN_S, worker.processes)
+            self.join(worker, f"--address={head.ip}:6379")
+        await_true(lambda: self.alive() == sorted(host.ip for host in self.hosts), JOIN_S, self.alive)
+
+    def alive(self):
+        """The addresses of the nodes that Ray holds for alive."""
+        head = self.hosts[0]
+        return sorted(head.run(["python", "-c", ALIVE], env=self.env(head)).stdout.split())
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +165,7 @@ def test_a_cut_host_is_replaced_and_the_drill_says_so(three, stopped_after):
 
 
 def test_without_a_spare_host_a_cut_one_is_waited_for(three, stopped_after):
+    three.renew_workers()
     before = [server["ip"] for server in start(three, "parallel.data=3")["servers"]]
     lost = three.hosts[1]
     lost.cut()
@@ -166,10 +187,14 @@ def waits_for(three, host):
 
 def is_ready_again(three, host):
     """A person starts Ray again where Ray gave the node up: after 15 to 75 s, as the packets are lost."""
-    if not any("raylet/raylet" in line for line in host.processes().values()):
+    if not raylets_of(host):
         three.join(host, f"--address={three.hosts[0].ip}:6379")
     status = three.status()
     return (status["phase"], status["attempt"]) == ("ready", 2)
+
+
+def raylets_of(host):
+    return [pid for pid, line in host.processes().items() if "raylet/raylet" in line.partition(" ")[0]]
 
 
 def attempts_on(host):
