@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ END_GRACE_S = 1.0
 """Ray's daemons hold nothing worth a longer farewell: the servers have been ended before them."""
 OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest is 75 MB; raylaunch passes almost no objects."""
+
+RAY_START = "import sys; from ray.scripts.scripts import main; sys.stdin.readline() and main()"
 
 
 @dataclass(frozen=True)
@@ -118,19 +120,26 @@ def _write_token(cluster: LocalCluster) -> None:
 
 
 def _start_nodes(cluster: LocalCluster, nodes: int, npus: int) -> None:
+    """All import Ray at once; the others begin once the head is there, for Ray looks for it every two seconds only."""
     port = cluster.address.rpartition(":")[2]
-    head = _ray_start(cluster, npus, "--head", f"--port={port}", "--include-dashboard=false")
-    use_token(cluster.token_file)
-    import_ahead()
-    _await_port(cluster, head)
-    others = [_ray_start(cluster, npus, f"--address={cluster.address}") for _ in range(nodes - 1)]
-    for process in (head, *others):
-        _finish(process)
+    with ExitStack() as stack:  # a start that nobody lets begin ends at the end of its input
+        head = stack.enter_context(_ray_start(cluster, npus, "--head", f"--port={port}", "--include-dashboard=false"))
+        others = [
+            stack.enter_context(_ray_start(cluster, npus, f"--address={cluster.address}")) for _ in range(nodes - 1)
+        ]
+        _begin(head)
+        use_token(cluster.token_file)
+        import_ahead()
+        _finish(head)
+        for other in others:
+            _begin(other)
+        for other in others:
+            _finish(other)
 
 
 def _ray_start(cluster: LocalCluster, npus: int, *arguments: str) -> subprocess.Popen[str]:
     command = [
-        sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *arguments,
+        sys.executable, "-c", RAY_START, "start", *arguments,
         f"--node-ip-address={cluster.address.rpartition(':')[0]}", f"--temp-dir={cluster.folder}",
          f"--resources={json.dumps({'NPU': npus})}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=1", "--disable-usage-stats",
@@ -140,7 +149,7 @@ def _ray_start(cluster: LocalCluster, npus: int, *arguments: str) -> subprocess.
         "--min-worker-port=0", "--max-worker-port=0",
     ]  # fmt: skip
     return subprocess.Popen(
-        command, env=_ray_env(cluster), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, env=_ray_env(cluster), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -160,21 +169,11 @@ def _ray_env(cluster: LocalCluster) -> dict[str, str]:
     }
 
 
-def _await_port(cluster: LocalCluster, head: subprocess.Popen[str]) -> None:
-    """Wait until the GCS listens: a second `ray start` that comes too early waits a minute before it tries again."""
-    host, _, port = cluster.address.rpartition(":")
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            if head.poll() is not None:
-                _finish(head)
-            time.sleep(0.05)  # a listening socket announces itself to nobody
-        else:
-            return
-    head.kill()
-    _finish(head)
+def _begin(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has failed; `_finish` tells how
+        process.stdin.write("\n")
+        process.stdin.flush()
 
 
 def _finish(process: subprocess.Popen[str]) -> None:
