@@ -5,7 +5,7 @@ namespaces of this machine, needs root). The rounds are interleaved: each round 
 The first rounds also measure serving (--serving), and round k of --faults ends with fault k. A Ray cluster stands
 before the command for those that need one, as `ray up` leaves it; its start is not counted.
 
---table writes the sections anew from the stored result, without measuring.
+--add puts the rounds behind those of the stored result; --table writes the sections anew from it, without measuring.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import contenders
 from contenders import COMPARED, FAULTS, RAYLAUNCH, SCRIPTS, SERVE_DP, Peer
 from faults import harm
 from peers_report import file_name, publish_all
-from report import RESULTS
+from report import RESULTS, machine
 from yard import (
     DENSE,
     MODELS,
@@ -138,14 +138,15 @@ def measure(given: argparse.Namespace, folder: Path, result: dict[str, Any]) -> 
     if not given.no_warm_up:
         # Not counted: it fills vLLM's cache and the page cache.
         told(-1, run_peer(SCRIPTS, folder / "warm-up", cache, {}, model=model))
-    for number in range(given.rounds):
-        turn = number % len(peers)
+    first = max((run["round"] + 1 for run in result["runs"]), default=0)
+    for number in range(first, first + given.rounds):
+        turn, since = number % len(peers), number - first
         for peer in [*peers[turn:], *peers[:turn]]:
             refused = peer is SERVE_DP and model is DENSE
             if refused and number:
                 continue
-            fault = given.fault[number] if peer.prey and number < min(len(given.fault), given.faults) else ""
-            work = {"serving": number < given.serving, "fault": fault, "patience_s": given.patience}
+            fault = given.fault[since] if peer.prey and since < min(len(given.fault), given.faults) else ""
+            work = {"serving": since < given.serving, "fault": fault, "patience_s": given.patience}
             limit_s = REFUSAL_S if refused else START_S
             found = run_peer(peer, folder / f"{number}-{peer.name}", cache, work, model=model, limit_s=limit_s)
             result["runs"].append({"round": number, **found})
@@ -154,6 +155,19 @@ def measure(given: argparse.Namespace, folder: Path, result: dict[str, Any]) -> 
                 publish_all(result)  # after each run: what was measured is kept when the next one is interrupted
     if given.short and not given.no_store:
         publish_all(result, short=True)
+
+
+def read_stored(model: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{file_name(model)}.json").read_text())
+    return found
+
+
+def stored(model: str) -> dict[str, Any]:
+    """The stored result, to add to it; refused when it was measured with other versions or on another day."""
+    found = read_stored(model)
+    if other := {name: found[name] for name, value in machine().items() if found[name] != value}:
+        raise SystemExit(f"--add: the stored result is of {other}; measure anew, without it")
+    return found
 
 
 def told(number: int, found: dict[str, Any]) -> None:
@@ -170,13 +184,14 @@ def main() -> None:
     options.add_argument("--patience", type=float, default=90.0, help="seconds to wait for a recovery")
     options.add_argument("--peer", action="append", default=[], help="only these")
     options.add_argument("--short", action="store_true", help="one round of launches, one of serving, no faults")
+    options.add_argument("--add", action="store_true", help="to the stored result of the same versions")
     options.add_argument("--no-warm-up", action="store_true")
     options.add_argument("--no-store", action="store_true", help="print, write no file")
     options.add_argument("--logs", type=Path, help="keep the logs of every run here")
     options.add_argument("--table", action="store_true", help="only write the sections from the stored result")
     given = options.parse_args()
     if given.table:
-        publish_all(json.loads((RESULTS / f"{file_name(given.model)}.json").read_text()), restamp=False)
+        publish_all(read_stored(given.model), restamp=False)
         return
     if os.geteuid():
         raise SystemExit("peers.py makes network namespaces: run it as root")
@@ -186,7 +201,7 @@ def main() -> None:
         given.rounds, given.serving, given.faults = 1, 1, 0
     given.fault = given.fault or list(FAULTS)
     given.peer = given.peer or [peer.name for peer in COMPARED[given.model] if peer is not SERVE_DP or not given.short]
-    result: dict[str, Any] = {"model": given.model, "runs": []}
+    result = stored(given.model) if given.add else {"model": given.model, "runs": []}
     with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-peers-") as scratch:
         measure(given, given.logs or Path(scratch), result)
 

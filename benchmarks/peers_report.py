@@ -29,11 +29,28 @@ SERVE_RUNS = (
     "beside the environment, and on this vLLM instead of the 0.29 that Ray 2.60 asks for; Ray's daemons give every "
     "worker normal priority (their default is niceness 15)."
 )
-DEFAULTS = (
-    "What the defaults of the others imply: vLLM has no part that starts a server again, and its `/health` tells of "
-    "the local engine client only (vLLM 0.32); Ray Serve asks a replica every 10 s, waits 30 s, and "
-    "acts after three failures (Ray 2.60, `ray/serve/_private/constants.py`), its data-parallel gang as a whole. "
-    "Every server of vLLM that was killed by SIGKILL leaves its shared memory behind."
+DEFAULTS = "What the defaults of each imply:\n\n" + table(
+    ("way", "what it watches", "what it does", "where that stands"),
+    [
+        (
+            "vLLM alone: the scripts, the Ray backend",
+            "the engines that the API's process talks to, for one that has ended; a worker's step, for 300 s",
+            "the API ends, or goes on without the rank; no part starts a server again",
+            "vLLM 0.32: `check_health` of `vllm/v1/engine/async_llm.py`, `VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS`",
+        ),
+        (
+            "Ray Serve LLM",
+            "each replica, asked every 10 s, with 30 s for the answer",
+            "after three failures a new replica; of a data-parallel gang all (`RESTART_GANG`)",
+            "Ray 2.60: `ray/serve/_private/constants.py`, `ray/serve/config.py`",
+        ),
+        (
+            "raylaunch",
+            "the end of each process, told by the kernel; each rank's counters; an idle rank's token, for 15 s; agents",
+            "diagnosis, then the whole group again",
+            "`health` of the recipe, docs/operations.md",
+        ),
+    ],
 )
 
 

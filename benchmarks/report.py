@@ -67,7 +67,7 @@ def publish(
     stamp = machine()
     folder = SHORT if short else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {**stamp, "missed": list(missed), **data}
+    stored = {**data, **stamp, "missed": list(missed)}
     (folder / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     if short:
         print(f"\n## {title}\n\n{text.strip()}\n", flush=True)
