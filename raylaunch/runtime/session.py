@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import logging
@@ -49,6 +50,7 @@ def connect(address: str | None, token_file: Path | None = None) -> None:
             logging_level=logging.ERROR,
             configure_logging=False,
         )
+    atexit.register(disconnect)  # before Ray's own farewell, which sleeps half a second for logs that we do not show
     _hush()
 
 

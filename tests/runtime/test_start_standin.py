@@ -285,6 +285,20 @@ def test_what_cannot_be_handed_over_is_taken_back(user, ray_nodes):
     assert user.run("stop", "test-maker").code == 0
 
 
+LEAVES = """
+import time
+from raylaunch.runtime.session import connect
+connect({address!r})
+time.sleep = lambda seconds: print("slept", seconds)
+"""
+
+
+def test_a_command_does_not_wait_at_its_end_for_logs_that_nobody_shows(user, ray_nodes):
+    user.extra = {"RAY_AUTH_MODE": "disabled"}
+    done = user.python(LEAVES.format(address=ray_nodes.address))
+    assert (done.code, done.out) == (0, ""), done.out + done.err
+
+
 CONTROLLER_IS_ENDED = """
 import ray
 from raylaunch.runtime.remote import find_controller
