@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import uuid
@@ -31,6 +32,8 @@ HOSTS_PROGRAMS = ("ip", "ping", "ssh", "sshd", "ssh-keygen", "rsync", "unshare")
 def pytest_configure(config):
     """Mark this run: what the tests start inherits the variable, so runs side by side do not blame each other."""
     os.environ[RUN] = uuid.uuid4().hex
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what the tests start inherits it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item):
