@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from report import ROOT
 from yard import (
     ASKING,
     HOME,
@@ -224,7 +225,7 @@ def find_prey(yard: Yard, prey: Prey, fault: str) -> tuple[Host, int, str]:
         seen = "; ".join(sorted({line[:60] for line in host.processes().values()}))
         raise PeerError(f"no process like {pattern!r} on {host.name}: {seen}")
     pid = min(found)
-    return host, pid, found[pid][:80]
+    return host, pid, found[pid].replace(f"{ROOT}/", "")[:80]  # a result names no path of a machine
 
 
 def below(host: Host, pid: int) -> list[int]:
