@@ -18,7 +18,7 @@ from report import RESULTS, SHORT
 HERE = Path(__file__).parent
 WHOLE = (
     ("peers.py", "--serving", "3"),
-    ("peers.py", "--model", "moe"),
+    ("peers.py", "--model", "moe", "--serving", "3"),
     ("launch.py",),
     ("weights.py",),
     ("recovery.py",),
