@@ -38,7 +38,12 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "a bare typer program --help": (sys.executable, "-c", TYPER, "--help"),
     "raylaunch --help": (str(SCRIPTS / "raylaunch"), "--help"),
     "raylaunch list": (str(SCRIPTS / "raylaunch"), "list"),
-    "raylaunch plan a2-dual --host .. --host ..": (str(SCRIPTS / "raylaunch"), "plan", "a2-dual", *HOSTS),
+    "raylaunch plan a2-dual --host .. --host ..": (
+        str(SCRIPTS / "raylaunch"),
+        "plan",
+        "a2-dual",
+        *HOSTS,
+    ),
     f"raylaunch status {NAME}": (str(SCRIPTS / "raylaunch"), "status", NAME),
     "ray --help": (str(SCRIPTS / "ray"), "--help"),
     "vllm --help": (str(SCRIPTS / "vllm"), "--help"),
@@ -59,7 +64,9 @@ def run(command: Sequence[str], env: Mapping[str, str]) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stderr.close()
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)[:200]} exited {process.returncode}: {said.decode()[-500:]}")
+        raise SystemExit(
+            f"{' '.join(command)[:200]} exited {process.returncode}: {said.decode()[-500:]}"
+        )
     return wall, used.ru_utime + used.ru_stime
 
 
@@ -110,7 +117,9 @@ def main() -> None:
         finally:
             user.run("stop", NAME)
     text, missed = write(found)
-    publish("commands", "The command line", text, {"commands": found}, missed=missed, short=given.short)
+    publish(
+        "commands", "The command line", text, {"commands": found}, missed=missed, short=given.short
+    )
 
 
 def _metadata(folder: Path) -> str:

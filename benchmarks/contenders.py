@@ -13,8 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from report import ROOT
-from yard import (
+from benchmark_hosts import (
     ASKING,
     HOME,
     PEERS_SITE,
@@ -27,6 +26,7 @@ from yard import (
     pythonpath,
     start_ray,
 )
+from report import ROOT
 
 NAME = "bench"
 API_PORT = 20004
@@ -71,7 +71,16 @@ def local_dual(yard: Yard) -> tuple[str, ...]:
 def prepare_scripts(yard: Yard, shape: tuple[str, ...] = ()) -> None:
     """The scripts that raylaunch renders for these hosts, each on its own."""
     hosts = [word for host in yard.hosts for word in ("--host", f"{host.ip}%eth0")]
-    words = ["raylaunch", "render", *(shape or local_dual(yard)), *hosts, "--as", "bash", "--out", f"{HOME}/scripts"]
+    words = [
+        "raylaunch",
+        "render",
+        *(shape or local_dual(yard)),
+        *hosts,
+        "--as",
+        "bash",
+        "--out",
+        f"{HOME}/scripts",
+    ]
     yard.head.run(words)
     scripts = yard.head.path(f"{HOME}/scripts")
     for number, host in enumerate(yard.hosts):
@@ -109,10 +118,22 @@ def _start_vllm_ray(yard: Yard) -> None:
     words = [
         *("vllm", "serve", yard.model.path, "--served-model-name", "tiny"),
         *("--host", "0.0.0.0", "--port", str(API_PORT)),
-        *("--data-parallel-size", "2", "--data-parallel-size-local", "1", "--data-parallel-backend", "ray"),
+        *(
+            "--data-parallel-size",
+            "2",
+            "--data-parallel-size-local",
+            "1",
+            "--data-parallel-backend",
+            "ray",
+        ),
         *("--data-parallel-address", yard.head.ip, "--api-server-count", "1", *yard.model.words),
     ]
-    env = {**yard.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(f"{HOME}/plugin"), "VLLM_HOST_IP": yard.head.ip}
+    env = {
+        **yard.ray_env,
+        **VLLM_ENV,
+        "PYTHONPATH": pythonpath(f"{HOME}/plugin"),
+        "VLLM_HOST_IP": yard.head.ip,
+    }
     yard.command(yard.head, words, env=env)
 
 
@@ -126,7 +147,9 @@ def _start_serve(way: str) -> Callable[[Yard], None]:
     def start(yard: Yard) -> None:
         env = {**yard.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))}
         program = str(ASKING / "serve_app.py")
-        engine = json.dumps({name.replace("-", "_"): value for name, value in yard.model.args.items()})
+        engine = json.dumps(
+            {name.replace("-", "_"): value for name, value in yard.model.args.items()}
+        )
         words = ["python", "-u", program, way, yard.model.path, str(SERVE_PORT), engine]
         yard.command(yard.head, words, env=env, stdin=-1)
 
@@ -151,7 +174,14 @@ SCRIPTS_BESIDE_RAY = replace(
     prey={},
 )
 RAYLAUNCH = Peer(
-    "raylaunch", "raylaunch start", "a Ray cluster", API_PORT, _prepare_ray, start_raylaunch, OF_VLLM_SERVE, acts=True
+    "raylaunch",
+    "raylaunch start",
+    "a Ray cluster",
+    API_PORT,
+    _prepare_ray,
+    start_raylaunch,
+    OF_VLLM_SERVE,
+    acts=True,
 )
 VLLM_RAY = Peer(
     "vllm-ray",
@@ -196,7 +226,12 @@ SERVE_DP = Peer(
 PEERS = (SCRIPTS, SCRIPTS_BESIDE_RAY, RAYLAUNCH, VLLM_RAY, SERVE, SERVE_DP)
 COMPARED = {
     "dense": PEERS,
-    "moe": (SCRIPTS, RAYLAUNCH, VLLM_RAY, SERVE_DP),  # one engine over both hosts, which two replicas are not
+    "moe": (
+        SCRIPTS,
+        RAYLAUNCH,
+        VLLM_RAY,
+        SERVE_DP,
+    ),  # one engine over both hosts, which two replicas are not
 }
 
 
@@ -233,7 +268,9 @@ def below(host: Host, pid: int) -> list[int]:
     parents = {}
     for entry in host.path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(entry.name)] = int(
+                (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            )
     found = [pid]
     for one in found:  # grows as it goes
         found += [child for child, parent in parents.items() if parent == one]

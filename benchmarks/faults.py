@@ -12,8 +12,8 @@ from typing import Any
 
 import contenders
 import outlook
+from benchmark_hosts import Command, PeerError, Yard
 from contenders import NAME, RAYLAUNCH, Peer
-from yard import Command, PeerError, Yard
 
 FLOW_S = 60.0
 HANG_S = 240.0
@@ -71,7 +71,17 @@ def _drill(yard: Yard, fault: str) -> dict[str, Any]:
     if done.returncode not in (0, 7):
         raise PeerError(f"{done.stdout}{done.stderr}"[-800:])
     (outcome,) = json.loads(done.stdout)
-    kept = ("fault", "what", "detected_by", "detection_s", "recovery_s", "start_s", "requests", "failed", "problem")
+    kept = (
+        "fault",
+        "what",
+        "detected_by",
+        "detection_s",
+        "recovery_s",
+        "start_s",
+        "requests",
+        "failed",
+        "problem",
+    )
     return {name: outcome[name] for name in kept}
 
 
@@ -91,13 +101,23 @@ def _strike(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, 
         _await_whole(peer, told)
         time.sleep(QUIET_S)
         host.run(["kill", "-STOP" if hang else "-KILL", *pids])
-        at = time.time()  # after it: on a busy machine the command that kills may take seconds to begin
+        at = (
+            time.time()
+        )  # after it: on a busy machine the command that kills may take seconds to begin
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline and not _over(peer, watch, told(), at, ended):
             _note_ends(yard, ended, LOOK_S)
     finally:
         seen = watch.end()
-    return _sum_up(peer, yard, fault, f"{what} (pid {', '.join(pids)})", sorted([*seen, *told()], key=_at), at, ended)
+    return _sum_up(
+        peer,
+        yard,
+        fault,
+        f"{what} (pid {', '.join(pids)})",
+        sorted([*seen, *told()], key=_at),
+        at,
+        ended,
+    )
 
 
 def _at(line: dict[str, Any]) -> float:
@@ -115,7 +135,9 @@ def _watch_serve(peer: Peer, yard: Yard) -> Callable[[], list[dict[str, Any]]]:
 
     def told() -> list[dict[str, Any]]:
         lines = command.log.read_text(errors="replace").splitlines()
-        return [json.loads(line) for line in lines if line.startswith('{"at"') and line.endswith("}")]
+        return [
+            json.loads(line) for line in lines if line.startswith('{"at"') and line.endswith("}")
+        ]
 
     return told
 
@@ -131,7 +153,9 @@ def _await_whole(peer: Peer, told: Callable[[], list[dict[str, Any]]]) -> None:
         time.sleep(LOOK_S)
 
 
-def _over(peer: Peer, watch: Watch, told: list[dict[str, Any]], at: float, ended: dict[int, float]) -> bool:
+def _over(
+    peer: Peer, watch: Watch, told: list[dict[str, Any]], at: float, ended: dict[int, float]
+) -> bool:
     """Whether nothing more is to come: it is back, or nothing is left that could bring it back."""
     seen = sorted([*watch.lines, *told], key=_at)
     if peer.name.startswith("serve"):
@@ -152,7 +176,13 @@ def _note_ends(yard: Yard, ended: dict[int, float], during_s: float) -> None:
 
 
 def _sum_up(
-    peer: Peer, yard: Yard, fault: str, what: str, seen: list[dict[str, Any]], at: float, ended: dict[int, float]
+    peer: Peer,
+    yard: Yard,
+    fault: str,
+    what: str,
+    seen: list[dict[str, Any]],
+    at: float,
+    ended: dict[int, float],
 ) -> dict[str, Any]:
     notices = [(when, _end_of(yard.commands[number], number)) for number, when in ended.items()]
     if (bad := outlook.unhealthy_at(seen, at)) is not None:

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 import httpx
+from benchmark_hosts import one_scheduling_group
 from report import publish, spread, table
-from yard import one_scheduling_group
 
 GOAL = 1.1
 PORTS = ("--set", "network.http_port=28114", "--set", "network.rpc_port=28347")
@@ -32,7 +32,11 @@ ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.envi
 def raylaunch(home: Path, *words: str) -> str:
     env = {**ENV, "RAYLAUNCH_HOME": str(home), "RAYLAUNCH_LOG_DIR": str(home / "logs")}
     done = subprocess.run(
-        [sys.executable, "-m", "raylaunch", *words], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "raylaunch", *words],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"raylaunch {' '.join(words)}: {done.stdout}{done.stderr}")
@@ -43,11 +47,15 @@ def time_raylaunch(home: Path) -> dict[str, float]:
     started = time.time()
     raylaunch(home, "-q", "start", "local-dual", "--name", "bench", *PORTS)
     total = time.time() - started
-    events = [json.loads(line) for line in raylaunch(home, "events", "bench", "-o", "json").splitlines()]
+    events = [
+        json.loads(line) for line in raylaunch(home, "events", "bench", "-o", "json").splitlines()
+    ]
     created = json.loads(raylaunch(home, "status", "bench", "-o", "json"))["created_at"]
     raylaunch(home, "stop", "bench")
     spawned = min(event["at"] for event in events if event["text"] == "spawned")
-    ready = next(event["at"] for event in events if event["kind"] == "phase" and event["text"] == "ready")
+    ready = next(
+        event["at"] for event in events if event["kind"] == "phase" and event["text"] == "ready"
+    )
     return {
         "total": total,
         "embedded Ray cluster": created - started,
@@ -61,7 +69,11 @@ def time_by_hand(scripts: list[Path]) -> float:
     started = time.time()
     servers = [
         subprocess.Popen(
-            ["bash", str(script)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            ["bash", str(script)],
+            env=ENV,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         for script in scripts
     ]
@@ -80,7 +92,12 @@ def await_completion() -> None:
     deadline = time.time() + DEADLINE_S
     while time.time() < deadline:
         try:
-            if httpx.post(f"{ENDPOINT}/completions", json=body, timeout=30, trust_env=False).status_code == 200:
+            if (
+                httpx.post(
+                    f"{ENDPOINT}/completions", json=body, timeout=30, trust_env=False
+                ).status_code
+                == 200
+            ):
                 return
         except httpx.HTTPError:
             pass
@@ -98,7 +115,9 @@ def main() -> None:
         home = Path(folder)
         warm = time_raylaunch(home)  # not counted: makes the model, fills the page cache
         print("warm-up", warm)
-        raylaunch(home, "render", "local-dual", "--as", "bash", "--out", str(home / "scripts"), *PORTS)
+        raylaunch(
+            home, "render", "local-dual", "--as", "bash", "--out", str(home / "scripts"), *PORTS
+        )
         scripts = sorted((home / "scripts").glob("server-*.sh"))
         ours, theirs = [], []
         for number in range(rounds):
@@ -109,13 +128,17 @@ def main() -> None:
     rows = [["two commands by hand, to the first token", spread(theirs)]]
     rows += [[f"raylaunch: {stage}", spread([one[stage] for one in ours])] for stage in ours[0]]
     rows.append(["ratio of the totals, pair by pair", spread(ratios, 2)])
-    without = [one["vLLM: spawn to first token"] / other for one, other in zip(ours, theirs, strict=True)]
+    without = [
+        one["vLLM: spawn to first token"] / other for one, other in zip(ours, theirs, strict=True)
+    ]
     rows.append(["ratio without Ray and the command line", spread(without, 2)])
     text = f"{table(['stage', 'seconds'], rows)}\n\nGoal: a ratio of at most {GOAL}."
     missed = []
     if statistics.median(ratios) > GOAL:
         text += " **Missed**, by the start of the embedded Ray cluster; on a cluster that runs already that part is 0."
-        missed = [f"local-dual: {statistics.median(ratios):.2f} of the two commands' time, the goal is {GOAL}"]
+        missed = [
+            f"local-dual: {statistics.median(ratios):.2f} of the two commands' time, the goal is {GOAL}"
+        ]
     data = {"raylaunch": ours, "by_hand": theirs}
     publish("launch", "From command to first token", text, data, missed=missed, short=given.short)
     print(text)

@@ -17,7 +17,9 @@ def register() -> None:
 
     CpuCommunicator.all_gatherv = all_gatherv
     CpuCommunicator.reduce_scatterv = reduce_scatterv
-    if not hasattr(CPUUnquantizedExperts.apply, "__wrapped__"):  # vLLM loads plug-ins once in each process, at least
+    if not hasattr(
+        CPUUnquantizedExperts.apply, "__wrapped__"
+    ):  # vLLM loads plug-ins once in each process, at least
         CPUUnquantizedExperts.apply = with_local_experts(CPUUnquantizedExperts.apply)
 
 

@@ -14,7 +14,9 @@ Seen = Mapping[str, Any]
 
 def unhealthy_at(seen: Iterable[Seen], fault_at: float) -> float | None:
     """When the health of the API was first seen to be bad."""
-    return next((one["at"] for one in seen if one["at"] > fault_at and one.get("health", 200) != 200), None)
+    return next(
+        (one["at"] for one in seen if one["at"] > fault_at and one.get("health", 200) != 200), None
+    )
 
 
 def serve_ails(one: Seen) -> str:
@@ -25,7 +27,9 @@ def serve_ails(one: Seen) -> str:
     for name, status in one["serve"].items():
         if status != "RUNNING":
             return f"Serve shows {name} {status}"
-    return next((f"Serve shows a proxy {status}" for status in one["proxies"] if status != "HEALTHY"), "")
+    return next(
+        (f"Serve shows a proxy {status}" for status in one["proxies"] if status != "HEALTHY"), ""
+    )
 
 
 def serve_noticed(seen: Iterable[Seen], fault_at: float) -> tuple[float, str] | None:

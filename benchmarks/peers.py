@@ -21,11 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import contenders
-from contenders import COMPARED, FAULTS, RAYLAUNCH, SCRIPTS, SERVE_DP, Peer
-from faults import harm
-from peers_report import file_name, publish_all
-from report import RESULTS, machine
-from yard import (
+from benchmark_hosts import (
     DENSE,
     MODELS,
     START_S,
@@ -39,6 +35,10 @@ from yard import (
     open_yard,
     touch_memory,
 )
+from contenders import COMPARED, FAULTS, RAYLAUNCH, SCRIPTS, SERVE_DP, Peer
+from faults import harm
+from peers_report import file_name, publish_all
+from report import RESULTS, machine
 
 LEVELS = ("1", "4", "8")
 PROMPTS = 20  # per client
@@ -48,7 +48,13 @@ REFUSAL_S = 150.0
 
 
 def run_peer(
-    peer: Peer, folder: Path, cache: Path, work: dict[str, Any], *, model: Model = DENSE, limit_s: float = START_S
+    peer: Peer,
+    folder: Path,
+    cache: Path,
+    work: dict[str, Any],
+    *,
+    model: Model = DENSE,
+    limit_s: float = START_S,
 ) -> dict[str, Any]:
     """One run of one peer on fresh hosts: launch, and what `work` wants then. An error ends it and is part of it."""
     found: dict[str, Any] = {"peer": peer.name}
@@ -75,12 +81,18 @@ def launch(peer: Peer, yard: Yard, limit_s: float) -> dict[str, Any]:
     started = time.time()
     peer.start(yard)
     first = await_first_token(yard, f"{yard.head.ip}:{peer.port}", watcher, limit_s)
-    cpu = {owner: seconds - before.get(owner, 0.0) for owner, seconds in cpu_by_owner(yard).items() if owner}
+    cpu = {
+        owner: seconds - before.get(owner, 0.0)
+        for owner, seconds in cpu_by_owner(yard).items()
+        if owner
+    }
     found: dict[str, Any] = {"first_token_s": first - started, "cpu_s": cpu}
     if peer.name == RAYLAUNCH.name:
         yard.commands[0].process.wait(60)
         returned = time.time()
-        found["stages"] = stages(contenders.events(yard), started, contenders.created_at(yard), first, returned)
+        found["stages"] = stages(
+            contenders.events(yard), started, contenders.created_at(yard), first, returned
+        )
     return found
 
 
@@ -97,7 +109,10 @@ def stages(
         return max(begun.values(), default=None)
 
     def phase(name: str) -> float | None:
-        return next((event["at"] for event in events if (event["kind"], event["text"]) == ("phase", name)), None)
+        return next(
+            (event["at"] for event in events if (event["kind"], event["text"]) == ("phase", name)),
+            None,
+        )
 
     ends = {
         "command: import, connect to Ray, create the controller": created,
@@ -127,7 +142,9 @@ def serve(peer: Peer, yard: Yard) -> list[dict[str, Any]]:
     bench = yard.ask("load.py", *words, env=VLLM_ENV)
     said, _ = bench.communicate(timeout=BENCH_S)
     if bench.returncode:
-        raise PeerError(f"vllm bench serve: {(yard.folder / 'load.py.err').read_text(errors='replace')[-800:]}")
+        raise PeerError(
+            f"vllm bench serve: {(yard.folder / 'load.py.err').read_text(errors='replace')[-800:]}"
+        )
     return [json.loads(line) for line in said.splitlines()]
 
 
@@ -145,14 +162,22 @@ def measure(given: argparse.Namespace, folder: Path, result: dict[str, Any]) -> 
             refused = peer is SERVE_DP and model is DENSE
             if refused and number:
                 continue
-            fault = given.fault[since] if peer.prey and since < min(len(given.fault), given.faults) else ""
+            fault = (
+                given.fault[since]
+                if peer.prey and since < min(len(given.fault), given.faults)
+                else ""
+            )
             work = {"serving": since < given.serving, "fault": fault, "patience_s": given.patience}
             limit_s = REFUSAL_S if refused else START_S
-            found = run_peer(peer, folder / f"{number}-{peer.name}", cache, work, model=model, limit_s=limit_s)
+            found = run_peer(
+                peer, folder / f"{number}-{peer.name}", cache, work, model=model, limit_s=limit_s
+            )
             result["runs"].append({"round": number, **found})
             told(number, found)
             if not given.no_store and not given.short:
-                publish_all(result)  # after each run: what was measured is kept when the next one is interrupted
+                publish_all(
+                    result
+                )  # after each run: what was measured is kept when the next one is interrupted
     if given.short and not given.no_store:
         publish_all(result, short=True)
 
@@ -175,20 +200,34 @@ def told(number: int, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--model", choices=sorted(MODELS), default="dense")
     options.add_argument("--rounds", type=int, default=4)
     options.add_argument("--serving", type=int, default=1, help="rounds that measure serving")
-    options.add_argument("--faults", type=int, default=len(FAULTS), help="rounds that end with a fault")
-    options.add_argument("--fault", action="append", default=[], help="only these faults, one per round")
-    options.add_argument("--patience", type=float, default=90.0, help="seconds to wait for a recovery")
+    options.add_argument(
+        "--faults", type=int, default=len(FAULTS), help="rounds that end with a fault"
+    )
+    options.add_argument(
+        "--fault", action="append", default=[], help="only these faults, one per round"
+    )
+    options.add_argument(
+        "--patience", type=float, default=90.0, help="seconds to wait for a recovery"
+    )
     options.add_argument("--peer", action="append", default=[], help="only these")
-    options.add_argument("--short", action="store_true", help="one round of launches, one of serving, no faults")
-    options.add_argument("--add", action="store_true", help="to the stored result of the same versions")
+    options.add_argument(
+        "--short", action="store_true", help="one round of launches, one of serving, no faults"
+    )
+    options.add_argument(
+        "--add", action="store_true", help="to the stored result of the same versions"
+    )
     options.add_argument("--no-warm-up", action="store_true")
     options.add_argument("--no-store", action="store_true", help="print, write no file")
     options.add_argument("--logs", type=Path, help="keep the logs of every run here")
-    options.add_argument("--table", action="store_true", help="only write the sections from the stored result")
+    options.add_argument(
+        "--table", action="store_true", help="only write the sections from the stored result"
+    )
     given = options.parse_args()
     if given.table:
         publish_all(read_stored(given.model), restamp=False)
@@ -200,7 +239,9 @@ def main() -> None:
     if given.short:
         given.rounds, given.serving, given.faults = 1, 1, 0
     given.fault = given.fault or list(FAULTS)
-    given.peer = given.peer or [peer.name for peer in COMPARED[given.model] if peer is not SERVE_DP or not given.short]
+    given.peer = given.peer or [
+        peer.name for peer in COMPARED[given.model] if peer is not SERVE_DP or not given.short
+    ]
     result = stored(given.model) if given.add else {"model": given.model, "runs": []}
     with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-peers-") as scratch:
         measure(given, given.logs or Path(scratch), result)

@@ -74,7 +74,13 @@ def sections(result: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]]
     file, of_what = file_name(model), OF_WHAT[model]
     made = [(file, f"Launch, beside what one would pick instead{of_what}", *launches(runs, model))]
     if any("serving" in run for run in runs):
-        made.append((f"{file}-serving", f"Serving, beside what one would pick instead{of_what}", *serving(runs, model)))
+        made.append(
+            (
+                f"{file}-serving",
+                f"Serving, beside what one would pick instead{of_what}",
+                *serving(runs, model),
+            )
+        )
     if any("fault" in run for run in runs):
         title = f"Faults, beside what one would pick instead{of_what}"
         made.append((f"{file}-faults", title, *faults(runs)))
@@ -98,15 +104,28 @@ def launches(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
     base = times[SCRIPTS.name]
     rows, missed, beside = [], [], ""
     for peer in PEERS:
-        found, pairs = times[peer.name], [one / base[n] for n, one in times[peer.name].items() if n in base]
+        found, pairs = (
+            times[peer.name],
+            [one / base[n] for n, one in times[peer.name].items() if n in base],
+        )
         shown = spread(list(found.values())) if found else "-"
         if tried := of(runs, peer.name):
-            rows.append([peer.title, peer.before, len(tried), shown, spread(pairs, 2) if pairs else "-"])
+            rows.append(
+                [peer.title, peer.before, len(tried), shown, spread(pairs, 2) if pairs else "-"]
+            )
         if peer is SCRIPTS_BESIDE_RAY and pairs:
             beside = f", which beside an idle Ray cluster is {statistics.median(pairs):.2f} itself"
         if peer is RAYLAUNCH and pairs and (ratio := statistics.median(pairs)) > GOAL:
-            missed.append(f"launch{OF_WHAT[model]}: {ratio:.2f} of the bash scripts' time, the goal is {GOAL}{beside}")
-    head = ["way", "there before", "runs", "command to first token, s", "ratio to the scripts, pair by pair"]
+            missed.append(
+                f"launch{OF_WHAT[model]}: {ratio:.2f} of the bash scripts' time, the goal is {GOAL}{beside}"
+            )
+    head = [
+        "way",
+        "there before",
+        "runs",
+        "command to first token, s",
+        "ratio to the scripts, pair by pair",
+    ]
     hosts = HOSTS.format(model=SERVED[model])
     parts = [
         f"{hosts} {SERVE_RUNS} The rounds are interleaved. Goal: raylaunch at most {GOAL} times the scripts.",
@@ -115,7 +134,9 @@ def launches(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
     if stages := [run["stages"] for run in of(runs, RAYLAUNCH.name) if "stages" in run]:
         names = stages[0]
         rows = [[name, spread([one[name] for one in stages if name in one])] for name in names]
-        parts.append(f"Where raylaunch's time goes, from its events:\n\n{table(['stage', 'seconds'], rows)}")
+        parts.append(
+            f"Where raylaunch's time goes, from its events:\n\n{table(['stage', 'seconds'], rows)}"
+        )
     if shares := cpu_shares(runs):
         parts.append(shares)
     if problems := errors(runs):
@@ -153,10 +174,15 @@ def serving(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
             if not found:
                 continue
             rates = [one["request_throughput"] for one in found]
-            cells = [spread([one[key] for one in found]) for key in ("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms")]
+            cells = [
+                spread([one[key] for one in found])
+                for key in ("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms")
+            ]
             ratio = "-"
             if base.get(level):
-                part = statistics.median(rates) / statistics.median(one["request_throughput"] for one in base[level])
+                part = statistics.median(rates) / statistics.median(
+                    one["request_throughput"] for one in base[level]
+                )
                 ratio = f"{part:.2f}"
                 if peer is SCRIPTS_BESIDE_RAY:
                     beside = f", which beside an idle Ray cluster is {ratio} itself"
@@ -165,7 +191,16 @@ def serving(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
                     missed.append(f"{what}, the goal is {NOISE}{beside}")
             failed = sum(one.get("failed", 0) for one in found)
             rows.append([level, peer.title, spread(rates), ratio, *cells, failed])
-    head = ["clients", "way", "requests/s", "ratio to the scripts", "TTFT, ms", "TTFT p99, ms", "TPOT, ms", "failed"]
+    head = [
+        "clients",
+        "way",
+        "requests/s",
+        "ratio to the scripts",
+        "TTFT, ms",
+        "TTFT p99, ms",
+        "TPOT, ms",
+        "failed",
+    ]
     intro = (
         "`vllm bench serve` on the host with the API: random prompts of 32 tokens, 16 tokens out. Clients and servers "
         "share the cores, as do Ray's daemons where there are any: the scripts beside an idle cluster show what those "
@@ -195,7 +230,14 @@ def faults(runs: Sequence[Run]) -> tuple[str, list[str]]:
                     continue
                 rows.append([fault, titles[peer.name], *fault_row(one)])
                 missed += shortfalls([one]) if peer is RAYLAUNCH else []
-    head = ["fault", "way", "noticed after, s", "by", "every rank answers again after, s", "requests failed"]
+    head = [
+        "fault",
+        "way",
+        "noticed after, s",
+        "by",
+        "every rank answers again after, s",
+        "requests failed",
+    ]
     intro = (
         "SIGKILL to one process while requests flow: the engine of the second host; the server of the second host "
         "(Ray Serve: the replica); the process with the API (Ray Serve: its HTTP proxy). stop-headless is a hang: "

@@ -20,23 +20,39 @@ import psutil
 from goals import shortfalls
 from report import ROOT, publish, table
 
-from raylaunch.runtime.local import LocalCluster, start_local, stop_local
+from raylaunch.runtime.cluster.local_cluster import (
+    LocalCluster,
+    start_local,
+    stop_local,
+)
 
 NAME = "bench-recovery"
 PORTS = ("--set", "network.http_port=28124", "--set", "network.rpc_port=28357")
 STANDIN = ROOT / "tests" / "standin" / "bin" / "vllm"
 QUIET_S = 30.0
-GOALS = {"processes": "detected in 1 s, 3 s beyond the servers' own start", "agent": "2 s", "hang": "30 s"}
+GOALS = {
+    "processes": "detected in 1 s, 3 s beyond the servers' own start",
+    "agent": "2 s",
+    "hang": "30 s",
+}
 
 
 class User:
     """Runs `raylaunch` in a home of its own; `standin` puts the stand-in in vLLM's place."""
 
     def __init__(self, home: Path, *, standin: bool) -> None:
-        self.env = {**os.environ, "RAYLAUNCH_HOME": str(home), "RAYLAUNCH_LOG_DIR": str(home / "logs")}
+        self.env = {
+            **os.environ,
+            "RAYLAUNCH_HOME": str(home),
+            "RAYLAUNCH_LOG_DIR": str(home / "logs"),
+        }
         self.env.pop("RAYLAUNCH_VLLM", None)
         if standin:  # 16 s: what real vLLM takes to notice a dead engine
-            self.env |= {"RAYLAUNCH_VLLM": str(STANDIN), "STANDIN_PYTHON": sys.executable, "STANDIN_NOTICE_S": "16"}
+            self.env |= {
+                "RAYLAUNCH_VLLM": str(STANDIN),
+                "STANDIN_PYTHON": sys.executable,
+                "STANDIN_NOTICE_S": "16",
+            }
 
     def run(self, *words: str, refused: tuple[int, ...] = ()) -> str:
         """What `raylaunch` with these words printed; `refused` are exit codes that are answers too."""
@@ -51,7 +67,9 @@ def drill(user: User, faults: list[str]) -> list[dict[str, Any]]:
     user.run("start", "local-dual", "--name", NAME, *PORTS)
     try:
         words = [word for fault in faults for word in ("--fault", fault)]
-        found: list[dict[str, Any]] = json.loads(user.run("drill", NAME, "--yes", "-o", "json", *words, refused=(7,)))
+        found: list[dict[str, Any]] = json.loads(
+            user.run("drill", NAME, "--yes", "-o", "json", *words, refused=(7,))
+        )
         return found
     finally:
         user.run("stop", NAME)
@@ -76,7 +94,10 @@ def rest(user: User, servers: int) -> dict[str, float]:
         began = time.monotonic()
         time.sleep(QUIET_S)
         lasted = time.monotonic() - began
-        used = [(cpu_s(one) - old) / lasted for one, old in zip((controller, *agents), before, strict=True)]
+        used = [
+            (cpu_s(one) - old) / lasted
+            for one, old in zip((controller, *agents), before, strict=True)
+        ]
         return {
             "servers": servers,
             "controller_cpu": used[0],
@@ -92,7 +113,9 @@ def rest(user: User, servers: int) -> dict[str, float]:
 def start_cluster(user: User, servers: int) -> LocalCluster:
     """Two Ray nodes with half of the servers each; their processes inherit this one's environment."""
     os.environ.update(user.env)
-    return start_local(Path(user.env["RAYLAUNCH_HOME"]), "bench", nodes=2, npus_per_node=servers // 2)
+    return start_local(
+        Path(user.env["RAYLAUNCH_HOME"]), "bench", nodes=2, npus_per_node=servers // 2
+    )
 
 
 def actors(user: User) -> tuple[psutil.Process, list[psutil.Process]]:
@@ -121,23 +144,48 @@ def cpu_s(process: psutil.Process) -> float:
 def _row(one: dict[str, Any]) -> list[str]:
     times = [one[name] for name in ("detection_s", "recovery_s", "start_s", "beyond_s")]
     shown = ["-" if value is None else f"{value:.2f}" for value in times]
-    return [one["fault"], *shown, f"{one['failed']} of {one['requests']}", str(len(one["left"])), one["detected_by"]]
+    return [
+        one["fault"],
+        *shown,
+        f"{one['failed']} of {one['requests']}",
+        str(len(one["left"])),
+        one["detected_by"],
+    ]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--standin", action="store_true", help="the stand-in instead of real vLLM")
-    options.add_argument("--servers", type=int, nargs="*", default=[2], help="counts of stand-in servers at rest")
+    options.add_argument(
+        "--servers", type=int, nargs="*", default=[2], help="counts of stand-in servers at rest"
+    )
     options.add_argument("--fault", action="append", default=[], help="only this fault")
     options.add_argument("--short", action="store_true", help="one fault; the page stays as it is")
     given = options.parse_args()
     given.fault = given.fault or (["kill-engine"] if given.short else [])
     with tempfile.TemporaryDirectory(prefix="rl-") as folder:
         outcomes = drill(User(Path(folder) / "drill", standin=given.standin), given.fault)
-        rests = [rest(User(Path(folder) / f"rest-{count}", standin=True), count) for count in given.servers]
-    head = ["fault", "detected, s", "recovered, s", "servers' own start, s", "beyond, s", "requests failed", "left"]
+        rests = [
+            rest(User(Path(folder) / f"rest-{count}", standin=True), count)
+            for count in given.servers
+        ]
+    head = [
+        "fault",
+        "detected, s",
+        "recovered, s",
+        "servers' own start, s",
+        "beyond, s",
+        "requests failed",
+        "left",
+    ]
     text = table([*head, "detected by"], [_row(one) for one in outcomes])
-    columns = ["servers (stand-in)", "controller, % of a core", "controller, MB (PSS)", "agent, %", "agent, MB"]
+    columns = [
+        "servers (stand-in)",
+        "controller, % of a core",
+        "controller, MB (PSS)",
+        "agent, %",
+        "agent, MB",
+    ]
     rows = [
         [one["servers"], f"{100 * one['controller_cpu']:.1f}", f"{one['controller_mb']:.0f}",
          f"{100 * one['agent_cpu']:.1f}", f"{one['agent_mb']:.0f}"] for one in rests

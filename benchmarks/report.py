@@ -75,7 +75,9 @@ def publish(
         write_section(name, title, text, stored, arguments)
 
 
-def write_section(name: str, title: str, text: str, stamp: Mapping[str, Any], arguments: str = "") -> None:
+def write_section(
+    name: str, title: str, text: str, stamp: Mapping[str, Any], arguments: str = ""
+) -> None:
     """Put one section into the page, in the place where it was or at the end."""
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEADER
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"

@@ -40,7 +40,8 @@ def shortfalls(folder: Path, since: float) -> Iterator[str]:
 def run_all(programs: Iterable[tuple[str, ...]]) -> int:
     """Run the programs; the worst exit code."""
     return max(
-        subprocess.run([sys.executable, HERE / name, *words], check=False).returncode for name, *words in programs
+        subprocess.run([sys.executable, HERE / name, *words], check=False).returncode
+        for name, *words in programs
     )
 
 
@@ -51,7 +52,11 @@ def main() -> int:
     began = time.time()
     code = run_all(BRIEF if short else WHOLE)
     missed = list(shortfalls(SHORT if short else RESULTS, began))
-    print("\n".join(["missed goals:", *(f"  {one}" for one in missed)]) if missed else "every goal was met")
+    print(
+        "\n".join(["missed goals:", *(f"  {one}" for one in missed)])
+        if missed
+        else "every goal was met"
+    )
     return code
 
 

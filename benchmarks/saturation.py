@@ -19,7 +19,7 @@ from typing import Any
 from recovery import User
 from report import publish, table
 
-from raylaunch.node.cpu import ensure_vllm_metadata
+from raylaunch.node.probe.vllm_cpu_metadata import ensure_vllm_metadata
 
 NAME = "bench-saturation"
 HTTP_PORT = 28126
@@ -30,15 +30,32 @@ CONCURRENCY = 64
 def saturate(model: str, until: float, folder: Path) -> list[dict[str, Any]]:
     """Run `vllm bench serve` again and again until the time is over; returns the result of each run."""
     results: list[dict[str, Any]] = []
-    metadata = folder / version("vllm-cpu").partition("+")[0]  # the folder's name becomes the version of `vllm`
+    metadata = (
+        folder / version("vllm-cpu").partition("+")[0]
+    )  # the folder's name becomes the version of `vllm`
     ensure_vllm_metadata(metadata)
     while time.time() < until:
         words = [
             *("bench", "serve", "--backend", "vllm", "--base-url", f"http://127.0.0.1:{HTTP_PORT}"),
-            *("--model", "tiny", "--tokenizer", model, "--dataset-name", "random", "--seed", str(len(results))),
+            *(
+                "--model",
+                "tiny",
+                "--tokenizer",
+                model,
+                "--dataset-name",
+                "random",
+                "--seed",
+                str(len(results)),
+            ),
             *("--random-input-len", "512", "--random-output-len", "64", "--ignore-eos"),
             *("--num-prompts", "400", "--max-concurrency", str(CONCURRENCY)),
-            *("--save-result", "--result-dir", str(folder), "--result-filename", f"{len(results)}.json"),
+            *(
+                "--save-result",
+                "--result-dir",
+                str(folder),
+                "--result-filename",
+                f"{len(results)}.json",
+            ),
         ]
         vllm = Path(sys.executable).with_name("vllm")
         env = {**os.environ, "PYTHONPATH": str(metadata), "CUDA_VISIBLE_DEVICES": ""}
@@ -53,7 +70,9 @@ def main() -> None:
     """Start, saturate, look at what the controller did about it, stop."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--minutes", type=float, default=10.0)
-    arguments.add_argument("--short", action="store_true", help="one minute; the table is printed, not published")
+    arguments.add_argument(
+        "--short", action="store_true", help="one minute; the table is printed, not published"
+    )
     asked = arguments.parse_args()
     minutes = 1.0 if asked.short else asked.minutes
     with tempfile.TemporaryDirectory(prefix="saturation-") as folder:
@@ -65,10 +84,16 @@ def main() -> None:
             runs = saturate(model, began + 60 * minutes, Path(folder))
             lasted = time.time() - began
             status = json.loads(user.run("status", NAME, "-o", "json"))
-            told = [json.loads(line) for line in user.run("events", NAME, "-o", "json").splitlines()]
+            told = [
+                json.loads(line) for line in user.run("events", NAME, "-o", "json").splitlines()
+            ]
         finally:
             user.run("stop", NAME)
-    events = [f"{event['kind']}: {event['text']}" for event in told if event["at"] > began and event["kind"] != "stage"]
+    events = [
+        f"{event['kind']}: {event['text']}"
+        for event in told
+        if event["at"] > began and event["kind"] != "stage"
+    ]
     data = {
         "minutes": lasted / 60,
         "concurrency": CONCURRENCY,
@@ -87,8 +112,19 @@ def main() -> None:
         ("events of the controller", "; ".join(events) or "none"),
     ]
     wrong = data["restarts"] or data["failed"]
-    missed = [f"saturation: {data['restarts']} false restarts, {data['failed']} failed requests"] if wrong else []
-    publish("saturation", "Busy is not hung", table(("", ""), rows), data, missed=missed, short=asked.short)
+    missed = (
+        [f"saturation: {data['restarts']} false restarts, {data['failed']} failed requests"]
+        if wrong
+        else []
+    )
+    publish(
+        "saturation",
+        "Busy is not hung",
+        table(("", ""), rows),
+        data,
+        missed=missed,
+        short=asked.short,
+    )
 
 
 if __name__ == "__main__":

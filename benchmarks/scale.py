@@ -23,12 +23,15 @@ from typing import Any
 from recovery import User, actors, cpu_s, start_cluster
 from report import publish, table
 
-from raylaunch.node import reach
-from raylaunch.plan.checks import check_nodes, check_recipe
+from raylaunch.checks.check_all import (
+    check_nodes,
+    check_recipe,
+)
+from raylaunch.node.probe import reachability
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.local import stop_local
+from raylaunch.runtime.cluster.local_cluster import stop_local
 
 NAME = "bench-scale"
 SERVERS = (2, 8, 32, 64)
@@ -55,7 +58,10 @@ KNOCK_S = 30.0
 def plan_alone(servers: int, rounds: int) -> dict[str, float]:
     """Seconds to plan and to check `servers` servers from given facts, and the memory it took in all."""
     loaded = read("a2-dual", (f"parallel.data={servers}",))
-    nodes = [Facts(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", interface="eth0") for n in range(1, servers + 1)]
+    nodes = [
+        Facts(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", interface="eth0")
+        for n in range(1, servers + 1)
+    ]
     planned, checked = [], []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -78,15 +84,20 @@ def ways_alone(hosts: int) -> dict[str, float]:
     """Seconds for `hosts` loopback addresses to try every way to each other, all in one process."""
     before = time.process_time()
     seconds = asyncio.run(_try_ways(hosts))
-    return {"hosts": hosts, "ways": hosts * (hosts - 1), "seconds": seconds, "cpu_s": time.process_time() - before}
+    return {
+        "hosts": hosts,
+        "ways": hosts * (hosts - 1),
+        "seconds": seconds,
+        "cpu_s": time.process_time() - before,
+    }
 
 
 async def _try_ways(hosts: int) -> float:
     names = [f"127.0.1.{number + 1}" for number in range(hosts)]
     began = time.perf_counter()
-    opened = [await reach.open_doors(name, DOORS) for name in names]
+    opened = [await reachability.open_doors(name, DOORS) for name in names]
     doors = tuple(door for _, some in opened for door in some)
-    missed = await asyncio.gather(*(reach.knock(name, doors, KNOCK_S) for name in names))
+    missed = await asyncio.gather(*(reachability.knock(name, doors, KNOCK_S) for name in names))
     took = time.perf_counter() - began
     for servers, _ in opened:
         for server in servers:
@@ -136,7 +147,12 @@ def agents(user: User, servers: int, *, drill: bool) -> dict[str, Any]:
 def bare_actors(user: User, count: int) -> float:
     """Seconds of a program of Ray's own that makes so many actors and waits for all of them."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", BARE_ACTORS, str(count)], env=user.env, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", BARE_ACTORS, str(count)],
+        env=user.env,
+        check=True,
+        capture_output=True,
+    )
     return time.perf_counter() - began
 
 
@@ -148,7 +164,9 @@ def _stages(user: User, began_at: float) -> dict[str, float]:
 
     reserved, probed, starting = last("reserved"), last("probed"), last("starting")
     begun: dict[int, float] = {}
-    for event in events:  # of a server that starts fast, the controller may hear a later stage first
+    for (
+        event
+    ) in events:  # of a server that starts fast, the controller may hear a later stage first
         if event["kind"] == "stage" and event["at"] >= starting and event["text"] != "launching":
             begun.setdefault(event["server"], event["at"])
     spawned = max(begun.values())
@@ -168,7 +186,9 @@ def _rest(user: User) -> dict[str, float]:
     began, before = time.monotonic(), [cpu_s(one) for one in (controller, *others)]
     time.sleep(QUIET_S)
     lasted = time.monotonic() - began
-    used = [(cpu_s(one) - old) / lasted for one, old in zip((controller, *others), before, strict=True)]
+    used = [
+        (cpu_s(one) - old) / lasted for one, old in zip((controller, *others), before, strict=True)
+    ]
     began = time.perf_counter()
     user.run("status", NAME, "-o", "json")
     return {
@@ -181,7 +201,9 @@ def _rest(user: User) -> dict[str, float]:
 
 
 def write(
-    planned: Sequence[dict[str, float]], ways: Sequence[dict[str, float]], lived: Sequence[dict[str, Any]]
+    planned: Sequence[dict[str, float]],
+    ways: Sequence[dict[str, float]],
+    lived: Sequence[dict[str, Any]],
 ) -> str:
     """The text of the section."""
     rows = [
@@ -190,19 +212,32 @@ def write(
     ]  # fmt: skip
     parts = [
         "Planning and checking alone (`a2-dual`, one server per host, from given facts):",
-        table(["servers", "plan, ms", "check, ms", "µs per server", "peak memory of the process, MB"], rows),
+        table(
+            ["servers", "plan, ms", "check, ms", "µs per server", "peak memory of the process, MB"],
+            rows,
+        ),
         "All ways between hosts, tried in one process over loopback addresses (four ports per host and direction):",
         table(
             ["hosts", "ways", "seconds", "CPU, s, of one host's share"],
             [
-                [one["hosts"], one["ways"], f"{one['seconds']:.2f}", f"{one['cpu_s'] / one['hosts']:.3f}"]
+                [
+                    one["hosts"],
+                    one["ways"],
+                    f"{one['seconds']:.2f}",
+                    f"{one['cpu_s'] / one['hosts']:.3f}",
+                ]
                 for one in ways
             ],
         ),
     ]
     if lived:
-        parts += ["With agents on real Ray and stand-in servers, all on this machine; times in seconds:", _lived(lived)]
-        parts.append(f"At rest (no requests, {QUIET_S:.0f} s); `status` is a whole process:\n\n{_rested(lived)}")
+        parts += [
+            "With agents on real Ray and stand-in servers, all on this machine; times in seconds:",
+            _lived(lived),
+        ]
+        parts.append(
+            f"At rest (no requests, {QUIET_S:.0f} s); `status` is a whole process:\n\n{_rested(lived)}"
+        )
         parts.append(
             "Goals: `check` of 2 hosts in 10 s, of 64 in 30 s. Here the processes of all agents start on the same "
             "cores; what that alone costs shows the program of Ray's own, with as many actors that do nothing."
@@ -215,7 +250,9 @@ def _lived(lived: Sequence[dict[str, Any]]) -> str:
              "stop_s", "detection_s", "recovery_s")  # fmt: skip
     head = ["servers", "as many bare actors of Ray", "`check`", "`start`: to reserved", "probe", "plan, check", "spawn",
             "servers up", "in all", "`stop`", "a killed server noticed", "all back"]  # fmt: skip
-    return table(head, [[one["servers"], *(_number(one.get(name)) for name in names)] for one in lived])
+    return table(
+        head, [[one["servers"], *(_number(one.get(name)) for name in names)] for one in lived]
+    )
 
 
 def _rested(lived: Sequence[dict[str, Any]]) -> str:
@@ -242,7 +279,9 @@ def main() -> None:
     given = options.parse_args()
     if given.short:
         given.rounds, given.servers = 1, [count for count in given.servers if count <= 8]
-    planned = [plan_alone(count, given.rounds) for count in PLANNED if not given.short or count <= 2048]
+    planned = [
+        plan_alone(count, given.rounds) for count in PLANNED if not given.short or count <= 2048
+    ]
     ways = [ways_alone(count) for count in (2, 64)]
     lived = []
     for count in given.servers:
@@ -255,7 +294,14 @@ def main() -> None:
         if one["preflight_s"] > PREFLIGHT_GOALS.get(one["servers"], float("inf"))
     ]
     data = {"planned": planned, "ways": ways, "lived": lived}
-    publish("scale", "Scale of the control plane", write(planned, ways, lived), data, missed=missed, short=given.short)
+    publish(
+        "scale",
+        "Scale of the control plane",
+        write(planned, ways, lived),
+        data,
+        missed=missed,
+        short=given.short,
+    )
 
 
 if __name__ == "__main__":

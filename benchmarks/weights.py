@@ -24,12 +24,12 @@ from statistics import median
 from typing import Any
 
 import contenders
+from benchmark_hosts import HOME, PeerError, Yard, one_scheduling_group, open_yard, touch_memory
 from contenders import RAYLAUNCH, SCRIPTS, Peer
 from peers import launch
 from report import publish, spread, table
-from yard import HOME, PeerError, Yard, one_scheduling_group, open_yard, touch_memory
 
-from raylaunch.node.tiny import ensure_tiny_model
+from raylaunch.node.model.tiny_model import ensure_tiny_model
 
 FOLDER = f"{HOME}/weights"
 RECIPE = f"{HOME}/large.yaml"
@@ -140,7 +140,9 @@ def ways() -> list[Way]:
     ]
 
 
-def run_one(peer: Peer, folder: Path, cache: Path, copies: list[Path], *, cold: bool) -> dict[str, Any]:
+def run_one(
+    peer: Peer, folder: Path, cache: Path, copies: list[Path], *, cold: bool
+) -> dict[str, Any]:
     """One launch on fresh hosts; an error is the result."""
     with ExitStack() as stack:
         try:
@@ -152,7 +154,9 @@ def run_one(peer: Peer, folder: Path, cache: Path, copies: list[Path], *, cold: 
             touch_memory()
             found = launch(peer, yard, limit_s=300.0)
             if peer.name == RAYLAUNCH.name:
-                found["read_ahead"] = [one["text"] for one in contenders.events(yard) if one["kind"] == "read-ahead"]
+                found["read_ahead"] = [
+                    one["text"] for one in contenders.events(yard) if one["kind"] == "read-ahead"
+                ]
         except (PeerError, AssertionError, subprocess.TimeoutExpired, OSError) as error:
             return {"error": f"{type(error).__name__}: {error}"[-1500:]}
     return found
@@ -165,12 +169,19 @@ def main() -> None:
     if os.geteuid():
         raise SystemExit("weights.py makes network namespaces: run it as root")
     runs: list[dict[str, Any]] = []
-    with one_scheduling_group(), tempfile.TemporaryDirectory(prefix="rl-weights-", dir="/var/tmp") as scratch:
+    with (
+        one_scheduling_group(),
+        tempfile.TemporaryDirectory(prefix="rl-weights-", dir="/var/tmp") as scratch,
+    ):
         folder = Path(scratch)
         copies = [folder / "model-0", folder / "model-1"]
         make_model(copies[0])
         shutil.copytree(copies[0], copies[1])
-        print("warm-up", run_one(ways()[0][1], folder / "warm-up", folder / "cache", copies, cold=False), flush=True)
+        print(
+            "warm-up",
+            run_one(ways()[0][1], folder / "warm-up", folder / "cache", copies, cold=False),
+            flush=True,
+        )
         for number in range(given.rounds):
             for disk, (limits, limit) in enumerate(DISKS.items()):
                 order = ways()
@@ -192,8 +203,16 @@ def write(runs: list[dict[str, Any]]) -> None:
         for title, _ in ways():
             found = [run for run in here if run["way"] == title]
             good = [run for run in found if "error" not in run]
-            ratios = [run["first_token_s"] / scripts[run["round"]] for run in good if scripts.get(run["round"])]
-            stage = [run["stages"]["vLLM: weights"] for run in good if "vLLM: weights" in run.get("stages", {})]
+            ratios = [
+                run["first_token_s"] / scripts[run["round"]]
+                for run in good
+                if scripts.get(run["round"])
+            ]
+            stage = [
+                run["stages"]["vLLM: weights"]
+                for run in good
+                if "vLLM: weights" in run.get("stages", {})
+            ]
             if not good:
                 rows.append([disk, title, f"failed: {found[0]['error'][-200:]}", "-", "-"])
                 continue
@@ -202,9 +221,19 @@ def write(runs: list[dict[str, Any]]) -> None:
                 spread(stage, 1) if stage else "-",
             ])  # fmt: skip
             if title == AHEAD and ratios and (middle := median(ratios)) > GOAL:
-                missed.append(f"{disk}, cold weights: {middle:.2f} of the scripts' time, goal {GOAL}")
-    said = sorted({text for run in runs for text in run.get("read_ahead", ()) if run["disk"] == SLOW})
-    head = ["disk", "way", "command to first token, s", "of the scripts' time, round by round", "vLLM: weights, s"]
+                missed.append(
+                    f"{disk}, cold weights: {middle:.2f} of the scripts' time, goal {GOAL}"
+                )
+    said = sorted(
+        {text for run in runs for text in run.get("read_ahead", ()) if run["disk"] == SLOW}
+    )
+    head = [
+        "disk",
+        "way",
+        "command to first token, s",
+        "of the scripts' time, round by round",
+        "vLLM: weights, s",
+    ]
     events = f"What raylaunch's events say of the slow one: {'; '.join(said[:2]) or 'nothing'}."
     text = f"{INTRO}\n\n{table(head, rows)}\n\n{events}"
     publish("weights", "Weights that lie on a disk only", text, {"runs": runs}, missed=missed)

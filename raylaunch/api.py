@@ -9,6 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raylaunch.checks.check_all import (
+    check_nodes,
+    check_recipe,
+)
+from raylaunch.checks.findings import (
+    Finding,
+    forgive,
+    refuse_unknown,
+)
 from raylaunch.deployment import (
     LOCAL,
     Deployment,
@@ -19,24 +28,33 @@ from raylaunch.deployment import (
     start_embedded,
     stop_embedded,
 )
-from raylaunch.errors import BusyError, ClusterError, RaylaunchError, RecipeError
-from raylaunch.plan.checks import check_nodes, check_recipe
+from raylaunch.errors import (
+    BusyError,
+    ClusterError,
+    RaylaunchError,
+    RecipeError,
+)
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.findings import Finding, forgive, refuse_unknown
+from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.spec import LaunchPlan
 from raylaunch.recipe.catalog import read
-from raylaunch.recipe.load import LoadedRecipe, recipe_from_mapping
+from raylaunch.recipe.load import (
+    LoadedRecipe,
+    recipe_from_mapping,
+)
 from raylaunch.recipe.model import Recipe
-from raylaunch.supervise.status import Status
+from raylaunch.supervise.deployment_status import Status
 
 if TYPE_CHECKING:
-    from raylaunch.engine.verify import OnProof, Verification
     from raylaunch.plan.facts import TuningStep
-    from raylaunch.plan.weights import WeightsReport
-    from raylaunch.supervise.diagnose import Diagnosis
+    from raylaunch.plan.wanted_weights import WeightsReport
+    from raylaunch.supervise.deployment_status import CleanReport
+    from raylaunch.supervise.diagnosis.root_cause import Diagnosis
     from raylaunch.supervise.drills import Outcome
-    from raylaunch.supervise.status import CleanReport
+    from raylaunch.verify.verification import (
+        OnProof,
+        Verification,
+    )
 
 EXAMPLE_NIC = "enp67s0f0np0"
 
@@ -51,7 +69,9 @@ def load(recipe: str | Recipe | Mapping[str, Any], sets: Sequence[str] = ()) -> 
         return read(recipe, tuple(sets))
     values = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else dict(recipe)
     if sets:
-        raise RecipeError("--set works on recipes by name or path", todo="put the values into the recipe itself")
+        raise RecipeError(
+            "--set works on recipes by name or path", todo="put the values into the recipe itself"
+        )
     return recipe_from_mapping(values, "custom")
 
 
@@ -82,16 +102,29 @@ def make_plan(
     nodes = [_host(text) for text in hosts] or _default_nodes(loaded.recipe, ask_vllm)
     plan = build_plan(loaded, nodes, deployment=deployment or "", primary=primary)
     asked = all(node.known_flags for node in nodes)
-    findings = [*check_recipe(loaded, nodes[0].versions, flags_asked=asked), *check_nodes(loaded, nodes, plan)]
+    findings = [
+        *check_recipe(loaded, nodes[0].versions, flags_asked=asked),
+        *check_nodes(loaded, nodes, plan),
+    ]
     return loaded, plan, findings
 
 
-def plan(name: str | Recipe | Mapping[str, Any], *, hosts: Sequence[str] = (), **options: Any) -> LaunchPlan:  # noqa: ANN401
+def plan(
+    name: str | Recipe | Mapping[str, Any],
+    *,
+    hosts: Sequence[str] = (),
+    **options: Any,  # noqa: ANN401
+) -> LaunchPlan:
     """As `make_plan`, but only the plan."""
     return make_plan(name, hosts=hosts, **options)[1]
 
 
-def check(name: str | Recipe | Mapping[str, Any], *, hosts: Sequence[str] = (), **options: Any) -> list[Finding]:  # noqa: ANN401
+def check(
+    name: str | Recipe | Mapping[str, Any],
+    *,
+    hosts: Sequence[str] = (),
+    **options: Any,  # noqa: ANN401
+) -> list[Finding]:
     """As `make_plan`, but only the findings."""
     return make_plan(name, hosts=hosts, **options)[2]
 
@@ -136,7 +169,7 @@ def deploy(
     if embedded:
         start_embedded(title, loaded.recipe)
     else:
-        from raylaunch.runtime.session import connect
+        from raylaunch.runtime.cluster.connection import connect
 
         connect(address)
     handle = Deployment(title)
@@ -166,8 +199,8 @@ def attach(deployment: str, address: str | None = None) -> Deployment:
 
 def deployments(address: str | None = None) -> list[Status]:
     """The status of every deployment of the cluster, and of those on embedded clusters of this machine."""
-    from raylaunch.runtime.neighbours import running_names
-    from raylaunch.runtime.session import disconnect
+    from raylaunch.runtime.cluster.connection import disconnect
+    from raylaunch.runtime.controller.port_turns import running_names
 
     found = []
     for name in embedded_names() if address is None else []:
@@ -191,23 +224,25 @@ def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
     Raises:
         UnknownDeploymentError: no such deployment, bundle or file.
     """
-    from raylaunch.runtime import bundles
+    from raylaunch.runtime.controller import bundle_reader
 
     path = Path(target)
     if path.is_file():
-        from raylaunch.supervise.diagnose import diagnose_text
+        from raylaunch.supervise.diagnosis.root_cause import diagnose_text
 
         return diagnose_text(path.read_text(encoding="utf-8", errors="replace"), path.name)
     if (path / "diagnosis.json").is_file() or "/" in target:
-        return bundles.diagnose_bundle(path)
-    return bundles.diagnose_deployment(target, lambda: attach(target, address), home())
+        return bundle_reader.diagnose_bundle(path)
+    return bundle_reader.diagnose_deployment(target, lambda: attach(target, address), home())
 
 
-def run_on_head(file: Path, words: Sequence[str], given: Mapping[str, Path], env: Mapping[str, str]) -> int:
-    """Run a command line on the head of the cluster that `ray up FILE` started; see `raylaunch.runtime.head`."""
-    from raylaunch.runtime import head
+def run_on_head(
+    file: Path, words: Sequence[str], given: Mapping[str, Path], env: Mapping[str, str]
+) -> int:
+    """Run a command line on the head of the cluster that `ray up FILE` started (ssh_client)."""
+    from raylaunch.runtime.ssh import ssh_client
 
-    return head.run_on_head(file, words, given, env)
+    return ssh_client.run_on_head(file, words, given, env)
 
 
 def drill(
@@ -228,7 +263,10 @@ def drill(
         BusyError: it is not ready, or another command is under way.
         RaylaunchError: no such fault or deployment, or it failed for good.
     """
-    from raylaunch.runtime.drill import choose, run_drill
+    from raylaunch.runtime.drill.drill_run import (
+        choose,
+        run_drill,
+    )
 
     chosen = choose(faults)
     attach(deployment, address)
@@ -236,7 +274,11 @@ def drill(
 
 
 def verify(
-    deployment: str, *, timeout: float | None = None, address: str | None = None, on_proof: OnProof | None = None
+    deployment: str,
+    *,
+    timeout: float | None = None,
+    address: str | None = None,
+    on_proof: OnProof | None = None,
 ) -> Verification:
     """Prove the service of a running deployment as a client sees it; see `Deployment.verify`."""
     return attach(deployment, address).verify(timeout, on_proof)
@@ -264,15 +306,17 @@ def preflight(
     if _starts_local(loaded.recipe, address):
         _, plan, findings = make_plan(name, sets=sets, deployment=title, ask_vllm=True)
     else:
-        from raylaunch.runtime import preflight as room
-        from raylaunch.runtime.session import connect
+        from raylaunch.runtime.cluster.connection import connect
+        from raylaunch.runtime.controller import preflight as room
 
         connect(address)
         plan, findings = room.preflight(loaded, title)
     return plan, forgive(findings, skip_checks or {})
 
 
-def clean(deployment: str | None = None, *, address: str | None = None, end: bool = False) -> CleanReport:
+def clean(
+    deployment: str | None = None, *, address: str | None = None, end: bool = False
+) -> CleanReport:
     """Find marked processes that belong to nothing that runs, and records of embedded clusters that are gone.
 
     Args:
@@ -283,8 +327,8 @@ def clean(deployment: str | None = None, *, address: str | None = None, end: boo
     Raises:
         ClusterError: the named cluster does not answer.
     """
-    from raylaunch.runtime import cleaning
-    from raylaunch.runtime.session import connect
+    from raylaunch.runtime.cluster.connection import connect
+    from raylaunch.runtime.controller import orphan_search
 
     asked = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
@@ -293,12 +337,14 @@ def clean(deployment: str | None = None, *, address: str | None = None, end: boo
         if asked != "auto":
             raise
         asked = ""
-    return cleaning.clean(home(), asked=asked, deployment=deployment, end=end)
+    return orphan_search.clean(home(), asked=asked, deployment=deployment, end=end)
 
 
-def tune(name: str | Recipe | Mapping[str, Any], *, sets: Sequence[str] = (), apply: bool = False) -> list[TuningStep]:
+def tune(
+    name: str | Recipe | Mapping[str, Any], *, sets: Sequence[str] = (), apply: bool = False
+) -> list[TuningStep]:
     """Compare this machine with the host settings that a recipe wants; with `apply` set what may be set."""
-    from raylaunch.node import tuning
+    from raylaunch.node.probe import tuning
 
     wanted = load(name, sets).recipe.tuning
     settings: dict[str, str | int | bool] = {"governor": wanted.governor} if wanted.governor else {}
@@ -318,10 +364,10 @@ def weights(
     """Look at a recipe's weights on every node that could hold a server; `download=True` brings what is missing.
 
     A recipe for CPU without a cluster, or the address "local", means this machine; more in
-    `raylaunch.runtime.weights.bring`.
+    `raylaunch.runtime.weights.weights_fetch.bring`.
     """
-    from raylaunch.runtime import weights as room
-    from raylaunch.runtime.session import connect
+    from raylaunch.runtime.cluster.connection import connect
+    from raylaunch.runtime.weights import weights_fetch as room
 
     loaded = load(name, sets)
     if not (here := _starts_local(loaded.recipe, address)):
@@ -336,14 +382,17 @@ def _host(text: str) -> Facts:
 
 def _default_nodes(recipe: Recipe, ask_vllm: bool) -> list[Facts]:
     if recipe.hardware.platform == "cpu":
-        from raylaunch.node.probe import probe
-        from raylaunch.node.vllm_flags import learn
+        from raylaunch.node.probe.node_probe import probe
+        from raylaunch.node.probe.vllm_flags import learn
 
         seen = probe("127.0.0.1", env=os.environ, npu=False, model_path=recipe.model.path or None)
         vllm = os.environ.get("RAYLAUNCH_VLLM") or seen.vllm_executable
         facts = replace(seen, state_dir=str(home()), vllm_executable=vllm)
         return [learn(facts, os.environ, ask=ask_vllm)] * recipe.parallel.servers
-    return [Facts(f"192.0.2.{10 + index}", interface=EXAMPLE_NIC) for index in range(recipe.parallel.servers)]
+    return [
+        Facts(f"192.0.2.{10 + index}", interface=EXAMPLE_NIC)
+        for index in range(recipe.parallel.servers)
+    ]
 
 
 def _as_sets(changes: Mapping[str, Any]) -> list[str]:
@@ -386,8 +435,11 @@ def _create_controller(
     skipped: Mapping[str, str] | None,
     secrets: Mapping[str, str],
 ) -> None:
-    from raylaunch.runtime.remote import create_controller, find_controller
-    from raylaunch.runtime.request import Request
+    from raylaunch.runtime.controller.controller_client import (
+        create_controller,
+        find_controller,
+    )
+    from raylaunch.runtime.controller.launch_request import Request
 
     if find_controller(deployment) is not None:
         raise BusyError(

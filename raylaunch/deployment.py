@@ -20,14 +20,21 @@ from raylaunch.errors import (
     from_dict,
 )
 from raylaunch.recipe.model import Recipe
+from raylaunch.supervise.deployment_status import (
+    Event,
+    Status,
+    StopReport,
+)
 from raylaunch.supervise.state import Phase
-from raylaunch.supervise.status import Event, Status, StopReport
 
 if TYPE_CHECKING:
-    from raylaunch.bench.run import Run
-    from raylaunch.engine.verify import OnProof, Verification
-    from raylaunch.plan.spec import LaunchPlan
-    from raylaunch.runtime.bench import OnProgress
+    from raylaunch.bench.result import Run
+    from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.runtime.bench.bench_run import OnProgress
+    from raylaunch.verify.verification import (
+        OnProof,
+        Verification,
+    )
 
 POLL_S = 2.0
 """Longest wait of one long poll; a change is answered at once."""
@@ -134,7 +141,7 @@ class Deployment:
             RecipeError: the service asks for a key that is not in this environment.
             RaylaunchError: the `openai` client is not installed.
         """
-        from raylaunch.engine import verify
+        from raylaunch.verify import verification as verify
 
         status = self.status()
         if status.phase is not Phase.READY:
@@ -174,14 +181,14 @@ class Deployment:
             RecipeError: no such scenario, or the servers would refuse its requests.
             LaunchError: the benchmark failed, or the deployment did meanwhile.
         """
-        from raylaunch.runtime.bench import run_bench
+        from raylaunch.runtime.bench.bench_run import run_bench
 
         return run_bench(self.name, scenario, concurrency, set or {}, home(), on_progress, on_run)
 
     def stop(self, on_update: OnUpdate | None = None) -> StopReport:
         """End every process of the deployment, prove it, and end the embedded cluster if there is one."""
-        from raylaunch.runtime.remote import stop_controller
-        from raylaunch.runtime.session import disconnect
+        from raylaunch.runtime.cluster.connection import disconnect
+        from raylaunch.runtime.controller.controller_client import stop_controller
 
         report = stop_controller(self._controller(), on_update)
         local_left = _find_embedded(self.name)
@@ -192,7 +199,7 @@ class Deployment:
         return replace(report, left=(*report.left, *left), local_cluster_stopped=not left)
 
     def _controller(self) -> Any:  # noqa: ANN401
-        from raylaunch.runtime.remote import find_controller
+        from raylaunch.runtime.controller.controller_client import find_controller
 
         found = find_controller(self.name)
         if found is None:
@@ -204,14 +211,20 @@ class Deployment:
         return answer
 
     def _ask(self, question: str, *args: Any) -> Any:  # noqa: ANN401
-        from raylaunch.runtime.remote import ask
+        from raylaunch.runtime.controller.controller_client import ask
 
         return ask(self._controller(), question, *args, timeout_s=CALL_TIMEOUT_S)
 
     def _explain_end(self, status: Status, *, own: bool) -> RaylaunchError:
-        error = from_dict(status.error) if status.error else LaunchError(f"{self.name} was stopped while it started")
+        error = (
+            from_dict(status.error)
+            if status.error
+            else LaunchError(f"{self.name} was stopped while it started")
+        )
         if own:
-            with contextlib.suppress(UnknownDeploymentError):  # whoever stopped it has cleaned up already
+            with contextlib.suppress(
+                UnknownDeploymentError
+            ):  # whoever stopped it has cleaned up already
                 self.stop()
         return error
 
@@ -224,7 +237,7 @@ class Deployment:
 
 
 def _read_key(plan: LaunchPlan) -> str | None:
-    from raylaunch.engine.verify import key_variable
+    from raylaunch.verify.verification import key_variable
 
     name = key_variable(plan)
     if name and name not in os.environ:
@@ -243,16 +256,16 @@ def home() -> Path:
 
 def kept_runs(deployment: str) -> tuple[list[Run], list[str]]:
     """The benchmarks of a deployment that were kept here, oldest first, and the files that could not be read."""
-    from raylaunch.runtime import benchbook
+    from raylaunch.runtime.bench import bench_store
 
-    return benchbook.load(home(), deployment)
+    return bench_store.load(home(), deployment)
 
 
 def run_file(run: Run) -> Path:
     """Where a benchmark is kept."""
-    from raylaunch.runtime import benchbook
+    from raylaunch.runtime.bench import bench_store
 
-    return benchbook.file_of(home(), run)
+    return bench_store.file_of(home(), run)
 
 
 def embedded_names() -> list[str]:
@@ -267,8 +280,8 @@ def connect_to(deployment: str, address: str | None) -> None:
         UnknownDeploymentError: there is no cluster that could hold it.
         ClusterError: the named cluster does not answer.
     """
-    from raylaunch.runtime.local import find_local
-    from raylaunch.runtime.session import connect
+    from raylaunch.runtime.cluster.connection import connect
+    from raylaunch.runtime.cluster.local_cluster import find_local
 
     local = find_local(home(), deployment) if deployment and address in (None, LOCAL) else None
     if local is not None:
@@ -286,22 +299,24 @@ def connect_to(deployment: str, address: str | None) -> None:
 
 def start_embedded(deployment: str, recipe: Recipe) -> None:
     """Start an embedded cluster for the recipe and connect to it."""
-    from raylaunch.runtime.local import start_local
-    from raylaunch.runtime.session import connect
+    from raylaunch.runtime.cluster.connection import connect
+    from raylaunch.runtime.cluster.local_cluster import start_local
 
-    cluster = start_local(home(), deployment, nodes=recipe.parallel.servers, npus_per_node=recipe.npus_per_node)
+    cluster = start_local(
+        home(), deployment, nodes=recipe.parallel.servers, npus_per_node=recipe.npus_per_node
+    )
     connect(cluster.address, token_file=cluster.token_file)
 
 
 def _find_embedded(deployment: str) -> object | None:
-    from raylaunch.runtime.local import find_local
+    from raylaunch.runtime.cluster.local_cluster import find_local
 
     return find_local(home(), deployment)
 
 
 def stop_embedded(deployment: str) -> list[str]:
     """End the embedded cluster of a deployment; returns what resisted."""
-    from raylaunch.runtime.local import stop_local
+    from raylaunch.runtime.cluster.local_cluster import stop_local
 
     return stop_local(home(), deployment)
 

@@ -61,7 +61,12 @@ def from_dict(parts: dict[str, str]) -> RaylaunchError:
     """Rebuild an error from `as_dict`; an unknown class name becomes a plain RaylaunchError."""
     kinds = {kind.__name__: kind for kind in _all_kinds(RaylaunchError)}
     kind = kinds.get(parts.get("error", ""), RaylaunchError)
-    return kind(parts["what"], why=parts.get("why", ""), todo=parts.get("todo", ""), evidence=parts.get("evidence", ""))
+    return kind(
+        parts["what"],
+        why=parts.get("why", ""),
+        todo=parts.get("todo", ""),
+        evidence=parts.get("evidence", ""),
+    )
 
 
 def _all_kinds(kind: type[RaylaunchError]) -> list[type[RaylaunchError]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raylaunch.node.marked import find_marked
+from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import MarkedProcess
 
 LOGS = Path(__file__).resolve().parent.parent / "test-logs"
@@ -32,7 +32,9 @@ HOSTS_PROGRAMS = ("ip", "ping", "ssh", "sshd", "ssh-keygen", "rsync", "unshare")
 def pytest_configure(config):
     """Mark this run: what the tests start inherits the variable, so runs side by side do not blame each other."""
     os.environ[RUN] = uuid.uuid4().hex
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what the tests start inherits it
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # a shell's background job; what the tests start inherits it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -79,9 +81,13 @@ def leftovers() -> Iterator[None]:
     """Fail the run when processes with raylaunch's marker outlive it. They are named, not ended: they are evidence."""
     before = {process.pid for process in find_marked()}
     yield
-    ours = [process for process in find_marked() if process.pid not in before and _is_ours(process.pid)]
+    ours = [
+        process for process in find_marked() if process.pid not in before and _is_ours(process.pid)
+    ]
     if left := _wait_for_end(ours):
-        lines = (f"  pid {process.pid} of {process.deployment}: {process.command}" for process in left)
+        lines = (
+            f"  pid {process.pid} of {process.deployment}: {process.command}" for process in left
+        )
         pytest.fail("the tests left processes behind:\n" + "\n".join(lines), pytrace=False)
 
 

@@ -42,7 +42,11 @@ def page(program, monkeypatch, tmp_path):
 
 
 def line_of(text: str, *parts: str) -> str:
-    (line,) = [line for line in text.splitlines() if line.startswith("|") and all(part in line for part in parts)]
+    (line,) = [
+        line
+        for line in text.splitlines()
+        if line.startswith("|") and all(part in line for part in parts)
+    ]
     return line
 
 
@@ -70,7 +74,9 @@ def test_cpu_is_told_by_owner(program):
     assert line_of(text, "bash scripts") == (
         "| the guide's two bash scripts | 90.0 (90.0 to 90.0) | 0.0 (0.0 to 0.0) | 90.0 (90.0 to 90.0) |"
     )
-    assert "| 92.0 (91.0 to 93.0) | 3.5 (3.0 to 4.0) | 95.5 (94.0 to 97.0) |" in line_of(text, "raylaunch start")
+    assert "| 92.0 (91.0 to 93.0) | 3.5 (3.0 to 4.0) | 95.5 (94.0 to 97.0) |" in line_of(
+        text, "raylaunch start"
+    )
     assert program("peers_report").cpu_shares([{"peer": "scripts"}]) == ""
 
 
@@ -81,20 +87,29 @@ def test_cpu_is_told_by_owner(program):
         ("/a/raylaunch/.venv/bin/python3 /a/raylaunch/.venv/bin/vllm serve /m", "vLLM"),
         ("/a/.venv/bin/python3 /a/.venv/bin/raylaunch -q start local-dual", "raylaunch's command"),
         ("ray::Controller.wait_change", "raylaunch's controller"),
-        ("python3 -I -S /tmp/ray/session/raylaunch/1a/raylaunch/node/guard.py", "raylaunch's agents and guards"),
-        ("/a/.venv/lib/python3.11/site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/x", "Ray"),
+        (
+            "python3 -I -S /tmp/ray/session/raylaunch/1a/raylaunch/node/process/guard.py",
+            "raylaunch's agents and guards",
+        ),
+        (
+            "/a/.venv/lib/python3.11/site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/x",
+            "Ray",
+        ),
         ("python3 -m ray.util.client.server --address=10.0.0.1:6379", "Ray"),
         ("python -u /a/raylaunch/benchmarks/asking/first_token.py 10.0.0.1 20004", None),
     ],
 )
 def test_whose_a_process_is(program, line, owner):
-    owners = program("yard").OWNERS
+    owners = program("benchmark_hosts").OWNERS
     assert next((name for name, pattern in owners if re.search(pattern, line)), None) == owner
 
 
 def test_a_peer_that_did_not_run_is_named_with_its_error(program, page):
     program("peers_report").publish_all(json.loads(STORED.read_text()))
-    assert "Ray Serve LLM, two replicas (round 1): `RuntimeError: Deploying app failed`" in page.read_text()
+    assert (
+        "Ray Serve LLM, two replicas (round 1): `RuntimeError: Deploying app failed`"
+        in page.read_text()
+    )
 
 
 def test_missed_goals_are_stored_and_found_again(program, page):
@@ -109,9 +124,15 @@ def test_a_hang_has_goals_of_its_own(program):
         return list(program("goals").shortfalls([hang | seen]))
 
     assert missed() == []
-    assert missed(detection_s=31.0, recovery_s=58.0) == ["stop-headless: noticed after 31.0 s, the goal is 30 s"]
-    assert missed(start_s=23.0) == ["stop-headless: 5.0 s beyond the servers' own start, the goal is 3 s"]
-    assert missed(recovery_s=None, problem="it stayed away") == ["stop-headless: no recovery (it stayed away)"]
+    assert missed(detection_s=31.0, recovery_s=58.0) == [
+        "stop-headless: noticed after 31.0 s, the goal is 30 s"
+    ]
+    assert missed(start_s=23.0) == [
+        "stop-headless: 5.0 s beyond the servers' own start, the goal is 3 s"
+    ]
+    assert missed(recovery_s=None, problem="it stayed away") == [
+        "stop-headless: no recovery (it stayed away)"
+    ]
 
 
 def test_what_the_scripts_lose_beside_an_idle_cluster_stands_beside_a_missed_goal(program):
@@ -125,8 +146,12 @@ def test_what_the_scripts_lose_beside_an_idle_cluster_stands_beside_a_missed_goa
     ]  # fmt: skip
     (*_, launch), (*_, serving) = program("peers_report").sections({"runs": runs})
     beside = ", which beside an idle Ray cluster is"
-    assert launch == [f"launch: 1.15 of the bash scripts' time, the goal is 1.05{beside} 1.10 itself"]
-    assert serving == [f"serving: 0.80 of the scripts' requests/s at 4 clients, the goal is 0.9{beside} 0.85 itself"]
+    assert launch == [
+        f"launch: 1.15 of the bash scripts' time, the goal is 1.05{beside} 1.10 itself"
+    ]
+    assert serving == [
+        f"serving: 0.80 of the scripts' requests/s at 4 clients, the goal is 0.9{beside} 0.85 itself"
+    ]
 
 
 def test_another_model_has_sections_and_files_of_its_own(program, page):
@@ -140,12 +165,16 @@ def test_another_model_has_sections_and_files_of_its_own(program, page):
     text = page.read_text()
     assert "## Launch, beside what one would pick instead\n" in text
     assert "## Launch, beside what one would pick instead, MoE with expert parallelism\n" in text
-    assert text.count("`python benchmarks/peers.py`") == text.count("`python benchmarks/peers.py --model moe`") == 3
+    assert (
+        text.count("`python benchmarks/peers.py`")
+        == text.count("`python benchmarks/peers.py --model moe`")
+        == 3
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_raylaunch_serves_the_model_with_the_flags_of_the_peers(program, tmp_path, kind):
-    yard, contenders = program("yard"), program("contenders")
+    yard, contenders = program("benchmark_hosts"), program("contenders")
     model = yard.MODELS[kind]
     name, *sets = contenders.local_dual(yard.Yard((), tmp_path, model))
     hosts = [Facts(f"192.0.2.{number}", interface="eth0") for number in (1, 2)]
@@ -194,7 +223,12 @@ def test_ranks_are_back_when_both_have_finished_something_after_the_outage(progr
 
 def serve_status(at: float, replicas: dict[str, int], proxies: list[str]) -> dict[str, object]:
     health = "HEALTHY" if set(replicas) == {"RUNNING"} else "UNHEALTHY"
-    return {"at": at, "serve": {"default": "RUNNING"}, "deployments": {"LLM": [health, replicas]}, "proxies": proxies}
+    return {
+        "at": at,
+        "serve": {"default": "RUNNING"},
+        "deployments": {"LLM": [health, replicas]},
+        "proxies": proxies,
+    }
 
 
 def test_serve_is_back_when_it_has_noticed_and_everything_is_healthy_again(program):

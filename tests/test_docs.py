@@ -17,11 +17,19 @@ from typer.main import get_command
 import raylaunch
 from raylaunch.cli.app import app
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.catalog import (
+    read,
+    recipe_names,
+)
 from raylaunch.supervise.drills import FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 TOOLS = ["cli_reference", "recipe_reference", "refusals", "architecture"]
 PROGRAM = get_command(app)
 UsageError: type[Exception] = typer.BadParameter.__base__  # typer does not export it
@@ -49,7 +57,9 @@ def code_of(page: Path) -> Iterator[str]:
 
 def commands_of(page: Path) -> Iterator[list[str]]:
     """Every `raylaunch ...` that the page shows: in code blocks, after a prompt, inside a pipe, or inline."""
-    inline = re.findall(r"`(raylaunch [^`]+)`", re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL))
+    inline = re.findall(
+        r"`(raylaunch [^`]+)`", re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
+    )
     for line in [*code_of(page), *(" ".join(each.split()) for each in inline)]:
         if "raylaunch" in line:
             yield from commands_in(line)
@@ -62,7 +72,14 @@ def commands_in(line: str) -> Iterator[list[str]]:
         words = list(lexer)
     except ValueError:
         return  # output, with an apostrophe in it
-    starts = [0, *(i + 1 for i, word in enumerate(words) if set(word) <= set(";|&") or word in ("do", "until"))]
+    starts = [
+        0,
+        *(
+            i + 1
+            for i, word in enumerate(words)
+            if set(word) <= set(";|&") or word in ("do", "until")
+        ),
+    ]
     for start in starts:
         if words[start : start + 1] == ["raylaunch"]:
             ends = [i for i, word in enumerate(words) if i > start and set(word) <= set(";|&<>")]
@@ -78,7 +95,9 @@ def test_there_is_something_to_check():
     assert ("README.md", ["raylaunch", "start", "a2-dual"]) in ALL
 
 
-@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page}: {' '.join(words)}" for page, words in ALL])
+@pytest.mark.parametrize(
+    ("page", "command"), ALL, ids=[f"{page}: {' '.join(words)}" for page, words in ALL]
+)
 def test_a_shown_command_is_understood(page, command):
     words = skip_global_options(command[1:])
     if not words:
@@ -111,13 +130,17 @@ def test_relative_links_lead_somewhere(page):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.is_file(), f"{name_of(page)} links to {target}"
-        assert not anchor or anchor in anchors_of(file), f"{name_of(page)} links to {target}: no such heading"
+        assert not anchor or anchor in anchors_of(file), (
+            f"{name_of(page)} links to {target}: no such heading"
+        )
 
 
 def anchors_of(page: Path) -> set[str]:
     """The ids of its headings, as Python-Markdown makes them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
-    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+    return {
+        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -138,7 +161,9 @@ def test_named_make_targets_are_there(page):
 def test_python_examples_use_what_there_is(page):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     assert blocks
-    names = {f"deployment.{name}" for name in dir(raylaunch.Deployment)} | {f"raylaunch.{n}" for n in raylaunch.__all__}
+    names = {f"deployment.{name}" for name in dir(raylaunch.Deployment)} | {
+        f"raylaunch.{n}" for n in raylaunch.__all__
+    }
     for block in blocks:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -159,16 +184,28 @@ def test_generated_pages_are_current(tool):
 
 
 def test_the_site_builds_without_warnings_and_fetches_nothing(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", tmp_path / "site"]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--strict",
+        "--site-dir",
+        tmp_path / "site",
+    ]
     env = {"PATH": "/usr/bin:/bin", "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) >= len(list((ROOT / "docs").glob("*.md")))
     for page in pages:
-        loaded = re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(https?:[^\s\">]+)", page.read_text())
+        loaded = re.findall(
+            r"<(?:script|img|iframe)[^>]+src=\"?(https?:[^\s\">]+)", page.read_text()
+        )
         loaded += re.findall(
-            r"<link[^>]+rel=\"?(?:stylesheet|preconnect|icon)\"?[^>]+href=\"?(https?:[^\s\">]+)", page.read_text()
+            r"<link[^>]+rel=\"?(?:stylesheet|preconnect|icon)\"?[^>]+href=\"?(https?:[^\s\">]+)",
+            page.read_text(),
         )
         assert not loaded, f"{page.name} loads {loaded}"
 

@@ -23,7 +23,17 @@ def installed(tmp_path_factory) -> Path:
     built, site = tmp_path_factory.mktemp("built"), tmp_path_factory.mktemp("site")
     run("-m", "build", "--no-isolation", "--outdir", str(built), str(ROOT))
     (wheel,) = built.glob("*.whl")
-    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    run(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+        str(wheel),
+    )
     return site
 
 
@@ -50,8 +60,14 @@ def test_recipes_are_found_in_the_installed_package(installed, tmp_path):
 def test_the_wheel_carries_types_and_every_data_file(installed):
     assert (installed / "raylaunch" / "py.typed").is_file()
     for folder, target in {"raylaunch": "", "configs": "configs", "cluster": "cluster"}.items():
-        files = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if is_shipped(path)}
-        missing = [path for path in files if not (installed / "raylaunch" / target / path).is_file()]
+        files = {
+            path.relative_to(ROOT / folder)
+            for path in (ROOT / folder).rglob("*")
+            if is_shipped(path)
+        }
+        missing = [
+            path for path in files if not (installed / "raylaunch" / target / path).is_file()
+        ]
         assert not missing, f"not in the wheel: {folder}: {missing}"
 
 
@@ -61,7 +77,9 @@ def is_shipped(path: Path) -> bool:
 
 def test_the_wheel_carries_nothing_else(installed):
     top = {path.name for path in installed.iterdir()}
-    assert {name for name in top if not re.fullmatch(r"raylaunch(-[\d.]+\.dist-info)?|bin", name)} == set()
+    assert {
+        name for name in top if not re.fullmatch(r"raylaunch(-[\d.]+\.dist-info)?|bin", name)
+    } == set()
 
 
 def test_pins_fit_the_requirements():
@@ -69,9 +87,20 @@ def test_pins_fit_the_requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = map(
-        Requirement, [*project["dependencies"], *extras["cpu"], *extras["test"], *extras["pictures"], *extras["dev"]]
+        Requirement,
+        [
+            *project["dependencies"],
+            *extras["cpu"],
+            *extras["test"],
+            *extras["pictures"],
+            *extras["dev"],
+        ],
     )
-    wrong = [str(one) for one in wanted if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"))]
+    wrong = [
+        str(one)
+        for one in wanted
+        if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"))
+    ]
     assert not wrong, f"run `make lock`: {wrong}"
 
 

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: begin (python tools/architecture.py) -->", "<!-- rooms: end -->"
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 132, 46, 28, 52, 16
-PURE = {"recipe", "plan", "render", "supervise", "importer", "bench"}
+PURE = {"recipe", "plan", "checks", "render", "supervise", "importer", "bench"}
 """Rooms without ray, sockets, clock or os.environ; tests/test_architecture.py holds them to it."""
 
 TIP = (
@@ -33,7 +33,11 @@ def main() -> int:
     files[PAGE] = with_table(PAGE.read_text(encoding="utf-8"), "\n".join(table(read_imports())))
     if sys.argv[1:] == ["--check"]:
         stale = [path.name for path, text in files.items() if not is_current(path, text)]
-        print(f"stale: {', '.join(stale)}: run `python tools/architecture.py`" if stale else "the rooms are current")
+        print(
+            f"stale: {', '.join(stale)}: run `python tools/architecture.py`"
+            if stale
+            else "the rooms are current"
+        )
         return 1 if stale else 0
     for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
@@ -74,7 +78,11 @@ def room_of(parts: tuple[str, ...]) -> str:
 def reduce_graph(graph: Graph) -> Graph:
     """Leave out an arrow where a longer way leads to the same room."""
     return {
-        room: {target for target in targets if not any(target in reach(graph, other) for other in targets - {target})}
+        room: {
+            target
+            for target in targets
+            if not any(target in reach(graph, other) for other in targets - {target})
+        }
         for room, targets in graph.items()
     }
 
@@ -91,16 +99,25 @@ def reach(graph: Graph, start: str) -> set[str]:
 def table(graph: Graph) -> list[str]:
     lines = ["| Room | Owns | Imports | Modules |", "| --- | --- | --- | --- |"]
     for room in sorted(graph, key=lambda room: (-depth(graph, room), room)):
-        modules = sorted(file.stem for file in (PACKAGE / room).glob("*.py") if file.stem != "__init__")
+        modules = sorted(
+            file.stem for file in (PACKAGE / room).glob("*.py") if file.stem != "__init__"
+        )
         imports = ", ".join(f"`{target}`" for target in sorted(graph[room])) or "nothing"
-        lines.append(f"| `{room}` | {purpose(room)} | {imports} | {', '.join(modules) or 'one file'} |")
+        lines.append(
+            f"| `{room}` | {purpose(room)} | {imports} | {', '.join(modules) or 'one file'} |"
+        )
     return lines
 
 
 def purpose(room: str) -> str:
     """The first paragraph of the room's docstring."""
     path = PACKAGE / room / "__init__.py"
-    text = ast.get_docstring(ast.parse((path if path.is_file() else PACKAGE / f"{room}.py").read_text())) or ""
+    text = (
+        ast.get_docstring(
+            ast.parse((path if path.is_file() else PACKAGE / f"{room}.py").read_text())
+        )
+        or ""
+    )
     return " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
 
 
@@ -131,7 +148,11 @@ def draw(graph: Graph) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} 0 {width} {height}" width="{width}" role="img">',
             "<title>The rooms of raylaunch and their imports</title>",
             TIP,
-            *(arrow(spots[room], spots[target]) for room in sorted(graph) for target in sorted(graph[room])),
+            *(
+                arrow(spots[room], spots[target])
+                for room in sorted(graph)
+                for target in sorted(graph[room])
+            ),
             *(box(room, spot) for room, spot in sorted(spots.items())),
             "</svg>",
             "",
@@ -143,14 +164,24 @@ def place(graph: Graph) -> dict[str, tuple[int, int]]:
     """Upper left corners of the boxes. Rooms with an arrow over several rows stand outside, clear of those between."""
     rows = {room: row_of(graph, room) for room in sorted(graph)}
     far = [room for room in rows if any(rows[target] - rows[room] > 1 for target in graph[room])]
-    near = {number: [room for room in rows if rows[room] == number and room not in far] for number in rows.values()}
+    near = {
+        number: [room for room in rows if rows[room] == number and room not in far]
+        for number in rows.values()
+    }
     widest = max(map(len, near.values()))
-    steps = {room: number - (len(names) - 1) / 2 for names in near.values() for number, room in enumerate(names)}
+    steps = {
+        room: number - (len(names) - 1) / 2
+        for names in near.values()
+        for number, room in enumerate(names)
+    }
     for number, room in enumerate(far):
         side = -1 if number % 2 == 0 else 1
         steps[room] = side * ((widest + 1) / 2 + number // 2)
     return {
-        room: (round(step * (BOX_WIDTH + GAP_X)) - BOX_WIDTH // 2, MARGIN + rows[room] * (BOX_HEIGHT + GAP_Y))
+        room: (
+            round(step * (BOX_WIDTH + GAP_X)) - BOX_WIDTH // 2,
+            MARGIN + rows[room] * (BOX_HEIGHT + GAP_Y),
+        )
         for room, step in steps.items()
     }
 
@@ -166,7 +197,9 @@ def arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
         x2, y2 = target[0] + BOX_WIDTH // 2, target[1] - 2
         middle = (y1 + y2) // 2
         way = f"M{x1} {y1}C{x1} {middle} {x2} {middle} {x2} {y2}"
-    return f'<path d="{way}" fill="none" stroke="#7a8a99" stroke-width="1.5" marker-end="url(#tip)"/>'
+    return (
+        f'<path d="{way}" fill="none" stroke="#7a8a99" stroke-width="1.5" marker-end="url(#tip)"/>'
+    )
 
 
 def box(room: str, spot: tuple[int, int]) -> str:
@@ -176,7 +209,9 @@ def box(room: str, spot: tuple[int, int]) -> str:
     words = f'<text x="{x + BOX_WIDTH // 2}" y="{name_y}" font-weight="bold">{room}</text>'
     if note:
         words += f'<text x="{x + BOX_WIDTH // 2}" y="{y + 36}" font-size="11">{note}</text>'
-    shape = f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6" fill="{fill}"/>'
+    shape = (
+        f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6" fill="{fill}"/>'
+    )
     return f'<g font-family="sans-serif" font-size="14" text-anchor="middle" fill="#fff">{shape}{words}</g>'
 
 

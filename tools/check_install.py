@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 
-from raylaunch.node.software import find_conflicts
+from raylaunch.node.probe.software import find_conflicts
 
 TORCH = "2.13.0"
 

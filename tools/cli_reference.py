@@ -89,7 +89,9 @@ def spelling(param: Any) -> str:
     if param.param_type_name == "argument":
         shown = param.metavar or param.name.upper()
         return cell(f"`{shown}`")
-    names = ", ".join(sorted(param.opts, key=len)) + "".join(f" / {name}" for name in param.secondary_opts)
+    names = ", ".join(sorted(param.opts, key=len)) + "".join(
+        f" / {name}" for name in param.secondary_opts
+    )
     return cell(f"`{names}{value_of(param)}`")
 
 
@@ -119,7 +121,9 @@ def exit_codes() -> Iterator[str]:
     yield "| Code | Error | Meaning |"
     yield "| --- | --- | --- |"
     kinds = [
-        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RaylaunchError)
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.RaylaunchError)
     ]
     rows = {kind.exit_code: (kind.__name__, first_line(kind)) for kind in kinds} | OTHER_CODES
     rows[1] = ("RaylaunchError", "Any other error; with a traceback, a bug in raylaunch.")

@@ -25,10 +25,16 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a file is stale"
+    )
     if parser.parse_args().check:
         stale = [name for name, text in render().items() if not is_current(FOLDER / name, text)]
-        print(f"stale: {', '.join(stale)}: run python tools/cluster_files.py" if stale else "cluster/ is current")
+        print(
+            f"stale: {', '.join(stale)}: run python tools/cluster_files.py"
+            if stale
+            else "cluster/ is current"
+        )
         return 1 if stale else 0
     FOLDER.mkdir(exist_ok=True)
     for name, text in render().items():

@@ -34,7 +34,9 @@ def main() -> int:
 
 def _read_status(name: str) -> dict[str, str]:
     raylaunch = Path(sys.executable).with_name("raylaunch")
-    done = subprocess.run([raylaunch, "status", name, "-o", "json"], stdout=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        [raylaunch, "status", name, "-o", "json"], stdout=subprocess.PIPE, check=False
+    )
     if done.returncode:
         sys.exit(done.returncode)  # raylaunch has said why, on stderr
     status: dict[str, str] = json.loads(done.stdout)
@@ -42,8 +44,15 @@ def _read_status(name: str) -> dict[str, str]:
 
 
 def _ask(endpoint: str, model: str) -> str:
-    request = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 16, "temperature": 0}
-    with httpx.Client(trust_env=False, timeout=120) as client:  # the server is on this machine: no proxy in between
+    request = {
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    with httpx.Client(
+        trust_env=False, timeout=120
+    ) as client:  # the server is on this machine: no proxy in between
         reply = client.post(f"{endpoint}/chat/completions", json=request).raise_for_status()
     return str(reply.json()["choices"][0]["message"]["content"])
 

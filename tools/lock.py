@@ -23,10 +23,14 @@ LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 
 def main() -> int:
     installs = _resolve(sys.argv[1:])
-    found = (_pin(install["metadata"]) for install in installs if not _is_left_out(install["metadata"]))
+    found = (
+        _pin(install["metadata"]) for install in installs if not _is_left_out(install["metadata"])
+    )
     pins = sorted(found, key=lambda pin: pin.partition("==")[0])
     if cuda := [pin for pin in pins if pin.startswith("nvidia-")]:
-        print(f"torch resolved to a CUDA build ({len(cuda)} nvidia packages); name an index with a CPU build of it:\n")
+        print(
+            f"torch resolved to a CUDA build ({len(cuda)} nvidia packages); name an index with a CPU build of it:\n"
+        )
         print("  make lock PIP_ARGS='--extra-index-url URL_OF_THAT_INDEX'")
         return 1
     LOCKED.write_text("\n".join([*_header(), *pins]) + "\n")
@@ -35,8 +39,20 @@ def main() -> int:
 
 
 def _resolve(arguments: list[str]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
-    done = subprocess.run([*command, *arguments, f"{ROOT}[{EXTRAS}]"], stdout=subprocess.PIPE, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--quiet",
+        "--report",
+        "-",
+    ]
+    done = subprocess.run(
+        [*command, *arguments, f"{ROOT}[{EXTRAS}]"], stdout=subprocess.PIPE, check=False
+    )
     if done.returncode:
         sys.exit(done.returncode)  # pip has said why, on stderr
     installs: list[dict[str, Any]] = json.loads(done.stdout)["install"]

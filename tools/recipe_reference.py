@@ -12,8 +12,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raylaunch.recipe import owned
-from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe import reserved
+from raylaunch.recipe.catalog import (
+    read,
+    recipe_names,
+)
 from raylaunch.recipe.model import Recipe
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
@@ -58,7 +61,9 @@ def main() -> int:
     text = "\n".join(reference()).rstrip() + "\n"
     if sys.argv[1:] == ["--check"]:
         current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
-        print(f"{TARGET.name} is {'current' if current else 'stale: run `python tools/recipe_reference.py`'}")
+        print(
+            f"{TARGET.name} is {'current' if current else 'stale: run `python tools/recipe_reference.py`'}"
+        )
         return 0 if current else 1
     TARGET.write_text(text, encoding="utf-8")
     print(f"wrote {TARGET}")
@@ -74,11 +79,11 @@ def reference() -> Iterator[str]:
     yield ""
     yield from section("", Recipe)
     yield TAIL
-    yield from owned_names("Flag", "`--{}`", vars(owned)["_ARGS"])
+    yield from owned_names("Flag", "`--{}`", vars(reserved)["_ARGS"])
     yield ""
     yield "The same for variables under `env`:"
     yield ""
-    yield from owned_names("Variable", "`{}`", vars(owned)["_ENV"])
+    yield from owned_names("Variable", "`{}`", vars(reserved)["_ENV"])
 
 
 def shipped() -> Iterator[str]:
@@ -110,7 +115,10 @@ def section(path: str, model: type[BaseModel]) -> Iterator[str]:
             kind, about = "section", meaning(inner.__doc__)
             shown = f"[`{full}`](#{full.replace('.', '')})"  # the anchor of a heading has no dots
         else:
-            kind, about = cell(type_text(field.annotation)) + bounds(field), meaning(field.description)
+            kind, about = (
+                cell(type_text(field.annotation)) + bounds(field),
+                meaning(field.description),
+            )
             shown = f"`{full}`"
         yield f"| {shown} | {kind} | {default(field)} | {about} |"
     yield ""
@@ -137,12 +145,20 @@ def type_text(form: Any) -> str:  # noqa: ANN401 - a type form
         return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
     if origin is tuple:
         return f"list of {type_text(arguments[0])}"
-    return {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}[form]
+    return {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        Any: "anything",
+    }[form]
 
 
 def bounds(field: FieldInfo) -> str:
     """The limits of a field, also those that stand inside `Annotated` below `| None`."""
-    inner = [meta for arg in get_args(field.annotation) for meta in getattr(arg, "__metadata__", ())]
+    inner = [
+        meta for arg in get_args(field.annotation) for meta in getattr(arg, "__metadata__", ())
+    ]
     limits = [
         f"{sign} {getattr(each, word):g}"
         for meta in [*field.metadata, *inner]

@@ -20,20 +20,23 @@ from pathlib import Path
 
 import pytest
 
-import raylaunch.plan
-from raylaunch.plan.findings import CHECK_IDS, Finding
+import raylaunch.checks
+from raylaunch.checks.findings import (
+    CHECK_IDS,
+    Finding,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKS = ROOT / "raylaunch" / "plan"
+CHECKS = ROOT / "raylaunch" / "checks"
 TESTS = ROOT / "tests"
-SHOWING = TESTS / "plan"
+SHOWING = TESTS / "checks"
 """Only here do findings come from the checks; other tests, as those of the command line, make up their own."""
 TARGET = ROOT / "docs" / "refusals.md"
 LEVELS = ("error", "warning", "info")
 
 HEAD = """# What is refused
 
-<!-- Written by `python tools/refusals.py` from raylaunch/plan/*_checks.py and the tests; change those instead. -->
+<!-- Written by `python tools/refusals.py` from raylaunch/checks/*_checks.py and the tests; change those instead. -->
 
 `raylaunch plan` checks the recipe; `raylaunch start` checks it again with the versions of the nodes, probes every node
 from the agents that will run the servers, and checks what it saw. All findings come at once, before a weight is read.
@@ -157,7 +160,9 @@ def main() -> int:
         print(f"no such test: {', '.join(gone)}")
         return 1
     if unlisted := found.keys() ^ CHECK_IDS:
-        print(f"CHECK_IDS in raylaunch/plan/findings.py and the checks differ in: {', '.join(sorted(unlisted))}")
+        print(
+            f"CHECK_IDS in raylaunch/checks/findings.py and the checks differ in: {', '.join(sorted(unlisted))}"
+        )
         return 1
     if untested := [name for name, each in found.items() if not each.tests]:
         print(f"no test fails without: {', '.join(untested)}")
@@ -165,7 +170,9 @@ def main() -> int:
     text = "\n".join([HEAD, *tables(found), *earlier()]).rstrip() + "\n"
     if sys.argv[1:] == ["--check"]:
         current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
-        print(f"{TARGET.name} is {'current' if current else 'stale: run `python tools/refusals.py`'}")
+        print(
+            f"{TARGET.name} is {'current' if current else 'stale: run `python tools/refusals.py`'}"
+        )
         return 0 if current else 1
     TARGET.write_text(text, encoding="utf-8")
     print(f"wrote {TARGET}")
@@ -198,7 +205,11 @@ def read_checks(tree: ast.Module, found: dict[str, Found]) -> None:
             if isinstance(name, ast.Constant):
                 each = found.setdefault(str(name.value), Found(str(name.value)))
                 each.levels |= constants(resolve(level, function)) & set(LEVELS)
-                each.words += [said for value in resolve(words, function, after, call.lineno) if (said := text(value))]
+                each.words += [
+                    said
+                    for value in resolve(words, function, after, call.lineno)
+                    if (said := text(value))
+                ]
                 each.why = each.why or reason(function, functions)
             after = call.lineno
 
@@ -206,11 +217,15 @@ def read_checks(tree: ast.Module, found: dict[str, Found]) -> None:
 def findings_in(function: ast.FunctionDef) -> list[ast.Call]:
     """Its calls of `Finding(...)`, in the order of the file."""
     calls = [each for each in ast.walk(function) if isinstance(each, ast.Call)]
-    named = [each for each in calls if isinstance(each.func, ast.Name) and each.func.id == "Finding"]
+    named = [
+        each for each in calls if isinstance(each.func, ast.Name) and each.func.id == "Finding"
+    ]
     return sorted(named, key=lambda call: call.lineno)
 
 
-def resolve(node: ast.expr, function: ast.FunctionDef, after: int = 0, until: int = sys.maxsize) -> list[ast.expr]:
+def resolve(
+    node: ast.expr, function: ast.FunctionDef, after: int = 0, until: int = sys.maxsize
+) -> list[ast.expr]:
     """The values of an argument: itself, or what the function assigns to that name between two lines."""
     if not isinstance(node, ast.Name):
         return [node]
@@ -219,26 +234,41 @@ def resolve(node: ast.expr, function: ast.FunctionDef, after: int = 0, until: in
         for each in ast.walk(function)
         if isinstance(each, ast.Assign | ast.AnnAssign) and after < each.lineno <= until
     ]
-    targets = {each: each.targets if isinstance(each, ast.Assign) else [each.target] for each in given}
-    named = [each for each in given if any(isinstance(to, ast.Name) and to.id == node.id for to in targets[each])]
+    targets = {
+        each: each.targets if isinstance(each, ast.Assign) else [each.target] for each in given
+    }
+    named = [
+        each
+        for each in given
+        if any(isinstance(to, ast.Name) and to.id == node.id for to in targets[each])
+    ]
     return [each.value for each in named if each.value is not None]
 
 
 def constants(values: list[ast.expr]) -> set[str]:
-    return {str(part.value) for value in values for part in ast.walk(value) if isinstance(part, ast.Constant)}
+    return {
+        str(part.value)
+        for value in values
+        for part in ast.walk(value)
+        if isinstance(part, ast.Constant)
+    }
 
 
 def text(value: ast.expr) -> str:
     """A literal text, its placeholders as {}; "" for anything else."""
     if isinstance(value, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in value.values)
+        return "".join(
+            str(part.value) if isinstance(part, ast.Constant) else "{}" for part in value.values
+        )
     return str(value.value) if isinstance(value, ast.Constant) else ""
 
 
 def reason(function: ast.FunctionDef, functions: list[ast.FunctionDef]) -> str:
     """The docstring of the check; of a helper without one, that of the check which calls it."""
     said = ast.get_docstring(function) or ""
-    callers = [each for each in functions if each is not function and function.name in names_in(each)]
+    callers = [
+        each for each in functions if each is not function and function.name in names_in(each)
+    ]
     if not function.name.startswith("check") and callers and not said:
         said = ast.get_docstring(callers[0]) or ""
     return " ".join(said.split("\n\n")[0].split())
@@ -260,11 +290,19 @@ def read_tests(file: Path, found: dict[str, Found]) -> dict[str, set[str]]:
     }
     named: dict[str, set[str]] = {}
     for test in tree.body:
-        if not isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef) or not test.name.startswith("test_"):
+        if not isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef) or not test.name.startswith(
+            "test_"
+        ):
             continue
         words = constants([each for each in ast.walk(test) if isinstance(each, ast.expr)])
-        rows = [row for name in sorted(names_in_decorators(test) & tables.keys()) for row in entries(tables[name])]
-        named[label(file, test.name)] = (words & found.keys()) | {name for row in rows for name in take_row(row, found)}
+        rows = [
+            row
+            for name in sorted(names_in_decorators(test) & tables.keys())
+            for row in entries(tables[name])
+        ]
+        named[label(file, test.name)] = (words & found.keys()) | {
+            name for row in rows for name in take_row(row, found)
+        }
     return {test: names for test, names in named.items() if names}
 
 
@@ -293,7 +331,15 @@ def prove(files: list[Path], named: Mapping[str, set[str]]) -> set[tuple[str, st
     prover = Prover(named)
     prover.hold_back()
     os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
-    alone = ["-c", os.devnull, f"--rootdir={ROOT}", "--noconftest", "-p", "no:cacheprovider", "--assert=plain"]
+    alone = [
+        "-c",
+        os.devnull,
+        f"--rootdir={ROOT}",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "--assert=plain",
+    ]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = pytest.main([*alone, *map(str, files)], plugins=[prover])
     if code != pytest.ExitCode.OK:
@@ -311,8 +357,8 @@ class Prover:
 
     def hold_back(self) -> None:
         """Wrap the checks; to be done before tests import them."""
-        for module in pkgutil.iter_modules(raylaunch.plan.__path__, "raylaunch.plan."):
-            if module.name.endswith("checks"):
+        for module in pkgutil.iter_modules(raylaunch.checks.__path__, "raylaunch.checks."):
+            if module.name.endswith(("checks", "check_all")):
                 room = vars(importlib.import_module(module.name))
                 own = {name: check for name, check in room.items() if name.startswith("check_")}
                 room.update({name: self._without(check) for name, check in own.items()})
@@ -324,7 +370,9 @@ class Prover:
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> None:
         """Before pytest runs the test itself, which must pass."""
         test = label_of(pyfuncitem)
-        row = {value for value in pyfuncitem.funcargs.values() if isinstance(value, str)} & self.named[test]
+        row = {
+            value for value in pyfuncitem.funcargs.values() if isinstance(value, str)
+        } & self.named[test]
         for name in row or self.named[test]:
             if (name, test) not in self.shown and self._fails_without(name, pyfuncitem):
                 self.shown.add((name, test))
@@ -339,7 +387,9 @@ class Prover:
     def _fails_without(self, name: str, test: pytest.Function) -> bool:
         self.held_back = name
         try:
-            test.obj(**{each: test.funcargs[each] for each in test.fixturenames if each in test.funcargs})
+            test.obj(
+                **{each: test.funcargs[each] for each in test.fixturenames if each in test.funcargs}
+            )
         except (Exception, pytest.fail.Exception):  # noqa: BLE001 - whatever it raises, it fails
             return True
         finally:
@@ -352,7 +402,9 @@ def label_of(item: pytest.Item) -> str:
 
 
 def tables(found: dict[str, Found]) -> Iterator[str]:
-    worst = {name: min(LEVELS.index(level) for level in each.levels) for name, each in found.items()}
+    worst = {
+        name: min(LEVELS.index(level) for level in each.levels) for name, each in found.items()
+    }
     for number, title in enumerate(("Refused", "Warned of", "Mentioned")):
         rows = [each for name, each in sorted(found.items()) if worst[name] == number]
         yield f"## {title}"

@@ -23,7 +23,9 @@ EXTENDS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the file is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when the file is stale"
+    )
     if parser.parse_args().check:
         current = FILE.is_file() and FILE.read_text() == render()
         print(f"{FILE.name} is {'current' if current else 'stale: run python tools/schema.py'}")
@@ -51,7 +53,10 @@ def build() -> dict[str, Any]:
         **schema,
         "title": "raylaunch recipe",
         "if": {"not": {"required": ["extends"]}},
-        "then": {"required": needs.pop(""), "properties": {name: {"required": keys} for name, keys in needs.items()}},
+        "then": {
+            "required": needs.pop(""),
+            "properties": {name: {"required": keys} for name, keys in needs.items()},
+        },
     }
 
 
@@ -60,7 +65,9 @@ def _required(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, list[s
     found = {"": list(schema.get("required", []))}
     for name, value in schema["properties"].items():
         refs = [value, *value.get("anyOf", [])]
-        part: dict[str, Any] = next((parts[ref["$ref"].rpartition("/")[2]] for ref in refs if "$ref" in ref), {})
+        part: dict[str, Any] = next(
+            (parts[ref["$ref"].rpartition("/")[2]] for ref in refs if "$ref" in ref), {}
+        )
         if part.get("required"):
             found[name] = list(part["required"])
     return found
@@ -70,12 +77,18 @@ def _loosen(value: dict[str, Any]) -> dict[str, Any]:
     """Allow null, and numbers where an environment value is wanted."""
     inner = value.get("additionalProperties")
     if isinstance(inner, dict):
-        kinds = ["string", "integer", "null"] if inner.get("type") == "string" else [inner["type"], "null"]
+        kinds = (
+            ["string", "integer", "null"]
+            if inner.get("type") == "string"
+            else [inner["type"], "null"]
+        )
         value = {**value, "additionalProperties": {"type": kinds}}
     if "anyOf" in value:
         null = {"type": "null"}
         return {**value, "anyOf": [*(option for option in value["anyOf"] if option != null), null]}
-    about: dict[str, Any] = {key: value[key] for key in ("description", "default", "title") if key in value}
+    about: dict[str, Any] = {
+        key: value[key] for key in ("description", "default", "title") if key in value
+    }
     rule = {key: value[key] for key in value if key not in about}
     return {**about, "anyOf": [rule, {"type": "null"}]}
 

@@ -15,12 +15,19 @@ from pathlib import Path
 FILE = Path(__file__).resolve().parent.parent / "raylaunch" / "plan" / "vllm_flags.txt"
 
 # Flags of 0.23 that 0.32 has no more (vLLM 0.23 engine/arg_utils.py).
-GONE = ("calculate-kv-scales", "max-long-partial-prefills", "max-num-partial-prefills", "override-attention-dtype")
+GONE = (
+    "calculate-kv-scales",
+    "max-long-partial-prefills",
+    "max-num-partial-prefills",
+    "override-attention-dtype",
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the file is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when the file is stale"
+    )
     text = render()
     if parser.parse_args().check:
         current = FILE.is_file() and FILE.read_text() == text

@@ -20,9 +20,32 @@ INPUT_TOKENS, OUTPUT_TOKENS = 32, 16
 def measure(url: str, model: str, prompts: int, concurrency: int) -> dict[str, float]:
     parser = FlexibleArgumentParser()
     add_cli_args(parser)
-    words = ["--backend", "openai", "--base-url", url, "--endpoint", "/v1/completions", "--disable-tqdm"]
-    words += ["--model", "tiny", "--served-model-name", "tiny", "--tokenizer", model, "--dataset-name", "random"]
-    words += ["--random-input-len", str(INPUT_TOKENS), "--random-output-len", str(OUTPUT_TOKENS), "--ignore-eos"]
+    words = [
+        "--backend",
+        "openai",
+        "--base-url",
+        url,
+        "--endpoint",
+        "/v1/completions",
+        "--disable-tqdm",
+    ]
+    words += [
+        "--model",
+        "tiny",
+        "--served-model-name",
+        "tiny",
+        "--tokenizer",
+        model,
+        "--dataset-name",
+        "random",
+    ]
+    words += [
+        "--random-input-len",
+        str(INPUT_TOKENS),
+        "--random-output-len",
+        str(OUTPUT_TOKENS),
+        "--ignore-eos",
+    ]
     words += ["--num-prompts", str(prompts), "--max-concurrency", str(concurrency)]
     with contextlib.redirect_stdout(sys.stderr):
         result = main(parser.parse_args(words))

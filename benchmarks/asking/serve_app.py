@@ -36,12 +36,19 @@ def build(way: str, model: str, engine: dict[str, object]):  # noqa: ANN201
 def seen() -> dict[str, object]:
     status = serve.status()
     deployments = {
-        name: [text(one.status), {text(state): count for state, count in one.replica_states.items()}]
+        name: [
+            text(one.status),
+            {text(state): count for state, count in one.replica_states.items()},
+        ]
         for app in status.applications.values()
         for name, one in app.deployments.items()
     }
     apps = {name: text(app.status) for name, app in status.applications.items()}
-    return {"serve": apps, "deployments": deployments, "proxies": sorted(map(text, status.proxies.values()))}
+    return {
+        "serve": apps,
+        "deployments": deployments,
+        "proxies": sorted(map(text, status.proxies.values())),
+    }
 
 
 def text(state: object) -> str:
@@ -57,6 +64,8 @@ if __name__ == "__main__":
     while True:
         now = seen()
         if now != last:
-            print("\n" + json.dumps({"at": time.time(), **now}), flush=True)  # between the lines of its workers
+            print(
+                "\n" + json.dumps({"at": time.time(), **now}), flush=True
+            )  # between the lines of its workers
         last = now
         time.sleep(STATUS_S)

@@ -11,13 +11,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raylaunch.errors import RecipeError
-from raylaunch.plan.spec import LaunchPlan
-from raylaunch.recipe.owned import normalise_flag
+from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.recipe.reserved import normalise_flag
 
 DEFAULT = "short"
 """For a recipe that names none."""
 OWNED = frozenset(
-    {"model", "served-model-name", "tokenizer", "host", "port", "base-url", "header", "save-result", "append-result"}
+    {
+        "model",
+        "served-model-name",
+        "tokenizer",
+        "host",
+        "port",
+        "base-url",
+        "header",
+        "save-result",
+        "append-result",
+    }
     | {"result-dir", "result-filename", "disable-tqdm"}
 )
 """Flags that raylaunch sets itself, or that could carry an API key into files (--header)."""
@@ -108,11 +118,15 @@ def read_changes(sets: Sequence[str]) -> dict[str, Any]:
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise RecipeError(f"--set {text!r} has no value", todo="write --set FLAG=VALUE, e.g. num-prompts=64")
+            raise RecipeError(
+                f"--set {text!r} has no value", todo="write --set FLAG=VALUE, e.g. num-prompts=64"
+            )
         try:
             changes[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {name}: the value is not valid YAML", evidence=value) from error
+            raise RecipeError(
+                f"--set {name}: the value is not valid YAML", evidence=value
+            ) from error
     return changes
 
 
@@ -129,8 +143,18 @@ def build_argv(plan: LaunchPlan, scenario: Scenario) -> tuple[str, ...]:
         *("vllm", "bench", "serve"),
         *(word for name, value in args.items() for word in _words(f"--{name}", value)),
         *("--model", plan.served_name, "--tokenizer", primary.flags[0].value or plan.model),
-        *(word for name, value in carried.items() if value is not None for word in (name, *([value] if value else []))),
-        *("--host", address.hostname or primary.node.ip, "--port", str(address.port or primary.ports.http)),
+        *(
+            word
+            for name, value in carried.items()
+            if value is not None
+            for word in (name, *([value] if value else []))
+        ),
+        *(
+            "--host",
+            address.hostname or primary.node.ip,
+            "--port",
+            str(address.port or primary.ports.http),
+        ),
     )
 
 
@@ -159,12 +183,18 @@ def tokens_needed(args: Mapping[str, Any]) -> int | None:
     match args.get("dataset-name", "random"):
         case "prefix_repetition":
             output = number("output-len", number("prefix-repetition-output-len", 128))
-            return number("prefix-repetition-prefix-len", 256) + number("prefix-repetition-suffix-len", 256) + output
+            return (
+                number("prefix-repetition-prefix-len", 256)
+                + number("prefix-repetition-suffix-len", 256)
+                + output
+            )
         case "random":
             both = number("input-len", number("random-input-len", 1024)) + number(
                 "output-len", number("random-output-len", 128)
             )
-            return number("random-prefix-len", 0) + int(both * (1 + float(args.get("random-range-ratio", 0))))
+            return number("random-prefix-len", 0) + int(
+                both * (1 + float(args.get("random-range-ratio", 0)))
+            )
     return None
 
 
@@ -180,4 +210,6 @@ def _words(flag: str, value: object) -> tuple[str, ...]:
 
 def _refuse_owned(changes: Mapping[str, Any]) -> None:
     if found := sorted(OWNED & changes.keys()):
-        raise RecipeError(f"--{found[0]} is set by raylaunch", todo="it follows from the deployment: leave it out")
+        raise RecipeError(
+            f"--{found[0]} is set by raylaunch", todo="it follows from the deployment: leave it out"
+        )

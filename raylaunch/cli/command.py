@@ -56,21 +56,31 @@ RecipeName = Annotated[
 DeploymentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the deployment.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be repeated."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be repeated."
+    ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="HOST:PORT", help="Ray cluster; by default the one Ray finds (RAY_ADDRESS)."),
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster; by default the one Ray finds (RAY_ADDRESS).",
+    ),
 ]
 ClusterFile = Annotated[
     Path | None,
     typer.Option(
-        "--cluster", metavar="FILE", help="Do it over SSH, on the head of the cluster that `ray up FILE` started."
+        "--cluster",
+        metavar="FILE",
+        help="Do it over SSH, on the head of the cluster that `ray up FILE` started.",
     ),
 ]
 JsonOutput = Annotated[Format, typer.Option("--output", "-o", help="Form of the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and Ray's own messages.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show tracebacks and Ray's own messages.")
+]
 
 
 def command(
@@ -93,17 +103,20 @@ def command(
 
 def reasons(skips: list[str]) -> dict[str, str]:
     """Read the values of --skip-check: id of the check, and why it does not count."""
-    from raylaunch.plan.findings import hint_for
+    from raylaunch.checks.findings import hint_for
 
     given = {}
     for skip in skips:
         check, _, reason = skip.partition("=")
         if not check or not reason.strip():
             raise typer.BadParameter(
-                f"{skip!r}: write ID=REASON; the reason is kept in the events", param_hint="--skip-check"
+                f"{skip!r}: write ID=REASON; the reason is kept in the events",
+                param_hint="--skip-check",
             )
         if hint := hint_for(check):
-            raise typer.BadParameter(f"no check has the id {check!r}: {hint}", param_hint="--skip-check")
+            raise typer.BadParameter(
+                f"no check has the id {check!r}: {hint}", param_hint="--skip-check"
+            )
         given[check] = reason.strip()
     return given
 
@@ -115,7 +128,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
         file = given.pop("cluster", None)
         try:
             if file is not None:
-                from raylaunch.cli.far import run_far
+                from raylaunch.cli.remote import run_far
 
                 run_far(ctx, out, file, given, recipe="name" if takes_recipe else None)
             function(out, **given)
@@ -137,7 +150,9 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter("quiet", kind, default=False, annotation=Quiet),
         inspect.Parameter("verbose", kind, default=False, annotation=Verbose),
     ]
-    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    context = inspect.Parameter(
+        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
     run.__signature__ = signature.replace(parameters=[context, *own, *shared])  # type: ignore[attr-defined]
     return run
 

@@ -111,14 +111,20 @@ def error_lines(error: RaylaunchError, style: Style) -> Iterator[str]:
     yield from (f"       {line}" for line in rest)
     yield from _part("why", error.why, style)
     if error.evidence:
-        yield from (f"  {style.paint('|', 'dim')} {line}" for line in error.evidence.rstrip().splitlines())
+        yield from (
+            f"  {style.paint('|', 'dim')} {line}" for line in error.evidence.rstrip().splitlines()
+        )
     yield from _part("next", error.todo, style)
 
 
 def _part(label: str, text: str, style: Style) -> Iterator[str]:
     for number, line in enumerate(text.splitlines()):
         for piece in wrap(line, style.width, 8):
-            yield f"  {style.paint(label.ljust(6), 'title')}{piece}" if number == 0 and label else f"        {piece}"
+            yield (
+                f"  {style.paint(label.ljust(6), 'title')}{piece}"
+                if number == 0 and label
+                else f"        {piece}"
+            )
             label = ""
 
 
@@ -154,10 +160,15 @@ def table(
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max((len(cell) for cell in column if len(cell) <= WIDEST_CELL), default=0) for column in zip(*rows)]  # noqa: B905 - rows are of one length
+    return [
+        max((len(cell) for cell in column if len(cell) <= WIDEST_CELL), default=0)
+        for column in zip(*rows, strict=True)
+    ]
 
 
-def _row(cells: Sequence[str], widths: list[int], style: Style, indent: int, kinds: Sequence[str]) -> Iterator[str]:
+def _row(
+    cells: Sequence[str], widths: list[int], style: Style, indent: int, kinds: Sequence[str]
+) -> Iterator[str]:
     padded = [cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=False)]
     used = indent + sum(len(cell) + 2 for cell in padded)
     hang = indent + sum(width + 2 for width in widths[: len(padded)])

@@ -6,13 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raylaunch.importer.said import is_secret
-from raylaunch.importer.words import unknowns
-from raylaunch.plan.findings import Finding, Level
+from raylaunch.checks.findings import (
+    Finding,
+    Level,
+)
+from raylaunch.importer.expansion import unknowns
+from raylaunch.importer.script_model import is_secret
 from raylaunch.recipe.load import split_path
 
 SECTIONS = (
-    *("description", "source", "model", "hardware", "parallel", "network", "args", "env", "secrets"),
+    *(
+        "description",
+        "source",
+        "model",
+        "hardware",
+        "parallel",
+        "network",
+        "args",
+        "env",
+        "secrets",
+    ),
     *("features", "container", "tuning"),
 )
 """Order of a recipe's sections."""
@@ -67,9 +80,18 @@ class Draft:
         """Report what is still to be filled in by hand."""
         if found := unknowns(value):
             what = f"{path} holds a placeholder: {', '.join(dict.fromkeys(found))}"
-            self.note("placeholder", "warning", what, where, seen=value, todo=f"write the real value to {path}")
+            self.note(
+                "placeholder",
+                "warning",
+                what,
+                where,
+                seen=value,
+                todo=f"write the real value to {path}",
+            )
 
-    def drop(self, what: str, where: str, seen: str, todo: str = "", level: Level = "warning") -> None:
+    def drop(
+        self, what: str, where: str, seen: str, todo: str = "", level: Level = "warning"
+    ) -> None:
         """Report words that found no place."""
         self.note("not-placed", level, what, where, seen=seen, todo=todo)
 
@@ -77,21 +99,45 @@ class Draft:
         """Report words that are not needed because raylaunch sets it."""
         self.note("set-by-raylaunch", "info", what, where, seen=seen)
 
-    def note(self, id_: str, level: Level, what: str, where: str, *, seen: str = "", todo: str = "") -> None:
+    def note(
+        self, id_: str, level: Level, what: str, where: str, *, seen: str = "", todo: str = ""
+    ) -> None:
         """Report something."""
         self.findings.append(Finding(id_, level, what, todo, where, seen))
 
     def whole_number(
-        self, path: str, text: str | None, where: str, words: str, *, low: int = 1, high: int = 10**6
+        self,
+        path: str,
+        text: str | None,
+        where: str,
+        words: str,
+        *,
+        low: int = 1,
+        high: int = 10**6,
     ) -> int | None:
         """Place a whole number; report what is none and leave the field to its default."""
-        if text is not None and text.isascii() and text.isdigit() and len(text) < 9 and low <= int(text) <= high:
+        if (
+            text is not None
+            and text.isascii()
+            and text.isdigit()
+            and len(text) < 9
+            and low <= int(text) <= high
+        ):
             self.put(path, int(text), where, words)
             return int(text)
         what = (
-            f"{path} wants a number from {low} to {high}" if text and not unknowns(text) else f"{path} is a placeholder"
+            f"{path} wants a number from {low} to {high}"
+            if text and not unknowns(text)
+            else f"{path} is a placeholder"
         )
-        self.note("placeholder", "warning", f"{what}; left out", where, seen=words, todo=f"set {path} in the recipe")
+        self.note(
+            "placeholder",
+            "warning",
+            f"{what}; left out",
+            where,
+            seen=words,
+            todo=f"set {path} in the recipe",
+        )
         return None
 
     def add_secret(self, name: str, where: str, text: str) -> None:
@@ -101,7 +147,8 @@ class Draft:
             names.append(name)
         self.placed.append(Placed(where, text, "secrets"))
         what = (
-            f"{name} is a secret: the recipe only names it, its value comes from the environment of `raylaunch start`"
+            f"{name} is a secret: the recipe only names it, its value comes from the environment of "
+            "`raylaunch start`"
         )
         self.note("secret", "info", what, where, seen=text)
 

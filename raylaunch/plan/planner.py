@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raylaunch.plan.command import build_flags, model_path
-from raylaunch.plan.environment import build_env, build_unset
+from raylaunch.plan.environment import (
+    build_env,
+    build_unset,
+)
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.layout import Seat, bracket, choose_devices, lay_out
-from raylaunch.plan.ports import PortChoice, choose_ports
-from raylaunch.plan.spec import LaunchPlan, ServerPlan, Value
+from raylaunch.plan.launch_plan import (
+    LaunchPlan,
+    ServerPlan,
+    Value,
+)
+from raylaunch.plan.layout import (
+    Seat,
+    bracket,
+    choose_devices,
+    lay_out,
+)
+from raylaunch.plan.ports import (
+    PortChoice,
+    choose_ports,
+)
+from raylaunch.plan.serve_command import (
+    build_flags,
+    model_path,
+)
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 
@@ -52,7 +70,12 @@ def build_plan(
 
 
 def _plan_server(
-    loaded: LoadedRecipe, seat: Seat, primary: Seat, ports: PortChoice, deployment: str, unset: dict[str, Value]
+    loaded: LoadedRecipe,
+    seat: Seat,
+    primary: Seat,
+    ports: PortChoice,
+    deployment: str,
+    unset: dict[str, Value],
 ) -> ServerPlan:
     devices = choose_devices(loaded.recipe, seat)
     local = loaded.recipe.parallel.ranks_per_server

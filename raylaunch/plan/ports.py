@@ -6,9 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raylaunch.plan.facts import Facts, Listener
+from raylaunch.plan.facts import (
+    Facts,
+    Listener,
+)
+from raylaunch.plan.launch_plan import (
+    LaunchPlan,
+    Place,
+    Ports,
+    ServerPlan,
+)
 from raylaunch.plan.layout import Seat
-from raylaunch.plan.spec import LaunchPlan, Place, Ports, ServerPlan
 
 if TYPE_CHECKING:
     from raylaunch.recipe.load import LoadedRecipe
@@ -48,7 +56,9 @@ class PortChoice:
         return Ports(self.http.number, self.rpc.number, base)
 
 
-def choose_ports(loaded: LoadedRecipe, seats: Sequence[Seat], others: Sequence[LaunchPlan] = ()) -> PortChoice:
+def choose_ports(
+    loaded: LoadedRecipe, seats: Sequence[Seat], others: Sequence[LaunchPlan] = ()
+) -> PortChoice:
     """Choose the ports of a deployment whose first seat is the primary's.
 
     HCCL's base and the rpc port begin at the recipe's number and move to the next free one when a listener or the plan
@@ -73,7 +83,11 @@ def index_by_node(others: Iterable[LaunchPlan]) -> dict[str, list[tuple[str, Ser
 
 
 def find_taken(
-    facts: Facts, place: Place, others: Mapping[str, list[tuple[str, ServerPlan]]], *, listeners: bool = True
+    facts: Facts,
+    place: Place,
+    others: Mapping[str, list[tuple[str, ServerPlan]]],
+    *,
+    listeners: bool = True,
 ) -> dict[int, str]:
     """Who has which port on a node, for a server that would listen at `place`. `others`: see `index_by_node`."""
     owners = {process.pid: process.deployment for process in facts.marked}
@@ -109,7 +123,9 @@ def describe_holder(listener: Listener, owners: Mapping[int, str]) -> str:
     if listener.pid is None:
         return "a process of another user"
     owner = owners.get(listener.pid)
-    return f"pid {listener.pid} ({f'deployment {owner}' if owner else listener.process or 'unknown'})"
+    return (
+        f"pid {listener.pid} ({f'deployment {owner}' if owner else listener.process or 'unknown'})"
+    )
 
 
 def is_fixed(loaded: LoadedRecipe, field: str) -> bool:
@@ -131,7 +147,9 @@ def _choose_hccl(loaded: LoadedRecipe, seats: Sequence[Seat], taken: Sequence[Ta
     return Port(start, loaded.origin(field))
 
 
-def _find_holder(base: int, seats: Sequence[Seat], taken: Sequence[Taken]) -> tuple[int, str] | None:
+def _find_holder(
+    base: int, seats: Sequence[Seat], taken: Sequence[Taken]
+) -> tuple[int, str] | None:
     """The first port of the servers' HCCL blocks that somebody has, and who."""
     for seat, here in zip(seats, taken, strict=True):
         first = base + seat.slot * HCCL_PORTS
@@ -141,13 +159,20 @@ def _find_holder(base: int, seats: Sequence[Seat], taken: Sequence[Taken]) -> tu
     return None
 
 
-def _choose_rpc(loaded: LoadedRecipe, seats: Sequence[Seat], taken: Taken, hccl: Port | None) -> Port:
+def _choose_rpc(
+    loaded: LoadedRecipe, seats: Sequence[Seat], taken: Taken, hccl: Port | None
+) -> Port:
     field, start = "network.rpc_port", loaded.recipe.network.rpc_port
     if len(seats) == 1 or start not in taken or is_fixed(loaded, field):
         return Port(start, loaded.origin(field))
     slots = 1 + max(seat.slot for seat in seats)
     own = range(hccl.number, hccl.number + slots * HCCL_PORTS) if hccl else range(0)
     for port in range(start + 1, 65536):
-        if not (port in taken or port in own or port in RAY_WORKERS or port == loaded.recipe.network.http_port):
+        if not (
+            port in taken
+            or port in own
+            or port in RAY_WORKERS
+            or port == loaded.recipe.network.http_port
+        ):
             return Port(port, f"raylaunch: {start} is used by {taken[start]}")
     return Port(start, loaded.origin(field))

@@ -10,7 +10,11 @@ from pathlib import Path
 import yaml
 
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.load import Finder, LoadedRecipe, load_recipe
+from raylaunch.recipe.load import (
+    Finder,
+    LoadedRecipe,
+    load_recipe,
+)
 
 
 def configs_dir() -> Path:
@@ -62,7 +66,10 @@ def _find(configs: Path, name: str, beside: Path | None) -> Path:
         path = (beside or Path()) / name if beside else Path(name)
         if path.is_file():
             return path.resolve()
-        raise RecipeError(f"there is no recipe file {path}", todo="check the path; `raylaunch list` shows the names")
+        raise RecipeError(
+            f"there is no recipe file {path}",
+            todo="check the path; `raylaunch list` shows the names",
+        )
     for folder in (beside, configs):
         if folder and (folder / f"{name}.yaml").is_file():
             return (folder / f"{name}.yaml").resolve()

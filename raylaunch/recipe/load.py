@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from raylaunch.errors import RecipeError
 from raylaunch.recipe.model import Recipe
-from raylaunch.recipe.owned import normalise_flag
+from raylaunch.recipe.reserved import normalise_flag
 
 OPEN_MAPPINGS = ("args", "env", "container.env", "tuning.sysctl", "features.speculative")
 """Recipe fields whose keys are the user's own: values below them are replaced, never merged."""
@@ -62,7 +62,9 @@ def load_recipe(name: str, find: Finder, sets: Sequence[str] = ()) -> LoadedReci
     return LoadedRecipe(_validate(layer, path.name), path.stem, layer.origins)
 
 
-def recipe_from_mapping(values: Mapping[str, Any], name: str, origin: str = "caller") -> LoadedRecipe:
+def recipe_from_mapping(
+    values: Mapping[str, Any], name: str, origin: str = "caller"
+) -> LoadedRecipe:
     """Validate a recipe given as a mapping (from Python, or restored from JSON)."""
     layer = _Layer({}, {})
     _merge(layer, _Layer(dict(values), dict.fromkeys(_paths(values), origin)))
@@ -71,7 +73,9 @@ def recipe_from_mapping(values: Mapping[str, Any], name: str, origin: str = "cal
 
 def _read_layers(path: Path, find: Finder, seen: tuple[Path, ...]) -> _Layer:
     if path in seen:
-        raise RecipeError(f"recipe {path.name} extends itself", why=" -> ".join(p.name for p in (*seen, path)))
+        raise RecipeError(
+            f"recipe {path.name} extends itself", why=" -> ".join(p.name for p in (*seen, path))
+        )
     own = _read_file(path)
     base_name = own.values.pop("extends", None)
     found = find(str(base_name), path.parent) if base_name is not None else None
@@ -88,7 +92,11 @@ def _read_file(path: Path) -> _Layer:
         raise RecipeError(f"recipe {path} cannot be read", why=str(error)) from error
     except yaml.MarkedYAMLError as error:
         raise _malformed(path, error) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a NUL byte, the 31st of June, an alias to itself
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a NUL byte, the 31st of June, an alias to itself
         raise RecipeError(f"recipe {path.name} is not valid YAML", why=str(error)) from error
 
 
@@ -121,7 +129,9 @@ def _build(node: yaml.Node, file: str, prefix: str, origins: dict[str, str]) -> 
             raise RecipeError(f"recipe {file}, line {line}: the key {prefix}{key} stands twice")
         if prefix == "args." and normalise_flag(key) in map(normalise_flag, built):
             flag = normalise_flag(key)
-            raise RecipeError(f"recipe {file}, line {line}: args gives --{flag} twice, in two spellings")
+            raise RecipeError(
+                f"recipe {file}, line {line}: args gives --{flag} twice, in two spellings"
+            )
         origins[prefix + key] = f"recipe {file}:{line}"
         built[key] = _build(value_node, file, f"{prefix}{key}.", origins)
     return built
@@ -155,7 +165,11 @@ def _merged(base: dict[str, Any], own: dict[str, Any], prefix: str) -> dict[str,
 def _without_respelled(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The flags of `base` but for those that `own` gives in another spelling (max_num_seqs for max-num-seqs)."""
     given = {normalise_flag(name) for name in own}
-    return {name: value for name, value in base.items() if name in own or normalise_flag(name) not in given}
+    return {
+        name: value
+        for name, value in base.items()
+        if name in own or normalise_flag(name) not in given
+    }
 
 
 def _is_open_value(path: str) -> bool:
@@ -166,7 +180,9 @@ def _is_open_value(path: str) -> bool:
 def _apply_set(layer: _Layer, assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path:
-        raise RecipeError(f"--set {assignment!r} has no value", todo="write --set KEY=VALUE, e.g. parallel.data=4")
+        raise RecipeError(
+            f"--set {assignment!r} has no value", todo="write --set KEY=VALUE, e.g. parallel.data=4"
+        )
     keys = split_path(path)
     try:
         value = yaml.safe_load(text) if text else ""
@@ -189,7 +205,12 @@ def split_path(path: str) -> list[str]:
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    below = [p for key, value in values.items() if isinstance(value, Mapping) for p in _paths(value, f"{prefix}{key}.")]
+    below = [
+        p
+        for key, value in values.items()
+        if isinstance(value, Mapping)
+        for p in _paths(value, f"{prefix}{key}.")
+    ]
     return [*(f"{prefix}{key}" for key in values), *below]
 
 
@@ -199,14 +220,21 @@ def _validate(layer: _Layer, file: str) -> Recipe:
     except ValidationError as error:
         problems = [_explain(problem, layer, file) for problem in error.errors(include_url=False)]
         raise RecipeError(
-            "\n".join(problems), todo="`raylaunch show NAME` prints a whole recipe; docs/recipes.md lists the fields"
+            "\n".join(problems),
+            todo="`raylaunch show NAME` prints a whole recipe; docs/recipes.md lists the fields",
         ) from error
 
 
 def _explain(problem: Any, layer: _Layer, file: str) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    path = ".".join(str(part) for part in problem["loc"] if part != "[key]") or _named_path(problem["msg"])
+    path = ".".join(str(part) for part in problem["loc"] if part != "[key]") or _named_path(
+        problem["msg"]
+    )
     origin = LoadedRecipe(None, "", layer.origins).origin(path) if path else ""  # type: ignore[arg-type]
-    where = (origin if not origin.startswith("raylaunch") else f"recipe {file}") if path else f"recipe {file}"
+    where = (
+        (origin if not origin.startswith("raylaunch") else f"recipe {file}")
+        if path
+        else f"recipe {file}"
+    )
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key {path!r}{_nearest(problem['loc'])}"
     if problem["type"] == "missing":
@@ -241,5 +269,9 @@ def field_names(location: Sequence[str | int]) -> list[str]:
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - a type form
     if get_origin(annotation) is None:
-        return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        return (
+            annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            else None
+        )
     return next((model for arg in get_args(annotation) if (model := _model_of(arg))), None)

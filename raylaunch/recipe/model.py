@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from raylaunch.recipe.owned import normalise_flag, owned_arg, owned_env
+from raylaunch.recipe.reserved import (
+    normalise_flag,
+    owned_arg,
+    owned_env,
+)
 
 
 class _Part(BaseModel):
@@ -20,7 +24,9 @@ Seconds = Annotated[float, Field(gt=0)]
 
 def _env_value(value: object) -> object:
     if isinstance(value, bool | float):
-        raise ValueError(f"environment values are text: write it in quotes ('{str(value).lower()}' or '{value}')")
+        raise ValueError(
+            f"environment values are text: write it in quotes ('{str(value).lower()}' or '{value}')"
+        )
     return str(value) if isinstance(value, int) else value
 
 
@@ -29,7 +35,9 @@ EnvValue = Annotated[str, BeforeValidator(_env_value)]
 
 def _env_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"{name!r} is no variable name: only letters, digits and _, and no digit first")
+        raise ValueError(
+            f"{name!r} is no variable name: only letters, digits and _, and no digit first"
+        )
     return name
 
 
@@ -63,7 +71,9 @@ class Model(_Part):
     @model_validator(mode="after")
     def _has_weights(self) -> Model:
         if bool(self.path) == bool(self.tiny):
-            raise ValueError("give either `path` (a directory of weights) or `tiny` (a generated model)")
+            raise ValueError(
+                "give either `path` (a directory of weights) or `tiny` (a generated model)"
+            )
         return self
 
 
@@ -240,7 +250,9 @@ class Speculative(BaseModel):
     def config(self) -> dict[str, Any]:
         """The value of `--speculative-config`."""
         own = ("enabled", "sources")
-        return {key: value for key, value in self.model_dump().items() if key not in own and value != ""}
+        return {
+            key: value for key, value in self.model_dump().items() if key not in own and value != ""
+        }
 
 
 class Features(_Part):

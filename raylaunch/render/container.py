@@ -5,9 +5,19 @@ from __future__ import annotations
 import shlex
 
 from raylaunch.errors import RecipeError
-from raylaunch.plan.spec import LaunchPlan, ServerPlan
-from raylaunch.recipe.model import Container, Recipe
-from raylaunch.render.script import comment, file_part, script_name
+from raylaunch.plan.launch_plan import (
+    LaunchPlan,
+    ServerPlan,
+)
+from raylaunch.recipe.model import (
+    Container,
+    Recipe,
+)
+from raylaunch.render.script import (
+    comment,
+    file_part,
+    script_name,
+)
 
 EVERY_NPU = "/dev/davinci*"
 
@@ -21,7 +31,10 @@ def render_containers(recipe: Recipe, plan: LaunchPlan) -> dict[str, str]:
     nodes: dict[str, list[ServerPlan]] = {}
     for server in plan.servers:
         nodes.setdefault(server.node.ip, []).append(server)
-    return {f"container-{file_part(ip)}.sh": _script(recipe, plan, ip, servers) for ip, servers in nodes.items()}
+    return {
+        f"container-{file_part(ip)}.sh": _script(recipe, plan, ip, servers)
+        for ip, servers in nodes.items()
+    }
 
 
 def docker_command(recipe: Recipe) -> list[str]:
@@ -36,7 +49,16 @@ def docker_command(recipe: Recipe) -> list[str]:
     box = _container(recipe)
     how = ["-itd"] if box.detach else ["--rm", "-it"]
     named = ["--name", box.name, "--net=host"]
-    return ["docker", "run", *how, *_rights(box), *named, *_contents(recipe, box), image(recipe), "bash"]
+    return [
+        "docker",
+        "run",
+        *how,
+        *_rights(box),
+        *named,
+        *_contents(recipe, box),
+        image(recipe),
+        "bash",
+    ]
 
 
 def run_options(recipe: Recipe) -> list[str]:
@@ -94,10 +116,17 @@ def _script(recipe: Recipe, plan: LaunchPlan, ip: str, servers: list[ServerPlan]
     story = [
         f"Deployment {plan.deployment}, recipe {plan.recipe}: the container of node {ip}.",
         "Run this on the node, beside its server script(s).",
-        "Then, in the background container:" if box.detach else "Then, from a second shell on the node:",
+        "Then, in the background container:"
+        if box.detach
+        else "Then, from a second shell on the node:",
         *(f"  {line}" for server in servers for line in _inside(plan, box, server)),
     ]
-    lines = ["#!/usr/bin/env bash", *("#" + _indented(text) for text in story), "set -euo pipefail", ""]
+    lines = [
+        "#!/usr/bin/env bash",
+        *("#" + _indented(text) for text in story),
+        "set -euo pipefail",
+        "",
+    ]
     return "\n".join([*lines, _one_option_per_line(docker_command(recipe))]) + "\n"
 
 

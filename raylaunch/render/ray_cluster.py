@@ -10,10 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from raylaunch.errors import PlanError, RecipeError
+from raylaunch.errors import (
+    PlanError,
+    RecipeError,
+)
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
-from raylaunch.render.container import image, run_options
+from raylaunch.render.container import (
+    image,
+    run_options,
+)
 
 RAY = "2.60"
 """The Ray that raylaunch drives: all nodes need this one."""
@@ -38,7 +44,10 @@ HCCL_PORTS = 16
 OBJECT_STORE_BYTES = 200_000_000
 """raylaunch passes almost no objects; Ray's default, 30 % of memory, does not fit into a container's /dev/shm."""
 
-TOOLKIT_ENVIRONMENT = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
+TOOLKIT_ENVIRONMENT = (
+    "/usr/local/Ascend/cann/set_env.sh",
+    "/usr/local/Ascend/ascend-toolkit/set_env.sh",
+)
 """CANN's own since 8.5, and before that. The first that is there counts: where both are, the older one is a link to the
 newer, or another version, whose libraries would mix with these.
 """
@@ -95,7 +104,9 @@ def token_folder(name: str) -> str:
 
 def _check(recipe: Recipe, site: _Site) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", site.name):
-        raise PlanError(f"{site.name!r} is no cluster name", todo="use letters, digits, '-', '_' and '.'")
+        raise PlanError(
+            f"{site.name!r} is no cluster name", todo="use letters, digits, '-', '_' and '.'"
+        )
     hosts = (site.head, *site.workers)
     for host in hosts:
         _check_address(host)
@@ -110,7 +121,9 @@ def _check(recipe: Recipe, site: _Site) -> None:
     rays = {*FIXED_PORTS.values(), *HEAD_PORTS.values(), *METRIC_PORTS.values()}
     if taken := _ports(recipe).keys() & rays:
         port = min(taken)
-        raise RecipeError(f"{_ports(recipe)[port]}: Ray itself needs port {port}", todo="choose another one")
+        raise RecipeError(
+            f"{_ports(recipe)[port]}: Ray itself needs port {port}", todo="choose another one"
+        )
 
 
 def _check_address(host: str) -> None:
@@ -161,7 +174,10 @@ def _title(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
     again = ["raylaunch", "cluster", *(site.asked or (loaded.name,)), "--head", site.head]
     again += [word for worker in site.workers for word in ("--worker", worker)]
     again += ["--ssh-user", site.ssh_user, *(["--ssh-key", site.ssh_key] if site.ssh_key else [])]
-    again += [*(["--bare"] if site.bare else []), *(["--name", site.name] if site.name != loaded.name else [])]
+    again += [
+        *(["--bare"] if site.bare else []),
+        *(["--name", site.name] if site.name != loaded.name else []),
+    ]
     yield f"# Deployment hosts of cluster {site.name}, recipe {loaded.name}: a file for Ray's own cluster launcher."
     yield "#"
     yield "#   ray up -y FILE                  starts Ray on every host; run it again after a change"
@@ -308,7 +324,11 @@ def _ray_start(recipe: Recipe, site: _Site, role: str) -> Iterator[str]:
     npus = json.dumps({"NPU": recipe.npus_per_node})
     yield f"--resources='{npus}'"
     yield f"--object-store-memory={OBJECT_STORE_BYTES}"
-    ports = {**FIXED_PORTS, **HEAD_PORTS} if role == "head" else {k: v for k, v in FIXED_PORTS.items() if k != "port"}
+    ports = (
+        {**FIXED_PORTS, **HEAD_PORTS}
+        if role == "head"
+        else {k: v for k, v in FIXED_PORTS.items() if k != "port"}
+    )
     yield from (f"--{name}={port}" for name, port in ports.items())
     low, high = _worker_ports(recipe)
     yield f"--min-worker-port={low} --max-worker-port={high}"
@@ -327,4 +347,8 @@ def _options(words: list[str]) -> Iterator[str]:
 
 def _quoted(text: str) -> str:
     """A YAML scalar; JSON's strings are YAML's too."""
-    return text if re.fullmatch(r"[A-Za-z_~/][A-Za-z0-9_~/.-]*", text) else json.dumps(text, ensure_ascii=False)
+    return (
+        text
+        if re.fullmatch(r"[A-Za-z_~/][A-Za-z0-9_~/.-]*", text)
+        else json.dumps(text, ensure_ascii=False)
+    )

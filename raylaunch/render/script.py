@@ -6,7 +6,12 @@ import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from raylaunch.plan.spec import Flag, LaunchPlan, ServerPlan, Value
+from raylaunch.plan.launch_plan import (
+    Flag,
+    LaunchPlan,
+    ServerPlan,
+    Value,
+)
 
 _HOME = "$HOME/"
 
@@ -53,7 +58,13 @@ def comment(text: str) -> str:
 
 
 def _header(plan: LaunchPlan, server: ServerPlan) -> str:
-    return "\n".join(["#!/usr/bin/env bash", f"# shellcheck disable={_LITERAL}", *map(comment, _story(plan, server))])
+    return "\n".join(
+        [
+            "#!/usr/bin/env bash",
+            f"# shellcheck disable={_LITERAL}",
+            *map(comment, _story(plan, server)),
+        ]
+    )
 
 
 def _story(plan: LaunchPlan, server: ServerPlan) -> Iterator[str]:
@@ -95,7 +106,10 @@ def _metadata(server: ServerPlan) -> str:
 
 
 def _secrets(plan: LaunchPlan) -> str:
-    lines = (f': "${{{name}:?export {name} before you run this script}}"\nexport {name}' for name in plan.secrets)
+    lines = (
+        f': "${{{name}:?export {name} before you run this script}}"\nexport {name}'
+        for name in plan.secrets
+    )
     return "\n".join(lines)
 
 
@@ -104,7 +118,9 @@ def _unset(server: ServerPlan) -> str:
     names: dict[str, list[str]] = {}
     for name, value in server.unset.items():
         names.setdefault(value.origin, []).append(name)
-    return "\n".join(f"unset {' '.join(group)}  {comment(origin)}" for origin, group in names.items())
+    return "\n".join(
+        f"unset {' '.join(group)}  {comment(origin)}" for origin, group in names.items()
+    )
 
 
 def _export(name: str, value: Value) -> str:

@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raylaunch.supervise.health import Gang, HealthConfig
-from raylaunch.supervise.state import History, Phase, RankSeen, ServerSeen
+from raylaunch.supervise.health_config import (
+    GroupShape,
+    HealthConfig,
+)
+from raylaunch.supervise.state import (
+    History,
+    Phase,
+    RankSeen,
+    ServerSeen,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,13 @@ class Trouble:
 
 
 def find_trouble(
-    phase: Phase, servers: Sequence[ServerSeen], history: History, health: HealthConfig, now: float, *, gang: Gang
+    phase: Phase,
+    servers: Sequence[ServerSeen],
+    history: History,
+    health: HealthConfig,
+    now: float,
+    *,
+    gang: GroupShape,
 ) -> Trouble | None:
     """The failure that the observations show, if any; the most direct evidence first.
 
@@ -38,21 +52,33 @@ def find_trouble(
     if trouble is None and phase is Phase.STARTING:
         trouble = _late(servers, history, health, now, gang)
     if trouble is None and phase is Phase.READY:
-        trouble = _deaf(servers, health, now) or _stalled(servers, health, now, gang) or _dumb(servers, health, gang)
+        trouble = (
+            _deaf(servers, health, now)
+            or _stalled(servers, health, now, gang)
+            or _dumb(servers, health, gang)
+        )
     return trouble
 
 
-def find_unready(servers: Sequence[ServerSeen], history: History, *, gang: Gang) -> tuple[str, ...]:
+def find_unready(
+    servers: Sequence[ServerSeen], history: History, *, gang: GroupShape
+) -> tuple[str, ...]:
     """What is still missing before the deployment is ready, in words; empty when nothing is."""
     seen = {server.index: server for server in servers}
-    missing = [f"server {i}: not started" for i in range(len(gang.ranks)) if i not in seen or seen[i].pid is None]
+    missing = [
+        f"server {i}: not started"
+        for i in range(len(gang.ranks))
+        if i not in seen or seen[i].pid is None
+    ]
     for index in gang.api:
         if index in seen:
-            missing += [f"server {index}: {what}" for what in _missing_of_api(seen[index], history, gang)]
+            missing += [
+                f"server {index}: {what}" for what in _missing_of_api(seen[index], history, gang)
+            ]
     return tuple(missing)
 
 
-def _missing_of_api(server: ServerSeen, history: History, gang: Gang) -> list[str]:
+def _missing_of_api(server: ServerSeen, history: History, gang: GroupShape) -> list[str]:
     wanted = {rank for ranks in gang.ranks for rank in ranks}
     absent = sorted(wanted - {rank.rank for rank in server.ranks})
     canary = server.canary
@@ -92,16 +118,24 @@ def _ended(servers: Sequence[ServerSeen]) -> Trouble | None:
         return None
     _, root = ended[0]
     how = next(server.exit for server in servers if server.index == root)
-    return Trouble("ended", root, f"server {root} ended with {how}", tuple(index for _, index in ended[1:]))
+    return Trouble(
+        "ended", root, f"server {root} ended with {how}", tuple(index for _, index in ended[1:])
+    )
 
 
 def _late(
-    servers: Sequence[ServerSeen], history: History, health: HealthConfig, now: float, gang: Gang
+    servers: Sequence[ServerSeen],
+    history: History,
+    health: HealthConfig,
+    now: float,
+    gang: GroupShape,
 ) -> Trouble | None:
     missing = find_unready(servers, history, gang=gang)
     if now - history.started_at <= health.start_s or not missing:
         return None
-    return Trouble("start-deadline", None, f"not ready after {health.start_s:g} s: {'; '.join(missing)}")
+    return Trouble(
+        "start-deadline", None, f"not ready after {health.start_s:g} s: {'; '.join(missing)}"
+    )
 
 
 def _deaf(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Trouble | None:
@@ -110,11 +144,17 @@ def _deaf(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Tr
         since = server.http.failing_since
         if since is None or now - since < health.http_fail_s or _moved_after(server.ranks, since):
             continue
-        return Trouble("http-dead", server.index, f"server {server.index}: /health fails for {now - since:.0f} s")
+        return Trouble(
+            "http-dead",
+            server.index,
+            f"server {server.index}: /health fails for {now - since:.0f} s",
+        )
     return None
 
 
-def _stalled(servers: Sequence[ServerSeen], health: HealthConfig, now: float, gang: Gang) -> Trouble | None:
+def _stalled(
+    servers: Sequence[ServerSeen], health: HealthConfig, now: float, gang: GroupShape
+) -> Trouble | None:
     """Ranks with requests whose counters stand still. vLLM's hang line alone says little: it also appears when busy."""
     hinted = any(server.hang_lines for server in servers)
     limit = health.stall_s / 2 if hinted else health.stall_s
@@ -126,10 +166,14 @@ def _stalled(servers: Sequence[ServerSeen], health: HealthConfig, now: float, ga
     root = owners.pop() if len(owners) == 1 else None
     ranks = ", ".join(str(rank) for rank in sorted(stuck))
     hint = ", and vLLM reports a hang" if hinted else ""
-    return Trouble("stalled", root, f"rank {ranks}: requests, but no token for {max(stuck.values()):.0f} s{hint}")
+    return Trouble(
+        "stalled",
+        root,
+        f"rank {ranks}: requests, but no token for {max(stuck.values()):.0f} s{hint}",
+    )
 
 
-def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, gang: Gang) -> Trouble | None:
+def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, gang: GroupShape) -> Trouble | None:
     """A rank that looks idle and cannot complete one token: what was stopped while idle shows no request for ever."""
     mute = {rank.rank: _mute_s(rank) for server in servers for rank in server.ranks}
     dumb = {rank: lasting for rank, lasting in mute.items() if lasting >= health.canary_timeout_s}
@@ -138,7 +182,11 @@ def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, gang: Gang) -> Tr
     owners = {gang.owner(rank) for rank in dumb}
     root = owners.pop() if len(owners) == 1 else None
     ranks = ", ".join(str(rank) for rank in sorted(dumb))
-    return Trouble("canary-failed", root, f"rank {ranks}: idle, and no token for {max(dumb.values()):.0f} s when asked")
+    return Trouble(
+        "canary-failed",
+        root,
+        f"rank {ranks}: idle, and no token for {max(dumb.values()):.0f} s when asked",
+    )
 
 
 def _still_s(rank: RankSeen, now: float) -> float:

@@ -17,9 +17,16 @@ class Fault:
 
 FAULTS: tuple[Fault, ...] = (
     Fault("kill-engine", "SIGKILL the engine core of the last server", "last", "kill-engine"),
-    Fault("kill-headless", "SIGKILL the main process of a headless server", "headless", "kill-server"),
+    Fault(
+        "kill-headless", "SIGKILL the main process of a headless server", "headless", "kill-server"
+    ),
     Fault("kill-primary", "SIGKILL the main process of the primary", "primary", "kill-server"),
-    Fault("stop-headless", "SIGSTOP a headless server with all its processes: a hang", "headless", "stop-server"),
+    Fault(
+        "stop-headless",
+        "SIGSTOP a headless server with all its processes: a hang",
+        "headless",
+        "stop-server",
+    ),
     Fault("kill-agent", "SIGKILL the agent of the last server", "last", "kill-agent"),
     Fault("kill-guard", "SIGKILL the guard of the last server", "last", "kill-guard"),
     Fault("kill-controller", "kill the controller", "", ""),
@@ -55,4 +62,8 @@ class Outcome:
     @property
     def beyond_s(self) -> float | None:
         """Recovery beyond the servers' own start-up."""
-        return None if self.recovery_s is None or self.start_s is None else self.recovery_s - self.start_s
+        return (
+            None
+            if self.recovery_s is None or self.start_s is None
+            else self.recovery_s - self.start_s
+        )

@@ -11,16 +11,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from raylaunch.supervise.detect import Trouble, find_trouble, find_unready
-from raylaunch.supervise.diagnose import Diagnosis
-from raylaunch.supervise.health import Gang, HealthConfig
-from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
+from raylaunch.supervise.detect import (
+    Trouble,
+    find_trouble,
+    find_unready,
+)
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis
+from raylaunch.supervise.health_config import (
+    GroupShape,
+    HealthConfig,
+)
+from raylaunch.supervise.state import (
+    Failure,
+    History,
+    Phase,
+    ServerSeen,
+)
 
 __all__ = [
     "BecomeReady",
     "Decision",
-    "Gang",
     "GiveUp",
+    "GroupShape",
     "HealthConfig",
     "Restart",
     "Stop",
@@ -84,7 +96,7 @@ def decide(
     health: HealthConfig,
     now: float,
     *,
-    gang: Gang,
+    gang: GroupShape,
     diagnosis: Diagnosis | None = None,
     jitter: float = 0.0,
 ) -> Decision:
@@ -117,13 +129,15 @@ def _answer(
     history: History,
     health: HealthConfig,
     now: float,
-    gang: Gang,
+    gang: GroupShape,
     diagnosis: Diagnosis | None,
     jitter: float,
 ) -> Decision:
     failure = _name(trouble, history, now, gang, diagnosis)
     collateral = diagnosis.collateral if diagnosis else trouble.collateral
-    refusal = _refuse(failure, history, health, now, gang, certain=diagnosis is None or diagnosis.certain)
+    refusal = _refuse(
+        failure, history, health, now, gang, certain=diagnosis is None or diagnosis.certain
+    )
     if refusal:
         reason = f"{trouble.reason}; {refusal}"
         return GiveUp(failure.cause, failure.kind, failure.root, reason, collateral)
@@ -138,13 +152,17 @@ def _answer(
     )
 
 
-def _name(trouble: Trouble, history: History, now: float, gang: Gang, diagnosis: Diagnosis | None) -> Failure:
+def _name(
+    trouble: Trouble, history: History, now: float, gang: GroupShape, diagnosis: Diagnosis | None
+) -> Failure:
     """The failure as history will know it: by its diagnosis, or by the detector when the evidence says little.
 
     A running server's log may hold exceptions of single requests; a mere guess from them does not explain a hang.
     """
     guess = (
-        diagnosis is not None and not diagnosis.certain and trouble.cause in ("stalled", "http-dead", "canary-failed")
+        diagnosis is not None
+        and not diagnosis.certain
+        and trouble.cause in ("stalled", "http-dead", "canary-failed")
     )
     known = diagnosis is not None and diagnosis.id != "no-evidence" and not guess
     cause, kind, root = trouble.cause, "transient", trouble.root
@@ -154,7 +172,15 @@ def _name(trouble: Trouble, history: History, now: float, gang: Gang, diagnosis:
     return Failure(0, now, cause, kind, root, was_ready=history.ready_at is not None, node=node)
 
 
-def _refuse(failure: Failure, history: History, health: HealthConfig, now: float, gang: Gang, *, certain: bool) -> str:
+def _refuse(
+    failure: Failure,
+    history: History,
+    health: HealthConfig,
+    now: float,
+    gang: GroupShape,
+    *,
+    certain: bool,
+) -> str:
     """Why there is no restart; empty when there is one. A launch that did become ready cannot be wrong as such."""
     if failure.kind == "deterministic" and not failure.was_ready:
         return f"{failure.cause} would fail the same way again"
@@ -162,7 +188,9 @@ def _refuse(failure: Failure, history: History, health: HealthConfig, now: float
         return f"{failure.cause}: node {failure.node} is not used again, and no other node has the NPUs"
     if spent_restarts(history, health, now) >= health.max_restarts:
         return f"{health.max_restarts} restarts within {health.restart_window_s:g} s are used up"
-    alike = takewhile(lambda old: old.cause == failure.cause and not old.was_ready, reversed(history.failures))
+    alike = takewhile(
+        lambda old: old.cause == failure.cause and not old.was_ready, reversed(history.failures)
+    )
     if not certain and not failure.was_ready and len(list(alike)) >= health.unknown_retries:
         return f"the start failed {health.unknown_retries + 1} times for a reason nobody knows"
     return ""
@@ -176,22 +204,33 @@ def spent_restarts(history: History, health: HealthConfig, now: float) -> int:
     recent = sum(now - failure.at < health.restart_window_s for failure in history.failures)
     if history.ready_at is not None:
         return recent
-    row = sum(1 for _ in takewhile(lambda failure: not failure.was_ready, reversed(history.failures)))
+    row = sum(
+        1 for _ in takewhile(lambda failure: not failure.was_ready, reversed(history.failures))
+    )
     return max(recent, row)
 
 
-def _pause(failure: Failure, history: History, health: HealthConfig, now: float, gang: Gang, jitter: float) -> float:
+def _pause(
+    failure: Failure,
+    history: History,
+    health: HealthConfig,
+    now: float,
+    gang: GroupShape,
+    jitter: float,
+) -> float:
     """Seconds to wait: none for the first failure of a service that ran, then growing up to the maximum."""
     delay = 0.0
     for _ in range(spent_restarts(history, health, now) + (not failure.was_ready)):
-        delay = min(delay * health.backoff_factor if delay else health.backoff_first_s, health.backoff_max_s)
+        delay = min(
+            delay * health.backoff_factor if delay else health.backoff_first_s, health.backoff_max_s
+        )
         if delay in (0.0, health.backoff_max_s):
             break
     delay *= 1 + health.jitter * jitter
     return max(delay, health.device_pause_s) if gang.holds_devices else delay
 
 
-def _excluded(failure: Failure, history: History, gang: Gang) -> tuple[str, ...]:
+def _excluded(failure: Failure, history: History, gang: GroupShape) -> tuple[str, ...]:
     """Nodes with a device fault for good; a lost node as long as there is another to take its place."""
     nodes = list(history.excluded_nodes)
     if failure.kind == "device" or (failure.cause == "node-lost" and gang.spare):

@@ -171,7 +171,11 @@ class History:
     def excluded_nodes(self) -> tuple[str, ...]:
         """Nodes with a device fault, in the order they failed: not used again by this deployment."""
         return tuple(
-            dict.fromkeys(failure.node for failure in self.failures if failure.kind == "device" and failure.node)
+            dict.fromkeys(
+                failure.node
+                for failure in self.failures
+                if failure.kind == "device" and failure.node
+            )
         )
 
     def remember(self, failure: Failure) -> History:

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from bench_yard import plan_of
+from sample_runs import plan_of
 
-from raylaunch.bench.run import METRICS
+from raylaunch.bench.result import METRICS
 from raylaunch.bench.scenario import (
     OWNED,
     build_argv,
@@ -21,7 +21,10 @@ from raylaunch.bench.scenario import (
     tokens_needed,
 )
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.catalog import (
+    read,
+    recipe_names,
+)
 
 GUIDE = """vllm bench serve --backend vllm
 --dataset-name prefix_repetition
@@ -59,7 +62,9 @@ def test_the_a2_scenario_is_the_guides_command():
     argv = [*build_argv(plan, scenario), "--seed", str(scenario.seed)]
     wanted = flags_of(shlex.split(GUIDE))
     got = flags_of(argv)
-    assert got.pop("--trust-remote-code") == "", "the server's: without it the tokenizer would not load"
+    assert got.pop("--trust-remote-code") == "", (
+        "the server's: without it the tokenizer would not load"
+    )
     assert got == wanted
     assert argv[:3] == ["vllm", "bench", "serve"]
 
@@ -105,7 +110,15 @@ def test_a_request_longer_than_the_server_takes_is_refused():
         ({"dataset-name": "prefix_repetition"}, 256 + 256 + 128),
         ({"dataset-name": "prefix_repetition", "output-len": 7}, 256 + 256 + 7),
         ({}, 1024 + 128),
-        ({"random-input-len": 100, "random-output-len": 100, "random-range-ratio": 0.5, "random-prefix-len": 9}, 309),
+        (
+            {
+                "random-input-len": 100,
+                "random-output-len": 100,
+                "random-range-ratio": 0.5,
+                "random-prefix-len": 9,
+            },
+            309,
+        ),
         ({"dataset-name": "sharegpt"}, None),
     ],
 )
@@ -163,7 +176,10 @@ def test_the_installed_vllm_knows_every_flag():
     text = "\n".join(source.read_text() for source in sources)
     _, plan = plan_of("a2-dual", "args.tokenizer-mode=auto")
     result = ("--seed", "--save-result", "--result-dir", "--result-filename")
-    words = [*result, *(word for scenario in shipped().values() for word in build_argv(plan, scenario))]
+    words = [
+        *result,
+        *(word for scenario in shipped().values() for word in build_argv(plan, scenario)),
+    ]
     assert not sorted({word for word in words if word.startswith("--") and f'"{word}"' not in text})
     written = (
         "completed",

@@ -5,7 +5,7 @@ import sys
 
 import fake_api
 import pytest
-from cli_yard import command_line, environment
+from cli_process import command_line, environment
 from typer.testing import CliRunner
 
 import raylaunch
@@ -44,6 +44,8 @@ def run():
 
     def go(*words: str, prepare: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         line = command_line(*words, prepare=prepare)
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, env=environment(**env), check=False)
+        return subprocess.run(
+            line, capture_output=True, text=True, timeout=60, env=environment(**env), check=False
+        )
 
     return go

@@ -7,14 +7,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raylaunch.checks.findings import (
+    Finding,
+    forgive,
+)
 from raylaunch.errors import UnknownDeploymentError
-from raylaunch.plan.facts import Facts, TuningStep
-from raylaunch.plan.findings import Finding, forgive
+from raylaunch.plan.facts import (
+    Facts,
+    TuningStep,
+)
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.weights import Progress, Stock, WeightsReport
+from raylaunch.plan.wanted_weights import (
+    DownloadProgress,
+    Stock,
+    WeightsReport,
+)
 from raylaunch.recipe.catalog import read
-from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
-from raylaunch.supervise.status import CleanReport, Event, ServerStatus, Status
+from raylaunch.supervise.deployment_status import (
+    CleanReport,
+    Event,
+    ServerStatus,
+    Status,
+)
+from raylaunch.supervise.state import (
+    CanarySeen,
+    HttpSeen,
+    Phase,
+    RankSeen,
+    ServerSeen,
+)
 
 CREATED = 1_700_000_000.0
 
@@ -29,7 +50,7 @@ left: tuple[str, ...] = ()
 clean_report = CleanReport(ended=False)
 tuning_steps: list[TuningStep] = []
 weights_report = WeightsReport("a2-dual", (), ())
-weights_progress: list[list[tuple[Stock, Progress]]] = []
+weights_progress: list[list[tuple[Stock, DownloadProgress]]] = []
 """What a download tells, in order."""
 
 
@@ -43,11 +64,20 @@ class StopReport:
 
 
 def make_plan(name, *, hosts=(), primary=None, sets=(), deployment=None):
-    asked.append(("make_plan", {"hosts": hosts, "primary": primary, "sets": sets, "deployment": deployment}))
+    asked.append(
+        ("make_plan", {"hosts": hosts, "primary": primary, "sets": sets, "deployment": deployment})
+    )
     loaded = read(name, list(sets))
     example = [f"192.0.2.{10 + n}%enp67s0f0np0" for n in range(loaded.recipe.parallel.servers)]
-    nodes = [Facts(ip, interface=nic) for ip, _, nic in (host.partition("%") for host in hosts or example)]
-    return loaded, build_plan(loaded, nodes, deployment=deployment or "", primary=primary), list(findings)
+    nodes = [
+        Facts(ip, interface=nic)
+        for ip, _, nic in (host.partition("%") for host in hosts or example)
+    ]
+    return (
+        loaded,
+        build_plan(loaded, nodes, deployment=deployment or "", primary=primary),
+        list(findings),
+    )
 
 
 def preflight(name, **given):
@@ -101,12 +131,20 @@ def deployments(address=None):
 
 
 def diagnose(target, address=None):
-    from raylaunch.supervise.diagnose import Diagnosis
+    from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 
     if target == "nobody":
         raise UnknownDeploymentError("there is no deployment named 'nobody'")
     return Diagnosis(
-        "oom", "deterministic", 1, "RuntimeError: NPU out of memory", 812, "too little HBM", "lower it", "vLLM", (0,)
+        "oom",
+        "deterministic",
+        1,
+        "RuntimeError: NPU out of memory",
+        812,
+        "too little HBM",
+        "lower it",
+        "vLLM",
+        (0,),
     )
 
 
@@ -165,14 +203,21 @@ def _server(seen: ServerSeen) -> ServerStatus:
     role = "headless" if seen.index else "primary"
     ip = f"192.0.2.{10 + seen.index}"
     log = f"/var/log/raylaunch/a2-dual/attempt-1/server-{seen.index}.log"
-    return ServerStatus(seen.index, role, (seen.index,), ip, "enp67s0f0np0", tuple(range(8)), log, seen)
+    return ServerStatus(
+        seen.index, role, (seen.index,), ip, "enp67s0f0np0", tuple(range(8)), log, seen
+    )
 
 
 def start_story() -> list[Status]:
     """A start as it goes well."""
     return [
         look(0.3, Phase.CHECKING),
-        look(2.0, Phase.STARTING, ServerSeen(0, pid=11, stage="spawned"), ServerSeen(1, pid=12, stage="spawned")),
+        look(
+            2.0,
+            Phase.STARTING,
+            ServerSeen(0, pid=11, stage="spawned"),
+            ServerSeen(1, pid=12, stage="spawned"),
+        ),
         look(
             12.3,
             Phase.STARTING,
@@ -187,8 +232,23 @@ def ready() -> Status:
     """A deployment that serves, with an observation of each kind."""
     now = CREATED + 41.2
     http = HttpSeen(status=200, latency_s=0.004, at=now - 1.2)
-    ranks = (RankSeen(0, running=3, tokens=12345678, finished=9), RankSeen(1, waiting=2, still_since=now - 7))
-    primary = ServerSeen(
-        0, 1, 11, "first token", agent_at=now - 0.4, http=http, ranks=ranks, canary=CanarySeen(True, now - 3, 0.05)
+    ranks = (
+        RankSeen(0, running=3, tokens=12345678, finished=9),
+        RankSeen(1, waiting=2, still_since=now - 7),
     )
-    return look(41.2, Phase.READY, primary, ServerSeen(1, 1, 12, "engine up", agent_at=now - 0.5, hang_lines=2))
+    primary = ServerSeen(
+        0,
+        1,
+        11,
+        "first token",
+        agent_at=now - 0.4,
+        http=http,
+        ranks=ranks,
+        canary=CanarySeen(True, now - 3, 0.05),
+    )
+    return look(
+        41.2,
+        Phase.READY,
+        primary,
+        ServerSeen(1, 1, 12, "engine up", agent_at=now - 0.5, hang_lines=2),
+    )

@@ -7,15 +7,21 @@ import json
 import fake_api
 import pytest
 
-from raylaunch.bench.progress import Progress
-from raylaunch.bench.run import Run
+from raylaunch.bench.bench_output import BenchProgress
+from raylaunch.bench.result import Run
 from raylaunch.bench.scenario import choose
 from raylaunch.errors import BusyError
-from raylaunch.plan.serial import plan_to_dict
-from raylaunch.runtime import benchbook
+from raylaunch.plan.plan_json import plan_to_dict
+from raylaunch.runtime.bench import bench_store
 
 LOAD = choose("a2-190k", ("a2-190k",))
-FIGURES = {"num_prompts": 16, "completed": 16, "failed": 0, "mean_ttft_ms": 3400.0, "output_throughput": 35.0}
+FIGURES = {
+    "num_prompts": 16,
+    "completed": 16,
+    "failed": 0,
+    "mean_ttft_ms": 3400.0,
+    "output_throughput": 35.0,
+}
 
 
 def run_of(at, concurrency=4, **figures):
@@ -58,11 +64,13 @@ def benched(api, home, monkeypatch):
 
     def bench(self, scenario, *, concurrency, set, on_progress, on_run):  # noqa: A002
         asked.append((self.name, scenario, list(concurrency), dict(set)))
-        runs = [run_of(2.0 + n, concurrency=count, **more) for n, count in enumerate(concurrency or [4])]
+        runs = [
+            run_of(2.0 + n, concurrency=count, **more) for n, count in enumerate(concurrency or [4])
+        ]
         for run in runs:
             for done in range(17):
-                on_progress(LOAD.at(run.concurrency), Progress("running", done, 16))
-            benchbook.save(home, run)
+                on_progress(LOAD.at(run.concurrency), BenchProgress("running", done, 16))
+            bench_store.save(home, run)
             on_run(run)
         return runs
 
@@ -72,7 +80,7 @@ def benched(api, home, monkeypatch):
 
 
 def test_a_run_is_shown_beside_reference_and_the_run_before(cli, home, benched):
-    benchbook.save(home, run_of(1.0, mean_ttft_ms=6800.0))
+    bench_store.save(home, run_of(1.0, mean_ttft_ms=6800.0))
     result = cli("bench", "a2-dual", "--set", "num-prompts=8", "--scenario", "a2-190k")
     assert result.exit_code == 0, result.output
     assert benched.asked == [("a2-dual", "a2-190k", [], {"num-prompts": 8})]
@@ -107,19 +115,23 @@ def test_several_concurrencies_are_several_tables(cli, benched):
 
 def test_list_and_compare_need_no_cluster(cli, api, home):
     for at in (1.0, 2.0):
-        benchbook.save(home, run_of(at))
+        bench_store.save(home, run_of(at))
     (home / "bench" / "a2-dual" / "strange.json").write_text("{}")
     listed = cli("bench", "a2-dual", "--list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["RUN", "run-1", "run-2"]
     assert "strange.json" in listed.stderr
-    assert [run["id"] for run in json.loads(cli("bench", "a2-dual", "--list", "-o", "json").stdout)] == [
+    assert [
+        run["id"] for run in json.loads(cli("bench", "a2-dual", "--list", "-o", "json").stdout)
+    ] == [
         "run-1",
         "run-2",
     ]
     (compared,) = json.loads(cli("bench", "a2-dual", "--compare", "-o", "json").stdout)
     assert (compared["newest"], compared["earlier"]) == ("run-2", ["run-1"])
     assert "METRIC" in cli("bench", "a2-dual", "--compare").stdout
-    assert cli("bench", "a2-dual", "--compare", "--scenario", "short", "-o", "json").stdout == "[]\n"
+    assert (
+        cli("bench", "a2-dual", "--compare", "--scenario", "short", "-o", "json").stdout == "[]\n"
+    )
     assert not [name for name, _ in api.asked if name == "attach"]
 
 
@@ -130,7 +142,8 @@ def test_without_a_kept_run_it_says_what_makes_one(cli, home):
 
 
 @pytest.mark.parametrize(
-    "words", [("--list", "--compare"), ("--list", "--set", "a=1"), ("--compare", "--concurrency", "1")]
+    "words",
+    [("--list", "--compare"), ("--list", "--set", "a=1"), ("--compare", "--concurrency", "1")],
 )
 def test_contradictions_are_refused(cli, home, words):
     assert cli("bench", "a2-dual", *words).exit_code == 2

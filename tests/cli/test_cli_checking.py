@@ -9,14 +9,23 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from raylaunch.checks.check_all import check_nodes
+from raylaunch.checks.findings import (
+    CHECK_IDS,
+    Finding,
+)
 from raylaunch.cli.app import app
-from raylaunch.node import tuning
-from raylaunch.plan.checks import check_nodes
-from raylaunch.plan.facts import Facts, TuningStep
-from raylaunch.plan.findings import CHECK_IDS, Finding
+from raylaunch.node.probe import tuning
+from raylaunch.plan.facts import (
+    Facts,
+    TuningStep,
+)
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.supervise.status import CleanReport, Leftover
+from raylaunch.supervise.deployment_status import (
+    CleanReport,
+    Leftover,
+)
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HELP = "\n".join(verb.epilog for verb in get_command(app).commands.values())  # type: ignore[attr-defined]
@@ -28,7 +37,16 @@ LEFT = Leftover("node2", 4242, "a2-dual", 3, 7300.0, "VLLM::Worker_TP0")
 
 def test_check_tells_all_findings_the_gravest_first(cli, api):
     api.findings = [NOTE, WRONG]
-    result = cli("check", "a2-dual", "--address", "192.0.2.10:6379", "--set", "args.max-num-seqs=8", "--name", "prod")
+    result = cli(
+        "check",
+        "a2-dual",
+        "--address",
+        "192.0.2.10:6379",
+        "--set",
+        "args.max-num-seqs=8",
+        "--name",
+        "prod",
+    )
     assert result.exit_code == 4
     told = result.stdout
     assert told.index("[model-missing]") < told.index("[proxies]")
@@ -75,7 +93,9 @@ def test_the_reason_stays_with_what_is_no_error(cli, api, finding):
 
 
 @pytest.mark.parametrize(
-    ("finding", "code", "strictly"), [(WRONG, 4, 4), (ODD, 0, 4), (NOTE, 0, 0), (None, 0, 0)], ids=str
+    ("finding", "code", "strictly"),
+    [(WRONG, 4, 4), (ODD, 0, 4), (NOTE, 0, 0), (None, 0, 0)],
+    ids=str,
 )
 def test_the_worst_finding_gives_the_exit_code(cli, api, finding, code, strictly):
     api.findings = [finding] if finding else []
@@ -94,7 +114,9 @@ def test_strict_says_what_it_refuses_and_lets_pass_what_is_skipped(cli, api):
 
 def test_examples_skip_checks_that_there_are_and_that_refuse():
     pages = [HELP, *(page.read_text() for page in sorted(DOCS.glob("*.md")))]
-    skipped = {name for page in pages for name in re.findall(r"--skip-check ([^\s=`]+)=", page)} - {"ID"}
+    skipped = {name for page in pages for name in re.findall(r"--skip-check ([^\s=`]+)=", page)} - {
+        "ID"
+    }
     assert skipped
     assert skipped <= CHECK_IDS
     refused = (DOCS / "refusals.md").read_text().partition("## Warned of")[0]
@@ -102,7 +124,9 @@ def test_examples_skip_checks_that_there_are_and_that_refuse():
 
 
 def test_clean_only_looks_without_yes(cli, api):
-    api.clean_report = CleanReport(ended=False, found=(LEFT,), left=(LEFT,), records=("old",), left_records=("old",))
+    api.clean_report = CleanReport(
+        ended=False, found=(LEFT,), left=(LEFT,), records=("old",), left_records=("old",)
+    )
     result = cli("clean", "--deployment", "a2-dual")
     assert result.exit_code == 11
     assert dict(api.asked)["clean"] == {"deployment": "a2-dual", "address": None, "end": False}
@@ -125,7 +149,10 @@ def test_clean_ends_what_it_found(cli, api):
     ("report", "said"),
     [
         (CleanReport(ended=True, found=(LEFT,), left=(LEFT,), asked="auto"), "pid 4242 on node2"),
-        (CleanReport(ended=True, silent=("192.0.2.11",), asked="auto"), "the node 192.0.2.11 did not answer"),
+        (
+            CleanReport(ended=True, silent=("192.0.2.11",), asked="auto"),
+            "the node 192.0.2.11 did not answer",
+        ),
     ],
 )
 def test_clean_says_what_is_left(cli, api, report, said):
@@ -138,7 +165,9 @@ def test_clean_says_what_is_left(cli, api, report, said):
 
 STEPS = [
     TuningStep("vm.swappiness", "0", "60", "set"),
-    TuningStep("governor", "performance", "", "host", "this container has no such setting", "sudo tee ..."),
+    TuningStep(
+        "governor", "performance", "", "host", "this container has no such setting", "sudo tee ..."
+    ),
 ]
 
 
@@ -155,7 +184,9 @@ def test_tune_shows_wanted_and_found_and_what_only_the_host_can(cli, api):
 
 
 def test_tune_alone_only_compares(cli, api):
-    api.tuning_steps = [TuningStep("vm.swappiness", "0", "60", "unmet", todo="sudo sysctl -w vm.swappiness=0")]
+    api.tuning_steps = [
+        TuningStep("vm.swappiness", "0", "60", "unmet", todo="sudo sysctl -w vm.swappiness=0")
+    ]
     result = cli("tune", "a2-single")
     assert result.exit_code == 0
     assert "differs" in result.stdout
@@ -179,8 +210,12 @@ def test_a_host_without_raylaunch_is_told_the_commands_that_tune_would_tell(tmp_
     wanted = loaded.recipe.tuning
     untuned = {"governor": "powersave", **dict.fromkeys(wanted.sysctl, "7"), "jemalloc": ""}
     nodes = [Facts("192.0.2.10", interface="eth0", clock=1.0, tuning=untuned)]
-    (found,) = [one for one in check_nodes(loaded, nodes, build_plan(loaded, nodes)) if one.id == "tuning"]
-    steps = tuning.compare({"governor": wanted.governor, **wanted.sysctl, "jemalloc": True}, root=tmp_path)
+    (found,) = [
+        one for one in check_nodes(loaded, nodes, build_plan(loaded, nodes)) if one.id == "tuning"
+    ]
+    steps = tuning.compare(
+        {"governor": wanted.governor, **wanted.sysctl, "jemalloc": True}, root=tmp_path
+    )
     assert len(steps) == 5
     assert [step.todo for step in steps if step.todo not in found.todo] == []
     (commands,) = re.findall("`(.*?)`", found.todo)

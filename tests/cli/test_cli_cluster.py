@@ -23,16 +23,24 @@ def mode(path: Path) -> str:
 
 
 def test_it_writes_a_file_for_ray_up(cli, tmp_path):
-    result = cli("cluster", "a2-dual", *HOSTS, "--ssh-key", "~/.ssh/key", "-o", str(tmp_path / "a.yaml"))
+    result = cli(
+        "cluster", "a2-dual", *HOSTS, "--ssh-key", "~/.ssh/key", "-o", str(tmp_path / "a.yaml")
+    )
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'a.yaml'}\n")
     config = yaml.safe_load((tmp_path / "a.yaml").read_text())
-    assert config["provider"] == {"type": "local", "head_ip": "192.0.2.20", "worker_ips": ["192.0.2.21"]}
+    assert config["provider"] == {
+        "type": "local",
+        "head_ip": "192.0.2.20",
+        "worker_ips": ["192.0.2.21"],
+    }
     assert config["auth"] == {"ssh_user": "ray", "ssh_private_key": "~/.ssh/key"}
     assert config["docker"]["container_name"] == "minimax2_5"
 
 
 def test_the_file_says_how_it_was_made(cli):
-    first = cli("cluster", "a2-dual", *HOSTS, "--bare", "--name", "lab", "--set", "network.http_port=12000").stdout
+    first = cli(
+        "cluster", "a2-dual", *HOSTS, "--bare", "--name", "lab", "--set", "network.http_port=12000"
+    ).stdout
     command = next(line for line in first.splitlines() if "raylaunch cluster a2-dual" in line)
     again = cli(*shlex.split(command.removeprefix("#"))[1:-2]).stdout
     assert again == first
@@ -75,7 +83,16 @@ def test_a_token_that_is_none_is_refused(cli, tmp_path, text):
 
 
 def test_a_refused_cluster_leaves_nothing(cli, home, tmp_path):
-    result = cli("cluster", "a2-dual", "--head", "192.0.2.20", "--ssh-user", "ray", "-o", str(tmp_path / "a.yaml"))
+    result = cli(
+        "cluster",
+        "a2-dual",
+        "--head",
+        "192.0.2.20",
+        "--ssh-user",
+        "ray",
+        "-o",
+        str(tmp_path / "a.yaml"),
+    )
     assert result.exit_code == 12
     assert "needs 2 hosts, and 1 are given" in result.stderr
     assert not (tmp_path / "a.yaml").exists()

@@ -9,9 +9,19 @@ from dataclasses import replace
 import pytest
 from fake_api import CREATED, look, ready
 
-from raylaunch.errors import ClusterError, LaunchError, NotReadyError, PlacementError
-from raylaunch.plan.findings import Finding
-from raylaunch.supervise.state import Exit, HttpSeen, Phase, ServerSeen
+from raylaunch.checks.findings import Finding
+from raylaunch.errors import (
+    ClusterError,
+    LaunchError,
+    NotReadyError,
+    PlacementError,
+)
+from raylaunch.supervise.state import (
+    Exit,
+    HttpSeen,
+    Phase,
+    ServerSeen,
+)
 
 
 def test_start_in_a_pipe_prints_one_line_per_change(cli):
@@ -35,7 +45,9 @@ def test_start_ends_with_what_a_person_needs_next(cli):
     assert "a2-dual is ready after 41.2 s" in text
     assert "endpoint  http://192.0.2.10:20004/v1" in text
     assert "raylaunch stop a2-dual --address 192.0.2.10:6379" in text
-    words = shlex.split(next(line for line in text.splitlines() if "curl" in line).split(maxsplit=2)[2])
+    words = shlex.split(
+        next(line for line in text.splitlines() if "curl" in line).split(maxsplit=2)[2]
+    )
     assert words[:3] == ["curl", "-s", "http://192.0.2.10:20004/v1/chat/completions"]
     assert json.loads(words[-1])["model"] == "minimax25"
 
@@ -194,9 +206,14 @@ def test_status_shows_the_last_observation_of_each_kind(cli):
 
 def test_status_of_a_failure_shows_the_diagnosis(cli, api):
     cause = LaunchError(
-        "server 1 ran out of memory", why="too little HBM", todo="lower max-num-seqs", evidence="line 812"
+        "server 1 ran out of memory",
+        why="too little HBM",
+        todo="lower max-num-seqs",
+        evidence="line 812",
     )
-    dead = ServerSeen(0, agent_lost="node died", http=HttpSeen(at=CREATED, failing_since=CREATED - 9))
+    dead = ServerSeen(
+        0, agent_lost="node died", http=HttpSeen(at=CREATED, failing_since=CREATED - 9)
+    )
     api.script[:] = [look(60, Phase.FAILED, dead, error=cause.as_dict(), events=tuple(api.EVENTS))]
     text = cli("status", "a2-dual").stdout
     assert "lost: node died" in text
@@ -249,7 +266,8 @@ def test_stop_that_leaves_something_names_it(cli, api, monkeypatch):
 def test_logs(cli):
     assert cli("logs", "a2-dual", "-n", "2").stdout == "server 0 line 0\nserver 0 line 1\n"
     assert (
-        cli("logs", "a2-dual", "--server", "1", "-n", "1", "-f").stdout == "server 1 line 0\nserver 1 more\nand more\n"
+        cli("logs", "a2-dual", "--server", "1", "-n", "1", "-f").stdout
+        == "server 1 line 0\nserver 1 more\nand more\n"
     )
     assert cli("logs", "a2-dual", "-n", "0").stdout == ""
     assert cli("logs", "a2-dual", "-n", "-1").exit_code == 2
@@ -265,7 +283,12 @@ def test_events_in_order_and_each_once(cli):
 
 def test_diagnose_a_deployment(cli):
     text = cli("diagnose", "a2-dual").stdout
-    for part in ("server 1", "RuntimeError: NPU out of memory  (line 812)", "lower it", "collateral  server 0"):
+    for part in (
+        "server 1",
+        "RuntimeError: NPU out of memory  (line 812)",
+        "lower it",
+        "collateral  server 0",
+    ):
         assert part in text
     assert json.loads(cli("diagnose", "a2-dual", "-o", "json").stdout)["root"] == 1
     assert cli("diagnose", "nobody").exit_code == 9
@@ -285,12 +308,24 @@ def test_diagnose_a_file_and_stdin(cli, tmp_path):
 
 def test_the_live_table_counts_on_between_two_looks():
     from raylaunch.cli.output import Style
-    from raylaunch.cli.status_view import progress_lines
+    from raylaunch.cli.views.status_view import progress_lines
 
     status = replace(
-        look(10, Phase.STARTING, ServerSeen(0, pid=4, stage="weights", stage_detail="3/47 shards")), waiting_for=("x",)
+        look(10, Phase.STARTING, ServerSeen(0, pid=4, stage="weights", stage_detail="3/47 shards")),
+        waiting_for=("x",),
     )
     head, _, row, waiting = progress_lines(status, {0: CREATED + 8}, CREATED + 75, Style())
     assert head == "a2-dual  starting  attempt 1  1 min 15 s"
-    assert row.split() == ["0", "192.0.2.10", "4", "weights", "1", "min", "07", "s", "3/47", "shards"]
+    assert row.split() == [
+        "0",
+        "192.0.2.10",
+        "4",
+        "weights",
+        "1",
+        "min",
+        "07",
+        "s",
+        "3/47",
+        "shards",
+    ]
     assert waiting == "  waiting for x"

@@ -6,11 +6,25 @@ import json
 
 import pytest
 
-from raylaunch.runtime.drill import choose
-from raylaunch.supervise.drills import FAULTS, Outcome
+from raylaunch.runtime.drill.drill_run import choose
+from raylaunch.supervise.drills import (
+    FAULTS,
+    Outcome,
+)
 
-DONE = Outcome("kill-engine", "SIGKILL to it", "server 1 ended with signal 9", 0.03, 31.5, 30.2, requests=40, failed=12)
-LEFT = Outcome("kill-agent", "SIGKILL to it", "agent died", 0.1, 5.0, 4.0, left=("pid 7",), problem="1 is left")
+DONE = Outcome(
+    "kill-engine",
+    "SIGKILL to it",
+    "server 1 ended with signal 9",
+    0.03,
+    31.5,
+    30.2,
+    requests=40,
+    failed=12,
+)
+LEFT = Outcome(
+    "kill-agent", "SIGKILL to it", "agent died", 0.1, 5.0, 4.0, left=("pid 7",), problem="1 is left"
+)
 SKIPPED = Outcome("cut-node", skipped="no node allows it")
 
 
@@ -60,5 +74,8 @@ def test_what_is_left_is_an_error(cli, drilled):
 
 
 def test_faults_that_hit_more_than_the_deployment_are_never_chosen_unasked():
-    assert {fault.name for fault in FAULTS} - {fault.name for fault in choose(())} == {"kill-raylet", "cut-node"}
+    assert {fault.name for fault in FAULTS} - {fault.name for fault in choose(())} == {
+        "kill-raylet",
+        "cut-node",
+    }
     assert [fault.name for fault in choose(("cut-node",))] == ["cut-node"]

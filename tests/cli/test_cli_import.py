@@ -14,7 +14,12 @@ NODES = [str(SCRIPTS / f"minimax-node{number}.sh") for number in (0, 1)]
 def test_the_recipe_goes_to_stdout_and_the_report_to_stderr(cli, tmp_path):
     done = cli("import", *NODES)
     assert done.exit_code == 0
-    assert yaml.safe_load(done.stdout)["parallel"] == {"tensor": 8, "data": 2, "data_local": 1, "expert": True}
+    assert yaml.safe_load(done.stdout)["parallel"] == {
+        "tensor": 8,
+        "data": 2,
+        "data_local": 1,
+        "expert": True,
+    }
     assert "set by raylaunch itself" in done.stderr
     assert "HCCL_IF_IP" in done.stderr
 
@@ -35,7 +40,9 @@ def test_a_foreign_file_is_not_overwritten(cli, tmp_path):
     assert done.exit_code == 11
     assert file.read_text() == "precious: true\n"
     assert cli("import", *NODES, "-o", str(file), "--force").exit_code == 0
-    assert cli("import", *NODES, "-o", str(file)).exit_code == 0, "its own file may be written again"
+    assert cli("import", *NODES, "-o", str(file)).exit_code == 0, (
+        "its own file may be written again"
+    )
 
 
 def test_json_holds_recipe_and_report(cli):

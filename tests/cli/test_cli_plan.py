@@ -7,10 +7,13 @@ import json
 import pytest
 import yaml
 
-from raylaunch.plan.findings import Finding
+from raylaunch.checks.findings import Finding
+from raylaunch.plan.plan_json import plan_from_dict
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.serial import plan_from_dict
-from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.catalog import (
+    read,
+    recipe_names,
+)
 
 HOSTS = ("--host", "192.0.2.20%enp67s0f0np0", "--host", "192.0.2.21%enp67s0f0np0")
 
@@ -19,7 +22,15 @@ def test_list_names_every_recipe_whole(cli):
     result = cli("list")
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
-    assert header.split() == ["NAME", "MODEL", "HARDWARE", "NODES", "NPUS", "CONTEXT", "DESCRIPTION"]
+    assert header.split() == [
+        "NAME",
+        "MODEL",
+        "HARDWARE",
+        "NODES",
+        "NPUS",
+        "CONTEXT",
+        "DESCRIPTION",
+    ]
     assert [line.split()[0] for line in lines] == recipe_names()
     dual = next(line for line in lines if line.startswith("a2-dual "))
     assert dual.split()[1:5] == ["minimax25", "ascend-a2", "2", "16"]
@@ -44,7 +55,9 @@ def test_show_can_be_read_back_as_the_same_recipe(cli, name, tmp_path):
 
 def test_show_says_where_each_value_is_from(cli):
     lines = cli("show", "a3-long-context", "--set", "args.max-num-seqs=8").stdout.splitlines()
-    origin = {line.partition(":")[0].strip(): line.rpartition("# ")[2] for line in lines if "  # " in line}
+    origin = {
+        line.partition(":")[0].strip(): line.rpartition("# ")[2] for line in lines if "  # " in line
+    }
     assert origin["max-num-seqs"] == "--set"
     assert origin["quantization"].startswith("a3-single.yaml:")
     assert origin["max-model-len"].startswith("a3-long-context.yaml:")
@@ -95,7 +108,17 @@ def test_plan_as_data_is_the_plan(cli, form, parse):
 
 
 def test_plan_passes_on_what_was_asked(cli, api):
-    cli("plan", "a2-dual", *HOSTS, "--primary", "192.0.2.21", "--set", "args.max-num-seqs=64", "--name", "prod")
+    cli(
+        "plan",
+        "a2-dual",
+        *HOSTS,
+        "--primary",
+        "192.0.2.21",
+        "--set",
+        "args.max-num-seqs=64",
+        "--name",
+        "prod",
+    )
     name, asked = api.asked[0]
     assert name == "make_plan"
     assert list(asked["hosts"]) == [HOSTS[1], HOSTS[3]]
@@ -117,7 +140,9 @@ def test_findings_go_to_stderr_and_an_error_decides_the_exit_code(cli, api):
     assert result.exit_code == 0
     assert "warning: EP without FLASHCOMM1 (env) [flashcomm]" in result.stderr
     json.loads(result.stdout)
-    api.findings.append(Finding("cross-node-tp", "error", "tensor parallelism across nodes", "tp=8"))
+    api.findings.append(
+        Finding("cross-node-tp", "error", "tensor parallelism across nodes", "tp=8")
+    )
     result = cli("-q", "plan", "a2-dual", *HOSTS)
     assert result.exit_code == 4
     assert "error: tensor parallelism across nodes [cross-node-tp]" in result.stderr
@@ -190,10 +215,12 @@ def test_a_failed_write_leaves_the_old_file_whole(cli, tmp_path, monkeypatch):
 
 def test_a_thousand_servers_are_laid_out():
     from raylaunch.cli.output import Style
-    from raylaunch.cli.plan_view import plan_lines
+    from raylaunch.cli.views.plan_view import plan_lines
     from raylaunch.plan.facts import Facts
 
     nodes = [Facts(f"10.0.{n // 250}.{n % 250 + 1}", interface="eth0") for n in range(1000)]
-    text = "\n".join(plan_lines(build_plan(read("a2-dual", ["parallel.data=1000"]), nodes), Style()))
+    text = "\n".join(
+        plan_lines(build_plan(read("a2-dual", ["parallel.data=1000"]), nodes), Style())
+    )
     assert text.count("HCCL_BUFFSIZE") == 1
     assert text.count("Only on server ") == 1000

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_yard import command_line, environment
+from cli_process import command_line, environment
 from typer.main import get_command
 
 from raylaunch import errors
@@ -69,7 +69,8 @@ def test_versions(cli):
 
 
 @pytest.mark.parametrize(
-    "words", [("frobnicate",), ("plan",), ("plan", "a2-dual", "--nope"), ("status", "x", "-o", "xml")]
+    "words",
+    [("frobnicate",), ("plan",), ("plan", "a2-dual", "--nope"), ("status", "x", "-o", "xml")],
 )
 def test_a_wrong_command_line_is_code_2(run, words):
     done = run(*words)
@@ -82,7 +83,9 @@ def test_an_error_is_a_block_on_stderr(run):
     done = run("plan", "a2-dul")
     assert done.returncode == 3
     assert done.stdout == ""
-    assert done.stderr.startswith("error: there is no recipe named 'a2-dul'\n  why   did you mean 'a2-dual'?")
+    assert done.stderr.startswith(
+        "error: there is no recipe named 'a2-dul'\n  why   did you mean 'a2-dual'?"
+    )
     assert "\n  next  use one of them" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -111,7 +114,9 @@ def test_a_bug_is_called_a_bug(run):
 
 
 def test_ctrl_c_during_start_says_that_it_goes_on():
-    line = command_line("start", "a2-dual", "--name", "prod", prepare="script = start_story()[:2]; hang = True")
+    line = command_line(
+        "start", "a2-dual", "--name", "prod", prepare="script = start_story()[:2]; hang = True"
+    )
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -200,13 +205,17 @@ def test_pipes_are_plain_and_whole(run):
 
 
 def test_the_shell_completes_recipe_names(run):
-    done = run(_RAYLAUNCH_COMPLETE="complete_bash", COMP_WORDS="raylaunch plan a3-l", COMP_CWORD="2")
+    done = run(
+        _RAYLAUNCH_COMPLETE="complete_bash", COMP_WORDS="raylaunch plan a3-l", COMP_CWORD="2"
+    )
     assert done.stdout.split() == [name for name in recipe_names() if name.startswith("a3-l")]
 
 
 def test_every_error_has_a_code_of_its_own():
     kinds = [
-        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RaylaunchError)
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.RaylaunchError)
     ]
     codes = [kind.exit_code for kind in kinds]
     assert len(set(codes)) == len(codes)
@@ -215,7 +224,9 @@ def test_every_error_has_a_code_of_its_own():
 
 def test_the_reference_is_current():
     tool = Path(__file__).parents[2] / "tools" / "cli_reference.py"
-    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -225,6 +236,8 @@ def test_the_reference_names_every_verb_option_and_exit_code():
         section = text.partition(f"\n## raylaunch {name}\n")[2].partition("\n## ")[0]
         options = [opt for param in verb.params for opt in param.opts if opt.startswith("--")]
         assert options, name
-        assert [opt for opt in options if f"`{opt}" not in section and f", {opt}" not in section] == []
+        assert [
+            opt for opt in options if f"`{opt}" not in section and f", {opt}" not in section
+        ] == []
     for kind in (errors.RecipeError, errors.PlanError, errors.NodeError):
         assert f"| {kind.exit_code} | {kind.__name__} |" in text

@@ -6,13 +6,18 @@ import json
 
 import pytest
 
-from raylaunch.engine.verify import Proof, Verification
+from raylaunch.verify.verification import (
+    Proof,
+    Verification,
+)
 
 CURL = "curl -sS --max-time 60 http://192.0.2.10:20004/v1/models"
 GOOD = Proof("models", "passed", "minimax25 is listed", 0.031, CURL)
 SKIPPED = Proof("tool call", "skipped", "the recipe has no tool calling", None, "curl ... -d '{}'")
 UNCLEAR = Proof("reasoning", "unclear", "no reasoning in this answer", 1.0, "curl 3")
-BAD = Proof("rank 1", "failed", "no answer within 60 s (server 1 on 192.0.2.11)", 60.0, "curl 4", rank=1)
+BAD = Proof(
+    "rank 1", "failed", "no answer within 60 s (server 1 on 192.0.2.11)", 60.0, "curl 4", rank=1
+)
 
 
 @pytest.fixture
@@ -62,14 +67,22 @@ def test_json(cli, verified):
     verified += [UNCLEAR, BAD]
     result = cli("verify", "a2-dual", "-o", "json")
     found = json.loads(result.stdout)
-    assert (found["deployment"], found["model"], found["result"]) == ("a2-dual", "minimax25", "failed")
-    assert [(check["check"], check["rank"]) for check in found["checks"]] == [("reasoning", None), ("rank 1", 1)]
+    assert (found["deployment"], found["model"], found["result"]) == (
+        "a2-dual",
+        "minimax25",
+        "failed",
+    )
+    assert [(check["check"], check["rank"]) for check in found["checks"]] == [
+        ("reasoning", None),
+        ("rank 1", 1),
+    ]
     assert found["checks"][1]["curl"] == "curl 4"
     assert json.loads(result.stderr.splitlines()[-1])["exit_code"] == 15
 
 
 @pytest.mark.parametrize(
-    ("proofs", "worst"), [([GOOD, SKIPPED], "passed"), ([GOOD, UNCLEAR], "unclear"), ([UNCLEAR, BAD], "failed")]
+    ("proofs", "worst"),
+    [([GOOD, SKIPPED], "passed"), ([GOOD, UNCLEAR], "unclear"), ([UNCLEAR, BAD], "failed")],
 )
 def test_the_worst_result_counts(proofs, worst):
     assert Verification("d", "e", "m", tuple(proofs)).result == worst

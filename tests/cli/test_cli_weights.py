@@ -7,11 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.cli.fetching import _Shown
-from raylaunch.cli.output import Output, Style
+from raylaunch.cli.commands.recipes.weights import _Shown
+from raylaunch.cli.output import (
+    Output,
+    Style,
+)
 from raylaunch.errors import NodeError
 from raylaunch.plan.facts import Weights
-from raylaunch.plan.weights import Progress, Stock, Wanted, WeightsReport
+from raylaunch.plan.wanted_weights import (
+    DownloadProgress,
+    Stock,
+    Wanted,
+    WeightsReport,
+)
 from raylaunch.recipe.model import Sources
 
 GIB = 2**30
@@ -22,7 +30,15 @@ PART = Weights(
     "/models/m", True, files=FILES, missing=("model-00002-of-00002.safetensors",), expected_bytes=200 * GIB,
     filesystem="nfs4", place="nas:/m", free_bytes=900 * GIB,
 )  # fmt: skip
-LACKING = Stock("192.0.2.10", "node1", "id1", WANTED, PART, {"huggingface": "/usr/bin/hf"}, "/opt/venv/bin/python")
+LACKING = Stock(
+    "192.0.2.10",
+    "node1",
+    "id1",
+    WANTED,
+    PART,
+    {"huggingface": "/usr/bin/hf"},
+    "/opt/venv/bin/python",
+)
 WHOLE = replace(LACKING, weights=replace(PART, missing=(), expected_bytes=100 * GIB))
 
 
@@ -33,10 +49,15 @@ def two(first: Stock, **changes) -> WeightsReport:
 
 def test_what_is_missing_and_the_commands_for_it(cli, api):
     api.weights_report = two(LACKING, weights=None, problem="no answer in 90 s")
-    result = cli("weights", "a2-dual", "--address", "192.0.2.10:6379", "--set", "model.path=/models/m")
+    result = cli(
+        "weights", "a2-dual", "--address", "192.0.2.10:6379", "--set", "model.path=/models/m"
+    )
     assert result.exit_code == 4
     told = result.stdout
-    assert "192.0.2.10 (node1)  model  incomplete  100.0 GiB of 200.0 GiB  2      nfs4  900.0 GiB  /models/m" in told
+    assert (
+        "192.0.2.10 (node1)  model  incomplete  100.0 GiB of 200.0 GiB  2      nfs4  900.0 GiB  /models/m"
+        in told
+    )
     assert "192.0.2.10 (node1): missing model-00002-of-00002.safetensors" in told
     assert "192.0.2.11 (node2): no answer: no answer in 90 s" in told
     assert "  modelscope download --model MiniMax/MiniMax-M2.5 --local_dir /models/m\n" in told
@@ -44,11 +65,17 @@ def test_what_is_missing_and_the_commands_for_it(cli, api):
     assert "pip install" not in told, "hf is there"
     assert "`raylaunch weights a2-dual --download`" in result.stderr
     asked = dict(api.asked)["weights"]
-    assert (asked["address"], asked["sets"], asked["download"]) == ("192.0.2.10:6379", ["model.path=/models/m"], False)
+    assert (asked["address"], asked["sets"], asked["download"]) == (
+        "192.0.2.10:6379",
+        ["model.path=/models/m"],
+        False,
+    )
 
 
 def test_the_speed_of_a_network_disk_is_shown(cli, api):
-    api.weights_report = two(replace(WHOLE, weights=replace(PART, missing=(), read_rate=512.0 * 2**20)))
+    api.weights_report = two(
+        replace(WHOLE, weights=replace(PART, missing=(), read_rate=512.0 * 2**20))
+    )
     assert "nfs4 512.0 MiB/s  900.0 GiB" in cli("weights", "a2-dual").stdout
 
 
@@ -56,7 +83,8 @@ def test_a_node_without_a_program_is_told_what_to_install(cli, api):
     api.weights_report = two(replace(LACKING, programs={}))
     told = cli("weights", "a2-dual").stdout
     assert (
-        "192.0.2.10 (node1) has no `modelscope` nor `hf`: `/opt/venv/bin/python -m pip install modelscope` or" in told
+        "192.0.2.10 (node1) has no `modelscope` nor `hf`: `/opt/venv/bin/python -m pip install modelscope` or"
+        in told
     )
     assert "-m pip install -U huggingface_hub`" in told
 
@@ -81,21 +109,31 @@ def test_as_json(cli, api):
     api.weights_report = two(LACKING)
     told = json.loads(cli("weights", "a2-dual", "-o", "json").stdout)
     assert told["complete"] is False
-    assert told["commands"]["model"]["huggingface"] == "hf download MiniMaxAI/MiniMax-M2.5 --local-dir /models/m"
+    assert (
+        told["commands"]["model"]["huggingface"]
+        == "hf download MiniMaxAI/MiniMax-M2.5 --local-dir /models/m"
+    )
     node = told["nodes"][0]
-    assert (node["host"], node["state"], node["bytes"], node["files"]) == ("192.0.2.10", "incomplete", 100 * GIB + 1, 2)
+    assert (node["host"], node["state"], node["bytes"], node["files"]) == (
+        "192.0.2.10",
+        "incomplete",
+        100 * GIB + 1,
+        2,
+    )
     assert node["missing"] == ["model-00002-of-00002.safetensors"]
     assert node["free_bytes"] == 900 * GIB
 
 
 def test_a_download_in_a_pipe_is_a_line_now_and_then_on_stderr(cli, api):
-    running = Progress(50 * GIB, 200 * GIB, "Fetching 3 files:  33%")
-    done = Progress(200 * GIB, 200 * GIB, running=False, exit_code=0)
+    running = DownloadProgress(50 * GIB, 200 * GIB, "Fetching 3 files:  33%")
+    done = DownloadProgress(200 * GIB, 200 * GIB, running=False, exit_code=0)
     api.weights_progress = [[(LACKING, running)], [(LACKING, running)], [(LACKING, done)]]
     api.weights_report = two(WHOLE)
     result = cli("weights", "a2-dual", "--download", "--from", "huggingface")
     assert result.exit_code == 0
-    lines = [line for line in result.stderr.splitlines() if line.startswith("192.0.2.10 (node1) model: ")]
+    lines = [
+        line for line in result.stderr.splitlines() if line.startswith("192.0.2.10 (node1) model: ")
+    ]
     assert len(lines) == 2, "the second came within ten seconds"
     assert "50.0 GiB of 200.0 GiB (25%)" in lines[0]
     assert lines[0].endswith("Fetching 3 files:  33%")
@@ -118,10 +156,12 @@ def test_an_unknown_hub_is_a_wrong_command_line(cli, api):
 def test_on_a_terminal_the_line_is_drawn_again_with_speed_and_time_left(capsys, monkeypatch):
     monkeypatch.setattr(Output, "error_style", property(lambda _: Style(width=200)))
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("raylaunch.cli.fetching.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        "raylaunch.cli.commands.recipes.weights.time.monotonic", lambda: next(clock)
+    )
     shown = _Shown(Output())
-    shown.take([(LACKING, Progress(10 * GIB, 20 * GIB))])
-    shown.take([(LACKING, Progress(15 * GIB, 20 * GIB))])
+    shown.take([(LACKING, DownloadProgress(10 * GIB, 20 * GIB))])
+    shown.take([(LACKING, DownloadProgress(15 * GIB, 20 * GIB))])
     told = capsys.readouterr().err
     assert told.count("\x1b[1A") == 1, "the second goes over the first"
     assert "15.0 GiB of 20.0 GiB (75%), 512.0 MiB/s, 10.0 s left" in told
@@ -129,5 +169,5 @@ def test_on_a_terminal_the_line_is_drawn_again_with_speed_and_time_left(capsys, 
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_quiet_hides_progress(capsys, quiet):
-    _Shown(Output(quiet=quiet)).take([(LACKING, Progress(1, 2))])
+    _Shown(Output(quiet=quiet)).take([(LACKING, DownloadProgress(1, 2))])
     assert bool(capsys.readouterr().err) != quiet

@@ -23,7 +23,7 @@ print(json.dumps([sorted(named), sorted(refusals.prove([file], named))]))
 """
 
 SOME = """
-from raylaunch.plan.checks import check_recipe
+from raylaunch.checks.check_all import check_recipe
 from raylaunch.recipe.catalog import read
 
 def ids(*sets):
@@ -58,4 +58,6 @@ def test_the_page_lists_thirty_refusals_each_with_a_test_of_a_check():
     refused = page.partition("## Refused\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `.*\|$", refused, flags=re.MULTILINE)
     assert len(rows) >= 30
-    assert [row for row in rows if "tests/plan/test_" not in row.split("|")[-2] or "tests/cli" in row] == []
+    assert [
+        row for row in rows if "tests/plan/test_" not in row.split("|")[-2] or "tests/cli" in row
+    ] == []

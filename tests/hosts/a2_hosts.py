@@ -71,7 +71,9 @@ class A2Host:
             "STANDIN_PYTHON": sys.executable,
             "STANDIN_RECORD": RECORD,
         }
-        self.host.put(f"{HOME}/.bashrc", "".join(f"export {name}={value}\n" for name, value in own.items()))
+        self.host.put(
+            f"{HOME}/.bashrc", "".join(f"export {name}={value}\n" for name, value in own.items())
+        )
         self.heal()
 
     def heal(self) -> None:
@@ -79,12 +81,18 @@ class A2Host:
         self.put("info.txt", recorded("npu-smi/a2_idle"))
         self.put("board.txt", recorded("npu-smi/board"))
         self.put("lost", "")
-        self.put("known", "".join(f"10.20.{host}.{10 + npu}\n" for host in range(2) for npu in NPUS))
+        self.put(
+            "known", "".join(f"10.20.{host}.{10 + npu}\n" for host in range(2) for npu in NPUS)
+        )
         for npu in NPUS:
             for question in QUESTIONS:
                 self.answer(npu, question, recorded(f"hccn/{question}"))
             self.answer(npu, "ip", recorded("hccn/ip").replace("11.12.165.80", self.address(npu)))
-            self.answer(npu, "lldp", recorded("hccn/lldp").replace("400GE1/1/5:1", f"400GE1/{self.number + 1}/{npu}"))
+            self.answer(
+                npu,
+                "lldp",
+                recorded("hccn/lldp").replace("400GE1/1/5:1", f"400GE1/{self.number + 1}/{npu}"),
+            )
         self.host.path(f"{FOLDER}/hang").unlink(missing_ok=True)
         self.put_weights()
 

@@ -46,10 +46,21 @@ def empty_folder(folder: Path, kept: list[Path]) -> None:
     """Put an empty folder over one of the machine, in which only the `kept` folders below it are still seen."""
     # An open folder can still be mounted elsewhere after its path is covered.
     inside = {path: os.open(path, os.O_PATH) for path in kept if path.is_relative_to(folder)}
-    run("mount", "-n", "-t", "tmpfs", "-o", f"mode={folder.stat().st_mode & 0o7777:o}", "host", str(folder))
+    run(
+        "mount",
+        "-n",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"mode={folder.stat().st_mode & 0o7777:o}",
+        "host",
+        str(folder),
+    )
     for path, covered in inside.items():
         path.mkdir(parents=True, exist_ok=True)
-        run("mount", "-n", "-c", "--bind", f"/proc/self/fd/{covered}", str(path), pass_fds=[covered])
+        run(
+            "mount", "-n", "-c", "--bind", f"/proc/self/fd/{covered}", str(path), pass_fds=[covered]
+        )
         os.close(covered)
 
 

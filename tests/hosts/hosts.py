@@ -58,7 +58,12 @@ class Host:
     _others: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(
-        self, command: Sequence[str], *, timeout: float = 60, check: bool = True, env: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float = 60,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the host with its output captured; raise AssertionError with both streams when it fails."""
         done = subprocess.run(
@@ -76,10 +81,15 @@ class Host:
             raise AssertionError(f"{self.name}: {list(command)} exited {done.returncode}:\n{shown}")
         return done
 
-    def popen(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **more) -> subprocess.Popen[str]:
+    def popen(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **more
+    ) -> subprocess.Popen[str]:
         """Start a command on the host. Its process here is `nsenter`; the host's end ends what it started."""
         process = subprocess.Popen(
-            self.command(command), env=self.environment(env), text=True, **{"stdin": subprocess.DEVNULL, **more}
+            self.command(command),
+            env=self.environment(env),
+            text=True,
+            **{"stdin": subprocess.DEVNULL, **more},
         )
         self._others.append(process)
         return process
@@ -91,7 +101,14 @@ class Host:
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What a fresh login would have; nothing of the test run but what is listed in `more`."""
-        return {"HOME": HOME, "PATH": PATH, "LANG": "C.UTF-8", "TERM": "dumb", "USER": "root", **(more or {})}
+        return {
+            "HOME": HOME,
+            "PATH": PATH,
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+            "USER": "root",
+            **(more or {}),
+        }
 
     def path(self, path: str) -> Path:
         """A path of the host, seen from outside."""
@@ -110,8 +127,18 @@ class Host:
         for entry in self.path("/proc").glob("[0-9]*"):
             with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                args = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                if entry.name != "1" and state != "Z" and not args.startswith(("sshd", "/usr/sbin/sshd")):
+                args = (
+                    (entry / "cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                    .strip()
+                )
+                if (
+                    entry.name != "1"
+                    and state != "Z"
+                    and not args.startswith(("sshd", "/usr/sbin/sshd"))
+                ):
                     found[int(entry.name)] = args
         return found
 
@@ -137,7 +164,20 @@ class Host:
         if kind == "veth":
             _plug(self.switch, self.init, name, f"{self.name[:4]}-{name[-9:]}", network)
         elif kind == "vlan":
-            _in_net(self.init, "ip", "link", "add", "link", "eth0", "name", name, "type", "vlan", "id", "77")
+            _in_net(
+                self.init,
+                "ip",
+                "link",
+                "add",
+                "link",
+                "eth0",
+                "name",
+                name,
+                "type",
+                "vlan",
+                "id",
+                "77",
+            )
         else:
             _in_net(self.init, "ip", "link", "add", name, "type", kind)
         _in_net(self.init, "ip", "link", "set", name, "up")
@@ -148,7 +188,10 @@ class Host:
     def disguise(self, nic: str, uevent: str, *folders: str) -> None:
         """Let /sys describe an interface as another kind does, for kernels without that kind."""
         shown = f"/sys/devices/virtual/net/{nic}"
-        files = {name: self.run(["cat", f"{shown}/{name}"]).stdout for name in ("type", "ifindex", "iflink")}
+        files = {
+            name: self.run(["cat", f"{shown}/{name}"]).stdout
+            for name in ("type", "ifindex", "iflink")
+        }
         self.run(["mount", "-n", "-t", "tmpfs", "disguise", shown])
         for name, text in {**files, "uevent": f"{uevent}\nINTERFACE={nic}\n"}.items():
             self.put(f"{shown}/{name}", text)
@@ -159,7 +202,9 @@ class Host:
         """Copy a file or folder of the host to `folder` (for the logs of a failed test); nothing when it is missing."""
         if self.path(path).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-r", "--no-dereference", str(self.path(path)), str(folder)], check=False)
+            subprocess.run(
+                ["cp", "-r", "--no-dereference", str(self.path(path)), str(folder)], check=False
+            )
 
 
 @dataclass(eq=False)
@@ -182,7 +227,10 @@ def kernel_has(kind: str) -> bool:
     parent = "ip link add p type veth peer name q && ip link add link p name x type vlan id 5"
     wanted = parent if kind == "vlan" else f"ip link add x type {kind}"
     command = ["unshare", "--net", "sh", "-c", wanted]
-    return subprocess.run(command, env={"PATH": PATH}, capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(command, env={"PATH": PATH}, capture_output=True, check=False).returncode
+        == 0
+    )
 
 
 def build_hosts(names: Sequence[str], folder: Path, stack: ExitStack) -> Hosts:
@@ -214,10 +262,14 @@ def _build(name: str, addresses: Mapping[str, str], switch: int, stack: ExitStac
     return host
 
 
-def _hold(name: str, wanted: Mapping[str, object], stack: ExitStack) -> tuple[subprocess.Popen[str], int]:
+def _hold(
+    name: str, wanted: Mapping[str, object], stack: ExitStack
+) -> tuple[subprocess.Popen[str], int]:
     """Start a set of namespaces; return the process that holds it and the pid of the first one inside."""
     command = ["unshare", *UNSHARE, sys.executable, "-I", "-S", str(INIT), name, json.dumps(wanted)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+    )
     stack.callback(_end, process)
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
@@ -249,7 +301,9 @@ def _plug(switch: int, init: int, nic: str, port: str, bridge: str = "br0") -> N
     if not _has_nic(switch, bridge):
         _in_net(switch, "ip", "link", "add", bridge, "type", "bridge", "stp_state", "0")
         _in_net(switch, "ip", "link", "set", bridge, "up")
-    _in_net(switch, "ip", "link", "add", port, "type", "veth", "peer", "name", nic, "netns", str(init))
+    _in_net(
+        switch, "ip", "link", "add", port, "type", "veth", "peer", "name", nic, "netns", str(init)
+    )
     _in_net(switch, "ip", "link", "set", port, "master", bridge, "up")
     _in_net(init, "ip", "link", "set", nic, "up")
 
@@ -259,7 +313,9 @@ def _start_sshd(host: Host, folder: Path, authorized: str, stack: ExitStack) -> 
     host.put("/run/sshd/authorized", authorized)
     host.put("/run/sshd/config", SSHD_CONFIG)
     log = host.path("/run/sshd/log").open("w")
-    process = host.popen(["/usr/sbin/sshd", "-D", "-e", "-f", "/run/sshd/config"], stdout=log, stderr=log)
+    process = host.popen(
+        ["/usr/sbin/sshd", "-D", "-e", "-f", "/run/sshd/config"], stdout=log, stderr=log
+    )
     log.close()
     stack.callback(_reap, host, process)
     # `ss` shows a listener as soon as there is one; ssh itself would retry only by the clock.
@@ -276,13 +332,18 @@ def _reap(host: Host, sshd: subprocess.Popen[str]) -> None:
 
 
 def _make_key(path: Path) -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)],
+        check=True,
+    )
     return path
 
 
 def _has_nic(pid: int, name: str) -> bool:
     shown = ["nsenter", f"--target={pid}", "--net", "--", "ip", "link", "show", name]
-    return subprocess.run(shown, env={"PATH": PATH}, capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(shown, env={"PATH": PATH}, capture_output=True, check=False).returncode == 0
+    )
 
 
 def _in_net(pid: int, *command: str) -> None:

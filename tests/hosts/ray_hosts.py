@@ -45,10 +45,17 @@ class RayCluster:
         return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": TOKEN}
 
     def run(
-        self, command: Sequence[str], *, timeout: float = 60, check: bool = True, env: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        timeout: float = 60,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the head that may talk to the cluster."""
-        return self.head.run(command, timeout=timeout, check=check, env={**self.environment, **(env or {})})
+        return self.head.run(
+            command, timeout=timeout, check=check, env={**self.environment, **(env or {})}
+        )
 
     def npus(self) -> int:
         """NPUs in the cluster now; 0 also when its head does not answer yet."""
@@ -59,7 +66,11 @@ class RayCluster:
     def up(self, npus: int) -> None:
         """`ray up`, until that many NPUs are in the cluster."""
         self.desk.run(["ray", "up", "-y", FILE], timeout=UP_S)
-        await_true(lambda: self.npus() == npus, JOIN_S, lambda: self.run(["ray", "status"], check=False).stdout)
+        await_true(
+            lambda: self.npus() == npus,
+            JOIN_S,
+            lambda: self.run(["ray", "status"], check=False).stdout,
+        )
 
     def down(self) -> str:
         """`ray down`; returns what it said."""
@@ -76,7 +87,16 @@ def write_cluster_file(hosts: Hosts, recipe: str = "a2-dual", *more: str) -> Ray
     """Write FILE on the desk with `raylaunch cluster`; nothing is started."""
     head, worker, desk = hosts
     desk.put(KEY, hosts.private_key, 0o600)
-    where = ["--head", head.ip, "--worker", worker.ip, "--ssh-user", "root", "--ssh-key", "~/.ssh/id_ed25519"]
+    where = [
+        "--head",
+        head.ip,
+        "--worker",
+        worker.ip,
+        "--ssh-user",
+        "root",
+        "--ssh-key",
+        "~/.ssh/id_ed25519",
+    ]
     desk.run(["raylaunch", "cluster", recipe, "--name", NAME, *where, "-o", FILE, *more])
     return RayCluster(hosts, head, worker, desk)
 

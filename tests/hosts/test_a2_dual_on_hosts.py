@@ -98,14 +98,21 @@ def test_two_good_hosts_from_check_to_stop(cluster, a2):
         argv = record["argv"]
         assert argv[argv.index("--data-parallel-address") + 1] == cluster.head.ip
         assert ("--headless" in argv) == (number == 1)
-    assert cluster.run(["python", "-c", CHAT, status["endpoint"]], timeout=RUN_S).stdout.strip() == "200"
+    assert (
+        cluster.run(["python", "-c", CHAT, status["endpoint"]], timeout=RUN_S).stdout.strip()
+        == "200"
+    )
     there = a2[1].host.run(["python", "-c", CHAT, status["endpoint"]], timeout=RUN_S)
     assert there.stdout.strip() == "200", "the API is reached from the other host"
 
     stopped = json.loads(ask(cluster, "stop", "a2-dual", "-o", "json").stdout)
     assert stopped["left"] == []
     for each in a2:
-        assert not [line for line in each.host.processes().values() if "standin_vllm" in line or "guard.py" in line]
+        assert not [
+            line
+            for line in each.host.processes().values()
+            if "standin_vllm" in line or "guard.py" in line
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +120,10 @@ def refused(cluster, a2):
     """Every fault at once, all on the second host: what `check` found there, and what `start` said to it."""
     first, second = a2
     host = second.host
-    host.put(f"{SITE}/vllm-0.22.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: vllm\nVersion: 0.22.0\n")
+    host.put(
+        f"{SITE}/vllm-0.22.0.dist-info/METADATA",
+        "Metadata-Version: 2.1\nName: vllm\nVersion: 0.22.0\n",
+    )
     host.path(f"{MODEL}/model-00002-of-00002.safetensors").unlink()
     running = [
         run_on(host, LISTEN),
@@ -173,7 +183,9 @@ def test_a_fault_on_one_host_is_refused_with_what_a_person_needs(refused, a2, fi
 
 def test_the_other_host_is_not_blamed(refused, a2):
     findings, _ = refused
-    own = [one["id"] for one in findings if one["level"] == "error" and one["where"] == a2[0].host.ip]
+    own = [
+        one["id"] for one in findings if one["level"] == "error" and one["where"] == a2[0].host.ip
+    ]
     assert own == ["npu-unreachable"], "that is a way, and begins there"
 
 
@@ -189,16 +201,22 @@ def test_an_npu_smi_that_hangs_on_one_host_is_refused_in_time(cluster, a2):
     finally:
         a2[1].heal()
     errors = [one for one in findings if one["level"] == "error"]
-    assert [(one["id"], one["where"]) for one in errors] == [("npu-smi-hangs", a2[1].host.ip)], findings
+    assert [(one["id"], one["where"]) for one in errors] == [("npu-smi-hangs", a2[1].host.ip)], (
+        findings
+    )
     assert code == 4
     assert "no answer in" in errors[0]["seen"]
-    assert not [line for line in a2[1].host.processes().values() if line.startswith("sleep 600")], "it was ended"
+    assert not [line for line in a2[1].host.processes().values() if line.startswith("sleep 600")], (
+        "it was ended"
+    )
 
 
 def test_an_interface_that_one_host_lacks_or_that_has_no_address_there_is_refused(cluster, a2):
     first, second = (each.host for each in a2)
     first.add_nic("data0", "10.79.0.1/24")
-    absent = ask(cluster, "check", "a2-dual", *SETS, "--set", "network.interface=data0", check=False)
+    absent = ask(
+        cluster, "check", "a2-dual", *SETS, "--set", "network.interface=data0", check=False
+    )
     assert absent.returncode == 12, absent.stdout + absent.stderr
     assert f"node {second.ip} has no interface that fits network.interface=data0" in absent.stderr
     assert f"eth0: {second.ip}/24" in absent.stderr, "what there is"
@@ -206,7 +224,9 @@ def test_an_interface_that_one_host_lacks_or_that_has_no_address_there_is_refuse
     bare = ask(cluster, "check", "a2-dual", *SETS, "--set", "network.interface=data0", check=False)
     assert bare.returncode == 12, bare.stdout + bare.stderr
     shown = next(line for line in bare.stderr.splitlines() if "data0: " in line)
-    assert "10.79." not in shown, "it exists, and carries no more than the link-local address that the kernel gives"
+    assert "10.79." not in shown, (
+        "it exists, and carries no more than the link-local address that the kernel gives"
+    )
 
 
 def test_each_host_downloads_its_weights_to_its_own_disk(cluster, a2):
@@ -220,7 +240,9 @@ def test_each_host_downloads_its_weights_to_its_own_disk(cluster, a2):
     before = ask(cluster, *words, check=False)
     assert before.returncode == 4, before.stdout + before.stderr
     nodes = {node["host"]: node for node in json.loads(before.stdout)["nodes"]}
-    assert {host: node["state"] for host, node in nodes.items()} == {each.host.ip: "missing" for each in a2}
+    assert {host: node["state"] for host, node in nodes.items()} == {
+        each.host.ip: "missing" for each in a2
+    }
     assert {node["programs"]["modelscope"] for node in nodes.values()} == {f"{HOME}/bin/modelscope"}
 
     done = ask(cluster, *words, "--download")
@@ -240,5 +262,7 @@ def test_after_ray_down_nothing_is_left_on_either_host(cluster, a2):
     cluster.down()
     hosts = [each.host for each in a2]
     await_true(
-        lambda: not any(host.processes() for host in hosts), GONE_S, lambda: [host.processes() for host in hosts]
+        lambda: not any(host.processes() for host in hosts),
+        GONE_S,
+        lambda: [host.processes() for host in hosts],
     )

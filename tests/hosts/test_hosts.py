@@ -39,7 +39,14 @@ def test_a_host_sees_only_its_own_processes(two_hosts):
 def test_a_login_by_ssh_finds_the_python_of_this_run(two_hosts):
     first, second, _ = two_hosts
     first.put("/root/key", two_hosts.private_key, 0o600)
-    options = ["-i", "/root/key", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    options = [
+        "-i",
+        "/root/key",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+    ]
     asked = ["bash", "--login", "-c", "-i", "'hostname; echo $SSH_CONNECTION; command -v ray'"]
     done = first.run(["ssh", "-tt", *options, f"root@{second.ip}", *asked])
     assert done.stdout.split()[:2] == ["h1", first.ip]
@@ -78,7 +85,9 @@ def test_interfaces_may_be_of_any_kind_that_the_kernel_has(two_hosts):
     assert "bridge" in kinds
     for number, kind in enumerate(kinds):
         first.add_nic(f"{kind}7", f"172.17.{number}.1/24", kind=kind)
-        assert f"172.17.{number}.1" in first.run(["ip", "-br", "address", "show", f"{kind}7"]).stdout
+        assert (
+            f"172.17.{number}.1" in first.run(["ip", "-br", "address", "show", f"{kind}7"]).stdout
+        )
 
 
 def test_nothing_outlives_a_host(tmp_path):

@@ -14,12 +14,12 @@ from dataclasses import replace
 import pytest
 from hosts import build_hosts, kernel_has
 
+from raylaunch.checks.check_all import check_nodes
+from raylaunch.checks.reach_checks import check_reach
 from raylaunch.errors import PlanError
-from raylaunch.plan.checks import check_nodes
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.reach_checks import check_reach
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.prepare import _ports_to_try
+from raylaunch.runtime.controller.planning import _ports_to_try
 
 pytestmark = pytest.mark.hosts
 
@@ -35,7 +35,7 @@ print(base64.b64encode(pickle.dumps(facts)).decode())
 """
 DOORS = """
 import asyncio, base64, pickle, sys
-from raylaunch.node.reach import open_doors
+from raylaunch.node.probe.reachability import open_doors
 async def main():
     wanted = pickle.loads(base64.b64decode(sys.argv[1]))
     opened = [await open_doors(*one) for one in wanted]
@@ -45,7 +45,7 @@ asyncio.run(main())
 """
 KNOCK = """
 import asyncio, base64, pickle, sys
-from raylaunch.node.reach import knock
+from raylaunch.node.probe.reachability import knock
 async def main():
     return await asyncio.gather(*(knock(*one) for one in pickle.loads(base64.b64decode(sys.argv[1]))))
 print(base64.b64encode(pickle.dumps(asyncio.run(main()))).decode())
@@ -122,9 +122,15 @@ def judge(facts, wanted):
 def try_ways(hosts, *plans):
     """Both ways between two hosts, as the agents try them: what was found for each of the plans."""
     with ExitStack() as stack:
-        opened = [open_doors(host, [made.servers[at] for made in plans], stack) for at, host in enumerate(hosts)]
+        opened = [
+            open_doors(host, [made.servers[at] for made in plans], stack)
+            for at, host in enumerate(hosts)
+        ]
         doors = [[*here, *there] for here, there in zip(*opened, strict=True)]
-        missed = [knock(host, [made.servers[at] for made in plans], doors) for at, host in enumerate(hosts)]
+        missed = [
+            knock(host, [made.servers[at] for made in plans], doors)
+            for at, host in enumerate(hosts)
+        ]
     nics = {server.node.ip: server.node.interface for made in plans for server in made.servers}
     return [list(check_reach([*here, *there], nics)) for here, there in zip(*missed, strict=True)]
 
@@ -138,7 +144,9 @@ def open_doors(host, servers, stack):
 
 
 def knock(host, servers, doors):
-    wanted = pack([(server.node.ip, some, KNOCK_S) for server, some in zip(servers, doors, strict=True)])
+    wanted = pack(
+        [(server.node.ip, some, KNOCK_S) for server, some in zip(servers, doors, strict=True)]
+    )
     return unpack(host.run(["python", "-c", KNOCK, wanted]).stdout)
 
 
@@ -153,7 +161,10 @@ def unpack(text):
 def test_the_probe_sees_every_interface_as_it_is(hosts, facts):
     for number, (host, seen) in enumerate(zip(hosts, facts, strict=True), 1):
         nics = {nic.name: nic for nic in seen.interfaces if nic.name != "leg0"}
-        lasting = {name: [a for a in nic.addresses if not a.startswith("fe80")] for name, nic in nics.items()}
+        lasting = {
+            name: [a for a in nic.addresses if not a.startswith("fe80")]
+            for name, nic in nics.items()
+        }
         assert {name: nic.kind for name, nic in nics.items()} == {
             "lo": "loopback",
             "docker0": "bridge",
@@ -222,9 +233,9 @@ def test_ipv6_beside_ipv4_is_found_too_and_gloos_choice_is_told(facts):
 
 def test_both_ways_are_open_on_every_network_that_joins_the_hosts(hosts, facts):
     wanted = ["auto", FIRST, SECOND, VLAN, "bond0", "ib0", "fd77::/64"]
-    assert dict(zip(wanted, try_ways(hosts, *(plan(facts, one) for one in wanted)), strict=True)) == {
-        one: [] for one in wanted
-    }
+    assert dict(
+        zip(wanted, try_ways(hosts, *(plan(facts, one) for one in wanted)), strict=True)
+    ) == {one: [] for one in wanted}
 
 
 def test_hosts_that_ray_knows_by_ipv6(hosts):
@@ -266,18 +277,25 @@ def test_a_name_that_one_host_lacks_is_refused_with_what_it_has(hosts, facts):
     hosts[0].add_nic("only0", "10.6.0.1/24")
     with pytest.raises(PlanError) as refused:
         plan([look(hosts[0]), facts[1]], "only0")
-    assert "node 10.77.0.11 has no interface that fits network.interface=only0" in str(refused.value)
+    assert "node 10.77.0.11 has no interface that fits network.interface=only0" in str(
+        refused.value
+    )
     assert f"{VLAN}: 10.3.0.2/24" in str(refused.value)
 
 
 def test_two_networks_of_one_name_that_are_not_joined_are_refused_both_ways(hosts, facts):
-    assert judge(facts, "wrong0") == [], "nothing on either host alone tells that the cable is in the wrong switch"
+    assert judge(facts, "wrong0") == [], (
+        "nothing on either host alone tells that the cable is in the wrong switch"
+    )
     (found,) = try_ways(hosts, plan(facts, "wrong0"))
     assert [(one.id, one.level, one.where) for one in found] == [
         ("unreachable", "error", "10.8.0.1"),
         ("unreachable", "error", "10.8.0.2"),
     ]
-    assert "10.8.0.1 → 10.8.0.2 (wrong0 → wrong0): no TCP connection to port 20004 (http), 2347 (rpc)" in found[0].what
+    assert (
+        "10.8.0.1 → 10.8.0.2 (wrong0 → wrong0): no TCP connection to port 20004 (http), 2347 (rpc)"
+        in found[0].what
+    )
     assert "network.interface" in found[0].todo
 
 

@@ -17,9 +17,15 @@ ORPHAN = "import signal; print('up', flush=True); signal.pause()"
 @pytest.fixture(scope="module", autouse=True)
 def standin(two_hosts):
     """What the login shells of `ray up` have before it: the stand-in, which answers for its flags in no time."""
-    own = {"PATH": PATH, "RAYLAUNCH_VLLM": f"{ROOT}/tests/standin/bin/vllm", "STANDIN_PYTHON": sys.executable}
+    own = {
+        "PATH": PATH,
+        "RAYLAUNCH_VLLM": f"{ROOT}/tests/standin/bin/vllm",
+        "STANDIN_PYTHON": sys.executable,
+    }
     for host in tuple(two_hosts)[:2]:
-        host.put(f"{HOME}/.bashrc", "".join(f"export {name}={value}\n" for name, value in own.items()))
+        host.put(
+            f"{HOME}/.bashrc", "".join(f"export {name}={value}\n" for name, value in own.items())
+        )
 
 
 @pytest.fixture
@@ -65,7 +71,9 @@ def test_weights_that_only_one_host_lacks_are_named_with_the_host(cluster):
     cluster.worker.path(f"{MODEL}/model.safetensors").unlink()
     _, found, code = check(cluster)
     assert code == 4
-    assert cluster.worker.ip in [finding["where"] for finding in found.values() if finding["level"] == "error"]
+    assert cluster.worker.ip in [
+        finding["where"] for finding in found.values() if finding["level"] == "error"
+    ]
 
 
 def test_a_host_that_takes_its_own_name_for_loopback_is_named(cluster):
@@ -94,6 +102,8 @@ def test_clean_finds_and_ends_what_is_left_on_the_other_host(cluster):
     assert ORPHAN in cluster.worker.processes()[found["pid"]]
     ended = cluster.run([*words, "--yes"], timeout=120, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert json.loads(ended.stdout)["found"] == [{**found, "age_s": json.loads(ended.stdout)["found"][0]["age_s"]}]
+    assert json.loads(ended.stdout)["found"] == [
+        {**found, "age_s": json.loads(ended.stdout)["found"][0]["age_s"]}
+    ]
     orphan.wait(60)
     assert found["pid"] not in cluster.worker.processes()

@@ -36,12 +36,17 @@ def test_the_token_is_on_every_host_and_only_its_owner_reads_it(ray_cluster_on_h
     hosts = ray_cluster_on_hosts.hosts
     assert len({host.run(["cat", TOKEN]).stdout for host in hosts}) == 1
     for host in hosts:
-        assert host.run(["stat", "-c", "%a", TOKEN, TOKEN.rpartition("/")[0]]).stdout.split() == ["600", "700"]
+        assert host.run(["stat", "-c", "%a", TOKEN, TOKEN.rpartition("/")[0]]).stdout.split() == [
+            "600",
+            "700",
+        ]
 
 
 def test_nobody_gets_in_without_the_token(ray_cluster_on_hosts):
     cluster = ray_cluster_on_hosts
-    wrong = cluster.run(["ray", "status"], check=False, env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+    wrong = cluster.run(
+        ["ray", "status"], check=False, env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    )
     none = cluster.run(["ray", "status"], check=False, env={"RAY_AUTH_MODE": "disabled"})
     for answer in (wrong, none):
         assert answer.returncode != 0
@@ -66,7 +71,12 @@ def test_ray_runs_at_normal_priority(ray_cluster_on_hosts):
 
 def raylets(cluster):
     hosts = (cluster.head, cluster.worker)
-    return {(host.name, pid) for host in hosts for pid, line in host.processes().items() if "/raylet/raylet " in line}
+    return {
+        (host.name, pid)
+        for host in hosts
+        for pid, line in host.processes().items()
+        if "/raylet/raylet " in line
+    }
 
 
 @pytest.mark.long
@@ -81,7 +91,9 @@ def test_ray_up_again_replaces_ray_on_both_hosts(ray_cluster_on_hosts):
 def test_ray_down_ends_the_head(ray_cluster_on_hosts):
     assert "No nodes remaining" in ray_cluster_on_hosts.down()
     head = ray_cluster_on_hosts.head
-    await_true(lambda: not head.processes(), HEAD_GONE_S, head.processes)  # connections of ssh stay open for 10 s
+    await_true(
+        lambda: not head.processes(), HEAD_GONE_S, head.processes
+    )  # connections of ssh stay open for 10 s
 
 
 @pytest.mark.long
@@ -91,5 +103,7 @@ def test_ray_down_leaves_nothing_on_either_host(ray_cluster_on_hosts):
     cluster.down()
     hosts = (cluster.head, cluster.worker)
     await_true(
-        lambda: not any(host.processes() for host in hosts), GONE_S, lambda: [host.processes() for host in hosts]
+        lambda: not any(host.processes() for host in hosts),
+        GONE_S,
+        lambda: [host.processes() for host in hosts],
     )

@@ -62,8 +62,20 @@ class Three:
         return [json.loads(line) for line in told.splitlines()]
 
     def join(self, host, *words):
-        done = ["ray", "start", *words, f"--node-ip-address={host.ip}", "--num-cpus=1", "--disable-usage-stats"]
-        done += ["--resources", '{"NPU": 8}', "--object-store-memory=80000000", "--dashboard-agent-listen-port=0"]
+        done = [
+            "ray",
+            "start",
+            *words,
+            f"--node-ip-address={host.ip}",
+            "--num-cpus=1",
+            "--disable-usage-stats",
+        ]
+        done += [
+            "--resources",
+            '{"NPU": 8}',
+            "--object-store-memory=80000000",
+            "--dashboard-agent-listen-port=0",
+        ]
         host.run(done, env=self.env(host), timeout=JOIN_S)
 
     def renew_workers(self):
@@ -74,7 +86,9 @@ class Three:
                 worker.run(["kill", "-KILL", *map(str, raylets)])
             await_true(lambda host=worker: not raylets_of(host), JOIN_S, worker.processes)
             self.join(worker, f"--address={head.ip}:6379")
-        await_true(lambda: self.alive() == sorted(host.ip for host in self.hosts), JOIN_S, self.alive)
+        await_true(
+            lambda: self.alive() == sorted(host.ip for host in self.hosts), JOIN_S, self.alive
+        )
 
     def alive(self):
         """The addresses of the nodes that Ray holds for alive."""
@@ -90,9 +104,15 @@ def three(tmp_path_factory):
         cluster = Three(hosts.hosts)
         for host in cluster.hosts:
             host.put(TOKEN, token, 0o600)
-            config = {"model_type": "minimax_m2", "num_attention_heads": 48, "num_key_value_heads": 8}
+            config = {
+                "model_type": "minimax_m2",
+                "num_attention_heads": 48,
+                "num_key_value_heads": 8,
+            }
             host.put(f"{MODEL}/config.json", json.dumps(config))
-            host.path(f"{MODEL}/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+            host.path(f"{MODEL}/model.safetensors").write_bytes(
+                len(header).to_bytes(8, "little") + header
+            )
         head, *workers = cluster.hosts
         cluster.join(head, "--head", "--port=6379", "--include-dashboard=false")
         for worker in workers:
@@ -110,7 +130,9 @@ def stopped_after(three, kept_logs):
 
 
 def start(three, *sets):
-    words = [word for assignment in (f"model.path={MODEL}", *sets) for word in ("--set", assignment)]
+    words = [
+        word for assignment in (f"model.path={MODEL}", *sets) for word in ("--set", assignment)
+    ]
     three.ask("start", "a2-dual", "--name", NAME, *words)
     return three.status()
 
@@ -119,18 +141,38 @@ def own_settings(three, status):
     """What each server's environment says of its own host."""
     found = []
     for server in status["servers"]:
-        lines = three.at(server["ip"]).path(f"/proc/{server['seen']['pid']}/environ").read_bytes().decode().split("\0")
+        lines = (
+            three.at(server["ip"])
+            .path(f"/proc/{server['seen']['pid']}/environ")
+            .read_bytes()
+            .decode()
+            .split("\0")
+        )
         env = dict(line.partition("=")[::2] for line in lines if line)
         found.append(
-            (env["HCCL_IF_IP"], env["HCCL_SOCKET_IFNAME"], env["GLOO_SOCKET_IFNAME"], env["RAYLAUNCH_ATTEMPT"])
+            (
+                env["HCCL_IF_IP"],
+                env["HCCL_SOCKET_IFNAME"],
+                env["GLOO_SOCKET_IFNAME"],
+                env["RAYLAUNCH_ATTEMPT"],
+            )
         )
     return found
 
 
 def test_a_device_fault_moves_the_server_to_the_spare_host(three, stopped_after):
     # Server 1 reports a broken NPU after it was launched, in the first attempt only.
-    start(three, "env.STANDIN_FAIL=npu-hardware", "env.STANDIN_FAIL_SERVERS=1", "env.STANDIN_FAIL_ATTEMPTS=1")
-    await_true(lambda: (three.status()["phase"], three.status()["attempt"]) == ("ready", 2), RECOVER_S, three.events)
+    start(
+        three,
+        "env.STANDIN_FAIL=npu-hardware",
+        "env.STANDIN_FAIL_SERVERS=1",
+        "env.STANDIN_FAIL_ATTEMPTS=1",
+    )
+    await_true(
+        lambda: (three.status()["phase"], three.status()["attempt"]) == ("ready", 2),
+        RECOVER_S,
+        three.events,
+    )
     found = json.loads(three.ask("diagnose", NAME, "-o", "json").stdout)
     assert (found["id"], found["root"]) == ("npu-hardware", 1)
 
@@ -138,7 +180,9 @@ def test_a_device_fault_moves_the_server_to_the_spare_host(three, stopped_after)
     used = [server["ip"] for server in status["servers"]]
     broken = found["node"]
     assert broken in {host.ip for host in three.hosts}
-    assert {*used, broken} == {host.ip for host in three.hosts}, "the third host takes the place of the broken one"
+    assert {*used, broken} == {host.ip for host in three.hosts}, (
+        "the third host takes the place of the broken one"
+    )
     assert own_settings(three, status) == [(ip, "=eth0", "eth0", "2") for ip in used]
     assert not marked(three.at(broken)), "nothing is left on the host with the fault"
 
@@ -182,7 +226,9 @@ def test_without_a_spare_host_a_cut_one_is_waited_for(three, stopped_after):
 
 def waits_for(three, host):
     told = [event["text"] for event in three.events() if event["kind"] == "waiting"]
-    return any(f"waits for {host.ip} to come back: no other node has the NPUs" in text for text in told)
+    return any(
+        f"waits for {host.ip} to come back: no other node has the NPUs" in text for text in told
+    )
 
 
 def is_ready_again(three, host):
@@ -194,7 +240,9 @@ def is_ready_again(three, host):
 
 
 def raylets_of(host):
-    return [pid for pid, line in host.processes().items() if "raylet/raylet" in line.partition(" ")[0]]
+    return [
+        pid for pid, line in host.processes().items() if "raylet/raylet" in line.partition(" ")[0]
+    ]
 
 
 def attempts_on(host):
@@ -202,5 +250,9 @@ def attempts_on(host):
     found = set()
     for pid in host.processes():
         with contextlib.suppress(OSError):
-            found |= set(re.findall(rb"\0RAYLAUNCH_ATTEMPT=(\d+)", host.path(f"/proc/{pid}/environ").read_bytes()))
+            found |= set(
+                re.findall(
+                    rb"\0RAYLAUNCH_ATTEMPT=(\d+)", host.path(f"/proc/{pid}/environ").read_bytes()
+                )
+            )
     return {attempt.decode() for attempt in found}

@@ -7,7 +7,13 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.hosts, pytest.mark.ray, pytest.mark.vllm, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.hosts,
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.long,
+    pytest.mark.timeout(900),
+]
 
 NAME = "far-apart"
 CHAT = """
@@ -35,7 +41,11 @@ def await_event(cluster, kind, *parts):
     """Look at the events until one tells; `events -f` would end only with the deployment."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
-        found = [event for event in events(cluster) if event["kind"] == kind and any(p in event["text"] for p in parts)]
+        found = [
+            event
+            for event in events(cluster)
+            if event["kind"] == kind and any(p in event["text"] for p in parts)
+        ]
         if found:
             return found[0]
         time.sleep(1)
@@ -44,7 +54,16 @@ def await_event(cluster, kind, *parts):
 
 def test_real_vllm_over_two_hosts_and_a_cut_network(ray_cluster_on_hosts, capsys):
     cluster = ray_cluster_on_hosts
-    started = ask(cluster, "start", "local-dual", "--name", NAME, "--set", "network.interface=auto", timeout=600)
+    started = ask(
+        cluster,
+        "start",
+        "local-dual",
+        "--name",
+        NAME,
+        "--set",
+        "network.interface=auto",
+        timeout=600,
+    )
     assert "first token" in started.stdout
 
     servers = status(cluster)["servers"]
@@ -57,9 +76,14 @@ def test_real_vllm_over_two_hosts_and_a_cut_network(ray_cluster_on_hosts, capsys
         assert f"VLLM_HOST_IP={host.ip}".encode() in env
         assert b"GLOO_SOCKET_IFNAME=eth0" in env
     for _ in range(4):
-        answer = cluster.run(["python", "-c", CHAT, f"http://{cluster.head.ip}:20004/v1"], timeout=180)
+        answer = cluster.run(
+            ["python", "-c", CHAT, f"http://{cluster.head.ip}:20004/v1"], timeout=180
+        )
         assert answer.stdout.strip() == "200"
-    assert "Launching 1 data parallel engine" in ask(cluster, "logs", NAME, "--server", "1", "-n", "500").stdout
+    assert (
+        "Launching 1 data parallel engine"
+        in ask(cluster, "logs", NAME, "--server", "1", "-n", "500").stdout
+    )
 
     cut_at = time.time()
     cluster.worker.cut()
@@ -70,8 +94,14 @@ def test_real_vllm_over_two_hosts_and_a_cut_network(ray_cluster_on_hosts, capsys
         assert "node unreachable" in noticed["text"]
         assert noticed["server"] == 1
         stopped = ask(cluster, "stop", NAME, "-o", "json", check=False)
-        assert json.loads(stopped.stdout)["left"] == [f"server 1: {cluster.worker.ip} is out of reach"]
+        assert json.loads(stopped.stdout)["left"] == [
+            f"server 1: {cluster.worker.ip} is out of reach"
+        ]
         assert stopped.returncode == 11
-        assert not [line for line in cluster.head.processes().values() if "vllm serve" in line or "VLLM::" in line]
+        assert not [
+            line
+            for line in cluster.head.processes().values()
+            if "vllm serve" in line or "VLLM::" in line
+        ]
     finally:
         cluster.worker.heal()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylaunch.errors import RecipeError
-from raylaunch.importer.recipe import import_scripts
+from raylaunch.importer.import_scripts import import_scripts
 from raylaunch.recipe.load import recipe_from_mapping
 
 SHELLISH = st.lists(
@@ -76,9 +76,9 @@ SHELLISH = st.lists(
     max_size=60,
 ).map("".join)
 
-WORD = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1, max_size=12).filter(
-    lambda word: not word.startswith("-")
-)
+WORD = st.text(
+    st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1, max_size=12
+).filter(lambda word: not word.startswith("-"))
 NAME = st.from_regex(r"--[a-z][a-z-]{1,14}[a-z]", fullmatch=True)
 
 
@@ -98,7 +98,11 @@ def test_any_text_gives_a_recipe_or_a_recipe_error(text):
     st.lists(WORD, max_size=2),
 )
 def test_no_word_is_dropped_silently(flags, env, extra):
-    words = ["/m", *extra, *(word for name, value in flags for word in ((name,) if value is None else (name, value)))]
+    words = [
+        "/m",
+        *extra,
+        *(word for name, value in flags for word in ((name,) if value is None else (name, value))),
+    ]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     made = import_scripts({"run.sh": "\n".join([*exports, f"vllm serve {shlex.join(words)}"])})
     told = "\n".join([*(each.text for each in made.placed), *(each.seen for each in made.findings)])
@@ -114,5 +118,7 @@ def test_the_file_reads_back(flags, env):
     exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     words = [word for pair in flags.items() for word in pair]
     with contextlib.suppress(RecipeError):
-        made = import_scripts({"run.sh": "\n".join([*exports, f"vllm serve /m {shlex.join(words)}"])})
+        made = import_scripts(
+            {"run.sh": "\n".join([*exports, f"vllm serve /m {shlex.join(words)}"])}
+        )
         assert yaml.safe_load(made.yaml) == json.loads(json.dumps(made.values))

@@ -3,7 +3,7 @@
 import pytest
 
 from raylaunch.errors import RecipeError
-from raylaunch.importer.recipe import import_scripts
+from raylaunch.importer.import_scripts import import_scripts
 
 
 def made(text, **more):
@@ -11,7 +11,11 @@ def made(text, **more):
 
 
 def found(result, id_, level=None):
-    return [f"{each.what} | {each.seen}" for each in result.findings if each.id == id_ and level in (None, each.level)]
+    return [
+        f"{each.what} | {each.seen}"
+        for each in result.findings
+        if each.id == id_ and level in (None, each.level)
+    ]
 
 
 def test_no_server_is_an_error_that_says_what_to_give():
@@ -35,7 +39,10 @@ def test_an_unknown_platform_is_refused(platform):
         ("vllm serve /m -tp 4 -dp 4 -dpl 2", "ascend-a2"),
         ("docker run -it quay.io/x/y:v1-a3 bash\nvllm serve /m -tp 4", "ascend-a3"),
         ("export ASCEND_A3_ENABLE=1\nvllm serve /m -tp 8", "ascend-a3"),
-        ("export ASCEND_RT_VISIBLE_DEVICES=0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\nvllm serve /m -tp 8", "ascend-a3"),
+        (
+            "export ASCEND_RT_VISIBLE_DEVICES=0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\nvllm serve /m -tp 8",
+            "ascend-a3",
+        ),
         ("export VLLM_CPU_KVCACHE_SPACE=1\nvllm serve /m", "cpu"),
     ],
 )
@@ -46,22 +53,32 @@ def test_the_platform_is_inferred_and_told(text, platform):
 
 
 def test_the_platform_that_is_asked_for_wins():
-    assert made("vllm serve /m -tp 8", platform="ascend-a3").values["hardware"]["platform"] == "ascend-a3"
+    assert (
+        made("vllm serve /m -tp 8", platform="ascend-a3").values["hardware"]["platform"]
+        == "ascend-a3"
+    )
 
 
 def test_the_tag_of_an_a3_image_loses_its_suffix():
     result = made("docker run -it h:5000/x/y:v1-a3 bash\nvllm serve /m -tp 16")
-    assert (result.values["container"]["image"], result.values["container"]["tag"]) == ("h:5000/x/y", "v1")
+    assert (result.values["container"]["image"], result.values["container"]["tag"]) == (
+        "h:5000/x/y",
+        "v1",
+    )
 
 
 def test_every_npu_of_a_node_becomes_one_pattern():
     devices = " ".join(f"--device /dev/davinci{number}" for number in range(16))
-    result = made(f"docker run -it {devices} --device /dev/devmm_svm x:v1-a3 bash\nvllm serve /m -tp 16")
+    result = made(
+        f"docker run -it {devices} --device /dev/devmm_svm x:v1-a3 bash\nvllm serve /m -tp 16"
+    )
     assert result.values["container"]["devices"] == ["/dev/davinci*", "/dev/devmm_svm"]
 
 
 def test_a_server_inside_docker_run_is_read():
-    result = made("docker run --rm quay.io/x/y:v1 bash -c 'export OMP_NUM_THREADS=1; vllm serve /m --seed 1'")
+    result = made(
+        "docker run --rm quay.io/x/y:v1 bash -c 'export OMP_NUM_THREADS=1; vllm serve /m --seed 1'"
+    )
     assert result.values["args"] == {"seed": 1}
     assert result.values["env"] == {"OMP_NUM_THREADS": 1}
     assert made("docker run quay.io/x/y:v1 vllm serve /m --seed 2").values["args"] == {"seed": 2}
@@ -85,9 +102,7 @@ def test_a_server_may_be_started_in_many_ways(text):
 
 
 def test_values_keep_their_letters():
-    text = (
-        """vllm serve /m --a 007 --b 1e5 --c 0.90 --d true --e '{"k": 1, "k": 2}' --f '[1, 2]' --g=-1 --h '{not json'"""
-    )
+    text = """vllm serve /m --a 007 --b 1e5 --c 0.90 --d true --e '{"k": 1, "k": 2}' --f '[1, 2]' --g=-1 --h '{not json'"""  # noqa: E501
     assert made(text).values["args"] == {
         "a": "007",
         "b": "1e5",
@@ -105,7 +120,12 @@ def test_secrets_are_named_and_never_kept():
         "export HF_TOKEN=hf-1\nexport http_proxy=http://me:pw-2@proxy:1\nvllm serve /m --api-key sk-3\n"
         "docker run -e MY_PASSWORD=pw-4 -it x:y bash"
     )
-    assert set(result.values["secrets"]) == {"HF_TOKEN", "http_proxy", "VLLM_API_KEY", "MY_PASSWORD"}
+    assert set(result.values["secrets"]) == {
+        "HF_TOKEN",
+        "http_proxy",
+        "VLLM_API_KEY",
+        "MY_PASSWORD",
+    }
     everything = f"{result.yaml} {result.placed} {result.findings}"
     assert not [secret for secret in ("hf-1", "pw-2", "sk-3", "pw-4") if secret in everything]
 
@@ -123,7 +143,10 @@ def test_nodes_that_differ_are_reported_and_the_primary_counts():
 
 
 def test_the_order_of_the_files_does_not_matter():
-    first, second = "vllm serve /m -dp 2 -dpl 1 --port 9", "vllm serve /m -dp 2 -dpl 1 -dpr 1 --headless --port 7"
+    first, second = (
+        "vllm serve /m -dp 2 -dpl 1 --port 9",
+        "vllm serve /m -dp 2 -dpl 1 -dpr 1 --headless --port 7",
+    )
     result = import_scripts({"1.sh": second, "0.sh": first})
     assert result.values["network"]["http_port"] == 9
 
@@ -204,15 +227,21 @@ def test_a_comment_between_continued_lines_ends_the_command_and_that_is_reported
 
 def test_other_load_balancing_is_reported():
     result = made("vllm serve /m -dp 4 -dpn 1 --port 9")
-    assert any("--data-parallel-rank" in told or "-dpn 1" in told for told in found(result, "not-placed"))
+    assert any(
+        "--data-parallel-rank" in told or "-dpn 1" in told for told in found(result, "not-placed")
+    )
 
 
 def test_a_reasoning_parser_without_tool_calling_has_its_own_field():
-    assert made("vllm serve /m --reasoning-parser p").values["features"] == {"reasoning_parser": "p"}
+    assert made("vllm serve /m --reasoning-parser p").values["features"] == {
+        "reasoning_parser": "p"
+    }
 
 
 def test_tool_calling_without_a_reasoning_parser_gets_none():
-    tools = made("vllm serve /m --enable-auto-tool-choice --tool-call-parser t").values["features"]["tool_calling"]
+    tools = made("vllm serve /m --enable-auto-tool-choice --tool-call-parser t").values["features"][
+        "tool_calling"
+    ]
     assert tools == {"enabled": True, "tool_parser": "t", "reasoning_parser": ""}
 
 
@@ -246,7 +275,11 @@ The end of the page is reached here.
 
 def test_a_page_without_fences_gives_its_commands():
     result = made(PAGE)
-    assert result.values["features"]["speculative"] == {"enabled": True, "method": "mtp", "num_speculative_tokens": 1}
+    assert result.values["features"]["speculative"] == {
+        "enabled": True,
+        "method": "mtp",
+        "num_speculative_tokens": 1,
+    }
     assert result.values["env"] == {"OMP_NUM_THREADS": 1}
     assert "args" not in result.values
     assert any("--block-size 16" in told for told in found(result, "not-placed"))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.importer.recipe import import_scripts
-from raylaunch.plan.checks import check_recipe
+from raylaunch.checks.check_all import check_recipe
+from raylaunch.importer.import_scripts import import_scripts
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.load import recipe_from_mapping
@@ -25,7 +25,12 @@ OF_THE_SHELL = {"PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"}
 NIC = "enp67s0f0np0"
 HOSTS = ("192.0.2.10", "192.0.2.11")
 
-LEFT_OPEN = {"FIRST_IP": "192.0.2.10", "SECOND_IP": "192.0.2.11", "CARD": "eth0", "WEIGHTS": "${WEIGHTS}"}
+LEFT_OPEN = {
+    "FIRST_IP": "192.0.2.10",
+    "SECOND_IP": "192.0.2.11",
+    "CARD": "eth0",
+    "WEIGHTS": "${WEIGHTS}",
+}
 """What a script expects of its environment; an import keeps such a name as a placeholder."""
 
 RECORDER = """#!{python} -ISS
@@ -35,7 +40,13 @@ with open({out!r}, "w") as file:
     json.dump({{"argv": sys.argv[1:], "env": env}}, file)
 """
 
-NETWORK = {"HCCL_IF_IP", "VLLM_HOST_IP", "HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"}
+NETWORK = {
+    "HCCL_IF_IP",
+    "VLLM_HOST_IP",
+    "HCCL_SOCKET_IFNAME",
+    "GLOO_SOCKET_IFNAME",
+    "TP_SOCKET_IFNAME",
+}
 OURS = NETWORK | {"ASCEND_RT_VISIBLE_DEVICES"}
 """Variables that raylaunch sets for each node: their values are compared with the node, not with the script."""
 
@@ -67,13 +78,22 @@ def bash(tmp_path):
         script = tmp_path / "script.sh"
         # A shell reads <NAME> as a redirection; people put an address there, so the test does.
         script.write_text(re.sub(r"<\w+>", "filled-in", text) + "\nwait\n")
-        env = {"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(tmp_path), "LOG": str(tmp_path / "log"), **LEFT_OPEN}
-        done = subprocess.run(["bash", script], env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+        env = {
+            "PATH": f"{tools}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "LOG": str(tmp_path / "log"),
+            **LEFT_OPEN,
+        }
+        done = subprocess.run(
+            ["bash", script], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert out.is_file(), done.stderr
         seen = json.loads(out.read_text())
         out.unlink()
         seen["env"] = {
-            name: value for name, value in seen["env"].items() if name not in {*OF_THE_SHELL, *LEFT_OPEN, "LOG"}
+            name: value
+            for name, value in seen["env"].items()
+            if name not in {*OF_THE_SHELL, *LEFT_OPEN, "LOG"}
         }
         return seen
 
@@ -98,7 +118,9 @@ def scripts(names):
 def plan_of(names):
     made = import_scripts(texts(names))
     loaded = recipe_from_mapping(made.values, made.name)
-    return made, build_plan(loaded, [Facts(ip, interface=NIC) for ip in HOSTS[: loaded.recipe.parallel.servers]])
+    return made, build_plan(
+        loaded, [Facts(ip, interface=NIC) for ip in HOSTS[: loaded.recipe.parallel.servers]]
+    )
 
 
 def flags_of(words):
@@ -120,7 +142,9 @@ def as_value(value):
 
 
 def standin():
-    spec = importlib.util.spec_from_file_location("standin_flags", TESTS / "standin" / "standin_flags.py")
+    spec = importlib.util.spec_from_file_location(
+        "standin_flags", TESTS / "standin" / "standin_flags.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.leave = refuse
@@ -163,9 +187,13 @@ def test_variables_come_back(case, bash):
     made, plan = plan_of(names)
     for server, script in zip(plan.servers, scripts(names), strict=False):
         said = bash(script)["env"]
-        said = {name: value.removesuffix(":") for name, value in said.items()}  # the empty $LD_PRELOAD behind it
+        said = {
+            name: value.removesuffix(":") for name, value in said.items()
+        }  # the empty $LD_PRELOAD behind it
         wanted = {name: value for name, value in said.items() if name not in OURS | explained}
-        added = {"VLLM_ENGINE_READY_TIMEOUT_S"} if "VLLM_ENGINE_READY_TIMEOUT_S" not in said else set()
+        added = (
+            {"VLLM_ENGINE_READY_TIMEOUT_S"} if "VLLM_ENGINE_READY_TIMEOUT_S" not in said else set()
+        )
         found = {name: value for name, value in server.environ.items() if name not in OURS | added}
         assert found == wanted
         assert server.environ["HCCL_SOCKET_IFNAME"] == f"={NIC}"

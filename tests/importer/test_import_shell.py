@@ -2,8 +2,11 @@
 
 import pytest
 
-from raylaunch.importer.shell import parse
-from raylaunch.importer.words import expand, unknowns
+from raylaunch.importer.expansion import (
+    expand,
+    unknowns,
+)
+from raylaunch.importer.shell_parser import parse
 
 
 def words(text, variables=None):
@@ -69,12 +72,18 @@ def test_variables_are_followed_and_nothing_is_run(text, expected):
 
 def test_an_array_is_one_statement():
     (statement,) = parse("ARGS=( --a 'b c'  # why\n  -d\n)").statements
-    assert (statement.array, [word.text for word in statement.words]) == ("ARGS=", ["--a", "b c", "-d"])
-    assert words('a "${ARGS[@]}" ${NONE[*]}', {"ARGS[@]": "x\x1fy z"}) == [["a", "x", "y z", "${NONE[*]}"]]
+    assert (statement.array, [word.text for word in statement.words]) == (
+        "ARGS=",
+        ["--a", "b c", "-d"],
+    )
+    assert words('a "${ARGS[@]}" ${NONE[*]}', {"ARGS[@]": "x\x1fy z"}) == [
+        ["a", "x", "y z", "${NONE[*]}"]
+    ]
 
 
 @pytest.mark.parametrize(
-    "text", ["a=(" * 3000, "$(" * 3000, "'\"" * 3001, "if " * 3000, "{" * 3000, "<<A\n" * 500, "((" * 3000]
+    "text",
+    ["a=(" * 3000, "$(" * 3000, "'\"" * 3001, "if " * 3000, "{" * 3000, "<<A\n" * 500, "((" * 3000],
 )
 def test_text_that_opens_and_never_closes_is_read_to_its_end(text):
     assert parse(text + "\nb").statements or parse(text).oddities
@@ -128,7 +137,8 @@ def test_placeholders_are_seen(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["eth0", "0.0.0.0", "/data/fp8", '{"a": {"b": 1}}', "expandable_segments:True", "x", "a|b"]
+    "text",
+    ["eth0", "0.0.0.0", "/data/fp8", '{"a": {"b": 1}}', "expandable_segments:True", "x", "a|b"],
 )
 def test_values_are_no_placeholders(text):
     assert not unknowns(text)

@@ -13,10 +13,19 @@ import psutil
 import pytest
 
 from raylaunch.errors import NodeError
-from raylaunch.node.download import LOCK, Download, find_programs, written_bytes
-from raylaunch.node.marked import find_marked
-from raylaunch.node.weights import inspect_weights
-from raylaunch.plan.weights import Wanted, download_argv, gaps_of
+from raylaunch.node.model.download import (
+    LOCK,
+    Download,
+    find_programs,
+    written_bytes,
+)
+from raylaunch.node.model.weight_files import inspect_weights
+from raylaunch.node.process.process_markers import find_marked
+from raylaunch.plan.wanted_weights import (
+    Wanted,
+    download_argv,
+    gaps_of,
+)
 from raylaunch.recipe.model import Sources
 
 HUB = Path(__file__).resolve().parents[1] / "standin" / "hub"
@@ -29,7 +38,11 @@ class Yard:
     """A folder for the model, one for what the stand-in records, and downloads that end with the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.model, self.record, self.log = folder / "models" / "m", folder / "record", folder / "logs" / "m.log"
+        self.model, self.record, self.log = (
+            folder / "models" / "m",
+            folder / "record",
+            folder / "logs" / "m.log",
+        )
         self.record.mkdir()
         self.label = f"weights of test {os.getpid()} {folder.name}"
         self.env = {**os.environ, "STANDIN_HUB": str(self.record), "STANDIN_PYTHON": sys.executable}
@@ -37,7 +50,9 @@ class Yard:
 
     def start(self, hub="modelscope", needed=0) -> Download:
         argv = download_argv(
-            hub, Wanted("model", f"{self.model}/", SOURCES), str(HUB / {"huggingface": "hf"}.get(hub, hub))
+            hub,
+            Wanted("model", f"{self.model}/", SOURCES),
+            str(HUB / {"huggingface": "hf"}.get(hub, hub)),
         )
         number = len(self.started)
         one = Download(argv, self.model, self.log, self.env, label=self.label, number=number)
@@ -108,13 +123,15 @@ def test_the_death_of_the_owner_ends_it(yard):
     program = f"""
 import os, signal
 from pathlib import Path
-from raylaunch.node.download import Download
+from raylaunch.node.model.download import Download
 argv = ({str(HUB / "modelscope")!r}, "download", "--model", "a/b", "--local_dir", {str(yard.model)!r})
 Download(argv, Path({str(yard.model)!r}), Path({str(yard.log)!r}), os.environ, label={yard.label!r}, number=0).start()
 print("up", flush=True)
 signal.pause()
 """
-    with subprocess.Popen([sys.executable, "-c", program], env=yard.env, stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=yard.env, stdout=subprocess.PIPE, text=True
+    ) as owner:
         assert owner.stdout.readline() == "up\n"
         pids = yard.await_hold()
         handles = [psutil.Process(pid) for pid in pids]
@@ -145,7 +162,9 @@ def test_what_a_failed_program_said_is_told(yard):
 
 
 def test_a_program_that_cannot_be_started_is_a_failure(yard, tmp_path):
-    one = Download([str(tmp_path / "none"), "x"], yard.model, yard.log, yard.env, label=yard.label, number=0)
+    one = Download(
+        [str(tmp_path / "none"), "x"], yard.model, yard.log, yard.env, label=yard.label, number=0
+    )
     one.start()
     yard.started.append(one)
     progress = finish(one)
@@ -181,12 +200,19 @@ def test_programs_are_looked_for_on_the_path_and_beside_python(tmp_path):
     }
     for name in ("python", "hf"):
         (tmp_path / name).touch(mode=0o755)
-    assert find_programs({"PATH": ""}, str(tmp_path / "python")) == {"huggingface": str(tmp_path / "hf")}
+    assert find_programs({"PATH": ""}, str(tmp_path / "python")) == {
+        "huggingface": str(tmp_path / "hf")
+    }
     assert find_programs({}, "/nowhere/python") == {}
 
 
 def test_what_a_program_draws_cannot_move_the_cursor(yard):
-    words = [sys.executable, "-S", "-c", r"print('\x1b[2K\x1b[1A\x1b[32m 45%|\u2588\u2588  | \x07 of 3\x1b[0m')"]
+    words = [
+        sys.executable,
+        "-S",
+        "-c",
+        r"print('\x1b[2K\x1b[1A\x1b[32m 45%|\u2588\u2588  | \x07 of 3\x1b[0m')",
+    ]
     one = Download(words, yard.model, yard.log, yard.env, label=yard.label, number=0)
     one.start()
     yard.started.append(one)

@@ -11,13 +11,16 @@ import uuid
 from pathlib import Path
 
 import pytest
+from process_trees import PATIENCE_S, Watched, await_end, await_gone, parent_of, python
 from stopping import stop
-from trees import PATIENCE_S, Watched, await_end, await_gone, parent_of, python
 
-from raylaunch.node import guard
-from raylaunch.node.guard import Log
-from raylaunch.node.marked import end_marked, find_marked
-from raylaunch.node.process import GUARD
+from raylaunch.node.process import guard
+from raylaunch.node.process.guard import Log
+from raylaunch.node.process.process_markers import (
+    end_marked,
+    find_marked,
+)
+from raylaunch.node.process.server_process import GUARD
 
 FAMILY = """
 fork(sleep)
@@ -75,7 +78,9 @@ def test_stop_ends_the_family_with_its_daemons(deployment, log):
 
 
 def test_server_that_ignores_sigterm_is_killed_at_the_deadline(deployment, log):
-    server = Watched(deployment, log, "ignore_term(); fork(stubborn); say('server', os.getpid()); sleep()")
+    server = Watched(
+        deployment, log, "ignore_term(); fork(stubborn); say('server', os.getpid()); sleep()"
+    )
     server.line("server")
     server.process.stop(0.1)
     assert server.event("exit")["signal"] == signal.SIGKILL
@@ -162,7 +167,10 @@ def test_unfinished_last_line_is_finished(deployment, log):
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"argv": ("/no/such/program",)}, "/no/such/program"), ({"cwd": "/no/such/folder"}, "/no/such/folder")],
+    [
+        ({"argv": ("/no/such/program",)}, "/no/such/program"),
+        ({"cwd": "/no/such/folder"}, "/no/such/folder"),
+    ],
 )
 def test_failed_start_is_reported(deployment, log, changes, word):
     argv = changes.pop("argv", python("sleep()"))
@@ -338,7 +346,11 @@ def test_only_so_many_rotated_files_are_kept(tmp_path):
     log = Log(str(tmp_path / "server.log"), rotate_bytes=100, keep=2)
     for n in range(100):
         log.write(b"line %04d .............\n" % n)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["server.log", "server.log.1", "server.log.2"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "server.log",
+        "server.log.1",
+        "server.log.2",
+    ]
     assert (tmp_path / "server.log").read_text().endswith("line 0099 .............\n")
 
 
@@ -375,7 +387,10 @@ def run_guard(deployment, log, argv):
         "niceness": None,
     }
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(GUARD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=spec["env"]
+        [sys.executable, "-I", "-S", str(GUARD)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=spec["env"],
     )
     process.stdin.write(json.dumps(spec).encode() + b"\n")
     process.stdin.flush()
@@ -392,7 +407,7 @@ def start_owner(deployment, log, script):
     code = """
 import sys, threading
 sys.path.insert(0, sys.argv[1])
-from trees import Watched
+from process_trees import Watched
 from pathlib import Path
 server = Watched(sys.argv[2], Path(sys.argv[3]), sys.argv[4])
 server.line("server"), server.line("stubborn")
@@ -400,6 +415,8 @@ print("up", flush=True)
 threading.Event().wait()
 """
     here = str(Path(__file__).parent)
-    owner = subprocess.Popen([sys.executable, "-c", code, here, deployment, str(log), script], stdout=subprocess.PIPE)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, here, deployment, str(log), script], stdout=subprocess.PIPE
+    )
     assert owner.stdout.readline() == b"up\n"
     return owner

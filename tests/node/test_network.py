@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from raylaunch.node import network
+from raylaunch.node.probe import network
 
 SHOW = """import json
-from raylaunch.node.network import read_interfaces
+from raylaunch.node.probe.network import read_interfaces
 print(json.dumps({found.name: found.__dict__ for found in read_interfaces()}))
 """
 BUILD = """set -e
@@ -94,12 +94,16 @@ def test_interfaces_of_a_host_with_a_veth_a_bridge_an_alias_and_ipv6():
     assert not found["docker0"]["up"]
 
 
-@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
 def test_a_listener_is_seen_with_its_owner(family, address):
     with socket.socket(family) as server:
         server.bind((address, 0))
         port = server.getsockname()[1]
-        assert port not in {listener.port for listener in network.read_listeners()}  # bound is not listening
+        assert port not in {
+            listener.port for listener in network.read_listeners()
+        }  # bound is not listening
         server.listen()
         found = [listener for listener in network.read_listeners([port]) if listener.port == port]
     assert [(listener.address, listener.pid) for listener in found] == [(address, os.getpid())]
@@ -107,18 +111,29 @@ def test_a_listener_is_seen_with_its_owner(family, address):
 
 
 def test_a_connection_is_no_listener():
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
-        assert client.getsockname()[1] not in {listener.port for listener in network.read_listeners()}
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        assert client.getsockname()[1] not in {
+            listener.port for listener in network.read_listeners()
+        }
 
 
 def test_names_are_looked_up_for_the_ports_in_question_only():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        found = [listener for listener in network.read_listeners([port + 1]) if listener.port == port]
+        found = [
+            listener for listener in network.read_listeners([port + 1]) if listener.port == port
+        ]
     assert [listener.process for listener in found] == [None]
 
 
 def test_a_hostname_resolves_to_each_address_once(monkeypatch):
-    answers = [(2, 1, 6, "", ("127.0.1.1", 0)), (10, 1, 6, "", ("fd00::2", 0, 0, 0)), (2, 1, 6, "", ("127.0.1.1", 0))]
+    answers = [
+        (2, 1, 6, "", ("127.0.1.1", 0)),
+        (10, 1, 6, "", ("fd00::2", 0, 0, 0)),
+        (2, 1, 6, "", ("127.0.1.1", 0)),
+    ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
     assert network.resolve_hostname() == ("127.0.1.1", "fd00::2")

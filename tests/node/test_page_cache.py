@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raylaunch.node import page_cache
+from raylaunch.node.model import page_cache
 
 PIECE = page_cache.PIECE_BYTES
 
@@ -62,7 +62,11 @@ def test_weights_are_read_once(disk_folder):
 
 
 def test_what_vllm_reads_first_is_read_first(disk_folder, monkeypatch):
-    for name, size in (("a.safetensors", PIECE), ("tokenizer.json", PIECE), ("video.mp4", 4 * PIECE)):
+    for name, size in (
+        ("a.safetensors", PIECE),
+        ("tokenizer.json", PIECE),
+        ("video.mp4", 4 * PIECE),
+    ):
         forget(put(disk_folder, name, size))
     monkeypatch.setattr(page_cache, "SMALL_BYTES", 2 * PIECE)
     monkeypatch.setattr(page_cache, "READERS", 1)
@@ -106,7 +110,10 @@ def test_weights_larger_than_the_memory_are_left_alone(tmp_path):
 def test_one_format_in_the_order_of_vllm(tmp_path):
     for name in ("b.safetensors", "a.safetensors", "a.bin", "config.json"):
         put(tmp_path, name, 10)
-    assert [path.name for path, _ in page_cache.weight_files(tmp_path)] == ["a.safetensors", "b.safetensors"]
+    assert [path.name for path, _ in page_cache.weight_files(tmp_path)] == [
+        "a.safetensors",
+        "b.safetensors",
+    ]
 
 
 def test_what_the_index_does_not_name_is_not_read(tmp_path):
@@ -122,7 +129,9 @@ def test_what_the_index_does_not_name_is_not_read(tmp_path):
 @pytest.mark.parametrize("folder", ["no-such-folder", "empty"])
 def test_no_weights_no_work(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    assert page_cache.warm(tmp_path / folder, threading.Event()) == page_cache.Warmed(0, 0, pytest.approx(0, abs=60))
+    assert page_cache.warm(tmp_path / folder, threading.Event()) == page_cache.Warmed(
+        0, 0, pytest.approx(0, abs=60)
+    )
 
 
 def test_a_file_that_cannot_be_read_is_left_to_vllm(tmp_path):

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from raylaunch.node import software
+from raylaunch.node.probe import software
 
 CPU_TORCH = "from typing import Optional\n__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n"
 PLAIN_TORCH = "__version__ = '2.10.0'\ncuda: Optional[str] = None\n"
@@ -25,7 +25,9 @@ def environment(tmp_path, monkeypatch):
     def install(name, version, text=""):
         folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
         folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
         (site / name).mkdir()
         (site / name / "version.py").write_text(text)
 
@@ -35,11 +37,19 @@ def environment(tmp_path, monkeypatch):
 def test_versions_come_from_metadata_alone(environment, tmp_path):
     for name, version in {"ray": "2.60.0", "vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}.items():
         environment(name, version, "raise SystemExit('imported')")
-    assert software.read_versions({}, tmp_path) == {"ray": "2.60.0", "vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
+    assert software.read_versions({}, tmp_path) == {
+        "ray": "2.60.0",
+        "vllm": "0.23.0",
+        "vllm-ascend": "0.23.0.post1",
+    }
 
 
-@pytest.mark.parametrize("text", ["# Auto-generated file\n__device_type__ = 'A3'\n", '__device_type__="A3"'])
-def test_the_board_that_vllm_ascend_was_built_for_is_read_from_its_build(environment, tmp_path, text):
+@pytest.mark.parametrize(
+    "text", ["# Auto-generated file\n__device_type__ = 'A3'\n", '__device_type__="A3"']
+)
+def test_the_board_that_vllm_ascend_was_built_for_is_read_from_its_build(
+    environment, tmp_path, text
+):
     environment("vllm-ascend", "0.23.0")
     package = tmp_path / "site" / "vllm_ascend"
     package.mkdir()
@@ -64,7 +74,9 @@ def test_the_cpu_build_counts_as_vllm(environment, tmp_path):
         (CUDA_TORCH, CUDA_VISION, ()),
     ],
 )
-def test_a_cuda_build_beside_a_torch_without_cuda_is_a_conflict(environment, torch, vision, expected):
+def test_a_cuda_build_beside_a_torch_without_cuda_is_a_conflict(
+    environment, torch, vision, expected
+):
     environment("torch", "2.13.0", torch)
     environment("torchvision", "0.29.2", vision)
     assert software.find_conflicts() == expected
@@ -85,12 +97,19 @@ def test_without_torch_there_is_no_conflict(environment):
 def info(root, folder, version):
     file = root / folder / f"{platform.machine()}-linux" / "ascend_toolkit_install.info"
     file.parent.mkdir(parents=True)
-    file.write_text(f"package_name=Ascend-cann-toolkit\nversion={version}\ninnerversion=V100R001C23SPC002B210\n")
+    file.write_text(
+        f"package_name=Ascend-cann-toolkit\nversion={version}\ninnerversion=V100R001C23SPC002B210\n"
+    )
     return root / folder
 
 
 @pytest.mark.parametrize(
-    "folder", ["usr/local/Ascend/ascend-toolkit/latest", "usr/local/Ascend/cann", "usr/local/Ascend/cann-8.5.0"]
+    "folder",
+    [
+        "usr/local/Ascend/ascend-toolkit/latest",
+        "usr/local/Ascend/cann",
+        "usr/local/Ascend/cann-8.5.0",
+    ],
 )
 def test_cann_is_found_where_each_release_puts_it(environment, tmp_path, folder):
     info(tmp_path, folder, "8.3.RC2")

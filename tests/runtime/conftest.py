@@ -8,10 +8,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ray_yard import STANDIN, RayNodes, User, clean_env, free_ports
+from ray_clusters import STANDIN, RayNodes, User, clean_env, free_ports
 
-from raylaunch.node.marked import end_marked, find_marked
-from raylaunch.runtime.local import stop_local
+from raylaunch.node.process.process_markers import (
+    end_marked,
+    find_marked,
+)
+from raylaunch.runtime.cluster.local_cluster import stop_local
 
 
 @pytest.fixture
@@ -48,13 +51,19 @@ def ports():
 def ray_nodes():
     """Two Ray nodes with 8 declared NPUs each, without authentication, running the stand-in; one pair per file."""
     folder = Path(tempfile.mkdtemp(prefix="rl-"))
-    nodes = RayNodes(folder / "ray", folder / "record", clean_env(folder / "home", **_RAY, **_standin(folder)))
+    nodes = RayNodes(
+        folder / "ray", folder / "record", clean_env(folder / "home", **_RAY, **_standin(folder))
+    )
     try:
         nodes.start([8, 8])
         yield nodes
     finally:
         nodes.stop()
-        for deployment in {process.deployment for process in find_marked() if process.deployment.startswith("test-")}:
+        for deployment in {
+            process.deployment
+            for process in find_marked()
+            if process.deployment.startswith("test-")
+        }:
             end_marked(deployment, grace_s=0)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -66,4 +75,8 @@ _RAY = {"RAY_AUTH_MODE": "disabled"} | ({} if os.geteuid() == 0 else {"RAY_worke
 def _standin(folder: Path) -> dict[str, str]:
     record = folder / "record"
     record.mkdir()
-    return {"RAYLAUNCH_VLLM": str(STANDIN), "STANDIN_RECORD": str(record), "STANDIN_ASKED": str(folder / "asked")}
+    return {
+        "RAYLAUNCH_VLLM": str(STANDIN),
+        "STANDIN_RECORD": str(record),
+        "STANDIN_ASKED": str(folder / "asked"),
+    }

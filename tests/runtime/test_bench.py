@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ray_yard import STANDIN, User, await_true, free_ports
+from ray_clusters import STANDIN, User, await_true, free_ports
 
-from raylaunch.node.marked import end_marked, find_marked
-from raylaunch.runtime.local import stop_local
+from raylaunch.node.process.process_markers import (
+    end_marked,
+    find_marked,
+)
+from raylaunch.runtime.cluster.local_cluster import stop_local
 
 pytestmark = pytest.mark.ray
 
@@ -33,7 +36,9 @@ def bencher():
     http, rpc = free_ports(2)
     moved = ("--set", f"network.http_port={http}", "--set", f"network.rpc_port={rpc}")
     try:
-        started = user.run("start", "local-dual", "--name", NAME, *moved, "--set", "secrets=[VLLM_API_KEY]")
+        started = user.run(
+            "start", "local-dual", "--name", NAME, *moved, "--set", "secrets=[VLLM_API_KEY]"
+        )
         assert started.code == 0, started.out + started.err
         yield user
     finally:
@@ -65,7 +70,11 @@ def endless(user):
 
 def servers(user):
     status = user.run("status", NAME, "-o", "json").json()
-    return status["phase"], status["attempt"], [server["seen"]["pid"] for server in status["servers"]]
+    return (
+        status["phase"],
+        status["attempt"],
+        [server["seen"]["pid"] for server in status["servers"]],
+    )
 
 
 def test_measured_kept_and_compared(bencher):
@@ -81,16 +90,22 @@ def test_measured_kept_and_compared(bencher):
     assert run["command"][run["command"].index("--tokenizer") + 1] == model
     assert run["niceness"] == (0 if os.geteuid() == 0 else run["niceness"])
 
-    again = bencher.run("bench", NAME, "--set", "num-prompts=8", "--concurrency", "1", "--concurrency", "4")
+    again = bencher.run(
+        "bench", NAME, "--set", "num-prompts=8", "--concurrency", "1", "--concurrency", "4"
+    )
     assert again.code == 0, again.out + again.err
     assert "RUN BEFORE" in again.out
-    assert [(one["concurrency"], one["seed"]) for one in kept(bencher)] == [(4, 1000), (1, 1001), (4, 1002)], (
-        "prompts that were sent before would be found in the prefix cache"
-    )
+    assert [(one["concurrency"], one["seed"]) for one in kept(bencher)] == [
+        (4, 1000),
+        (1, 1001),
+        (4, 1002),
+    ], "prompts that were sent before would be found in the prefix cache"
 
     files = [*(bencher.home / "bench").rglob("*"), *(bencher.home / "logs").rglob("*")]
     texts = {path: path.read_text() for path in files if path.is_file()}
-    assert any(path.name == "bench-1.log" for path in texts), "the client's output lies beside the servers'"
+    assert any(path.name == "bench-1.log" for path in texts), (
+        "the client's output lies beside the servers'"
+    )
     assert not [path for path, text in texts.items() if KEY in text]
     assert json.loads(texts[bencher.home / "bench" / NAME / f"{run['id']}.json"])["id"] == run["id"]
     assert not clients()

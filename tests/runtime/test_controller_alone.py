@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime import controller, placement
-from raylaunch.runtime.request import Request
+from raylaunch.runtime.cluster import placement
+from raylaunch.runtime.controller import controller
+from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.supervise.state import Phase
 
 ray = pytest.importorskip("ray")

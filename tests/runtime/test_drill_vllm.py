@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from raylaunch.node.marked import find_marked
+from raylaunch.node.process.process_markers import find_marked
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
-PROCESS_FAULTS = ("kill-engine", "kill-headless", "kill-primary", "kill-agent", "kill-guard", "kill-controller")
+PROCESS_FAULTS = (
+    "kill-engine",
+    "kill-headless",
+    "kill-primary",
+    "kill-agent",
+    "kill-guard",
+    "kill-controller",
+)
 
 
 def drill(user, ports, faults, deadline_s):
@@ -19,7 +26,15 @@ def drill(user, ports, faults, deadline_s):
     assert done.code == 0, done.out + done.err
     outcomes = {one["fault"]: one for one in done.json()}
     for one in outcomes.values():
-        names = ("detection_s", "recovery_s", "start_s", "beyond_s", "failed", "requests", "detected_by")
+        names = (
+            "detection_s",
+            "recovery_s",
+            "start_s",
+            "beyond_s",
+            "failed",
+            "requests",
+            "detected_by",
+        )
         print(one["fault"], *(f"{name}={one[name]}" for name in names))
     status = user.run("status", "test-drill", "-o", "json").json()
     assert status["phase"] == "ready"
@@ -35,7 +50,9 @@ def test_process_faults_and_the_controllers_death(user, ports):
     assert set(outcomes) == set(PROCESS_FAULTS)
     assert not any(one["left"] or one["problem"] for one in outcomes.values())
     assert outcomes["kill-controller"]["failed"] == 0
-    assert status["attempt"] == len(PROCESS_FAULTS), "all but the controller's death start the gang again"
+    assert status["attempt"] == len(PROCESS_FAULTS), (
+        "all but the controller's death start the gang again"
+    )
     assert "VLLM::EngineCore" in outcomes["kill-engine"]["detected_by"]
 
 

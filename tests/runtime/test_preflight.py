@@ -13,9 +13,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ray_yard import STANDIN, RayNodes, await_true, clean_env, free_ports, model_folder
+from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports, model_folder
 
-from raylaunch.node.marked import end_marked, find_marked
+from raylaunch.node.process.process_markers import (
+    end_marked,
+    find_marked,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -24,7 +27,8 @@ WAIT = "import signal, sys; print('up', flush=True); signal.pause()"
 HELD_UP = """
 import asyncio
 from raylaunch.cli.app import main
-from raylaunch.runtime import placement, preflight
+from raylaunch.runtime.cluster import placement
+from raylaunch.runtime.controller import preflight
 
 async def look(gang, loaded, deployment):
     gang.create(placement.slots(gang.group))
@@ -61,7 +65,9 @@ def orphan():
 
     def start(deployment: str) -> subprocess.Popen[str]:
         env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": deployment, "RAYLAUNCH_ATTEMPT": "2"}
-        process = subprocess.Popen([sys.executable, "-c", WAIT], env=env, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAIT], env=env, stdout=subprocess.PIPE, text=True
+        )
         started.append(process)
         assert process.stdout.readline()
         return process
@@ -90,9 +96,21 @@ def settings(short_folder, model=None):
     ]
 
 
-def test_check_looks_from_the_nodes_and_lets_go_of_everything(person, ray_nodes, short_folder, orphan):
+def test_check_looks_from_the_nodes_and_lets_go_of_everything(
+    person, ray_nodes, short_folder, orphan
+):
     sets = settings(short_folder)
-    fine = person.run("check", "a2-dual", "--name", "test-fine", "--address", ray_nodes.address, *sets, "-o", "json")
+    fine = person.run(
+        "check",
+        "a2-dual",
+        "--name",
+        "test-fine",
+        "--address",
+        ray_nodes.address,
+        *sets,
+        "-o",
+        "json",
+    )
     assert fine.code == 0, fine.out + fine.err
     assert fine.json()["worst"] != "error"
     assert len(fine.json()["hosts"]) == 2
@@ -113,12 +131,21 @@ def test_check_looks_from_the_nodes_and_lets_go_of_everything(person, ray_nodes,
     assert_untouched(person, ray_nodes)
 
 
-def test_a_vllm_is_asked_for_its_flags_once_and_not_waited_for_by_start(person, ray_nodes, short_folder):
+def test_a_vllm_is_asked_for_its_flags_once_and_not_waited_for_by_start(
+    person, ray_nodes, short_folder
+):
     asked = ray_nodes.folder.parent / "asked"
     memory = Path(ray_nodes.env["RAYLAUNCH_HOME"]) / "vllm-flags"
     shutil.rmtree(memory, ignore_errors=True)
     asked.unlink(missing_ok=True)
-    words = ("a2-dual", "--name", "test-ask", "--address", ray_nodes.address, *settings(short_folder))
+    words = (
+        "a2-dual",
+        "--name",
+        "test-ask",
+        "--address",
+        ray_nodes.address,
+        *settings(short_folder),
+    )
     started = person.run("start", *words)
     assert started.code == 0, started.out + started.err
     assert person.run("stop", "test-ask", "--address", ray_nodes.address).code == 0
@@ -131,7 +158,9 @@ def test_a_vllm_is_asked_for_its_flags_once_and_not_waited_for_by_start(person, 
         assert "did you mean max-num-seqs?" in refused.out + refused.err
         counts.append(len(asked.read_text().splitlines()))
     assert list(memory.glob("*.json"))
-    assert len(set(counts)) == 1, "once it is remembered nobody asks again; both nodes are one machine with one vLLM"
+    assert len(set(counts)) == 1, (
+        "once it is remembered nobody asks again; both nodes are one machine with one vLLM"
+    )
     assert_untouched(person, ray_nodes)
 
 
@@ -146,14 +175,27 @@ def test_a_host_with_an_older_vllm_is_refused_with_its_name_and_the_flag(person,
         )
         wrapper.chmod(0o755)
     (short_folder / "record").mkdir()
-    env = {"RAYLAUNCH_VLLM": str(STANDIN), "STANDIN_RECORD": str(short_folder / "record"), "RAY_AUTH_MODE": "disabled"}
-    nodes = RayNodes(short_folder / "ray", short_folder / "record", clean_env(short_folder / "home", **env))
+    env = {
+        "RAYLAUNCH_VLLM": str(STANDIN),
+        "STANDIN_RECORD": str(short_folder / "record"),
+        "RAY_AUTH_MODE": "disabled",
+    }
+    nodes = RayNodes(
+        short_folder / "ray", short_folder / "record", clean_env(short_folder / "home", **env)
+    )
     try:
         nodes.start([8])
         nodes.env["RAYLAUNCH_VLLM"] = str(old / "vllm")
         nodes.env["RAYLAUNCH_HOME"] = str(short_folder / "home-of-the-other")
         nodes.add(8)
-        words = ("a2-dual", "--name", "test-older", "--address", nodes.address, *settings(short_folder))
+        words = (
+            "a2-dual",
+            "--name",
+            "test-older",
+            "--address",
+            nodes.address,
+            *settings(short_folder),
+        )
         checked = person.run("check", *words, "-o", "json")
         assert checked.code == 4, checked.out + checked.err
         [error] = [one for one in checked.json()["findings"] if one["level"] == "error"]
@@ -210,7 +252,9 @@ def test_clean_ends_what_an_accident_left_and_nothing_else(person, ray_nodes, sh
         servers = {found.pid for found in find_marked(running)}
         looked = person.run("clean", "--deployment", lost, *address, "-o", "json")
         assert looked.code == 11, looked.out + looked.err
-        assert {one["pid"] for one in looked.json()["found"]} == {process.pid for process in leftovers}
+        assert {one["pid"] for one in looked.json()["found"]} == {
+            process.pid for process in leftovers
+        }
         assert all(process.poll() is None for process in leftovers), "without --yes it only looks"
 
         assert person.run("clean", "--deployment", running, *address, "--yes").code == 0

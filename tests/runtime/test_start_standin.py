@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ray_yard import await_true, free_ports, model_folder
+from ray_clusters import await_true, free_ports, model_folder
 
-from raylaunch.node.marked import find_marked
+from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
@@ -51,7 +51,9 @@ def test_local_dual_from_nothing_to_nothing(user, standin, ports):
     assert stopped.json()["left"] == []
     assert stopped.json()["local_cluster_stopped"] is True
     assert find_marked("test-local") == []
-    assert not [process for process in find_marked() if process.deployment.startswith("@test-local")]
+    assert not [
+        process for process in find_marked() if process.deployment.startswith("@test-local")
+    ]
     assert user.run("status", "test-local").code == 9
 
 
@@ -60,7 +62,9 @@ def test_what_reaches_the_server_is_the_plan(user, ray_nodes, ports, short_folde
     model = model_folder(short_folder / "model")
     sets = ["--set", f"model.path={model}", *ports]
     user.extra = {"RAY_AUTH_MODE": "disabled"}
-    started = user.run("start", "a2-dual", "--name", "test-a2", "--address", ray_nodes.address, *sets)
+    started = user.run(
+        "start", "a2-dual", "--name", "test-a2", "--address", ray_nodes.address, *sets
+    )
     assert started.code == 0, started.out + started.err
     try:
         status = user.run("status", "test-a2", "--address", ray_nodes.address, "-o", "json").json()
@@ -70,7 +74,9 @@ def test_what_reaches_the_server_is_the_plan(user, ray_nodes, ports, short_folde
         ]
         plan = build_plan(read("a2-dual", sets[1::2]), nodes, deployment="test-a2")
         records = [json.loads(path.read_text()) for path in sorted(ray_nodes.record.glob("*.json"))]
-        records = [record for record in records if record["env"]["RAYLAUNCH_DEPLOYMENT"] == "test-a2"]
+        records = [
+            record for record in records if record["env"]["RAYLAUNCH_DEPLOYMENT"] == "test-a2"
+        ]
         assert len(records) == 2
         for server, record in zip(plan.servers, records, strict=True):
             assert tuple(record["argv"][1:]) == server.argv[1:]
@@ -104,7 +110,9 @@ def test_the_last_free_nodes_go_to_one_of_two(user, ray_nodes, short_folder):
             "--set",
             f"network.rpc_port={rpc}",
         ]
-        starts.append(user.popen("start", "a2-dual", "--name", name, "--address", ray_nodes.address, *words))
+        starts.append(
+            user.popen("start", "a2-dual", "--name", name, "--address", ray_nodes.address, *words)
+        )
     outputs = [process.communicate(timeout=240)[0] for process in starts]
     codes = [process.returncode for process in starts]
     assert sorted(codes) == [0, 6], outputs
@@ -118,11 +126,20 @@ def test_the_last_free_nodes_go_to_one_of_two(user, ray_nodes, short_folder):
 def test_two_deployments_on_the_same_nodes_get_ports_of_their_own(user, ray_nodes, short_folder):
     """Started at the same moment, with nothing said about ports but where each API shall be."""
     user.extra = {"RAY_AUTH_MODE": "disabled"}
-    small = [f"model.path={model_folder(short_folder / 'model')}", "parallel.tensor=2", "hardware.npus_per_server=2"]
+    small = [
+        f"model.path={model_folder(short_folder / 'model')}",
+        "parallel.tensor=2",
+        "hardware.npus_per_server=2",
+    ]
     sets = [word for one in small for word in ("--set", one)]
-    at, apis = ("--address", ray_nodes.address), dict(zip(("test-left", "test-right"), free_ports(2), strict=True))
+    at, apis = (
+        ("--address", ray_nodes.address),
+        dict(zip(("test-left", "test-right"), free_ports(2), strict=True)),
+    )
     starts = [
-        user.popen("start", "a2-dual", "--name", name, *at, *sets, "--set", f"network.http_port={port}")
+        user.popen(
+            "start", "a2-dual", "--name", name, *at, *sets, "--set", f"network.http_port={port}"
+        )
         for name, port in apis.items()
     ]
     try:
@@ -134,11 +151,15 @@ def test_two_deployments_on_the_same_nodes_get_ports_of_their_own(user, ray_node
             if name in apis:
                 rpc.setdefault(name, set()).add(argv[argv.index("--data-parallel-rpc-port") + 1])
                 hccl.setdefault(name, set()).add(record["env"].get("HCCL_IF_BASE_PORT", "60000"))
-        assert [len(ports) for ports in (*rpc.values(), *hccl.values())] == [1] * 4, "one gang, one number"
+        assert [len(ports) for ports in (*rpc.values(), *hccl.values())] == [1] * 4, (
+            "one gang, one number"
+        )
         assert rpc["test-left"] != rpc["test-right"]
         assert hccl["test-left"] != hccl["test-right"]
 
-        found = {name: user.run("status", name, *at, "-o", "json").json()["findings"] for name in apis}
+        found = {
+            name: user.run("status", name, *at, "-o", "json").json()["findings"] for name in apis
+        }
         moved = [one["what"] for name in apis for one in found[name] if one["id"] == "port-moved"]
         assert any("is used by deployment test-" in what for what in moved), moved
 
@@ -160,17 +181,26 @@ def test_bad_input_is_told_apart_and_leaves_nothing(user, ray_nodes, short_folde
     assert missing.code == 4, missing.out + missing.err
     assert "/nowhere/at/all" in missing.err
 
-    too_big = user.run("start", "a2-dual", *base, "--set", f"model.path={model}", "--set", "parallel.data=4")
+    too_big = user.run(
+        "start", "a2-dual", *base, "--set", f"model.path={model}", "--set", "parallel.data=4"
+    )
     assert too_big.code == 6, too_big.out + too_big.err
     assert "too few NPUs: 4 server(s) with 8 NPUs each" in too_big.err
 
     dead_ray = user.run(
-        "start", "a2-dual", "--address", f"127.0.0.1:{free_ports(1)[0]}", "--set", f"model.path={model}"
+        "start",
+        "a2-dual",
+        "--address",
+        f"127.0.0.1:{free_ports(1)[0]}",
+        "--set",
+        f"model.path={model}",
     )
     assert dead_ray.code == 5, dead_ray.out + dead_ray.err
     assert "no Ray cluster answers" in dead_ray.err
 
-    no_ray = user.run("start", "a2-dual", "--set", f"model.path={model}", RAY_TMPDIR=str(short_folder))
+    no_ray = user.run(
+        "start", "a2-dual", "--set", f"model.path={model}", RAY_TMPDIR=str(short_folder)
+    )
     assert no_ray.code == 5, no_ray.out + no_ray.err
     assert "there is no Ray cluster on this machine" in no_ray.err
 
@@ -192,7 +222,9 @@ def test_a_busy_port_is_named_with_its_owner(user, ray_nodes, short_folder):
         taken.listen()
         port = taken.getsockname()[1]
         words = ["--set", f"model.path={model}", "--set", f"network.http_port={port}"]
-        busy = user.run("start", "a2-dual", "--name", "test-busy", "--address", ray_nodes.address, *words)
+        busy = user.run(
+            "start", "a2-dual", "--name", "test-busy", "--address", ray_nodes.address, *words
+        )
     assert busy.code == 4, busy.out + busy.err
     assert str(port) in busy.err
     assert str(os.getpid()) in busy.err
@@ -247,7 +279,7 @@ def test_a_headless_start_does_not_wait_and_a_second_name_is_refused(user, stand
 
 MAKER_DIES = """
 import os
-from raylaunch.runtime import remote
+from raylaunch.runtime.controller import controller_client as remote
 remote.ask = lambda *_, **__: os._exit(42)
 import raylaunch
 raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
@@ -267,7 +299,7 @@ def test_a_command_that_dies_half_way_leaves_what_stop_can_end(user, ray_nodes):
 
 
 MAKER_IS_INTERRUPTED = """
-from raylaunch.runtime import remote
+from raylaunch.runtime.controller import controller_client as remote
 def interrupt(*_, **__):
     raise KeyboardInterrupt
 remote.ask = interrupt
@@ -278,7 +310,10 @@ raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
 
 def test_what_cannot_be_handed_over_is_taken_back(user, ray_nodes):
     user.extra = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray_nodes.address}
-    assert "KeyboardInterrupt" in user.python(MAKER_IS_INTERRUPTED.format(address=ray_nodes.address)).err
+    assert (
+        "KeyboardInterrupt"
+        in user.python(MAKER_IS_INTERRUPTED.format(address=ray_nodes.address)).err
+    )
     assert user.run("status", "test-maker").code == 9, "no controller"
     started = user.run("start", "local-dual", "--name", "test-maker")
     assert started.code == 0, "no agents, and all NPUs are free: " + started.out + started.err
@@ -287,7 +322,7 @@ def test_what_cannot_be_handed_over_is_taken_back(user, ray_nodes):
 
 LEAVES = """
 import time
-from raylaunch.runtime.session import connect
+from raylaunch.runtime.cluster.connection import connect
 connect({address!r})
 time.sleep = lambda seconds: print("slept", seconds)
 """
@@ -301,7 +336,7 @@ def test_a_command_does_not_wait_at_its_end_for_logs_that_nobody_shows(user, ray
 
 CONTROLLER_IS_ENDED = """
 import ray
-from raylaunch.runtime.remote import find_controller
+from raylaunch.runtime.controller.controller_client import find_controller
 ray.init({address!r}, log_to_driver=False, namespace="raylaunch")
 ray.kill(find_controller("test-maker"), no_restart=True)
 """
@@ -315,7 +350,9 @@ def test_agents_that_an_accident_left_are_named_not_joined(user, ray_nodes):
     again = user.run("start", "local-dual", "--name", "test-maker")
     assert again.code == 10, again.out + again.err
     assert "raylaunch clean --yes --deployment test-maker" in again.err
-    assert {process.pid for process in find_marked("test-maker")} == before, "the servers that run are not touched"
+    assert {process.pid for process in find_marked("test-maker")} == before, (
+        "the servers that run are not touched"
+    )
     assert user.run("status", "test-maker").code == 9, "no second controller stays"
     assert user.run("clean", "--yes", "--deployment", "test-maker").code == 0
     assert find_marked("test-maker") == []
@@ -358,12 +395,21 @@ def test_secrets_reach_the_servers_and_nothing_else(user, standin, ports, short_
     user.extra = {**standin, "VLLM_API_KEY": secret}
     started = user.run("start", str(recipe), "--name", "test-secret", *ports)
     assert started.code == 0, started.out + started.err
-    shown = [user.run(*words).out for words in (["status", "test-secret", "-o", "json"], ["events", "test-secret"])]
-    ray_folder = Path(json.loads((user.home / "clusters" / "test-secret.json").read_text())["folder"])
-    written = [path for root in (user.home, ray_folder) for path in root.rglob("*") if path.is_file()]
+    shown = [
+        user.run(*words).out
+        for words in (["status", "test-secret", "-o", "json"], ["events", "test-secret"])
+    ]
+    ray_folder = Path(
+        json.loads((user.home / "clusters" / "test-secret.json").read_text())["folder"]
+    )
+    written = [
+        path for root in (user.home, ray_folder) for path in root.rglob("*") if path.is_file()
+    ]
     assert len(written) > 20
     assert not [path for path in written if secret.encode() in path.read_bytes()]
     assert not [text for text in (started.out, started.err, *shown) if secret in text]
-    records = [json.loads(path.read_text()) for path in Path(standin["STANDIN_RECORD"]).glob("*.json")]
+    records = [
+        json.loads(path.read_text()) for path in Path(standin["STANDIN_RECORD"]).glob("*.json")
+    ]
     assert [record["env"]["VLLM_API_KEY"] for record in records] == [secret, secret]
     assert user.run("stop", "test-secret").code == 0

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from ray_yard import await_true
+from ray_clusters import await_true
 
-from raylaunch.node.marked import find_marked
+from raylaunch.node.process.process_markers import find_marked
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 TOOLS = (
-    *("--set", "features.tool_calling.enabled=true", "--set", "features.tool_calling.tool_parser=hermes"),
-    *("--set", "args.structured-outputs-config.enable_in_reasoning=true"),  # random weights never end their thoughts
+    *(
+        "--set",
+        "features.tool_calling.enabled=true",
+        "--set",
+        "features.tool_calling.tool_parser=hermes",
+    ),
+    *(
+        "--set",
+        "args.structured-outputs-config.enable_in_reasoning=true",
+    ),  # random weights never end their thoughts
 )
 
 
@@ -23,7 +31,11 @@ def test_local_dual_serves_with_real_vllm(user, ports):
     endpoint = status["endpoint"]
 
     def chat() -> None:
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello, who are you?"}], "max_tokens": 8}
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "Hello, who are you?"}],
+            "max_tokens": 8,
+        }
         answer = httpx.post(f"{endpoint}/chat/completions", json=body, timeout=120, trust_env=False)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"]
@@ -32,7 +44,9 @@ def test_local_dual_serves_with_real_vllm(user, ports):
         chat()
 
     def both_ranks_served() -> bool:
-        metrics = httpx.get(f"{endpoint.removesuffix('/v1')}/metrics", timeout=60, trust_env=False).text
+        metrics = httpx.get(
+            f"{endpoint.removesuffix('/v1')}/metrics", timeout=60, trust_env=False
+        ).text
         served = {
             line.split('engine="')[1][0]
             for line in metrics.splitlines()
@@ -43,15 +57,22 @@ def test_local_dual_serves_with_real_vllm(user, ports):
     await_true(both_ranks_served, "both ranks have served", 60)
     check_verify(user)
     assert "Application startup complete" in user.run("logs", "test-real", "-n", "500").out
-    assert "Launching 1 data parallel engine" in user.run("logs", "test-real", "--server", "1", "-n", "500").out
+    assert (
+        "Launching 1 data parallel engine"
+        in user.run("logs", "test-real", "--server", "1", "-n", "500").out
+    )
     names = {process.command.split()[0] for process in find_marked("test-real")}
-    assert {"VLLM::EngineCore_DP0", "VLLM::EngineCore_DP1"} <= names, "vLLM's own processes keep the marker"
+    assert {"VLLM::EngineCore_DP0", "VLLM::EngineCore_DP1"} <= names, (
+        "vLLM's own processes keep the marker"
+    )
 
     stopped = user.run("stop", "test-real", "-o", "json")
     assert stopped.code == 0, stopped.out + stopped.err
     assert stopped.json()["left"] == []
     assert find_marked("test-real") == []
-    assert [process for process in find_marked() if process.deployment.startswith("@test-real")] == []
+    assert [
+        process for process in find_marked() if process.deployment.startswith("@test-real")
+    ] == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{endpoint}/models", timeout=5, trust_env=False)
 
@@ -61,7 +82,9 @@ def check_verify(user):
     assert verified.code == 0, verified.out + verified.err
     checks = {check["check"]: check for check in verified.json()["checks"]}
     assert {name: check["result"] for name, check in checks.items()} == {
-        **dict.fromkeys(("models", "rank 0", "rank 1", "chat", "chinese", "stream", "reasoning"), "passed"),
+        **dict.fromkeys(
+            ("models", "rank 0", "rank 1", "chat", "chinese", "stream", "reasoning"), "passed"
+        ),
         "tool call": "unclear",  # random weights call a tool only when they must
     }
     assert checks["rank 0"]["detail"] == checks["rank 1"]["detail"]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_yard import RayNodes, User, await_true, clean_env
+from ray_clusters import RayNodes, User, await_true, clean_env
 
-from raylaunch.node.marked import find_marked
+from raylaunch.node.process.process_markers import find_marked
 
 HUB = Path(__file__).resolve().parents[1] / "standin" / "hub"
 NO_PROGRAMS = f"/usr/bin{os.pathsep}/bin"
@@ -38,11 +38,15 @@ def starts(record: Path) -> list[dict]:
 def held(record: Path) -> list[psutil.Process]:
     return [
         psutil.Process(pid)
-        for pid in json.loads(await_true((record / "held").exists, "it holds") and (record / "held").read_text())
+        for pid in json.loads(
+            await_true((record / "held").exists, "it holds") and (record / "held").read_text()
+        )
     ]
 
 
-def interrupt(user: User, record: Path, words: tuple[str, ...], number: signal.Signals) -> tuple[int, str]:
+def interrupt(
+    user: User, record: Path, words: tuple[str, ...], number: signal.Signals
+) -> tuple[int, str]:
     """Start a download, send a signal in the middle of it, and prove that nothing is left of it."""
     (record / "hold").touch()
     command = user.popen(*words, "--download")
@@ -81,13 +85,20 @@ def test_a_download_that_was_interrupted_goes_on(user, record, short_folder):
     assert between.code == 4
     (node,) = between.json()["nodes"]
     assert node["state"] == "incomplete"
-    assert node["missing"] == ["model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"]
+    assert node["missing"] == [
+        "model-00002-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+    ]
     assert node["expected_bytes"] == 3 << 20
 
     done = user.run(*words_for(model, "--download"))
     assert done.code == 0, done.out + done.err
     assert "complete" in done.out
-    begins = [call["begins_at"] for call in calls(record) if call.get("shard") == "model-00002-of-00003.safetensors"]
+    begins = [
+        call["begins_at"]
+        for call in calls(record)
+        if call.get("shard") == "model-00002-of-00003.safetensors"
+    ]
     assert begins[0] == 0
     assert begins[1] > 500_000
     again = user.run(*words_for(model, "--download", "-o", "json"))
@@ -115,7 +126,14 @@ def test_a_download_that_fails_shows_what_the_program_said(user, record, short_f
 def test_without_a_program_it_says_what_to_install(user, short_folder):
     """The recipe names only ModelScope, and `hf` beside Python does not help."""
     user.extra = {"PATH": NO_PROGRAMS}
-    words = ("weights", "qwen3-235b-a2-dual", "--address", "local", "--set", f"model.path={short_folder / 'm'}")
+    words = (
+        "weights",
+        "qwen3-235b-a2-dual",
+        "--address",
+        "local",
+        "--set",
+        f"model.path={short_folder / 'm'}",
+    )
     only = ("--set", "model.sources={modelscope: Qwen/Qwen3-235B-A22B, huggingface: null}")
     told = user.run(*words, *only)
     assert told.code == 4
@@ -161,7 +179,9 @@ def hub_nodes():
 
 
 @pytest.mark.ray
-def test_nodes_that_share_a_folder_download_once_and_ctrl_c_ends_it_there(user, hub_nodes, short_folder):
+def test_nodes_that_share_a_folder_download_once_and_ctrl_c_ends_it_there(
+    user, hub_nodes, short_folder
+):
     user.extra = {"RAY_AUTH_MODE": "disabled", "PATH": NO_PROGRAMS}
     record, model = hub_nodes.record, short_folder / "m"
     words = ("weights", "a2-dual", "--address", hub_nodes.address, "--set", f"model.path={model}")
@@ -169,7 +189,10 @@ def test_nodes_that_share_a_folder_download_once_and_ctrl_c_ends_it_there(user, 
         ended, said = interrupt(user, record, words, number)
         assert ended == code, said
         (record / "held").unlink()
-        await_true(lambda: not [one for one in find_marked() if one.deployment.startswith("weights of")], "all ended")
+        await_true(
+            lambda: not [one for one in find_marked() if one.deployment.startswith("weights of")],
+            "all ended",
+        )
         shutil.rmtree(model)
 
     done = user.run(*words, "--download", "-o", "json")

@@ -6,12 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.errors import ClusterError, NodeError
+from raylaunch.errors import (
+    ClusterError,
+    NodeError,
+)
 from raylaunch.plan.facts import Weights
-from raylaunch.plan.weights import Progress, Stock, Wanted, WeightsReport
+from raylaunch.plan.wanted_weights import (
+    DownloadProgress,
+    Stock,
+    Wanted,
+    WeightsReport,
+)
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.model import Sources
-from raylaunch.runtime.weights import fetch, survey
+from raylaunch.runtime.weights.weights_fetch import (
+    fetch,
+    survey,
+)
 
 GIB = 2**30
 WANTED = Wanted("model", "/m", Sources(modelscope="a/b"))
@@ -21,9 +32,19 @@ WHOLE = {"config.json": 1, "model.safetensors": 5 * GIB}
 class Depots:
     """Plays the nodes. `ticks`: how often a node is asked until its download is over; `disks`: who shares what."""
 
-    def __init__(self, disks: dict[str, str], *, filesystem: str = "ext4", ticks: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        disks: dict[str, str],
+        *,
+        filesystem: str = "ext4",
+        ticks: dict[str, int] | None = None,
+    ) -> None:
         self.nodes = {node: f"192.0.2.{number}" for number, node in enumerate(disks)}
-        self.disks, self.filesystem, self.left = disks, filesystem, dict.fromkeys(disks, 1) | (ticks or {})
+        self.disks, self.filesystem, self.left = (
+            disks,
+            filesystem,
+            dict.fromkeys(disks, 1) | (ticks or {}),
+        )
         self.full: set[str] = set()
         self.answers: dict[tuple[str, str], list] = {}
         self.told: list[tuple] = []
@@ -40,7 +61,9 @@ class Depots:
     def _look(self, node):
         whole = self.disks[node] in self.full
         files = WHOLE if whole else {}
-        seen = Weights("/m", whole, files=files, filesystem=self.filesystem, place=self.places[node])
+        seen = Weights(
+            "/m", whole, files=files, filesystem=self.filesystem, place=self.places[node]
+        )
         return [Stock(self.nodes[node], "", node, WANTED, seen)]
 
     def _fetch(self, node, role, hub, needed):
@@ -51,9 +74,9 @@ class Depots:
         self.told.append(("wait", node))
         self.left[node] -= 1
         if self.left[node] > 0:
-            return Progress(1, 10)
+            return DownloadProgress(1, 10)
         self.full.add(self.disks[node])
-        return Progress(10, 10, running=False, exit_code=0)
+        return DownloadProgress(10, 10, running=False, exit_code=0)
 
     def _make_tiny(self, node):
         self.told.append(("make_tiny", node))
@@ -90,7 +113,12 @@ def test_one_export_under_two_names_is_downloaded_once_and_never_by_two_at_a_tim
 def test_two_exports_take_turns():
     depots = Depots({"a": "one", "b": "two"}, filesystem="nfs4", ticks={"a": 3})
     assert run(depots).is_complete
-    assert [one[:2] for one in depots.told] == [("fetch", "a"), *[("wait", "a")] * 3, ("fetch", "b"), ("wait", "b")]
+    assert [one[:2] for one in depots.told] == [
+        ("fetch", "a"),
+        *[("wait", "a")] * 3,
+        ("fetch", "b"),
+        ("wait", "b"),
+    ]
 
 
 def test_what_is_whole_is_left_alone():
@@ -109,7 +137,9 @@ def test_the_size_that_another_node_knows_is_asked_for():
 
 def test_a_failure_does_not_stop_the_others():
     depots = Depots({"a": "one", "b": "two"}, ticks={"b": 5})
-    broken = Progress(running=False, exit_code=1, log="/logs/m.log", tail=("", "ERROR: no such repository"))
+    broken = DownloadProgress(
+        running=False, exit_code=1, log="/logs/m.log", tail=("", "ERROR: no such repository")
+    )
     depots.answers["a", "wait"] = [broken]
     with pytest.raises(NodeError) as failure:
         run(depots)
@@ -133,7 +163,10 @@ def test_several_failures_are_all_told():
 
 def test_progress_is_told_of_all_that_run():
     depots, told = Depots({"a": "one", "b": "two"}, ticks={"b": 2}), []
-    run(depots, on_progress=lambda seen: told.append([(stock.node_id, one.running) for stock, one in seen]))
+    run(
+        depots,
+        on_progress=lambda seen: told.append([(stock.node_id, one.running) for stock, one in seen]),
+    )
     assert told == [[("a", False), ("b", True)], [("b", False)]]
 
 
@@ -152,7 +185,10 @@ def test_a_tiny_model_is_made_not_downloaded():
     loaded = read("local-dual", [])
     report = survey(depots, loaded)
     tiny = replace(
-        report, stocks=tuple(replace(stock, wanted=Wanted("model", "", tiny="qwen3")) for stock in report.stocks)
+        report,
+        stocks=tuple(
+            replace(stock, wanted=Wanted("model", "", tiny="qwen3")) for stock in report.stocks
+        ),
     )
     assert tiny.is_complete, "the first start makes it"
     fetch(depots, tiny, None)

@@ -40,7 +40,9 @@ class Api:
             ("GET", "/health"): lambda _: Response(503 if self.router.dead else 200, ""),
             ("GET", "/ping"): lambda _: Response(503 if self.router.dead else 200, ""),
             ("GET", "/version"): lambda _: Response(200, {"version": "0.32.0"}),
-            ("GET", "/metrics"): lambda _: Response(200, self._metrics(), "text/plain; version=1.0.0; charset=utf-8"),
+            ("GET", "/metrics"): lambda _: Response(
+                200, self._metrics(), "text/plain; version=1.0.0; charset=utf-8"
+            ),
             ("GET", "/v1/models"): lambda _: Response(200, self._models()),
             ("POST", "/v1/completions"): lambda request: self._generate(request, chat=False),
             ("POST", "/v1/chat/completions"): lambda request: self._generate(request, chat=True),
@@ -51,21 +53,34 @@ class Api:
         return request.headers.get("authorization", "") in [f"Bearer {key}" for key in self.keys]
 
     def _models(self):
-        card = {"object": "model", "created": int(time.time()), "owned_by": "vllm", "root": self.root}
-        data = [{"id": name, **card, "parent": None, "max_model_len": self.max_len} for name in self.names]
+        card = {
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "vllm",
+            "root": self.root,
+        }
+        data = [
+            {"id": name, **card, "parent": None, "max_model_len": self.max_len}
+            for name in self.names
+        ]
         return {"object": "list", "data": data}
 
     def _metrics(self):
         lines = []
         for name, kind, text in SERIES:
             lines += [f"# HELP vllm:{name} {text}", f"# TYPE vllm:{name} {kind}"]
-            lines += [f"vllm:{name}{{{self._labels(i)}}} {_value(rank, name)}" for i, rank in self._ranks()]
+            lines += [
+                f"vllm:{name}{{{self._labels(i)}}} {_value(rank, name)}"
+                for i, rank in self._ranks()
+            ]
         lines += ["# HELP vllm:request_success_total Count of successfully processed requests.",
                   "# TYPE vllm:request_success_total counter"]  # fmt: skip
         for index, rank in self._ranks():
             for reason in REASONS:
                 labels = f'engine="{index}",finished_reason="{reason}",model_name="{self.names[0]}"'
-                lines.append(f"vllm:request_success_total{{{labels}}} {float(rank.finished[reason])}")
+                lines.append(
+                    f"vllm:request_success_total{{{labels}}} {float(rank.finished[reason])}"
+                )
         return "\n".join(lines) + "\n"
 
     def _ranks(self):
@@ -84,18 +99,25 @@ class Api:
         number = request.headers.get("x-data-parallel-rank", "")
         rank = int(number) if number.isdigit() else None
         if rank is not None and rank >= len(self.router.ranks):
-            return _error(400, f"data_parallel_rank {rank} is out of range [0, {len(self.router.ranks)}).")
+            return _error(
+                400, f"data_parallel_rank {rank} is out of range [0, {len(self.router.ranks)})."
+            )
         answers = self.router.submit(max(1, len(prompt.split())), tokens, rank)
         call = _tool_call(body, prompt) if chat and self._calls_tool(body) else None
         shape = _Shape(body["model"], chat, len(prompt.split()), tokens, call, self.reasoner)
         if body.get("stream"):
             with_usage = (body.get("stream_options") or {}).get("include_usage")
-            return Response(200, _stream(answers, shape, prompt, with_usage), "text/event-stream; charset=utf-8")
+            return Response(
+                200, _stream(answers, shape, prompt, with_usage), "text/event-stream; charset=utf-8"
+            )
         words = []
         while True:
             token = answers.get()
             if token is None:
-                return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+                return _error(
+                    500,
+                    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+                )
             words.append(_word(prompt, len(words), token))
             if token.last:
                 return Response(200, shape.whole("".join(words)))
@@ -107,13 +129,23 @@ class Api:
 
     def _find_problem(self, body, chat):
         if self.draining or self.router.dead:
-            return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+            return _error(
+                500, "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            )
         if not isinstance(body, dict) or (chat and not body.get("messages")):
             return _error(400, "Invalid request body.")
         if body.setdefault("model", self.names[0]) not in self.names:
             return _error(404, f"The model `{body['model']}` does not exist.")
-        if chat and body.get("tools") and body.get("tool_choice", "auto") == "auto" and not self.tools_on:
-            return _error(400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
+        if (
+            chat
+            and body.get("tools")
+            and body.get("tool_choice", "auto") == "auto"
+            and not self.tools_on
+        ):
+            return _error(
+                400,
+                '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+            )
         return None
 
 
@@ -128,7 +160,10 @@ class _Shape:
             "total_tokens": prompt_tokens + tokens,
         }
         self.reason = "tool_calls" if call else "length"
-        self.head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{time.monotonic_ns():x}", "created": int(time.time())}
+        self.head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{time.monotonic_ns():x}",
+            "created": int(time.time()),
+        }
 
     def whole(self, text):
         kind = "chat.completion" if self.chat else "text_completion"
@@ -138,7 +173,13 @@ class _Shape:
             choice = {"index": 0, "message": message, "finish_reason": self.reason}
         else:
             choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": self.reason}
-        return {**self.head, "object": kind, "model": self.model, "choices": [choice], "usage": self.usage}
+        return {
+            **self.head,
+            "object": kind,
+            "model": self.model,
+            "choices": [choice],
+            "usage": self.usage,
+        }
 
     def _said(self, text, first):
         """What a reasoning parser makes of a text without `</think>`: append_think keeps it, the others take it all."""
@@ -151,7 +192,11 @@ class _Shape:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         if self.chat:
             delta = {"tool_calls": [{"index": 0, **call} for call in self._calls()] if last else []}
-            choice = {"index": 0, "delta": delta if self.call else self._said(text, first), "finish_reason": reason}
+            choice = {
+                "index": 0,
+                "delta": delta if self.call else self._said(text, first),
+                "finish_reason": reason,
+            }
         else:
             choice = {"index": 0, "text": text, "finish_reason": reason}
         return {**self.head, "object": kind, "model": self.model, "choices": [choice]}
@@ -194,13 +239,20 @@ def _prompt_text(prompt):
 
 def _tool_call(body, prompt):
     """A call of the tool that is named, or of the first; when a tool has already answered, the model talks."""
-    if not body.get("tools") or body.get("tool_choice") == "none" or body["messages"][-1].get("role") == "tool":
+    if (
+        not body.get("tools")
+        or body.get("tool_choice") == "none"
+        or body["messages"][-1].get("role") == "tool"
+    ):
         return None
     function = body["tools"][0]["function"]
     parameters = function.get("parameters") or {}
     known = parameters.get("properties", {})
     names = parameters.get("required") or list(known)
-    arguments = {name: known.get(name, {}).get("enum", [_word(prompt, i).strip()])[0] for i, name in enumerate(names)}
+    arguments = {
+        name: known.get(name, {}).get("enum", [_word(prompt, i).strip()])[0]
+        for i, name in enumerate(names)
+    }
     return {
         "id": f"call_{zlib.crc32(prompt.encode()):08x}",
         "type": "function",
@@ -216,4 +268,7 @@ def _value(rank, name):
 
 def _error(status, message):
     kinds = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
-    return Response(status, {"error": {"message": message, "type": kinds[status], "param": None, "code": status}})
+    return Response(
+        status,
+        {"error": {"message": message, "type": kinds[status], "param": None, "code": status}},
+    )

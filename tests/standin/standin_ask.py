@@ -1,6 +1,6 @@
 # ruff: noqa: PTH100, PTH116, PTH118, PTH120, PTH123
 # (pathlib would double the start-up time)
-"""What vLLM's own parser would answer to raylaunch/node/ask_vllm.py, from flags.json and values.json.
+"""What vLLM's own parser would answer to raylaunch/node/probe/ask_vllm.py, from flags.json and values.json.
 
 Both files were read from vLLM 0.32.
 
@@ -28,13 +28,20 @@ def main():
         signal.pause()
     elif fault == "crash":
         sys.exit("ImportError: libascend_hal.so: cannot open shared object file")
-    print("{" if fault == "babble" else json.dumps(answer(os.environ.get("STANDIN_WITHOUT", "").split(","))))
+    print(
+        "{"
+        if fault == "babble"
+        else json.dumps(answer(os.environ.get("STANDIN_WITHOUT", "").split(",")))
+    )
 
 
 def answer(without):
     known, values = load("flags.json"), load("values.json")
     flags = {
-        name[2:]: {"takes": TAKES.get(entry["kind"], "one"), "choices": values["choices"].get(main[2:], [])}
+        name[2:]: {
+            "takes": TAKES.get(entry["kind"], "one"),
+            "choices": values["choices"].get(main[2:], []),
+        }
         for main, entry in known.items()
         for name in (main, *entry["also"])
         if name.startswith("--") and name[2:] not in without

@@ -14,7 +14,9 @@ def bench(words):
     flags = _parse(words)
     begun = time.monotonic()
     count = int(flags.get("num-prompts", 4))
-    output_len = int(flags.get("prefix-repetition-output-len") or flags.get("random-output-len") or 16)
+    output_len = int(
+        flags.get("prefix-repetition-output-len") or flags.get("random-output-len") or 16
+    )
     sys.stdout.write(f"Namespace(num_prompts={count})\nStarting main benchmark run...\n")
     sys.stdout.flush()
     completed = 0
@@ -26,7 +28,9 @@ def bench(words):
     sys.stdout.write("============ Serving Benchmark Result ============\n")
     sys.stdout.writelines(f"{key:<40} {value}\n" for key, value in result.items())
     if "save-result" in flags:
-        path = Path(flags.get("result-dir") or ".", flags.get("result-filename") or "standin-bench.json")
+        path = Path(
+            flags.get("result-dir") or ".", flags.get("result-filename") or "standin-bench.json"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result))
     sys.exit(0)
@@ -52,9 +56,19 @@ def _parse(words):
 
 
 def _send(flags, number, output_len):
-    root = flags.get("base-url") or f"http://{flags.get('host', '127.0.0.1')}:{flags.get('port', 8000)}"
-    body = {"model": flags.get("model"), "prompt": f"prompt {number}", "max_tokens": output_len, "stream": True}
-    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
+    root = (
+        flags.get("base-url")
+        or f"http://{flags.get('host', '127.0.0.1')}:{flags.get('port', 8000)}"
+    )
+    body = {
+        "model": flags.get("model"),
+        "prompt": f"prompt {number}",
+        "max_tokens": output_len,
+        "stream": True,
+    }
+    headers = (
+        {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
+    )
     request = urllib.request.Request(root + "/v1/completions", json.dumps(body).encode(), headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -78,12 +78,16 @@ class Engine:
             if self.link and self._shake(deadline):
                 return
             if time.monotonic() > deadline:
-                self._fail("RuntimeError: Did not receive response from front-end process within 5 minutes")
+                self._fail(
+                    "RuntimeError: Did not receive response from front-end process within 5 minutes"
+                )
             time.sleep(0.05)
 
     def _shake(self, deadline):
         headless = self.command.headless
-        self.link.send({"status": "HELLO", "rank": self.rank, "local": not headless, "headless": headless})
+        self.link.send(
+            {"status": "HELLO", "rank": self.rank, "local": not headless, "headless": headless}
+        )
         while self.link.open and time.monotonic() < deadline:
             if self.link.receive(timeout=0.5):
                 return True
@@ -92,7 +96,10 @@ class Engine:
     def load(self):
         """Print what a real start prints, spread over STANDIN_START_S, and report READY."""
         settings, log = self.settings, self.log
-        log("core.py:133", f"Initializing a V1 LLM engine (v0.32.0) with config: model={self.command.model!r}, ...")
+        log(
+            "core.py:133",
+            f"Initializing a V1 LLM engine (v0.32.0) with config: model={self.command.model!r}, ...",
+        )
         play(settings.fault, "engine", "connect", log)
         time.sleep(0.1 * settings.start_s)
         for number in range(settings.workers):
@@ -101,7 +108,9 @@ class Engine:
         worker("cpu_model_runner.py:68", f"Starting to load model {self.command.model}...")
         self._load_shards()
         self._check_workers()
-        worker("default_loader.py:501", f"Loading weights took {0.5 * settings.start_s:.2f} seconds")
+        worker(
+            "default_loader.py:501", f"Loading weights took {0.5 * settings.start_s:.2f} seconds"
+        )
         time.sleep(0.4 * settings.start_s)
         play(settings.fault, "engine", "warm-up", log)
         log(
@@ -109,7 +118,10 @@ class Engine:
             "CPU KV cache size: 2,097,152 tokens, Maximum concurrency for 1,024 tokens: 2048.00x",
         )
         self._check_workers()
-        log("core.py:402", f"init engine (profile, create kv cache, warmup model) took {0.4 * settings.start_s:.2f} s")
+        log(
+            "core.py:402",
+            f"init engine (profile, create kv cache, warmup model) took {0.4 * settings.start_s:.2f} s",
+        )
         self.link.send({"status": "READY", "rank": self.rank, "hash": self.command.config_hash})
 
     def _load_shards(self):
@@ -125,11 +137,20 @@ class Engine:
     def _start_worker(self, number):
         alive_read, alive_write = os.pipe()
         life_read, life_write = os.pipe()
-        closing = [alive_read, life_write, self.link.sock.fileno(), *self.alive, *getattr(self, "lives", [])]
+        closing = [
+            alive_read,
+            life_write,
+            self.link.sock.fileno(),
+            *self.alive,
+            *getattr(self, "lives", []),
+        ]
         pid = fork(run_worker, self.settings, number, life_read, closing)
         os.close(alive_write)
         os.close(life_read)
-        self.lives = [*getattr(self, "lives", []), life_write]  # open for as long as this engine lives
+        self.lives = [
+            *getattr(self, "lives", []),
+            life_write,
+        ]  # open for as long as this engine lives
         self.alive[alive_read] = (number, pid)
 
     def _check_workers(self):

@@ -27,7 +27,9 @@ WORDS = {
 def main(tool: str, words: list[str]) -> int:
     name_flag, folder_flag, unfinished = WORDS[tool]
     known = ["download", *([name_flag] if name_flag else []), "NAME", folder_flag, "FOLDER"]
-    if len(words) != len(known) or any(a != b for a, b in zip(words, known, strict=True) if b.islower() or "-" in b):
+    if len(words) != len(known) or any(
+        a != b for a, b in zip(words, known, strict=True) if b.islower() or "-" in b
+    ):
         print(f"usage: {tool} {' '.join(known)}", file=sys.stderr)
         return 2
     name, folder = words[-3], Path(words[-1])
@@ -40,7 +42,10 @@ def main(tool: str, words: list[str]) -> int:
 def download(name: str, folder: Path, partial: Path, record: Path) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     shards = [f"model-{n:05}-of-{SHARDS:05}.safetensors" for n in range(1, SHARDS + 1)]
-    index = {"metadata": {"total_size": SHARDS * SHARD_BYTES}, "weight_map": {shard: shard for shard in shards}}
+    index = {
+        "metadata": {"total_size": SHARDS * SHARD_BYTES},
+        "weight_map": {shard: shard for shard in shards},
+    }
     config = {"model_type": "minimax_m2", "num_attention_heads": 48, "num_key_value_heads": 8}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -54,15 +59,24 @@ def download(name: str, folder: Path, partial: Path, record: Path) -> None:
 
 
 def fetch(name: str, file: Path, record: Path, *, hold: bool) -> None:
-    header = json.dumps({"w": {"dtype": "U8", "shape": [SHARD_BYTES], "data_offsets": [0, SHARD_BYTES]}}).encode()
-    content = len(header).to_bytes(8, "little") + header + (name.encode() * SHARD_BYTES)[:SHARD_BYTES]
+    header = json.dumps(
+        {"w": {"dtype": "U8", "shape": [SHARD_BYTES], "data_offsets": [0, SHARD_BYTES]}}
+    ).encode()
+    content = (
+        len(header).to_bytes(8, "little") + header + (name.encode() * SHARD_BYTES)[:SHARD_BYTES]
+    )
     have = file.stat().st_size if file.exists() else 0
     note(record, shard=file.name, begins_at=have)
     with file.open("ab") as out:
         for at in range(have, len(content), PIECE_BYTES):
             out.write(content[at : at + PIECE_BYTES])
             out.flush()
-            print(f"\rDownloading [{file.name}]: {out.tell()}/{len(content)}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\rDownloading [{file.name}]: {out.tell()}/{len(content)}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
             if hold and at >= len(content) // 2 and (record / "hold").exists():
                 wait_for_ever(record)
             time.sleep(PIECE_S)

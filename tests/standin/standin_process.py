@@ -49,7 +49,9 @@ def _choose_fault(env):
     with open(os.path.join(HERE, "faults.json")) as file:
         faults = json.load(file)
     if name not in faults:
-        sys.exit(f"stand-in: STANDIN_FAIL={name}: no such fault; there are {', '.join(sorted(faults))}")
+        sys.exit(
+            f"stand-in: STANDIN_FAIL={name}: no such fault; there are {', '.join(sorted(faults))}"
+        )
     return faults[name]
 
 
@@ -65,7 +67,10 @@ def set_title(title):
             file.write(title[:15])
         with open("/proc/self/stat") as file:
             fields = file.read().rpartition(")")[2].split()
-        begin, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: fields 48 and 49 of proc(5)
+        begin, end = (
+            int(fields[45]),
+            int(fields[46]),
+        )  # arg_start, arg_end: fields 48 and 49 of proc(5)
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             memory.seek(begin)
             memory.write(title.encode()[: end - begin - 1].ljust(end - begin, b"\0"))
@@ -80,7 +85,9 @@ class Log:
         self.process = process
 
     def __call__(self, where, message, level="INFO"):
-        self.raw(f"({self.process} pid={os.getpid()}) {level} {time.strftime('%m-%d %H:%M:%S')} [{where}] {message}")
+        self.raw(
+            f"({self.process} pid={os.getpid()}) {level} {time.strftime('%m-%d %H:%M:%S')} [{where}] {message}"
+        )
 
     def lines(self, where, text, level="ERROR"):
         for line in text.split("\n"):
@@ -89,9 +96,7 @@ class Log:
     def traceback(self, text):
         """An exception that ends this process, on stderr."""
         head = f"({self.process} pid={os.getpid()}) "
-        trace = (
-            'Traceback (most recent call last):\n  File "/venv/bin/vllm", line 8, in <module>\n    sys.exit(main())\n'
-        )
+        trace = 'Traceback (most recent call last):\n  File "/venv/bin/vllm", line 8, in <module>\n    sys.exit(main())\n'  # noqa: E501
         self.raw("\n".join(head + line for line in (trace + text).split("\n")), fd=2)
 
     @staticmethod
@@ -132,7 +137,9 @@ def _say(text, kind, where, at, log):
     elif where == "main":
         log.raw(text, fd=2) if text.startswith("vllm: error") else log.traceback(text)
     else:
-        wrapper = "EngineCore encountered a fatal error." if at == "up" else "EngineCore failed to start."
+        wrapper = (
+            "EngineCore encountered a fatal error." if at == "up" else "EngineCore failed to start."
+        )
         log.lines("core.py:1434", f"{wrapper}\nTraceback (most recent call last):\n{text}")
 
 

@@ -76,7 +76,9 @@ class Router:
             return
         number, status = message["rank"], message["status"]
         if not 0 <= number < len(self.ranks):
-            raise StartError(f"RuntimeError: Message from engine with unexpected data parallel rank: {number}")
+            raise StartError(
+                f"RuntimeError: Message from engine with unexpected data parallel rank: {number}"
+            )
         rank = self.ranks[number]
         if status == "READY":
             if self.command.moe and message["hash"] != self.command.config_hash:
@@ -93,9 +95,13 @@ class Router:
         if message["local"] != expected:
             text = f"HELLO message from {kinds[message['local']]} engine {number}, expected it to be {kinds[expected]}"
             raise StartError(f"RuntimeError: {text}")
-        external = "--data-parallel-start-rank" in self.command.flags  # 0.32: even 0 makes the primary "hybrid"
+        external = (
+            "--data-parallel-start-rank" in self.command.flags
+        )  # 0.32: even 0 makes the primary "hybrid"
         if not expected and message["headless"] and external:
-            text = f"Remote engine {number} must not use --headless in external or hybrid dp lb mode"
+            text = (
+                f"Remote engine {number} must not use --headless in external or hybrid dp lb mode"
+            )
             raise StartError(f"RuntimeError: {text}")
         if rank.link is not None:
             text = f"Unexpected HELLO message for {kinds[expected]} engine {number} in CoreEngineState.CONNECTED state."
@@ -133,7 +139,11 @@ class Router:
     def _choose(self):
         order = [self.ranks[(self._next + i) % len(self.ranks)] for i in range(len(self.ranks))]
         self._next += 1
-        return min(order, key=lambda rank: len(rank.requests)) if self.settings.least_loaded else order[0]
+        return (
+            min(order, key=lambda rank: len(rank.requests))
+            if self.settings.least_loaded
+            else order[0]
+        )
 
     def _read(self, index, rank):
         while rank.link.open:

@@ -82,7 +82,9 @@ class Server:
         play(self.settings.fault, "main", "start", log)
         if command.headless and "--api-server-count" in command.flags:
             self._crash("ValueError: api_server_count can't be set in headless mode")
-        if command.flags.get("--enable-auto-tool-choice") and not command.flags.get("--tool-call-parser"):
+        if command.flags.get("--enable-auto-tool-choice") and not command.flags.get(
+            "--tool-call-parser"
+        ):
             self._crash("TypeError: Error: --enable-auto-tool-choice requires --tool-call-parser")
         if not command.model or not os.path.exists(command.model):
             self._crash(_no_model(command.model))
@@ -93,7 +95,8 @@ class Server:
         count = len(self.command.ranks)
         uri = f"tcp://{address}:{port}"
         self.log(
-            "serve.py:239", f"Launching {count} data parallel engine(s) in headless mode, with head node address {uri}."
+            "serve.py:239",
+            f"Launching {count} data parallel engine(s) in headless mode, with head node address {uri}.",
         )
         self._fork_engines([])
         self.exits.get()  # any engine's end, with whatever code
@@ -107,13 +110,17 @@ class Server:
         from standin_router import Router, StartError
 
         flags = self.command.flags
-        http = self._bind((flags.get("--host") or "0.0.0.0", self.command.number("--port", 8000)), "http")
+        http = self._bind(
+            (flags.get("--host") or "0.0.0.0", self.command.number("--port", 8000)), "http"
+        )
         play(self.settings.fault, "main", "bind", self.log)
         listener = self._bind(self.command.rpc, "rpc")
         self.command.rpc_port = listener.getsockname()[1]
         self._fork_coordinator([http, listener])
         self._fork_engines([http, listener])
-        self.router = Router(self.command, self.settings, lambda reason: self.exits.put((reason, None)))
+        self.router = Router(
+            self.command, self.settings, lambda reason: self.exits.put((reason, None))
+        )
         self.api = Api(self.command, self.router, os.environ)
         play(self.settings.fault, "main", "connect", self.log, self._end_children)
         try:
@@ -131,14 +138,18 @@ class Server:
         except OSError as error:
             uri = f"tcp://{address[0]}:{address[1]}"
             text = f"OSError: [Errno {error.errno}] {error.strerror}"
-            return self._crash(text if what == "http" else f"zmq.error.ZMQError: {error.strerror} (addr='{uri}')")
+            return self._crash(
+                text if what == "http" else f"zmq.error.ZMQError: {error.strerror} (addr='{uri}')"
+            )
 
     def _open_http(self, http):
         from standin_http import serve
 
         host, port = http.getsockname()[:2]
         if self.command.size > 1:
-            Log("VLLM_DP_Coordinator")("coordinator.py:258", "All engine subscriptions received by DP coordinator")
+            Log("VLLM_DP_Coordinator")(
+                "coordinator.py:258", "All engine subscriptions received by DP coordinator"
+            )
         self.log("entry.py:140", f"Starting vLLM server on http://{host}:{port}")
         self.log("launcher.py:195", "Route: /health, Methods: GET")
         try:
@@ -158,7 +169,11 @@ class Server:
             play(fault, "main", "up", self.log, self._end_children)
         name, code = self.exits.get()
         if code is not None:
-            self.log("core_client.py:713", f"Engine core proc {name} died unexpectedly, shutting down client.", "ERROR")
+            self.log(
+                "core_client.py:713",
+                f"Engine core proc {name} died unexpectedly, shutting down client.",
+                "ERROR",
+            )
             self.router.end_soon()
             while self.exits.get()[1] is not None:
                 pass

@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
-from raylaunch.plan.spec import LaunchPlan, Place, Ports, ServerPlan
-from raylaunch.supervise.diagnose import Diagnosis
+from raylaunch.plan.launch_plan import (
+    LaunchPlan,
+    Place,
+    Ports,
+    ServerPlan,
+)
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.policy import (
     BecomeReady,
-    Gang,
     GiveUp,
+    GroupShape,
     HealthConfig,
     Restart,
     Stop,
@@ -35,7 +40,7 @@ from raylaunch.supervise.state import (
 
 NOW = 10_000.0
 HEALTH = HealthConfig()
-GANG = Gang(ranks=((0,), (1,)), nodes=("10.0.0.1", "10.0.0.2"), holds_devices=False)
+GANG = GroupShape(ranks=((0,), (1,)), nodes=("10.0.0.1", "10.0.0.2"), holds_devices=False)
 STARTED = History(started_at=NOW - 100)
 RAN = History(started_at=NOW - 500, ready_at=NOW - 400)
 
@@ -45,7 +50,9 @@ def ranks(**of_rank_1: Any) -> tuple[RankSeen, ...]:
     return moving, replace(moving, rank=1, **of_rank_1)
 
 
-def pair(first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> tuple[ServerSeen, ...]:
+def pair(
+    first: dict[str, Any] | None = None, second: dict[str, Any] | None = None
+) -> tuple[ServerSeen, ...]:
     """A healthy, ready pair of servers, with some observations replaced."""
     api = ServerSeen(
         0,
@@ -66,7 +73,9 @@ def deaf(since: float, **ranks_seen: Any) -> dict[str, Any]:
 
 def still(seconds: float, *which: int, at: float = NOW) -> dict[str, Any]:
     def rank(number: int) -> RankSeen:
-        stuck = RankSeen(number, running=3, still_since=at - seconds, moved_at=at - seconds - 1, at=at)
+        stuck = RankSeen(
+            number, running=3, still_since=at - seconds, moved_at=at - seconds - 1, at=at
+        )
         return stuck if number in which else RankSeen(number, running=1, moved_at=NOW - 1, at=at)
 
     return {"ranks": (rank(0), rank(1))}
@@ -76,14 +85,21 @@ IDLE = (RankSeen(0, at=NOW, moved_at=NOW - 300), RankSeen(1, at=NOW, moved_at=NO
 
 
 def mute(seconds: float, ranks_seen: tuple[RankSeen, ...] = IDLE) -> dict[str, Any]:
-    asked = tuple(replace(rank, mute_since=NOW - seconds if rank.rank else None) for rank in ranks_seen)
+    asked = tuple(
+        replace(rank, mute_since=NOW - seconds if rank.rank else None) for rank in ranks_seen
+    )
     return {"ranks": asked, "canary": CanarySeen(ok=False, at=NOW - 1, failing_since=NOW - seconds)}
 
 
 DETECTION: list[tuple[str, Phase, tuple[ServerSeen, ...], tuple[str, int | None] | None]] = [
     ("all is well", Phase.READY, pair(), None),
     ("exit by signal", Phase.READY, pair(None, {"exit": Exit(NOW - 1, signal=9)}), ("ended", 1)),
-    ("exit with code 0 is a failure too", Phase.READY, pair(None, {"exit": Exit(NOW - 1, code=0)}), ("ended", 1)),
+    (
+        "exit with code 0 is a failure too",
+        Phase.READY,
+        pair(None, {"exit": Exit(NOW - 1, code=0)}),
+        ("ended", 1),
+    ),
     ("exit while starting", Phase.STARTING, pair({"exit": Exit(NOW - 1, code=1)}), ("ended", 0)),
     (
         "the first to end is the root",
@@ -92,7 +108,12 @@ DETECTION: list[tuple[str, Phase, tuple[ServerSeen, ...], tuple[str, int | None]
         ("ended", 1),
     ),
     ("agent died", Phase.READY, pair(None, {"agent_lost": "agent died"}), ("agent-lost", 1)),
-    ("agent died while checking", Phase.CHECKING, pair(None, {"agent_lost": "agent died"}), ("agent-lost", 1)),
+    (
+        "agent died while checking",
+        Phase.CHECKING,
+        pair(None, {"agent_lost": "agent died"}),
+        ("agent-lost", 1),
+    ),
     ("node died", Phase.READY, pair(None, {"agent_lost": "node died"}), ("node-lost", 1)),
     (
         "a lost node comes before the exits it causes",
@@ -100,7 +121,12 @@ DETECTION: list[tuple[str, Phase, tuple[ServerSeen, ...], tuple[str, int | None]
         pair({"exit": Exit(NOW - 1, code=0)}, {"agent_lost": "node unreachable"}),
         ("node-lost", 1),
     ),
-    ("silent for longer than the limit", Phase.READY, pair(None, {"agent_at": NOW - 7}), ("node-lost", 1)),
+    (
+        "silent for longer than the limit",
+        Phase.READY,
+        pair(None, {"agent_at": NOW - 7}),
+        ("node-lost", 1),
+    ),
     ("silent, but not for long", Phase.READY, pair(None, {"agent_at": NOW - 5}), None),
     (
         "all silent together: perhaps it is the controller",
@@ -119,13 +145,28 @@ DETECTION: list[tuple[str, Phase, tuple[ServerSeen, ...], tuple[str, int | None]
     ("/health failing and no token", Phase.READY, pair(deaf(31, ranks=IDLE)), ("http-dead", 0)),
     ("/health refused while starting", Phase.STARTING, pair(deaf(99, ranks=())), None),
     ("one rank stands still", Phase.READY, pair(still(21, 1)), ("stalled", 1)),
-    ("all ranks stand still: nobody knows whose fault", Phase.READY, pair(still(21, 0, 1)), ("stalled", None)),
+    (
+        "all ranks stand still: nobody knows whose fault",
+        Phase.READY,
+        pair(still(21, 0, 1)),
+        ("stalled", None),
+    ),
     ("a rank stands still for less", Phase.READY, pair(still(19, 1)), None),
     ("nobody looked meanwhile", Phase.READY, pair(still(5, 1, at=NOW - 40)), None),
     ("a hang line while tokens move", Phase.READY, pair(None, {"hang_lines": 3}), None),
     ("a hang line while idle", Phase.READY, pair({"ranks": IDLE, "hang_lines": 3}), None),
-    ("a hang line and no progress", Phase.READY, pair({**still(11, 1), "hang_lines": 1}), ("stalled", 1)),
-    ("a rank answers no canary for as long as its patience", Phase.READY, pair(mute(16)), ("canary-failed", 1)),
+    (
+        "a hang line and no progress",
+        Phase.READY,
+        pair({**still(11, 1), "hang_lines": 1}),
+        ("stalled", 1),
+    ),
+    (
+        "a rank answers no canary for as long as its patience",
+        Phase.READY,
+        pair(mute(16)),
+        ("canary-failed", 1),
+    ),
     (
         "the other rank answers its canaries",
         Phase.READY,
@@ -141,15 +182,27 @@ DETECTION: list[tuple[str, Phase, tuple[ServerSeen, ...], tuple[str, int | None]
     ),
     ("canary fails, not for long", Phase.READY, pair(mute(10)), None),
     ("canary fails, but tokens move", Phase.READY, pair(mute(21, ranks())), None),
-    ("ends are expected while restarting", Phase.RESTARTING, pair({"exit": Exit(NOW - 1, signal=15)}), None),
-    ("ends are expected after a failure", Phase.FAILED, pair({"exit": Exit(NOW - 1, signal=15)}), None),
+    (
+        "ends are expected while restarting",
+        Phase.RESTARTING,
+        pair({"exit": Exit(NOW - 1, signal=15)}),
+        None,
+    ),
+    (
+        "ends are expected after a failure",
+        Phase.FAILED,
+        pair({"exit": Exit(NOW - 1, signal=15)}),
+        None,
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("phase", "servers", "expected"), [row[1:] for row in DETECTION], ids=[r[0] for r in DETECTION]
 )
-def test_detection(phase: Phase, servers: tuple[ServerSeen, ...], expected: tuple[str, int | None] | None) -> None:
+def test_detection(
+    phase: Phase, servers: tuple[ServerSeen, ...], expected: tuple[str, int | None] | None
+) -> None:
     history = RAN if phase is Phase.READY else STARTED
     trouble = find_trouble(phase, servers, history, HEALTH, NOW, gang=GANG)
     assert (trouble and (trouble.cause, trouble.root)) == expected
@@ -183,11 +236,17 @@ READINESS: list[tuple[str, tuple[ServerSeen, ...], str]] = [
     ("a rank without metrics", pair({"ranks": ranks()[:1]}), "no metrics of rank 1"),
     ("no completion yet", pair({"canary": None}), "no completion"),
     ("a failed completion", pair({"canary": CanarySeen(ok=False, at=NOW)}), "no completion"),
-    ("a completion of an earlier attempt", pair({"canary": CanarySeen(ok=True, at=NOW - 200)}), "no completion"),
+    (
+        "a completion of an earlier attempt",
+        pair({"canary": CanarySeen(ok=True, at=NOW - 200)}),
+        "no completion",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("servers", "missing"), [row[1:] for row in READINESS], ids=[row[0] for row in READINESS])
+@pytest.mark.parametrize(
+    ("servers", "missing"), [row[1:] for row in READINESS], ids=[row[0] for row in READINESS]
+)
 def test_readiness(servers: tuple[ServerSeen, ...], missing: str) -> None:
     unready = find_unready(servers, STARTED, gang=GANG)
     assert len(unready) == bool(missing)
@@ -200,10 +259,14 @@ ENDED = pair(None, {"exit": Exit(NOW - 1, code=1)})
 
 
 def found(kind: str = "transient", name: str = "port-in-use", **parts: Any) -> Diagnosis:
-    return Diagnosis(name, kind, 1, "line", 7, "cause", "remedy", "source", (0,), node="10.0.0.2", **parts)  # type: ignore[arg-type]
+    return Diagnosis(
+        name, kind, 1, "line", 7, "cause", "remedy", "source", (0,), node="10.0.0.2", **parts
+    )  # type: ignore[arg-type]
 
 
-def failed(ago: float, *, was_ready: bool, cause: str = "ended", kind: str = "transient", node: str = "") -> Failure:
+def failed(
+    ago: float, *, was_ready: bool, cause: str = "ended", kind: str = "transient", node: str = ""
+) -> Failure:
     return Failure(1, NOW - ago, cause, kind, 1, was_ready=was_ready, node=node)
 
 
@@ -217,12 +280,24 @@ ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
     ("transient", after(), found(), False, Restart),
     ("not diagnosed", after(), None, False, Restart),
     ("deterministic", after(), found("deterministic", "bad-flag"), False, GiveUp),
-    ("deterministic, but this launch did run", after(ready_ago=60), found("deterministic", "npu-oom"), False, Restart),
+    (
+        "deterministic, but this launch did run",
+        after(ready_ago=60),
+        found("deterministic", "npu-oom"),
+        False,
+        Restart,
+    ),
     ("device, no spare node", after(), found("device", "npu-hardware"), False, GiveUp),
     ("device, with a spare node", after(), found("device", "npu-hardware"), True, Restart),
     ("unknown start failure, first time", after(), UNSURE, False, Restart),
     ("unknown again", after(failed(50, was_ready=False, cause="unknown")), UNSURE, False, GiveUp),
-    ("unknown after another cause", after(failed(50, was_ready=False, cause="port-in-use")), UNSURE, False, Restart),
+    (
+        "unknown after another cause",
+        after(failed(50, was_ready=False, cause="port-in-use")),
+        UNSURE,
+        False,
+        Restart,
+    ),
     (
         "unknown again, but it ran in between",
         after(failed(50, was_ready=True, cause="unknown")),
@@ -230,7 +305,13 @@ ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
         False,
         Restart,
     ),
-    ("under the cap", after(*[failed(100 * n, was_ready=True) for n in (2, 1)], ready_ago=60), found(), False, Restart),
+    (
+        "under the cap",
+        after(*[failed(100 * n, was_ready=True) for n in (2, 1)], ready_ago=60),
+        found(),
+        False,
+        Restart,
+    ),
     (
         "cap reached within the window",
         after(*[failed(100 * n, was_ready=True) for n in (3, 2, 1)], ready_ago=60),
@@ -240,7 +321,10 @@ ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
     ),
     (
         "the window has passed",
-        after(*[failed(HEALTH.restart_window_s + n, was_ready=True) for n in (3, 2, 1)], ready_ago=4000),
+        after(
+            *[failed(HEALTH.restart_window_s + n, was_ready=True) for n in (3, 2, 1)],
+            ready_ago=4000,
+        ),
         found(),
         False,
         Restart,
@@ -256,11 +340,15 @@ ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
 
 
 @pytest.mark.parametrize(
-    ("history", "diagnosis", "spare", "answer"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS]
+    ("history", "diagnosis", "spare", "answer"),
+    [row[1:] for row in ANSWERS],
+    ids=[row[0] for row in ANSWERS],
 )
 def test_answer(history: History, diagnosis: Diagnosis | None, spare: bool, answer: type) -> None:
     phase = Phase.READY if history.ready_at is not None else Phase.STARTING
-    decision = decide(phase, ENDED, history, HEALTH, NOW, gang=replace(GANG, spare=spare), diagnosis=diagnosis)
+    decision = decide(
+        phase, ENDED, history, HEALTH, NOW, gang=replace(GANG, spare=spare), diagnosis=diagnosis
+    )
     assert isinstance(decision, answer)
     assert isinstance(decision, Restart | GiveUp)
     assert decision.root == 1
@@ -278,7 +366,9 @@ def test_evidence_that_explains_no_hang_leaves_the_detectors_word(name: str) -> 
     assert (decision.cause, decision.root) == ("stalled", 1)
 
 
-def restart(history: History, gang: Gang = GANG, jitter: float = 0.0, **parts: Any) -> Restart:
+def restart(
+    history: History, gang: GroupShape = GANG, jitter: float = 0.0, **parts: Any
+) -> Restart:
     phase = Phase.READY if history.ready_at is not None else Phase.STARTING
     decision = decide(phase, ENDED, history, HEALTH, NOW, gang=gang, jitter=jitter, **parts)
     assert isinstance(decision, Restart)
@@ -293,7 +383,9 @@ def test_back_off_grows_to_its_maximum() -> None:
     rows = [after(*[failed(60, was_ready=False)] * n) for n in range(3)]
     assert [restart(history).not_before - NOW for history in rows] == [1, 4, 16]
     many = replace(HEALTH, max_restarts=10_000, backoff_factor=1e30)
-    last = decide(Phase.STARTING, ENDED, after(*[failed(60, was_ready=False)] * 9999), many, NOW, gang=GANG)
+    last = decide(
+        Phase.STARTING, ENDED, after(*[failed(60, was_ready=False)] * 9999), many, NOW, gang=GANG
+    )
     assert isinstance(last, Restart)
     assert last.not_before == NOW + HEALTH.backoff_max_s
 
@@ -310,7 +402,10 @@ def test_device_faults_stay_excluded_for_good() -> None:
     old = failed(10 * HEALTH.restart_window_s, was_ready=True, kind="device", node="10.0.0.9")
     spare = replace(GANG, spare=True)
     history = after(old, ready_ago=60)
-    assert restart(history, spare, diagnosis=found("device", "npu-lost")).excluded == ("10.0.0.9", "10.0.0.2")
+    assert restart(history, spare, diagnosis=found("device", "npu-lost")).excluded == (
+        "10.0.0.9",
+        "10.0.0.2",
+    )
     assert restart(history, spare, diagnosis=found()).excluded == ("10.0.0.9",)
 
 
@@ -326,7 +421,9 @@ def test_a_lost_node_is_left_only_for_a_spare_one() -> None:
     assert excluded(spare=False) == ()
 
 
-@pytest.mark.parametrize("phase", [phase for phase in Phase if phase not in (Phase.STOPPING, Phase.STOPPED)])
+@pytest.mark.parametrize(
+    "phase", [phase for phase in Phase if phase not in (Phase.STOPPING, Phase.STOPPED)]
+)
 def test_stop_is_obeyed_in_every_phase_and_before_everything_else(phase: Phase) -> None:
     history = replace(STARTED, stop_requested=True)
     assert decide(phase, ENDED, history, HEALTH, NOW, gang=GANG) == Stop()
@@ -339,7 +436,10 @@ def test_a_stop_under_way_is_not_asked_for_twice(phase: Phase) -> None:
 
 
 def test_counters_forget_after_a_long_time_ready() -> None:
-    history = after(*[failed(4000 + n, was_ready=False) for n in range(3)], ready_ago=HEALTH.restart_window_s + 1)
+    history = after(
+        *[failed(4000 + n, was_ready=False) for n in range(3)],
+        ready_ago=HEALTH.restart_window_s + 1,
+    )
     assert spent_restarts(history, HEALTH, NOW) == 0
 
 
@@ -347,13 +447,17 @@ def test_gang_is_taken_from_the_plan() -> None:
     def server(index: int) -> ServerPlan:
         role = "headless" if index else "primary"
         place = Place(f"10.0.0.{index + 1}", "eth0")
-        return ServerPlan(index, (2 * index, 2 * index + 1), role, place, (0,), {}, (), Ports(1, 2), "log")  # type: ignore[arg-type]
+        return ServerPlan(
+            index, (2 * index, 2 * index + 1), role, place, (0,), {}, (), Ports(1, 2), "log"
+        )  # type: ignore[arg-type]
 
     plan = LaunchPlan("d", "r", "ascend-a2", "m", "/m", "http://x", (server(0), server(1)))
-    gang = Gang.of(plan, spare=True)
-    assert gang == Gang(((0, 1), (2, 3)), ("10.0.0.1", "10.0.0.2"), (0,), holds_devices=True, spare=True)
+    gang = GroupShape.of(plan, spare=True)
+    assert gang == GroupShape(
+        ((0, 1), (2, 3)), ("10.0.0.1", "10.0.0.2"), (0,), holds_devices=True, spare=True
+    )
     assert [gang.owner(rank) for rank in range(5)] == [0, 0, 1, 1, None]
-    assert not Gang.of(replace(plan, platform="cpu")).holds_devices
+    assert not GroupShape.of(replace(plan, platform="cpu")).holds_devices
 
 
 def test_recipe_health_fits_the_config() -> None:

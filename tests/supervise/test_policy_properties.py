@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylaunch.supervise.policy import Gang, GiveUp, HealthConfig, Restart, Wait, decide
+from raylaunch.supervise.policy import (
+    GiveUp,
+    GroupShape,
+    HealthConfig,
+    Restart,
+    Wait,
+    decide,
+)
 from raylaunch.supervise.state import (
     REMEMBERED,
     TRANSITIONS,
@@ -24,7 +31,7 @@ from raylaunch.supervise.state import (
 )
 
 NOW = 1e6
-GANG = Gang(ranks=((0,), (1,)), nodes=("a", "b"), holds_devices=False)
+GANG = GroupShape(ranks=((0,), (1,)), nodes=("a", "b"), holds_devices=False)
 HEALTH = HealthConfig()
 past = st.floats(0, 1e5).map(lambda ago: NOW - ago)
 maybe_past = st.none() | past
@@ -44,9 +51,13 @@ def test_never_restarts_while_all_counters_move(
     http: HttpSeen, canary: CanarySeen | None, hang_lines: int, load: float
 ) -> None:
     """Saturation: /health and canaries may fail as they like, vLLM may complain, as long as tokens come."""
-    ranks = tuple(RankSeen(rank, running=load, waiting=load, moved_at=NOW, at=NOW) for rank in (0, 1))
+    ranks = tuple(
+        RankSeen(rank, running=load, waiting=load, moved_at=NOW, at=NOW) for rank in (0, 1)
+    )
     servers = (
-        ServerSeen(0, pid=1, agent_at=NOW, http=http, ranks=ranks, canary=canary, hang_lines=hang_lines),
+        ServerSeen(
+            0, pid=1, agent_at=NOW, http=http, ranks=ranks, canary=canary, hang_lines=hang_lines
+        ),
         ServerSeen(1, pid=2, agent_at=NOW, hang_lines=hang_lines),
     )
     history = History(started_at=0, ready_at=1)
@@ -57,7 +68,9 @@ steps = st.lists(st.tuples(st.floats(1, 5000), st.booleans(), st.floats(0, 1)), 
 
 
 @given(steps=steps, cap=st.integers(0, 5), window=st.floats(1, 10_000))
-def test_never_exceeds_the_cap(steps: list[tuple[float, bool, float]], cap: int, window: float) -> None:
+def test_never_exceeds_the_cap(
+    steps: list[tuple[float, bool, float]], cap: int, window: float
+) -> None:
     """However the attempts go: no more restarts in a window, nor in a row without ready, than the cap allows."""
     health = replace(HEALTH, max_restarts=cap, restart_window_s=window)
     ended = (ServerSeen(0, pid=1, agent_at=None, exit=Exit(0.0, signal=9)), ServerSeen(1, pid=2))
@@ -65,7 +78,9 @@ def test_never_exceeds_the_cap(steps: list[tuple[float, bool, float]], cap: int,
     restarts: list[float] = []
     row = 0
     for lasted, became_ready, jitter in steps:
-        history = replace(history, started_at=now, ready_at=now + lasted / 2 if became_ready else None)
+        history = replace(
+            history, started_at=now, ready_at=now + lasted / 2 if became_ready else None
+        )
         now += lasted
         phase = Phase.READY if became_ready else Phase.STARTING
         decision = decide(phase, ended, history, health, now, gang=GANG, jitter=jitter)
@@ -77,7 +92,9 @@ def test_never_exceeds_the_cap(steps: list[tuple[float, bool, float]], cap: int,
         row = 0 if became_ready else row + 1
         assert sum(now - at < window for at in restarts) <= cap
         assert row <= cap
-        history = history.remember(Failure(0, now, "killed", "transient", 0, was_ready=became_ready))
+        history = history.remember(
+            Failure(0, now, "killed", "transient", 0, was_ready=became_ready)
+        )
         now = decision.not_before
 
 

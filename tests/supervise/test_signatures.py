@@ -7,8 +7,17 @@ from typing import get_args
 
 import pytest
 
-from raylaunch.supervise.diagnose import ServerEvidence, diagnose, diagnose_text
-from raylaunch.supervise.signatures import Kind, Level, Signature, load_signatures
+from raylaunch.supervise.diagnosis.root_cause import (
+    ServerEvidence,
+    diagnose,
+    diagnose_text,
+)
+from raylaunch.supervise.diagnosis.signatures import (
+    Kind,
+    Level,
+    Signature,
+    load_signatures,
+)
 
 SIGNATURES = load_signatures()
 FATAL = [signature for signature in SIGNATURES if signature.level == "fatal"]
@@ -53,7 +62,9 @@ def test_sample_is_diagnosed_as_its_own_signature(signature: Signature) -> None:
 @fatal_by_id
 def test_sample_in_a_real_log_is_still_the_root(signature: Signature) -> None:
     """Surrounded by what vLLM prints before and after a failure, the verdict is the same."""
-    found = diagnose([ServerEvidence(3, log_lines=[*BANNER, *signature.sample.splitlines(), *AFTERMATH])])
+    found = diagnose(
+        [ServerEvidence(3, log_lines=[*BANNER, *signature.sample.splitlines(), *AFTERMATH])]
+    )
     assert found.root == 3
     assert found.id == signature.id
 
@@ -73,13 +84,19 @@ def test_healthy_log_has_no_diagnosis() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("zmq.error.ZMQError: Address already in use (addr='tcp://10.0.0.1:2347')", ("port: 2347",)),
+        (
+            "zmq.error.ZMQError: Address already in use (addr='tcp://10.0.0.1:2347')",
+            ("port: 2347",),
+        ),
         (
             "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8100): address already in use",
             ("port: 8100",),
         ),
         ("OSError: [Errno 98] Address already in use", ("port: not stated",)),
-        ("KeyError: 'invalid tool call parser: hermez (chose from { hermes })'", ("tool call parser called hermez",)),
+        (
+            "KeyError: 'invalid tool call parser: hermez (chose from { hermes })'",
+            ("tool call parser called hermez",),
+        ),
         ("vllm: error: argument --max-model-len: invalid int value: 'x'", ("--max-model-len",)),
     ],
 )

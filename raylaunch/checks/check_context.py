@@ -1,0 +1,105 @@
+"""The nodes of a plan as the checks look at them: each machine once, with the servers that run on it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raylaunch.plan.facts import (
+    Facts,
+    Interface,
+)
+from raylaunch.plan.launch_plan import (
+    LaunchPlan,
+    ServerPlan,
+)
+
+if TYPE_CHECKING:
+    from raylaunch.recipe.load import LoadedRecipe
+    from raylaunch.recipe.model import Recipe
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node with the servers of the plan that run on it."""
+
+    facts: Facts
+    servers: tuple[ServerPlan, ...]
+
+    @property
+    def name(self) -> str:
+        """How findings call the node: address and hostname."""
+        return f"{self.facts.ip} ({self.facts.hostname})" if self.facts.hostname else self.facts.ip
+
+    @property
+    def probed(self) -> bool:
+        """Whether somebody looked; facts made from `--host` alone hold only an address."""
+        return self.facts.clock > 0
+
+    def answered(self, *probes: str) -> bool:
+        """Whether the node was probed and none of `probes` failed."""
+        failed = {failure.probe for failure in self.facts.failures}
+        return self.probed and not failed.intersection(probes)
+
+
+@dataclass(frozen=True)
+class View:
+    """All that a node check may look at."""
+
+    loaded: LoadedRecipe
+    plan: LaunchPlan
+    nodes: tuple[Node, ...]
+    others: tuple[LaunchPlan, ...] = ()
+    """The plans of the other deployments of the cluster."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.loaded.recipe
+
+    @property
+    def several_addresses(self) -> bool:
+        """Whether the servers sit on nodes with different addresses."""
+        return len({node.facts.ip for node in self.nodes}) > 1
+
+
+def look(
+    loaded: LoadedRecipe,
+    nodes: Sequence[Facts],
+    plan: LaunchPlan,
+    others: Sequence[LaunchPlan] = (),
+) -> View:
+    """Bring nodes and servers together. Nodes without a server are left out."""
+    unique = {facts.node_id or facts.ip: facts for facts in nodes}
+    owners = {address: key for key, facts in unique.items() for address in _addresses(facts)}
+    servers: dict[str, list[ServerPlan]] = {key: [] for key in unique}
+    for server in plan.servers:
+        key = server.node.node_id if server.node.node_id in unique else owners.get(server.node.ip)
+        if key is not None:
+            servers[key].append(server)
+    return View(
+        loaded,
+        plan,
+        tuple(Node(unique[key], tuple(here)) for key, here in servers.items() if here),
+        tuple(others),
+    )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a literal address (with or without zone) never leaves its machine."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def interface_of(facts: Facts, name: str) -> Interface | None:
+    """The interface called `name`, None when the probe saw no such."""
+    return next((nic for nic in facts.interfaces if nic.name == name), None)
+
+
+def _addresses(facts: Facts) -> list[str]:
+    own = [text.partition("/")[0] for nic in facts.interfaces for text in nic.addresses]
+    return [*(address for address in own if not is_loopback(address)), facts.ip]

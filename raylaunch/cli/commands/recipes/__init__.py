@@ -1,0 +1,1 @@
+"""The verbs on recipes; they need no cluster."""

@@ -1,0 +1,1 @@
+"""A plan, a recipe, a status as lines of text."""

@@ -1,0 +1,1 @@
+"""What this machine has: NPUs, network, software, kernel settings."""

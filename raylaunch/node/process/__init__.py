@@ -1,0 +1,1 @@
+"""The process tree of a server on this machine: guard, log files, markers, orphans."""

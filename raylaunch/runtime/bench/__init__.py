@@ -1,0 +1,1 @@
+"""Running a benchmark on the cluster and keeping its result."""

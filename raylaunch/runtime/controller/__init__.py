@@ -1,0 +1,1 @@
+"""The detached Ray actor that supervises a deployment, and its clients."""

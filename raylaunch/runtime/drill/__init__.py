@@ -1,0 +1,1 @@
+"""Injecting faults into a running deployment under load."""

@@ -1,0 +1,1 @@
+"""The weights of a recipe on all nodes: found and downloaded."""

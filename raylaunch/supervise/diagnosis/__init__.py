@@ -1,0 +1,1 @@
+"""Which server failed first and why. Pure: logs and exit statuses in, a diagnosis out."""

