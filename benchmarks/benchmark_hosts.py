@@ -23,10 +23,7 @@ from typing import Any
 
 from report import ROOT
 
-from raylaunch.node.model.tiny_model import (
-    Kind,
-    ensure_tiny_model,
-)
+from raylaunch.node.model.tiny_model import Kind, ensure_tiny_model
 
 sys.path.insert(0, str(ROOT / "tests" / "hosts"))
 from hosts import HOME, Host, build_hosts

@@ -23,10 +23,7 @@ from typing import Any
 from recovery import User, actors, cpu_s, start_cluster
 from report import publish, table
 
-from raylaunch.checks.check_all import (
-    check_nodes,
-    check_recipe,
-)
+from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.node.probe import reachability
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan

@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raylaunch.api import (
-        attach,
-        check,
-        deploy,
-        plan,
-    )
+    from raylaunch.api import attach, check, deploy, plan
     from raylaunch.deployment import Deployment
     from raylaunch.errors import RaylaunchError
     from raylaunch.recipe.model import Recipe

@@ -9,15 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.checks.check_all import (
-    check_nodes,
-    check_recipe,
-)
-from raylaunch.checks.findings import (
-    Finding,
-    forgive,
-    refuse_unknown,
-)
+from raylaunch.checks.check_all import check_nodes, check_recipe
+from raylaunch.checks.findings import Finding, forgive, refuse_unknown
 from raylaunch.deployment import (
     LOCAL,
     Deployment,
@@ -28,20 +21,12 @@ from raylaunch.deployment import (
     start_embedded,
     stop_embedded,
 )
-from raylaunch.errors import (
-    BusyError,
-    ClusterError,
-    RaylaunchError,
-    RecipeError,
-)
+from raylaunch.errors import BusyError, ClusterError, RaylaunchError, RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.recipe.load import (
-    LoadedRecipe,
-    recipe_from_mapping,
-)
+from raylaunch.recipe.load import LoadedRecipe, recipe_from_mapping
 from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.deployment_status import Status
 
@@ -51,10 +36,7 @@ if TYPE_CHECKING:
     from raylaunch.supervise.deployment_status import CleanReport
     from raylaunch.supervise.diagnosis.root_cause import Diagnosis
     from raylaunch.supervise.drills import Outcome
-    from raylaunch.verify.verification import (
-        OnProof,
-        Verification,
-    )
+    from raylaunch.verify.verification import OnProof, Verification
 
 EXAMPLE_NIC = "enp67s0f0np0"
 
@@ -263,10 +245,7 @@ def drill(
         BusyError: it is not ready, or another command is under way.
         RaylaunchError: no such fault or deployment, or it failed for good.
     """
-    from raylaunch.runtime.drill.drill_run import (
-        choose,
-        run_drill,
-    )
+    from raylaunch.runtime.drill.drill_run import choose, run_drill
 
     chosen = choose(faults)
     attach(deployment, address)
@@ -435,10 +414,7 @@ def _create_controller(
     skipped: Mapping[str, str] | None,
     secrets: Mapping[str, str],
 ) -> None:
-    from raylaunch.runtime.controller.controller_client import (
-        create_controller,
-        find_controller,
-    )
+    from raylaunch.runtime.controller.controller_client import create_controller, find_controller
     from raylaunch.runtime.controller.launch_request import Request
 
     if find_controller(deployment) is not None:

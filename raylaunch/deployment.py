@@ -20,21 +20,14 @@ from raylaunch.errors import (
     from_dict,
 )
 from raylaunch.recipe.model import Recipe
-from raylaunch.supervise.deployment_status import (
-    Event,
-    Status,
-    StopReport,
-)
+from raylaunch.supervise.deployment_status import Event, Status, StopReport
 from raylaunch.supervise.state import Phase
 
 if TYPE_CHECKING:
     from raylaunch.bench.result import Run
     from raylaunch.plan.launch_plan import LaunchPlan
     from raylaunch.runtime.bench.bench_run import OnProgress
-    from raylaunch.verify.verification import (
-        OnProof,
-        Verification,
-    )
+    from raylaunch.verify.verification import OnProof, Verification
 
 POLL_S = 2.0
 """Longest wait of one long poll; a change is answered at once."""

@@ -17,10 +17,7 @@ from typer.main import get_command
 import raylaunch
 from raylaunch.cli.app import app
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.supervise.drills import FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent

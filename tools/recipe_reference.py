@@ -13,10 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raylaunch.recipe import reserved
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.recipe.model import Recipe
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"

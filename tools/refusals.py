@@ -21,10 +21,7 @@ from pathlib import Path
 import pytest
 
 import raylaunch.checks
-from raylaunch.checks.findings import (
-    CHECK_IDS,
-    Finding,
-)
+from raylaunch.checks.findings import CHECK_IDS, Finding
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = ROOT / "raylaunch" / "checks"

@@ -13,10 +13,7 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
 
-from raylaunch.bench.result import (
-    METRICS,
-    Run,
-)
+from raylaunch.bench.result import METRICS, Run
 from raylaunch.errors import RaylaunchError
 
 SUFFIXES = (".png", ".svg", ".html")

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from raylaunch.bench.result import (
-    METRICS,
-    Metric,
-    Run,
-)
+from raylaunch.bench.result import METRICS, Metric, Run
 
 
 @dataclass(frozen=True)

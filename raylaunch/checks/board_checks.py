@@ -8,10 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-)
+from raylaunch.checks.check_context import Node, View
 from raylaunch.checks.findings import Finding
 from raylaunch.recipe.load import LoadedRecipe
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from raylaunch.checks.board_checks import (
-    check_boards,
-    check_image,
-)
+from raylaunch.checks.board_checks import check_boards, check_image
 from raylaunch.checks.check_context import look
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.flag_checks import FLAG_CHECKS
@@ -22,15 +19,8 @@ from raylaunch.checks.link_checks import LINK_CHECKS
 from raylaunch.checks.network_checks import NETWORK_CHECKS
 from raylaunch.checks.node_checks import NODE_CHECKS
 from raylaunch.checks.port_checks import PORT_CHECKS
-from raylaunch.checks.recipe_checks import (
-    RECIPE_CHECKS,
-    check_flags,
-    check_flashcomm1,
-)
-from raylaunch.checks.variable_checks import (
-    VARIABLE_CHECKS,
-    check_dead_env,
-)
+from raylaunch.checks.recipe_checks import RECIPE_CHECKS, check_flags, check_flashcomm1
+from raylaunch.checks.variable_checks import VARIABLE_CHECKS, check_dead_env
 from raylaunch.checks.weight_checks import WEIGHT_CHECKS
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan

@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raylaunch.plan.facts import (
-    Facts,
-    Interface,
-)
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    ServerPlan,
-)
+from raylaunch.plan.facts import Facts, Interface
+from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 
 if TYPE_CHECKING:
     from raylaunch.recipe.load import LoadedRecipe

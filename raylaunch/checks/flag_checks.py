@@ -7,16 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-)
+from raylaunch.checks.check_context import Node, View
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.node_checks import node_names
-from raylaunch.plan.known_flags import (
-    KnownFlags,
-    nearest,
-)
+from raylaunch.plan.known_flags import KnownFlags, nearest
 from raylaunch.plan.launch_plan import Flag
 
 _PARSERS = {

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-)
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
+from raylaunch.checks.check_context import Node, View
+from raylaunch.checks.findings import Finding, Level
 from raylaunch.checks.node_checks import node_names
-from raylaunch.plan.facts import (
-    Npu,
-    NpuProcess,
-)
+from raylaunch.plan.facts import Npu, NpuProcess
 from raylaunch.plan.wanted_weights import shorten
 
 MAX_SKEW_S = 5

@@ -8,14 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-)
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
+from raylaunch.checks.check_context import Node, View
+from raylaunch.checks.findings import Finding, Level
 from raylaunch.plan.facts import NpuLink
 
 _UNCHECKED = ("Init", "Detect IP set")

@@ -5,12 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterator
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-    interface_of,
-    is_loopback,
-)
+from raylaunch.checks.check_context import Node, View, interface_of, is_loopback
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import ServerPlan
 from raylaunch.recipe.recipe_settings import read_config

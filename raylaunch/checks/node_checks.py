@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import starmap
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-)
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
-from raylaunch.plan.wanted_weights import (
-    drafter_path,
-    shorten,
-)
+from raylaunch.checks.check_context import Node, View
+from raylaunch.checks.findings import Finding, Level
+from raylaunch.plan.wanted_weights import drafter_path, shorten
 
 MIN_OPEN_FILES = 65536
 MIN_SHM = (

@@ -12,23 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-    look,
-)
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
-from raylaunch.checks.link_checks import (
-    ids,
-    planned_ports,
-)
-from raylaunch.plan.facts import (
-    Facts,
-    NpuLink,
-)
+from raylaunch.checks.check_context import Node, View, look
+from raylaunch.checks.findings import Finding, Level
+from raylaunch.checks.link_checks import ids, planned_ports
+from raylaunch.plan.facts import Facts, NpuLink
 from raylaunch.plan.launch_plan import LaunchPlan
 
 if TYPE_CHECKING:

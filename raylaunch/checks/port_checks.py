@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-)
+from raylaunch.checks.check_context import Node, View
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.facts import Listener
 from raylaunch.plan.launch_plan import ServerPlan

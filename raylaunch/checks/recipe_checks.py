@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
-from raylaunch.plan.known_flags import (
-    RAYLAUNCH_KNOWS,
-    nearest,
-    read_flags,
-)
+from raylaunch.checks.findings import Finding, Level
+from raylaunch.plan.known_flags import RAYLAUNCH_KNOWS, nearest, read_flags
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.recipe_settings import (

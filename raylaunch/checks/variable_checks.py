@@ -8,13 +8,7 @@ from collections.abc import Callable, Iterator
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.known_flags import nearest
 from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.recipe.recipe_settings import (
-    Versions,
-    is_on,
-    on_ascend,
-    read_config,
-    version_number,
-)
+from raylaunch.recipe.recipe_settings import Versions, is_on, on_ascend, read_config, version_number
 
 AIV_EXEC_TIMEOUT = 1091
 """Upper bound of HCCL_EXEC_TIMEOUT in AIV mode, in seconds (CANN documentation)."""

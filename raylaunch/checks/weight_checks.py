@@ -6,22 +6,12 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from raylaunch.checks.check_context import (
-    Node,
-    View,
-)
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
+from raylaunch.checks.check_context import Node, View
+from raylaunch.checks.findings import Finding, Level
 from raylaunch.checks.group_checks import memory_share
 from raylaunch.checks.node_checks import node_names
 from raylaunch.plan.facts import Weights
-from raylaunch.plan.wanted_weights import (
-    WEIGHT_SUFFIXES,
-    gaps_of,
-    shorten,
-)
+from raylaunch.plan.wanted_weights import WEIGHT_SUFFIXES, gaps_of, shorten
 
 NOT_LOADED = 0.9
 """Share of a checkpoint that surely ends in the NPUs' memory: layers for multi-token prediction, vision towers and the

@@ -12,33 +12,11 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli.command import (
-    Format,
-    JsonOutput,
-    Quiet,
-    Verbose,
-    command,
-)
-from raylaunch.cli.commands.deployments import (
-    bench,
-    deployments,
-    drill,
-    history,
-    verify,
-)
-from raylaunch.cli.commands.hosts import (
-    checking,
-    cluster,
-)
-from raylaunch.cli.commands.recipes import (
-    import_,
-    plans,
-    weights,
-)
-from raylaunch.cli.output import (
-    Output,
-    table,
-)
+from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
+from raylaunch.cli.commands.deployments import bench, deployments, drill, history, verify
+from raylaunch.cli.commands.hosts import checking, cluster
+from raylaunch.cli.commands.recipes import import_, plans, weights
+from raylaunch.cli.output import Output, table
 
 SHOWN_VERSIONS = (
     "raylaunch",
@@ -116,8 +94,7 @@ def version(
     output: JsonOutput = Format.TABLE,
 ) -> None:
     """Show the versions that matter for a bug report."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+    from importlib.metadata import PackageNotFoundError, version as installed
 
     found = {"python": sys.version.split()[0]}
     for name in SHOWN_VERSIONS:

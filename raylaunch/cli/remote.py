@@ -45,10 +45,7 @@ def run_far(
     env = {name: os.environ[name] for name in SENT if name in os.environ} | {ASKED_WITH: str(file)}
     arguments = list(_arguments(ctx))
     if recipe is not None:
-        from raylaunch.recipe.catalog import (
-            files_of,
-            read,
-        )
+        from raylaunch.recipe.catalog import files_of, read
 
         name = ctx.params[recipe]
         secrets = read(name, ctx.params.get("sets") or ()).recipe.secrets

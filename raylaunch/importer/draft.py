@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
+from raylaunch.checks.findings import Finding, Level
 from raylaunch.importer.expansion import unknowns
 from raylaunch.importer.script_model import is_secret
 from raylaunch.recipe.load import split_path

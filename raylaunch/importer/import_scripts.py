@@ -9,16 +9,9 @@ from typing import Any, get_args
 
 from raylaunch.checks.findings import Finding
 from raylaunch.errors import RecipeError
-from raylaunch.importer.draft import (
-    SECTIONS,
-    Draft,
-    Placed,
-)
+from raylaunch.importer.draft import SECTIONS, Draft, Placed
 from raylaunch.importer.interpreter import read_scripts
-from raylaunch.importer.place_commands import (
-    place_commands,
-    show,
-)
+from raylaunch.importer.place_commands import place_commands, show
 from raylaunch.importer.place_environment import (
     place_container,
     place_host,

@@ -6,33 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raylaunch.importer.docker_run import (
-    command_inside,
-    read_docker,
-)
-from raylaunch.importer.expansion import (
-    BETWEEN,
-    expand,
-)
-from raylaunch.importer.markdown_blocks import (
-    Block,
-    scripts_of,
-)
-from raylaunch.importer.script_model import (
-    HostSetting,
-    Reading,
-    Server,
-    Setting,
-    shown,
-)
-from raylaunch.importer.serve_flags import (
-    is_flag,
-    read_words,
-)
-from raylaunch.importer.shell_parser import (
-    Statement,
-    parse,
-)
+from raylaunch.importer.docker_run import command_inside, read_docker
+from raylaunch.importer.expansion import BETWEEN, expand
+from raylaunch.importer.markdown_blocks import Block, scripts_of
+from raylaunch.importer.script_model import HostSetting, Reading, Server, Setting, shown
+from raylaunch.importer.serve_flags import is_flag, read_words
+from raylaunch.importer.shell_parser import Statement, parse
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)
 _WRAPPERS = ("exec", "nohup", "sudo", "command", "time", "env", "$")

@@ -6,18 +6,10 @@ import ipaddress
 import json
 from typing import Any
 
-from raylaunch.importer.draft import (
-    Draft,
-    Placed,
-)
+from raylaunch.importer.draft import Draft, Placed
 from raylaunch.importer.expansion import unknowns
 from raylaunch.importer.script_model import Server
-from raylaunch.importer.serve_flags import (
-    Given,
-    is_bare,
-    plain,
-    value_of,
-)
+from raylaunch.importer.serve_flags import Given, is_bare, plain, value_of
 from raylaunch.importer.server_groups import Group
 from raylaunch.recipe.reserved import owned_arg
 

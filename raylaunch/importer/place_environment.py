@@ -7,16 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from raylaunch.importer.docker_run import ContainerRun
-from raylaunch.importer.draft import (
-    Draft,
-    hides,
-)
+from raylaunch.importer.draft import Draft, hides
 from raylaunch.importer.expansion import unknowns
-from raylaunch.importer.script_model import (
-    HostSetting,
-    Server,
-    Setting,
-)
+from raylaunch.importer.script_model import HostSetting, Server, Setting
 from raylaunch.importer.server_groups import Group
 from raylaunch.recipe.reserved import owned_env
 

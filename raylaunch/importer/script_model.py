@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from raylaunch.checks.findings import (
-    Finding,
-    Level,
-)
+from raylaunch.checks.findings import Finding, Level
 from raylaunch.importer.docker_run import ContainerRun
 from raylaunch.importer.serve_flags import Given
 

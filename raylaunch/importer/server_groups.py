@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raylaunch.errors import RecipeError
-from raylaunch.importer.script_model import (
-    Reading,
-    Server,
-)
+from raylaunch.importer.script_model import Reading, Server
 
 _OTHER_BALANCING = (
     "data-parallel-rank",

@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from raylaunch.importer.expansion import (
-    Piece,
-    Word,
-)
+from raylaunch.importer.expansion import Piece, Word
 
 PLACEHOLDER = re.compile(r"<[A-Za-z_][\w./:-]*(?: [\w./:-]+)*>|\{\{ *\w+ *\}\}")
 """`<node0_ip>` and `{{ version }}` as tutorials write it; a shell would read a redirection, or several words."""

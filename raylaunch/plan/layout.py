@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raylaunch.errors import PlanError
-from raylaunch.plan.facts import (
-    Facts,
-    Interface,
-)
+from raylaunch.plan.facts import Facts, Interface
 from raylaunch.plan.launch_plan import Place
 
 if TYPE_CHECKING:

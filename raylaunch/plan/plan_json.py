@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylaunch.plan.launch_plan import (
-    SCHEMA,
-    Flag,
-    LaunchPlan,
-    Place,
-    Ports,
-    ServerPlan,
-    Value,
-)
+from raylaunch.plan.launch_plan import SCHEMA, Flag, LaunchPlan, Place, Ports, ServerPlan, Value
 
 
 def plan_to_dict(plan: LaunchPlan) -> dict[str, Any]:

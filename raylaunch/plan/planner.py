@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raylaunch.plan.environment import (
-    build_env,
-    build_unset,
-)
+from raylaunch.plan.environment import build_env, build_unset
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    ServerPlan,
-    Value,
-)
-from raylaunch.plan.layout import (
-    Seat,
-    bracket,
-    choose_devices,
-    lay_out,
-)
-from raylaunch.plan.ports import (
-    PortChoice,
-    choose_ports,
-)
-from raylaunch.plan.serve_command import (
-    build_flags,
-    model_path,
-)
+from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan, Value
+from raylaunch.plan.layout import Seat, bracket, choose_devices, lay_out
+from raylaunch.plan.ports import PortChoice, choose_ports
+from raylaunch.plan.serve_command import build_flags, model_path
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 

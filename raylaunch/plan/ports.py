@@ -6,16 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raylaunch.plan.facts import (
-    Facts,
-    Listener,
-)
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    Place,
-    Ports,
-    ServerPlan,
-)
+from raylaunch.plan.facts import Facts, Listener
+from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
 from raylaunch.plan.layout import Seat
 
 if TYPE_CHECKING:

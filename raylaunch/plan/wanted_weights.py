@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from raylaunch.plan.facts import Weights
 
 if TYPE_CHECKING:
-    from raylaunch.recipe.model import (
-        Recipe,
-        Sources,
-    )
+    from raylaunch.recipe.model import Recipe, Sources
 
 Role = Literal["model", "drafter"]
 Hub = Literal["modelscope", "huggingface"]

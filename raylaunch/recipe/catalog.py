@@ -10,11 +10,7 @@ from pathlib import Path
 import yaml
 
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.load import (
-    Finder,
-    LoadedRecipe,
-    load_recipe,
-)
+from raylaunch.recipe.load import Finder, LoadedRecipe, load_recipe
 
 
 def configs_dir() -> Path:

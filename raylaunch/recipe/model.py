@@ -7,11 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from raylaunch.recipe.reserved import (
-    normalise_flag,
-    owned_arg,
-    owned_env,
-)
+from raylaunch.recipe.reserved import normalise_flag, owned_arg, owned_env
 
 
 class _Part(BaseModel):

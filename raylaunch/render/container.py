@@ -5,19 +5,9 @@ from __future__ import annotations
 import shlex
 
 from raylaunch.errors import RecipeError
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    ServerPlan,
-)
-from raylaunch.recipe.model import (
-    Container,
-    Recipe,
-)
-from raylaunch.render.script import (
-    comment,
-    file_part,
-    script_name,
-)
+from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
+from raylaunch.recipe.model import Container, Recipe
+from raylaunch.render.script import comment, file_part, script_name
 
 EVERY_NPU = "/dev/davinci*"
 

@@ -10,16 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from raylaunch.errors import (
-    PlanError,
-    RecipeError,
-)
+from raylaunch.errors import PlanError, RecipeError
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
-from raylaunch.render.container import (
-    image,
-    run_options,
-)
+from raylaunch.render.container import image, run_options
 
 RAY = "2.60"
 """The Ray that raylaunch drives: all nodes need this one."""

@@ -6,12 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from raylaunch.plan.launch_plan import (
-    Flag,
-    LaunchPlan,
-    ServerPlan,
-    Value,
-)
+from raylaunch.plan.launch_plan import Flag, LaunchPlan, ServerPlan, Value
 
 _HOME = "$HOME/"
 

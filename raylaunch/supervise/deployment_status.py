@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raylaunch.checks.findings import Finding
-from raylaunch.supervise.state import (
-    Phase,
-    ServerSeen,
-)
+from raylaunch.supervise.state import Phase, ServerSeen
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raylaunch.supervise.health_config import (
-    GroupShape,
-    HealthConfig,
-)
-from raylaunch.supervise.state import (
-    History,
-    Phase,
-    RankSeen,
-    ServerSeen,
-)
+from raylaunch.supervise.health_config import GroupShape, HealthConfig
+from raylaunch.supervise.state import History, Phase, RankSeen, ServerSeen
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from raylaunch.supervise.detect import (
-    Trouble,
-    find_trouble,
-    find_unready,
-)
+from raylaunch.supervise.detect import Trouble, find_trouble, find_unready
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
-from raylaunch.supervise.health_config import (
-    GroupShape,
-    HealthConfig,
-)
-from raylaunch.supervise.state import (
-    Failure,
-    History,
-    Phase,
-    ServerSeen,
-)
+from raylaunch.supervise.health_config import GroupShape, HealthConfig
+from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
 
 __all__ = [
     "BecomeReady",

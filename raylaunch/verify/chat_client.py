@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from raylaunch.verify.grading import (
-    Said,
-    Streamed,
-)
+from raylaunch.verify.grading import Said, Streamed
 from raylaunch.vllm_api.vllm_client import RANK_HEADER
 
 if TYPE_CHECKING:

@@ -14,20 +14,10 @@ from typing import Any
 
 from raylaunch.errors import RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.verify import (
-    cases,
-    grading,
-)
+from raylaunch.verify import cases, grading
 from raylaunch.verify.cases import Question
-from raylaunch.verify.chat_client import (
-    KEY_VARIABLE,
-    Answer,
-    Asker,
-)
-from raylaunch.verify.grading import (
-    Result,
-    Verdict,
-)
+from raylaunch.verify.chat_client import KEY_VARIABLE, Answer, Asker
+from raylaunch.verify.grading import Result, Verdict
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 TIMEOUT_S = 60.0

@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from raylaunch.vllm_api.vllm_metrics import (
-    RankCounters,
-    read_ranks,
-)
+from raylaunch.vllm_api.vllm_metrics import RankCounters, read_ranks
 
 RANK_HEADER = "X-data-parallel-rank"
 

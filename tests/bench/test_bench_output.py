@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raylaunch.bench.bench_output import (
-    PREPARING,
-    RUNNING,
-    STARTING,
-    BenchProgress,
-    read_progress,
-)
+from raylaunch.bench.bench_output import PREPARING, RUNNING, STARTING, BenchProgress, read_progress
 
 BAR = "\r  0%|          | 0/16 [00:00<?, ?it/s]\r  6%|▋         | 1/16 [00:09<02:28,  9.9s/it]"
 

@@ -9,12 +9,7 @@ import pytest
 from sample_runs import run_of
 
 from raylaunch.bench import charts
-from raylaunch.bench.charts import (
-    draw,
-    make_figure,
-    page,
-    require_drawing,
-)
+from raylaunch.bench.charts import draw, make_figure, page, require_drawing
 from raylaunch.errors import RaylaunchError
 
 

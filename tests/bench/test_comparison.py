@@ -7,14 +7,8 @@ import json
 import pytest
 from sample_runs import run_of
 
-from raylaunch.bench.comparison import (
-    compare,
-    difference,
-)
-from raylaunch.bench.result import (
-    run_from_dict,
-    run_to_dict,
-)
+from raylaunch.bench.comparison import compare, difference
+from raylaunch.bench.result import run_from_dict, run_to_dict
 from raylaunch.plan.plan_json import plan_from_dict
 
 

@@ -21,10 +21,7 @@ from raylaunch.bench.scenario import (
     tokens_needed,
 )
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 
 GUIDE = """vllm bench serve --backend vllm
 --dataset-name prefix_repetition

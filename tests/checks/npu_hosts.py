@@ -3,16 +3,8 @@
 from dataclasses import replace
 
 from raylaunch.checks.check_all import check_nodes
-from raylaunch.checks.ping_checks import (
-    Pinged,
-    check_pings,
-    choose_pings,
-)
-from raylaunch.plan.facts import (
-    Facts,
-    Interface,
-    NpuLink,
-)
+from raylaunch.checks.ping_checks import Pinged, check_pings, choose_pings
+from raylaunch.plan.facts import Facts, Interface, NpuLink
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 

@@ -4,14 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.checks.check_all import (
-    check_nodes,
-    check_recipe,
-)
-from raylaunch.plan.facts import (
-    Facts,
-    Npu,
-)
+from raylaunch.checks.check_all import check_nodes, check_recipe
+from raylaunch.plan.facts import Facts, Npu
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 

@@ -4,16 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.checks.check_all import (
-    check_nodes,
-    check_recipe,
-)
+from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.known_flags import (
-    KnownFlags,
-    Option,
-    read_flags,
-)
+from raylaunch.plan.known_flags import KnownFlags, Option, read_flags
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raylaunch.checks.join_checks import (
-    check_joined,
-    find_absent,
-)
+from raylaunch.checks.join_checks import check_joined, find_absent
 from raylaunch.recipe.cluster_yaml import RayFile
 
 HEAD, NEAR, FAR = "10.77.0.10", "10.77.0.11", "10.77.0.99"

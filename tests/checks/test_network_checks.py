@@ -6,10 +6,7 @@ import pytest
 
 from raylaunch.checks.check_all import check_nodes
 from raylaunch.errors import PlanError
-from raylaunch.plan.facts import (
-    Facts,
-    Interface,
-)
+from raylaunch.plan.facts import Facts, Interface
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 

@@ -16,10 +16,7 @@ from raylaunch.plan.facts import (
     Weights,
 )
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 
 PATH = "/opt/data/verification/models/MiniMax-M2.5/"
 FILES = {"config.json": 900, "model.safetensors.index.json": 100, "model-00001.safetensors": 5000}

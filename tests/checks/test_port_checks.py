@@ -6,11 +6,7 @@ import pytest
 
 from raylaunch.checks.check_all import check_nodes
 from raylaunch.checks.port_checks import check_silent_neighbours
-from raylaunch.plan.facts import (
-    Facts,
-    Listener,
-    MarkedProcess,
-)
+from raylaunch.plan.facts import Facts, Listener, MarkedProcess
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.load import recipe_from_mapping

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from raylaunch.checks.reach_checks import (
-    Door,
-    Unreached,
-    check_reach,
-)
+from raylaunch.checks.reach_checks import Door, Unreached, check_reach
 
 
 def test_every_direction_that_is_cut_is_a_finding_with_its_ports():

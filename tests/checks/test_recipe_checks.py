@@ -9,10 +9,7 @@ import pytest
 
 from raylaunch.checks.check_all import check_recipe
 from raylaunch.plan.known_flags import read_flags
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.recipe.load import recipe_from_mapping
 
 A2 = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}

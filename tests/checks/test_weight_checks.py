@@ -7,12 +7,7 @@ from dataclasses import replace
 import pytest
 
 from raylaunch.checks.check_all import check_nodes
-from raylaunch.plan.facts import (
-    Facts,
-    Interface,
-    Npu,
-    Weights,
-)
+from raylaunch.plan.facts import Facts, Interface, Npu, Weights
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 

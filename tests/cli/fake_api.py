@@ -7,35 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raylaunch.checks.findings import (
-    Finding,
-    forgive,
-)
+from raylaunch.checks.findings import Finding, forgive
 from raylaunch.errors import UnknownDeploymentError
-from raylaunch.plan.facts import (
-    Facts,
-    TuningStep,
-)
+from raylaunch.plan.facts import Facts, TuningStep
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.wanted_weights import (
-    DownloadProgress,
-    Stock,
-    WeightsReport,
-)
+from raylaunch.plan.wanted_weights import DownloadProgress, Stock, WeightsReport
 from raylaunch.recipe.catalog import read
-from raylaunch.supervise.deployment_status import (
-    CleanReport,
-    Event,
-    ServerStatus,
-    Status,
-)
-from raylaunch.supervise.state import (
-    CanarySeen,
-    HttpSeen,
-    Phase,
-    RankSeen,
-    ServerSeen,
-)
+from raylaunch.supervise.deployment_status import CleanReport, Event, ServerStatus, Status
+from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
 
 CREATED = 1_700_000_000.0
 

@@ -10,22 +10,13 @@ import pytest
 from typer.main import get_command
 
 from raylaunch.checks.check_all import check_nodes
-from raylaunch.checks.findings import (
-    CHECK_IDS,
-    Finding,
-)
+from raylaunch.checks.findings import CHECK_IDS, Finding
 from raylaunch.cli.app import app
 from raylaunch.node.probe import tuning
-from raylaunch.plan.facts import (
-    Facts,
-    TuningStep,
-)
+from raylaunch.plan.facts import Facts, TuningStep
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.supervise.deployment_status import (
-    CleanReport,
-    Leftover,
-)
+from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HELP = "\n".join(verb.epilog for verb in get_command(app).commands.values())  # type: ignore[attr-defined]

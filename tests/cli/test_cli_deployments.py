@@ -10,18 +10,8 @@ import pytest
 from fake_api import CREATED, look, ready
 
 from raylaunch.checks.findings import Finding
-from raylaunch.errors import (
-    ClusterError,
-    LaunchError,
-    NotReadyError,
-    PlacementError,
-)
-from raylaunch.supervise.state import (
-    Exit,
-    HttpSeen,
-    Phase,
-    ServerSeen,
-)
+from raylaunch.errors import ClusterError, LaunchError, NotReadyError, PlacementError
+from raylaunch.supervise.state import Exit, HttpSeen, Phase, ServerSeen
 
 
 def test_start_in_a_pipe_prints_one_line_per_change(cli):

@@ -7,10 +7,7 @@ import json
 import pytest
 
 from raylaunch.runtime.drill.drill_run import choose
-from raylaunch.supervise.drills import (
-    FAULTS,
-    Outcome,
-)
+from raylaunch.supervise.drills import FAULTS, Outcome
 
 DONE = Outcome(
     "kill-engine",

@@ -10,10 +10,7 @@ import yaml
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.plan_json import plan_from_dict
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 
 HOSTS = ("--host", "192.0.2.20%enp67s0f0np0", "--host", "192.0.2.21%enp67s0f0np0")
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.errors import (
-    HeadError,
-    RecipeError,
-)
+from raylaunch.errors import HeadError, RecipeError
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ import json
 
 import pytest
 
-from raylaunch.verify.verification import (
-    Proof,
-    Verification,
-)
+from raylaunch.verify.verification import Proof, Verification
 
 CURL = "curl -sS --max-time 60 http://192.0.2.10:20004/v1/models"
 GOOD = Proof("models", "passed", "minimax25 is listed", 0.031, CURL)

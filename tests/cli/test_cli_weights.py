@@ -8,18 +8,10 @@ from dataclasses import replace
 import pytest
 
 from raylaunch.cli.commands.recipes.weights import _Shown
-from raylaunch.cli.output import (
-    Output,
-    Style,
-)
+from raylaunch.cli.output import Output, Style
 from raylaunch.errors import NodeError
 from raylaunch.plan.facts import Weights
-from raylaunch.plan.wanted_weights import (
-    DownloadProgress,
-    Stock,
-    Wanted,
-    WeightsReport,
-)
+from raylaunch.plan.wanted_weights import DownloadProgress, Stock, Wanted, WeightsReport
 from raylaunch.recipe.model import Sources
 
 GIB = 2**30

@@ -5,8 +5,7 @@ import json
 import shlex
 
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from raylaunch.errors import RecipeError
 from raylaunch.importer.import_scripts import import_scripts

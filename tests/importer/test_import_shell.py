@@ -2,10 +2,7 @@
 
 import pytest
 
-from raylaunch.importer.expansion import (
-    expand,
-    unknowns,
-)
+from raylaunch.importer.expansion import expand, unknowns
 from raylaunch.importer.shell_parser import parse
 
 

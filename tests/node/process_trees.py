@@ -8,11 +8,7 @@ import time
 from pathlib import Path
 
 from raylaunch.node.process.process_markers import find_marked
-from raylaunch.node.process.server_process import (
-    ServerProcess,
-    ServerSpec,
-    child_env,
-)
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
 
 PATIENCE_S = 60.0
 

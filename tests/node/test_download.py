@@ -13,19 +13,10 @@ import psutil
 import pytest
 
 from raylaunch.errors import NodeError
-from raylaunch.node.model.download import (
-    LOCK,
-    Download,
-    find_programs,
-    written_bytes,
-)
+from raylaunch.node.model.download import LOCK, Download, find_programs, written_bytes
 from raylaunch.node.model.weight_files import inspect_weights
 from raylaunch.node.process.process_markers import find_marked
-from raylaunch.plan.wanted_weights import (
-    Wanted,
-    download_argv,
-    gaps_of,
-)
+from raylaunch.plan.wanted_weights import Wanted, download_argv, gaps_of
 from raylaunch.recipe.model import Sources
 
 HUB = Path(__file__).resolve().parents[1] / "standin" / "hub"

@@ -16,10 +16,7 @@ from stopping import stop
 
 from raylaunch.node.process import guard
 from raylaunch.node.process.guard import Log
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
+from raylaunch.node.process.process_markers import end_marked, find_marked
 from raylaunch.node.process.server_process import GUARD
 
 FAMILY = """

@@ -10,14 +10,9 @@ import pytest
 
 from raylaunch.checks.node_checks import BY_HAND
 from raylaunch.errors import NodeError
-from raylaunch.node.probe import node_probe as room
-from raylaunch.node.probe import vllm_flags
+from raylaunch.node.probe import node_probe as room, vllm_flags
 from raylaunch.node.probe.node_probe import probe
-from raylaunch.plan.facts import (
-    Facts,
-    MarkedProcess,
-    ProbeFailure,
-)
+from raylaunch.plan.facts import Facts, MarkedProcess, ProbeFailure
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 

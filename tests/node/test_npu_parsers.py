@@ -1,14 +1,10 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from raylaunch.node.probe import npu_parsers
-from raylaunch.plan.facts import (
-    Npu,
-    NpuProcess,
-)
+from raylaunch.plan.facts import Npu, NpuProcess
 
 DATA = Path(__file__).parents[1] / "data"
 # The machine may be busy: how long an example takes says nothing here.

@@ -6,10 +6,7 @@ import pytest
 from raylaunch.checks.ping_checks import Ping
 from raylaunch.errors import NodeError
 from raylaunch.node.probe import npu_tools
-from raylaunch.plan.facts import (
-    NpuLink,
-    ProbeFailure,
-)
+from raylaunch.plan.facts import NpuLink, ProbeFailure
 
 DATA = Path(__file__).parents[1] / "data"
 SMI = f"""case "$*" in

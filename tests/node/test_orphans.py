@@ -17,10 +17,7 @@ from raylaunch.node.process.orphans import (
     find_leftovers,
     machine,
 )
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
+from raylaunch.node.process.process_markers import end_marked, find_marked
 
 NOBODY = Running()
 

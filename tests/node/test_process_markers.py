@@ -11,15 +11,8 @@ from process_trees import PATIENCE_S, python
 from stopping import stop
 
 from raylaunch.node.process import process_markers
-from raylaunch.node.process.guard import (
-    Process,
-    read_process,
-    send_signal,
-)
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
+from raylaunch.node.process.guard import Process, read_process, send_signal
+from raylaunch.node.process.process_markers import end_marked, find_marked
 
 
 @pytest.fixture

@@ -9,10 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from raylaunch.checks.reach_checks import Door
-from raylaunch.node.probe.reachability import (
-    knock,
-    open_doors,
-)
+from raylaunch.node.probe.reachability import knock, open_doors
 
 ONE, OTHER = "127.0.0.2", "127.0.0.3"
 

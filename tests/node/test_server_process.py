@@ -12,15 +12,8 @@ from process_trees import PATIENCE_S, Watched, parent_of
 from stopping import stop
 
 from raylaunch.node.process import server_process as process
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
-from raylaunch.node.process.server_process import (
-    ServerProcess,
-    ServerSpec,
-    child_env,
-)
+from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
 
 MARKER = {"deployment": "d", "attempt": 3, "server": 1}
 MARKED = {

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.node.model.storage import (
-    free_bytes,
-    measure_read,
-    mount_of,
-    place_of,
-)
+from raylaunch.node.model.storage import free_bytes, measure_read, mount_of, place_of
 from raylaunch.node.model.weight_files import inspect_weights
 
 ROOT = "21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"

@@ -14,12 +14,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from raylaunch.errors import NodeError
-from raylaunch.node.model.tiny_model import (
-    SENTENCE,
-    WORDS,
-    ensure_tiny_model,
-    is_complete,
-)
+from raylaunch.node.model.tiny_model import SENTENCE, WORDS, ensure_tiny_model, is_complete
 from raylaunch.node.model.weight_files import inspect_weights
 from raylaunch.node.probe.vllm_cpu_metadata import ensure_vllm_metadata
 

@@ -14,15 +14,7 @@ import pytest
 
 from raylaunch.errors import NodeError
 from raylaunch.node.probe import vllm_flags
-from raylaunch.node.probe.vllm_flags import (
-    KEPT,
-    Vllm,
-    answer,
-    ask,
-    find,
-    interpreter,
-    recall,
-)
+from raylaunch.node.probe.vllm_flags import KEPT, Vllm, answer, ask, find, interpreter, recall
 from raylaunch.plan.facts import ProbeFailure
 from raylaunch.plan.known_flags import read_flags
 

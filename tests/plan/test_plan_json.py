@@ -4,27 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.launch_plan import (
-    Flag,
-    LaunchPlan,
-    Place,
-    Ports,
-    ServerPlan,
-    Value,
-)
-from raylaunch.plan.plan_json import (
-    plan_from_dict,
-    plan_to_dict,
-)
+from raylaunch.plan.launch_plan import Flag, LaunchPlan, Place, Ports, ServerPlan, Value
+from raylaunch.plan.plan_json import plan_from_dict, plan_to_dict
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 
 text = st.text(max_size=20)
 numbers = st.lists(st.integers(0, 99), max_size=4).map(tuple)

@@ -6,15 +6,9 @@ import sys
 import pytest
 
 from raylaunch.errors import PlanError
-from raylaunch.plan.facts import (
-    Facts,
-    Interface,
-)
+from raylaunch.plan.facts import Facts, Interface
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.recipe.load import recipe_from_mapping
 
 NICS = (

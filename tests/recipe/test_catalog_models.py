@@ -4,19 +4,12 @@ import re
 
 import pytest
 
-from raylaunch.checks.check_all import (
-    check_nodes,
-    check_recipe,
-)
+from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.cli.views.recipe_view import recipe_summary
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.known_flags import read_flags
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import (
-    configs_dir,
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import configs_dir, read, recipe_names
 
 NODES = {"single": 1, "dual": 2, "quad": 4}
 MODELS = [name for name in recipe_names() if re.search(r"-a[23]-(?:dual|quad)$", name)]

@@ -5,16 +5,8 @@ import re
 import pytest
 
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.catalog import (
-    configs_dir,
-    finder,
-    read,
-    recipe_names,
-)
-from raylaunch.recipe.load import (
-    load_recipe,
-    recipe_from_mapping,
-)
+from raylaunch.recipe.catalog import configs_dir, finder, read, recipe_names
+from raylaunch.recipe.load import load_recipe, recipe_from_mapping
 
 BASE = """\
 model:

@@ -10,10 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from raylaunch.recipe.catalog import (
-    configs_dir,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import configs_dir, recipe_names
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "schema.py"

@@ -9,11 +9,7 @@ from raylaunch.errors import RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.render.container import (
-    docker_command,
-    image,
-    render_containers,
-)
+from raylaunch.render.container import docker_command, image, render_containers
 
 IMAGE = "m.daocloud.io/quay.io/ascend/vllm-ascend"
 

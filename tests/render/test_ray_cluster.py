@@ -16,20 +16,10 @@ import pytest
 import yaml
 from test_container import A2_GUIDE, A3_DEVIATIONS, A3_GUIDE, options
 
-from raylaunch.errors import (
-    PlanError,
-    RecipeError,
-)
+from raylaunch.errors import PlanError, RecipeError
 from raylaunch.recipe.catalog import read
-from raylaunch.render.container import (
-    docker_command,
-    image,
-    run_options,
-)
-from raylaunch.render.ray_cluster import (
-    RAY,
-    render_cluster,
-)
+from raylaunch.render.container import docker_command, image, run_options
+from raylaunch.render.ray_cluster import RAY, render_cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = sorted((ROOT / "cluster").glob("*.yaml"))

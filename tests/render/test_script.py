@@ -12,20 +12,11 @@ from pathlib import Path
 import pytest
 
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.launch_plan import (
-    Flag,
-    Value,
-)
+from raylaunch.plan.launch_plan import Flag, Value
 from raylaunch.plan.planner import build_plan
-from raylaunch.recipe.catalog import (
-    read,
-    recipe_names,
-)
+from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.render.container import render_containers
-from raylaunch.render.script import (
-    render_scripts,
-    script_name,
-)
+from raylaunch.render.script import render_scripts, script_name
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 OF_THE_SHELL = {

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 from ray_clusters import STANDIN, RayNodes, User, clean_env, free_ports
 
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
+from raylaunch.node.process.process_markers import end_marked, find_marked
 from raylaunch.runtime.cluster.local_cluster import stop_local
 
 

@@ -13,11 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raylaunch.node.process.process_markers import (
-    ATTEMPT,
-    DEPLOYMENT,
-    end_marked,
-)
+from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT, end_marked
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = ROOT / "tests" / "standin" / "bin" / "vllm"

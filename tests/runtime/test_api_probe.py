@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from raylaunch.runtime.agent.api_probe import (
-    fold_rank,
-    take_canaries,
-)
+from raylaunch.runtime.agent.api_probe import fold_rank, take_canaries
 from raylaunch.runtime.controller.agent_watch import shift_clock
-from raylaunch.supervise.state import (
-    RankSeen,
-    ServerSeen,
-)
+from raylaunch.supervise.state import RankSeen, ServerSeen
 from raylaunch.vllm_api.vllm_client import HttpAnswer
 from raylaunch.vllm_api.vllm_metrics import RankCounters
 

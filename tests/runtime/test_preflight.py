@@ -15,10 +15,7 @@ from pathlib import Path
 import pytest
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports, model_folder
 
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
+from raylaunch.node.process.process_markers import end_marked, find_marked
 
 pytestmark = pytest.mark.ray
 

@@ -21,15 +21,8 @@ import pytest
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
-from raylaunch.errors import (
-    BusyError,
-    LaunchError,
-    UnknownDeploymentError,
-)
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
+from raylaunch.errors import BusyError, LaunchError, UnknownDeploymentError
+from raylaunch.node.process.process_markers import end_marked, find_marked
 from raylaunch.supervise.state import Phase
 
 pytestmark = pytest.mark.ray

@@ -12,21 +12,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
-from raylaunch.errors import (
-    ClusterError,
-    ClusterFileError,
-    HeadError,
-)
-from raylaunch.recipe.cluster_yaml import (
-    GIVEN,
-    read_ray_file,
-)
+from raylaunch.errors import ClusterError, ClusterFileError, HeadError
+from raylaunch.recipe.cluster_yaml import GIVEN, read_ray_file
 from raylaunch.runtime.ssh import ssh_bootstrap
-from raylaunch.runtime.ssh.ssh_client import (
-    NEEDED,
-    run_on_head,
-    ssh_command,
-)
+from raylaunch.runtime.ssh.ssh_client import NEEDED, run_on_head, ssh_command
 
 SSH = """#!/bin/bash
 printf '%s\\n' "$@" > "$HOME/ssh.words"

@@ -6,23 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.errors import (
-    ClusterError,
-    NodeError,
-)
+from raylaunch.errors import ClusterError, NodeError
 from raylaunch.plan.facts import Weights
-from raylaunch.plan.wanted_weights import (
-    DownloadProgress,
-    Stock,
-    Wanted,
-    WeightsReport,
-)
+from raylaunch.plan.wanted_weights import DownloadProgress, Stock, Wanted, WeightsReport
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.model import Sources
-from raylaunch.runtime.weights.weights_fetch import (
-    fetch,
-    survey,
-)
+from raylaunch.runtime.weights.weights_fetch import fetch, survey
 
 GIB = 2**30
 WANTED = Wanted("model", "/m", Sources(modelscope="a/b"))

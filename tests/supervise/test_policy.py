@@ -7,12 +7,7 @@ from typing import Any
 
 import pytest
 
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    Place,
-    Ports,
-    ServerPlan,
-)
+from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.policy import (
     BecomeReady,

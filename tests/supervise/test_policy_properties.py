@@ -5,17 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from raylaunch.supervise.policy import (
-    GiveUp,
-    GroupShape,
-    HealthConfig,
-    Restart,
-    Wait,
-    decide,
-)
+from raylaunch.supervise.policy import GiveUp, GroupShape, HealthConfig, Restart, Wait, decide
 from raylaunch.supervise.state import (
     REMEMBERED,
     TRANSITIONS,

@@ -7,17 +7,8 @@ from typing import get_args
 
 import pytest
 
-from raylaunch.supervise.diagnosis.root_cause import (
-    ServerEvidence,
-    diagnose,
-    diagnose_text,
-)
-from raylaunch.supervise.diagnosis.signatures import (
-    Kind,
-    Level,
-    Signature,
-    load_signatures,
-)
+from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, diagnose_text
+from raylaunch.supervise.diagnosis.signatures import Kind, Level, Signature, load_signatures
 
 SIGNATURES = load_signatures()
 FATAL = [signature for signature in SIGNATURES if signature.level == "fatal"]

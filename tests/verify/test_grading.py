@@ -5,10 +5,7 @@ import shlex
 import pytest
 
 from raylaunch.verify import cases
-from raylaunch.verify.cases import (
-    TOOL,
-    curl,
-)
+from raylaunch.verify.cases import TOOL, curl
 from raylaunch.verify.grading import (
     Said,
     Streamed,

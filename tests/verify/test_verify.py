@@ -8,28 +8,16 @@ import pytest
 from standin_servers import free_port
 
 from raylaunch.deployment import Deployment
-from raylaunch.errors import (
-    NotReadyError,
-    RecipeError,
-)
+from raylaunch.errors import NotReadyError, RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
-from raylaunch.verify.cases import (
-    CLOSED_TOOL,
-    english,
-    fixed_prompt,
-    models,
-)
+from raylaunch.verify.cases import CLOSED_TOOL, english, fixed_prompt, models
 from raylaunch.verify.chat_client import Asker
 from raylaunch.verify.grading import Said
-from raylaunch.verify.verification import (
-    KEY_VARIABLE,
-    key_variable,
-    verify,
-)
+from raylaunch.verify.verification import KEY_VARIABLE, key_variable, verify
 
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m2")
 QUICK = {"TOKEN_S": 0}

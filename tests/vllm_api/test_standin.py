@@ -12,10 +12,7 @@ import pytest
 from standin_servers import STANDIN, free_port, wait_until
 from stopping import stop
 
-from raylaunch.vllm_api.startup_log import (
-    StartupProgress,
-    advance_all,
-)
+from raylaunch.vllm_api.startup_log import StartupProgress, advance_all
 from raylaunch.vllm_api.vllm_metrics import read_ranks
 
 HANG_S = 0.7  # how long an answer may stay away, after all expected ones came, before it counts as hanging

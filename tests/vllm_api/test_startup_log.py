@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.vllm_api.startup_log import (
-    STAGES,
-    StartupProgress,
-    advance,
-    advance_all,
-    hang_lines,
-)
+from raylaunch.vllm_api.startup_log import STAGES, StartupProgress, advance, advance_all, hang_lines
 
 DATA = Path(__file__).parent.parent / "data" / "vllm"
 

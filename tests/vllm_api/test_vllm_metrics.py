@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.vllm_api.vllm_metrics import (
-    RankCounters,
-    read_ranks,
-)
+from raylaunch.vllm_api.vllm_metrics import RankCounters, read_ranks
 
 TEXT = (Path(__file__).parent.parent / "data" / "vllm" / "0.32-dp2-metrics.txt").read_text()
 

@@ -10,14 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from raylaunch.cli.output import (
-    Output,
-    Style,
-)
-from raylaunch.cli.views.status_view import (
-    changes,
-    progress_lines,
-)
+from raylaunch.cli.output import Output, Style
+from raylaunch.cli.views.status_view import changes, progress_lines
 from raylaunch.supervise.deployment_status import Status
 
 if TYPE_CHECKING:

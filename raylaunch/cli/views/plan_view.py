@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from raylaunch.checks.findings import Finding
-from raylaunch.cli.output import (
-    Style,
-    table,
-)
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    ServerPlan,
-)
+from raylaunch.cli.output import Style, table
+from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.ports import HCCL_PORTS
 
 Row = tuple[str, str, str]

@@ -7,10 +7,7 @@ from typing import Any
 
 import yaml
 
-from raylaunch.recipe.load import (
-    OPEN_MAPPINGS,
-    LoadedRecipe,
-)
+from raylaunch.recipe.load import OPEN_MAPPINGS, LoadedRecipe
 
 ORIGIN_COLUMN = 56
 """Origins stand at this column, or right behind a longer value."""

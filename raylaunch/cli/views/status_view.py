@@ -7,29 +7,11 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from raylaunch.cli.output import (
-    Style,
-    error_lines,
-    table,
-    to_json,
-)
-from raylaunch.cli.views.plan_view import (
-    compress,
-    count,
-    finding_lines,
-)
+from raylaunch.cli.output import Style, error_lines, table, to_json
+from raylaunch.cli.views.plan_view import compress, count, finding_lines
 from raylaunch.errors import from_dict
-from raylaunch.supervise.deployment_status import (
-    Event,
-    ServerStatus,
-    Status,
-)
-from raylaunch.supervise.state import (
-    HttpSeen,
-    Phase,
-    RankSeen,
-    ServerSeen,
-)
+from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
+from raylaunch.supervise.state import HttpSeen, Phase, RankSeen, ServerSeen
 
 PHASE_KINDS = {
     Phase.READY: "good",

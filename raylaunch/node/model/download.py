@@ -17,17 +17,8 @@ from raylaunch.errors import NodeError
 from raylaunch.node.model.storage import free_bytes
 from raylaunch.node.model.weight_files import expected_bytes
 from raylaunch.node.process.log_files import tail
-from raylaunch.node.process.server_process import (
-    ServerProcess,
-    ServerSpec,
-    child_env,
-)
-from raylaunch.plan.wanted_weights import (
-    HUBS,
-    PROGRAMS,
-    DownloadProgress,
-    Hub,
-)
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
+from raylaunch.plan.wanted_weights import HUBS, PROGRAMS, DownloadProgress, Hub
 
 LOCK = ".raylaunch-download"
 TAIL_LINES = 15

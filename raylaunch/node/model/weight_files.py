@@ -14,17 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raylaunch.node.model.storage import (
-    free_bytes,
-    measure_read,
-    mount_of,
-    place_of,
-)
+from raylaunch.node.model.storage import free_bytes, measure_read, mount_of, place_of
 from raylaunch.plan.facts import Weights
-from raylaunch.plan.wanted_weights import (
-    WEIGHT_SUFFIXES,
-    is_network,
-)
+from raylaunch.plan.wanted_weights import WEIGHT_SUFFIXES, is_network
 
 _INDEX_SUFFIX = ".index.json"
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers as well

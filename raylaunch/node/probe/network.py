@@ -9,10 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from raylaunch.plan.facts import (
-    Interface,
-    Listener,
-)
+from raylaunch.plan.facts import Interface, Listener
 
 _ARPHRD_ETHER = "1"
 _ARPHRD_LOOPBACK = "772"

@@ -20,19 +20,9 @@ import psutil
 
 from raylaunch.errors import NodeError
 from raylaunch.node.model import weight_files
-from raylaunch.node.probe import (
-    network,
-    software,
-    tuning,
-)
-from raylaunch.node.probe import (
-    npu_tools as npu,
-)
+from raylaunch.node.probe import network, npu_tools as npu, software, tuning
 from raylaunch.plan.environment import PROXIES
-from raylaunch.plan.facts import (
-    Facts,
-    ProbeFailure,
-)
+from raylaunch.plan.facts import Facts, ProbeFailure
 
 DEFAULT_TIMEOUT_S = 30.0
 _HOSTNAME_S = 5.0

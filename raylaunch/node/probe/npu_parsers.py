@@ -11,10 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from raylaunch.plan.facts import (
-    Npu,
-    NpuProcess,
-)
+from raylaunch.plan.facts import Npu, NpuProcess
 
 
 @dataclass(frozen=True)

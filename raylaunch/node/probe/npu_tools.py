@@ -16,18 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from raylaunch.checks.ping_checks import (
-    Ping,
-    Pinged,
-)
+from raylaunch.checks.ping_checks import Ping, Pinged
 from raylaunch.errors import NodeError
 from raylaunch.node.probe import npu_parsers
-from raylaunch.plan.facts import (
-    Npu,
-    NpuLink,
-    NpuProcess,
-    ProbeFailure,
-)
+from raylaunch.plan.facts import Npu, NpuLink, NpuProcess, ProbeFailure
 
 TOOL_TIMEOUT_S = 20.0
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"

@@ -8,10 +8,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from raylaunch.checks.reach_checks import (
-    Door,
-    Unreached,
-)
+from raylaunch.checks.reach_checks import Door, Unreached
 
 VISIT_S = 5.0
 """How long a visitor may keep a connection open."""

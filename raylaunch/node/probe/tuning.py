@@ -9,12 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from raylaunch.checks.node_checks import (
-    DEBUGFS,
-    GOVERNOR,
-    INSTALL_JEMALLOC,
-    tuning_command,
-)
+from raylaunch.checks.node_checks import DEBUGFS, GOVERNOR, INSTALL_JEMALLOC, tuning_command
 from raylaunch.plan.facts import TuningStep
 
 JEMALLOC = "jemalloc"

@@ -26,14 +26,8 @@ from raylaunch.errors import NodeError
 from raylaunch.node.probe import software
 from raylaunch.node.probe.vllm_cpu_metadata import ensure_vllm_metadata
 from raylaunch.plan.environment import cpu_metadata_dir
-from raylaunch.plan.facts import (
-    Facts,
-    ProbeFailure,
-)
-from raylaunch.plan.known_flags import (
-    KnownFlags,
-    Option,
-)
+from raylaunch.plan.facts import Facts, ProbeFailure
+from raylaunch.plan.known_flags import KnownFlags, Option
 
 FOLDER = "vllm-flags"
 """Below the node's state folder; one file per vLLM."""

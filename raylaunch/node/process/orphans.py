@@ -18,10 +18,7 @@ from pathlib import Path
 import psutil
 
 from raylaunch.node.process.log_files import state_root
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
+from raylaunch.node.process.process_markers import end_marked, find_marked
 from raylaunch.plan.facts import MarkedProcess
 
 GRACE_S = 5.0

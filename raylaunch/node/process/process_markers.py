@@ -15,11 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylaunch.node.process.guard import (
-    Process,
-    read_process,
-    send_signal,
-)
+from raylaunch.node.process.guard import Process, read_process, send_signal
 from raylaunch.plan.facts import MarkedProcess
 
 DEPLOYMENT = "RAYLAUNCH_DEPLOYMENT"

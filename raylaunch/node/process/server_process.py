@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.node.process.log_files import start_fresh
-from raylaunch.node.process.process_markers import (
-    ATTEMPT,
-    DEPLOYMENT,
-    SERVER,
-    end_marked,
-)
+from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT, SERVER, end_marked
 from raylaunch.plan.facts import MarkedProcess
 
 GUARD = Path(__file__).with_name("guard.py")

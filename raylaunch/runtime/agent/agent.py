@@ -19,48 +19,19 @@ from typing import Any
 from raylaunch.errors import NodeError
 from raylaunch.node.model import page_cache
 from raylaunch.node.process import log_files
-from raylaunch.node.process.process_markers import (
-    end_marked,
-    find_marked,
-)
-from raylaunch.node.process.server_process import (
-    ServerProcess,
-    ServerSpec,
-    child_env,
-)
-from raylaunch.node.process.vllm_children import (
-    Member,
-    find_members,
-    read_ending,
-)
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    ServerPlan,
-)
+from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
+from raylaunch.node.process.vllm_children import Member, find_members, read_ending
+from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.layout import bracket
 from raylaunch.plan.plan_json import plan_from_dict
 from raylaunch.runtime.agent import fault_injection
 from raylaunch.runtime.agent.api_probe import ApiObserver
-from raylaunch.runtime.agent.probe_actor import (
-    Hello,
-    Scout,
-    state_dir,
-)
-from raylaunch.runtime.agent.snapshot import (
-    Remains,
-    read_remains,
-)
+from raylaunch.runtime.agent.probe_actor import Hello, Scout, state_dir
+from raylaunch.runtime.agent.snapshot import Remains, read_remains
 from raylaunch.supervise.health_config import HealthConfig
-from raylaunch.supervise.state import (
-    Exit,
-    ServerSeen,
-)
-from raylaunch.vllm_api.startup_log import (
-    STAGES,
-    StartupProgress,
-    advance,
-    hang_lines,
-)
+from raylaunch.supervise.state import Exit, ServerSeen
+from raylaunch.vllm_api.startup_log import STAGES, StartupProgress, advance, hang_lines
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 KEPT_ATTEMPTS = 5

@@ -11,16 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from raylaunch.supervise.health_config import HealthConfig
-from raylaunch.supervise.state import (
-    CanarySeen,
-    HttpSeen,
-    RankSeen,
-    ServerSeen,
-)
-from raylaunch.vllm_api.vllm_client import (
-    HttpAnswer,
-    VllmClient,
-)
+from raylaunch.supervise.state import CanarySeen, HttpSeen, RankSeen, ServerSeen
+from raylaunch.vllm_api.vllm_client import HttpAnswer, VllmClient
 from raylaunch.vllm_api.vllm_metrics import RankCounters
 
 STARTING_PERIOD_S = 0.25

@@ -16,12 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raylaunch.errors import NodeError
-from raylaunch.node.process.guard import (
-    Process,
-    descendants,
-    read_process,
-    send_signal,
-)
+from raylaunch.node.process.guard import Process, descendants, read_process, send_signal
 
 ANSWER_S = 0.1
 """What an answer needs to get away before the agent or its node goes down."""

@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raylaunch.errors import (
-    ClusterError,
-    RaylaunchError,
-)
+from raylaunch.errors import ClusterError, RaylaunchError
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.probe_actor import Scout
 from raylaunch.runtime.cluster.connection import NAMESPACE

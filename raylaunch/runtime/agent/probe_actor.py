@@ -10,26 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from raylaunch.checks.ping_checks import (
-    Ping,
-    Pinged,
-)
-from raylaunch.checks.reach_checks import (
-    Door,
-    Unreached,
-)
-from raylaunch.node.probe import (
-    npu_tools as npu,
-)
-from raylaunch.node.probe import (
-    reachability,
-    vllm_flags,
-)
+from raylaunch.checks.ping_checks import Ping, Pinged
+from raylaunch.checks.reach_checks import Door, Unreached
+from raylaunch.node.probe import npu_tools as npu, reachability, vllm_flags
 from raylaunch.node.process import log_files
-from raylaunch.plan.facts import (
-    Facts,
-    ProbeFailure,
-)
+from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 
 

@@ -53,10 +53,7 @@ def read_remains(deployment: str, log: Path | None, lines: int) -> Remains:
 
 def _npu_state() -> str:
     """What npu-smi says now; a card that makes it hang costs `NPU_TIMEOUT_S`."""
-    from raylaunch.node.probe.npu_tools import (
-        find_npu_smi,
-        run_tool,
-    )
+    from raylaunch.node.probe.npu_tools import find_npu_smi, run_tool
 
     tool = find_npu_smi(os.environ)
     if tool is None:

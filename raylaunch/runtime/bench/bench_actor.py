@@ -17,20 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylaunch.bench.bench_output import (
-    STARTING,
-    BenchProgress,
-    read_progress,
-)
+from raylaunch.bench.bench_output import STARTING, BenchProgress, read_progress
 from raylaunch.errors import NodeError
 from raylaunch.node.probe.software import find_vllm
 from raylaunch.node.process import log_files
-from raylaunch.node.process.server_process import (
-    ProcessState,
-    ServerProcess,
-    ServerSpec,
-    child_env,
-)
+from raylaunch.node.process.server_process import ProcessState, ServerProcess, ServerSpec, child_env
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_from_dict
 from raylaunch.runtime.agent.gang import agent_name

@@ -11,37 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.bench.bench_output import BenchProgress
-from raylaunch.bench.result import (
-    Run,
-    run_id,
-)
-from raylaunch.bench.scenario import (
-    Scenario,
-    build_argv,
-    choose,
-    refuse_too_long,
-)
-from raylaunch.errors import (
-    BusyError,
-    LaunchError,
-    RaylaunchError,
-    UnknownDeploymentError,
-)
+from raylaunch.bench.result import Run, run_id
+from raylaunch.bench.scenario import Scenario, build_argv, choose, refuse_too_long
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError, UnknownDeploymentError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.bench import bench_store
-from raylaunch.runtime.bench.bench_actor import (
-    Begun,
-    Bencher,
-    Ended,
-)
+from raylaunch.runtime.bench.bench_actor import Begun, Bencher, Ended
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import carried
-from raylaunch.runtime.controller.controller_client import (
-    ask,
-    find_controller,
-)
+from raylaunch.runtime.controller.controller_client import ask, find_controller
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
 

@@ -6,11 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from raylaunch.bench.result import (
-    Run,
-    run_from_dict,
-    run_to_dict,
-)
+from raylaunch.bench.result import Run, run_from_dict, run_to_dict
 from raylaunch.errors import RaylaunchError
 
 

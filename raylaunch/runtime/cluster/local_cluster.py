@@ -18,19 +18,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from raylaunch.errors import (
-    BusyError,
-    ClusterError,
-)
-from raylaunch.node.process.process_markers import (
-    ATTEMPT,
-    DEPLOYMENT,
-    end_marked,
-)
-from raylaunch.runtime.cluster.connection import (
-    import_ahead,
-    use_token,
-)
+from raylaunch.errors import BusyError, ClusterError
+from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT, end_marked
+from raylaunch.runtime.cluster.connection import import_ahead, use_token
 
 START_TIMEOUT_S = 90.0
 END_GRACE_S = 1.0

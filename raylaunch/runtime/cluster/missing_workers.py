@@ -6,16 +6,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from raylaunch.checks.join_checks import (
-    Absent,
-    find_absent,
-)
+from raylaunch.checks.join_checks import Absent, find_absent
 from raylaunch.errors import ClusterFileError
 from raylaunch.recipe.cluster_yaml import read_ray_file
-from raylaunch.runtime.cluster.connection import (
-    alive_nodes,
-    recorded_cluster,
-)
+from raylaunch.runtime.cluster.connection import alive_nodes, recorded_cluster
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """`ray up` leaves this for the autoscaler: its file, completed."""

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylaunch.errors import (
-    BusyError,
-    PlacementError,
-)
+from raylaunch.errors import BusyError, PlacementError
 from raylaunch.recipe.model import Recipe
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.missing_workers import absent_workers

@@ -7,14 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raylaunch.errors import (
-    ClusterError,
-    UnknownDeploymentError,
-)
-from raylaunch.runtime.controller.controller_client import (
-    ask,
-    find_controller,
-)
+from raylaunch.errors import ClusterError, UnknownDeploymentError
+from raylaunch.runtime.controller.controller_client import ask, find_controller
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 
 ANSWER_S = 60.0

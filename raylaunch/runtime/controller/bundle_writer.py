@@ -11,10 +11,7 @@ from pathlib import Path
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.runtime.agent.snapshot import Remains
 from raylaunch.runtime.controller.journal import Journal
-from raylaunch.supervise.diagnosis.root_cause import (
-    Diagnosis,
-    ServerEvidence,
-)
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis, ServerEvidence
 from raylaunch.supervise.state import ServerSeen
 
 TAIL_LINES = 1000

@@ -19,20 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.checks.findings import forgive
-from raylaunch.errors import (
-    BusyError,
-    LaunchError,
-    RaylaunchError,
-)
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.agent.gang import Gang
-from raylaunch.runtime.agent.probe_actor import (
-    Hello,
-    state_dir,
-)
+from raylaunch.runtime.agent.probe_actor import Hello, state_dir
 from raylaunch.runtime.agent.snapshot import Remains
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.connection import alive_nodes
@@ -52,35 +45,13 @@ from raylaunch.runtime.controller.planning import (
     read_ahead_folder,
     refuse_errors,
 )
-from raylaunch.runtime.controller.port_turns import (
-    Ticket,
-    Turns,
-    ask_plans,
-)
-from raylaunch.runtime.controller.recovery import (
-    find_again,
-    lost_nodes,
-)
-from raylaunch.runtime.controller.reporting import (
-    build_status,
-    explain_failure,
-)
+from raylaunch.runtime.controller.port_turns import Ticket, Turns, ask_plans
+from raylaunch.runtime.controller.recovery import find_again, lost_nodes
+from raylaunch.runtime.controller.reporting import build_status, explain_failure
 from raylaunch.supervise import policy
-from raylaunch.supervise.deployment_status import (
-    Event,
-    Status,
-    StopReport,
-)
-from raylaunch.supervise.diagnosis.root_cause import (
-    Diagnosis,
-    diagnose,
-)
-from raylaunch.supervise.state import (
-    Failure,
-    History,
-    Phase,
-    ServerSeen,
-)
+from raylaunch.supervise.deployment_status import Event, Status, StopReport
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis, diagnose
+from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
 
 EVIDENCE_TIMEOUT_S = 5.0
 TAKE_OVER_RETRY_S = 0.5

@@ -6,20 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.errors import (
-    BusyError,
-    ClusterError,
-    PlacementError,
-    UnknownDeploymentError,
-)
+from raylaunch.errors import BusyError, ClusterError, PlacementError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import carried
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import CONTROLLER
-from raylaunch.supervise.deployment_status import (
-    Status,
-    StopReport,
-)
+from raylaunch.supervise.deployment_status import Status, StopReport
 from raylaunch.supervise.state import Phase
 
 if TYPE_CHECKING:

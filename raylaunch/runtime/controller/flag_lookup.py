@@ -7,15 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raylaunch.node.probe.vllm_flags import (
-    PATIENCE_S,
-    PROBE,
-    with_answer,
-)
-from raylaunch.plan.facts import (
-    Facts,
-    ProbeFailure,
-)
+from raylaunch.node.probe.vllm_flags import PATIENCE_S, PROBE, with_answer
+from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Recalled

@@ -13,11 +13,7 @@ from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.supervise.deployment_status import Event
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
-from raylaunch.supervise.state import (
-    History,
-    Phase,
-    move,
-)
+from raylaunch.supervise.state import History, Phase, move
 
 KEPT_EVENTS = 500
 UNSAVED_EVENTS = 1000

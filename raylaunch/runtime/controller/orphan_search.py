@@ -9,28 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylaunch.node.process.orphans import (
-    Running,
-    end_leftovers,
-    find_leftovers,
-    machine,
-)
+from raylaunch.node.process.orphans import Running, end_leftovers, find_leftovers, machine
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import MarkedProcess
-from raylaunch.runtime.cluster import (
-    local_cluster,
-    placement,
-)
-from raylaunch.runtime.cluster.connection import (
-    NAMESPACE,
-    alive_nodes,
-)
+from raylaunch.runtime.cluster import local_cluster, placement
+from raylaunch.runtime.cluster.connection import NAMESPACE, alive_nodes
 from raylaunch.runtime.cluster.packaging import carried
 from raylaunch.runtime.controller.port_turns import running_names
-from raylaunch.supervise.deployment_status import (
-    CleanReport,
-    Leftover,
-)
+from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
 NODE_TIMEOUT_S = 60.0
 CLAIM_S = 180.0

@@ -6,38 +6,17 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raylaunch.checks.check_all import (
-    check_nodes,
-    check_recipe,
-)
+from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.join_checks import check_joined
-from raylaunch.checks.ping_checks import (
-    Ping,
-    Pinged,
-    check_pings,
-    choose_pings,
-)
+from raylaunch.checks.ping_checks import Ping, Pinged, check_pings, choose_pings
 from raylaunch.checks.port_checks import check_silent_neighbours
-from raylaunch.checks.reach_checks import (
-    Unreached,
-    check_reach,
-)
-from raylaunch.errors import (
-    ChecksFailedError,
-    LaunchError,
-    PlacementError,
-)
+from raylaunch.checks.reach_checks import Unreached, check_reach
+from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.launch_plan import (
-    LaunchPlan,
-    Ports,
-)
+from raylaunch.plan.launch_plan import LaunchPlan, Ports
 from raylaunch.plan.planner import build_plan
-from raylaunch.plan.ports import (
-    HCCL_PORTS,
-    is_fixed,
-)
+from raylaunch.plan.ports import HCCL_PORTS, is_fixed
 from raylaunch.plan.wanted_weights import drafter_path
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe

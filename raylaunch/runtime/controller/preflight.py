@@ -14,15 +14,8 @@ from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Scout
 from raylaunch.runtime.cluster import placement
-from raylaunch.runtime.controller.flag_lookup import (
-    ask_flags,
-    with_flags,
-)
-from raylaunch.runtime.controller.planning import (
-    AGENT_TIMEOUT_S,
-    look,
-    plan_and_check,
-)
+from raylaunch.runtime.controller.flag_lookup import ask_flags, with_flags
+from raylaunch.runtime.controller.planning import AGENT_TIMEOUT_S, look, plan_and_check
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 

@@ -13,15 +13,9 @@ from raylaunch.runtime.controller import bundle_writer
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.supervise import policy
-from raylaunch.supervise.deployment_status import (
-    ServerStatus,
-    Status,
-)
+from raylaunch.supervise.deployment_status import ServerStatus, Status
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
-from raylaunch.supervise.state import (
-    Phase,
-    ServerSeen,
-)
+from raylaunch.supervise.state import Phase, ServerSeen
 
 SHOWN_EVENTS = 20
 

@@ -20,22 +20,10 @@ from raylaunch.errors import (
     UnknownDeploymentError,
     from_dict,
 )
-from raylaunch.runtime.controller.controller_client import (
-    ask,
-    find_controller,
-)
+from raylaunch.runtime.controller.controller_client import ask, find_controller
 from raylaunch.runtime.drill.traffic import Load
-from raylaunch.supervise.deployment_status import (
-    Event,
-    ServerStatus,
-    Status,
-)
-from raylaunch.supervise.drills import (
-    FAULTS,
-    ON_REQUEST,
-    Fault,
-    Outcome,
-)
+from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
+from raylaunch.supervise.drills import FAULTS, ON_REQUEST, Fault, Outcome
 from raylaunch.supervise.state import Phase
 
 CALL_TIMEOUT_S = 60.0

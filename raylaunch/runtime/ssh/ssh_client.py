@@ -26,17 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from raylaunch.errors import (
-    ClusterFileError,
-    HeadError,
-    from_dict,
-)
+from raylaunch.errors import ClusterFileError, HeadError, from_dict
 from raylaunch.recipe.catalog import configs_dir
-from raylaunch.recipe.cluster_yaml import (
-    GIVEN,
-    RayFile,
-    read_ray_file,
-)
+from raylaunch.recipe.cluster_yaml import GIVEN, RayFile, read_ray_file
 from raylaunch.runtime.ssh import ssh_bootstrap
 
 CONNECT_S = 10

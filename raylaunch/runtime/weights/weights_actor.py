@@ -7,14 +7,8 @@ import socket
 import sys
 from pathlib import Path
 
-from raylaunch.errors import (
-    NodeError,
-    RecipeError,
-)
-from raylaunch.node.model.download import (
-    Download,
-    find_programs,
-)
+from raylaunch.errors import NodeError, RecipeError
+from raylaunch.node.model.download import Download, find_programs
 from raylaunch.node.model.tiny_model import ensure_tiny_model
 from raylaunch.node.model.weight_files import inspect_weights
 from raylaunch.node.process.log_files import log_root

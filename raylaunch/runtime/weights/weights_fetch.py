@@ -12,13 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from raylaunch.errors import (
-    ClusterError,
-    NodeError,
-    PlacementError,
-    RaylaunchError,
-    RecipeError,
-)
+from raylaunch.errors import ClusterError, NodeError, PlacementError, RaylaunchError, RecipeError
 from raylaunch.plan.wanted_weights import (
     DownloadProgress,
     Hub,

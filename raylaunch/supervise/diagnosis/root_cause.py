@@ -12,19 +12,9 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from raylaunch.plan.launch_plan import Role
-from raylaunch.supervise.diagnosis.exit_reasons import (
-    Ending,
-    describe_ending,
-)
-from raylaunch.supervise.diagnosis.log_lines import (
-    Log,
-    read_log,
-)
-from raylaunch.supervise.diagnosis.signatures import (
-    Kind,
-    Signature,
-    load_signatures,
-)
+from raylaunch.supervise.diagnosis.exit_reasons import Ending, describe_ending
+from raylaunch.supervise.diagnosis.log_lines import Log, read_log
+from raylaunch.supervise.diagnosis.signatures import Kind, Signature, load_signatures
 from raylaunch.supervise.state import Exit
 
 _EXCEPTION = re.compile(

@@ -10,25 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.cli.command import (
-    Address,
-    DeploymentName,
-    Format,
-    JsonOutput,
-    command,
-)
-from raylaunch.cli.output import (
-    Output,
-    table,
-)
+from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, command
+from raylaunch.cli.output import Output, table
 from raylaunch.errors import LaunchError
 
 if TYPE_CHECKING:
     from raylaunch.bench.bench_output import BenchProgress
-    from raylaunch.bench.comparison import (
-        Comparison,
-        Row,
-    )
+    from raylaunch.bench.comparison import Comparison, Row
     from raylaunch.bench.result import Run
     from raylaunch.bench.scenario import Scenario
 
@@ -293,11 +281,7 @@ def _at(run: Run) -> str:
 def _draw(out: Output, name: str, scenario: str | None, paths: Sequence[Path]) -> None:
     if not paths:
         return
-    from raylaunch.bench.charts import (
-        draw,
-        make_figure,
-        page,
-    )
+    from raylaunch.bench.charts import draw, make_figure, page
 
     runs = _kept(out, name, scenario)
     figure = make_figure(runs)
@@ -344,11 +328,11 @@ def _progress(out: Output) -> Iterator[OnProgress]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
+        Progress as Bar,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-    from rich.progress import Progress as Bar
 
     columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True, no_color=not out.error_style.colour)

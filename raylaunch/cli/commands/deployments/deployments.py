@@ -19,16 +19,8 @@ from raylaunch.cli.command import (
     command,
     reasons,
 )
-from raylaunch.cli.output import (
-    Output,
-    table,
-)
-from raylaunch.errors import (
-    LaunchError,
-    NodeError,
-    NotReadyError,
-    UnknownDeploymentError,
-)
+from raylaunch.cli.output import Output, table
+from raylaunch.errors import LaunchError, NodeError, NotReadyError, UnknownDeploymentError
 
 if TYPE_CHECKING:
     from raylaunch.supervise.deployment_status import Status
@@ -152,10 +144,7 @@ def status(
 def list_running(out: Output, address: str | None, output: Format) -> None:
     """List the deployments of the cluster."""
     from raylaunch import api
-    from raylaunch.cli.views.status_view import (
-        RUNNING_HEADER,
-        running_row,
-    )
+    from raylaunch.cli.views.status_view import RUNNING_HEADER, running_row
 
     found = api.deployments(address=address)
     if output is Format.JSON:
@@ -229,10 +218,7 @@ def _explain_interrupt(out: Output, name: str, address: str | None, *, known: bo
 def _report_start(
     out: Output, status: Status, address: str | None, output: Format, *, wait: bool
 ) -> None:
-    from raylaunch.cli.views.status_view import (
-        again,
-        ready_lines,
-    )
+    from raylaunch.cli.views.status_view import again, ready_lines
 
     code = exit_code(status)
     if output is Format.JSON:

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.cli.command import (
-    Address,
-    DeploymentName,
-    Format,
-    JsonOutput,
-    command,
-)
-from raylaunch.cli.output import (
-    Output,
-    table,
-)
+from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, command
+from raylaunch.cli.output import Output, table
 from raylaunch.errors import LaunchError
 
 if TYPE_CHECKING:

@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.cli.command import (
-    Address,
-    DeploymentName,
-    Format,
-    JsonOutput,
-    command,
-)
-from raylaunch.cli.output import (
-    Output,
-    Style,
-    table,
-    to_json,
-)
+from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, command
+from raylaunch.cli.output import Output, Style, table, to_json
 
 if TYPE_CHECKING:
     from raylaunch.deployment import Deployment

@@ -8,25 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.cli.command import (
-    Address,
-    DeploymentName,
-    Format,
-    JsonOutput,
-    command,
-)
-from raylaunch.cli.output import (
-    Output,
-    Style,
-    table,
-)
+from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, command
+from raylaunch.cli.output import Output, Style, table
 from raylaunch.errors import VerifyError
 
 if TYPE_CHECKING:
-    from raylaunch.verify.verification import (
-        Proof,
-        Verification,
-    )
+    from raylaunch.verify.verification import Proof, Verification
 
 HEADER = ("CHECK", "RESULT", "SECONDS", "SEEN")
 

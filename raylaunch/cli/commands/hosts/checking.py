@@ -8,33 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.cli.command import (
-    Address,
-    Format,
-    JsonOutput,
-    RecipeName,
-    Sets,
-    command,
-    reasons,
-)
-from raylaunch.cli.output import (
-    Output,
-    Style,
-    table,
-)
-from raylaunch.errors import (
-    ChecksFailedError,
-    NodeError,
-)
+from raylaunch.cli.command import Address, Format, JsonOutput, RecipeName, Sets, command, reasons
+from raylaunch.cli.output import Output, Style, table
+from raylaunch.errors import ChecksFailedError, NodeError
 
 if TYPE_CHECKING:
     from raylaunch.checks.findings import Finding
     from raylaunch.plan.facts import TuningStep
     from raylaunch.plan.launch_plan import LaunchPlan
-    from raylaunch.supervise.deployment_status import (
-        CleanReport,
-        Leftover,
-    )
+    from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
 TUNE_HEADER = ("SETTING", "WANTED", "FOUND", "STATE")
 LEFT_HEADER = ("HOST", "PID", "DEPLOYMENT", "ATTEMPT", "AGE", "COMMAND")
@@ -102,10 +84,7 @@ def check(
     --strict a warning too that is not skipped. 6: too few NPUs.
     """
     from raylaunch import api
-    from raylaunch.checks.findings import (
-        LEVELS,
-        worst,
-    )
+    from raylaunch.checks.findings import LEVELS, worst
 
     skipped = reasons(skip_check or [])
     planned, found = api.preflight(
@@ -188,10 +167,7 @@ def _findings_as_dict(planned: LaunchPlan, findings: Sequence[Finding]) -> dict[
 def _show_findings(
     out: Output, planned: LaunchPlan, findings: Sequence[Finding], *, too_strict: bool
 ) -> None:
-    from raylaunch.cli.views.plan_view import (
-        count,
-        finding_lines,
-    )
+    from raylaunch.cli.views.plan_view import count, finding_lines
 
     out.lines(
         finding_lines([one for one in findings if one.level == "error" or not out.quiet], out.style)

@@ -9,11 +9,7 @@ from typing import Annotated
 
 import typer
 
-from raylaunch.cli.command import (
-    RecipeName,
-    Sets,
-    command,
-)
+from raylaunch.cli.command import RecipeName, Sets, command
 from raylaunch.cli.output import Output
 from raylaunch.errors import NodeError
 
@@ -85,10 +81,7 @@ def cluster(
     kept in ~/.raylaunch/cluster/NAME/token: `ray up` brings it to the hosts.
     """
     from raylaunch.recipe.catalog import read
-    from raylaunch.render.ray_cluster import (
-        render_cluster,
-        token_folder,
-    )
+    from raylaunch.render.ray_cluster import render_cluster, token_folder
 
     loaded = read(name, sets or [])
     text = render_cluster(

@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.output import (
-    Output,
-    Style,
-    table,
-)
-from raylaunch.errors import (
-    NodeError,
-    RecipeError,
-)
+from raylaunch.cli.output import Output, Style, table
+from raylaunch.errors import NodeError, RecipeError
 
 if TYPE_CHECKING:
     from raylaunch.checks.findings import Finding
@@ -157,10 +150,7 @@ def _placed(made: Imported, style: Style) -> Iterator[str]:
 
 def _report(findings: Sequence[Finding], style: Style, *, everything: bool) -> Iterator[str]:
     """The findings: warnings in full; what is only good to know in one line per kind, in full with -v."""
-    from raylaunch.cli.views.plan_view import (
-        count,
-        finding_lines,
-    )
+    from raylaunch.cli.views.plan_view import count, finding_lines
 
     yield from finding_lines(
         [each for each in findings if everything or each.level != "info"], style

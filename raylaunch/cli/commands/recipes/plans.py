@@ -18,11 +18,7 @@ from raylaunch.cli.command import (
     Sets,
     command,
 )
-from raylaunch.cli.output import (
-    Output,
-    table,
-    to_json,
-)
+from raylaunch.cli.output import Output, table, to_json
 from raylaunch.errors import ChecksFailedError
 
 if TYPE_CHECKING:
@@ -110,15 +106,8 @@ def list_(
         from raylaunch.cli.commands.deployments.deployments import list_running
 
         return list_running(out, address, output)
-    from raylaunch.cli.views.recipe_view import (
-        LIST_HEADER,
-        list_row,
-        recipe_summary,
-    )
-    from raylaunch.recipe.catalog import (
-        read,
-        recipe_names,
-    )
+    from raylaunch.cli.views.recipe_view import LIST_HEADER, list_row, recipe_summary
+    from raylaunch.recipe.catalog import read, recipe_names
 
     summaries = [recipe_summary(read(name)) for name in recipe_names()]
     if output is Format.JSON:

@@ -10,28 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raylaunch.cli.command import (
-    Address,
-    Format,
-    JsonOutput,
-    RecipeName,
-    Sets,
-    command,
-)
-from raylaunch.cli.output import (
-    Output,
-    Style,
-    table,
-)
+from raylaunch.cli.command import Address, Format, JsonOutput, RecipeName, Sets, command
+from raylaunch.cli.output import Output, Style, table
 from raylaunch.errors import ChecksFailedError
 
 if TYPE_CHECKING:
-    from raylaunch.plan.wanted_weights import (
-        DownloadProgress,
-        Stock,
-        Wanted,
-        WeightsReport,
-    )
+    from raylaunch.plan.wanted_weights import DownloadProgress, Stock, Wanted, WeightsReport
 
 HEADER = ("NODE", "WHAT", "STATE", "SIZE", "FILES", "DISK", "FREE", "PATH")
 NOTE_EVERY_S = 10.0
@@ -173,10 +157,7 @@ def _command_lines(report: WeightsReport, style: Style) -> Iterator[str]:
 
 
 def _commands(wanted: Wanted) -> dict[str, str]:
-    from raylaunch.plan.wanted_weights import (
-        HUBS,
-        download_argv,
-    )
+    from raylaunch.plan.wanted_weights import HUBS, download_argv
 
     return {
         hub: shlex.join(argv) for hub in HUBS if (argv := download_argv(hub, wanted)) is not None
@@ -185,11 +166,7 @@ def _commands(wanted: Wanted) -> dict[str, str]:
 
 def _without_program(stock: Stock, hubs: list[str]) -> str:
     """What to install on a node that has no program for any of `hubs`."""
-    from raylaunch.plan.wanted_weights import (
-        HUBS,
-        INSTALL,
-        PROGRAMS,
-    )
+    from raylaunch.plan.wanted_weights import HUBS, INSTALL, PROGRAMS
 
     if stock.weights is None or not hubs or set(hubs).intersection(stock.programs):
         return ""
