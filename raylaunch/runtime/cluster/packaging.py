@@ -44,10 +44,10 @@ class _Code:
 def _carried_class(kind: type, code: _Code) -> type:
     module, name = kind.__module__, kind.__qualname__
 
-    def create(self: Any, *args: Any) -> None:  # noqa: ANN401
+    def create(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         import importlib
 
-        self.real = getattr(importlib.import_module(module), name)(*args)
+        self.real = getattr(importlib.import_module(module), name)(*args, **kwargs)
 
     methods = {
         method: _forward(method, inspect.iscoroutinefunction(function))
@@ -60,11 +60,11 @@ def _carried_class(kind: type, code: _Code) -> type:
 def _forward(method: str, is_async: bool) -> Callable[..., Any]:
     """Pickled by value, as everything that is defined in a function."""
 
-    async def later(self: Any, *args: Any) -> Any:  # noqa: ANN401
-        return await getattr(self.real, method)(*args)
+    async def later(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return await getattr(self.real, method)(*args, **kwargs)
 
-    def now(self: Any, *args: Any) -> Any:  # noqa: ANN401
-        return getattr(self.real, method)(*args)
+    def now(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return getattr(self.real, method)(*args, **kwargs)
 
     return later if is_async else now
 
@@ -72,10 +72,10 @@ def _forward(method: str, is_async: bool) -> Callable[..., Any]:
 def _carried_function(function: Callable[..., Any], code: _Code) -> Callable[..., Any]:
     module, name = function.__module__, function.__qualname__
 
-    def call(*args: Any) -> Any:  # noqa: ANN401
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         import importlib
 
-        return getattr(importlib.import_module(module), name)(*args)
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
     call.__name__ = call.__qualname__ = name
     call.__dict__["code"] = code
