@@ -26,7 +26,6 @@ from benchmark_hosts import (
     pythonpath,
     start_ray,
 )
-from report import ROOT
 
 NAME = "bench"
 API_PORT = 20004
@@ -260,7 +259,7 @@ def find_prey(yard: Yard, prey: Prey, fault: str) -> tuple[Host, int, str]:
         seen = "; ".join(sorted({line[:60] for line in host.processes().values()}))
         raise PeerError(f"no process like {pattern!r} on {host.name}: {seen}")
     pid = min(found)
-    return host, pid, found[pid].replace(f"{ROOT}/", "")[:80]  # a result names no path of a machine
+    return host, pid, found[pid][:80]
 
 
 def below(host: Host, pid: int) -> list[int]:

