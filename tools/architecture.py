@@ -99,14 +99,27 @@ def reach(graph: Graph, start: str) -> set[str]:
 def table(graph: Graph) -> list[str]:
     lines = ["| Room | Owns | Imports | Modules |", "| --- | --- | --- | --- |"]
     for room in sorted(graph, key=lambda room: (-depth(graph, room), room)):
-        modules = sorted(
-            file.stem for file in (PACKAGE / room).glob("*.py") if file.stem != "__init__"
-        )
         imports = ", ".join(f"`{target}`" for target in sorted(graph[room])) or "nothing"
-        lines.append(
-            f"| `{room}` | {purpose(room)} | {imports} | {', '.join(modules) or 'one file'} |"
-        )
+        modules = modules_in(PACKAGE / room)
+        lines.append(f"| `{room}` | {purpose(room)} | {imports} | {modules or 'one file'} |")
+    return [*lines, "", *closet_table()]
+
+
+def closet_table() -> list[str]:
+    """The folders inside the rooms, each with the first sentence of its docstring."""
+    lines = ["| Closet | Owns | Modules |", "| --- | --- | --- |"]
+    for init in sorted(PACKAGE.glob("*/**/__init__.py")):
+        closet = init.parent.relative_to(PACKAGE)
+        if len(closet.parts) > 1 and (modules := modules_in(init.parent)):
+            lines.append(f"| `{closet}` | {purpose(str(closet))} | {modules} |")
     return lines
+
+
+def modules_in(folder: Path) -> str:
+    """The modules of a folder and, with a slash, the folders in it that hold modules."""
+    files = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+    folders = sorted(f"{init.parent.name}/" for init in folder.glob("*/__init__.py"))
+    return ", ".join([*files, *folders])
 
 
 def purpose(room: str) -> str:
