@@ -110,7 +110,7 @@ class Command:
 
 
 @dataclass
-class Yard:
+class TwoHosts:
     """Two hosts for one run of one peer. `folder` keeps the logs of the run on this machine."""
 
     hosts: tuple[Host, Host]
@@ -154,7 +154,7 @@ class Yard:
 
 
 @contextmanager
-def open_yard(folder: Path, cache: Path, model: Model = DENSE) -> Iterator[Yard]:
+def open_hosts(folder: Path, cache: Path, model: Model = DENSE) -> Iterator[TwoHosts]:
     """Fresh hosts with model and cache; afterwards the cache is kept for the next ones."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -168,7 +168,7 @@ def open_yard(folder: Path, cache: Path, model: Model = DENSE) -> Iterator[Yard]
                 _put_plugin(host)
             if cache.exists():
                 shutil.copytree(cache, host.path(f"{HOME}/.cache"))
-        yield Yard((h0, h1), folder, model)
+        yield TwoHosts((h0, h1), folder, model)
         if not cache.exists() and h0.path(f"{HOME}/.cache").exists():
             shutil.copytree(h0.path(f"{HOME}/.cache"), cache, symlinks=True)
 
@@ -212,21 +212,21 @@ def put_npu_platform(host: Host) -> None:
     )
 
 
-def start_ray(yard: Yard, env: Mapping[str, str]) -> None:
+def start_ray(pair: TwoHosts, env: Mapping[str, str]) -> None:
     """A cluster of 16 NPUs declared by hand on both hosts, as `ray up` leaves one. `env` reaches every worker."""
     common = [
         *('--resources={"NPU": 8}', "--num-cpus=4", "--object-store-memory=80000000"),
         *("--disable-usage-stats", "--include-log-monitor=false", "--max-worker-port=19999"),
     ]
-    address = f"{yard.head.ip}:{RAY_PORT}"
+    address = f"{pair.head.ip}:{RAY_PORT}"
     ways = (["--head", f"--port={RAY_PORT}", "--include-dashboard=false"], [f"--address={address}"])
-    for host, way in zip(yard.hosts, ways, strict=True):
+    for host, way in zip(pair.hosts, ways, strict=True):
         words = ["ray", "start", *way, f"--node-ip-address={host.ip}", *common]
         host.run(words, env={**RAY_ENV, **env}, timeout=120)
 
 
 def await_first_token(
-    yard: Yard, url: str, watcher: subprocess.Popen[str], limit_s: float = START_S
+    pair: TwoHosts, url: str, watcher: subprocess.Popen[str], limit_s: float = START_S
 ) -> float:
     """The time of the first answer.
 
@@ -236,11 +236,11 @@ def await_first_token(
     deadline = time.monotonic() + limit_s
     try:
         while watcher.poll() is None:
-            broken = [one for one in yard.commands if one.process.poll() not in (None, 0)]
+            broken = [one for one in pair.commands if one.process.poll() not in (None, 0)]
             if broken:
                 raise PeerError(f"exit code {broken[0].process.returncode}: {broken[0].tail()}")
             if time.monotonic() > deadline:
-                tails = "\n".join([*(one.tail() for one in yard.commands), *actor_errors(yard)])
+                tails = "\n".join([*(one.tail() for one in pair.commands), *actor_errors(pair)])
                 raise PeerError(f"no answer from {url} within {limit_s:g} s: {tails}")
             time.sleep(0.2)  # two kinds of processes are awaited at once
     finally:
@@ -270,10 +270,10 @@ def one_scheduling_group() -> Iterator[None]:
             switch.write_text(before)
 
 
-def actor_errors(yard: Yard) -> list[str]:
+def actor_errors(pair: TwoHosts) -> list[str]:
     """The latest line that names an error in what the actors of each host wrote: Ray keeps that from the terminal."""
     found = []
-    for host in yard.hosts:
+    for host in pair.hosts:
         logs = [*host.path("/tmp/ray").glob("session_2*/logs/serve/*.log"),
                 *host.path("/tmp/ray").glob("session_2*/logs/worker-*.err")]  # fmt: skip
         for log in sorted(logs, key=lambda path: path.stat().st_mtime):
@@ -296,11 +296,11 @@ OWNERS = (
 """Whose a process is, by what its command line looks like; the first that fits."""
 
 
-def cpu_by_owner(yard: Yard) -> dict[str, float]:
+def cpu_by_owner(pair: TwoHosts) -> dict[str, float]:
     """Seconds of CPU that what lives on the hosts has used by now, Ray's daemons since before the command."""
     ticks = os.sysconf("SC_CLK_TCK")
     used: dict[str, float] = {}
-    for host in yard.hosts:
+    for host in pair.hosts:
         for pid, line in host.processes().items():
             owner = next((owner for owner, pattern in OWNERS if re.search(pattern, line)), "")
             with contextlib.suppress(OSError):

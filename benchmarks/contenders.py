@@ -20,7 +20,7 @@ from benchmark_hosts import (
     VLLM_ENV,
     Host,
     PeerError,
-    Yard,
+    TwoHosts,
     install_serve,
     put_npu_platform,
     pythonpath,
@@ -52,8 +52,8 @@ class Peer:
     before: str
     """What is there before the command, for the table."""
     port: int
-    prepare: Callable[[Yard], None]
-    start: Callable[[Yard], None]
+    prepare: Callable[[TwoHosts], None]
+    start: Callable[[TwoHosts], None]
     prey: Prey
     """Empty: its faults are not measured."""
     health: str = "/health"
@@ -61,61 +61,61 @@ class Peer:
     """Whether something is there that could start the servers again."""
 
 
-def local_dual(yard: Yard) -> tuple[str, ...]:
-    """The recipe on real hosts, with the model of the yard."""
-    sets = ("network.interface=auto", *yard.model.sets)
+def local_dual(pair: TwoHosts) -> tuple[str, ...]:
+    """The recipe on real hosts, with the model of the pair."""
+    sets = ("network.interface=auto", *pair.model.sets)
     return ("local-dual", *(word for one in sets for word in ("--set", one)))
 
 
-def prepare_scripts(yard: Yard, shape: tuple[str, ...] = ()) -> None:
+def prepare_scripts(pair: TwoHosts, shape: tuple[str, ...] = ()) -> None:
     """The scripts that raylaunch renders for these hosts, each on its own."""
-    hosts = [word for host in yard.hosts for word in ("--host", f"{host.ip}%eth0")]
+    hosts = [word for host in pair.hosts for word in ("--host", f"{host.ip}%eth0")]
     words = [
         "raylaunch",
         "render",
-        *(shape or local_dual(yard)),
+        *(shape or local_dual(pair)),
         *hosts,
         "--as",
         "bash",
         "--out",
         f"{HOME}/scripts",
     ]
-    yard.head.run(words)
-    scripts = yard.head.path(f"{HOME}/scripts")
-    for number, host in enumerate(yard.hosts):
+    pair.head.run(words)
+    scripts = pair.head.path(f"{HOME}/scripts")
+    for number, host in enumerate(pair.hosts):
         (script,) = scripts.glob(f"server-{number}-*.sh")
         host.put(f"{HOME}/server.sh", script.read_text())
 
 
-def _start_scripts(yard: Yard) -> None:
-    for host in yard.hosts:
-        yard.command(host, ["bash", f"{HOME}/server.sh"], env={"PYTHONPATH": pythonpath()})
+def _start_scripts(pair: TwoHosts) -> None:
+    for host in pair.hosts:
+        pair.command(host, ["bash", f"{HOME}/server.sh"], env={"PYTHONPATH": pythonpath()})
 
 
-def _prepare_ray(yard: Yard) -> None:
-    start_ray(yard, {})
+def _prepare_ray(pair: TwoHosts) -> None:
+    start_ray(pair, {})
 
 
-def _prepare_scripts_beside_ray(yard: Yard) -> None:
-    prepare_scripts(yard)
-    _prepare_ray(yard)
+def _prepare_scripts_beside_ray(pair: TwoHosts) -> None:
+    prepare_scripts(pair)
+    _prepare_ray(pair)
 
 
-def start_raylaunch(yard: Yard, shape: tuple[str, ...] = ()) -> None:
+def start_raylaunch(pair: TwoHosts, shape: tuple[str, ...] = ()) -> None:
     """The command of the user."""
-    words = ["raylaunch", "-q", "start", *(shape or local_dual(yard)), "--name", NAME]
-    yard.command(yard.head, words, env=yard.ray_env)
+    words = ["raylaunch", "-q", "start", *(shape or local_dual(pair)), "--name", NAME]
+    pair.command(pair.head, words, env=pair.ray_env)
 
 
-def _prepare_vllm_ray(yard: Yard) -> None:
-    for host in yard.hosts:
+def _prepare_vllm_ray(pair: TwoHosts) -> None:
+    for host in pair.hosts:
         put_npu_platform(host)
-    start_ray(yard, {**VLLM_ENV, "PYTHONPATH": pythonpath(f"{HOME}/plugin")})
+    start_ray(pair, {**VLLM_ENV, "PYTHONPATH": pythonpath(f"{HOME}/plugin")})
 
 
-def _start_vllm_ray(yard: Yard) -> None:
+def _start_vllm_ray(pair: TwoHosts) -> None:
     words = [
-        *("vllm", "serve", yard.model.path, "--served-model-name", "tiny"),
+        *("vllm", "serve", pair.model.path, "--served-model-name", "tiny"),
         *("--host", "0.0.0.0", "--port", str(API_PORT)),
         *(
             "--data-parallel-size",
@@ -125,32 +125,32 @@ def _start_vllm_ray(yard: Yard) -> None:
             "--data-parallel-backend",
             "ray",
         ),
-        *("--data-parallel-address", yard.head.ip, "--api-server-count", "1", *yard.model.words),
+        *("--data-parallel-address", pair.head.ip, "--api-server-count", "1", *pair.model.words),
     ]
     env = {
-        **yard.ray_env,
+        **pair.ray_env,
         **VLLM_ENV,
         "PYTHONPATH": pythonpath(f"{HOME}/plugin"),
-        "VLLM_HOST_IP": yard.head.ip,
+        "VLLM_HOST_IP": pair.head.ip,
     }
-    yard.command(yard.head, words, env=env)
+    pair.command(pair.head, words, env=env)
 
 
-def _prepare_serve(yard: Yard) -> None:
+def _prepare_serve(pair: TwoHosts) -> None:
     if problem := install_serve():
         raise PeerError(f"pip cannot install what Ray Serve needs: {problem}")
-    start_ray(yard, {**VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))})
+    start_ray(pair, {**VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))})
 
 
-def _start_serve(way: str) -> Callable[[Yard], None]:
-    def start(yard: Yard) -> None:
-        env = {**yard.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))}
+def _start_serve(way: str) -> Callable[[TwoHosts], None]:
+    def start(pair: TwoHosts) -> None:
+        env = {**pair.ray_env, **VLLM_ENV, "PYTHONPATH": pythonpath(str(PEERS_SITE))}
         program = str(ASKING / "serve_app.py")
         engine = json.dumps(
-            {name.replace("-", "_"): value for name, value in yard.model.args.items()}
+            {name.replace("-", "_"): value for name, value in pair.model.args.items()}
         )
-        words = ["python", "-u", program, way, yard.model.path, str(SERVE_PORT), engine]
-        yard.command(yard.head, words, env=env, stdin=-1)
+        words = ["python", "-u", program, way, pair.model.path, str(SERVE_PORT), engine]
+        pair.command(pair.head, words, env=env, stdin=-1)
 
     return start
 
@@ -234,26 +234,26 @@ COMPARED = {
 }
 
 
-def events(yard: Yard) -> list[dict[str, Any]]:
+def events(pair: TwoHosts) -> list[dict[str, Any]]:
     """What raylaunch's controller has told."""
-    done = yard.head.run(["raylaunch", "events", NAME, "-o", "json"], env=yard.ray_env)
+    done = pair.head.run(["raylaunch", "events", NAME, "-o", "json"], env=pair.ray_env)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def created_at(yard: Yard) -> float:
+def created_at(pair: TwoHosts) -> float:
     """When raylaunch's controller was created."""
-    done = yard.head.run(["raylaunch", "status", NAME, "-o", "json"], env=yard.ray_env)
+    done = pair.head.run(["raylaunch", "status", NAME, "-o", "json"], env=pair.ray_env)
     return float(json.loads(done.stdout)["created_at"])
 
 
-def find_prey(yard: Yard, prey: Prey, fault: str) -> tuple[Host, int, str]:
+def find_prey(pair: TwoHosts, prey: Prey, fault: str) -> tuple[Host, int, str]:
     """The process that the fault hits: its host, its pid there, its command line.
 
     Raises:
         PeerError: there is none.
     """
     number, pattern = prey[fault]
-    host = yard.hosts[number]
+    host = pair.hosts[number]
     found = {pid: line for pid, line in host.processes().items() if re.search(pattern, line)}
     if not found:
         seen = "; ".join(sorted({line[:60] for line in host.processes().values()}))

@@ -12,7 +12,7 @@ from typing import Any
 
 import contenders
 import outlook
-from benchmark_hosts import Command, PeerError, Yard
+from benchmark_hosts import Command, PeerError, TwoHosts
 from contenders import NAME, RAYLAUNCH, Peer
 
 FLOW_S = 60.0
@@ -52,22 +52,22 @@ class Watch:
         return self.lines
 
 
-def harm(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, Any]:
+def harm(peer: Peer, pair: TwoHosts, fault: str, patience_s: float) -> dict[str, Any]:
     """Inject `fault` and wait at most `patience_s` for the recovery.
 
     Raises:
         PeerError: the peer has no such process, or did not answer before the fault.
     """
     if peer.name == RAYLAUNCH.name:
-        return _drill(yard, fault)
+        return _drill(pair, fault)
     if fault not in peer.prey:
         return {"fault": fault, "skipped": "it has no such process"}
-    return _strike(peer, yard, fault, patience_s)
+    return _strike(peer, pair, fault, patience_s)
 
 
-def _drill(yard: Yard, fault: str) -> dict[str, Any]:
+def _drill(pair: TwoHosts, fault: str) -> dict[str, Any]:
     words = ["raylaunch", "drill", NAME, "--yes", "-o", "json", "--fault", fault]
-    done = yard.head.run(words, env=yard.ray_env, check=False, timeout=600)
+    done = pair.head.run(words, env=pair.ray_env, check=False, timeout=600)
     if done.returncode not in (0, 7):
         raise PeerError(f"{done.stdout}{done.stderr}"[-800:])
     (outcome,) = json.loads(done.stdout)
@@ -85,15 +85,15 @@ def _drill(yard: Yard, fault: str) -> dict[str, Any]:
     return {name: outcome[name] for name in kept}
 
 
-def _strike(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, Any]:
-    host, pid, line = contenders.find_prey(yard, peer.prey, fault)
+def _strike(peer: Peer, pair: TwoHosts, fault: str, patience_s: float) -> dict[str, Any]:
+    host, pid, line = contenders.find_prey(pair, peer.prey, fault)
     hang = fault == "stop-headless"
     if hang:
         patience_s = max(patience_s, HANG_S)
     pids = [str(one) for one in (contenders.below(host, pid) if hang else [pid])]
     what = f"SIGSTOP to {line} and what is below it" if hang else f"SIGKILL to {line}"
-    watch = Watch(yard.ask("watch.py", yard.head.ip, str(peer.port), peer.health))
-    told = _watch_serve(peer, yard)
+    watch = Watch(pair.ask("watch.py", pair.head.ip, str(peer.port), peer.health))
+    told = _watch_serve(peer, pair)
     ended: dict[int, float] = {}
     try:
         if not watch.flows.wait(FLOW_S):
@@ -106,12 +106,12 @@ def _strike(peer: Peer, yard: Yard, fault: str, patience_s: float) -> dict[str, 
         )  # after it: on a busy machine the command that kills may take seconds to begin
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline and not _over(peer, watch, told(), at, ended):
-            _note_ends(yard, ended, LOOK_S)
+            _note_ends(pair, ended, LOOK_S)
     finally:
         seen = watch.end()
     return _sum_up(
         peer,
-        yard,
+        pair,
         fault,
         f"{what} (pid {', '.join(pids)})",
         sorted([*seen, *told()], key=_at),
@@ -124,11 +124,11 @@ def _at(line: dict[str, Any]) -> float:
     return float(line["at"])
 
 
-def _watch_serve(peer: Peer, yard: Yard) -> Callable[[], list[dict[str, Any]]]:
+def _watch_serve(peer: Peer, pair: TwoHosts) -> Callable[[], list[dict[str, Any]]]:
     """What Serve told about its status so far; its driver begins to tell when it is asked."""
     if not peer.name.startswith("serve"):
         return list
-    command = yard.commands[0]
+    command = pair.commands[0]
     assert command.process.stdin is not None
     command.process.stdin.write("\n")
     command.process.stdin.flush()
@@ -165,11 +165,11 @@ def _over(
     return not peer.acts and PRIMARY in ended and time.time() > ended[PRIMARY] + LINGER_S
 
 
-def _note_ends(yard: Yard, ended: dict[int, float], during_s: float) -> None:
+def _note_ends(pair: TwoHosts, ended: dict[int, float], during_s: float) -> None:
     """Look often which commands have ended: several are awaited at once."""
     until = time.monotonic() + during_s
     while time.monotonic() < until:
-        for number, command in enumerate(yard.commands):
+        for number, command in enumerate(pair.commands):
             if command.process.poll() is not None:
                 ended.setdefault(number, time.time())
         time.sleep(0.05)
@@ -177,14 +177,14 @@ def _note_ends(yard: Yard, ended: dict[int, float], during_s: float) -> None:
 
 def _sum_up(
     peer: Peer,
-    yard: Yard,
+    pair: TwoHosts,
     fault: str,
     what: str,
     seen: list[dict[str, Any]],
     at: float,
     ended: dict[int, float],
 ) -> dict[str, Any]:
-    notices = [(when, _end_of(yard.commands[number], number)) for number, when in ended.items()]
+    notices = [(when, _end_of(pair.commands[number], number)) for number, when in ended.items()]
     if (bad := outlook.unhealthy_at(seen, at)) is not None:
         notices.append((bad, f"{peer.health} is no longer 200"))
     if (serve := outlook.serve_noticed(seen, at)) is not None:

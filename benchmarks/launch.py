@@ -2,7 +2,7 @@
 
 Both serve the same generated model with the same real vLLM on CPU; the rounds are interleaved. The hand-typed way is
 `raylaunch render`'s scripts started at the same moment, and polled for a completion every 0.1 s.
-Needs root, for `yard.one_scheduling_group`.
+Needs root, for `pair.one_scheduling_group`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Its CPU communicator has neither `all_gatherv` nor `reduce_scatterv` (NotImplementedError at the first request), and its
 CPU experts take global expert numbers where they hold a part of the experts only (they read past the end and die of
-SIGSEGV). All peers get the same plug-in (yard.py puts it on the hosts).
+SIGSEGV). All peers get the same plug-in (pair.py puts it on the hosts).
 """
 
 import functools

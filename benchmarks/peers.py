@@ -28,11 +28,11 @@ from benchmark_hosts import (
     VLLM_ENV,
     Model,
     PeerError,
-    Yard,
+    TwoHosts,
     await_first_token,
     cpu_by_owner,
     one_scheduling_group,
-    open_yard,
+    open_hosts,
     touch_memory,
 )
 from contenders import COMPARED, FAULTS, RAYLAUNCH, SCRIPTS, SERVE_DP, Peer
@@ -60,38 +60,38 @@ def run_peer(
     found: dict[str, Any] = {"peer": peer.name}
     with ExitStack() as stack:
         try:
-            yard = stack.enter_context(open_yard(folder, cache, model))
-            peer.prepare(yard)
+            pair = stack.enter_context(open_hosts(folder, cache, model))
+            peer.prepare(pair)
             touch_memory()
-            found |= launch(peer, yard, limit_s)
+            found |= launch(peer, pair, limit_s)
             if work.get("serving"):
-                found["serving"] = serve(peer, yard)
+                found["serving"] = serve(peer, pair)
             if work.get("fault"):
-                found["fault"] = harm(peer, yard, work["fault"], work["patience_s"])
+                found["fault"] = harm(peer, pair, work["fault"], work["patience_s"])
         except (PeerError, AssertionError, subprocess.TimeoutExpired, OSError, ValueError) as error:
             found["error"] = f"{type(error).__name__}: {error}"[-2000:]
     return found
 
 
-def launch(peer: Peer, yard: Yard, limit_s: float) -> dict[str, Any]:
+def launch(peer: Peer, pair: TwoHosts, limit_s: float) -> dict[str, Any]:
     """Seconds from the command to the first token, and for raylaunch where they went."""
-    watcher = yard.ask("first_token.py", yard.head.ip, str(peer.port))
+    watcher = pair.ask("first_token.py", pair.head.ip, str(peer.port))
     time.sleep(1.0)  # the watcher's own start is not part of anything
-    before = cpu_by_owner(yard)
+    before = cpu_by_owner(pair)
     started = time.time()
-    peer.start(yard)
-    first = await_first_token(yard, f"{yard.head.ip}:{peer.port}", watcher, limit_s)
+    peer.start(pair)
+    first = await_first_token(pair, f"{pair.head.ip}:{peer.port}", watcher, limit_s)
     cpu = {
         owner: seconds - before.get(owner, 0.0)
-        for owner, seconds in cpu_by_owner(yard).items()
+        for owner, seconds in cpu_by_owner(pair).items()
         if owner
     }
     found: dict[str, Any] = {"first_token_s": first - started, "cpu_s": cpu}
     if peer.name == RAYLAUNCH.name:
-        yard.commands[0].process.wait(60)
+        pair.commands[0].process.wait(60)
         returned = time.time()
         found["stages"] = stages(
-            contenders.events(yard), started, contenders.created_at(yard), first, returned
+            contenders.events(pair), started, contenders.created_at(pair), first, returned
         )
     return found
 
@@ -136,14 +136,14 @@ def stages(
     return found | {"(after it) ready to return of the command": returned - ready if ready else 0.0}
 
 
-def serve(peer: Peer, yard: Yard) -> list[dict[str, Any]]:
+def serve(peer: Peer, pair: TwoHosts) -> list[dict[str, Any]]:
     """What `vllm bench serve` measures at each concurrency."""
-    words = (f"http://{yard.head.ip}:{peer.port}", yard.model.path, str(PROMPTS), *LEVELS)
-    bench = yard.ask("load.py", *words, env=VLLM_ENV)
+    words = (f"http://{pair.head.ip}:{peer.port}", pair.model.path, str(PROMPTS), *LEVELS)
+    bench = pair.ask("load.py", *words, env=VLLM_ENV)
     said, _ = bench.communicate(timeout=BENCH_S)
     if bench.returncode:
         raise PeerError(
-            f"vllm bench serve: {(yard.folder / 'load.py.err').read_text(errors='replace')[-800:]}"
+            f"vllm bench serve: {(pair.folder / 'load.py.err').read_text(errors='replace')[-800:]}"
         )
     return [json.loads(line) for line in said.splitlines()]
 

@@ -88,7 +88,7 @@ def sections(result: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]]
 
 
 def model_of(result: Mapping[str, Any]) -> str:
-    """The key of `yard.MODELS`."""
+    """The key of `pair.MODELS`."""
     return str(result.get("model", "dense"))
 
 

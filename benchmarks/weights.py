@@ -24,7 +24,14 @@ from statistics import median
 from typing import Any
 
 import contenders
-from benchmark_hosts import HOME, PeerError, Yard, one_scheduling_group, open_yard, touch_memory
+from benchmark_hosts import (
+    HOME,
+    PeerError,
+    TwoHosts,
+    one_scheduling_group,
+    open_hosts,
+    touch_memory,
+)
 from contenders import RAYLAUNCH, SCRIPTS, Peer
 from peers import launch
 from report import publish, spread, table
@@ -121,9 +128,9 @@ DISKS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {
 }
 
 
-def put_model(yard: Yard, copies: list[Path]) -> None:
+def put_model(pair: TwoHosts, copies: list[Path]) -> None:
     """Each host gets a copy of its own, under one path, and the recipe. The hosts' own folders lie in memory."""
-    for host, copy in zip(yard.hosts, copies, strict=True):
+    for host, copy in zip(pair.hosts, copies, strict=True):
         host.path(FOLDER).symlink_to(copy)
         host.put(RECIPE, TEXT)
 
@@ -132,7 +139,7 @@ def ways() -> list[Way]:
     """What is compared."""
     shape = (RECIPE,)
     without = (*shape, "--set", "model.read_ahead=false")
-    scripts: Callable[[Yard], None] = partial(contenders.prepare_scripts, shape=shape)
+    scripts: Callable[[TwoHosts], None] = partial(contenders.prepare_scripts, shape=shape)
     return [
         (BY_HAND, replace(SCRIPTS, prepare=scripts)),
         (AHEAD, replace(RAYLAUNCH, start=partial(contenders.start_raylaunch, shape=shape))),
@@ -146,16 +153,16 @@ def run_one(
     """One launch on fresh hosts; an error is the result."""
     with ExitStack() as stack:
         try:
-            yard = stack.enter_context(open_yard(folder, cache))
-            put_model(yard, copies)
-            peer.prepare(yard)
+            pair = stack.enter_context(open_hosts(folder, cache))
+            put_model(pair, copies)
+            peer.prepare(pair)
             for copy in copies if cold else ():
                 forget(copy)
             touch_memory()
-            found = launch(peer, yard, limit_s=300.0)
+            found = launch(peer, pair, limit_s=300.0)
             if peer.name == RAYLAUNCH.name:
                 found["read_ahead"] = [
-                    one["text"] for one in contenders.events(yard) if one["kind"] == "read-ahead"
+                    one["text"] for one in contenders.events(pair) if one["kind"] == "read-ahead"
                 ]
         except (PeerError, AssertionError, subprocess.TimeoutExpired, OSError) as error:
             return {"error": f"{type(error).__name__}: {error}"[-1500:]}

@@ -111,7 +111,7 @@ class Server:
         self.process.wait(PATIENCE_S)
 
 
-class Yard:
+class StandinServers:
     """Where servers are started. Settings are STANDIN_ variables without the prefix."""
 
     def __init__(self, folder):

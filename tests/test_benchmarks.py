@@ -174,9 +174,9 @@ def test_another_model_has_sections_and_files_of_its_own(program, page):
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_raylaunch_serves_the_model_with_the_flags_of_the_peers(program, tmp_path, kind):
-    yard, contenders = program("benchmark_hosts"), program("contenders")
-    model = yard.MODELS[kind]
-    name, *sets = contenders.local_dual(yard.Yard((), tmp_path, model))
+    pair, contenders = program("benchmark_hosts"), program("contenders")
+    model = pair.MODELS[kind]
+    name, *sets = contenders.local_dual(pair.TwoHosts((), tmp_path, model))
     hosts = [Facts(f"192.0.2.{number}", interface="eth0") for number in (1, 2)]
     plan = build_plan(read(name, tuple(word for word in sets if word != "--set")), hosts)
     assert Path(plan.model).name == Path(model.path).name

@@ -1,11 +1,11 @@
-"""The yard: stand-in servers that are ended whatever happens."""
+"""The servers: stand-in servers that are ended whatever happens."""
 
 import pytest
-from standin_servers import Yard
+from standin_servers import StandinServers
 
 
 @pytest.fixture
-def yard(tmp_path):
-    yard = Yard(tmp_path)
-    yield yard
-    yard.end()
+def servers(tmp_path):
+    servers = StandinServers(tmp_path)
+    yield servers
+    servers.end()

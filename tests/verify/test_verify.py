@@ -43,17 +43,17 @@ def detail(found, check):
     return next(proof.detail for proof in found.proofs if proof.check == check)
 
 
-def one_rank_fails(yard, fault, *flags):
+def one_rank_fails(servers, fault, *flags):
     """A pair of which the second server plays a fault from the beginning."""
-    primary = yard.primary(*flags, **QUICK)
-    yard.headless(primary, *flags, **QUICK, FAIL=fault, FAIL_AFTER_S=0)
+    primary = servers.primary(*flags, **QUICK)
+    servers.headless(primary, *flags, **QUICK, FAIL=fault, FAIL_AFTER_S=0)
     primary.says("Application startup complete")
     return primary
 
 
 @pytest.fixture
-def sound(yard):
-    primary, _ = yard.pair(*TOOLS, *THINK, **QUICK)
+def sound(servers):
+    primary, _ = servers.pair(*TOOLS, *THINK, **QUICK)
     return primary
 
 
@@ -87,8 +87,8 @@ def test_every_curl_line_can_be_pasted(sound):
     assert sound.log.count('"GET /v1/models HTTP/1.1" 200') == 2
 
 
-def test_what_a_recipe_does_not_promise_is_not_asked(yard):
-    primary, _ = yard.pair(**QUICK)
+def test_what_a_recipe_does_not_promise_is_not_asked(servers):
+    primary, _ = servers.pair(**QUICK)
     found = verify(plan_for(primary.url), random_weights=True)
     assert (results(found)["tool call"], results(found)["reasoning"], found.result) == (
         "skipped",
@@ -97,8 +97,8 @@ def test_what_a_recipe_does_not_promise_is_not_asked(yard):
     )
 
 
-def test_a_garbled_rank_is_named_and_the_rest_is_asked_of_the_other(yard):
-    primary = one_rank_fails(yard, "garbled-rank")
+def test_a_garbled_rank_is_named_and_the_rest_is_asked_of_the_other(servers):
+    primary = one_rank_fails(servers, "garbled-rank")
     found = verify(plan_for(primary.url), random_weights=True)
     assert [proof.check for proof in found.failed] == ["rank 1"]
     assert re.fullmatch(
@@ -111,8 +111,8 @@ def test_a_garbled_rank_is_named_and_the_rest_is_asked_of_the_other(yard):
     )
 
 
-def test_a_service_that_is_garbled_as_a_whole_fails(yard):
-    primary, _ = yard.pair(**QUICK, FAIL="garbled-rank")
+def test_a_service_that_is_garbled_as_a_whole_fails(servers):
+    primary, _ = servers.pair(**QUICK, FAIL="garbled-rank")
     found = verify(plan_for(primary.url))
     assert [proof.check for proof in found.failed] == ["rank 0", "rank 1", "chat", "chinese"]
     assert verify(plan_for(primary.url), random_weights=True).result == "passed", (
@@ -120,23 +120,23 @@ def test_a_service_that_is_garbled_as_a_whole_fails(yard):
     )
 
 
-def test_a_rank_that_hangs_is_named(yard):
-    primary = one_rank_fails(yard, "hang")
+def test_a_rank_that_hangs_is_named(servers):
+    primary = one_rank_fails(servers, "hang")
     found = verify(plan_for(primary.url), random_weights=True, timeout_s=2)
     assert [proof.check for proof in found.failed] == ["rank 1"]
     assert detail(found, "rank 1") == "no answer within 2 s (server 1 on 127.0.0.1)"
 
 
-def test_where_no_rank_answers_nothing_else_is_asked(yard):
+def test_where_no_rank_answers_nothing_else_is_asked(servers):
     """One hung rank of an expert-parallel group holds up all."""
-    primary = one_rank_fails(yard, "hang", "--enable-expert-parallel")
+    primary = one_rank_fails(servers, "hang", "--enable-expert-parallel")
     found = verify(plan_for(primary.url), timeout_s=2)
     assert [proof.check for proof in found.failed] == ["rank 0", "rank 1"]
     assert len(found.proofs) == 3
 
 
-def test_a_model_that_calls_no_tool_is_asked_by_name_and_that_is_said(yard):
-    server = yard.serve("--served-model-name", "tiny", *TOOLS, **QUICK, FAIL="no-tool-call")
+def test_a_model_that_calls_no_tool_is_asked_by_name_and_that_is_said(servers):
+    server = servers.serve("--served-model-name", "tiny", *TOOLS, **QUICK, FAIL="no-tool-call")
     found = verify(plan_for(server.url, "features.tool_calling.enabled=true", "parallel.data=1"))
     assert results(found)["tool call"] == "unclear"
     assert 'by itself (tool_choice "auto"); named in tool_choice (guided decoding)' in detail(
@@ -146,8 +146,8 @@ def test_a_model_that_calls_no_tool_is_asked_by_name_and_that_is_said(yard):
     assert json.dumps(CLOSED_TOOL, ensure_ascii=False) in curl
 
 
-def test_another_place_for_thoughts_than_the_recipe_says(yard):
-    server = yard.serve(
+def test_another_place_for_thoughts_than_the_recipe_says(servers):
+    server = servers.serve(
         "--served-model-name", "tiny", *TOOLS, "--reasoning-parser", "minimax_m2", **QUICK
     )
     promised = plan_for(server.url, "features.tool_calling.enabled=true", "parallel.data=1")
@@ -157,8 +157,8 @@ def test_another_place_for_thoughts_than_the_recipe_says(yard):
     assert "fills reasoning" in detail(verify(own, random_weights=True), "reasoning")
 
 
-def test_another_name_is_told(yard):
-    server = yard.serve("--served-model-name", "other")
+def test_another_name_is_told(servers):
+    server = servers.serve("--served-model-name", "other")
     found = verify(plan_for(server.url, "parallel.data=1"), random_weights=True)
     assert detail(found, "models") == "tiny is not listed, only other"
     assert detail(found, "chat") == "HTTP 404: The model `tiny` does not exist."
@@ -170,8 +170,10 @@ def test_a_service_that_is_not_there_is_asked_once(tmp_path):
     assert "no connection" in detail(found, "models")
 
 
-def test_the_key_is_sent_and_never_shown(yard):
-    server = yard.serve("--served-model-name", "tiny", **QUICK, environ={KEY_VARIABLE: "hush-hush"})
+def test_the_key_is_sent_and_never_shown(servers):
+    server = servers.serve(
+        "--served-model-name", "tiny", **QUICK, environ={KEY_VARIABLE: "hush-hush"}
+    )
     plan = plan_for(server.url, "parallel.data=1", f"secrets=[{KEY_VARIABLE}]")
     assert key_variable(plan) == KEY_VARIABLE
     found = verify(plan, "hush-hush", random_weights=True)
@@ -207,8 +209,10 @@ def deployment(monkeypatch):
     return make
 
 
-def test_a_deployment_takes_the_key_from_the_callers_environment(yard, deployment, monkeypatch):
-    server = yard.serve("--served-model-name", "tiny", **QUICK, environ={KEY_VARIABLE: "hush-hush"})
+def test_a_deployment_takes_the_key_from_the_callers_environment(servers, deployment, monkeypatch):
+    server = servers.serve(
+        "--served-model-name", "tiny", **QUICK, environ={KEY_VARIABLE: "hush-hush"}
+    )
     handle = deployment(plan_for(server.url, "parallel.data=1", f"secrets=[{KEY_VARIABLE}]"))
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(RecipeError, match=f"{KEY_VARIABLE} is not set"):
@@ -222,8 +226,8 @@ def test_a_deployment_that_is_not_ready_is_not_asked(deployment):
         deployment(plan_for("http://127.0.0.1:1"), Phase.RESTARTING).verify()
 
 
-async def test_it_also_runs_where_an_event_loop_runs_already(yard):
-    server = yard.serve("--served-model-name", "tiny", **QUICK)
+async def test_it_also_runs_where_an_event_loop_runs_already(servers):
+    server = servers.serve("--served-model-name", "tiny", **QUICK)
     assert verify(plan_for(server.url, "parallel.data=1"), random_weights=True).result == "passed"
 
 

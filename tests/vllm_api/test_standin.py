@@ -51,27 +51,30 @@ def in_background(call):
 # The command line
 
 
-def test_version(yard):
-    server = yard.start("--version")
+def test_version(servers):
+    server = servers.start("--version")
     assert server.exit_code() == 0
     assert server.log == "0.32.0\n"
 
 
-def test_unknown_flags_are_refused_as_argparse_does(yard):
-    server = yard.start("serve", "m", "--foo", "bar", "--port", "1", "--calculate-kv-scales")
+def test_unknown_flags_are_refused_as_argparse_does(servers):
+    server = servers.start("serve", "m", "--foo", "bar", "--port", "1", "--calculate-kv-scales")
     assert server.exit_code() == 2
     assert "vllm: error: unrecognized arguments: --foo bar --calculate-kv-scales\n" in server.log
 
 
-def test_a_wrong_number_and_a_missing_value_are_refused(yard):
-    wrong, missing = yard.start("serve", "m", "--port", "many"), yard.start("serve", "m", "--port")
+def test_a_wrong_number_and_a_missing_value_are_refused(servers):
+    wrong, missing = (
+        servers.start("serve", "m", "--port", "many"),
+        servers.start("serve", "m", "--port"),
+    )
     assert (wrong.exit_code(), missing.exit_code()) == (2, 2)
     assert "vllm serve: error: argument --port: invalid int value: 'many'" in wrong.log
     assert "error: argument --port: expected one argument" in missing.log
 
 
-def test_all_ways_to_write_a_flag_are_accepted(yard):
-    yard.serve(
+def test_all_ways_to_write_a_flag_are_accepted(servers):
+    servers.serve(
         *(
             "--mm_processor_cache_type",
             "shm",
@@ -89,9 +92,9 @@ def test_all_ways_to_write_a_flag_are_accepted(yard):
     )
 
 
-def test_a_model_that_does_not_exist(yard):
-    online = yard.start("serve", "/no/such/model")
-    offline = yard.start("serve", "/no/such/model", environ={"HF_HUB_OFFLINE": "1"})
+def test_a_model_that_does_not_exist(servers):
+    online = servers.start("serve", "/no/such/model")
+    offline = servers.start("serve", "/no/such/model", environ={"HF_HUB_OFFLINE": "1"})
     assert (online.exit_code(), offline.exit_code()) == (1, 1)
     assert "Invalid repository ID or local directory specified: '/no/such/model'" in online.log
     assert (
@@ -103,8 +106,8 @@ def test_a_model_that_does_not_exist(yard):
 # Starting
 
 
-def test_a_pair_serves_both_ranks_in_turn(yard):
-    primary, headless = yard.pair()
+def test_a_pair_serves_both_ranks_in_turn(servers):
+    primary, headless = servers.pair()
     assert {primary.ask().json()["choices"][0]["text"] for _ in range(6)} == {
         primary.ask().json()["choices"][0]["text"]
     }
@@ -117,14 +120,14 @@ def test_a_pair_serves_both_ranks_in_turn(yard):
     assert advance_all(StartupProgress(), headless.log.split("\n")).stage == "engine up"
 
 
-def test_the_handshake_port_is_closed_after_the_start(yard):
-    primary, _ = yard.pair()
+def test_the_handshake_port_is_closed_after_the_start(servers):
+    primary, _ = servers.pair()
     with socket.socket() as sock:
         assert sock.connect_ex(("127.0.0.1", primary.rpc)) != 0
 
 
-def test_a_server_is_one_process_group_of_main_engine_and_workers(yard):
-    primary, headless = yard.pair(WORKERS=2)
+def test_a_server_is_one_process_group_of_main_engine_and_workers(servers):
+    primary, headless = servers.pair(WORKERS=2)
     names = {"VLLM::EngineCore_DP0", "VLLM::DPCoordinator", "VLLM::Worker_TP0", "VLLM::Worker_TP1"}
     assert set(primary.tree()) == names
     assert set(headless.tree()) == (names - {"VLLM::EngineCore_DP0", "VLLM::DPCoordinator"}) | {
@@ -132,41 +135,43 @@ def test_a_server_is_one_process_group_of_main_engine_and_workers(yard):
     }
 
 
-def test_a_primary_waits_without_a_word_for_its_headless_server(yard):
-    primary = yard.primary()
+def test_a_primary_waits_without_a_word_for_its_headless_server(servers):
+    primary = servers.primary()
     primary.says(r"init engine \(")
     before = primary.log
     with pytest.raises(httpx.ConnectError):
         primary.get("/health")
     assert primary.process.poll() is None
     assert primary.log == before
-    yard.headless(primary)
+    servers.headless(primary)
     primary.says("Application startup complete")
 
 
-def test_a_headless_server_may_start_first_and_gives_up_with_code_0(yard):
-    lonely = yard.primary()
+def test_a_headless_server_may_start_first_and_gives_up_with_code_0(servers):
+    lonely = servers.primary()
     lonely.end()
-    headless = yard.headless(lonely, HANDSHAKE_S=0.2)
+    headless = servers.headless(lonely, HANDSHAKE_S=0.2)
     assert headless.exit_code() == 0
     assert "Did not receive response from front-end process within 5 minutes" in headless.log
 
 
-def test_a_taken_http_port(yard):
+def test_a_taken_http_port(servers):
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         port = sock.getsockname()[1]
-        server = yard.start("serve", str(yard.model), "--host", "127.0.0.1", "--port", str(port))
+        server = servers.start(
+            "serve", str(servers.model), "--host", "127.0.0.1", "--port", str(port)
+        )
         assert server.exit_code() == 1
     assert "OSError: [Errno 98] Address already in use" in server.log
 
 
-def test_a_taken_handshake_port(yard):
-    first = yard.primary()
+def test_a_taken_handshake_port(servers):
+    first = servers.primary()
     first.says("Started DP Coordinator")
-    words = yard._words(free_port(), first.rpc)
-    second = yard.start(*words)
+    words = servers._words(free_port(), first.rpc)
+    second = servers.start(*words)
     assert second.exit_code() == 1
     assert (
         f"zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:{first.rpc}')"
@@ -196,17 +201,17 @@ def test_a_taken_handshake_port(yard):
     ],
 )
 def test_a_group_that_does_not_fit_together_ends_the_primary(
-    yard, primary_flags, headless_flags, text
+    servers, primary_flags, headless_flags, text
 ):
-    primary = yard.primary(*primary_flags)
-    yard.headless(primary, *headless_flags)
+    primary = servers.primary(*primary_flags)
+    servers.headless(primary, *headless_flags)
     assert primary.exit_code() == 1
     assert text in primary.log
     wait_until(lambda: not primary.tree(), "the end of the primary's children")
 
 
-def test_api_server_count_and_headless_exclude_each_other(yard):
-    server = yard.start("serve", str(yard.model), "--headless", "--api-server-count", "1")
+def test_api_server_count_and_headless_exclude_each_other(servers):
+    server = servers.start("serve", str(servers.model), "--headless", "--api-server-count", "1")
     assert server.exit_code() == 1
     assert "ValueError: api_server_count can't be set in headless mode" in server.log
 
@@ -214,8 +219,8 @@ def test_api_server_count_and_headless_exclude_each_other(yard):
 # Dying
 
 
-def test_killed_headless_main_leaves_an_orphan_that_keeps_serving(yard):
-    primary, headless = yard.pair()
+def test_killed_headless_main_leaves_an_orphan_that_keeps_serving(servers):
+    primary, headless = servers.pair()
     os.kill(headless.pid, signal.SIGKILL)
     headless.exit_code()
     for _ in range(4):
@@ -224,8 +229,8 @@ def test_killed_headless_main_leaves_an_orphan_that_keeps_serving(yard):
     assert "VLLM::EngineCore_DP1" in headless.tree()
 
 
-def test_killed_headless_engine_is_noticed_by_its_main_only(yard):
-    primary, headless = yard.pair()
+def test_killed_headless_engine_is_noticed_by_its_main_only(servers):
+    primary, headless = servers.pair()
     os.kill(headless.pid_of("VLLM::EngineCore_DP1"), signal.SIGKILL)
     assert headless.exit_code() == 0
     assert count_answers(primary, 2, expected=1) == 1
@@ -233,17 +238,17 @@ def test_killed_headless_engine_is_noticed_by_its_main_only(yard):
     wait_until(lambda: not headless.tree(), "the end of the dead engine's worker")
 
 
-def test_a_restarted_headless_server_never_rejoins(yard):
-    primary, headless = yard.pair()
+def test_a_restarted_headless_server_never_rejoins(servers):
+    primary, headless = servers.pair()
     headless.end()
-    again = yard.headless(primary, HANDSHAKE_S=0.3)
+    again = servers.headless(primary, HANDSHAKE_S=0.3)
     assert again.exit_code() == 0
     assert "Did not receive response" in again.log
     assert count_answers(primary, 2, expected=1) == 1
 
 
-def test_killed_primary_main_leaves_orphans_and_a_headless_server_that_does_not_know(yard):
-    primary, headless = yard.pair()
+def test_killed_primary_main_leaves_orphans_and_a_headless_server_that_does_not_know(servers):
+    primary, headless = servers.pair()
     os.kill(primary.pid, signal.SIGKILL)
     primary.exit_code()
     assert {"VLLM::EngineCore_DP0", "VLLM::DPCoordinator", "VLLM::Worker"} <= set(primary.tree())
@@ -252,23 +257,23 @@ def test_killed_primary_main_leaves_orphans_and_a_headless_server_that_does_not_
         primary.ask()
 
 
-def test_killed_local_engine_ends_the_primary_with_code_0(yard):
-    primary, _ = yard.pair()
+def test_killed_local_engine_ends_the_primary_with_code_0(servers):
+    primary, _ = servers.pair()
     os.kill(primary.pid_of("VLLM::EngineCore_DP0"), signal.SIGKILL)
     assert primary.exit_code() == 0
     assert "Engine core proc EngineCore_DP0 died unexpectedly" in primary.log
 
 
-def test_killed_worker_takes_its_engine_and_then_the_primary_along(yard):
-    primary, headless = yard.pair()
+def test_killed_worker_takes_its_engine_and_then_the_primary_along(servers):
+    primary, headless = servers.pair()
     os.kill(headless.pid_of("VLLM::Worker"), signal.SIGKILL)
     headless.says(r"Worker proc VllmWorker-0 died unexpectedly \(exit code: -9\)")
     assert headless.exit_code() == 0
     assert primary.exit_code() == 0
 
 
-def test_sigterm_ends_the_primary_and_all_its_children_but_not_the_headless_server(yard):
-    primary, headless = yard.pair()
+def test_sigterm_ends_the_primary_and_all_its_children_but_not_the_headless_server(servers):
+    primary, headless = servers.pair()
     os.kill(primary.pid, signal.SIGTERM)
     assert primary.exit_code() == 0
     wait_until(lambda: not primary.tree(), "the end of the primary's children")
@@ -278,8 +283,8 @@ def test_sigterm_ends_the_primary_and_all_its_children_but_not_the_headless_serv
     assert "Shutting down." in headless.log
 
 
-def test_shutdown_timeout_lets_requests_finish(yard):
-    server = yard.serve("--shutdown-timeout", "60", TOKEN_S=0.01)
+def test_shutdown_timeout_lets_requests_finish(servers):
+    server = servers.serve("--shutdown-timeout", "60", TOKEN_S=0.01)
     thread, answers = in_background(lambda: server.ask(tokens=50).status_code)
     wait_until(lambda: ranks(server)[0].running, "the request to run")
     server.process.terminate()
@@ -289,8 +294,8 @@ def test_shutdown_timeout_lets_requests_finish(yard):
     assert answers == [200]
 
 
-def test_a_server_can_be_deaf_to_sigterm(yard):
-    server = yard.serve(IGNORE_TERM=1)
+def test_a_server_can_be_deaf_to_sigterm(servers):
+    server = servers.serve(IGNORE_TERM=1)
     server.kill(signal.SIGTERM)
     assert server.ask().status_code == 200
 
@@ -298,8 +303,8 @@ def test_a_server_can_be_deaf_to_sigterm(yard):
 # Hanging
 
 
-def test_stopped_headless_server_hangs_its_rank_and_comes_back(yard):
-    primary, headless = yard.pair()
+def test_stopped_headless_server_hangs_its_rank_and_comes_back(servers):
+    primary, headless = servers.pair()
     headless.stop()
     threads = [in_background(lambda: primary.ask().status_code) for _ in range(2)]
     wait_until(lambda: ranks(primary)[0].finished == 1, "rank 0's answer")
@@ -312,29 +317,29 @@ def test_stopped_headless_server_hangs_its_rank_and_comes_back(yard):
     assert [results for _, results in threads] == [[200], [200]]
 
 
-def test_a_stopped_main_process_alone_changes_nothing_unless_asked_to(yard):
-    primary, headless = yard.pair()
+def test_a_stopped_main_process_alone_changes_nothing_unless_asked_to(servers):
+    primary, headless = servers.pair()
     stop(headless.pid)
     assert count_answers(primary, 2, expected=2) == 2
 
 
-def test_follow_main_hangs_the_rank_of_a_stopped_main_process(yard):
-    primary, headless = yard.pair(FOLLOW_MAIN=1)
+def test_follow_main_hangs_the_rank_of_a_stopped_main_process(servers):
+    primary, headless = servers.pair(FOLLOW_MAIN=1)
     stop(headless.pid)
     assert count_answers(primary, 2, expected=1) == 1
     os.kill(headless.pid, signal.SIGCONT)
     assert count_answers(primary, 2, expected=2) == 2
 
 
-def test_least_loaded_routing_steers_away_from_a_stuck_rank(yard):
-    primary, headless = yard.pair(ROUTE="least")
+def test_least_loaded_routing_steers_away_from_a_stuck_rank(servers):
+    primary, headless = servers.pair(ROUTE="least")
     headless.stop()
     assert count_answers(primary, 2, expected=1) == 1
     assert count_answers(primary, 3, expected=3) == 3
 
 
-def test_expert_parallel_hangs_as_a_whole(yard):
-    primary, headless = yard.pair("--enable-expert-parallel")
+def test_expert_parallel_hangs_as_a_whole(servers):
+    primary, headless = servers.pair("--enable-expert-parallel")
     assert count_answers(primary, 2, expected=2) == 2
     headless.stop()
     assert count_answers(primary, 2, expected=0) == 0
@@ -343,8 +348,8 @@ def test_expert_parallel_hangs_as_a_whole(yard):
     assert count_answers(primary, 2, expected=2) == 2
 
 
-def test_expert_parallel_ends_at_the_next_request_after_a_death(yard):
-    primary, headless = yard.pair("--enable-expert-parallel")
+def test_expert_parallel_ends_at_the_next_request_after_a_death(servers):
+    primary, headless = servers.pair("--enable-expert-parallel")
     os.kill(headless.pid_of("VLLM::EngineCore_DP1"), signal.SIGKILL)
     assert headless.exit_code() == 0
     assert primary.get("/health").status_code == 200
@@ -352,8 +357,8 @@ def test_expert_parallel_ends_at_the_next_request_after_a_death(yard):
     assert primary.exit_code() == 0
 
 
-def test_expert_parallel_fails_what_is_in_flight_at_a_death(yard):
-    primary, headless = yard.pair("--enable-expert-parallel", TOKEN_S=0.02)
+def test_expert_parallel_fails_what_is_in_flight_at_a_death(servers):
+    primary, headless = servers.pair("--enable-expert-parallel", TOKEN_S=0.02)
     thread, answers = in_background(lambda: primary.ask(tokens=10_000).status_code)
     wait_until(lambda: any(rank.running for rank in ranks(primary).values()), "the request to run")
     os.kill(headless.pid_of("VLLM::EngineCore_DP1"), signal.SIGKILL)
@@ -362,8 +367,8 @@ def test_expert_parallel_fails_what_is_in_flight_at_a_death(yard):
     assert primary.exit_code() == 0
 
 
-def test_expert_parallel_headless_server_goes_after_an_orderly_end_of_the_primary(yard):
-    primary, headless = yard.pair("--enable-expert-parallel")
+def test_expert_parallel_headless_server_goes_after_an_orderly_end_of_the_primary(servers):
+    primary, headless = servers.pair("--enable-expert-parallel")
     primary.process.terminate()
     assert (primary.exit_code(), headless.exit_code()) == (0, 0)
 
@@ -385,9 +390,9 @@ def test_expert_parallel_headless_server_goes_after_an_orderly_end_of_the_primar
         ("segfault", 1, "Failed core proc(s): {'EngineCore': -11}"),
     ],
 )
-def test_faults_while_starting(yard, fault, code, text):
-    server = yard.start(
-        "serve", str(yard.model), "--host", "127.0.0.1", "--port", str(free_port()), FAIL=fault
+def test_faults_while_starting(servers, fault, code, text):
+    server = servers.start(
+        "serve", str(servers.model), "--host", "127.0.0.1", "--port", str(free_port()), FAIL=fault
     )
     assert server.exit_code() == code
     assert text in server.log
@@ -395,8 +400,8 @@ def test_faults_while_starting(yard, fault, code, text):
     wait_until(lambda: not server.tree(), "the end of its children")
 
 
-def test_a_fault_in_an_engine_is_followed_by_the_wrapper_of_the_main_process(yard):
-    server = yard.start("serve", str(yard.model), "--port", str(free_port()), FAIL="oom")
+def test_a_fault_in_an_engine_is_followed_by_the_wrapper_of_the_main_process(servers):
+    server = servers.start("serve", str(servers.model), "--port", str(free_port()), FAIL="oom")
     assert server.exit_code() == 1
     cause, wrapper = (
         server.log.index("NPU out of memory"),
@@ -413,34 +418,34 @@ def test_a_fault_in_an_engine_is_followed_by_the_wrapper_of_the_main_process(yar
         ("engine-exits", ""),
     ],
 )
-def test_faults_of_a_running_server_end_it_with_code_0(yard, fault, text):
-    server = yard.serve(FAIL=fault, FAIL_AFTER_S=0.01)
+def test_faults_of_a_running_server_end_it_with_code_0(servers, fault, text):
+    server = servers.serve(FAIL=fault, FAIL_AFTER_S=0.01)
     assert server.exit_code() == 0
     assert text in server.log
 
 
-def test_the_hang_fault_prints_vllms_line_and_answers_nothing(yard):
-    server = yard.serve(FAIL="shm-broadcast-hang", FAIL_AFTER_S=0)
+def test_the_hang_fault_prints_vllms_line_and_answers_nothing(servers):
+    server = servers.serve(FAIL="shm-broadcast-hang", FAIL_AFTER_S=0)
     server.says("No available shared memory broadcast block found in 60 seconds")
     assert count_answers(server, 1, expected=0) == 0
     assert server.get("/health").status_code == 200
 
 
-def test_a_start_can_hang_at_its_weights(yard):
-    words = ("serve", str(yard.model), "--port", str(free_port()))
-    server = yard.start(*words, FAIL="hang-at-weights")
+def test_a_start_can_hang_at_its_weights(servers):
+    words = ("serve", str(servers.model), "--port", str(free_port()))
+    server = servers.start(*words, FAIL="hang-at-weights")
     server.says("Loading safetensors checkpoint shards:  25% Completed")
     server.process.terminate()
     assert server.exit_code() == 0
     assert "Loading weights took" not in server.log
 
 
-def test_a_fault_strikes_only_the_named_servers_and_attempts(yard):
+def test_a_fault_strikes_only_the_named_servers_and_attempts(servers):
     def run(server, attempt):
         environ = {"RAYLAUNCH_SERVER": server, "RAYLAUNCH_ATTEMPT": attempt}
         filters = {"FAIL": "exit-at-once", "FAIL_SERVERS": "1", "FAIL_ATTEMPTS": "1,2"}
         words = ("serve", "/no/such/model")
-        run = yard.start(*words, environ=environ, **filters)
+        run = servers.start(*words, environ=environ, **filters)
         run.exit_code()
         return "told to exit at once" in run.log
 
@@ -464,10 +469,10 @@ def test_every_fault_of_the_file_has_a_known_place():
 # What reached it, and what it answers
 
 
-def test_it_records_what_reached_it(yard, tmp_path):
-    server = yard.serve(RECORD=tmp_path, environ={"HCCL_IF_IP": "192.0.2.10"})
+def test_it_records_what_reached_it(servers, tmp_path):
+    server = servers.serve(RECORD=tmp_path, environ={"HCCL_IF_IP": "192.0.2.10"})
     seen = json.loads(next(tmp_path.glob("server-0-*.json")).read_text())
-    assert seen["argv"][:3] == ["vllm", "serve", str(yard.model)]
+    assert seen["argv"][:3] == ["vllm", "serve", str(servers.model)]
     assert seen["env"]["HCCL_IF_IP"] == "192.0.2.10"
     assert (seen["pid"], seen["pgid"], seen["sid"], seen["ppid"]) == (
         server.pid,
@@ -479,8 +484,8 @@ def test_it_records_what_reached_it(yard, tmp_path):
     assert seen["children"] == {"EngineCore": server.pid_of("VLLM::EngineCore")}
 
 
-def test_text_depends_on_the_prompt_alone(yard):
-    server = yard.serve()
+def test_text_depends_on_the_prompt_alone(servers):
+    server = servers.serve()
     texts = [
         server.post("/v1/completions", {"prompt": p, "max_tokens": 9}).json()
         for p in ("a", "b", "a")
@@ -490,8 +495,8 @@ def test_text_depends_on_the_prompt_alone(yard):
     assert len(a.split()) == 9
 
 
-def test_chat_streams_and_calls_tools(yard):
-    server = yard.serve("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m2")
+def test_chat_streams_and_calls_tools(servers):
+    server = servers.serve("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m2")
     messages = [{"role": "user", "content": "weather?"}]
     plain = {"messages": messages, "max_tokens": 3}
     whole = server.post("/v1/chat/completions", plain).json()["choices"][0]["message"]["content"]
@@ -510,13 +515,19 @@ def test_chat_streams_and_calls_tools(yard):
     assert list(json.loads(call["arguments"])) == ["city"]
 
 
-def test_bench_serve_sends_requests_and_saves_vllms_keys(yard):
-    server = yard.serve("--served-model-name", "tiny")
+def test_bench_serve_sends_requests_and_saves_vllms_keys(servers):
+    server = servers.serve("--served-model-name", "tiny")
     words = ("--model", "tiny", "--port", server.url.rpartition(":")[2], "--num-prompts", "3")
-    saving = ("--save-result", "--result-dir", str(yard.folder), "--result-filename", "bench.json")
-    run = yard.start("bench", "serve", *words, *saving)
+    saving = (
+        "--save-result",
+        "--result-dir",
+        str(servers.folder),
+        "--result-filename",
+        "bench.json",
+    )
+    run = servers.start("bench", "serve", *words, *saving)
     assert run.exit_code() == 0
-    result = json.loads((yard.folder / "bench.json").read_text())
+    result = json.loads((servers.folder / "bench.json").read_text())
     assert (result["completed"], result["failed"], result["total_output_tokens"]) == (3, 0, 48)
     assert {
         "request_throughput",
@@ -528,9 +539,9 @@ def test_bench_serve_sends_requests_and_saves_vllms_keys(yard):
     assert ranks(server)[0].finished == 3
 
 
-def test_tools_need_the_flag(yard):
+def test_tools_need_the_flag(servers):
     tool = {"type": "function", "function": {"name": "f"}}
     body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool]}
-    answer = yard.serve().post("/v1/chat/completions", body)
+    answer = servers.serve().post("/v1/chat/completions", body)
     assert answer.status_code == 400
     assert "--enable-auto-tool-choice" in answer.text

@@ -44,8 +44,8 @@ async def mute_server():
     server.close()
 
 
-async def test_a_healthy_pair_answers_everything(yard, client_of):
-    primary, _ = yard.pair()
+async def test_a_healthy_pair_answers_everything(servers, client_of):
+    primary, _ = servers.pair()
     client = client_of(primary.url + "/v1/")
     health = await client.health()
     assert (health.status, health.ok, health.detail) == (200, True, "")
@@ -61,8 +61,8 @@ async def test_a_healthy_pair_answers_everything(yard, client_of):
     }
 
 
-async def test_chat(yard, client_of):
-    server = yard.serve("--served-model-name", "tiny")
+async def test_chat(servers, client_of):
+    server = servers.serve("--served-model-name", "tiny")
     answer = await client_of(server).chat(
         "tiny", [{"role": "user", "content": "Who are you?"}], max_tokens=4
     )
@@ -70,8 +70,8 @@ async def test_chat(yard, client_of):
     assert len(answer.text.split()) == answer.completion_tokens == 4
 
 
-async def test_calls_share_one_connection(yard, client_of):
-    server = yard.serve("--served-model-name", "tiny")
+async def test_calls_share_one_connection(servers, client_of):
+    server = servers.serve("--served-model-name", "tiny")
     client = client_of(server)
     for _ in range(3):
         await client.health()
@@ -93,8 +93,8 @@ async def test_nobody_listens(client_of):
         assert "ConnectError" in answer.detail
 
 
-async def test_a_stopped_server_is_a_time_out(yard, client_of):
-    server = yard.serve()
+async def test_a_stopped_server_is_a_time_out(servers, client_of):
+    server = servers.serve()
     client = client_of(server)
     assert (await client.health()).ok
     server.stop()
@@ -105,8 +105,8 @@ async def test_a_stopped_server_is_a_time_out(yard, client_of):
     assert (await client.health()).ok
 
 
-async def test_a_dead_server_after_a_good_answer_is_a_value_too(yard, client_of):
-    server = yard.serve()
+async def test_a_dead_server_after_a_good_answer_is_a_value_too(servers, client_of):
+    server = servers.serve()
     client = client_of(server)
     assert (await client.health()).ok
     server.end()
@@ -143,14 +143,14 @@ async def test_unreadable_metrics_have_a_detail(client_of, mute_server):
     assert answer.detail.startswith("unreadable metrics")
 
 
-async def test_the_servers_own_words_are_in_the_detail(yard, client_of):
-    answer = await client_of(yard.serve()).complete("no-such-model")
+async def test_the_servers_own_words_are_in_the_detail(servers, client_of):
+    answer = await client_of(servers.serve()).complete("no-such-model")
     assert answer.status == 404
     assert "The model `no-such-model` does not exist." in answer.detail
 
 
-async def test_the_key_opens_and_is_shown_nowhere(yard, client_of):
-    server = yard.serve("--served-model-name", "tiny", "--api-key", "s3cret")
+async def test_the_key_opens_and_is_shown_nowhere(servers, client_of):
+    server = servers.serve("--served-model-name", "tiny", "--api-key", "s3cret")
     refused = await client_of(server, api_key="wr0ng").models()
     assert (refused.status, refused.names) == (401, ())
     client = client_of(server, api_key="s3cret")
@@ -160,18 +160,18 @@ async def test_the_key_opens_and_is_shown_nowhere(yard, client_of):
     assert "wr0ng" not in repr(refused)
 
 
-async def test_proxy_variables_change_nothing(yard, client_of, monkeypatch):
+async def test_proxy_variables_change_nothing(servers, client_of, monkeypatch):
     with socket.socket() as proxy:
         proxy.bind(("127.0.0.1", 0))
         proxy.listen()
         url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, url)
-        assert (await client_of(yard.serve()).health(timeout_s=20)).ok
+        assert (await client_of(servers.serve()).health(timeout_s=20)).ok
 
 
-async def test_a_dead_engine_shows_as_500(yard, client_of):
-    primary, headless = yard.pair("--enable-expert-parallel")
+async def test_a_dead_engine_shows_as_500(servers, client_of):
+    primary, headless = servers.pair("--enable-expert-parallel")
     headless.end()
     client = client_of(primary)
     assert (await client.health()).ok
