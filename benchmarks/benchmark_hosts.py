@@ -1,7 +1,8 @@
-"""Where the peers are measured: two fresh test hosts that look used, on wish with Ray, and what asks them.
+"""The two test hosts on which the peers are measured: fresh, warmed up, optionally with Ray.
 
-Every run of a peer gets hosts of its own (namespaces, see tests/hosts/hosts.py), so nothing of the one before can be
-left. They hold the generated model and vLLM's cache, as hosts do on which the model was served before.
+Every run of a peer gets hosts of its own (namespaces, see tests/hosts/hosts.py), so nothing of the
+one before can be left. They hold the generated model and vLLM's cache, as hosts do on which the
+model was served before.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ MODELS = {
         ("model.tiny=minimax_m2", "model.type=minimax_m2", "parallel.expert=true"),
     ),
 }
-"""Dense: the ranks are independent. MoE with experts across the ranks: they step together, one lost stops all."""
+"""Dense: the ranks are independent.
+
+MoE with experts across the ranks: they step together, one lost stops all.
+"""
 DENSE = MODELS["dense"]
 RAY_ENV = {
     "RAY_AUTH_MODE": "disabled",
@@ -143,7 +147,8 @@ class TwoHosts:
     ) -> subprocess.Popen[str]:
         """Start a program of `asking/` on the head; what it prints is read from its stdout.
 
-        To kill what is returned would end `nsenter` and not the program: close its stdin, or the hosts.
+        To kill what is returned would end `nsenter` and not the program: close its stdin, or the
+        hosts.
         """
         command = ["python", "-u", str(ASKING / program), *words]
         errors = (self.folder / f"{program}.err").open("w")
@@ -180,7 +185,7 @@ def _put_metadata(host: Host) -> None:
 
 
 def _put_plugin(host: Host) -> None:
-    """What vLLM lacks to serve an MoE over several ranks on CPU; in the folder that every peer's servers see."""
+    """Install what vLLM lacks to serve an MoE over several ranks on CPU, for every peer's servers."""
     name = MOE_PLUGIN.stem
     host.put(f"{SITE}/{MOE_PLUGIN.name}", MOE_PLUGIN.read_text())
     host.put(
@@ -194,7 +199,10 @@ def _put_plugin(host: Host) -> None:
 
 
 def put_npu_platform(host: Host) -> None:
-    """A vLLM platform plug-in: the CPU, which Ray knows as NPU. Stock vLLM has no Ray resource for the CPU."""
+    """A vLLM platform plug-in: the CPU, which Ray knows as NPU.
+
+    Stock vLLM has no Ray resource for the CPU.
+    """
     code = (
         "from vllm.platforms.cpu import CpuPlatform\n\n\n"
         "class NpuNamedCpu(CpuPlatform):\n    ray_device_key = 'NPU'\n\n\n"
@@ -213,7 +221,10 @@ def put_npu_platform(host: Host) -> None:
 
 
 def start_ray(pair: TwoHosts, env: Mapping[str, str]) -> None:
-    """A cluster of 16 NPUs declared by hand on both hosts, as `ray up` leaves one. `env` reaches every worker."""
+    """A cluster of 16 NPUs declared by hand on both hosts, as `ray up` leaves one.
+
+    `env` reaches every worker.
+    """
     common = [
         *('--resources={"NPU": 8}', "--num-cpus=4", "--object-store-memory=80000000"),
         *("--disable-usage-stats", "--include-log-monitor=false", "--max-worker-port=19999"),
@@ -253,11 +264,11 @@ def await_first_token(
 def one_scheduling_group() -> Iterator[None]:
     """Have the kernel weigh processes, as in a container, and not whole sessions (autogroups).
 
-    Both hosts share the cores of this machine. Where each session gets the same share, a server alone in its session
-    is stalled for seconds by another one's busy workers, and whoever starts both servers from one terminal is not:
-    10 to 12 requests/s instead of 18 to 19 at 4 clients, TTFT p99 1.2 to 3.5 s instead of 0.06 to 0.08 s (measured with
-    the same two scripts).
-    It holds for processes that are started inside.
+    Both hosts share the cores of this machine. Where each session gets the same share, a server
+    alone in its session is stalled for seconds by another one's busy workers, and whoever starts
+    both servers from one terminal is not: 10 to 12 requests/s instead of 18 to 19 at 4 clients,
+    TTFT p99 1.2 to 3.5 s instead of 0.06 to 0.08 s (measured with the same two scripts). It holds
+    for processes that are started inside.
     """
     switch = Path("/proc/sys/kernel/sched_autogroup_enabled")
     before = switch.read_text() if switch.exists() else ""
@@ -271,7 +282,7 @@ def one_scheduling_group() -> Iterator[None]:
 
 
 def actor_errors(pair: TwoHosts) -> list[str]:
-    """The latest line that names an error in what the actors of each host wrote: Ray keeps that from the terminal."""
+    """Return the last line of each host's actor logs that names an error: Ray does not print those."""
     found = []
     for host in pair.hosts:
         logs = [*host.path("/tmp/ray").glob("session_2*/logs/serve/*.log"),
@@ -297,7 +308,7 @@ OWNERS = (
 
 
 def cpu_by_owner(pair: TwoHosts) -> dict[str, float]:
-    """Seconds of CPU that what lives on the hosts has used by now, Ray's daemons since before the command."""
+    """Return the CPU seconds used so far by each owner's processes on the hosts, Ray's included."""
     ticks = os.sysconf("SC_CLK_TCK")
     used: dict[str, float] = {}
     for host in pair.hosts:
@@ -312,8 +323,8 @@ def cpu_by_owner(pair: TwoHosts) -> dict[str, float]:
 def touch_memory() -> None:
     """Write to as much memory as a peer needs, and free it, before its clock starts.
 
-    A virtual machine gives freed memory back to its host, and what it then takes anew costs 2 s per GB (measured): a
-    peer that needs more than the one before it would pay for that.
+    A virtual machine gives freed memory back to its host, and what it then takes anew costs 2 s per
+    GB (measured): a peer that needs more than the one before it would pay for that.
     """
     subprocess.run([sys.executable, "-c", f"bytearray(b'x') * {TOUCHED_BYTES}"], check=False)
 
@@ -328,12 +339,13 @@ def pythonpath(*folders: str) -> str:
 
 
 PEERS_SITE = Path(sysconfig.get_path("data")) / "peers"
-"""Packages that only Ray Serve needs: beside the environment, so that the others run without them."""
+"""Packages that only Ray Serve needs: beside the environment, so that the others run without them.
+"""
 SERVE_PACKAGES = ("grpcio-reflection", "jsonref", "mmh3", "watchfiles", "pyarrow")
 
 
 def install_serve() -> str:
-    """Put what Ray Serve LLM wants beyond this environment into PEERS_SITE; returns what went wrong, or ""."""
+    """Install what Ray Serve LLM needs beyond this environment into PEERS_SITE; "" on success."""
     if all(any(PEERS_SITE.glob(f"{name.replace('-', '_')}*.dist-info")) for name in SERVE_PACKAGES):
         return ""
     command = [

@@ -1,7 +1,7 @@
-"""What a command costs before it does anything: whole processes, beside those of ray, vllm and a bare typer program.
+"""Measure what a command costs before it acts, beside ray, vllm and a bare typer program.
 
-The repetitions are interleaved; the first of each is not counted. CPU seconds (user and system, with children) tell
-more than the wall clock on a machine that others use too.
+The repetitions are interleaved; the first of each is not counted. CPU seconds (user and system,
+with children) tell more than the wall clock on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def _metadata(folder: Path) -> str:
-    """The metadata-only distribution that the CPU wheel of vLLM lacks; without it `vllm --help` ends with an error."""
+    """Write the metadata-only distribution `vllm` that the CPU wheel lacks: `vllm --help` needs it."""
     info = folder / "site" / "vllm-0.32.0+cpu.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")

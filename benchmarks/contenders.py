@@ -1,7 +1,7 @@
 """What is compared: raylaunch, the guide's two bash scripts, vLLM's own Ray backend, Ray Serve LLM.
 
-Each knows what stands before the command (a Ray cluster, rendered scripts), the command itself, and which process a
-fault ends.
+Each knows what stands before the command (a Ray cluster, rendered scripts), the command itself, and
+which process a fault ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ FAULTS = ("kill-engine", "kill-headless", "kill-primary", "stop-headless")
 """As the drill names them; stop-headless is a hang."""
 
 Prey = Mapping[str, tuple[int, str]]
-"""For each fault the host (0 or 1) and what the command line of the process that it hits looks like."""
+"""For each fault the host (0 or 1) and what the command line of the process that it hits looks
+like."""
 OF_VLLM_SERVE: Prey = {
     "kill-engine": (1, r"VLLM::EngineCore"),
     "kill-headless": (1, r"bin/vllm serve"),

@@ -17,11 +17,13 @@ from contenders import NAME, RAYLAUNCH, Peer
 
 FLOW_S = 60.0
 HANG_S = 240.0
-"""So long at least to wait after a hang: Ray Serve gives a replica up after three checks of 30 s."""
+"""So long at least to wait after a hang: Ray Serve gives a replica up after three checks of 30 s.
+"""
 QUIET_S = 3.0
 """Requests flow for so long before the fault."""
 LOOK_S, LINGER_S = 0.5, 15.0
-"""How often to look whether it is back, and how long to see who else notices when nobody can bring it back."""
+"""How often to look whether it is back, and how long to see who else notices when nobody can bring
+it back."""
 PRIMARY = 0
 """Number of the command with the API."""
 

@@ -1,6 +1,7 @@
-"""From command to first token: `raylaunch start local-dual` against the same two commands typed by hand.
+"""Time from command to first token: `raylaunch start local-dual` against two commands by hand.
 
-Both serve the same generated model with the same real vLLM on CPU; the rounds are interleaved. The hand-typed way is
+Both serve the same generated model with the same real vLLM on CPU; the rounds are interleaved. The
+hand-typed way is
 `raylaunch render`'s scripts started at the same moment, and polled for a completion every 0.1 s.
 Needs root, for `pair.one_scheduling_group`.
 """

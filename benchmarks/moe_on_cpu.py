@@ -1,8 +1,9 @@
 """A plug-in of vLLM for the test hosts: what vLLM 0.32 lacks to serve an MoE with dp > 1 on CPU.
 
-Its CPU communicator has neither `all_gatherv` nor `reduce_scatterv` (NotImplementedError at the first request), and its
-CPU experts take global expert numbers where they hold a part of the experts only (they read past the end and die of
-SIGSEGV). All peers get the same plug-in (pair.py puts it on the hosts).
+Its CPU communicator has neither `all_gatherv` nor `reduce_scatterv` (NotImplementedError at the
+first request), and its CPU experts take global expert numbers where they hold a part of the experts
+only (they read past the end and die of SIGSEGV). All peers get the same plug-in (pair.py puts it on
+the hosts).
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What a fault did, told from the lines of asking/watch.py, asking/serve_app.py and the ends of commands. Pure."""
+"""Read the effect of a fault from what watch.py, serve_app.py and the commands printed. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def serve_noticed(seen: Iterable[Seen], fault_at: float) -> tuple[float, str] | 
 
 
 def ranks_back_at(seen: Iterable[Seen], fault_at: float) -> float | None:
-    """When every rank had finished a request that it got after the fault; an API that is away starts the count anew."""
+    """Return when every rank had finished a request that it got after the fault and the last outage."""
     served: set[str] = set()
     last: Mapping[str, float] | None = None
     for one in seen:

@@ -1,9 +1,10 @@
 """raylaunch against what a user would pick instead: from command to first token, serving, faults.
 
-All serve the same generated model (--model) with the same real vLLM on CPU, dp=2, on the same two test hosts (network
-namespaces of this machine, needs root). The rounds are interleaved: each round runs every peer once, on fresh hosts.
-The first rounds also measure serving (--serving), and round k of --faults ends with fault k. A Ray cluster stands
-before the command for those that need one, as `ray up` leaves it; its start is not counted.
+All serve the same generated model (--model) with the same real vLLM on CPU, dp=2, on the same two
+test hosts (network namespaces of this machine, needs root). The rounds are interleaved: each round
+runs every peer once, on fresh hosts. The first rounds also measure serving (--serving), and round k
+of --faults ends with fault k. A Ray cluster stands before the command for those that need one, as
+`ray up` leaves it; its start is not counted.
 
 --add puts the rounds behind those of the stored result; --table writes the sections anew from it, without measuring.
 """
@@ -56,7 +57,10 @@ def run_peer(
     model: Model = DENSE,
     limit_s: float = START_S,
 ) -> dict[str, Any]:
-    """One run of one peer on fresh hosts: launch, and what `work` wants then. An error ends it and is part of it."""
+    """One run of one peer on fresh hosts: launch, and what `work` wants then.
+
+    An error ends it and is part of it.
+    """
     found: dict[str, Any] = {"peer": peer.name}
     with ExitStack() as stack:
         try:
@@ -99,7 +103,7 @@ def launch(peer: Peer, pair: TwoHosts, limit_s: float) -> dict[str, Any]:
 def stages(
     events: list[dict[str, Any]], started: float, created: float, first: float, returned: float
 ) -> dict[str, float]:
-    """Seconds per stage, from raylaunch's own events; a stage ends when the last server has left it."""
+    """Return the seconds per stage from raylaunch's events; a stage lasts until the last server left it."""
 
     def last(text: str) -> float | None:
         begun: dict[int, float] = {}
@@ -188,7 +192,7 @@ def read_stored(model: str) -> dict[str, Any]:
 
 
 def stored(model: str) -> dict[str, Any]:
-    """The stored result, to add to it; refused when it was measured with other versions or on another day."""
+    """Return the stored result to add rounds to it; refuse other versions or another day."""
     found = read_stored(model)
     if other := {name: found[name] for name, value in machine().items() if found[name] != value}:
         raise SystemExit(f"--add: the stored result is of {other}; measure anew, without it")

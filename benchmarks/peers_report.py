@@ -55,7 +55,7 @@ DEFAULTS = "What the defaults of each imply:\n\n" + table(
 
 
 def publish_all(result: Mapping[str, Any], *, short: bool = False, restamp: bool = True) -> None:
-    """Write all sections; without `restamp` only the page, under the versions that `result` was measured with."""
+    """Write all sections; without `restamp` keep the versions that `result` was measured with."""
     arguments = "" if model_of(result) == "dense" else f"--model {model_of(result)}"
     for name, title, text, missed in sections(result):
         if restamp:
@@ -145,7 +145,7 @@ def launches(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
 
 
 def cpu_shares(runs: Sequence[Run]) -> str:
-    """Whose processes used the CPU from the command to the first token; the cores are the bottleneck."""
+    """Return a table of CPU seconds per owner from the command to the first token."""
     rows, owners = [], list(dict.fromkeys(owner for run in runs for owner in run.get("cpu_s", ())))
     for peer in PEERS:
         found = [run["cpu_s"] for run in of(runs, peer.name) if "cpu_s" in run]

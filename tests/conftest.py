@@ -1,6 +1,7 @@
 """What all tests share: a free port, a folder for logs that outlives a failure, and two guards.
 
-The guards: a test run that leaves marked processes behind fails, and a `hosts` test that cannot run says what it lacks.
+The guards: a test run that leaves marked processes behind fails, and a `hosts` test that cannot run
+says what it lacks.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ HOSTS_PROGRAMS = ("ip", "ping", "ssh", "sshd", "ssh-keygen", "rsync", "unshare")
 
 
 def pytest_configure(config):
-    """Mark this run: what the tests start inherits the variable, so runs side by side do not blame each other."""
+    """Mark this run: what the tests start inherits the variable, so runs side by side do not blame
+    each other."""
     os.environ[RUN] = uuid.uuid4().hex
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -78,7 +80,10 @@ def kept_logs(request) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def leftovers() -> Iterator[None]:
-    """Fail the run when processes with raylaunch's marker outlive it. They are named, not ended: they are evidence."""
+    """Fail the run when processes with raylaunch's marker outlive it.
+
+    They are named, not ended: they are evidence.
+    """
     before = {process.pid for process in find_marked()}
     yield
     ours = [
@@ -92,7 +97,10 @@ def leftovers() -> Iterator[None]:
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether this run started the process. One that lost the run's mark can only be ours where nobody else works."""
+    """Whether this run started the process.
+
+    One that lost the run's mark can only be ours where nobody else works.
+    """
     try:
         run = psutil.Process(pid).environ().get(RUN)
     except psutil.Error:
@@ -102,7 +110,8 @@ def _is_ours(pid: int) -> bool:
 
 
 def _wait_for_end(processes: list[MarkedProcess]) -> list[MarkedProcess]:
-    """What is still alive after the deadline: a process may be on its way out when the last test ends."""
+    """What is still alive after the deadline: a process may be on its way out when the last test
+    ends."""
     by_pid = {process.pid: process for process in processes}
     waited = [psutil.Process(pid) for pid in by_pid if psutil.pid_exists(pid)]
     _, alive = psutil.wait_procs(waited, timeout=END_DEADLINE_S)

@@ -75,7 +75,8 @@ class Server:
         return wait_until(lambda: self.tree().get(name), f"a process {name}: {self.tree()}")
 
     def tree(self):
-        """Title -> pid of the living processes in this server's process group, without the main process."""
+        """Title -> pid of the living processes in this server's process group, without the main
+        process."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)

@@ -1,4 +1,7 @@
-"""Stops processes for a test. A SIGSTOP is only sent when kill() returns; each thread stops when it next runs."""
+"""Stops processes for a test.
+
+A SIGSTOP is only sent when kill() returns; each thread stops when it next runs.
+"""
 
 import os
 import signal

@@ -1,4 +1,5 @@
-"""The house holds: who may import whom, what pure rooms stay away from, and what no file may contain."""
+"""The house holds: who may import whom, what pure rooms stay away from, and what no file may
+contain."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 LONGER = {
     "guard.py": 540,  # one file by necessity: it is run by path, on a node without the package
-    "controller.py": 710,  # one actor: its commands, its loop and its state; what needs no state has moved out
+    # one actor: its commands, its loop and its state; what needs no state has moved out
+    "controller.py": 710,
     "api.py": 460,
     "interpreter.py": 430,
     "agent.py": 490,  # likewise
@@ -118,7 +120,8 @@ def module_of(file: Path) -> str:
 
 
 def imports_of(file: Path) -> Iterator[Import]:
-    """Every import of a file: at the top, in functions, under TYPE_CHECKING, and by import_module("...")."""
+    """Every import of a file: at the top, in functions, under TYPE_CHECKING, and by
+    import_module("...")."""
     for node in ast.walk(ast.parse(file.read_text())):
         for module in _imported(file, node):
             yield Import(file, node.lineno, module)
@@ -195,7 +198,8 @@ def top_level_imports(file: Path) -> Iterator[str]:
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """The modules of one circle of imports, the first one again at the end; empty when there is none."""
+    """The modules of one circle of imports, the first one again at the end; empty when there is
+    none."""
     done: set[str] = set()
 
     def visit(module: str, path: list[str]) -> list[str]:
@@ -237,7 +241,8 @@ def test_only_runtime_imports_ray():
 
 
 def test_the_guard_needs_only_the_standard_library():
-    """It is run by path with `python -I -S`, where neither raylaunch nor site-packages can be found."""
+    """It is run by path with `python -I -S`, where neither raylaunch nor site-packages can be
+    found."""
     found = {
         found.module.partition(".")[0]
         for found in imports_of(PACKAGE / "node" / "process" / "guard.py")
@@ -320,7 +325,8 @@ def test_no_module_is_too_long_to_read():
 
 
 def project_files() -> list[Path]:
-    """What git tracks or would take; without git (an unpacked sdist) what lies in the project's folders."""
+    """What git tracks or would take; without git (an unpacked sdist) what lies in the project's
+    folders."""
     command = [
         "git",
         "-c",

@@ -1,4 +1,5 @@
-"""The programs of benchmarks/ write what they measured: tables from a stored result, sections that leave others alone.
+"""The programs of benchmarks/ write what they measured: tables from a stored result, sections that
+leave others alone.
 
 Nothing here measures, and nothing asserts a time.
 """

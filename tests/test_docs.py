@@ -1,4 +1,5 @@
-"""The docs hold: links lead somewhere, shown commands parse, generated pages are current, the site builds offline."""
+"""The docs hold: links lead somewhere, shown commands parse, generated pages are current, the site
+builds offline."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def code_of(page: Path) -> Iterator[str]:
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:
-    """Every `raylaunch ...` that the page shows: in code blocks, after a prompt, inside a pipe, or inline."""
+    """Every `raylaunch ...` that the page shows: in code blocks, after a prompt, inside a pipe, or
+    inline."""
     inline = re.findall(
         r"`(raylaunch [^`]+)`", re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
     )

@@ -1,4 +1,4 @@
-"""Draw the rooms from the imports in the code: docs/images/rooms.svg and the table in docs/architecture.md.
+"""Draw the rooms from the imports in the code into docs/images/rooms.svg and architecture.md.
 
 `--check` only compares. The picture shows an arrow where one room imports another and no longer way leads there; the
 table names every room that is imported. `raylaunch.errors` is open to all and left out of both.
@@ -174,7 +174,10 @@ def draw(graph: Graph) -> str:
 
 
 def place(graph: Graph) -> dict[str, tuple[int, int]]:
-    """Upper left corners of the boxes. Rooms with an arrow over several rows stand outside, clear of those between."""
+    """Upper left corners of the boxes.
+
+    Rooms with an arrow over several rows stand outside, clear of those between.
+    """
     rows = {room: row_of(graph, room) for room in sorted(graph)}
     far = [room for room in rows if any(rows[target] - rows[room] > 1 for target in graph[room])]
     near = {
@@ -200,7 +203,7 @@ def place(graph: Graph) -> dict[str, tuple[int, int]]:
 
 
 def arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
-    """From below a box to the top of one in the next row; over several rows straight down and into its side."""
+    """Draw from below a box to the top of one in the next row; over several rows into its side."""
     x1, y1 = source[0] + BOX_WIDTH // 2, source[1] + BOX_HEIGHT
     if target[1] - source[1] > BOX_HEIGHT + GAP_Y:
         x2 = target[0] - 2 if x1 < target[0] else target[0] + BOX_WIDTH + 2

@@ -1,7 +1,7 @@
 """Say whether the environment can run vLLM on CPU; run by `make` right after the installation.
 
-Reads metadata and version files only: importing a CUDA build of torch on a machine without CUDA fails in ways
-that do not name the cause.
+Reads metadata and version files only: importing a CUDA build of torch on a machine without CUDA
+fails in ways that do not name the cause.
 """
 
 from __future__ import annotations

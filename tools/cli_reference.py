@@ -1,4 +1,7 @@
-"""Write docs/cli.md from the program itself: verbs, options, examples, exit codes. `--check` only compares."""
+"""Write docs/cli.md from the program itself: verbs, options, examples, exit codes.
+
+`--check` only compares.
+"""
 
 # ruff: noqa: ANN401 - typer has no public types for its parsed commands
 

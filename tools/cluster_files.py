@@ -1,4 +1,4 @@
-"""Writes cluster/*.yaml, the shipped files for `ray up`, from the recipes (`--check`: exit 1 when one is stale).
+"""Write cluster/*.yaml, the shipped files for `ray up`, from the recipes (`--check` compares).
 
 Their addresses are those set aside for documentation (RFC 5737).
 """

@@ -2,8 +2,8 @@
 
 usage: lock.py [ARGUMENTS FOR PIP...]
 
-Run it where torch resolves to a CPU build: the resolver must read the dependencies of that build. Names and versions
-only: where pip finds them is the business of the machine that installs.
+Run it where torch resolves to a CPU build: the resolver must read the dependencies of that build.
+Names and versions only: where pip finds them is the business of the machine that installs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _resolve(arguments: list[str]) -> list[dict[str, Any]]:
 
 
 def _header() -> list[str]:
-    """The comment at the top of the present file: it says how to install and what is left out, and stays."""
+    """Return the comment at the top of the file, which is kept: how to install, what is left out."""
     lines = LOCKED.read_text().splitlines()
     return [line for line in lines if line.startswith("#")]
 
@@ -70,7 +70,7 @@ def _is_left_out(metadata: dict[str, Any]) -> bool:
 
 
 def _pin(metadata: dict[str, Any]) -> str:
-    """`name==version` without the local part: torch 2.13.0+cpu is the same pin wherever the build comes from."""
+    """Return `name==version` without the local part: 2.13.0+cpu is the same pin for every build."""
     return f"{_normal(metadata['name'])}=={metadata['version'].partition('+')[0]}"
 
 

@@ -1,7 +1,8 @@
-"""Write docs/refusals.md from the checks and their tests: each finding, its level and words, and a test that shows it.
+"""Write docs/refusals.md from the checks: each finding, its level, words and a test that shows it.
 
-That a test names a finding proves nothing: it may say that the finding does not come. So each such test is run with the
-finding taken away, and counts when it then fails. `--check` only compares; both fail on a finding that no test shows.
+That a test names a finding proves nothing: it may say that the finding does not come. So each such
+test is run with the finding taken away, and counts when it then fails. `--check` only compares;
+both fail on a finding that no test shows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKS = ROOT / "raylaunch" / "checks"
 TESTS = ROOT / "tests"
 SHOWING = TESTS / "checks"
-"""Only here do findings come from the checks; other tests, as those of the command line, make up their own."""
+"""Only here do findings come from the checks; other tests, as those of the command line, make up
+their own."""
 TARGET = ROOT / "docs" / "refusals.md"
 LEVELS = ("error", "warning", "info")
 
@@ -45,7 +47,8 @@ from the agents that will run the servers, and checks what it saw. All findings 
 run without the finding, and did.
 """
 
-# Refused before any check: not findings, so they are listed by hand; `main` makes sure that the tests exist.
+# Refused before any check: not findings, so they are listed by hand; `main` makes sure that the
+# tests exist.
 EARLIER = (
     (
         "a recipe nobody knows; the nearest name is offered",
@@ -223,7 +226,7 @@ def findings_in(function: ast.FunctionDef) -> list[ast.Call]:
 def resolve(
     node: ast.expr, function: ast.FunctionDef, after: int = 0, until: int = sys.maxsize
 ) -> list[ast.expr]:
-    """The values of an argument: itself, or what the function assigns to that name between two lines."""
+    """Return the values of an argument: itself, or what the function assigns to that name."""
     if not isinstance(node, ast.Name):
         return [node]
     given = [
@@ -345,7 +348,7 @@ def prove(files: list[Path], named: Mapping[str, set[str]]) -> set[tuple[str, st
 
 
 class Prover:
-    """A plug-in of pytest: runs each test as it is, and once more for each finding it names, without that finding."""
+    """A pytest plug-in that runs each test as it is, and again without each finding it names."""
 
     def __init__(self, named: Mapping[str, set[str]]) -> None:
         self.named = named

@@ -1,7 +1,8 @@
-"""Writes configs/recipe.schema.json, by which editors complete recipes (`--check`: exit 1 when it is stale).
+"""Write configs/recipe.schema.json, by which editors complete recipes (`--check` compares).
 
-The schema comes from the pydantic model; docstrings of fields become descriptions. Two things differ from pydantic's
-own: a recipe that `extends` another may leave out anything, and null (which removes a base value) is always allowed.
+The schema comes from the pydantic model; docstrings of fields become descriptions. Two things
+differ from pydantic's own: a recipe that `extends` another may leave out anything, and null (which
+removes a base value) is always allowed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def build() -> dict[str, Any]:
 
 
 def _required(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the required keys of the recipe ("") and of its direct sections, before they are made optional."""
+    """Return the required keys of the recipe ("") and of its sections, before they become optional."""
     found = {"": list(schema.get("required", []))}
     for name, value in schema["properties"].items():
         refs = [value, *value.get("anyOf", [])]

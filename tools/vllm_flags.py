@@ -1,6 +1,7 @@
-"""Writes raylaunch/plan/vllm_flags.txt: the flags of `vllm serve`, asked of the parser of the installed vLLM.
+"""Write raylaunch/plan/vllm_flags.txt: the flags of `vllm serve` by its installed parser.
 
-Run it with the CPU extra installed whenever that moves to another vLLM:  python tools/vllm_flags.py [--check]
+Run it with the CPU extra installed whenever that moves to another vLLM:  python tools/vllm_flags.py
+[--check]
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def read_flags(version: str) -> set[str]:
 
 
 def pretend_to_be_vllm(version: str) -> None:
-    """The CPU wheel asks for the version of a distribution named `vllm`: put its bare metadata on the path."""
+    """Put the bare metadata of a distribution `vllm` on the path: the CPU wheel asks for its version."""
     info = Path(tempfile.mkdtemp()) / f"vllm-{version}+cpu.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")

@@ -1,4 +1,4 @@
-"""`vllm bench serve` at one concurrency after the other, in one process: importing vLLM takes seconds each time.
+"""Run `vllm bench serve` at several concurrencies in one process: importing vLLM takes seconds.
 
 load.py URL MODEL SECONDS_OF_REQUESTS CONCURRENCY... prints one JSON object per concurrency.
 """

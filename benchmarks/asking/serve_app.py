@@ -1,7 +1,9 @@
-"""Ray Serve LLM with the tiny model: what its user would run. `replicas`: two engines; `dp`: its data-parallel gang.
+"""Ray Serve LLM with the tiny model: what its user would run.
 
-serve_app.py replicas|dp MODEL PORT ENGINE_KWARGS (as JSON); tells the status of the deployment as JSON lines once a
-line comes on stdin.
+`replicas`: two engines; `dp`: its data-parallel gang.
+
+serve_app.py replicas|dp MODEL PORT ENGINE_KWARGS (as JSON); tells the status of the deployment as
+JSON lines once a line comes on stdin.
 """
 
 import json

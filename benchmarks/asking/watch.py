@@ -1,6 +1,7 @@
-"""Watch an endpoint during a fault: its health, the requests that each rank finished, and requests of its own.
+"""Watch an endpoint during a fault: its health, requests finished per rank, and its own requests.
 
-watch.py HOST PORT HEALTH_PATH; prints a JSON object per observation, until its stdin is closed. Standard library alone.
+watch.py HOST PORT HEALTH_PATH; prints a JSON object per observation, until its stdin is closed.
+Standard library alone.
 """
 
 import http.client

@@ -1,8 +1,9 @@
-"""Test hosts that answer as Atlas A2 ones did: `npu-smi` and `hccn_tool` print what real ones were recorded to print.
+"""Test hosts that answer as Atlas A2 ones did: `npu-smi` and `hccn_tool` print what real ones were
+recorded to print.
 
-There is no NPU behind them. The recorded outputs are those of tests/data, with addresses, switch ports and faults
-filled in for each host: NPU n of the first host has 10.20.0.1n, of the second 10.20.1.1n. A ping answers by a table:
-every NPU is reached but those named in `lose`.
+There is no NPU behind them. The recorded outputs are those of tests/data, with addresses, switch
+ports and faults filled in for each host: NPU n of the first host has 10.20.0.1n, of the second
+10.20.1.1n. A ping answers by a table: every NPU is reached but those named in `lose`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ exec sed "s/^device 0 PING .*/device $npu PING $address/" {FOLDER}/$sample.txt
 
 @dataclass(eq=False)
 class A2Host:
-    """A host with eight recorded NPUs; `number` makes their addresses different from those of other hosts."""
+    """A host with eight recorded NPUs; `number` makes their addresses different from those of other
+    hosts."""
 
     host: Host
     number: int
@@ -57,7 +59,8 @@ class A2Host:
         return f"10.20.{self.number}.{10 + npu}"
 
     def install(self) -> None:
-        """Make the host what it should be, in the login shells that `ray up` uses: tools, stand-in vLLM, weights."""
+        """Make the host what it should be, in the login shells that `ray up` uses: tools, stand-in
+        vLLM, weights."""
         self.host.put(f"{HOME}/bin/npu-smi", SMI, 0o755)
         self.host.put(f"{HOME}/bin/hccn_tool", HCCN, 0o755)
         for name in ("ping", "ping_timeout", "ping_unreachable"):

@@ -18,7 +18,10 @@ def two_hosts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ray_cluster_on_hosts(two_hosts):
-    """A cluster of 16 NPUs, brought up on both hosts by `ray up` with a bare file. The hosts' end ends it."""
+    """A cluster of 16 NPUs, brought up on both hosts by `ray up` with a bare file.
+
+    The hosts' end ends it.
+    """
     cluster = write_cluster_file(two_hosts, "a2-dual", "--bare")
     cluster.up(npus=16)
     return cluster

@@ -1,9 +1,11 @@
-"""The first process of a test host: gives it folders, a name and a loopback of its own, then waits for its end.
+"""The first process of a test host: gives it folders, a name and a loopback of its own, then waits
+for its end.
 
-Run by `unshare` in new mount, network, PID, UTS and IPC namespaces, with the standard library alone:
+Run by `unshare` in new mount, network, PID, UTS and IPC namespaces, with the standard library
+alone:
 `host_init.py NAME '{"private": [...], "kept": [...], "files": {"/etc/hosts": "..."}}'`. Prints `ready`. Ends when its
-stdin does, which is when the process that built the host ends for whatever reason; the kernel then kills every process
-of the host and frees its network.
+stdin does, which is when the process that built the host ends for whatever reason; the kernel then
+kills every process of the host and frees its network.
 """
 
 import json
@@ -43,7 +45,8 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def empty_folder(folder: Path, kept: list[Path]) -> None:
-    """Put an empty folder over one of the machine, in which only the `kept` folders below it are still seen."""
+    """Put an empty folder over one of the machine, in which only the `kept` folders below it are
+    still seen."""
     # An open folder can still be mounted elsewhere after its path is covered.
     inside = {path: os.open(path, os.O_PATH) for path in kept if path.is_relative_to(folder)}
     run(

@@ -1,10 +1,11 @@
-"""Test hosts: each with its own address, processes, hostname, HOME, /tmp, /dev/shm and sshd, on one machine.
+"""Test hosts: each with its own address, processes, hostname, HOME, /tmp, /dev/shm and sshd, on one
+machine.
 
-A host is a set of unnamed Linux namespaces held by one process (host_init.py); so is the switch that joins them.
-Nothing is made in the machine's own network, so runs side by side cannot collide, and nothing outlives the test run:
-when the process that built the hosts ends, theirs end too, and with them the network. Files are the machine's, except
-for the folders in PRIVATE. Each host sees its own processes only, so `ray stop` and `ray down` are as real as on two
-machines.
+A host is a set of unnamed Linux namespaces held by one process (host_init.py); so is the switch
+that joins them. Nothing is made in the machine's own network, so runs side by side cannot collide,
+and nothing outlives the test run: when the process that built the hosts ends, theirs end too, and
+with them the network. Files are the machine's, except for the folders in PRIVATE. Each host sees
+its own processes only, so `ray stop` and `ray down` are as real as on two machines.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ PidFile none
 
 @dataclass(eq=False)
 class Host:
-    """One test host. `ip` is its address on the switch (interface eth0), `init` the pid of its first process."""
+    """One test host.
+
+    `ip` is its address on the switch (interface eth0), `init` the pid of its first process.
+    """
 
     name: str
     ip: str
@@ -65,7 +69,8 @@ class Host:
         check: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host with its output captured; raise AssertionError with both streams when it fails."""
+        """Run a command on the host with its output captured; raise AssertionError with both
+        streams when it fails."""
         done = subprocess.run(
             self.command(command),
             env=self.environment(env),
@@ -84,7 +89,10 @@ class Host:
     def popen(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **more
     ) -> subprocess.Popen[str]:
-        """Start a command on the host. Its process here is `nsenter`; the host's end ends what it started."""
+        """Start a command on the host.
+
+        Its process here is `nsenter`; the host's end ends what it started.
+        """
         process = subprocess.Popen(
             self.command(command),
             env=self.environment(env),
@@ -122,7 +130,8 @@ class Host:
         target.chmod(mode)
 
     def processes(self) -> dict[int, str]:
-        """Command lines of the host's living processes, by their pid there; without its first one and its sshd."""
+        """Command lines of the host's living processes, by their pid there; without its first one
+        and its sshd."""
         found = {}
         for entry in self.path("/proc").glob("[0-9]*"):
             with suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
@@ -143,7 +152,8 @@ class Host:
         return found
 
     def cut(self) -> None:
-        """Let the network lose every packet to and from the host, as a failing switch would; links stay up."""
+        """Let the network lose every packet to and from the host, as a failing switch would; links
+        stay up."""
         _in_net(self.switch, "ip", "link", "set", f"to-{self.name}", "nomaster")
 
     def heal(self) -> None:
@@ -155,11 +165,12 @@ class Host:
         _in_net(self.switch, "ip", "link", "set", f"to-{self.name}", "down")
 
     def add_nic(self, name: str, *addresses: str, kind: str = "veth", network: str = "br0") -> None:
-        """Give the host one more interface of any name ("eth10", "bond0"), with "address/bits" each.
+        """Give the host one more interface of any name ("eth10", "bond0"), with "address/bits"
+        each.
 
-        A veth is joined to the hosts' switch (to another one with another `network`, which is made when it is new), a
-        vlan lies on eth0; a bridge (as docker0 is), dummy or bond is on the host alone. Not every kernel has all kinds
-        (`kernel_has`).
+        A veth is joined to the hosts' switch (to another one with another `network`, which is made
+        when it is new), a vlan lies on eth0; a bridge (as docker0 is), dummy or bond is on the host
+        alone. Not every kernel has all kinds (`kernel_has`).
         """
         if kind == "veth":
             _plug(self.switch, self.init, name, f"{self.name[:4]}-{name[-9:]}", network)
@@ -199,7 +210,8 @@ class Host:
             self.path(f"{shown}/{folder}").mkdir()
 
     def save(self, path: str, folder: Path) -> None:
-        """Copy a file or folder of the host to `folder` (for the logs of a failed test); nothing when it is missing."""
+        """Copy a file or folder of the host to `folder` (for the logs of a failed test); nothing
+        when it is missing."""
         if self.path(path).exists():
             folder.mkdir(parents=True, exist_ok=True)
             subprocess.run(
@@ -209,7 +221,10 @@ class Host:
 
 @dataclass(eq=False)
 class Hosts:
-    """Test hosts joined by a switch. `private_key` is the text of the key that every host's root accepts."""
+    """Test hosts joined by a switch.
+
+    `private_key` is the text of the key that every host's root accepts.
+    """
 
     hosts: list[Host]
     switch: int
@@ -234,7 +249,10 @@ def kernel_has(kind: str) -> bool:
 
 
 def build_hosts(names: Sequence[str], folder: Path, stack: ExitStack) -> Hosts:
-    """Build hosts of these names, each with sshd; `stack` ends them. `folder` holds keys while they are made."""
+    """Build hosts of these names, each with sshd; `stack` ends them.
+
+    `folder` holds keys while they are made.
+    """
     _, switch = _hold("switch", {"files": {}, "private": [], "kept": []}, stack)
     addresses = {name: f"{NET}.{10 + number}" for number, name in enumerate(names)}
     hosts = [_build(name, addresses, switch, stack) for name in names]
@@ -256,7 +274,8 @@ def _build(name: str, addresses: Mapping[str, str], switch: int, stack: ExitStac
     _plug(switch, init, "eth0", f"to-{name}")
     _in_net(init, "ip", "address", "add", f"{addresses[name]}/24", "dev", "eth0")
     host = Host(name, addresses[name], init, switch, holder)
-    # `ray up` runs its commands in login shells: they must find this run's python, as on a host prepared by hand.
+    # `ray up` runs its commands in login shells: they must find this run's python, as on a host
+    # prepared by hand.
     host.put(f"{HOME}/.bashrc", f"export PATH={PATH}\n")
     host.put(f"{HOME}/.profile", ". ~/.bashrc\n")
     return host
@@ -265,7 +284,8 @@ def _build(name: str, addresses: Mapping[str, str], switch: int, stack: ExitStac
 def _hold(
     name: str, wanted: Mapping[str, object], stack: ExitStack
 ) -> tuple[subprocess.Popen[str], int]:
-    """Start a set of namespaces; return the process that holds it and the pid of the first one inside."""
+    """Start a set of namespaces; return the process that holds it and the pid of the first one
+    inside."""
     command = ["unshare", *UNSHARE, sys.executable, "-I", "-S", str(INIT), name, json.dumps(wanted)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
@@ -286,7 +306,8 @@ def _end_at_once(hosts: Sequence[Host]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Close the stdin that a first process waits for, and wait until the kernel has ended all of its host."""
+    """Close the stdin that a first process waits for, and wait until the kernel has ended all of
+    its host."""
     process.stdin.close()
     try:
         process.wait(END_S)

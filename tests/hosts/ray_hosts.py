@@ -1,4 +1,5 @@
-"""A Ray cluster on test hosts, made as a user makes one: `raylaunch cluster` on a desk of their own, then `ray up`."""
+"""A Ray cluster on test hosts, made as a user makes one: `raylaunch cluster` on a desk of their
+own, then `ray up`."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ DOWN_S = 180.0
 
 @dataclass(eq=False)
 class RayCluster:
-    """A Ray cluster: h0 is its head, h1 a worker, `desk` the machine from which it was brought up by FILE."""
+    """A Ray cluster: h0 is its head, h1 a worker, `desk` the machine from which it was brought up
+    by FILE."""
 
     hosts: Hosts
     head: Host
@@ -102,7 +104,10 @@ def write_cluster_file(hosts: Hosts, recipe: str = "a2-dual", *more: str) -> Ray
 
 
 def await_true(ask: Callable[[], object], deadline_s: float, explain: Callable[[], object]) -> None:
-    """Ask until the answer is true. There is no event to wait for in another process's view of a cluster."""
+    """Ask until the answer is true.
+
+    There is no event to wait for in another process's view of a cluster.
+    """
     end = time.monotonic() + deadline_s
     while not ask():
         assert time.monotonic() < end, f"still not so after {deadline_s} s: {explain()}"

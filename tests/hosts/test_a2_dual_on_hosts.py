@@ -1,7 +1,8 @@
-"""a2-dual on two hosts with NPUs that answer as recorded: from `ray up` to `ray down`, and what one sick host is told.
+"""a2-dual on two hosts with NPUs that answer as recorded: from `ray up` to `ray down`, and what one
+sick host is told.
 
-Real: hosts, addresses, SSH, `ray up`, Ray, raylaunch. Stand-ins: vLLM (tests/standin), `npu-smi` and `hccn_tool`
-(a2_hosts.py), which print recorded outputs. No NPU is involved.
+Real: hosts, addresses, SSH, `ray up`, Ray, raylaunch. Stand-ins: vLLM (tests/standin), `npu-smi`
+and `hccn_tool` (a2_hosts.py), which print recorded outputs. No NPU is involved.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def run_on(host, program, **env):
 
 
 def test_two_good_hosts_from_check_to_stop(cluster, a2):
-    """No finding about NPUs, each server on its own host with that host's address and interface, nothing left."""
+    """No finding about NPUs, each server on its own host with that host's address and interface,
+    nothing left."""
     code, findings = look(cluster)
     assert code == 0, findings
     assert not [one for one in findings if "npu" in one["id"] or "probe" in one["id"]], findings
@@ -117,7 +119,8 @@ def test_two_good_hosts_from_check_to_stop(cluster, a2):
 
 @pytest.fixture(scope="module")
 def refused(cluster, a2):
-    """Every fault at once, all on the second host: what `check` found there, and what `start` said to it."""
+    """Every fault at once, all on the second host: what `check` found there, and what `start` said
+    to it."""
     first, second = a2
     host = second.host
     host.put(

@@ -1,4 +1,5 @@
-"""`--cluster FILE` from a third machine: the desk is no node of the cluster, and knows it by its file alone."""
+"""`--cluster FILE` from a third machine: the desk is no node of the cluster, and knows it by its
+file alone."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ GONE_S = 30.0
 
 @pytest.fixture(scope="module")
 def cluster(two_hosts):
-    """A cluster whose nodes have the stand-in for vLLM, and a person at the desk with a recipe of their own.
+    """A cluster whose nodes have the stand-in for vLLM, and a person at the desk with a recipe of
+    their own.
 
     At the address of its second worker nobody is.
     """
@@ -112,7 +114,8 @@ def test_a_worker_that_has_not_joined_is_named(cluster):
 
 @pytest.fixture(scope="module")
 def started(cluster):
-    """The person's own recipe, started from the desk; the process tables of desk and head are watched meanwhile."""
+    """The person's own recipe, started from the desk; the process tables of desk and head are
+    watched meanwhile."""
     watched = (cluster.desk, cluster.head)
     watchers = [host.popen(["bash", "-c", WATCH]) for host in watched]
     done = ask(cluster, "start", "site/mine.yaml")

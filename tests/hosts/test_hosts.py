@@ -1,4 +1,5 @@
-"""The test hosts are what the tests take them for: apart from each other and the machine, and gone at the end."""
+"""The test hosts are what the tests take them for: apart from each other and the machine, and gone
+at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Hosts with several NICs, a VLAN, a bond, IPv6, docker0 and a NIC without a cable: what is seen, chosen, refused.
+"""Hosts with several NICs, a VLAN, a bond, IPv6, docker0 and a NIC without a cable: what is seen,
+chosen, refused.
 
 The probe and the doors run on the hosts themselves; Ray is not needed to find the way.
 """
@@ -300,7 +301,8 @@ def test_two_networks_of_one_name_that_are_not_joined_are_refused_both_ways(host
 
 
 def test_the_way_is_tried_from_the_address_of_the_nic(hosts, facts):
-    """The kernel would let h0 out by eth0, and then nothing were noticed; but the servers would call from `mixed0`."""
+    """The kernel would let h0 out by eth0, and then nothing were noticed; but the servers would
+    call from `mixed0`."""
     first, second = hosts
     first.add_nic("mixed0", "172.31.0.1/24", kind="bridge")
     second.add_nic("mixed0", "10.77.0.51/24")

@@ -1,4 +1,5 @@
-"""`raylaunch check` and `clean` over two hosts with an address each: what crosses the network really does."""
+"""`raylaunch check` and `clean` over two hosts with an address each: what crosses the network
+really does."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ ORPHAN = "import signal; print('up', flush=True); signal.pause()"
 
 @pytest.fixture(scope="module", autouse=True)
 def standin(two_hosts):
-    """What the login shells of `ray up` have before it: the stand-in, which answers for its flags in no time."""
+    """What the login shells of `ray up` have before it: the stand-in, which answers for its flags
+    in no time."""
     own = {
         "PATH": PATH,
         "RAYLAUNCH_VLLM": f"{ROOT}/tests/standin/bin/vllm",
@@ -53,7 +55,8 @@ def test_both_ways_between_the_hosts_are_tried(cluster):
 
 
 def test_a_network_that_does_not_join_the_hosts_is_refused(cluster):
-    """Each host has an address there, and every packet is lost: as with docker0, or a VLAN the switch does not know."""
+    """Each host has an address there, and every packet is lost: as with docker0, or a VLAN the
+    switch does not know."""
     addresses = ["198.51.100.10", "198.51.100.11"]
     for host, address in zip((cluster.head, cluster.worker), addresses, strict=True):
         host.add_nic("apart0", f"{address}/24", kind="bridge")
@@ -77,7 +80,10 @@ def test_weights_that_only_one_host_lacks_are_named_with_the_host(cluster):
 
 
 def test_a_host_that_takes_its_own_name_for_loopback_is_named(cluster):
-    """As Debian's installer writes it. Gloo and others would offer that address to the other host."""
+    """As Debian's installer writes it.
+
+    Gloo and others would offer that address to the other host.
+    """
     hosts = cluster.worker.path("/etc/hosts")
     before = hosts.read_text()
     hosts.write_text(f"127.0.1.1 {cluster.worker.name}\n{before}")

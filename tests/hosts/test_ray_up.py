@@ -1,4 +1,5 @@
-"""`ray up` over SSH with the file that `raylaunch cluster` writes: real sshd, real Ray, two addresses."""
+"""`ray up` over SSH with the file that `raylaunch cluster` writes: real sshd, real Ray, two
+addresses."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ def test_ray_down_ends_the_head(ray_cluster_on_hosts):
 
 @pytest.mark.long
 def test_ray_down_leaves_nothing_on_either_host(ray_cluster_on_hosts):
-    """The worker's Ray ends by itself, once its head has not answered for a minute; the last process a minute later."""
+    """The worker's Ray ends by itself, once its head has not answered for a minute; the last
+    process a minute later."""
     cluster = ray_cluster_on_hosts
     cluster.down()
     hosts = (cluster.head, cluster.worker)

@@ -1,7 +1,8 @@
-"""Three hosts, two servers: what is lost is replaced by the third, under that host's own address, without a person.
+"""Three hosts, two servers: what is lost is replaced by the third, under that host's own address,
+without a person.
 
-Real Ray over a real network between namespaces, the stand-in for the servers. The head is h0, and h2 is the spare one
-to begin with.
+Real Ray over a real network between namespaces, the stand-in for the servers. The head is h0, and
+h2 is the spare one to begin with.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Three:
         host.run(done, env=self.env(host), timeout=JOIN_S)
 
     def renew_workers(self):
-        """Ray anew on the workers: one that was cut off may be given up by Ray some 75 s later, or not at all."""
+        """Ray anew on the workers: one that was cut off may be given up by Ray some 75 s later, or
+        not at all."""
         head, *workers = self.hosts
         for worker in workers:
             if raylets := raylets_of(worker):
@@ -204,7 +206,8 @@ def test_a_cut_host_is_replaced_and_the_drill_says_so(three, stopped_after):
     (lost,) = set(before) - set(after)
     assert lost != three.hosts[0].ip, "a drill spares Ray's head"
     assert own_settings(three, status) == [(ip, "=eth0", "eth0", "2") for ip in after]
-    # The guard there ends the servers when Ray ends their agent: the host itself must notice that it is cut off.
+    # The guard there ends the servers when Ray ends their agent: the host itself must notice that
+    # it is cut off.
     await_true(lambda: not marked(three.at(lost)), RECOVER_S, lambda: marked(three.at(lost)))
 
 
@@ -232,7 +235,8 @@ def waits_for(three, host):
 
 
 def is_ready_again(three, host):
-    """A person starts Ray again where Ray gave the node up: after 15 to 75 s, as the packets are lost."""
+    """A person starts Ray again where Ray gave the node up: after 15 to 75 s, as the packets are
+    lost."""
     if not raylets_of(host):
         three.join(host, f"--address={three.hosts[0].ip}:6379")
     status = three.status()

@@ -1,4 +1,5 @@
-"""`start` over two hosts with real vLLM: each server on its own host and address; then the network is cut."""
+"""`start` over two hosts with real vLLM: each server on its own host and address; then the network
+is cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""vLLM's HTTP dialect over the router: health, models, completions, chat with streams and tools, metrics."""
+"""vLLM's HTTP dialect over the router: health, models, completions, chat with streams and tools,
+metrics."""
 
 import json
 import time
@@ -123,7 +124,8 @@ class Api:
                 return Response(200, shape.whole("".join(words)))
 
     def _calls_tool(self, body):
-        """A named tool is always called (guided decoding); else the model decides, and may be told to call none."""
+        """A named tool is always called (guided decoding); else the model decides, and may be told
+        to call none."""
         mute = self.router.settings.plays("main", "answer", "call no tool")
         return isinstance(body.get("tool_choice"), dict) or (self.tools_on and not mute)
 
@@ -182,7 +184,8 @@ class _Shape:
         }
 
     def _said(self, text, first):
-        """What a reasoning parser makes of a text without `</think>`: append_think keeps it, the others take it all."""
+        """What a reasoning parser makes of a text without `</think>`: append_think keeps it, the
+        others take it all."""
         if self.reasoner == "minimax_m2_append_think":
             return {"content": "<think>" * first + text}
         return {"content": None, "reasoning": text} if self.reasoner else {"content": text}
@@ -238,7 +241,8 @@ def _prompt_text(prompt):
 
 
 def _tool_call(body, prompt):
-    """A call of the tool that is named, or of the first; when a tool has already answered, the model talks."""
+    """A call of the tool that is named, or of the first; when a tool has already answered, the
+    model talks."""
     if (
         not body.get("tools")
         or body.get("tool_choice") == "none"

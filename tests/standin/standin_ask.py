@@ -1,12 +1,13 @@
 # ruff: noqa: PTH100, PTH116, PTH118, PTH120, PTH123
 # (pathlib would double the start-up time)
-"""What vLLM's own parser would answer to raylaunch/node/probe/ask_vllm.py, from flags.json and values.json.
+"""What vLLM's own parser would answer to raylaunch/node/probe/ask_vllm.py, from flags.json and
+values.json.
 
 Both files were read from vLLM 0.32.
 
-STANDIN_WITHOUT        flags and parsers that this vLLM does not have, as an older one: "data-parallel-start-rank,..."
-STANDIN_ASK            hang: never answer; crash: die as at a failed import; babble: answer with nonsense
-STANDIN_ASKED          file that gets a line for each question
+STANDIN_WITHOUT        flags and parsers that this vLLM does not have, as an older one:
+"data-parallel-start-rank,..." STANDIN_ASK            hang: never answer; crash: die as at a failed
+import; babble: answer with nonsense STANDIN_ASKED          file that gets a line for each question
 """
 
 import json

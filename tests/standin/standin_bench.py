@@ -1,4 +1,5 @@
-"""`vllm bench serve` in small: real requests against a server, the result file with vLLM's keys, made-up latencies."""
+"""`vllm bench serve` in small: real requests against a server, the result file with vLLM's keys,
+made-up latencies."""
 
 import json
 import os
@@ -10,7 +11,8 @@ from pathlib import Path
 
 
 def bench(words):
-    """Send --num-prompts requests one after the other; print a summary, and save it with --save-result."""
+    """Send --num-prompts requests one after the other; print a summary, and save it with --save-
+    result."""
     flags = _parse(words)
     begun = time.monotonic()
     count = int(flags.get("num-prompts", 4))

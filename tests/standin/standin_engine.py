@@ -1,6 +1,7 @@
 # ruff: noqa: PTH123, SIM105
 # (pathlib and contextlib would double the start-up time)
-"""An engine of one data-parallel rank, with its workers: connects to the primary, "loads", then makes tokens."""
+"""An engine of one data-parallel rank, with its workers: connects to the primary, "loads", then
+makes tokens."""
 
 import os
 import select
@@ -38,7 +39,10 @@ def run_coordinator(settings, closing):
 
 
 def run_engine(command, settings, rank, closing):
-    """The whole life of an engine process. `closing`: the main process' sockets, which a spawned child has not."""
+    """The whole life of an engine process.
+
+    `closing`: the main process' sockets, which a spawned child has not.
+    """
     _close(closing)
     name = f"EngineCore_DP{rank}" if command.size > 1 else "EngineCore"
     set_title(f"VLLM::{name}")
@@ -59,7 +63,8 @@ class Engine:
         self.log = log
         self.main = os.getppid()
         self.link = None
-        self.alive = {}  # read end of a worker's pipe -> (its number, its pid); at its end the worker is dead
+        # read end of a worker's pipe -> (its number, its pid); at its end the worker is dead
+        self.alive = {}
         self.running = {}
         self.waiting = []
         self.garbled = settings.plays("engine", "answer", "garble")
@@ -71,7 +76,8 @@ class Engine:
         os._exit(0)
 
     def connect(self):
-        """HELLO, and wait for the primary's answer; ZMQ reconnects silently, so a lost connection is tried again."""
+        """HELLO, and wait for the primary's answer; ZMQ reconnects silently, so a lost connection
+        is tried again."""
         deadline = time.monotonic() + self.settings.handshake_s
         while True:
             self.link = connect(self.command.rpc, deadline - time.monotonic())
@@ -175,7 +181,10 @@ class Engine:
             self.link.send({"dead": True})
 
     def serve(self):
-        """Continuous batching: one token per step for every running request. Never ends by itself."""
+        """Continuous batching: one token per step for every running request.
+
+        Never ends by itself.
+        """
         ready_at = time.monotonic() + self.settings.fail_after_s
         step_at = 0.0
         fault = self.settings.fault
@@ -208,7 +217,8 @@ class Engine:
             self.waiting.append([message["id"], message["tokens"]])
             self._admit()
         elif "bye" in message and self.command.moe:
-            # An orderly end of the primary takes its rank out of the group, and with it every collective.
+            # An orderly end of the primary takes its rank out of the group, and with it every
+            # collective.
             self._fail("RuntimeError: Connection closed by peer")
 
     def _admit(self):

@@ -1,6 +1,7 @@
 # ruff: noqa: PTH100, PTH118, PTH120, PTH123
 # (pathlib and contextlib would double the start-up time)
-"""The command line of `vllm serve`, judged by the flags of vLLM 0.32 (flags.json: read from its own parser)."""
+"""The command line of `vllm serve`, judged by the flags of vLLM 0.32 (flags.json: read from its own
+parser)."""
 
 import hashlib
 import json
@@ -137,7 +138,8 @@ def _is_flag(word):
 
 
 def _spell(name):
-    """`--mm_processor_cache_type` is `--mm-processor-cache-type`; what follows a dot keeps its underscores."""
+    """`--mm_processor_cache_type` is `--mm-processor-cache-type`; what follows a dot keeps its
+    underscores."""
     head, dot, tail = name.partition(".")
     return (head.replace("_", "-") if head.startswith("--") else head) + dot + tail
 

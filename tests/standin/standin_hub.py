@@ -1,7 +1,9 @@
-"""Stands in for `modelscope` and `hf`: their words, a small model instead of the network, resumable as they are.
+"""Stands in for `modelscope` and `hf`: their words, a small model instead of the network, resumable
+as they are.
 
-$STANDIN_HUB is a folder. `hold` in it: stop in the middle of the second shard and wait for ever, with a child of its
-own; `held` appears then. `fail`: exit 1 after the first shard. `calls` gets a line of JSON per start and shard.
+$STANDIN_HUB is a folder. `hold` in it: stop in the middle of the second shard and wait for ever,
+with a child of its own; `held` appears then. `fail`: exit 1 after the first shard. `calls` gets a
+line of JSON per start and shard.
 """
 
 from __future__ import annotations

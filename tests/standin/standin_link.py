@@ -8,7 +8,10 @@ import time
 
 
 class Link:
-    """A connection. `send` may be called from several threads; a dead peer is not an error, as with ZMQ."""
+    """A connection.
+
+    `send` may be called from several threads; a dead peer is not an error, as with ZMQ.
+    """
 
     def __init__(self, sock):
         self.sock = sock
@@ -25,7 +28,8 @@ class Link:
             pass
 
     def receive(self, timeout=None):
-        """Messages that have come, waiting up to `timeout` seconds for the first; [] and `open` False at the end."""
+        """Messages that have come, waiting up to `timeout` seconds for the first; [] and `open`
+        False at the end."""
         if not select.select([self.sock], [], [], timeout)[0]:
             return []
         try:

@@ -1,6 +1,7 @@
 # ruff: noqa: PTH100, PTH118, PTH120, PTH123
 # (pathlib and contextlib would double the start-up time)
-"""What every process of the stand-in shares: its settings, its title, its log lines, and the faults it plays."""
+"""What every process of the stand-in shares: its settings, its title, its log lines, and the faults
+it plays."""
 
 import json
 import os
@@ -61,7 +62,8 @@ def _listed(env, name, filter_name):
 
 
 def set_title(title):
-    """Show `title` in ps, as vLLM does with setproctitle: the kernel's short name and the argv memory."""
+    """Show `title` in ps, as vLLM does with setproctitle: the kernel's short name and the argv
+    memory."""
     try:
         with open("/proc/self/comm", "w") as file:
             file.write(title[:15])
@@ -79,7 +81,8 @@ def set_title(title):
 
 
 class Log:
-    """Log lines as vLLM writes them: `(EngineCore_DP0 pid=12) INFO 11-23 20:26:51 [core.py:133] ...`."""
+    """Log lines as vLLM writes them: `(EngineCore_DP0 pid=12) INFO 11-23 20:26:51 [core.py:133]
+    ...`."""
 
     def __init__(self, process):
         self.process = process
@@ -110,7 +113,10 @@ class Log:
 
 
 def play(fault, where, at, log, hook=None):
-    """Play `fault` if this is the process and the moment for it. `hook` runs before the process ends."""
+    """Play `fault` if this is the process and the moment for it.
+
+    `hook` runs before the process ends.
+    """
     if not fault or (fault["where"], fault["at"]) != (where, at):
         return
     kind, _, number = fault["then"].partition(" ")
@@ -144,7 +150,10 @@ def _say(text, kind, where, at, log):
 
 
 def set_up_signals(settings, on_term):
-    """SIGTERM and SIGINT end the process by `on_term`. An alarm ends what a failed test has left behind."""
+    """SIGTERM and SIGINT end the process by `on_term`.
+
+    An alarm ends what a failed test has left behind.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN if settings.ignore_term else on_term)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if settings.ignore_term else on_term)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

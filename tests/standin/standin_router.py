@@ -1,4 +1,5 @@
-"""The primary's side of the ranks: accepts their handshake, sends them requests in turn, counts what comes back."""
+"""The primary's side of the ranks: accepts their handshake, sends them requests in turn, counts
+what comes back."""
 
 import queue
 import select
@@ -168,7 +169,8 @@ class Router:
                 self._count(rank, request, Token(last, message["garbled"]))
 
     def _sync(self, index):
-        """Every step of an expert-parallel group needs all ranks: wait until the others have answered."""
+        """Every step of an expert-parallel group needs all ranks: wait until the others have
+        answered."""
         for number, other in enumerate(self.ranks):
             if number != index:
                 with self._lock:
@@ -192,7 +194,8 @@ class Router:
             answers.put(token)
 
     def end_soon(self):
-        """An engine is dead: after STANDIN_NOTICE_S fail what is in flight, then let the server end itself."""
+        """An engine is dead: after STANDIN_NOTICE_S fail what is in flight, then let the server end
+        itself."""
         threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self):

@@ -1,27 +1,28 @@
 # ruff: noqa: PTH105, PTH109, PTH110, PTH118, PTH123, SIM105
 # (pathlib and contextlib would double the start-up time)
-"""A stand-in for `vllm` 0.32 in tests: the same command line, processes, ports, log lines and failures, no model.
+"""A stand-in for `vllm` 0.32 in tests: the same command line, processes, ports, log lines and
+failures, no model.
 
-It behaves as real vLLM was measured to (dp=2, one rank per server): one process tree per server in one process
-group; the primary waits without a deadline or a word for its headless servers; requests go round robin to the ranks
-over TCP from process to process, so that a killed, stopped or orphaned process has the effect it has in reality.
+It behaves as real vLLM was measured to (dp=2, one rank per server): one process tree per server in
+one process group; the primary waits without a deadline or a word for its headless servers; requests
+go round robin to the ranks over TCP from process to process, so that a killed, stopped or orphaned
+process has the effect it has in reality.
 
 Settings, all from the environment:
 
 STANDIN_START_S        seconds from the handshake to ready (0.3), spread over the stages
-STANDIN_SHARDS         weight shards shown (4)
-STANDIN_WORKERS        worker processes per engine (1)
-STANDIN_TOKEN_S        seconds per token (0.001)
-STANDIN_HANDSHAKE_S    how long a headless engine looks for its primary (300)
-STANDIN_NOTICE_S       how long a main process takes to notice a dead engine (0.3; real: 1 to 16 s)
-STANDIN_TERM_S         how long SIGTERM takes (0);  STANDIN_IGNORE_TERM=1: SIGTERM and SIGINT do nothing
-STANDIN_ROUTE=least    send to the rank with the fewest open requests instead of in turn
-STANDIN_FOLLOW_MAIN=1  an engine stops answering while its main process is stopped (real engines do not care)
-STANDIN_RECORD         folder for server-<rank>-<pid>.json: argv, env, cwd, niceness, pgid, sid, ppid, children
-STANDIN_FAIL           a fault of faults.json, played by the servers STANDIN_FAIL_SERVERS="0,1" (by RAYLAUNCH_SERVER)
+STANDIN_SHARDS         weight shards shown (4) STANDIN_WORKERS        worker processes per engine
+(1) STANDIN_TOKEN_S        seconds per token (0.001) STANDIN_HANDSHAKE_S    how long a headless
+engine looks for its primary (300) STANDIN_NOTICE_S       how long a main process takes to notice a
+dead engine (0.3; real: 1 to 16 s) STANDIN_TERM_S         how long SIGTERM takes (0);
+STANDIN_IGNORE_TERM=1: SIGTERM and SIGINT do nothing STANDIN_ROUTE=least    send to the rank with
+the fewest open requests instead of in turn STANDIN_FOLLOW_MAIN=1  an engine stops answering while
+its main process is stopped (real engines do not care) STANDIN_RECORD         folder for
+server-<rank>-<pid>.json: argv, env, cwd, niceness, pgid, sid, ppid, children STANDIN_FAIL
+a fault of faults.json, played by the servers STANDIN_FAIL_SERVERS="0,1" (by RAYLAUNCH_SERVER)
                        in the attempts STANDIN_FAIL_ATTEMPTS="1,2" (by RAYLAUNCH_ATTEMPT); unset: all
-STANDIN_FAIL_AFTER_S   faults of a running server: seconds after ready (0.5)
-STANDIN_LIFETIME_S     every process ends itself after this (1800): what a broken test leaves behind goes away
+STANDIN_FAIL_AFTER_S   faults of a running server: seconds after ready (0.5) STANDIN_LIFETIME_S
+every process ends itself after this (1800): what a broken test leaves behind goes away
 STANDIN_PYTHON         the interpreter (see bin/vllm)
 """
 
@@ -183,7 +184,8 @@ class Server:
         os._exit(0)
 
     def _local_failure(self):
-        """The text with which a start ends when a process of this server has died; "" while all live."""
+        """The text with which a start ends when a process of this server has died; "" while all
+        live."""
         if self.exits.empty():
             return ""
         name, code = self.exits.get()
