@@ -102,7 +102,7 @@ def test_a_server_may_be_started_in_many_ways(text):
 
 
 def test_values_keep_their_letters():
-    text = """vllm serve /m --a 007 --b 1e5 --c 0.90 --d true --e '{"k": 1, "k": 2}' --f '[1, 2]' --g=-1 --h '{not json'"""  # noqa: E501
+    text = """vllm serve /m --a 007 --b 1e5 --c 0.90 --d true --e '{"k": 1, "k": 2}' --f '[1, 2]' --g=-1 --h '{not json'"""
     assert made(text).values["args"] == {
         "a": "007",
         "b": "1e5",

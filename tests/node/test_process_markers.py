@@ -146,7 +146,7 @@ say("up"); sleep()
 
 def test_the_caller_is_never_a_target(deployment):
     """An owner that itself carries the marker ends the others and survives to say so."""
-    code = f"from raylaunch.node.process.process_markers import end_marked; print(end_marked({deployment!r}, grace_s=0))"  # noqa: E501
+    code = f"from raylaunch.node.process.process_markers import end_marked; print(end_marked({deployment!r}, grace_s=0))"
     env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": deployment}
     assert (
         subprocess.run(

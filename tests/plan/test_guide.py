@@ -86,7 +86,7 @@ vllm serve /path/to/weight/MiniMax-M2.5-w8a8-QuaRot \\
 --max-num-batched-tokens 16384 \\
 --gpu-memory-utilization 0.85 \\
 --speculative_config '{"enforce_eager": true, "method": "eagle3", "model": "/path/to/weight/Eagle3/", "num_speculative_tokens": 3}'
-"""  # noqa: E501 - as the guide has it
+"""
 
 LONG_CONTEXT = """
 --tensor-parallel-size 8 \\
@@ -99,7 +99,7 @@ LONG_CONTEXT = """
 --max-num-batched-tokens 65536 \\
 --gpu-memory-utilization 0.85 \\
 --speculative_config '{"enforce_eager": true, "method": "eagle3", "model": "/path/to/weight/Eagle3/", "num_speculative_tokens": 1}'
-"""  # noqa: E501 - as the guide has it
+"""
 
 A2_ENV_DEVIATIONS = {
     "HCCL_SOCKET_IFNAME": (

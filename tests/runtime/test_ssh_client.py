@@ -26,7 +26,7 @@ printf '%s\\n' "$@" > "$HOME/docker.words"
 [ "$3" = box ] || { echo "Error response from daemon: No such container: $3" >&2; exit 1; }
 shift 3; exec "$@"
 """
-PLAIN = "provider: {type: local, head_ip: 192.0.2.10, worker_ips: [192.0.2.11]}\nauth: {ssh_user: root}\ncluster_name: c\n"  # noqa: E501
+PLAIN = "provider: {type: local, head_ip: 192.0.2.10, worker_ips: [192.0.2.11]}\nauth: {ssh_user: root}\ncluster_name: c\n"
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def _read(reader):
 
 
 def _write(sock, response):
-    head = f"HTTP/1.1 {response.status} {PHRASES[response.status]}\r\nserver: uvicorn\r\ncontent-type: {response.kind}\r\n"  # noqa: E501
+    head = f"HTTP/1.1 {response.status} {PHRASES[response.status]}\r\nserver: uvicorn\r\ncontent-type: {response.kind}\r\n"
     if hasattr(response.body, "__next__"):
         sock.sendall((head + "transfer-encoding: chunked\r\n\r\n").encode())
         for part in response.body:

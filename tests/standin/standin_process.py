@@ -99,7 +99,7 @@ class Log:
     def traceback(self, text):
         """An exception that ends this process, on stderr."""
         head = f"({self.process} pid={os.getpid()}) "
-        trace = 'Traceback (most recent call last):\n  File "/venv/bin/vllm", line 8, in <module>\n    sys.exit(main())\n'  # noqa: E501
+        trace = 'Traceback (most recent call last):\n  File "/venv/bin/vllm", line 8, in <module>\n    sys.exit(main())\n'
         self.raw("\n".join(head + line for line in (trace + text).split("\n")), fd=2)
 
     @staticmethod

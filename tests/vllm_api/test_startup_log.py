@@ -1,4 +1,3 @@
-# ruff: noqa: E501  log lines are as long as they are
 """Stages from the logs of real vLLM 0.32 (dp=2 on CPU) and from the wordings of vLLM 0.23 and vllm-ascend."""
 
 from pathlib import Path
