@@ -1,7 +1,8 @@
-"""The HTTP side of one vLLM server: liveness, models, metrics, a completion. Errors are values, never exceptions.
+"""HTTP client of one vLLM server: liveness, models, metrics, completions.
 
-`/health` speaks only of the API server's own engine client: it stays 200 while a remote rank is dead, stopped or cut
-off (measured, vLLM 0.32 dp=2), so callers also ask for completions and watch each rank's counters.
+Errors are values, never exceptions. `/health` reports only the API server's own engine client: it
+stays 200 while a remote rank is dead, stopped or cut off (measured, vLLM 0.32 dp=2). Callers
+therefore also request completions and watch each rank's counters.
 """
 
 from __future__ import annotations
@@ -21,50 +22,59 @@ RANK_HEADER = "X-data-parallel-rank"
 
 @dataclass(frozen=True)
 class HttpAnswer:
-    """What came back. `status` None: no answer. `detail` says what is wrong, "" when nothing is. Latency in seconds."""
+    """The answer to one request, or why there is none."""
 
     status: int | None
+    """HTTP status; None without an answer."""
     latency_s: float
+    """Seconds until the whole answer was read."""
     detail: str = ""
+    """The error; "" if there is none."""
 
     @property
     def ok(self) -> bool:
-        """Whether the answer is a success and says what was asked for."""
-        return self.status is not None and 200 <= self.status < 300 and not self.detail
+        """Whether the status is a success and the body could be read."""
+        if self.status is None or self.detail:
+            return False
+        return 200 <= self.status < 300
 
 
 @dataclass(frozen=True)
 class ModelsAnswer(HttpAnswer):
-    """`/v1/models`: the served names, in the server's order."""
+    """The answer of `/v1/models`."""
 
     names: tuple[str, ...] = ()
+    """The served model names, in the server's order."""
 
 
 @dataclass(frozen=True)
 class MetricsAnswer(HttpAnswer):
-    """`/metrics`: the counters of each data-parallel rank."""
+    """The answer of `/metrics`."""
 
     ranks: dict[int, RankCounters] = field(default_factory=dict)
+    """The counters of each data-parallel rank."""
 
 
 @dataclass(frozen=True)
 class TextAnswer(HttpAnswer):
-    """A completion or a chat answer. `text` may be "" on success: one token can be a special one."""
+    """A completion or a chat answer."""
 
     text: str = ""
+    """May be "" on success: a single token can be a special one."""
     completion_tokens: int = 0
 
 
 class VllmClient:
-    """Asks one server, over connections it keeps. Never retries, never uses a proxy, never shows the API key.
+    """Sends requests to one server over kept connections.
 
-    Use it inside one event loop, as an async context manager or with `close()`.
+    It never retries, never uses a proxy and never shows the API key. Use it inside one event loop,
+    as an async context manager or with `close()`.
 
     Args:
         base_url: Root of the server with or without "/v1": "http://192.0.2.10:20004".
         api_key: Sent as a bearer token; None sends none.
-        timeout_s: Seconds for a whole answer where a call does not name its own. Under load a healthy server took
-            3 to 8 s for `/health` on two cores (measured).
+        timeout_s: Seconds for a whole answer, unless a call names its own time-out. Under load a
+            healthy server took 3 to 8 s for `/health` on two cores (measured).
         connect_timeout_s: Seconds for the TCP connection.
     """
 
@@ -75,19 +85,24 @@ class VllmClient:
         timeout_s: float = 10.0,
         connect_timeout_s: float = 3.0,
     ) -> None:
-        import httpx  # here and below: an agent has its server started before it needs this
+        # Imported late, here and below: an agent launches its server before it needs httpx.
+        import httpx
 
+        headers: dict[str, str] = {}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            trust_env=False,  # a proxy variable on a node must not decide whether its own server is alive
+            headers=headers,
+            # A proxy variable on a node must not decide whether its own server is alive.
+            trust_env=False,
         )
 
     def __repr__(self) -> str:
-        return f"EngineClient({self.base_url!r})"
+        return f"VllmClient({self.base_url!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,27 +120,29 @@ class VllmClient:
         await self._http.aclose()
 
     async def health(self, timeout_s: float | None = None) -> HttpAnswer:
-        """GET /health: 200 alive, 503 the local engine died."""
-        answer, _ = await self._ask("GET", "/health", timeout_s)
+        """GET /health: 200 if the server is alive, 503 if its local engine died."""
+        answer, _ = await self._request("GET", "/health", timeout_s)
         return answer
 
     async def models(self, timeout_s: float | None = None) -> ModelsAnswer:
         """GET /v1/models."""
-        answer, body = await self._ask("GET", "/v1/models", timeout_s)
-        names = tuple(str(model["id"]) for model in _list(_json(body).get("data")) if "id" in model)
-        return ModelsAnswer(
-            answer.status, answer.latency_s, answer.detail, names if answer.ok else ()
-        )
+        answer, body = await self._request("GET", "/v1/models", timeout_s)
+        names: tuple[str, ...] = ()
+        if answer.ok:
+            models = _list(_json(body).get("data"))
+            names = tuple(str(model["id"]) for model in models if "id" in model)
+        return ModelsAnswer(answer.status, answer.latency_s, answer.detail, names)
 
     async def metrics(self, timeout_s: float | None = None) -> MetricsAnswer:
-        """GET /metrics, per rank. A text that cannot be read is an answer without ranks and with a detail."""
-        answer, body = await self._ask("GET", "/metrics", timeout_s)
+        """GET /metrics. A text that cannot be parsed gives no ranks and a detail."""
+        answer, body = await self._request("GET", "/metrics", timeout_s)
         if not answer.ok:
             return MetricsAnswer(answer.status, answer.latency_s, answer.detail)
         try:
             ranks = read_ranks(body)
-        except (ValueError, OverflowError) as error:
-            return MetricsAnswer(answer.status, answer.latency_s, f"unreadable metrics: {error}")
+        except ValueError as error:
+            detail = f"unreadable metrics: {error}"
+            return MetricsAnswer(answer.status, answer.latency_s, detail)
         return MetricsAnswer(answer.status, answer.latency_s, "", ranks)
 
     async def complete(
@@ -136,14 +153,27 @@ class VllmClient:
         timeout_s: float | None = None,
         rank: int | None = None,
     ) -> TextAnswer:
-        """POST /v1/completions: the probe that sees what `/health` does not.
+        """POST /v1/completions: the probe that notices what `/health` does not.
 
-        `rank` names the data-parallel rank that shall answer (vLLM 0.32, entrypoints/generate/base/serving.py:220).
+        Args:
+            model: The served model name.
+            prompt: The prompt.
+            max_tokens: Tokens to generate at most.
+            timeout_s: Seconds for the whole answer; None for the client's default.
+            rank: The data-parallel rank that shall answer; None leaves it to vLLM's balancer
+                (vLLM 0.32, entrypoints/generate/base/serving.py:220).
         """
-        body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-        headers = {} if rank is None else {RANK_HEADER: str(rank)}
-        answer, text = await self._ask("POST", "/v1/completions", timeout_s, body, headers)
-        return _text_answer(answer, text, lambda choice: choice.get("text"))
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        headers: dict[str, str] = {}
+        if rank is not None:
+            headers[RANK_HEADER] = str(rank)
+        answer, text = await self._request("POST", "/v1/completions", timeout_s, body, headers)
+        return _text_answer(answer, text, _completion_text)
 
     async def chat(
         self,
@@ -153,13 +183,16 @@ class VllmClient:
         timeout_s: float | None = None,
     ) -> TextAnswer:
         """POST /v1/chat/completions, not streamed."""
-        body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
-        answer, text = await self._ask("POST", "/v1/chat/completions", timeout_s, body)
-        return _text_answer(
-            answer, text, lambda choice: _dict(choice.get("message")).get("content")
-        )
+        body = {
+            "model": model,
+            "messages": messages,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        answer, text = await self._request("POST", "/v1/chat/completions", timeout_s, body)
+        return _text_answer(answer, text, _chat_text)
 
-    async def _ask(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -170,61 +203,75 @@ class VllmClient:
         import httpx
 
         limit = self._timeout_s if timeout_s is None else timeout_s
-        begun = time.monotonic()
+        connect = min(limit, self._connect_timeout_s)
+        started = time.monotonic()
         try:
-            # httpx limits each read, not the whole answer: a server that drips bytes would never time out.
+            # httpx limits each read, not the whole answer: a server that sends a byte now and then
+            # would never time out.
             async with asyncio.timeout(limit):
-                timeout = httpx.Timeout(limit, connect=min(limit, self._connect_timeout_s))
                 response = await self._http.request(
-                    method, path, json=body, headers=headers, timeout=timeout
+                    method,
+                    path,
+                    json=body,
+                    headers=headers,
+                    timeout=httpx.Timeout(limit, connect=connect),
                 )
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            return HttpAnswer(None, time.monotonic() - begun, _say(error, limit)), ""
-        latency = time.monotonic() - begun
-        detail = (
-            ""
-            if response.is_success
-            else f"HTTP {response.status_code}: {response.text[:300].strip()}"
-        )
+            latency = time.monotonic() - started
+            return HttpAnswer(None, latency, _describe(error, limit)), ""
+        latency = time.monotonic() - started
+        detail = ""
+        if not response.is_success:
+            excerpt = response.text[:300].strip()
+            detail = f"HTTP {response.status_code}: {excerpt}"
         return HttpAnswer(response.status_code, latency, detail), response.text
 
 
-def _say(error: Exception, limit: float) -> str:
-    """One line for a failed request. httpx leaves the message of a time-out empty."""
+def _describe(error: Exception, limit: float) -> str:
+    """Return one line for a failed request: httpx leaves the message of a time-out empty."""
     import httpx
 
-    if isinstance(error, (TimeoutError, httpx.TimeoutException)):
-        phase = " to connect" if isinstance(error, httpx.ConnectTimeout) else ""
-        return f"no answer{phase} within {limit:g} s"
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"no answer to connect within {limit:g} s"
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return f"no answer within {limit:g} s"
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-def _text_answer(
-    answer: HttpAnswer, body: str, pick: Callable[[dict[str, Any]], Any]
-) -> TextAnswer:
+Choice = dict[str, Any]
+"""One entry of `choices` in vLLM's answer: any JSON object."""
+
+
+def _text_answer(answer: HttpAnswer, body: str, pick: Callable[[Choice], object]) -> TextAnswer:
     if not answer.ok:
         return TextAnswer(answer.status, answer.latency_s, answer.detail)
     parsed = _json(body)
     choices = _list(parsed.get("choices"))
     if not choices:
-        return TextAnswer(
-            answer.status, answer.latency_s, f"no completion in the answer: {body[:200]}"
-        )
-    tokens = _dict(parsed.get("usage")).get("completion_tokens")
+        detail = f"no completion in the answer: {body[:200]}"
+        return TextAnswer(answer.status, answer.latency_s, detail)
     text = pick(choices[0])
+    tokens = _dict(parsed.get("usage")).get("completion_tokens")
     return TextAnswer(
         answer.status,
         answer.latency_s,
-        "",
-        str(text or ""),
-        tokens if isinstance(tokens, int) else 0,
+        text=str(text or ""),
+        completion_tokens=tokens if isinstance(tokens, int) else 0,
     )
+
+
+def _completion_text(choice: Choice) -> object:
+    return choice.get("text")
+
+
+def _chat_text(choice: Choice) -> object:
+    return _dict(choice.get("message")).get("content")
 
 
 def _json(body: str) -> dict[str, Any]:
     try:
         return _dict(json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: arrays nested some thousand deep
         return {}
 
 
@@ -233,4 +280,7 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def _list(value: object) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    """Return the JSON objects of a JSON array; [] for anything else."""
+    if not isinstance(value, list):
+        return []
+    return [item for item in value if isinstance(item, dict)]
