@@ -207,7 +207,7 @@ def test_a_question_that_fails_leaves_the_others_their_answers(monkeypatch, erro
 
 def test_a_name_service_that_does_not_answer_is_not_waited_for(monkeypatch):
     answered = threading.Event()
-    monkeypatch.setattr(room, "_HOSTNAME_S", 0.1)
+    monkeypatch.setattr(room, "_HOSTNAME_TIMEOUT_S", 0.1)
     monkeypatch.setattr(
         room.network, "resolve_hostname", lambda: answered.wait(300) and ("192.0.2.1",)
     )
@@ -228,6 +228,8 @@ def test_a_mistake_in_a_question_is_shown_as_such_and_still_costs_nothing_else(m
     monkeypatch.setattr(room, "_ask_tuning", mistake)
     monkeypatch.setattr(threading, "excepthook", shown.append)
     facts = bare()
-    assert facts.failures == (ProbeFailure("tuning", "ended without an answer, see the log"),)
+    assert facts.failures == (
+        ProbeFailure("tuning", "no answer because of an internal error, see the log"),
+    )
     assert [str(seen.exc_value) for seen in shown] == ["ours"]
     assert facts.interfaces
