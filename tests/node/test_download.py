@@ -67,7 +67,7 @@ def yard(tmp_path):
     it = Yard(tmp_path)
     yield it
     for one in it.started:
-        one.end()
+        one.stop()
 
 
 def finish(download: Download):
@@ -97,7 +97,7 @@ def test_the_end_takes_the_whole_tree_and_the_next_one_goes_on(yard):
     assert progress.line.startswith("Downloading [model-00002-of-00003.safetensors]"), progress.line
     assert {found.pid for found in find_marked(yard.label)} >= set(pids)
 
-    assert first.end() == ()
+    assert first.stop() == ()
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert find_marked(yard.label) == []
     assert "model-00002-of-00003.safetensors" in gaps_of(inspect_weights(str(yard.model)))
@@ -136,9 +136,9 @@ def test_a_second_download_into_the_same_folder_is_refused_until_the_first_ends(
     (yard.record / "hold").touch()
     first = yard.start()
     yard.await_hold()
-    with pytest.raises(NodeError, match="somebody else is downloading"):
+    with pytest.raises(NodeError, match="another download into"):
         yard.start()
-    first.end()
+    first.stop()
     (yard.record / "hold").unlink()
     assert finish(yard.start()).exit_code == 0
 
