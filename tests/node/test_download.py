@@ -216,6 +216,14 @@ def test_the_lock_is_no_file_of_the_model(yard):
     assert LOCK not in inspect_weights(str(yard.model)).files
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_followed(yard, tmp_path):
+    yard.model.mkdir(parents=True)
+    (yard.model / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NodeError, match="cannot be started"):
+        yard.start()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_the_real_hf_knows_these_words(tmp_path):
     """Offline it finds nothing; a word that it does not know would be a usage error (2)."""
     program = Path(sys.executable).with_name("hf")

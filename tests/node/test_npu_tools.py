@@ -140,6 +140,21 @@ def test_ping_says_what_came_back(tools):
     assert npu_tools.ping_npu(0, "11.12.165.81", **ask).complaint == "recv time out"
 
 
+def test_an_unreadable_answer_costs_one_ping_and_no_other(tools):
+    script = f'[ "$2" = 1 ] && {{ echo "3 received, 0.0.0% packet loss"; exit 0; }}\n{HCCN}'
+    tools.add("hccn_tool", script)
+    pings = [ping(number, "11.12.165.80") for number in range(3)]
+    answers = npu_tools.ping_npus(pings, tools.env(), 60, hccn_default="/absent/hccn_tool")
+    assert [one.reached for one in answers] == [True, None, True]
+    assert answers[1].complaint == "unreadable packet loss: 3 received, 0.0.0% packet loss"
+
+
+def test_a_tool_cannot_drive_the_terminal_that_shows_its_message(tools):
+    tools.add("npu-smi", r"printf '\033]52;c;aGk=\007\033[31mfatal\033[0m\n'; exit 3")
+    (failure,) = tools.read().failures
+    assert failure.reason == "npu-smi info failed with exit code 3: fatal"
+
+
 def test_ping_without_the_tool_says_where_it_was_looked_for(tools):
     with pytest.raises(NodeError, match="hccn_tool not found"):
         npu_tools.ping_npu(

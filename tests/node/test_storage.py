@@ -60,6 +60,11 @@ def test_the_later_of_two_mounts_on_one_point_counts():
     assert mount_of("/mnt/sfs_turbo/x", table).filesystem == "tmpfs"
 
 
+def test_a_malformed_line_of_a_mount_table_is_skipped():
+    table = f"garbage\n30 21 0:44 /\n{NFS}31 30 0:45 / /mnt/sfs_turbo rw - \n"
+    assert mount_of("/mnt/sfs_turbo/x", table).filesystem == "nfs4"
+
+
 def test_free_space_of_a_folder_that_is_not_there_yet_is_that_of_the_one_above(tmp_path):
     there, later = free_bytes(str(tmp_path)), free_bytes(str(tmp_path / "a" / "b"))
     assert there > 0

@@ -108,6 +108,13 @@ def test_only_so_many_are_remembered_and_the_newest_stays(vllm, env):
     assert recall(vllm) == known
 
 
+def test_the_cache_is_private(vllm, env):
+    """What is cached decides on the command line of servers."""
+    ask(vllm, env, PATIENCE_S)
+    for folder in (vllm.state_dir, vllm.state_dir / vllm_flags.FOLDER):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_folder_that_takes_nothing_does_not_spoil_the_answer(vllm, env):
     vllm.state_dir.write_text("a file in the way")
     assert ask(vllm, env, PATIENCE_S).flags

@@ -101,6 +101,21 @@ def test_json_that_cannot_be_read_is_damaged_and_the_rest_is_told(model, name, t
     assert len(found.files) == 4
 
 
+def test_json_nested_too_deep_is_damaged_and_an_endless_offset_is_ignored(model):
+    (model / "config.json").write_text("[" * 200_000)
+    shard_file = model / "model-00002-of-00002.safetensors"
+    header = b'{"w": {"data_offsets": [0, ' + b"9" * 5000 + b"]}}"
+    shard_file.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert inspect_weights(str(model)).damaged == ("config.json",)
+
+
+@pytest.mark.parametrize("size", ["NaN", "Infinity", "1e999", "[]"])
+def test_a_total_size_that_is_no_size_counts_as_none(model, size):
+    text = f'{{"weight_map": {{}}, "metadata": {{"total_size": {size}}}}}'
+    (model / "model.safetensors.index.json").write_text(text)
+    assert inspect_weights(str(model)).expected_bytes == 0
+
+
 def test_an_index_without_a_map_is_damaged(model):
     (model / "model.safetensors.index.json").write_text("{}")
     assert inspect_weights(str(model)).damaged == ("model.safetensors.index.json",)

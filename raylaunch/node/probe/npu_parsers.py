@@ -1,4 +1,4 @@
-"""Parsers for the output of npu-smi and hccn_tool. Text in, values out: no tool is run here.
+"""Parsers for the output of npu-smi. Text in, values out: no tool is run here.
 
 Tables are split by what a cell looks like, never by column offsets. Widths differ between releases
 (npu-smi 25, 26 and the 950 series), numbers grow into their neighbours ("56017/ 65536"), and the
@@ -6,20 +6,18 @@ lower border may be missing. Half a row is no row: what is not certain is left o
 
 No parser raises for text that it cannot read, with one exception: the two parsers of tables raise
 UnreadableOutputError when there is no table. Every run of digits in a pattern has an upper bound:
-int() raises ValueError above 4300 digits, and an unbounded run makes a search quadratic (104 s
-measured for one line of 64 kB).
+int() raises ValueError above 4300 digits.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from raylaunch.node.probe.tool_text import first_line
 from raylaunch.plan.facts import Npu, NpuProcess
 
-_MESSAGE_CHARS = 200
 _ABSENT = ("", "NA", "-")
 """How npu-smi prints a value that it does not have."""
 
@@ -58,29 +56,6 @@ class Board:
     firmware: str | None = None
     bus_id: str | None = None
     chip_name: str | None = None
-
-
-@dataclass(frozen=True)
-class NpuPing:
-    """Answer of `hccn_tool -ping`.
-
-    `loss_percent` is None when the tool counted no packets. `complaint` quotes the tool.
-    """
-
-    loss_percent: float | None
-    complaint: str = ""
-
-    @property
-    def reached(self) -> bool:
-        """Whether every packet came back."""
-        return self.loss_percent == 0
-
-    @property
-    def counted(self) -> bool:
-        """Whether the tool sent packets, or gave the network's reason for not sending them."""
-        if self.loss_percent is not None:
-            return True
-        return _NETWORK_COMPLAINT.fullmatch(self.complaint) is not None
 
 
 def parse_npu_smi_info(text: str) -> tuple[list[Npu], list[NpuProcess]]:
@@ -169,89 +144,6 @@ def parse_board(text: str) -> Board:
         chip_name=present.get("chip name"),
     )
 
-
-def parse_hccn_ip(text: str) -> str | None:
-    """Read the device's own address from `-ip -g`; without one it cannot talk to other hosts."""
-    return _address("ipaddr", text)
-
-
-def parse_hccn_link(text: str) -> str | None:
-    """Read UP or DOWN from `-link -g`."""
-    status = _first(r"link status[ \t]*:[ \t]*(\w{1,40})", text)
-    return None if status is None else status.upper()
-
-
-def parse_hccn_net_health(text: str) -> str | None:
-    """Read Success, Fault, Init ... from `-net_health -g`."""
-    status = _first(r"net health status[ \t]*:[ \t]*(\w{1,40}(?: \w{1,40}){0,8})", text)
-    if status is not None and status.casefold() == "success":
-        return "Success"
-    return status
-
-
-def parse_hccn_netdetect(text: str) -> str | None:
-    """Read the address that the device watches from `-netdetect -g`; 0.0.0.0 means none is set."""
-    return _address("netdetect address", text)
-
-
-def parse_hccn_gateway(text: str) -> str | None:
-    """Read the device's gateway from `-gateway -g`; None is fine inside one subnet."""
-    return _address("gateway", text)
-
-
-def parse_hccn_tls(text: str) -> bool | None:
-    """Read whether TLS is on from `-tls -g`; it has to be equal on all devices (HCCL: EI0016)."""
-    switch = _first(r"tls switch\s*\[\s*([01])\s*\]", text)
-    return None if switch is None else switch == "1"
-
-
-def parse_hccn_mtu(text: str) -> int | None:
-    """Read the MTU of the device's port, in bytes, from `-mtu -g`."""
-    mtu = _first(r"\bmtu[ \t]*:[ \t]*(\d{1,9})(?!\d)", text)
-    return None if mtu is None else int(mtu)
-
-
-def parse_hccn_lldp(text: str) -> str | None:
-    """Read the switch port at the other end from `-lldp -g`.
-
-    None: no LLDP, or two hosts that are cabled back to back.
-    """
-    return _first(r"Ifname[ \t]*:[ \t]*(\S{1,200})", text)
-
-
-def parse_hccn_ping(text: str) -> NpuPing:
-    """Read `-ping -g address X`; any loss above 0 counts as unreachable.
-
-    The loss is accepted as "0%", "0.00% packet loss", "00.00 % loss" or "packet loss: 0.00 %", in
-    any case. A loss that is none of these is unreadable: `loss_percent` is None and `complaint`
-    quotes the line.
-    """
-    loss = _loss_percent(text)
-    network_complaint = _NETWORK_COMPLAINT.search(text)
-    if network_complaint:
-        return NpuPing(loss, network_complaint.group())
-    if loss is not None:
-        return NpuPing(loss)
-    for line in text.splitlines():
-        if "loss" in line.lower():
-            return NpuPing(None, f"unreadable packet loss: {first_line(line)}")
-    return NpuPing(None, first_line(text))
-
-
-def first_line(text: str) -> str:
-    """Return the first line that is not blank, cut to what fits a message."""
-    for line in text.splitlines():
-        if line.strip():
-            return line.strip()[:_MESSAGE_CHARS]
-    return "no output"
-
-
-_NETWORK_COMPLAINT = re.compile(r"recv time out|Destination Host Unreachable|Message too long")
-_PERCENT = r"(?<![\d.,])(\d{1,3}(?:[.,]\d{1,6})?)\s{0,3}%"
-_LOSS_FORMS = (
-    re.compile(_PERCENT + r"\s{0,3}(?:packets?\s{1,3})?loss", re.IGNORECASE | re.ASCII),
-    re.compile(r"loss(?:\s{1,3}rate)?\s{0,3}[:=]?\s{0,3}" + _PERCENT, re.IGNORECASE | re.ASCII),
-)
 
 # All patterns below are for lines whose runs of blanks have been collapsed to one.
 _HEADER = re.compile(r"\| NPU(?: ID \|)? Name \| Health \|")
@@ -391,32 +283,6 @@ def _fields(text: str) -> dict[str, str]:
             name = " ".join(key.split()).lower()
             fields.setdefault(name, value.strip())
     return fields
-
-
-def _first(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text, re.IGNORECASE | re.ASCII)
-    return found.group(1) if found else None
-
-
-def _address(label: str, text: str) -> str | None:
-    """Read the IPv4 or IPv6 address after `label:`; None where there is none, or no valid one."""
-    word = _first(label + r"[ \t]*:[ \t]*([\da-f.:]{2,45})", text)
-    if word is None:
-        return None
-    try:
-        ipaddress.ip_address(word)
-    except ValueError:
-        return None
-    return word
-
-
-def _loss_percent(text: str) -> float | None:
-    for form in _LOSS_FORMS:
-        found = form.search(text)
-        if found:
-            percent = float(found.group(1).replace(",", "."))
-            return percent if percent <= 100 else None
-    return None
 
 
 def _number(cell: str) -> float | None:

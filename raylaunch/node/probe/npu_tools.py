@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from raylaunch.checks.ping_checks import Ping, Pinged
 from raylaunch.errors import NodeError
-from raylaunch.node.probe import npu_parsers, tool_text
+from raylaunch.node.probe import hccn_parsers, npu_parsers, tool_text
 from raylaunch.plan.facts import Npu, NpuLink, NpuProcess, ProbeFailure
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def ping_npu(
     env: Mapping[str, str],
     timeout_s: float = TOOL_TIMEOUT_S,
     hccn_default: str = HCCN_TOOL,
-) -> npu_parsers.NpuPing:
+) -> hccn_parsers.NpuPing:
     """Ping another NPU's `address` from the network port of `npu`; 2 to 3 s when it is reached.
 
     Raises:
@@ -111,7 +111,7 @@ def ping_npu(
         timeout_s=timeout_s,
         check=False,
     )
-    return npu_parsers.parse_hccn_ping(output)
+    return hccn_parsers.parse_hccn_ping(output)
 
 
 def ping_npus(
@@ -206,7 +206,7 @@ def run_tool(
         log.info("%s took %.1f s", name, took_s)
     output = tool_text.clean(printed)
     if check and process.returncode != 0:
-        quoted = npu_parsers.first_line(output)
+        quoted = tool_text.first_line(output)
         raise NodeError(f"{name} failed with exit code {process.returncode}: {quoted}")
     return output
 
@@ -348,7 +348,7 @@ def _read_link(npu: int, tool: str, calls: _Calls) -> tuple[NpuLink, str]:
             return _link(npu, values), _reason(error)
         values[name] = parse(output)
     if all(value is None for value in values.values()):
-        return _link(npu, values), npu_parsers.first_line(output)
+        return _link(npu, values), tool_text.first_line(output)
     return _link(npu, values), ""
 
 
@@ -357,14 +357,14 @@ def _link(npu: int, values: dict[str, object]) -> NpuLink:
 
 
 _LINK_QUESTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
-    "-link": ("link", npu_parsers.parse_hccn_link),
-    "-ip": ("ip", npu_parsers.parse_hccn_ip),
-    "-net_health": ("net_health", npu_parsers.parse_hccn_net_health),
-    "-netdetect": ("netdetect", npu_parsers.parse_hccn_netdetect),
-    "-gateway": ("gateway", npu_parsers.parse_hccn_gateway),
-    "-tls": ("tls", npu_parsers.parse_hccn_tls),
-    "-mtu": ("mtu", npu_parsers.parse_hccn_mtu),
-    "-lldp": ("lldp_port", npu_parsers.parse_hccn_lldp),
+    "-link": ("link", hccn_parsers.parse_hccn_link),
+    "-ip": ("ip", hccn_parsers.parse_hccn_ip),
+    "-net_health": ("net_health", hccn_parsers.parse_hccn_net_health),
+    "-netdetect": ("netdetect", hccn_parsers.parse_hccn_netdetect),
+    "-gateway": ("gateway", hccn_parsers.parse_hccn_gateway),
+    "-tls": ("tls", hccn_parsers.parse_hccn_tls),
+    "-mtu": ("mtu", hccn_parsers.parse_hccn_mtu),
+    "-lldp": ("lldp_port", hccn_parsers.parse_hccn_lldp),
 }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+_MESSAGE_CHARS = 200
+
 # An OSC string ends with BEL or ST. Runs stop at the next ESC: no text takes quadratic time.
 _ESCAPE_SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
@@ -29,3 +31,11 @@ def clean(text: str) -> str:
 def one_line(text: str) -> str:
     """Clean a text that has to fit on one line: tabs and newlines become blanks."""
     return re.sub(r"[\t\n]+", " ", clean(text)).strip()
+
+
+def first_line(text: str) -> str:
+    """Return the first line that is not blank, cut to what fits a message."""
+    for line in text.splitlines():
+        if line.strip():
+            return line.strip()[:_MESSAGE_CHARS]
+    return "no output"
