@@ -75,7 +75,7 @@ TABLE_PARSERS: dict[str, Callable[[str], object]] = {
     "table": npu_parsers.parse_npu_smi_info,
     "mapping": npu_parsers.parse_mapping,
 }
-"""These refuse a text without their table, with an error of their own that the probe turns into a failure."""
+"""These refuse a text without their table, with an error that the probe turns into a failure."""
 
 
 def parse_all(text: str) -> None:

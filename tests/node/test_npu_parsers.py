@@ -48,7 +48,7 @@ def test_an_a3_host_has_two_dies_per_card_counted_by_phy_id():
 
 
 def test_a_process_on_an_a3_belongs_to_its_die():
-    rows = "| 7       1                 | 3328327       |                          | 50119                   |\n"
+    rows = "| 7       1                 | 3328327       |             | 50119                   |\n"
     _, processes = npu_parsers.parse_npu_smi_info(smi("a3_idle") + rows)
     assert processes == [NpuProcess(15, 3328327, "", 50119)]
 
@@ -62,7 +62,7 @@ def test_npu_smi_26_is_wider_has_a_fifth_process_cell_and_no_bottom_line():
     assert processes == [NpuProcess(0, 485946, "pytest", 5175, container_pid=None)]
 
 
-def test_npu_smi_26_tells_the_pid_inside_the_container():
+def test_npu_smi_26_reports_the_pid_inside_the_container():
     _, processes = npu_parsers.parse_npu_smi_info(smi("26_wide").replace("| NA    ", "| 4711  "))
     assert processes == [NpuProcess(0, 485946, "pytest", 5175, container_pid=4711)]
 
@@ -83,7 +83,7 @@ def test_nothing_below_the_process_header_is_a_device():
 
 
 def test_a_process_of_a_device_that_is_not_in_the_table_is_left_out():
-    rows = "| 9       0                 | 77            | python                   | 100                     |\n"
+    rows = "| 9       0                 | 77            | python      | 100                     |\n"
     assert npu_parsers.parse_npu_smi_info(smi("a2_idle") + rows)[1] == []
 
 
@@ -127,7 +127,7 @@ def test_no_table_at_all_is_an_error_that_quotes_the_tool(text):
 
 @unhurried
 @given(st.sampled_from(TABLES), st.integers(0, 6000))
-def test_a_truncated_table_yields_nothing_that_the_whole_one_does_not(table, length):
+def test_a_truncated_table_gives_nothing_that_the_whole_one_does_not(table, length):
     text = smi(table)
     npus, processes = _parse_or_nothing(text[:length])
     all_npus, all_processes = npu_parsers.parse_npu_smi_info(text)
@@ -173,7 +173,8 @@ def _parse_or_nothing(text):
     try:
         return npu_parsers.parse_npu_smi_info(text)
     except ValueError as error:
-        assert "no device table" in str(error)  # noqa: PT017 (int() and float() must not be what failed)
+        # int() and float() must not be what failed.
+        assert "no device table" in str(error)  # noqa: PT017
         return [], []
 
 

@@ -43,7 +43,7 @@ def is_cached(path: Path, where: int) -> bool:
 
 @pytest.fixture
 def disk_folder(tmp_path):
-    """A folder on a filesystem whose files can leave the page cache, which those of tmpfs cannot."""
+    """A folder on a filesystem whose files can leave the page cache: those of tmpfs cannot."""
     path = put(tmp_path, "probe", 1 << 20)
     # A page that the kernel still writes, or has only just written, stays.
     for _ in range(20):

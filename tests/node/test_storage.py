@@ -1,4 +1,4 @@
-"""Where a folder lies, and how fast it reads. There is no file server here: mount tables are texts."""
+"""The storage below a folder, and its speed. No file server is needed: mount tables are texts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_reading_is_bounded_by_time(tmp_path, monkeypatch):
     assert rate < 40 << 20, "not all of it was read"
 
 
-def test_reading_drops_the_cached_pages_first_and_takes_another_place_each_time(
+def test_reading_drops_the_cached_pages_first_and_reads_another_part_each_time(
     tmp_path, monkeypatch
 ):
     file = tmp_path / "shard"

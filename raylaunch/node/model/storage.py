@@ -19,6 +19,8 @@ _SERVER_SOURCE = re.compile(r":|^//")
 """Matches sources that name a file server: `10.0.0.5:/export`, `10.0.0.5@tcp:/fs`, `//nas/share`.
 A 9p or virtiofs tag is only a name that each virtual machine has from its own host."""
 
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -59,12 +61,16 @@ def place_of(path: str, table: str | None = None) -> str:
     mount = mount_of(path, table)
     if mount is not None and _is_on_server(mount):
         below = str(real.relative_to(mount.point))
-        parts = [part.strip("/") for part in (mount.root, below) if part.strip("/.")]
-        return "/".join([mount.source.rstrip("/"), *parts])
+        # "/" and "." stand for the folder itself.
+        folders = [folder for folder in (mount.root, below) if folder.strip("/.")]
+        return _join([mount.source, *folders])
     existing = nearest_existing(real)
+    below = str(real.relative_to(existing))
     status = existing.stat()
+    inode = f"{status.st_dev}:{status.st_ino}"
+    # Devices and inodes are unique on one machine only.
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot_id} {status.st_dev}:{status.st_ino} {real.relative_to(existing)}"
+    return f"{boot_id} {inode} {below}"
 
 
 def free_bytes(path: str) -> int:
@@ -75,8 +81,10 @@ def free_bytes(path: str) -> int:
 
 def nearest_existing(path: Path) -> Path:
     """Return `path`, or the first folder above it that exists."""
-    absolute = path.absolute()
-    return next(each for each in (absolute, *absolute.parents) if each.exists())
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def measure_read(
@@ -97,7 +105,8 @@ def measure_read(
     try:
         size = os.fstat(descriptor).st_size
         last_start = max(1, size - limit_bytes)
-        start = random.randrange(last_start) // _PAGE_BYTES * _PAGE_BYTES  # noqa: S311 - no secret
+        offset = random.randrange(last_start)  # noqa: S311 - no secret
+        start = offset - offset % _PAGE_BYTES
         end = min(start + limit_bytes, size)
         os.posix_fadvise(descriptor, start, limit_bytes, os.POSIX_FADV_DONTNEED)
         os.posix_fadvise(descriptor, start, limit_bytes, os.POSIX_FADV_SEQUENTIAL)
@@ -127,6 +136,13 @@ def _read_for(
     return (at - start) / took_s
 
 
+def _join(parts: list[str]) -> str:
+    """Join parts of a path. Slashes at the front belong to the first part (`//nas/share`)."""
+    first = parts[0].rstrip("/")
+    others = [part.strip("/") for part in parts[1:]]
+    return "/".join([first, *others])
+
+
 def _is_on_server(mount: Mount) -> bool:
     return is_network(mount.filesystem) and bool(_SERVER_SOURCE.search(mount.source))
 
@@ -150,4 +166,9 @@ def _parse(line: str) -> Mount | None:
 
 
 def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return _OCTAL.sub(_octal_char, field)
+
+
+def _octal_char(found: re.Match[str]) -> str:
+    code = int(found[1], 8)
+    return chr(code)

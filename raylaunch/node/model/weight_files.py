@@ -59,6 +59,7 @@ def expected_bytes(folder: Path) -> int:
 
 
 def _read_folder(folder: Path, bare: Weights) -> Weights:
+    # Sorted, so that the fingerprint does not depend on the order of the directory.
     files = dict(sorted(_list_files(folder)))
     config, broken_config = _read_json(folder, "config.json", files)
     indexes = _read_indexes(folder, files)
@@ -131,7 +132,8 @@ def _read_indexes(folder: Path, files: dict[str, int]) -> _Indexes:
         if isinstance(weight_map, dict):
             # The shards are named relative to the folder of their index.
             beside = Path(name).parent
-            promised.update(str(beside / str(shard)) for shard in weight_map.values())
+            for shard in weight_map.values():
+                promised.add(str(beside / str(shard)))
         if unreadable or not isinstance(weight_map, dict):
             broken.append(name)
         total_bytes += _total_size(index)
@@ -216,8 +218,12 @@ def _read_json(
 
 
 def _truncated_shards(folder: Path, files: dict[str, int]) -> tuple[str, ...]:
-    shards = [name for name in files if name.endswith(".safetensors")]
-    return tuple(name for name in shards if _is_truncated(_file(folder, name), files[name]))
+    truncated = []
+    for name, size in files.items():
+        is_shard = name.endswith(".safetensors")
+        if is_shard and _is_truncated(_file(folder, name), size):
+            truncated.append(name)
+    return tuple(truncated)
 
 
 def _is_truncated(shard: Path, size: int) -> bool:

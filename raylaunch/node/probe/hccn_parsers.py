@@ -1,8 +1,6 @@
-"""Parsers for the output of hccn_tool, which reads the NPUs' own network ports. No tool is run here.
+"""Parsers for the output of hccn_tool, which reports the NPUs' own network ports.
 
-No parser raises: text that it cannot read is None. Every run of digits in a pattern has an upper
-bound. int() raises ValueError above 4300 digits, and an unbounded run makes a search quadratic (104
-s measured for one line of 64 kB).
+No parser raises: text that it cannot read is None.
 """
 
 from __future__ import annotations
@@ -14,7 +12,10 @@ from dataclasses import dataclass
 from raylaunch.node.probe.tool_text import first_line
 
 _NETWORK_COMPLAINT = re.compile(r"recv time out|Destination Host Unreachable|Message too long")
+# Every run of digits below has an upper bound: int() raises ValueError above 4300 digits, and an
+# unbounded run makes a search quadratic (104 s measured for one line of 64 kB).
 _PERCENT = r"(?<![\d.,])(\d{1,3}(?:[.,]\d{1,6})?)\s{0,3}%"
+# "0.00% packet loss" is what recorded releases print; the other forms differ in words and blanks.
 _LOSS_FORMS = (
     re.compile(_PERCENT + r"\s{0,3}(?:packets?\s{1,3})?loss", re.IGNORECASE | re.ASCII),
     re.compile(r"loss(?:\s{1,3}rate)?\s{0,3}[:=]?\s{0,3}" + _PERCENT, re.IGNORECASE | re.ASCII),
@@ -133,6 +134,7 @@ def _loss_percent(text: str) -> float | None:
     for form in _LOSS_FORMS:
         found = form.search(text)
         if found:
+            # float() knows no decimal comma.
             percent = float(found.group(1).replace(",", "."))
             return percent if percent <= 100 else None
     return None

@@ -149,7 +149,7 @@ def _addresses_by_device() -> dict[str, list[str]]:
 
 
 def _has_peer(device: Path) -> bool:
-    """Return whether an interface is one end of a veth pair.
+    """Return whether an interface is one of the two interfaces of a veth pair.
 
     The iflink of a veth is its other end. That of a macvlan is the device below it, which it also
     names as lower_*.

@@ -115,6 +115,7 @@ def _questions(
         "marked": _ask_marked,
     }
     for name, path in folders.items():
+        # A question of its own for each folder: one of them may be in a dead mount.
         if path is not None:
             asks[name] = partial(_ask_weights, name, path)
     if npus:

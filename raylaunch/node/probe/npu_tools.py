@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 TOOL_TIMEOUT_S = 20.0
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 SLOW_CALL_S = 5.0
-"""A call that takes longer is logged. A healthy one takes less than a second, a ping 2 to 3 s."""
+"""A call that takes longer is logged. A ping of an NPU that is reached takes 2 to 3 s."""
 _KILL_GRACE_S = 1.0
 _LINK_WORKERS = 8
 _PING_WORKERS = 16
@@ -68,6 +68,7 @@ def read_npus(
     if smi is None:
         return NpuAnswer(failures=(ProbeFailure("npu-smi", "not found on PATH"),))
     calls = _Calls(env, time.monotonic() + timeout_s)
+    # Without the device table there is nothing that the other questions could be about.
     try:
         table = calls.run([smi, "info"])
         npus, processes = npu_parsers.parse_npu_smi_info(table)
@@ -347,6 +348,7 @@ def _read_link(npu: int, tool: str, calls: _Calls) -> tuple[NpuLink, str]:
         except NodeError as error:
             return _link(npu, values), _reason(error)
         values[name] = parse(output)
+    # A single value may be absent (no LLDP, no gateway inside one subnet). All of them are not.
     if all(value is None for value in values.values()):
         return _link(npu, values), tool_text.first_line(output)
     return _link(npu, values), ""

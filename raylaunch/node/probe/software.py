@@ -80,9 +80,13 @@ def cann_info_files(env: Mapping[str, str], root: Path = Path("/")) -> Iterator[
     /usr/local/Ascend/cann* as CANN 8.5 and 9 install it.
     """
     base = root / "usr/local/Ascend"
-    exported = [env.get(name) for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")]
-    homes = [Path(home) for home in exported if home]
-    homes += [base / "ascend-toolkit/latest", base / "cann"]
+    homes: list[Path] = []
+    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
+        exported = env.get(name)
+        if exported:
+            homes.append(Path(exported))
+    homes.append(base / "ascend-toolkit/latest")
+    homes.append(base / "cann")
     homes += sorted(base.glob("cann-*"), reverse=True)
     arch = f"{platform.machine()}-linux"
     for home in homes:
@@ -138,7 +142,8 @@ def _built_for() -> str | None:
     spec = importlib.util.find_spec("vllm_ascend")
     if spec is None or spec.origin is None:
         return None
-    return parse_device_type(_read(Path(spec.origin).with_name("_build_info.py")))
+    build_info = Path(spec.origin).with_name("_build_info.py")
+    return parse_device_type(_read(build_info))
 
 
 def _version_py(name: str) -> str:
@@ -147,7 +152,8 @@ def _version_py(name: str) -> str:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return ""
-    return _read(Path(str(distribution.locate_file(f"{name}/version.py"))))
+    file = distribution.locate_file(f"{name}/version.py")
+    return _read(Path(str(file)))
 
 
 def _is_cuda_build(name: str, text: str) -> bool:
