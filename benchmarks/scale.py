@@ -94,9 +94,11 @@ def ways_alone(hosts: int) -> dict[str, float]:
 async def _try_ways(hosts: int) -> float:
     names = [f"127.0.1.{number + 1}" for number in range(hosts)]
     began = time.perf_counter()
-    opened = [await reachability.open_doors(name, DOORS) for name in names]
+    opened = [await reachability.open_listeners(name, DOORS) for name in names]
     doors = tuple(door for _, some in opened for door in some)
-    missed = await asyncio.gather(*(reachability.knock(name, doors, KNOCK_S) for name in names))
+    missed = await asyncio.gather(
+        *(reachability.connect_to_all(name, doors, KNOCK_S) for name in names)
+    )
     took = time.perf_counter() - began
     for servers, _ in opened:
         for server in servers:

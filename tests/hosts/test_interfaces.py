@@ -30,25 +30,25 @@ MODULES = {"bond": "bonding (CONFIG_BONDING)", "vlan": "8021q (CONFIG_VLAN_8021Q
 
 PROBE = """
 import base64, os, pickle, sys
-from raylaunch.node.probe import probe
+from raylaunch.node.probe.node_probe import probe
 facts = probe(sys.argv[1], env=os.environ, npu=False, timeout_s=60)
 print(base64.b64encode(pickle.dumps(facts)).decode())
 """
 DOORS = """
 import asyncio, base64, pickle, sys
-from raylaunch.node.probe.reachability import open_doors
+from raylaunch.node.probe.reachability import open_listeners
 async def main():
     wanted = pickle.loads(base64.b64decode(sys.argv[1]))
-    opened = [await open_doors(*one) for one in wanted]
+    opened = [await open_listeners(*one) for one in wanted]
     print(base64.b64encode(pickle.dumps([doors for _, doors in opened])).decode(), flush=True)
     await asyncio.to_thread(sys.stdin.read)
 asyncio.run(main())
 """
 KNOCK = """
 import asyncio, base64, pickle, sys
-from raylaunch.node.probe.reachability import knock
+from raylaunch.node.probe.reachability import connect_to_all
 async def main():
-    return await asyncio.gather(*(knock(*one) for one in pickle.loads(base64.b64decode(sys.argv[1]))))
+    return await asyncio.gather(*(connect_to_all(*one) for one in pickle.loads(base64.b64decode(sys.argv[1]))))
 print(base64.b64encode(pickle.dumps(asyncio.run(main()))).decode())
 """
 KNOCK_S = 1.0

@@ -1,4 +1,4 @@
-"""A download with stand-ins for the hubs' programs: as far as it is, interrupted, resumed, refused."""
+"""A download with stand-ins for the hubs' programs: progress, interrupted, resumed, refused."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DEADLINE_S = 60.0
 TOTAL = 3 << 20
 
 
-class Yard:
-    """A folder for the model, one for what the stand-in records, and downloads that end with the test."""
+class DownloadFixture:
+    """Folders for a model and for the stand-in's records, and downloads that stop with the test."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.record, self.log = (
@@ -63,11 +63,11 @@ class Yard:
 
 
 @pytest.fixture
-def yard(tmp_path):
-    it = Yard(tmp_path)
+def place(tmp_path):
+    it = DownloadFixture(tmp_path)
     yield it
     for one in it.started:
-        one.end()
+        one.stop()
 
 
 def finish(download: Download):
@@ -77,54 +77,55 @@ def finish(download: Download):
 
 
 @pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
-def test_a_download_fills_the_folder(yard, hub):
-    progress = finish(yard.start(hub))
+def test_a_download_fills_the_folder(place, hub):
+    progress = finish(place.start(hub))
     assert (progress.exit_code, progress.failed, progress.error) == (0, False, "")
     assert progress.total_bytes == TOTAL
     assert progress.have_bytes >= TOTAL
-    assert gaps_of(inspect_weights(str(yard.model))) == ""
-    assert yard.calls()[0]["start"][-1] == str(yard.model), "no slash at the end"
+    assert gaps_of(inspect_weights(str(place.model))) == ""
+    assert place.calls()[0]["start"][-1] == str(place.model), "no slash at the end"
 
 
-def test_the_end_takes_the_whole_tree_and_the_next_one_goes_on(yard):
-    (yard.record / "hold").touch()
-    first = yard.start()
-    pids = yard.await_hold()
+def test_stop_kills_the_whole_tree_and_the_next_download_resumes(place):
+    (place.record / "hold").touch()
+    first = place.start()
+    pids = place.await_hold()
     progress = first.wait(0)
     assert progress.running
     assert progress.total_bytes == TOTAL
     assert TOTAL // 3 < progress.have_bytes < TOTAL, "the unfinished shard counts"
     assert progress.line.startswith("Downloading [model-00002-of-00003.safetensors]"), progress.line
-    assert {found.pid for found in find_marked(yard.label)} >= set(pids)
+    assert {found.pid for found in find_marked(place.label)} >= set(pids)
 
-    assert first.end() == ()
+    assert first.stop() == ()
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert find_marked(yard.label) == []
-    assert "model-00002-of-00003.safetensors" in gaps_of(inspect_weights(str(yard.model)))
+    assert find_marked(place.label) == []
+    assert "model-00002-of-00003.safetensors" in gaps_of(inspect_weights(str(place.model)))
 
-    (yard.record / "hold").unlink()
-    assert finish(yard.start()).exit_code == 0
-    begins = {call["shard"]: call["begins_at"] for call in yard.calls() if "shard" in call}
+    (place.record / "hold").unlink()
+    assert finish(place.start()).exit_code == 0
+    begins = {call["shard"]: call["begins_at"] for call in place.calls() if "shard" in call}
     assert begins["model-00002-of-00003.safetensors"] > 500_000, "not from the beginning"
-    assert gaps_of(inspect_weights(str(yard.model))) == ""
+    assert gaps_of(inspect_weights(str(place.model))) == ""
 
 
-def test_the_death_of_the_owner_ends_it(yard):
-    (yard.record / "hold").touch()
+def test_it_is_stopped_when_its_owner_is_killed(place):
+    (place.record / "hold").touch()
     program = f"""
 import os, signal
 from pathlib import Path
 from raylaunch.node.model.download import Download
-argv = ({str(HUB / "modelscope")!r}, "download", "--model", "a/b", "--local_dir", {str(yard.model)!r})
-Download(argv, Path({str(yard.model)!r}), Path({str(yard.log)!r}), os.environ, label={yard.label!r}, number=0).start()
+folder, log = {str(place.model)!r}, Path({str(place.log)!r})
+argv = ({str(HUB / "modelscope")!r}, "download", "--model", "a/b", "--local_dir", folder)
+Download(argv, Path(folder), log, os.environ, label={place.label!r}, number=0).start()
 print("up", flush=True)
 signal.pause()
 """
     with subprocess.Popen(
-        [sys.executable, "-c", program], env=yard.env, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], env=place.env, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout.readline() == "up\n"
-        pids = yard.await_hold()
+        pids = place.await_hold()
         handles = [psutil.Process(pid) for pid in pids]
         owner.kill()
     gone, left = psutil.wait_procs(handles, timeout=DEADLINE_S)
@@ -132,47 +133,52 @@ signal.pause()
     assert len(gone) == 2
 
 
-def test_a_second_download_into_the_same_folder_is_refused_until_the_first_ends(yard):
-    (yard.record / "hold").touch()
-    first = yard.start()
-    yard.await_hold()
-    with pytest.raises(NodeError, match="somebody else is downloading"):
-        yard.start()
-    first.end()
-    (yard.record / "hold").unlink()
-    assert finish(yard.start()).exit_code == 0
+def test_a_second_download_into_the_same_folder_is_refused_until_the_first_has_stopped(place):
+    (place.record / "hold").touch()
+    first = place.start()
+    place.await_hold()
+    with pytest.raises(NodeError, match="another download into"):
+        place.start()
+    first.stop()
+    (place.record / "hold").unlink()
+    assert finish(place.start()).exit_code == 0
 
 
-def test_what_a_failed_program_said_is_told(yard):
-    (yard.record / "fail").touch()
-    progress = finish(yard.start())
+def test_the_output_of_a_failed_program_is_reported(place):
+    (place.record / "fail").touch()
+    progress = finish(place.start())
     assert progress.failed
     assert progress.exit_code == 1
     assert progress.tail[-1] == "ERROR: connection reset by the hub"
-    assert progress.log == str(yard.log)
+    assert progress.log == str(place.log)
 
 
-def test_a_program_that_cannot_be_started_is_a_failure(yard, tmp_path):
+def test_a_program_that_cannot_be_started_is_a_failure(place, tmp_path):
     one = Download(
-        [str(tmp_path / "none"), "x"], yard.model, yard.log, yard.env, label=yard.label, number=0
+        [str(tmp_path / "none"), "x"],
+        place.model,
+        place.log,
+        place.env,
+        label=place.label,
+        number=0,
     )
     one.start()
-    yard.started.append(one)
+    place.started.append(one)
     progress = finish(one)
     assert progress.failed
     assert "No such file" in progress.error
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_started(yard):
+def test_a_disk_without_room_is_refused_before_anything_is_started(place):
     with pytest.raises(NodeError, match="still to come"):
-        yard.start(needed=1 << 60)
-    assert not (yard.record / "calls").exists()
+        place.start(needed=1 << 60)
+    assert not (place.record / "calls").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused(yard):
-    yard.model.parent.write_text("a file")
+def test_a_folder_that_cannot_be_made_is_refused(place):
+    place.model.parent.write_text("a file")
     with pytest.raises(NodeError, match="cannot be started"):
-        yard.start()
+        place.start()
 
 
 def test_a_file_made_in_full_size_ahead_has_only_what_was_written(tmp_path):
@@ -184,7 +190,7 @@ def test_a_file_made_in_full_size_ahead_has_only_what_was_written(tmp_path):
     assert 8192 + 4096 <= written_bytes(tmp_path) < 1 << 20
 
 
-def test_programs_are_looked_for_on_the_path_and_beside_python(tmp_path):
+def test_programs_are_searched_on_the_path_and_beside_python(tmp_path):
     assert find_programs({"PATH": str(HUB)}, "/nowhere/python") == {
         "modelscope": str(HUB / "modelscope"),
         "huggingface": str(HUB / "hf"),
@@ -197,23 +203,31 @@ def test_programs_are_looked_for_on_the_path_and_beside_python(tmp_path):
     assert find_programs({}, "/nowhere/python") == {}
 
 
-def test_what_a_program_draws_cannot_move_the_cursor(yard):
+def test_what_a_program_draws_cannot_move_the_cursor(place):
     words = [
         sys.executable,
         "-S",
         "-c",
         r"print('\x1b[2K\x1b[1A\x1b[32m 45%|\u2588\u2588  | \x07 of 3\x1b[0m')",
     ]
-    one = Download(words, yard.model, yard.log, yard.env, label=yard.label, number=0)
+    one = Download(words, place.model, place.log, place.env, label=place.label, number=0)
     one.start()
-    yard.started.append(one)
+    place.started.append(one)
     assert finish(one).line == "45%|\u2588\u2588  |  of 3"
 
 
-def test_the_lock_is_no_file_of_the_model(yard):
-    finish(yard.start())
-    assert (yard.model / LOCK).exists()
-    assert LOCK not in inspect_weights(str(yard.model)).files
+def test_the_lock_is_no_file_of_the_model(place):
+    finish(place.start())
+    assert (place.model / LOCK).exists()
+    assert LOCK not in inspect_weights(str(place.model)).files
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(place, tmp_path):
+    place.model.mkdir(parents=True)
+    (place.model / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NodeError, match="cannot be started"):
+        place.start()
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_the_real_hf_knows_these_words(tmp_path):

@@ -120,7 +120,7 @@ def test_a_connection_is_no_listener():
         }
 
 
-def test_names_are_looked_up_for_the_ports_in_question_only():
+def test_process_names_are_read_for_the_wanted_ports_only():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         found = [

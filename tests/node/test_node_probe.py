@@ -56,7 +56,9 @@ def test_what_the_caller_knows_is_left_to_the_caller():
 
 def test_neither_vllm_nor_torch_nor_ray_is_imported_for_it():
     script = (
-        "import os, sys; from raylaunch.node.probe.node_probe import probe; probe('192.0.2.1', env=os.environ)\n"
+        "import os, sys\n"
+        "from raylaunch.node.probe.node_probe import probe\n"
+        "probe('192.0.2.1', env=os.environ)\n"
         "print({'vllm', 'torch', 'ray', 'torchvision'} & set(sys.modules))"
     )
     done = subprocess.run(
@@ -65,7 +67,7 @@ def test_neither_vllm_nor_torch_nor_ray_is_imported_for_it():
     assert done.stdout == "set()\n"
 
 
-def test_the_weights_are_looked_at_when_a_path_is_given(tmp_path):
+def test_the_weights_are_inspected_when_a_path_is_given(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "minimax_m2"}')
     seen = bare(model_path=str(tmp_path), drafter_path=str(tmp_path / "none"))
     assert seen.drafter is not None
@@ -88,7 +90,7 @@ def test_proxies_are_named_and_never_quoted():
     assert "secret" not in repr(facts)
 
 
-def test_every_proxy_that_is_reported_is_taken_from_the_servers():
+def test_every_proxy_that_is_reported_is_unset_for_the_servers():
     lower = ("http_proxy", "https_proxy", "all_proxy")
     env = {"PATH": ""} | dict.fromkeys((*lower, *map(str.upper, lower)), "http://p")
     facts = probe(IP, env=env, npu=False)
@@ -109,7 +111,7 @@ def test_for_every_question_there_is_a_way_to_ask_by_hand():
     assert BY_HAND.keys() == names | tools | {vllm_flags.PROBE}
 
 
-def test_weights_that_do_not_answer_are_given_up_and_those_that_refuse_say_why(monkeypatch):
+def test_weights_that_hang_time_out_and_those_that_fail_report_why(monkeypatch):
     answered = threading.Event()
 
     def look(path):
@@ -144,8 +146,10 @@ def test_marked_processes_are_passed_on(monkeypatch):
 def npu_host(root: Path, table: str) -> dict[str, str]:
     """An environment whose npu-smi and hccn_tool give recorded answers."""
     (root / "bin").mkdir()
+    recorded = DATA / "npu-smi"
     scripts = {
-        "npu-smi": f'case "$*" in info) cat {DATA}/npu-smi/{table}.txt;; *board*) cat {DATA}/npu-smi/board.txt;; esac',
+        "npu-smi": f'case "$*" in info) cat {recorded}/{table}.txt;;'
+        f" *board*) cat {recorded}/board.txt;; esac",
         "hccn_tool": f"cat {DATA}/hccn/${{3#-}}.txt",
     }
     for name, script in scripts.items():
@@ -164,7 +168,7 @@ def test_an_npu_host_is_seen_whole(tmp_path):
     assert facts.versions["firmware"] == "7.8.0.5.216"
 
 
-def test_the_drivers_own_file_wins_over_what_npu_smi_says(monkeypatch, tmp_path):
+def test_the_drivers_own_file_wins_over_npu_smi(monkeypatch, tmp_path):
     monkeypatch.setattr(room, "_ask_versions", lambda *_: {"versions": {"driver": "25.3.rc1"}})
     facts = probe(IP, env=npu_host(tmp_path, "a2_idle"), timeout_s=120)
     assert facts.versions == {"driver": "25.3.rc1", "firmware": "7.8.0.5.216"}
@@ -207,7 +211,7 @@ def test_a_question_that_fails_leaves_the_others_their_answers(monkeypatch, erro
 
 def test_a_name_service_that_does_not_answer_is_not_waited_for(monkeypatch):
     answered = threading.Event()
-    monkeypatch.setattr(room, "_HOSTNAME_S", 0.1)
+    monkeypatch.setattr(room, "_HOSTNAME_TIMEOUT_S", 0.1)
     monkeypatch.setattr(
         room.network, "resolve_hostname", lambda: answered.wait(300) and ("192.0.2.1",)
     )
@@ -220,7 +224,7 @@ def test_a_name_service_that_does_not_answer_is_not_waited_for(monkeypatch):
     assert facts.interfaces
 
 
-def test_a_mistake_in_a_question_is_shown_as_such_and_still_costs_nothing_else(monkeypatch):
+def test_a_bug_in_a_question_reaches_the_log_and_costs_no_other_answer(monkeypatch):
     def mistake(*_):
         raise TypeError("ours")
 
@@ -228,6 +232,8 @@ def test_a_mistake_in_a_question_is_shown_as_such_and_still_costs_nothing_else(m
     monkeypatch.setattr(room, "_ask_tuning", mistake)
     monkeypatch.setattr(threading, "excepthook", shown.append)
     facts = bare()
-    assert facts.failures == (ProbeFailure("tuning", "ended without an answer, see the log"),)
+    assert facts.failures == (
+        ProbeFailure("tuning", "no answer because of an internal error, see the log"),
+    )
     assert [str(seen.exc_value) for seen in shown] == ["ours"]
     assert facts.interfaces

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from raylaunch.node.probe import npu_parsers
+from raylaunch.node.probe import hccn_parsers, npu_parsers, tool_text
 from raylaunch.plan.facts import Npu, NpuProcess
 
 DATA = Path(__file__).parents[1] / "data"
@@ -48,7 +48,7 @@ def test_an_a3_host_has_two_dies_per_card_counted_by_phy_id():
 
 
 def test_a_process_on_an_a3_belongs_to_its_die():
-    rows = "| 7       1                 | 3328327       |                          | 50119                   |\n"
+    rows = "| 7       1                 | 3328327       |             | 50119                   |\n"
     _, processes = npu_parsers.parse_npu_smi_info(smi("a3_idle") + rows)
     assert processes == [NpuProcess(15, 3328327, "", 50119)]
 
@@ -62,7 +62,7 @@ def test_npu_smi_26_is_wider_has_a_fifth_process_cell_and_no_bottom_line():
     assert processes == [NpuProcess(0, 485946, "pytest", 5175, container_pid=None)]
 
 
-def test_npu_smi_26_tells_the_pid_inside_the_container():
+def test_npu_smi_26_reports_the_pid_inside_the_container():
     _, processes = npu_parsers.parse_npu_smi_info(smi("26_wide").replace("| NA    ", "| 4711  "))
     assert processes == [NpuProcess(0, 485946, "pytest", 5175, container_pid=4711)]
 
@@ -83,7 +83,7 @@ def test_nothing_below_the_process_header_is_a_device():
 
 
 def test_a_process_of_a_device_that_is_not_in_the_table_is_left_out():
-    rows = "| 9       0                 | 77            | python                   | 100                     |\n"
+    rows = "| 9       0                 | 77            | python      | 100                     |\n"
     assert npu_parsers.parse_npu_smi_info(smi("a2_idle") + rows)[1] == []
 
 
@@ -122,12 +122,12 @@ def test_a_table_without_devices_is_an_answer():
 def test_no_table_at_all_is_an_error_that_quotes_the_tool(text):
     with pytest.raises(ValueError, match="no device table") as caught:
         npu_parsers.parse_npu_smi_info(text)
-    assert npu_parsers.first_line(text) in str(caught.value)
+    assert tool_text.first_line(text) in str(caught.value)
 
 
 @unhurried
 @given(st.sampled_from(TABLES), st.integers(0, 6000))
-def test_a_truncated_table_yields_nothing_that_the_whole_one_does_not(table, length):
+def test_a_truncated_table_gives_nothing_that_the_whole_one_does_not(table, length):
     text = smi(table)
     npus, processes = _parse_or_nothing(text[:length])
     all_npus, all_processes = npu_parsers.parse_npu_smi_info(text)
@@ -161,8 +161,8 @@ def test_any_text_is_read_or_refused(text):
     _parse_or_nothing(text)
     npu_parsers.parse_board(text)
     npu_parsers.parse_health(text)
-    npu_parsers.parse_hccn_ping(text)
-    npu_parsers.parse_hccn_mtu(text)
+    hccn_parsers.parse_hccn_ping(text)
+    hccn_parsers.parse_hccn_mtu(text)
     try:
         npu_parsers.parse_mapping(text)
     except ValueError as error:
@@ -173,7 +173,8 @@ def _parse_or_nothing(text):
     try:
         return npu_parsers.parse_npu_smi_info(text)
     except ValueError as error:
-        assert "no device table" in str(error)  # noqa: PT017 (int() and float() must not be what failed)
+        # int() and float() must not be what failed.
+        assert "no device table" in str(error)  # noqa: PT017
         return [], []
 
 
@@ -247,18 +248,18 @@ def test_health_and_board_are_read():
 @pytest.mark.parametrize(
     ("parse", "sample", "expected"),
     [
-        (npu_parsers.parse_hccn_ip, "ip", "11.12.165.80"),
-        (npu_parsers.parse_hccn_link, "link", "UP"),
-        (npu_parsers.parse_hccn_link, "link_down", "DOWN"),
-        (npu_parsers.parse_hccn_net_health, "net_health", "Success"),
-        (npu_parsers.parse_hccn_net_health, "net_health_fault", "Fault"),
-        (npu_parsers.parse_hccn_netdetect, "netdetect", "11.12.165.1"),
-        (npu_parsers.parse_hccn_gateway, "gateway", "11.12.165.1"),
-        (npu_parsers.parse_hccn_tls, "tls", False),
-        (npu_parsers.parse_hccn_tls, "tls_on", True),
-        (npu_parsers.parse_hccn_mtu, "mtu", 1500),
-        (npu_parsers.parse_hccn_lldp, "lldp", "400GE1/1/5:1"),
-        (npu_parsers.parse_hccn_lldp, "lldp_empty", None),
+        (hccn_parsers.parse_hccn_ip, "ip", "11.12.165.80"),
+        (hccn_parsers.parse_hccn_link, "link", "UP"),
+        (hccn_parsers.parse_hccn_link, "link_down", "DOWN"),
+        (hccn_parsers.parse_hccn_net_health, "net_health", "Success"),
+        (hccn_parsers.parse_hccn_net_health, "net_health_fault", "Fault"),
+        (hccn_parsers.parse_hccn_netdetect, "netdetect", "11.12.165.1"),
+        (hccn_parsers.parse_hccn_gateway, "gateway", "11.12.165.1"),
+        (hccn_parsers.parse_hccn_tls, "tls", False),
+        (hccn_parsers.parse_hccn_tls, "tls_on", True),
+        (hccn_parsers.parse_hccn_mtu, "mtu", 1500),
+        (hccn_parsers.parse_hccn_lldp, "lldp", "400GE1/1/5:1"),
+        (hccn_parsers.parse_hccn_lldp, "lldp_empty", None),
     ],
 )
 def test_hccn_tool_answers(parse, sample, expected):
@@ -269,13 +270,13 @@ def test_hccn_tool_answers(parse, sample, expected):
 @pytest.mark.parametrize(
     ("sample", "expected", "reached"),
     [
-        ("ping", npu_parsers.NpuPing(0.0), True),
-        ("ping_timeout", npu_parsers.NpuPing(100.0, "recv time out"), False),
-        ("ping_unreachable", npu_parsers.NpuPing(100.0, "Destination Host Unreachable"), False),
-        ("ping_too_long", npu_parsers.NpuPing(None, "Message too long"), False),
-        ("failed", npu_parsers.NpuPing(None, hccn("failed").strip()), False),
+        ("ping", hccn_parsers.NpuPing(0.0), True),
+        ("ping_timeout", hccn_parsers.NpuPing(100.0, "recv time out"), False),
+        ("ping_unreachable", hccn_parsers.NpuPing(100.0, "Destination Host Unreachable"), False),
+        ("ping_too_long", hccn_parsers.NpuPing(None, "Message too long"), False),
+        ("failed", hccn_parsers.NpuPing(None, hccn("failed").strip()), False),
     ],
 )
 def test_hccn_ping(sample, expected, reached):
-    assert npu_parsers.parse_hccn_ping(hccn(sample)) == expected
+    assert hccn_parsers.parse_hccn_ping(hccn(sample)) == expected
     assert expected.reached is reached

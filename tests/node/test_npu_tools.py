@@ -116,7 +116,7 @@ def test_an_hccn_tool_that_refuses_is_quoted_once_for_all_devices(tools):
     assert "7 more" in answer.failures[0].reason
 
 
-def test_one_mute_device_leaves_the_others_their_answers(tools):
+def test_one_device_without_answers_leaves_the_others_their_answers(tools):
     tools.add("npu-smi", SMI)
     tools.add("hccn_tool", f'[ "$2" = 3 ] && {{ echo "device 3 is not ready"; exit 1; }}\n{HCCN}')
     answer = tools.read()
@@ -133,14 +133,29 @@ def test_the_drivers_own_hccn_tool_comes_before_the_path(tools, tmp_path):
     assert npu_tools.find_hccn_tool({"PATH": str(tools.folder)}, "/absent/hccn_tool") is None
 
 
-def test_ping_says_what_came_back(tools):
+def test_ping_reports_what_came_back(tools):
     tools.add("hccn_tool", HCCN)
     ask = {"env": tools.env(), "hccn_default": "/absent/hccn_tool"}
     assert npu_tools.ping_npu(0, "11.12.165.80", **ask).reached
     assert npu_tools.ping_npu(0, "11.12.165.81", **ask).complaint == "recv time out"
 
 
-def test_ping_without_the_tool_says_where_it_was_looked_for(tools):
+def test_an_unreadable_answer_costs_one_ping_and_no_other(tools):
+    script = f'[ "$2" = 1 ] && {{ echo "3 received, 0.0.0% packet loss"; exit 0; }}\n{HCCN}'
+    tools.add("hccn_tool", script)
+    pings = [ping(number, "11.12.165.80") for number in range(3)]
+    answers = npu_tools.ping_npus(pings, tools.env(), 60, hccn_default="/absent/hccn_tool")
+    assert [one.reached for one in answers] == [True, None, True]
+    assert answers[1].complaint == "unreadable packet loss: 3 received, 0.0.0% packet loss"
+
+
+def test_a_tool_cannot_drive_the_terminal_that_shows_its_message(tools):
+    tools.add("npu-smi", r"printf '\033]52;c;aGk=\007\033[31mfatal\033[0m\n'; exit 3")
+    (failure,) = tools.read().failures
+    assert failure.reason == "npu-smi info failed with exit code 3: fatal"
+
+
+def test_ping_without_the_tool_names_where_it_was_searched(tools):
     with pytest.raises(NodeError, match="hccn_tool not found"):
         npu_tools.ping_npu(
             0, "11.12.165.80", env={"PATH": str(tools.folder)}, hccn_default="/absent/hccn_tool"
@@ -151,7 +166,7 @@ def ping(npu_id: int, address: str) -> Ping:
     return Ping("192.0.2.10", npu_id, "11.12.165.70", "192.0.2.11", npu_id, address, straight=True)
 
 
-def test_many_pings_are_told_apart(tools):
+def test_many_pings_keep_their_own_results(tools):
     tools.add("hccn_tool", HCCN)
     pings = [ping(0, "11.12.165.80"), ping(0, "11.12.165.81"), ping(1, "11.12.165.80")]
     said = npu_tools.ping_npus(pings, tools.env(), 60, hccn_default="/absent/hccn_tool")
@@ -179,7 +194,7 @@ def test_many_pings_are_told_apart(tools):
         ),
     ],
 )
-def test_a_network_that_takes_no_packet_is_told_from_a_tool_that_sends_none(
+def test_a_network_that_accepts_no_packet_differs_from_a_tool_that_sends_none(
     tools, sample, reached, complaint
 ):
     tools.add("hccn_tool", f"cat {DATA}/hccn/{sample}.txt")
@@ -204,7 +219,7 @@ def test_pings_for_which_no_time_is_left_are_not_begun(tools):
     assert (one.reached, one.complaint) == (None, "not done within 0 s")
 
 
-def test_tools_speak_english_whatever_the_environment_says(tools):
+def test_tools_print_english_in_every_locale(tools):
     tool = tools.add("npu-smi", 'echo "$LC_ALL $LANG $EXTRA"')
     said = npu_tools.run_tool(
         [tool], env=tools.env(LC_ALL="zh_CN.UTF-8", LANG="zh_CN.UTF-8", EXTRA="kept"), timeout_s=60
@@ -222,7 +237,7 @@ def test_a_file_that_cannot_be_run_is_an_error_of_the_node(tools):
         npu_tools.run_tool([str(tools.folder / "npu-smi"), "info"], env=tools.env(), timeout_s=60)
 
 
-def test_a_hanging_tool_is_ended_with_all_it_started(tools, tmp_path):
+def test_a_hanging_tool_is_killed_with_all_it_started(tools, tmp_path):
     fifo = tmp_path / "alive"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -246,7 +261,7 @@ def test_a_hanging_npu_smi_becomes_a_failure(tools):
     )
 
 
-def test_a_device_that_hangs_hccn_tool_keeps_what_it_said_before(tools):
+def test_a_device_that_hangs_hccn_tool_keeps_its_earlier_answers(tools):
     tools.add("npu-smi", SMI)
     tools.add("hccn_tool", f'[ "$2 $3" = "1 -net_health" ] && exec /bin/sleep 1000\n{HCCN}')
     answer = npu_tools.read_npus(tools.env(TABLE="a2_from_8"), 5, hccn_default="/absent/hccn_tool")

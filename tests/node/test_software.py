@@ -9,7 +9,8 @@ CPU_TORCH = "from typing import Optional\n__version__ = '2.13.0+cpu'\ncuda: Opti
 PLAIN_TORCH = "__version__ = '2.10.0'\ncuda: Optional[str] = None\n"
 CUDA_TORCH = "__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\n"
 CUDA_VISION = (
-    "__version__ = '0.29.2+cu132'\ngit_version = 'f1'\nfrom torchvision.extension import _check_cuda_version\n"
+    "__version__ = '0.29.2+cu132'\ngit_version = 'f1'\n"
+    "from torchvision.extension import _check_cuda_version\n"
     "if _check_cuda_version() > 0:\n    cuda = _check_cuda_version()\n"
 )
 CPU_VISION = CUDA_VISION.replace("+cu132", "+cpu")
@@ -122,7 +123,7 @@ def test_the_environments_own_cann_comes_first(environment, tmp_path):
     assert software.read_versions({"ASCEND_TOOLKIT_HOME": str(own)}, tmp_path)["cann"] == "9.1.0"
 
 
-def test_driver_and_firmware_lie_where_the_install_info_says(environment, tmp_path):
+def test_driver_and_firmware_are_found_where_the_install_info_points(environment, tmp_path):
     driver = tmp_path / "opt/Ascend/driver/version.info"
     firmware = tmp_path / "opt/Ascend/firmware/version.info"
     for file, text in {

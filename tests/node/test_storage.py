@@ -1,4 +1,4 @@
-"""Where a folder lies, and how fast it reads. There is no file server here: mount tables are texts."""
+"""The storage below a folder, and its speed. No file server is needed: mount tables are texts."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def test_the_later_of_two_mounts_on_one_point_counts():
     assert mount_of("/mnt/sfs_turbo/x", table).filesystem == "tmpfs"
 
 
+def test_a_malformed_line_of_a_mount_table_is_skipped():
+    table = f"garbage\n30 21 0:44 /\n{NFS}31 30 0:45 / /mnt/sfs_turbo rw - \n"
+    assert mount_of("/mnt/sfs_turbo/x", table).filesystem == "nfs4"
+
+
 def test_free_space_of_a_folder_that_is_not_there_yet_is_that_of_the_one_above(tmp_path):
     there, later = free_bytes(str(tmp_path)), free_bytes(str(tmp_path / "a" / "b"))
     assert there > 0
@@ -91,7 +96,7 @@ def test_reading_is_bounded_by_time(tmp_path, monkeypatch):
     assert rate < 40 << 20, "not all of it was read"
 
 
-def test_reading_drops_the_cached_pages_first_and_takes_another_place_each_time(
+def test_reading_drops_the_cached_pages_first_and_reads_another_part_each_time(
     tmp_path, monkeypatch
 ):
     file = tmp_path / "shard"

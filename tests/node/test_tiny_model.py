@@ -1,4 +1,4 @@
-"""The tiny model: complete, the same everywhere, loadable by what vLLM uses, safe to make twice at once."""
+"""The tiny model: complete, equal everywhere, loadable as vLLM does it, safe to make in parallel."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_servers_of_one_node_may_make_it_at_the_same_moment(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-def test_it_takes_an_empty_folder_and_never_a_filled_one(tmp_path):
+def test_it_replaces_an_empty_folder_and_never_a_filled_one(tmp_path):
     empty, filled = tmp_path / "empty", tmp_path / "filled"
     empty.mkdir()
     filled.mkdir()
@@ -83,7 +83,7 @@ def test_weights_have_the_shapes_of_the_configuration(kind, tmp_path):
     folder = ensure_tiny_model(kind, tmp_path / kind)
     config = json.loads((folder / "config.json").read_text())
     with safe_open(folder / "model.safetensors", "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         ones, random = (
             file.get_tensor("model.norm.weight"),
             file.get_tensor("model.embed_tokens.weight").float(),
@@ -111,10 +111,13 @@ def test_transformers_loads_configuration_tokenizer_and_template(kind, tmp_path)
     code = (
         "import sys\n"
         "from transformers import AutoConfig, AutoTokenizer\n"
-        "config, tokenizer = AutoConfig.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "text = tokenizer.apply_chat_template([{'role': 'user', 'content': 'hello'}], tokenize=False,"
+        "config = AutoConfig.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "messages = [{'role': 'user', 'content': 'hello'}]\n"
+        "text = tokenizer.apply_chat_template(messages, tokenize=False,"
         " add_generation_prompt=True)\n"
-        "print(config.model_type, tokenizer.eos_token_id == config.eos_token_id, len(tokenizer) <= config.vocab_size)\n"
+        "same_eos = tokenizer.eos_token_id == config.eos_token_id\n"
+        "print(config.model_type, same_eos, len(tokenizer) <= config.vocab_size)\n"
         "print(text, tokenizer.encode(text)[0] == tokenizer.convert_tokens_to_ids('<|user|>'))"
     )
     command = [sys.executable, "-c", code, str(folder)]
@@ -128,9 +131,12 @@ def test_transformers_loads_configuration_tokenizer_and_template(kind, tmp_path)
 
 def test_making_a_model_needs_only_the_standard_library(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from raylaunch.node.model.tiny_model import ensure_tiny_model\n"
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from raylaunch.node.model.tiny_model import ensure_tiny_model\n"
         "ensure_tiny_model('qwen3', Path(sys.argv[1]))\n"
-        "print(*sorted({'torch', 'transformers', 'numpy', 'ray', 'tokenizers', 'safetensors'} & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'numpy', 'ray', 'tokenizers', 'safetensors'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
     assert (
@@ -148,7 +154,10 @@ def test_metadata_answers_for_vllm_and_is_written_once(tmp_path):
     before = file.stat().st_mtime_ns, file.stat().st_ino
     ensure_vllm_metadata(folder)
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from importlib.metadata import version; print(version('vllm'))"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from importlib.metadata import version; print(version('vllm'))"
+    )
     command = [sys.executable, "-c", code, str(folder)]
     assert (
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -83,13 +83,13 @@ def test_jemalloc_is_found_where_each_system_puts_it(tmp_path, arch, place):
     assert tuning.find_jemalloc(arch, root=tmp_path) == str(tmp_path / place)
 
 
-def test_a_library_of_another_architecture_is_not_taken(tmp_path):
+def test_a_library_of_another_architecture_is_not_used(tmp_path):
     root = host(tmp_path, jemalloc="usr/lib/x86_64-linux-gnu/libjemalloc.so.2")
     assert tuning.find_jemalloc("aarch64", root=root) is None
 
 
 @pytest.mark.parametrize("migration", [OLD, NEW])
-def test_apply_sets_what_differs_and_says_what_it_was(tmp_path, migration):
+def test_apply_sets_what_differs_and_reports_what_it_was(tmp_path, migration):
     root = host(tmp_path, migration=migration)
     steps = tuning.apply(GUIDE, root=root)
     assert [(step.name, step.before, step.outcome) for step in steps] == [
@@ -169,7 +169,7 @@ def test_a_name_that_is_no_setting_is_refused(tmp_path, name):
         tuning.apply({name: 1}, root=tmp_path)
 
 
-def test_comparing_sets_nothing_and_says_the_command(tmp_path):
+def test_comparing_sets_nothing_and_names_the_command(tmp_path):
     root = host(tmp_path)
     before = tuning.read_tuning(root=root)
     steps = {

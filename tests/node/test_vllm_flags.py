@@ -1,4 +1,4 @@
-"""Asking a vLLM for its flags: whom, what it answers, what is remembered, and that no failure is more than a reason."""
+"""The flags of a vLLM: which one is asked, its answer, the cache, failures with their reason."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_it_is_asked_once_and_then_remembered(vllm, env):
     assert asked(env) == 1
 
 
-def test_another_version_another_file_or_changed_sources_are_asked_again(
+def test_another_version_another_file_or_changed_sources_make_the_cache_stale(
     vllm, env, tmp_path, monkeypatch
 ):
     ask(vllm, env, PATIENCE_S)
@@ -108,7 +108,14 @@ def test_only_so_many_are_remembered_and_the_newest_stays(vllm, env):
     assert recall(vllm) == known
 
 
-def test_a_folder_that_takes_nothing_does_not_spoil_the_answer(vllm, env):
+def test_the_cache_is_private(vllm, env):
+    """What is cached decides on the command line of servers."""
+    ask(vllm, env, PATIENCE_S)
+    for folder in (vllm.state_dir, vllm.state_dir / vllm_flags.FOLDER):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_cache_that_cannot_be_written_does_not_spoil_the_answer(vllm, env):
     vllm.state_dir.write_text("a file in the way")
     assert ask(vllm, env, PATIENCE_S).flags
     assert recall(vllm) is None
@@ -134,8 +141,8 @@ def test_a_vllm_that_cannot_answer_is_a_failure_with_its_reason(vllm, env, fault
         )
 
 
-def test_the_question_ends_with_the_one_who_asked(tmp_path):
-    """Its stdin is a pipe whose other end is held by who asked; vLLM's import is played by a module that hangs."""
+def test_the_question_exits_when_its_parent_does(tmp_path):
+    """The parent holds the other end of its stdin; a module that hangs plays vLLM's import."""
     package = tmp_path / "vllm"
     (package / "entrypoints" / "cli").mkdir(parents=True)
     for folder in (package, package / "entrypoints", package / "entrypoints" / "cli"):
@@ -153,7 +160,7 @@ def test_the_question_ends_with_the_one_who_asked(tmp_path):
         assert question.wait(60) == 1
 
 
-def test_a_question_that_nobody_waits_for_yields_to_everything_else(vllm, env):
+def test_a_background_question_has_the_lowest_priority(vllm, env):
     env["STANDIN_ASK"] = "hang"
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(answer, vllm, env, PATIENCE_S, niceness=19)

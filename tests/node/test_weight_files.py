@@ -76,7 +76,7 @@ def test_a_linked_shard_has_the_size_of_its_target(model, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 100, 120, 10_000])
-def test_a_shard_that_ends_too_early_is_damaged(model, cut):
+def test_a_truncated_shard_is_damaged(model, cut):
     whole = shard(model / "model-00002-of-00002.safetensors")
     size = whole.stat().st_size
     os.truncate(whole, max(size - cut, 0))
@@ -94,11 +94,26 @@ def test_a_shard_with_a_nonsense_header_is_damaged(model):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\ufffd"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_json_that_cannot_be_read_is_damaged_and_the_rest_is_told(model, name, text):
+def test_json_that_cannot_be_read_is_damaged_and_the_rest_is_reported(model, name, text):
     (model / name).write_text(text)
     found = inspect_weights(str(model))
     assert found.damaged == (name,)
     assert len(found.files) == 4
+
+
+def test_json_nested_too_deep_is_damaged_and_an_endless_offset_is_ignored(model):
+    (model / "config.json").write_text("[" * 200_000)
+    shard_file = model / "model-00002-of-00002.safetensors"
+    header = b'{"w": {"data_offsets": [0, ' + b"9" * 5000 + b"]}}"
+    shard_file.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert inspect_weights(str(model)).damaged == ("config.json",)
+
+
+@pytest.mark.parametrize("size", ["NaN", "Infinity", "1e999", "[]"])
+def test_a_total_size_that_is_no_size_counts_as_none(model, size):
+    text = f'{{"weight_map": {{}}, "metadata": {{"total_size": {size}}}}}'
+    (model / "model.safetensors.index.json").write_text(text)
+    assert inspect_weights(str(model)).expected_bytes == 0
 
 
 def test_an_index_without_a_map_is_damaged(model):
@@ -173,7 +188,7 @@ def test_a_folder_to_be_made_has_a_place_and_room(tmp_path):
     assert found.filesystem
 
 
-def test_the_index_says_how_much_it_will_be(model):
+def test_the_index_gives_the_expected_size(model):
     assert inspect_weights(str(model)).expected_bytes == 200
     (model / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {}, "metadata": {"total_size": "?"}})
@@ -182,7 +197,7 @@ def test_the_index_says_how_much_it_will_be(model):
 
 
 def test_models_of_equal_names_and_sizes_have_other_fingerprints(model):
-    """As MiniMax-M2.5 and M2.7; a note beside the weights does not count, and a whole copy has the same."""
+    """As MiniMax-M2.5 and M2.7. A note beside the weights does not count."""
     before = inspect_weights(str(model))
     (model / "README.md").write_text("read me")
     assert inspect_weights(str(model)).fingerprint == before.fingerprint

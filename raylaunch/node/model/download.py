@@ -1,14 +1,14 @@
-"""One download on this machine: the hub's own program below a guard, into one folder, and what it has written so far.
+"""One download on this machine: a hub's own program below a guard, which fills one folder.
 
-Guard and keeper end the program with everything below it when the owner goes away, as they do with a server. To go on
-after that is the program's own art: it is started again with the same words.
+Guard and keeper stop the program with everything below it when their owner exits, as they do with a
+server. To resume after that is left to the program: it is started again with the same arguments.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,12 @@ from pathlib import Path
 from raylaunch.errors import NodeError
 from raylaunch.node.model.storage import free_bytes
 from raylaunch.node.model.weight_files import expected_bytes
+from raylaunch.node.probe import tool_text
 from raylaunch.node.process.log_files import tail
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
 from raylaunch.plan.wanted_weights import HUBS, PROGRAMS, DownloadProgress, Hub
+
+log = logging.getLogger(__name__)
 
 LOCK = ".raylaunch-download"
 TAIL_LINES = 15
@@ -30,11 +33,11 @@ class Download:
 
     Args:
         argv: The command, with the absolute path of its program.
-        folder: Where it writes; made if it is not there.
-        log: File for what it says.
+        folder: Where it writes; created if it does not exist.
+        log: The file for its output.
         env: The node's environment: PATH, proxies, tokens.
         label: Marks its processes; no deployment can have this name.
-        number: Tells it from others with the same label.
+        number: Distinguishes it from others with the same label.
     """
 
     def __init__(
@@ -47,22 +50,38 @@ class Download:
         label: str,
         number: int,
     ) -> None:
-        marked = child_env(env, {}, deployment=label, attempt=1, server=number)
-        spec = ServerSpec(tuple(argv), marked, str(log), term_timeout_s=TERM_S, niceness=None)
+        marked = child_env(
+            env,
+            {},
+            deployment=label,
+            attempt=1,
+            server=number,
+        )
+        spec = ServerSpec(
+            tuple(argv),
+            marked,
+            str(log),
+            term_timeout_s=TERM_S,
+            niceness=None,
+        )
         self._process = ServerProcess(spec, lambda _: None)
-        self._folder, self._log = folder, log
-        self._total = 0
+        self._folder = folder
+        self._log = log
+        self._total_bytes = 0
         self._lock: int | None = None
 
     def start(self, needed_bytes: int = 0) -> None:
-        """Make the folder, take its lock, and start. `needed_bytes` is what the weights will take in all, if known.
+        """Create the folder, lock it and start the program.
+
+        `needed_bytes` is the size of the whole model, 0 when it is not known.
 
         Raises:
-            NodeError: the folder cannot be made, has too little room, or somebody else downloads into it.
+            NodeError: The folder cannot be created, has too little space, or is locked by another
+                download.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _refuse_small(self._folder, needed_bytes)
+            _require_space(self._folder, needed_bytes)
             self._lock = _lock(self._folder)
             self._process.start()
         except OSError as error:
@@ -70,28 +89,31 @@ class Download:
             raise NodeError(
                 f"the download into {self._folder} cannot be started", why=str(error)
             ) from error
+        log.info("download into %s started, log %s", self._folder, self._log)
 
     def wait(self, timeout_s: float) -> DownloadProgress:
-        """Wait for the end, at most so long, and say how far it is."""
-        ended = self._process.wait(timeout_s)
-        if ended:
+        """Wait at most `timeout_s` seconds for the exit, and return the progress."""
+        exited = self._process.wait(timeout_s)
+        if exited:
             self._unlock()
-        state, said = self._process.state, tail(self._log, TAIL_LINES)
-        self._total = self._total or expected_bytes(self._folder)
+        state = self._process.state
+        lines = [tool_text.clean(line) for line in tail(self._log, TAIL_LINES)]
+        if not self._total_bytes:
+            self._total_bytes = expected_bytes(self._folder)
         return DownloadProgress(
             have_bytes=written_bytes(self._folder),
-            total_bytes=self._total,
-            line=next((text for line in reversed(said) if (text := _readable(line))), ""),
-            running=not ended,
+            total_bytes=self._total_bytes,
+            line=_last_text(lines),
+            running=not exited,
             exit_code=state.exit_code,
             exit_signal=state.exit_signal,
             error=state.error,
             log=str(self._log),
-            tail=tuple(said),
+            tail=tuple(lines),
         )
 
-    def end(self) -> tuple[int, ...]:
-        """End it with all its processes; returns the pids of those that resisted."""
+    def stop(self) -> tuple[int, ...]:
+        """Stop the program with all its processes; returns the pids of those that survived."""
         try:
             return tuple(process.pid for process in self._process.end())
         finally:
@@ -104,64 +126,87 @@ class Download:
 
 
 def find_programs(env: Mapping[str, str], python: str) -> dict[Hub, str]:
-    """The hubs' programs on this node: first on PATH, else beside Ray's Python."""
-    found = {}
+    """Find the hubs' programs on this node: first on the PATH of `env`, else beside `python`."""
+    found: dict[Hub, str] = {}
     for hub in HUBS:
+        path = shutil.which(PROGRAMS[hub], path=env.get("PATH", ""))
         beside = Path(python).parent / PROGRAMS[hub]
-        path = shutil.which(PROGRAMS[hub], path=env.get("PATH", "")) or (
-            str(beside) if os.access(beside, os.X_OK) else ""
-        )
+        if path is None and os.access(beside, os.X_OK):
+            path = str(beside)
         if path:
-            found[hub] = os.path.abspath(path)  # noqa: PTH100 (keep symlinks: a venv lives by them)
+            # Not Path.resolve, which follows symlinks: a venv is found by them.
+            found[hub] = os.path.abspath(path)  # noqa: PTH100
     return found
 
 
 def written_bytes(folder: Path) -> int:
-    """Bytes on the disk below `folder`, unfinished files of a download (in hidden folders) included."""
+    """Return the bytes on the disk below `folder`.
+
+    Unfinished files of a download, which are in hidden folders, count as well.
+    """
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:
-            total += _allocated(Path(where) / name)
+            total += _allocated_bytes(Path(where) / name)
     return total
 
 
-def _readable(line: str) -> str:
-    """Without what would move the cursor of the terminal that shows it."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e\xa0-\uffff]", "", line).strip()
+def _last_text(lines: Sequence[str]) -> str:
+    """Return the last line that shows something, as one line."""
+    for line in reversed(lines):
+        text = tool_text.one_line(line)
+        if text:
+            return text
+    return ""
 
 
-def _allocated(file: Path) -> int:
+def _allocated_bytes(file: Path) -> int:
     try:
         status = file.stat()
-    except OSError:  # renamed in between
+    except OSError:  # renamed meanwhile
         return 0
-    return min(
-        status.st_size, status.st_blocks * 512
-    )  # a file that was made in full size ahead has no blocks yet
+    # A file that was created in its full size has no blocks yet.
+    return min(status.st_size, status.st_blocks * 512)
 
 
-def _refuse_small(folder: Path, needed_bytes: int) -> None:
-    missing, free = needed_bytes - written_bytes(folder), free_bytes(str(folder))
-    if needed_bytes and missing > free:
-        raise NodeError(
-            f"{folder} has room for {free / 2**30:.1f} GiB, and {missing / 2**30:.1f} GiB are still to come",
-            todo="make room there, or set model.path to a larger disk",
-        )
+def _require_space(folder: Path, needed_bytes: int) -> None:
+    missing = needed_bytes - written_bytes(folder)
+    free = free_bytes(str(folder))
+    if not needed_bytes or missing <= free:
+        return
+    free_gib = free / 2**30
+    missing_gib = missing / 2**30
+    raise NodeError(
+        f"{folder} has {free_gib:.1f} GiB of free space, "
+        f"and {missing_gib:.1f} GiB are still to come",
+        todo="make room there, or set model.path to a larger disk",
+    )
 
 
 def _lock(folder: Path) -> int | None:
-    """Held for as long as the download runs, on any node that shares the folder. None where locks are not known."""
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    """Lock the folder against other downloads, on any node that shares it.
+
+    The lock is held until the descriptor is closed. None where the file server has no locks.
+
+    Raises:
+        NodeError: Another download holds the lock.
+        OSError: The lock file cannot be opened.
+    """
+    # O_NOFOLLOW: the folder may be writable for others, who could put a link there.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    handle = os.open(folder / LOCK, flags, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
         raise NodeError(
-            f"somebody else is downloading into {folder}",
-            why=f"another `raylaunch weights --download` holds {folder / LOCK}, here or on a node that shares it",
-            todo="wait for it; `raylaunch weights NAME` shows how far it is",
+            f"another download into {folder} is running",
+            why=f"another `raylaunch weights --download` holds {folder / LOCK}, "
+            "here or on a node that shares it",
+            todo="wait for it; `raylaunch weights NAME` shows its progress",
         ) from error
-    except OSError:  # a file server without locks
+    except OSError as error:
+        log.warning("%s cannot be locked, a second download is not refused: %s", folder, error)
         os.close(handle)
         return None
     return handle

@@ -1,4 +1,4 @@
-"""What lies at a model path on this machine: files, sizes, whether all shards are there and whole, on which filesystem.
+"""Inspects a model folder of this machine: files, sizes, missing or truncated shards, filesystem.
 
 Only names, sizes, headers and one page of each shard are read, never whole tensors.
 """
@@ -19,20 +19,24 @@ from raylaunch.plan.facts import Weights
 from raylaunch.plan.wanted_weights import WEIGHT_SUFFIXES, is_network
 
 _INDEX_SUFFIX = ".index.json"
-_MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers as well
-_SAMPLE = 4096  # bytes
+_MAX_HEADER_BYTES = 100_000_000
+"""The safetensors library refuses longer headers as well."""
+_SAMPLE_BYTES = 4096
+_LENGTH_BYTES = 8
+"""A .safetensors file begins with the length of its header."""
+_DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,20})\s*\]')
 
 
 def inspect_weights(path: str) -> Weights:
-    """List the files of a model folder (and of its direct subfolders), and say what is missing or cut off.
+    """List the files of a model folder and its direct subfolders, and what is missing or damaged.
 
-    `missing` are shards that an index promises and that are not there (a link to nowhere counts as not there);
-    `damaged` are shards shorter than their own header says, and JSON files that cannot be read. On a network filesystem
-    the largest shard is read for up to two seconds. Blocks while such a filesystem does not answer, so call it with a
-    deadline.
+    `missing` are shards that an index names and that do not exist; a link without a target does not
+    exist. `damaged` are shards shorter than their own header says, and JSON files that cannot be
+    read. On a network filesystem the largest shard is read for up to two seconds. The call blocks
+    while such a filesystem does not answer, so give it a deadline.
 
     Raises:
-        OSError: The folder is there and cannot be listed.
+        OSError: The folder exists and cannot be listed.
     """
     folder = Path(path)
     mount = mount_of(path)
@@ -43,53 +47,62 @@ def inspect_weights(path: str) -> Weights:
         free_bytes=free_bytes(path),
         place=place_of(path),
     )
-    return _read_folder(folder, bare) if bare.exists else bare
+    if not bare.exists:
+        return bare
+    return _read_folder(folder, bare)
 
 
 def expected_bytes(folder: Path) -> int:
-    """Bytes of the tensors that the folder's indexes promise; 0 while there is none."""
-    return _read_indexes(folder, dict(_list_files(folder))).total_bytes
+    """Return the bytes of the tensors that the folder's indexes name; 0 while there is no index."""
+    files = dict(_list_files(folder))
+    return _read_indexes(folder, files).total_bytes
 
 
 def _read_folder(folder: Path, bare: Weights) -> Weights:
+    # Sorted, so that the fingerprint does not depend on the order of the directory.
     files = dict(sorted(_list_files(folder)))
     config, broken_config = _read_json(folder, "config.json", files)
     indexes = _read_indexes(folder, files)
     model_type = config.get("model_type")
+    read_rate = None
+    if is_network(bare.filesystem):
+        read_rate = _read_rate(folder, files)
     return replace(
         bare,
         model_type=model_type if isinstance(model_type, str) else None,
         files=files,
         missing=tuple(sorted(indexes.promised - files.keys())),
-        damaged=(*broken_config, *indexes.broken, *_cut_shards(folder, files)),
+        damaged=(*broken_config, *indexes.broken, *_truncated_shards(folder, files)),
         config=config,
         expected_bytes=indexes.total_bytes,
         fingerprint=_fingerprint(folder, files),
-        read_rate=_read_rate(folder, files) if is_network(bare.filesystem) else None,
+        read_rate=read_rate,
     )
 
 
 def _list_files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Names relative to the folder, with sizes; hidden entries (.cache, .git) belong to download tools.
+    """Yield the names relative to the folder, with sizes in bytes.
 
-    A subfolder that this user may not list (lost+found) counts as empty: what an index promises there is missing.
-    One level of subfolders is enough for every layout vLLM loads, and keeps a wrong path ("/") cheap.
+    Hidden entries (.cache, .git) belong to download tools. A subfolder that this user may not list
+    (lost+found) counts as empty: what an index names there is missing. One level of subfolders is
+    enough for every layout that vLLM loads, and keeps a wrong path ("/") cheap.
     """
     if folder.is_file():
         yield folder.name, folder.stat().st_size
         return
     for entry in _visible(folder):
-        if entry.is_dir():
-            with contextlib.suppress(PermissionError):
-                yield from [
-                    (f"{entry.name}/{name}", size) for name, size in _sizes(Path(entry.path))
-                ]
+        if not entry.is_dir():
+            continue
+        with contextlib.suppress(PermissionError):
+            for name, size in _sizes(Path(entry.path)):
+                yield f"{entry.name}/{name}", size
     yield from _sizes(folder)
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
     for entry in _visible(folder):
-        if entry.is_file():  # follows links, so one that leads nowhere is no file
+        # is_file follows links, so a link without a target is no file.
+        if entry.is_file():
             yield entry.name, entry.stat().st_size
 
 
@@ -100,7 +113,7 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 @dataclass(frozen=True)
 class _Indexes:
-    """All indexes of a folder: the shards they promise, their tensors' bytes, and those that cannot be read."""
+    """All indexes of a folder: the shards that they name, their tensors' bytes, the broken ones."""
 
     promised: frozenset[str] = frozenset()
     total_bytes: int = 0
@@ -108,31 +121,51 @@ class _Indexes:
 
 
 def _read_indexes(folder: Path, files: dict[str, int]) -> _Indexes:
-    found = _Indexes()
-    for name in (name for name in files if name.endswith(_INDEX_SUFFIX)):
-        index, failed = _read_json(folder, name, files)
-        weight_map, metadata = index.get("weight_map"), index.get("metadata")
-        shards = weight_map.values() if isinstance(weight_map, dict) else ()
-        size = metadata.get("total_size") if isinstance(metadata, dict) else None
-        found = _Indexes(
-            found.promised.union(str(Path(name).parent / str(shard)) for shard in shards),
-            found.total_bytes + (int(size) if isinstance(size, int | float) else 0),
-            found.broken + (failed or (() if isinstance(weight_map, dict) else (name,))),
-        )
-    return found
+    promised: set[str] = set()
+    total_bytes = 0
+    broken: list[str] = []
+    for name in files:
+        if not name.endswith(_INDEX_SUFFIX):
+            continue
+        index, unreadable = _read_json(folder, name, files)
+        weight_map = index.get("weight_map")
+        if isinstance(weight_map, dict):
+            # The shards are named relative to the folder of their index.
+            beside = Path(name).parent
+            for shard in weight_map.values():
+                promised.add(str(beside / str(shard)))
+        if unreadable or not isinstance(weight_map, dict):
+            broken.append(name)
+        total_bytes += _total_size(index)
+    return _Indexes(frozenset(promised), total_bytes, tuple(broken))
+
+
+def _total_size(index: dict[str, object]) -> int:
+    """Return the `total_size` in the metadata of an index, in bytes; 0 without a usable one."""
+    metadata = index.get("metadata")
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if not isinstance(size, int | float):
+        return 0
+    # JSON as Python reads it has NaN and Infinity, which are no sizes.
+    with contextlib.suppress(ValueError, OverflowError):
+        return int(size)
+    return 0
 
 
 def _fingerprint(folder: Path, files: dict[str, int]) -> str:
-    """A hash over config.json and the middle page of each weight file.
+    """Hash config.json and the middle page of each weight file.
 
-    Two models of one family (MiniMax-M2.5 and M2.7) have the same names and sizes, and a page in common only by chance.
+    Two models of one family (MiniMax-M2.5 and M2.7) have the same names and sizes, and share a page
+    only by chance.
     """
     digest = hashlib.sha256()
     for name, size in files.items():
+        file = _file(folder, name)
         if name.endswith(WEIGHT_SUFFIXES):
-            digest.update(name.encode() + _read_at(_file(folder, name), size // 2, _SAMPLE))
+            digest.update(name.encode(errors="surrogateescape"))
+            digest.update(_read_at(file, size // 2, _SAMPLE_BYTES))
         elif name == "config.json":
-            digest.update(_read_at(_file(folder, name), 0, size))
+            digest.update(_read_at(file, 0, size))
     return digest.hexdigest()
 
 
@@ -141,52 +174,70 @@ def _read_at(file: Path, offset: int, count: int) -> bytes:
         with file.open("rb") as opened:
             opened.seek(offset)
             return opened.read(count)
-    except OSError:  # damaged; said elsewhere
+    except OSError:  # reported as damaged
         return b""
 
 
 def _read_rate(folder: Path, files: dict[str, int]) -> float | None:
-    shards = {name: size for name, size in files.items() if name.endswith(WEIGHT_SUFFIXES)}
+    """Measure the largest shard, in bytes per second; None without a readable shard."""
+    shards = [name for name in files if name.endswith(WEIGHT_SUFFIXES)]
     if not shards:
         return None
+    largest = max(shards, key=lambda name: files[name])
     try:
-        return measure_read(_file(folder, max(shards, key=lambda name: shards[name])))
+        return measure_read(_file(folder, largest))
     except OSError:
         return None
 
 
 def _file(folder: Path, name: str) -> Path:
-    """`folder` may itself be the one file of the model."""
-    return folder if folder.is_file() else folder / name
+    """Return the path of a file; `folder` may itself be the one file of the model."""
+    if folder.is_file():
+        return folder
+    return folder / name
 
 
 def _read_json(
-    folder: Path, name: str, files: dict[str, int]
+    folder: Path,
+    name: str,
+    files: dict[str, int],
 ) -> tuple[dict[str, object], tuple[str, ...]]:
-    """The object in a JSON file, and the file's name if it holds none; nothing of both when there is no such file."""
+    """Read the object in a JSON file, and the name of the file if it holds none.
+
+    Both are empty when there is no such file.
+    """
     if name not in files or folder.is_file():
         return {}, ()
     try:
         content = json.loads((folder / name).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}, (name,)
-    return (content, ()) if isinstance(content, dict) else ({}, (name,))
+    if not isinstance(content, dict):
+        return {}, (name,)
+    return content, ()
 
 
-def _cut_shards(folder: Path, files: dict[str, int]) -> tuple[str, ...]:
-    shards = (name for name in files if name.endswith(".safetensors"))
-    return tuple(name for name in shards if _is_cut(_file(folder, name), files[name]))
+def _truncated_shards(folder: Path, files: dict[str, int]) -> tuple[str, ...]:
+    truncated = []
+    for name, size in files.items():
+        is_shard = name.endswith(".safetensors")
+        if is_shard and _is_truncated(_file(folder, name), size):
+            truncated.append(name)
+    return tuple(truncated)
 
 
-def _is_cut(shard: Path, size: int) -> bool:
-    """Whether a .safetensors file ends before its last tensor: 8 bytes of header length, the header, then tensors."""
+def _is_truncated(shard: Path, size: int) -> bool:
+    """Return whether a .safetensors file ends before its last tensor.
+
+    The format: 8 bytes with the length of the header, the header, then the tensors.
+    """
     try:
         with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(min(length, _MAX_HEADER))
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = file.read(min(length, _MAX_HEADER_BYTES))
     except OSError:
         return True
-    if len(header) < length or size < 8:
+    if size < _LENGTH_BYTES or len(header) < length:
         return True
-    ends = re.findall(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d+)\s*\]', header)
-    return size < 8 + length + max(map(int, ends), default=0)
+    ends = [int(end) for end in _DATA_END.findall(header)]
+    return size < _LENGTH_BYTES + length + max(ends, default=0)

@@ -1,7 +1,8 @@
-"""Fills Facts for this machine: every question in a thread of its own, one bound over all, no answer is fatal."""
+"""Fills the Facts of this machine: each question runs in a thread, and no failure is fatal."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import queue
@@ -20,19 +21,24 @@ import psutil
 
 from raylaunch.errors import NodeError
 from raylaunch.node.model import weight_files
-from raylaunch.node.probe import network, npu_tools as npu, software, tuning
+from raylaunch.node.probe import network, npu_tools, software, tool_text, tuning
 from raylaunch.plan.environment import PROXIES
 from raylaunch.plan.facts import Facts, ProbeFailure
 
+log = logging.getLogger(__name__)
+
 DEFAULT_TIMEOUT_S = 30.0
-_HOSTNAME_S = 5.0
+_HOSTNAME_TIMEOUT_S = 5.0
+_NPU_SHARE = 0.9
+"""The NPU tools get a little less time, so that their own "no answer" arrives before ours."""
 
 _Fields = dict[str, Any]
+"""Some fields of Facts."""
 
 
 @dataclass(frozen=True)
 class _Question:
-    """One sub-probe: `ask` returns fields of Facts and may block; after `limit_s` its answer is not waited for."""
+    """One sub-probe. `ask` returns fields of Facts and may block, but for `limit_s` at most."""
 
     name: str
     ask: Callable[[], _Fields]
@@ -50,32 +56,42 @@ def probe(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     root: Path = Path("/"),
 ) -> Facts:
-    """Everything a plan and its checks need to know about this machine.
+    """Read everything that a plan and its checks need to know about this machine.
 
-    Returns after at most `timeout_s` seconds (0.04 s measured without NPU tools). A question that fails or does not
-    come back in time becomes a ProbeFailure in `failures`; the other facts stay. `node_id`, `interface` and `devices`
-    are the caller's to fill in.
+    Returns after at most `timeout_s` seconds (0.04 s measured without NPU tools). A question that
+    fails or gives no answer in time becomes a ProbeFailure in `failures`; the other facts stay.
+    `node_id`, `interface` and `devices` are left to the caller.
 
     Args:
         ip: The address this node is known by.
         env: The environment in which a server would be started: its PATH, proxies, CANN paths.
-        model_path: Where the weights should be; None: do not look.
-        drafter_path: Where those of a drafter should be; None: do not look.
+        model_path: The folder of the weights; None: do not read it.
+        drafter_path: The folder of a drafter's weights; None: do not read it.
         ports: Ports whose owners' names are wanted; all listeners are listed in any case.
-        npu: Ask npu-smi and hccn_tool.
-        timeout_s: The bound over everything.
-        root: Where /proc, /sys, /usr and /etc lie.
+        npu: Whether to run npu-smi and hccn_tool.
+        timeout_s: The limit for all questions together.
+        root: The folder that holds /proc, /sys, /usr and /etc.
     """
     folders = {"weights": model_path, "drafter": drafter_path}
-    questions = _questions(env, folders, ports, npu, timeout_s, root)
+    questions = _questions(
+        env,
+        folders,
+        ports,
+        npu,
+        timeout_s,
+        root,
+    )
     facts = Facts(
         ip,
         hostname=socket.gethostname(),
         niceness=os.getpriority(os.PRIO_PROCESS, 0),
+        # Wall clock on purpose: the checks compare the clocks of the nodes.
         clock=time.time(),
     )
-    for answer in _ask_all(questions):
-        facts = _merge(facts, answer)
+    for fields in _ask_all(questions):
+        facts = _merge(facts, fields)
+    for failure in facts.failures:
+        log.info("probe of %s: %s: %s", ip, failure.probe, failure.reason)
     return facts
 
 
@@ -98,35 +114,41 @@ def _questions(
         "tuning": partial(_ask_tuning, root),
         "marked": _ask_marked,
     }
-    asks |= {
-        name: partial(_ask_weights, name, path)
-        for name, path in folders.items()
-        if path is not None
-    }
-    if npus:  # a little less time, so that the tool's own "no answer" arrives before ours
-        asks["npu"] = partial(_ask_npus, env, 0.9 * timeout_s, root)
-    limits = {"hostname": min(_HOSTNAME_S, timeout_s)}
-    return [_Question(name, ask, limits.get(name, timeout_s)) for name, ask in asks.items()]
+    for name, path in folders.items():
+        # A question of its own for each folder: one of them may be in a dead mount.
+        if path is not None:
+            asks[name] = partial(_ask_weights, name, path)
+    if npus:
+        asks["npu"] = partial(_ask_npus, env, _NPU_SHARE * timeout_s, root)
+    limits = {"hostname": min(_HOSTNAME_TIMEOUT_S, timeout_s)}
+    questions = []
+    for name, ask in asks.items():
+        limit_s = limits.get(name, timeout_s)
+        questions.append(_Question(name, ask, limit_s))
+    return questions
 
 
 def _ask_all(questions: list[_Question]) -> list[_Fields]:
-    """Ask all at once and collect the answers in the order asked.
+    """Ask all questions in parallel and collect the answers in the order asked.
 
-    The threads are daemons: one that hangs in a dead mount must not keep the process from ending.
+    The threads are daemons: one that hangs in a dead mount must not keep the process from exiting.
     """
     started = time.monotonic()
-    boxes = [_ask_aside(question) for question in questions]
-    return [
-        _await_answer(question, box, started)
-        for question, box in zip(questions, boxes, strict=True)
-    ]
+    boxes = [_ask_in_thread(question) for question in questions]
+    answers = []
+    for question, box in zip(questions, boxes, strict=True):
+        deadline = started + question.limit_s
+        answers.append(_await_answer(question, box, deadline))
+    return answers
 
 
-def _ask_aside(question: _Question) -> queue.SimpleQueue[_Fields]:
+def _ask_in_thread(question: _Question) -> queue.SimpleQueue[_Fields]:
     box: queue.SimpleQueue[_Fields] = queue.SimpleQueue()
 
     def answer() -> None:
-        fields = _failure(question.name, "ended without an answer, see the log")
+        # This answer stays when `ask` raises what no question should raise: a mistake in raylaunch.
+        # The exception itself goes to threading.excepthook.
+        fields = _failure(question.name, "no answer because of an internal error, see the log")
         try:
             fields = question.ask()
         except NodeError as error:
@@ -136,30 +158,40 @@ def _ask_aside(question: _Question) -> queue.SimpleQueue[_Fields]:
         finally:
             box.put(fields)
 
-    threading.Thread(target=answer, name=f"probe {question.name}", daemon=True).start()
+    threading.Thread(
+        target=answer,
+        name=f"probe {question.name}",
+        daemon=True,
+    ).start()
     return box
 
 
-def _await_answer(question: _Question, box: queue.SimpleQueue[_Fields], started: float) -> _Fields:
+def _await_answer(
+    question: _Question,
+    box: queue.SimpleQueue[_Fields],
+    deadline: float,
+) -> _Fields:
+    left_s = max(0.0, deadline - time.monotonic())
     try:
-        return box.get(timeout=max(0.0, started + question.limit_s - time.monotonic()))
+        return box.get(timeout=left_s)
     except queue.Empty:
-        return _failure(
-            question.name, f"no answer in {question.limit_s:g} s", hung=question.name == "npu"
-        )
+        reason = f"no answer in {question.limit_s:g} s"
+        return _failure(question.name, reason, hung=question.name == "npu")
 
 
 def _failure(name: str, reason: str, *, hung: bool = False) -> _Fields:
-    return {"failures": (ProbeFailure(name, reason, hung),)}
+    return {"failures": (ProbeFailure(name, tool_text.one_line(reason), hung),)}
 
 
 def _merge(facts: Facts, fields: _Fields) -> Facts:
-    """Later answers win; versions and failures add up."""
-    added = {
-        "failures": (*facts.failures, *fields.get("failures", ())),
-        "versions": fields.get("versions", {}) | facts.versions,
-    }
-    return replace(facts, **(fields | added))
+    """Put an answer into the facts.
+
+    A later value wins, but a version that is known already stays. Failures add up.
+    """
+    failures = (*facts.failures, *fields.get("failures", ()))
+    versions = fields.get("versions", {}) | facts.versions
+    added = fields | {"failures": failures, "versions": versions}
+    return replace(facts, **added)
 
 
 def _ask_host(env: Mapping[str, str], root: Path) -> _Fields:
@@ -176,7 +208,9 @@ def _ask_host(env: Mapping[str, str], root: Path) -> _Fields:
 
 def _open_files_limit() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return soft
 
 
 def _ask_hostname() -> _Fields:
@@ -192,7 +226,8 @@ def _ask_listeners(ports: Collection[int]) -> _Fields:
 
 
 def _ask_memory(root: Path) -> _Fields:
-    memory, shm = psutil.virtual_memory(), os.statvfs(root / "dev/shm")
+    memory = psutil.virtual_memory()
+    shm = os.statvfs(root / "dev/shm")
     return {
         "memory_total": memory.total,
         "memory_available": memory.available,
@@ -223,8 +258,13 @@ def _ask_weights(name: str, path: str) -> _Fields:
     return {name: weight_files.inspect_weights(path)}
 
 
-def _ask_npus(env: Mapping[str, str], timeout_s: float, root: Path) -> _Fields:
-    answer = npu.read_npus(env, timeout_s, hccn_default=str(root / npu.HCCN_TOOL.lstrip("/")))
+def _ask_npus(
+    env: Mapping[str, str],
+    timeout_s: float,
+    root: Path,
+) -> _Fields:
+    hccn_tool = root / npu_tools.HCCN_TOOL.lstrip("/")
+    answer = npu_tools.read_npus(env, timeout_s, hccn_default=str(hccn_tool))
     versions = {"driver": answer.driver, "firmware": answer.firmware}
     return {
         "npus": answer.npus,

@@ -1,12 +1,13 @@
-"""Asks npu-smi and hccn_tool about this machine's NPUs, with a deadline: a sick card may make either hang.
+"""Runs npu-smi and hccn_tool on this machine, with a deadline: a sick card may hang either.
 
-The tools are found through the environment that is passed in, so a recorded stand-in that comes first on
-PATH answers in their place.
+The tools are found through the environment that is passed in, so a recorded stand-in that comes
+first on PATH answers in their place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -14,27 +15,34 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raylaunch.checks.ping_checks import Ping, Pinged
 from raylaunch.errors import NodeError
-from raylaunch.node.probe import npu_parsers
+from raylaunch.node.probe import hccn_parsers, npu_parsers, tool_text
 from raylaunch.plan.facts import Npu, NpuLink, NpuProcess, ProbeFailure
+
+log = logging.getLogger(__name__)
 
 TOOL_TIMEOUT_S = 20.0
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
-_DEATH_GRACE_S = 1.0
+SLOW_CALL_S = 5.0
+"""A call that takes longer is logged. A ping of an NPU that is reached takes 2 to 3 s."""
+_KILL_GRACE_S = 1.0
 _LINK_WORKERS = 8
 _PING_WORKERS = 16
 
 
 class ToolHangsError(NodeError):
-    """A tool that was there and did not come back in time."""
+    """A tool was started and did not exit in time."""
 
 
 @dataclass(frozen=True)
 class NpuAnswer:
-    """What the tools said, and which of them said nothing. `driver` and `firmware` come from the first board."""
+    """What the tools reported, and which of them gave no answer.
+
+    `driver` and `firmware` come from the first board.
+    """
 
     npus: tuple[Npu, ...] = ()
     processes: tuple[NpuProcess, ...] = ()
@@ -45,34 +53,39 @@ class NpuAnswer:
 
 
 def read_npus(
-    env: Mapping[str, str], timeout_s: float = TOOL_TIMEOUT_S, *, hccn_default: str = HCCN_TOOL
+    env: Mapping[str, str],
+    timeout_s: float = TOOL_TIMEOUT_S,
+    *,
+    hccn_default: str = HCCN_TOOL,
 ) -> NpuAnswer:
-    """Devices, their processes and the state of their network ports.
+    """Read the devices, their processes and the state of their network ports.
 
-    Never raises for a tool that is missing, fails, hangs or prints nonsense: that becomes a ProbeFailure and
-    the rest of the answer stays. Takes at most about `timeout_s` seconds (plus one to end a hung tool).
+    Never raises for a tool that is missing, fails, hangs or prints something unreadable: that
+    becomes a ProbeFailure of this question, and the other answers stay. Takes at most about
+    `timeout_s` seconds, plus one to kill a tool that hangs.
     """
-    deadline = time.monotonic() + timeout_s
-
-    def left() -> float:
-        return min(TOOL_TIMEOUT_S, deadline - time.monotonic())
-
-    failures: list[ProbeFailure] = []
     smi = find_npu_smi(env)
     if smi is None:
         return NpuAnswer(failures=(ProbeFailure("npu-smi", "not found on PATH"),))
+    calls = _Calls(env, time.monotonic() + timeout_s)
+    # Without the device table there is nothing that the other questions could be about.
     try:
-        npus, processes = npu_parsers.parse_npu_smi_info(
-            run_tool([smi, "info"], env=env, timeout_s=left())
-        )
-    except (NodeError, ValueError) as error:
+        table = calls.run([smi, "info"])
+        npus, processes = npu_parsers.parse_npu_smi_info(table)
+    except (NodeError, npu_parsers.UnreadableOutputError) as error:
         hung = isinstance(error, ToolHangsError)
-        return NpuAnswer(failures=(ProbeFailure("npu-smi", _reason(error), hung),))
-    npus, processes = _number_as_cann_does(npus, processes, smi, env, left(), failures)
-    board = _read_board(npus, smi, env, left(), failures)
-    links = _read_links(npus, env, left(), hccn_default, failures)
+        failure = ProbeFailure("npu-smi", _reason(error), hung)
+        return NpuAnswer(failures=(failure,))
+    npus, processes = _with_logic_ids(npus, processes, smi, calls)
+    board = _read_board(npus, smi, calls)
+    links = _read_links(npus, calls, hccn_default)
     return NpuAnswer(
-        tuple(npus), tuple(processes), links, board.driver, board.firmware, tuple(failures)
+        npus=tuple(npus),
+        processes=tuple(processes),
+        links=links,
+        driver=board.driver,
+        firmware=board.firmware,
+        failures=tuple(calls.failures),
     )
 
 
@@ -83,17 +96,23 @@ def ping_npu(
     env: Mapping[str, str],
     timeout_s: float = TOOL_TIMEOUT_S,
     hccn_default: str = HCCN_TOOL,
-) -> npu_parsers.NpuPing:
-    """Ping another NPU's `address` from the network port of `npu` (takes 2-3 s when the answer is good).
+) -> hccn_parsers.NpuPing:
+    """Ping another NPU's `address` from the network port of `npu`; 2 to 3 s when it is reached.
 
     Raises:
-        NodeError: hccn_tool is missing, or gave no answer in time.
+        NodeError: hccn_tool is missing, or gave no answer in `timeout_s` seconds.
     """
     tool = find_hccn_tool(env, hccn_default)
     if tool is None:
         raise NodeError("hccn_tool not found", why=f"neither {hccn_default} nor on PATH")
     argv = [tool, "-i", str(npu), "-ping", "-g", "address", address]
-    return npu_parsers.parse_hccn_ping(run_tool(argv, env=env, timeout_s=timeout_s, check=False))
+    output = run_tool(
+        argv,
+        env=env,
+        timeout_s=timeout_s,
+        check=False,
+    )
+    return hccn_parsers.parse_hccn_ping(output)
 
 
 def ping_npus(
@@ -103,67 +122,93 @@ def ping_npus(
     *,
     hccn_default: str = HCCN_TOOL,
 ) -> list[Pinged]:
-    """Carry out pings: the NPUs side by side, those of one NPU one after the other.
+    """Carry out pings: those of different NPUs in parallel, those of one NPU in sequence.
 
-    Takes at most about `timeout_s` seconds; a ping that was not done by then, or that the tool refused, has no result.
+    Takes at most about `timeout_s` seconds. A ping that was not done by then, that the tool refused
+    or whose answer is unreadable has no result.
     """
     deadline = time.monotonic() + timeout_s
     by_npu: dict[int, list[Ping]] = {}
     for ping in pings:
         by_npu.setdefault(ping.npu, []).append(ping)
 
-    def ask(ping: Ping) -> Pinged:
+    def ping_one(ping: Ping) -> Pinged:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             return Pinged(ping, None, f"not done within {timeout_s:g} s")
         try:
             answer = ping_npu(
-                ping.npu, ping.target_address, env=env, timeout_s=left_s, hccn_default=hccn_default
+                ping.npu,
+                ping.target_address,
+                env=env,
+                timeout_s=left_s,
+                hccn_default=hccn_default,
             )
         except NodeError as error:
             return Pinged(ping, None, error.what)
-        return Pinged(ping, answer.reached if answer.counted else None, answer.complaint)
+        reached = answer.reached if answer.counted else None
+        return Pinged(ping, reached, answer.complaint)
 
+    def ping_in_sequence(pings_of_one: list[Ping]) -> list[Pinged]:
+        return [ping_one(ping) for ping in pings_of_one]
+
+    done: list[Pinged] = []
     with ThreadPoolExecutor(_PING_WORKERS) as pool:
-        answers = pool.map(lambda some: [ask(ping) for ping in some], by_npu.values())
-        return [one for some in answers for one in some]
+        for answers in pool.map(ping_in_sequence, by_npu.values()):
+            done += answers
+    return done
 
 
 def find_npu_smi(env: Mapping[str, str]) -> str | None:
-    """The npu-smi that the PATH of `env` leads to."""
+    """Find npu-smi on the PATH of `env`."""
     return shutil.which("npu-smi", path=env.get("PATH", ""))
 
 
 def find_hccn_tool(env: Mapping[str, str], default: str = HCCN_TOOL) -> str | None:
-    """The driver's own hccn_tool, else the one on the PATH of `env` (the driver does not put it there)."""
+    """Find the driver's own hccn_tool, else one on the PATH of `env`.
+
+    The driver's installer does not put it on PATH.
+    """
     return shutil.which(default) or shutil.which("hccn_tool", path=env.get("PATH", ""))
 
 
 def run_tool(
-    argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float, check: bool = True
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    timeout_s: float,
+    check: bool = True,
 ) -> str:
-    """Run a tool in its own process group and return what it printed, errors included.
+    """Run a tool in a process group of its own and return its stdout and stderr as clean text.
+
+    Control characters are removed (`tool_text.clean`).
 
     Raises:
-        ToolHangsError: It did not end in time; its group is killed.
-        NodeError: It could not be started, or, with `check`, ended with another exit code than 0.
+        ToolHangsError: It did not exit within `timeout_s` seconds; its group is killed.
+        NodeError: It could not be started, or, with `check`, its exit status was not 0.
     """
-    name = " ".join([os.path.basename(argv[0]), *argv[1:]])  # noqa: PTH119 (argv[0] is text, not a path to walk)
+    program = os.path.basename(argv[0])  # noqa: PTH119 (argv[0] is text, not a path to walk)
+    name = " ".join([program, *argv[1:]])
+    began = time.monotonic()
     try:
         process = _spawn(argv, env)
     except OSError as error:
         raise NodeError(f"{name}: {error.strerror or error}") from error
     try:
-        output, _ = process.communicate(timeout=max(timeout_s, 0.0))
+        printed, _ = process.communicate(timeout=max(timeout_s, 0.0))
     except subprocess.TimeoutExpired:
-        _end_group(process)
+        _kill_group(process)
+        log.warning("%s gave no answer in %.0f s and was killed", name, timeout_s)
         raise ToolHangsError(
             f"no answer in {timeout_s:.0f} s: {name}", todo=f"run it by hand: {name}"
         ) from None
+    took_s = time.monotonic() - began
+    if took_s > SLOW_CALL_S:
+        log.info("%s took %.1f s", name, took_s)
+    output = tool_text.clean(printed)
     if check and process.returncode != 0:
-        raise NodeError(
-            f"{name} ended with exit code {process.returncode}: {npu_parsers.first_line(output)}"
-        )
+        quoted = tool_text.first_line(output)
+        raise NodeError(f"{name} failed with exit code {process.returncode}: {quoted}")
     return output
 
 
@@ -181,38 +226,64 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]
     )
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
-    """SIGKILL the tool's group. One that sits in the driver (state D) outlives even that: do not wait for it long."""
-    with contextlib.suppress(
-        ProcessLookupError, PermissionError
-    ):  # over already, or run by a setuid wrapper
-        os.killpg(
-            process.pid, signal.SIGKILL
-        )  # not reaped yet, so the number cannot belong to anybody else
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """Send SIGKILL to the tool's group and wait for a short time only.
+
+    A process that waits in the driver (state D) outlives even SIGKILL.
+    """
+    # The group may be gone already, or belong to another user (a setuid wrapper).
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        # The process is not reaped yet, so its number cannot belong to another process.
+        os.killpg(process.pid, signal.SIGKILL)
     try:
-        process.communicate(timeout=_DEATH_GRACE_S)
+        process.communicate(timeout=_KILL_GRACE_S)
     except subprocess.TimeoutExpired:
         if process.stdout:
             process.stdout.close()
 
 
-def _number_as_cann_does(
+@dataclass
+class _Calls:
+    """The calls of one probe: their environment, their common deadline, and what failed so far."""
+
+    env: Mapping[str, str]
+    deadline: float
+    """On the monotonic clock."""
+    failures: list[ProbeFailure] = field(default_factory=list)
+
+    def run(self, argv: Sequence[str], *, check: bool = True) -> str:
+        """Run one tool within what is left of the time, at most TOOL_TIMEOUT_S seconds."""
+        left_s = self.deadline - time.monotonic()
+        timeout_s = min(TOOL_TIMEOUT_S, left_s)
+        return run_tool(
+            argv,
+            env=self.env,
+            timeout_s=timeout_s,
+            check=check,
+        )
+
+    def fail(self, probe: str, reason: str) -> None:
+        """Record that one question has no answer."""
+        self.failures.append(ProbeFailure(probe, reason))
+
+
+def _with_logic_ids(
     npus: list[Npu],
     processes: list[NpuProcess],
     smi: str,
-    env: Mapping[str, str],
-    timeout_s: float,
-    failures: list[ProbeFailure],
+    calls: _Calls,
 ) -> tuple[list[Npu], list[NpuProcess]]:
-    """Ask for the logic ids only where the table does not count 0, 1, 2 ... by itself: it saves a call."""
-    if sorted(npu.id for npu in npus) == list(range(len(npus))):
+    """Number the devices as CANN and Ray do.
+
+    The mapping is read only where the table does not count 0, 1, 2 ... by itself: it saves a call.
+    """
+    ids = sorted(npu.id for npu in npus)
+    if ids == list(range(len(npus))):
         return npus, processes
     try:
-        mapping = npu_parsers.parse_mapping(
-            run_tool([smi, "info", "-m"], env=env, timeout_s=timeout_s)
-        )
-    except (NodeError, ValueError) as error:
-        failures.append(ProbeFailure("npu-smi info -m", _reason(error)))
+        mapping = npu_parsers.parse_mapping(calls.run([smi, "info", "-m"]))
+    except (NodeError, npu_parsers.UnreadableOutputError) as error:
+        calls.fail("npu-smi info -m", _reason(error))
         return npus, processes
     return npu_parsers.renumber(npus, processes, mapping)
 
@@ -220,76 +291,82 @@ def _number_as_cann_does(
 def _read_board(
     npus: list[Npu],
     smi: str,
-    env: Mapping[str, str],
-    timeout_s: float,
-    failures: list[ProbeFailure],
+    calls: _Calls,
 ) -> npu_parsers.Board:
     if not npus:
         return npu_parsers.Board()
     argv = [smi, "info", "-t", "board", "-i", str(npus[0].card)]
     try:
-        return npu_parsers.parse_board(run_tool(argv, env=env, timeout_s=timeout_s))
+        output = calls.run(argv)
     except NodeError as error:
-        failures.append(ProbeFailure("npu-smi info -t board", _reason(error)))
+        calls.fail("npu-smi info -t board", _reason(error))
         return npu_parsers.Board()
+    return npu_parsers.parse_board(output)
 
 
 def _read_links(
     npus: list[Npu],
-    env: Mapping[str, str],
-    timeout_s: float,
+    calls: _Calls,
     hccn_default: str,
-    failures: list[ProbeFailure],
 ) -> tuple[NpuLink, ...]:
-    """All devices side by side, the questions to one device one after the other."""
-    tool = find_hccn_tool(env, hccn_default)
-    if not npus or tool is None:
-        failures += (
-            [ProbeFailure("hccn_tool", f"neither {hccn_default} nor on PATH")] if npus else []
-        )
+    """Read all ports: the devices in parallel, the questions to one device in sequence."""
+    if not npus:
         return ()
-    deadline = time.monotonic() + timeout_s
+    tool = find_hccn_tool(calls.env, hccn_default)
+    if tool is None:
+        calls.fail("hccn_tool", f"neither {hccn_default} nor on PATH")
+        return ()
 
-    def ask(npu: Npu) -> tuple[NpuLink, str]:
-        return _read_link(npu.id, tool, env, deadline)
+    def read_one(npu: Npu) -> tuple[NpuLink, str]:
+        return _read_link(npu.id, tool, calls)
 
+    links: list[NpuLink] = []
+    complaints: list[str] = []
     with ThreadPoolExecutor(_LINK_WORKERS) as pool:
-        answers = list(pool.map(ask, npus))
-    complaints = [f"NPU {link.npu}: {complaint}" for link, complaint in answers if complaint]
+        for link, complaint in pool.map(read_one, npus):
+            links.append(link)
+            if complaint:
+                complaints.append(f"NPU {link.npu}: {complaint}")
     if complaints:
-        more = f" (and {len(complaints) - 1} more)" if complaints[1:] else ""
-        failures.append(ProbeFailure("hccn_tool", complaints[0] + more))
-    return tuple(link for link, _ in answers)
+        others = len(complaints) - 1
+        more = f" (and {others} more)" if others else ""
+        calls.fail("hccn_tool", complaints[0] + more)
+    return tuple(links)
 
 
-def _read_link(npu: int, tool: str, env: Mapping[str, str], deadline: float) -> tuple[NpuLink, str]:
-    """Ask one device everything. After a question without an answer the rest is not asked: it would hang as well."""
-    seen: dict[str, object] = {}
-    said = ""
+def _read_link(npu: int, tool: str, calls: _Calls) -> tuple[NpuLink, str]:
+    """Ask one device every question; returns the answers and what went wrong.
+
+    After a question without an answer the rest is not asked: it would hang as well.
+    """
+    values: dict[str, object] = {}
+    output = ""
     for flag, (name, parse) in _LINK_QUESTIONS.items():
         argv = [tool, "-i", str(npu), flag, "-g"]
         try:
-            said = run_tool(argv, env=env, timeout_s=deadline - time.monotonic(), check=False)
+            output = calls.run(argv, check=False)
         except NodeError as error:
-            return _link(npu, seen), _reason(error)
-        seen[name] = parse(said)
-    mute = all(value is None for value in seen.values())
-    return _link(npu, seen), npu_parsers.first_line(said) if mute else ""
+            return _link(npu, values), _reason(error)
+        values[name] = parse(output)
+    # A single value may be absent (no LLDP, no gateway inside one subnet). All of them are not.
+    if all(value is None for value in values.values()):
+        return _link(npu, values), tool_text.first_line(output)
+    return _link(npu, values), ""
 
 
-def _link(npu: int, seen: dict[str, object]) -> NpuLink:
-    return NpuLink(npu, **seen)  # type: ignore[arg-type]  # each parser gives its field's type
+def _link(npu: int, values: dict[str, object]) -> NpuLink:
+    return NpuLink(npu, **values)  # type: ignore[arg-type]  # each parser gives its field's type
 
 
 _LINK_QUESTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
-    "-link": ("link", npu_parsers.parse_hccn_link),
-    "-ip": ("ip", npu_parsers.parse_hccn_ip),
-    "-net_health": ("net_health", npu_parsers.parse_hccn_net_health),
-    "-netdetect": ("netdetect", npu_parsers.parse_hccn_netdetect),
-    "-gateway": ("gateway", npu_parsers.parse_hccn_gateway),
-    "-tls": ("tls", npu_parsers.parse_hccn_tls),
-    "-mtu": ("mtu", npu_parsers.parse_hccn_mtu),
-    "-lldp": ("lldp_port", npu_parsers.parse_hccn_lldp),
+    "-link": ("link", hccn_parsers.parse_hccn_link),
+    "-ip": ("ip", hccn_parsers.parse_hccn_ip),
+    "-net_health": ("net_health", hccn_parsers.parse_hccn_net_health),
+    "-netdetect": ("netdetect", hccn_parsers.parse_hccn_netdetect),
+    "-gateway": ("gateway", hccn_parsers.parse_hccn_gateway),
+    "-tls": ("tls", hccn_parsers.parse_hccn_tls),
+    "-mtu": ("mtu", hccn_parsers.parse_hccn_mtu),
+    "-lldp": ("lldp_port", hccn_parsers.parse_hccn_lldp),
 }
 
 

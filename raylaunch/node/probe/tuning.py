@@ -1,4 +1,4 @@
-"""Host tuning: how the CPU governor, a few kernel settings and jemalloc stand here, and setting what may be set."""
+"""Host tuning: reads and sets the CPU governor and some kernel settings, and finds jemalloc."""
 
 from __future__ import annotations
 
@@ -13,50 +13,97 @@ from raylaunch.checks.node_checks import DEBUGFS, GOVERNOR, INSTALL_JEMALLOC, tu
 from raylaunch.plan.facts import TuningStep
 
 JEMALLOC = "jemalloc"
-SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "kernel.sched_migration_cost_ns")
+SYSCTLS = (
+    "vm.swappiness",
+    "kernel.numa_balancing",
+    "kernel.sched_migration_cost_ns",
+)
 
-_HOST_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EINVAL, errno.EIO}
+# What a container, a missing privilege or an unknown value gives: the administrator has to act.
+_HOST_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.EINVAL,
+        errno.EIO,
+    }
+)
+_SYSCTL_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+")
+
+Setting = str | int | bool
 
 
 def read_tuning(names: Iterable[str] = (), *, root: Path = Path("/")) -> dict[str, str]:
-    """The settings as they are now; "" for one that this machine does not have or does not show.
+    """Read the current settings: the governor, SYSCTLS and `names`, and the path of jemalloc.
 
-    Governors that differ between CPUs are joined by commas. jemalloc is the path of the library.
+    A setting that this machine does not have or does not show is "". Governors that differ between
+    CPUs are joined by commas.
     """
-    sysctls = {
-        name: read_sysctl(name, root=root)
-        for name in (*SYSCTLS, *names)
-        if name not in (GOVERNOR, JEMALLOC)
-    }
-    governors = sorted({_read(file) for file in _governor_files(root)} - {""})
-    return {GOVERNOR: ",".join(governors), **sysctls, JEMALLOC: find_jemalloc(root=root) or ""}
+    settings = {GOVERNOR: _joined(_governor_files(root))}
+    for name in (*SYSCTLS, *names):
+        if name not in (GOVERNOR, JEMALLOC):
+            settings[name] = read_sysctl(name, root=root)
+    settings[JEMALLOC] = find_jemalloc(root=root) or ""
+    return settings
 
 
-def apply(wanted: Mapping[str, str | int | bool], *, root: Path = Path("/")) -> list[TuningStep]:
-    """Set what is wanted and not yet so; in the order given, each setting on its own.
+def apply(wanted: Mapping[str, Setting], *, root: Path = Path("/")) -> list[TuningStep]:
+    """Set what differs from `wanted`, in the order given, each setting on its own.
 
-    A setting that cannot be written (container, no root, no such knob) is a step with outcome "host", no error.
+    A setting that cannot be written (container, no root, no such knob) is a step with outcome
+    "host", not an error.
 
     Raises:
         ValueError: A name is neither governor nor jemalloc nor a sysctl.
     """
-    return [_apply_one(name, _text(value), root, write=True) for name, value in wanted.items()]
+    return [
+        _step(
+            name,
+            _text(value),
+            root,
+            write=True,
+        )
+        for name, value in wanted.items()
+    ]
 
 
-def compare(wanted: Mapping[str, str | int | bool], *, root: Path = Path("/")) -> list[TuningStep]:
-    """As `apply`, but nothing is set: what differs is a step with outcome "unmet"."""
-    return [_apply_one(name, _text(value), root, write=False) for name, value in wanted.items()]
+def compare(wanted: Mapping[str, Setting], *, root: Path = Path("/")) -> list[TuningStep]:
+    """Compare as `apply` does, but set nothing: a difference is a step with outcome "unmet".
+
+    Raises:
+        ValueError: A name is neither governor nor jemalloc nor a sysctl.
+    """
+    return [
+        _step(
+            name,
+            _text(value),
+            root,
+            write=False,
+        )
+        for name, value in wanted.items()
+    ]
 
 
 def read_sysctl(name: str, *, root: Path = Path("/")) -> str:
-    """A kernel setting by its sysctl name, "" when there is none."""
-    return next((value for file in _sysctl_files(name, root) if (value := _read(file))), "")
+    """Read a kernel setting by its sysctl name; "" when there is none.
+
+    Raises:
+        ValueError: `name` is not of the form "vm.swappiness".
+    """
+    for file in _sysctl_files(name, root):
+        value = _read(file)
+        if value:
+            return value
+    return ""
 
 
 def find_jemalloc(arch: str | None = None, *, root: Path = Path("/")) -> str | None:
-    """The path of libjemalloc.so.2 as the distribution of this host places it (Debian multiarch, lib64 of openEuler).
+    """Find libjemalloc.so.2 where distributions place it (Debian multiarch, lib64 of openEuler).
 
-    ld.so ignores a preload that is not there, with an error line for every process: so only a file that exists.
+    Only a file that exists is returned: ld.so ignores a preload that is missing, with an error line
+    for every process.
     """
     machine = arch or platform.machine()
     folders = (
@@ -66,32 +113,66 @@ def find_jemalloc(arch: str | None = None, *, root: Path = Path("/")) -> str | N
         "usr/local/lib64",
         "usr/lib",
     )
-    files = (root / folder / "libjemalloc.so.2" for folder in folders)
-    return next((str(file) for file in files if file.is_file()), None)
+    for folder in folders:
+        file = root / folder / "libjemalloc.so.2"
+        if file.is_file():
+            return str(file)
+    return None
 
 
-def _apply_one(name: str, wanted: str, root: Path, *, write: bool) -> TuningStep:
+def _step(
+    name: str,
+    wanted: str,
+    root: Path,
+    *,
+    write: bool,
+) -> TuningStep:
     if name == JEMALLOC:
-        return _judge_jemalloc(wanted, root)
+        return _jemalloc_step(wanted, root)
     files = _governor_files(root) if name == GOVERNOR else _sysctl_files(name, root)
-    present = [file for file in files if os.path.exists(file)]  # noqa: PTH110 (False, not an error, without root)
-    before = ",".join(sorted({_read(file) for file in present} - {""}))
+    # os.path.exists is False where Path.exists raises: debugfs cannot be entered without root.
+    present = [file for file in files if os.path.exists(file)]  # noqa: PTH110
+    before = _joined(present)
+    command = tuning_command(name, wanted)
     if before == wanted:
         return TuningStep(name, wanted, before, "already")
-    if not write and present:
-        return TuningStep(name, wanted, before, "unmet", todo=tuning_command(name, wanted))
-    why = (
-        _write_all(present, wanted)
-        if present
-        else "this kernel, or this container, has no such setting"
-    )
+    if not present:
+        why = "this kernel, or this container, has no such setting"
+        return TuningStep(
+            name,
+            wanted,
+            before,
+            "host",
+            why,
+            command,
+        )
+    if not write:
+        return TuningStep(
+            name,
+            wanted,
+            before,
+            "unmet",
+            todo=command,
+        )
+    why = _write_all(present, wanted)
     if why:
-        return TuningStep(name, wanted, before, "host", why, tuning_command(name, wanted))
+        return TuningStep(
+            name,
+            wanted,
+            before,
+            "host",
+            why,
+            command,
+        )
     return TuningStep(name, wanted, before, "set")
 
 
 def _write_all(files: list[Path], value: str) -> str:
-    """Write `value` into all files and read it back; returns why that did not work, "" when it did."""
+    """Write `value` into all files and read it back; returns why that failed, "" when it worked.
+
+    Raises:
+        OSError: An error that is no matter of privileges, such as a full disk.
+    """
     for file in files:
         try:
             file.write_text(value)
@@ -99,17 +180,25 @@ def _write_all(files: list[Path], value: str) -> str:
             if error.errno not in _HOST_ERRORS:
                 raise
             return f"{file}: {error.strerror}"
-        if _read(file) != value:
-            return f"{file}: the kernel kept {_read(file) or 'its value'}"
+        # Some kernels accept a write and keep their value.
+        kept = _read(file)
+        if kept != value:
+            return f"{file}: the kernel kept {kept or 'its value'}"
     return ""
 
 
-def _judge_jemalloc(wanted: str, root: Path) -> TuningStep:
-    found = find_jemalloc(root=root)
-    if found or wanted in ("", "0"):
-        return TuningStep(JEMALLOC, wanted, found or "", "already")
+def _jemalloc_step(wanted: str, root: Path) -> TuningStep:
+    found = find_jemalloc(root=root) or ""
+    is_unwanted = wanted in ("", "0")
+    if found or is_unwanted:
+        return TuningStep(JEMALLOC, wanted, found, "already")
     return TuningStep(
-        JEMALLOC, wanted, "", "host", "libjemalloc.so.2 is not installed", INSTALL_JEMALLOC
+        JEMALLOC,
+        wanted,
+        before="",
+        outcome="host",
+        why="libjemalloc.so.2 is not installed",
+        todo=INSTALL_JEMALLOC,
     )
 
 
@@ -118,25 +207,35 @@ def _governor_files(root: Path) -> list[Path]:
 
 
 def _sysctl_files(name: str, root: Path) -> list[Path]:
-    """The file behind a sysctl, and its newer place if it moved.
+    """Return the file behind a sysctl, and the file in debugfs that newer kernels have instead.
 
     Raises:
         ValueError: `name` is not of the form "vm.swappiness".
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+", name):
+    if not _SYSCTL_NAME.fullmatch(name):
         raise ValueError(
             f"{name!r} is no host setting: use governor, jemalloc or a sysctl such as vm.swappiness"
         )
-    old = root / "proc/sys" / name.replace(".", "/")
-    return [old, root / DEBUGFS[name]] if name in DEBUGFS else [old]
+    files = [root / "proc/sys" / name.replace(".", "/")]
+    if name in DEBUGFS:
+        files.append(root / DEBUGFS[name])
+    return files
 
 
-def _text(value: str | int | bool) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
+def _joined(files: Iterable[Path]) -> str:
+    """Join the different values of several files by commas."""
+    values = {_read(file) for file in files}
+    return ",".join(sorted(values - {""}))
+
+
+def _text(value: Setting) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    return str(value)
 
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text().strip()
+        return file.read_text(errors="replace").strip()
     except OSError:
         return ""

@@ -115,7 +115,7 @@ class Scout:
         """Listen where `wanted` says for this server: address and ports. Until `close_doors`."""
         if self._index not in wanted:
             return ()
-        self._doors, doors = await reachability.open_doors(*wanted[self._index])
+        self._doors, doors = await reachability.open_listeners(*wanted[self._index])
         return doors
 
     async def knock(
@@ -123,7 +123,7 @@ class Scout:
     ) -> list[Unreached]:
         """Connect from this node to the doors of the others."""
         source = sources.get(self._index)
-        return await reachability.knock(source, doors, timeout_s) if source else []
+        return await reachability.connect_to_all(source, doors, timeout_s) if source else []
 
     async def ping_npus(
         self, wanted: Mapping[int, tuple[Ping, ...]], timeout_s: float

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raylaunch.node.probe.vllm_flags import PATIENCE_S, PROBE, with_answer
+from raylaunch.node.probe.vllm_flags import ASK_TIMEOUT_S, PROBE, merge_answer
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.runtime.agent.gang import Gang
@@ -21,7 +21,7 @@ _ANSWER_S = 30.0
 Answers = Mapping[int, KnownFlags | ProbeFailure]
 
 
-async def ask_flags(gang: Gang, timeout_s: float = PATIENCE_S, niceness: int = 0) -> Answers:
+async def ask_flags(gang: Gang, timeout_s: float = ASK_TIMEOUT_S, niceness: int = 0) -> Answers:
     """What the vLLM of every agent's node knows, by server: as remembered, else asked now, once per vLLM and machine.
 
     A node that cannot say is a ProbeFailure.
@@ -44,7 +44,7 @@ async def ask_flags(gang: Gang, timeout_s: float = PATIENCE_S, niceness: int = 0
 
 def with_flags(nodes: Mapping[int, Facts], answers: Answers) -> dict[int, Facts]:
     """Put the answers into the facts of the nodes."""
-    return {index: with_answer(facts, answers.get(index)) for index, facts in nodes.items()}
+    return {index: merge_answer(facts, answers.get(index)) for index, facts in nodes.items()}
 
 
 async def remember_for_next(gang: Gang) -> None:

@@ -70,7 +70,7 @@ class Depot:
 
     def end(self) -> tuple[int, ...]:
         """End all downloads; returns the pids of processes that resisted."""
-        return tuple(pid for download in self._running.values() for pid in download.end())
+        return tuple(pid for download in self._running.values() for pid in download.stop())
 
     def _look_at(self, wanted: Wanted) -> Stock:
         try:
