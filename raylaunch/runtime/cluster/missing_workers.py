@@ -22,7 +22,9 @@ def absent_workers() -> Absent | None:
     import ray
 
     try:
-        told = read_cluster_file(Path(BOOTSTRAP).expanduser().read_text(encoding="utf-8"), BOOTSTRAP)
+        told = read_cluster_file(
+            Path(BOOTSTRAP).expanduser().read_text(encoding="utf-8"), BOOTSTRAP
+        )
     except (OSError, UnicodeDecodeError, ClusterFileError):
         return None
     # An embedded cluster on the same machine is not the one that `ray up` brought up.
