@@ -26,7 +26,7 @@ Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 MAX_FILE_BYTES = 1 << 20
 """A recipe file may have 1 MiB; the largest shipped one has 5 kB."""
 
-MAX_VALUES = 100_000
+MAX_VALUES = 50_000
 """Values of one document, each alias counted as often as it is used. 20,000 flags take 40,001 of them."""
 
 MAX_DEPTH = 64
@@ -49,6 +49,7 @@ _LIMITS = (
     f"at most {MAX_VALUES} values, {MAX_DEPTH} levels deep; an alias counts as what it stands for"
 )
 _SHOWN = 60
+_STRING = "tag:yaml.org,2002:str"
 
 
 class _TooLargeError(ValueError):
@@ -251,6 +252,10 @@ def _bounded(events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:
         yield event
 
 
+def _tag(node: yaml.Node) -> str:
+    return shorten(node.tag.removeprefix("tag:yaml.org,2002:"))
+
+
 def _line_of(part: yaml.Event | yaml.Node) -> str:
     return f"line {part.start_mark.line + 1}" if part.start_mark else "an unknown line"
 
@@ -334,28 +339,36 @@ class _NodeReader:
         return str(key)
 
     def _read_scalar(self, node: yaml.Node, path: str) -> Json:
-        tag = node.tag.removeprefix("tag:yaml.org,2002:")
-        where = self._where(node)
-        if tag != "str" and len(node.value) > MAX_SCALAR:
+        text: str = node.value
+        if node.tag == _STRING:
+            # Most scalars are text, and most text is printable: the message is made for the others only.
+            if _UNPRINTABLE.search(text):
+                check_scalar(text, path, self._where(node))
+            return text
+        if len(text) > MAX_SCALAR:
             raise RecipeError(
-                f"{where}: {shorten(path)}: a {tag} of {len(node.value)} characters",
+                f"{self._where(node)}: {shorten(path)}: a {_tag(node)} of {len(text)} characters",
                 why=f"numbers may have {MAX_SCALAR}",
                 todo="put text into quotes",
             )
+        value = self._construct(node, path)
+        check_scalar(value, path, self._where(node))
+        return value
+
+    def _construct(self, node: yaml.Node, path: str) -> Json:
+        """Let PyYAML turn a number, boolean, null or tagged text into its value."""
         try:
             value: Json = self._scalars.construct_object(node)
         except yaml.MarkedYAMLError as error:
             raise _malformed(self._label, error) from error
-        # PyYAML's constructors fail in these ways on a text that its tag does not fit (`!!int x`, `!!bool x`,
-        # `!!timestamp x`, `!!int ''`, the 31st of June).
+        # PyYAML's constructors fail in these ways on a text that its tag does not fit: `!!int x`,
+        # `!!bool x`, `!!timestamp x`, `!!int ''`, the 31st of June.
         except (ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise RecipeError(
                 f"{self._label} is not valid YAML{self._line(node)}: {shorten(path)}: "
-                f"{shorten(node.value)!r} is not a {tag}",
-                why=str(error),
+                f"{shorten(node.value)!r} is not a valid {_tag(node)}",
                 todo="put text into quotes",
             ) from error
-        check_scalar(value, path, where)
         return value
 
     def _refuse_other_tag(self, node: yaml.Node, tag: str, path: str) -> None:
