@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GUIDE_JEMALLOC = "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2"
 HCCL_DEFAULT_PORT = 60000
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-"""Variables that send a program's connections through a proxy, in both spellings that programs read."""
+"""Variables that send a program's connections through a proxy, in both usual spellings."""
 
 
 def build_env(
@@ -60,6 +60,9 @@ def _network(loaded: LoadedRecipe, seat: Seat) -> dict[str, Value]:
     env: dict[str, Value] = {}
     if loaded.recipe.hardware.platform != "cpu":
         env.update(_hccl_network(ip, nic))
+    # Hosts whose RoCE ports belong to the NPUs need HCCL to choose the address itself.
+    if not loaded.recipe.network.hccl_if_ip:
+        env.pop("HCCL_IF_IP", None)
     env["VLLM_HOST_IP"] = Value(
         ip, "node: address (vLLM would take the route to the internet instead)"
     )

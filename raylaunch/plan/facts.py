@@ -1,4 +1,4 @@
-"""What a probe saw on one node, as plain values: written by `node_probe`, read by planning and checks."""
+"""What a probe saw on one node, as plain values: input of planning and of checks."""
 
 from __future__ import annotations
 

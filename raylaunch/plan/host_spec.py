@@ -1,6 +1,7 @@
-"""Hosts as a user types them (`--host ADDRESS%INTERFACE`), and the example hosts of a plan without any.
+"""Hosts as a user types them (`--host ADDRESS%INTERFACE`), and the example hosts.
 
-Pure: host names are refused, because resolving them needs the network and two machines may resolve one differently.
+Host names are refused: resolving them needs the network, and two machines may resolve one
+differently.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def parse_host(text: str) -> Facts:
     """Parse one `ADDRESS[%INTERFACE]`; the address is returned in its canonical spelling.
 
     Raises:
-        PlanError: Not an IPv4 or IPv6 address of a host, or not a name that Linux gives an interface.
+        PlanError: Not the address of a host, or not a valid interface name.
     """
     address, percent, interface = text.partition("%")
     parsed = _parse_address(address, text)
@@ -125,7 +126,10 @@ def _refuse_unusable(address: Address, text: str) -> None:
         raise _malformed(text, "it is not the address of one host", _FORM)
     # vLLM's and HCCL's flags and variables carry no zone, and a link-local IPv6 address needs one.
     if address.version == 6 and address.is_link_local:
-        why = "a link-local IPv6 address is valid on one link only, and vLLM and HCCL cannot name the link"
+        why = (
+            "a link-local IPv6 address is valid on one link only, "
+            "and vLLM and HCCL cannot name the link"
+        )
         raise _malformed(text, why, "give a global or unique local address of the host")
 
 

@@ -40,7 +40,7 @@ def read_flags() -> dict[str, str]:
     """Read the list of flags.
 
     Returns:
-        Flag names without dashes; the value is the version that removed the flag, "" for a current one.
+        Flag names without dashes -> the version that removed the flag, "" for a current one.
     """
     text = Path(__file__).with_name("vllm_flags.txt").read_text(encoding="utf-8")
     flags = {}

@@ -1,4 +1,4 @@
-"""The plan: what runs where, fully resolved. One printable value for `plan`, `render` and `start`."""
+"""The plan: what runs where, fully resolved; one value for `plan`, `render` and `start`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs where: servers onto nodes, ranks onto servers, the address and interface of each server."""
+"""The layout: servers onto nodes, and the address, interface and devices of each server."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def choose_place(facts: Facts, wanted: str) -> Place:
         raise PlanError(
             f"node {facts.ip} has no interface that fits network.interface={wanted}",
             evidence="\n".join(listed),
-            todo="set network.interface to one of these names, or to a CIDR of one of the addresses",
+            todo="set network.interface to one of these names or to a CIDR of an address",
         )
     interface, address = found
     return Place(address, interface.name, facts.node_id)
@@ -149,7 +149,7 @@ def _fits(
     own: Address | None,
     network: ipaddress.IPv4Network | ipaddress.IPv6Network | None,
 ) -> bool:
-    # A link-local IPv6 address needs its zone, and no flag or variable of vLLM or HCCL has room for one.
+    # A link-local IPv6 address needs its zone, and no flag or variable of vLLM or HCCL has one.
     if at.version == 6 and at.is_link_local:
         return False
     if network is not None:
@@ -179,7 +179,7 @@ def _as_address(text: str) -> Address | None:
 
 
 def choose_devices(recipe: Recipe, seat: Seat) -> tuple[int, ...]:
-    """Return the NPU ids of a server, ascending: those Ray granted, or the slot's share of the node."""
+    """Return the NPU ids of a server, ascending: granted by Ray, or the slot's share."""
     if seat.facts.devices is not None:
         return tuple(sorted(seat.facts.devices))
     count = recipe.npus_per_server

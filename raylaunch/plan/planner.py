@@ -26,7 +26,8 @@ def build_plan(
 
     Args:
         loaded: The recipe with the origins of its values.
-        nodes: One entry per server, or one per node that several servers share; the first is the primary.
+        nodes: One entry per server, or one per node that several servers share; the first is the
+            primary.
         deployment: Name of the deployment; by default the recipe's.
         primary: Address of the node that shall be the primary instead of the first.
         others: Plans of the other deployments on these nodes, whose ports are avoided.

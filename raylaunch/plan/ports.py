@@ -18,7 +18,7 @@ HCCL_PORTS = 16
 HCCL_LAST_BASE = 65520
 """The highest base port that HCCL accepts (the same page)."""
 RAY_WORKERS = range(10002, 20000)
-"""Ray's default ports of its workers. Ray may bind them at any moment, so nothing is moved to them."""
+"""Ray's default ports of its workers. Ray binds them at any time: nothing is moved to them."""
 
 _EVERYWHERE = ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, not bound
 
@@ -94,7 +94,7 @@ def find_taken(
     *,
     listeners: bool = True,
 ) -> dict[int, str]:
-    """Return the ports in use on a node and their holders, for a server that would listen at `place`.
+    """Return the ports in use on a node and their holders, for a server at `place`.
 
     `others`: see `index_by_node`. Without `listeners` only the plans of others count.
     """
@@ -134,7 +134,8 @@ def collide(held: str, wanted: str) -> bool:
 def describe_holder(listener: Listener, owners: Mapping[int, str]) -> str:
     """Name the process that listens.
 
-    `owners` maps pids to deployments of raylaunch, also those of other clusters, as a probe found them.
+    `owners` maps pids to deployments of raylaunch, also those of other clusters, as a probe found
+    them.
     """
     if listener.pid is None:
         return "a process of another user"

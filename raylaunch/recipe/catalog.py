@@ -13,7 +13,7 @@ from raylaunch.recipe.yaml_reader import shorten
 
 
 def configs_dir() -> Path:
-    """Return the folder of shipped recipes: inside the wheel, or beside the package in a source checkout."""
+    """Return the folder of shipped recipes: in the wheel, or beside the package in a checkout."""
     package = Path(__file__).resolve().parent.parent
     shipped = package / "configs"
     return shipped if shipped.is_dir() else package.parent / "configs"
@@ -37,8 +37,8 @@ def files_of(name: str) -> tuple[str, dict[str, Path]]:
     """Return what another machine with this raylaunch needs to read the recipe `name`.
 
     Returns:
-        The recipe's name there, relative to a folder of the files, and the user's files by their path in that
-        folder. A shipped recipe needs no files.
+        The recipe's name there, relative to a folder of the files, and the user's files by their
+        path in that folder. A shipped recipe needs no files.
 
     Raises:
         RecipeError: See `raylaunch.recipe.load.read_chain`.
@@ -56,7 +56,8 @@ def files_of(name: str) -> tuple[str, dict[str, Path]]:
 def finder(configs: Path) -> Finder:
     """Return a function that finds recipe files.
 
-    A path is used as it is; a bare name is searched beside the recipe that extends it, then in `configs`.
+    A path is used as it is; a bare name is searched beside the recipe that extends it, then in
+    `configs`.
     """
     return partial(_find, configs)
 
@@ -83,7 +84,8 @@ def _is_file(path: Path) -> bool:
     """Return whether `path` is a file; a name that no file can have is a problem to report.
 
     Raises:
-        RecipeError: The system refuses the path (a name over 255 bytes, a folder that may not be searched).
+        RecipeError: The system refuses the path (a name over 255 bytes, a folder that may not be
+            searched).
     """
     try:
         return path.is_file()

@@ -1,4 +1,4 @@
-"""Cluster files for `ray up`, as far as raylaunch reads them: the head, how to reach it, and the workers."""
+"""Cluster files for `ray up`, as far as raylaunch reads them: head, login and workers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClusterFile:
 
 
 def read_cluster_file(text: str, file: str) -> ClusterFile:
-    """Read a file for `ray up`, or the ~/ray_bootstrap_config.yaml that `ray up` makes of it on the head.
+    """Read a file for `ray up`, or the ~/ray_bootstrap_config.yaml that it becomes on the head.
 
     Raises:
         ClusterFileError: Not YAML, not a cluster file, or of another provider.
@@ -53,8 +53,10 @@ def read_cluster_file(text: str, file: str) -> ClusterFile:
     if provider["type"] != "local" or "coordinator_address" in provider:
         shown = shorten(str(provider["type"]))
         raise ClusterFileError(
-            f"{file} is for Ray's provider {shown!r}, and raylaunch finds heads of provider 'local' only",
-            todo=f"`ray attach {file}` opens a shell on the head: run raylaunch there, without --cluster",
+            f"{file} is for Ray's provider {shown!r}, "
+            "and raylaunch finds heads of provider 'local' only",
+            todo=f"`ray attach {file}` opens a shell on the head: "
+            "run raylaunch there, without --cluster",
         )
     found = ClusterFile(
         name=_text(config, "cluster_name", file),

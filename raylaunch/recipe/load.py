@@ -32,7 +32,7 @@ MAX_BASES = 16
 """Recipes in one chain of `extends`."""
 
 _MAX_PROBLEMS = 20
-"""Problems shown of one recipe: searching the nearest key for thousands of unknown ones takes minutes."""
+"""Problems shown of one recipe: the nearest keys of thousands of unknown ones take minutes."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class LoadedRecipe:
 
 
 Finder = Callable[[str, Path | None], Path]
-"""Finds a recipe file by name or path; the second argument is the folder of the recipe that extends it."""
+"""Finds a recipe file by name or path; the second argument is the folder of its extender."""
 
 
 def find_origin(origins: Mapping[str, str], path: str) -> str:
-    """Return where `path` or its nearest written parent was written; without any it is raylaunch's default."""
+    """Return where `path` or its nearest written parent was written, or raylaunch's default."""
     while path:
         if path in origins:
             return origins[path]
@@ -65,7 +65,7 @@ def find_origin(origins: Mapping[str, str], path: str) -> str:
 
 
 def load_recipe(name: str, find: Finder, sets: Sequence[str] = ()) -> LoadedRecipe:
-    """Read the recipe `name`, apply what it extends and the `--set` assignments in `sets` ("a.b=value").
+    """Read the recipe `name` with its bases, and apply the `--set` assignments ("a.b=value").
 
     Raises:
         RecipeError: Unknown recipe, malformed YAML, an unknown key, or a value the schema refuses.
@@ -86,7 +86,8 @@ def recipe_from_mapping(
     """Validate a recipe given as a mapping (from Python, or restored from JSON).
 
     Raises:
-        RecipeError: A value that a recipe cannot hold, an unknown key, or a value the schema refuses.
+        RecipeError: A value that a recipe cannot hold, an unknown key, or a value the schema
+            refuses.
     """
     check_values(values, origin)
     layer = Document()
@@ -95,7 +96,7 @@ def recipe_from_mapping(
 
 
 def read_chain(name: str, find: Finder) -> list[tuple[Path, Document]]:
-    """Read the recipe `name` and the recipes it extends, the nearest first, each without its `extends`.
+    """Read the recipe `name` and the recipes it extends, the nearest first, without `extends`.
 
     Raises:
         RecipeError: One of them is unknown or malformed, or a recipe extends itself.
@@ -132,7 +133,7 @@ def _read_file(path: Path) -> Document:
 
 
 def _refuse_two_spellings(document: Document) -> None:
-    """Refuse max_num_seqs beside max-num-seqs: which of the two counts would depend on their order."""
+    """Refuse max_num_seqs beside max-num-seqs: their order would decide which one counts."""
     args = document.values.get("args")
     seen: set[str] = set()
     for name in args if isinstance(args, dict) else ():
@@ -160,7 +161,7 @@ def _refuse_reserved_null(own: Document) -> None:
                 where = find_origin(own.origins, path)
                 raise RecipeError(
                     f"{where}: {path} is set by raylaunch: use {advice}",
-                    why="null removes what a base recipe has, and cannot remove what raylaunch sets",
+                    why="null removes what a base recipe has, not what raylaunch sets",
                 )
 
 
@@ -182,7 +183,7 @@ def _merge_values(base: dict[str, Json], own: Mapping[str, Json], prefix: str) -
 
 
 def _drop_respelled(base: dict[str, Json], own: Mapping[str, Json]) -> None:
-    """Drop the flags of `base` that `own` gives in another spelling (max_num_seqs for max-num-seqs)."""
+    """Drop the flags of `base` that `own` gives in another spelling (max_num_seqs)."""
     given = {normalise_flag(name) for name in own}
     for name in list(base):
         if name not in own and normalise_flag(name) in given:
@@ -190,7 +191,7 @@ def _drop_respelled(base: dict[str, Json], own: Mapping[str, Json]) -> None:
 
 
 def _is_open_value(path: str) -> bool:
-    """Return whether `path` names a value below an open mapping, such as args.compilation-config."""
+    """Return whether `path` is below an open mapping, such as args.compilation-config."""
     return any(path.startswith(f"{mapping}.") for mapping in OPEN_MAPPINGS)
 
 
@@ -203,7 +204,7 @@ def _apply_set(layer: Document, assignment: str) -> None:
         )
     keys = split_path(path)
     check_values(dict.fromkeys(keys), "--set")
-    # An empty text is the empty string, not YAML's null: --set network.interface= is a mistake worth a message.
+    # An empty text is the empty string, not YAML's null, which would remove the value.
     value = read_value(text, path, f"--set {shorten(path)}: the value") if text else ""
     nested: dict[str, Json] = {keys[-1]: value}
     for key in reversed(keys[:-1]):
@@ -215,7 +216,7 @@ def _apply_set(layer: Document, assignment: str) -> None:
 
 
 def split_path(path: str) -> list[str]:
-    """Split a dotted recipe path; below an open mapping the rest is one key (`args.a.b` is flag `a.b`)."""
+    """Split a dotted recipe path; below an open mapping the rest is one key (flag `a.b`)."""
     for mapping in OPEN_MAPPINGS:
         if path.startswith(f"{mapping}."):
             return [*mapping.split("."), path[len(mapping) + 1 :]]
@@ -266,7 +267,7 @@ def _explain(problem: ErrorDetails, layer: Document, file: str) -> str:
 
 
 def _named_path(message: str) -> str:
-    """Return the path a whole-recipe problem begins with ("Value error, args.port is set by ..."), or ""."""
+    """Return the path at the start of a whole-recipe problem ("Value error, args.port is ...")."""
     found = re.match(r"Value error, ((?:args|env)\.\S+) ", message)
     return found[1] if found else ""
 

@@ -1,4 +1,4 @@
-"""The recipe: what the user wants, as a frozen value read from YAML. The program never rewrites it."""
+"""The recipe: what the user wants, a frozen value read from YAML and never rewritten."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class _Part(BaseModel):
 
 
 MAX_NPUS_PER_NODE = 64
-"""Physical devices that Ascend's driver numbers on one host (ASCEND_PDEV_MAX_NUM in its ascend_dev_num.h)."""
+"""Physical devices of one host in Ascend's driver (ASCEND_PDEV_MAX_NUM, ascend_dev_num.h)."""
 
 MAX_RANKS = 8192
-"""NPUs of the largest supernode announced (Atlas 950 SuperPoD); each data-parallel rank takes one at least."""
+"""NPUs of the largest supernode announced (Atlas 950 SuperPoD); a rank takes at least one."""
 
 MAX_SECONDS = 2_147_483
 """24.8 days: poll(2) and epoll_wait(2) take their time-out as an int of milliseconds."""
@@ -39,7 +39,7 @@ SysctlValue = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
 def _env_value(value: object) -> object:
-    """Accept text and integers; a boolean or float has several spellings, and the reader knows only one."""
+    """Accept text and integers; a boolean or float has several spellings as text."""
     if isinstance(value, bool | float):
         lower = str(value).lower()
         raise ValueError(
@@ -81,9 +81,9 @@ class Model(_Part):
     type: str | None = None
     """`model_type` that the weights' config.json must have."""
     tiny: Literal["qwen3", "minimax_m2"] | None = None
-    """Generate a tiny model with random weights of this architecture on each node instead of reading `path`."""
+    """Generate a tiny random-weight model of this architecture instead of reading `path`."""
     read_ahead: bool = True
-    """Read the weights into each host's page cache while vLLM imports its modules, if they fit into memory."""
+    """Read weights that fit into memory into the page cache while vLLM imports its modules."""
     sources: Sources = Sources()
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class Hardware(_Part):
 
     platform: Platform
     npus_per_server: Npus | None = None
-    """NPUs (on A3: dies) of one server; by default tensor x pipeline x prefill_context x data_local."""
+    """NPUs (A3: dies) of one server; default: tensor x pipeline x prefill_context x data_local."""
     npus_per_node: Npus | None = None
     """NPUs of one node; by default 8 on A2, 16 on A3."""
     spread: bool = True
@@ -153,15 +153,17 @@ class Network(_Part):
     """Addresses and ports."""
 
     host: str = "node"
-    """Address the API listens on: `node` for the server's own address, or a literal such as 0.0.0.0."""
+    """Listening address of the API: `node` (the server's own), or a literal such as 0.0.0.0."""
     http_port: Port = 8000
     """Port of the API. Fixed: `start` fails if the port is in use."""
     rpc_port: Port = 29550
-    """Port of the data-parallel handshake on the primary, or the next free one; vLLM's default is 29550."""
+    """Port of the data-parallel handshake on the primary, or the next free one (vLLM: 29550)."""
     hccl_base_port: Annotated[int, Field(ge=1024, le=65520)] = 60000
-    """First of the 16 host ports of HCCL (HCCL_IF_BASE_PORT), or of the next 16 free; HCCL's default is 60000."""
+    """First of HCCL's 16 host ports (HCCL_IF_BASE_PORT), or of the next 16 free (HCCL: 60000)."""
+    hccl_if_ip: bool = True
+    """Set HCCL_IF_IP to the node's address. Switch it off on hosts that need it unset."""
     interface: str = "auto"
-    """Network interface per node: `auto` (the one with the node's Ray address), a name, or a CIDR of its address."""
+    """Interface per node: `auto` (the one with the node's Ray address), a name, or a CIDR."""
 
 
 class Timeouts(_Part):
@@ -188,10 +190,10 @@ class Health(_Part):
     http_timeout_s: Seconds = 15
     """Time-out of one `/health` request: under load it took 3 to 8 s (measured)."""
     http_fail_s: Seconds = 30
-    """Consecutive time of failed `/health` probes that counts as a failure, if no rank makes tokens either."""
+    """`/health` failing for this long counts as a failure, if no rank makes tokens either."""
     progress_period_s: Seconds = 2
     stall_s: Seconds = 20
-    """A rank with requests whose counters all stand still for this long hangs. Raise it for long prefills."""
+    """A rank with requests whose counters stand still this long hangs. Raise for long prefills."""
     canary_idle_s: Seconds = 5
     """A rank that was idle for this long gets a canary: a request for one token."""
     canary_timeout_s: Seconds = 15
@@ -228,7 +230,7 @@ class Container(_Part):
 
 
 class Tuning(_Part):
-    """Wanted host settings. They need root on the host; `start` reports unmet ones and never sets them."""
+    """Wanted host settings. They need root; `start` reports unmet ones and never sets them."""
 
     governor: str | None = None
     """CPU frequency governor."""
@@ -243,7 +245,7 @@ class ToolCalling(_Part):
     enabled: bool = False
     tool_parser: str = "minimax_m2"
     reasoning_parser: str | None = "minimax_m2_append_think"
-    """minimax_m2_append_think keeps <think> in `content`; minimax_m2 fills `reasoning` (for /v1/responses)."""
+    """minimax_m2_append_think keeps <think> in `content`; minimax_m2 fills `reasoning`."""
 
 
 class Profiling(_Part):
@@ -278,7 +280,7 @@ class Features(_Part):
 
     tool_calling: ToolCalling = ToolCalling()
     reasoning_parser: str | None = None
-    """Reasoning parser without tool calling; with tool calling, features.tool_calling.reasoning_parser counts."""
+    """Reasoning parser without tool calling; with it, tool_calling.reasoning_parser counts."""
     profiling: Profiling = Profiling()
     speculative: Speculative = Speculative()
 
@@ -297,7 +299,7 @@ class Recipe(_Part):
     parallel: Parallel = Parallel()
     network: Network = Network()
     args: dict[str, Any] = {}
-    """Any flag of `vllm serve`, without dashes: true is a bare flag, a mapping or list becomes JSON."""
+    """Flags of `vllm serve`, without dashes: true is a bare flag, a mapping or list is JSON."""
     env: dict[EnvName, EnvValue] = {}
     """Environment of every server."""
     secrets: tuple[EnvName, ...] = ()
@@ -308,7 +310,7 @@ class Recipe(_Part):
     container: Container | None = None
     tuning: Tuning = Tuning()
     bench: tuple[str, ...] = ()
-    """Scenarios of `raylaunch bench` that fit; the first is its default, without any it is `short`."""
+    """Fitting scenarios of `raylaunch bench`, the default first; without any: `short`."""
 
     @model_validator(mode="after")
     def _leaves_reserved_alone(self) -> Recipe:
@@ -334,8 +336,9 @@ class Recipe(_Part):
     def _fits_one_node(self) -> Recipe:
         if self.npus_per_server > MAX_NPUS_PER_NODE:
             raise ValueError(
-                f"a server needs {self.npus_per_server} NPUs (tensor x pipeline x prefill_context x "
-                f"data_local), and no node has more than {MAX_NPUS_PER_NODE}: lower parallel.data_local"
+                f"a server needs {self.npus_per_server} NPUs "
+                "(tensor x pipeline x prefill_context x data_local), "
+                f"and no node has more than {MAX_NPUS_PER_NODE}: lower parallel.data_local"
             )
         return self
 

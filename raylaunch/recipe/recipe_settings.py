@@ -27,7 +27,8 @@ def given_args(recipe: Recipe) -> dict[str, Any]:
 def read_config(recipe: Recipe, flag: str) -> dict[str, Any]:
     """Return the value of a JSON flag as a mapping, together with the flag's dotted forms.
 
-    A dotted form is `additional-config.enable_flashcomm1: true`. Text that is not JSON counts as an empty mapping.
+    A dotted form is `additional-config.enable_flashcomm1: true`. Text that is not JSON counts as an
+    empty mapping.
     """
     args = given_args(recipe)
     config = _as_mapping(args.get(flag))
@@ -52,7 +53,7 @@ def _as_mapping(value: object) -> dict[str, Any]:
 
 
 def is_switched_on(recipe: Recipe, variable: str, key: str) -> bool:
-    """Return whether a feature of vllm-ascend is on, by its variable or by its key of additional-config."""
+    """Return whether a feature of vllm-ascend is on, by variable or by additional-config key."""
     if is_on(recipe.env.get(variable)):
         return True
     return is_on(read_config(recipe, "additional-config").get(key))

@@ -66,7 +66,7 @@ _SHORT = {
 """vLLM's short options (vLLM 0.32 arg_utils)."""
 
 _ENV = {
-    "HCCL_IF_IP": "network.interface",
+    "HCCL_IF_IP": "network.interface (network.hccl_if_ip=false leaves it unset)",
     "HCCL_SOCKET_IFNAME": "network.interface",
     "GLOO_SOCKET_IFNAME": "network.interface",
     "TP_SOCKET_IFNAME": "network.interface",
@@ -81,7 +81,7 @@ _ENV = {
 
 
 def normalise_flag(name: str) -> str:
-    """Return a flag's canonical long name without dashes: `--mm_processor_cache_type` -> `mm-processor-cache-type`.
+    """Return a flag's canonical long name without dashes: `--max_num_seqs` -> `max-num-seqs`.
 
     vLLM's parser reads `_` as `-` in option names (0.23 and 0.32).
     """

@@ -1,8 +1,8 @@
-"""Reads YAML into plain values with the line of each key, within limits that hostile input cannot exceed.
+"""Reads YAML into plain values with the line of each key, within limits for hostile input.
 
-A recipe holds what JSON holds: mappings with text keys, lists, text, numbers, booleans and null. Everything else that
-YAML can express (bytes, dates, sets, merge keys, other tags) is refused, because vLLM's flags and the environment have
-no form for it.
+A recipe holds what JSON holds: mappings with text keys, lists, text, numbers, booleans and null.
+Everything else that YAML can express (bytes, dates, sets, merge keys, other tags) is refused,
+because vLLM's flags and the environment have no form for it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ MAX_FILE_BYTES = 1 << 20
 """A recipe file may have 1 MiB; the largest shipped one has 5 kB."""
 
 MAX_VALUES = 50_000
-"""Values of one document, each alias counted as often as it is used. 20,000 flags take 40,001 of them."""
+"""Values of one document, an alias counted at each use. 20,000 flags are 40,001 values."""
 
 MAX_DEPTH = 64
-"""Nested mappings and lists. libyaml needs quadratic time for deep ones and recurses in C (measured: 1 MiB of `[`)."""
+"""Nested mappings and lists. PyYAML recurses in C, and libyaml needs quadratic time:
+20,000 `[` take 1.8 s (measured).
+"""
 
 MAX_SCALAR = 100
-"""Characters of a number or date. Python converts long ones in quadratic time (and refuses over 4,300 digits)."""
+"""Characters of a number or date. Python converts long ones in quadratic time."""
 
 MAX_MERGES = 32
 """Merge keys (`<<: *alias`) of a cluster file; recipes have none."""
@@ -67,7 +69,8 @@ class Document:
 def read_text(path: Path) -> str:
     """Return the text of a recipe file.
 
-    The file is opened without blocking: /proc/kmsg looks like a regular file, but a read of it waits for ever.
+    The file is opened without blocking: /proc/kmsg looks like a regular file, but a read of it
+    waits for ever.
 
     Raises:
         OSError: The file cannot be read, is not a regular file, or is larger than MAX_FILE_BYTES.
@@ -116,7 +119,7 @@ def read_value(text: str, path: str, label: str) -> Json:
 
 
 def load_plain(text: str) -> object:
-    """Return what any YAML text holds, of any type, for files that are not recipes; `text` has the same limits.
+    """Return the value of any YAML text, for files that are not recipes, within the same limits.
 
     Raises:
         yaml.YAMLError: Not YAML.
@@ -128,7 +131,8 @@ def load_plain(text: str) -> object:
     _bound_cost(_bounded(yaml.parse(text, Loader=loader)))
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader
-    # PyYAML's constructors fail in these ways on a text that its tag does not fit (`!!bool x`, `!!timestamp x`).
+    # PyYAML's constructors fail in these ways on a text that its tag does not fit (`!!bool x`,
+    # `!!timestamp x`).
     except (KeyError, AttributeError, IndexError, OverflowError, TypeError) as error:
         raise ValueError(f"a value does not fit its tag: {error}") from error
 
@@ -136,7 +140,8 @@ def load_plain(text: str) -> object:
 def _bound_cost(events: Iterator[yaml.Event]) -> None:
     """Refuse what PyYAML's constructors need too long for.
 
-    A merge key copies the mapping it names, and a list of aliases below merge keys doubles it per line.
+    A merge key copies the mapping it names, and a list of aliases below merge keys doubles it per
+    line.
     """
     merges = 0
     follows_merge = False
@@ -183,7 +188,8 @@ def check_scalar(value: object, path: str, where: str) -> None:
     """Refuse a scalar that cannot become a flag or a variable.
 
     Raises:
-        RecipeError: Bytes, a date, an integer over 64 bits, a number that is not finite, or unprintable text.
+        RecipeError: Bytes, a date, an integer over 64 bits, a number that is not finite, or
+            unprintable text.
     """
     problem = ""
     if isinstance(value, str):
@@ -206,7 +212,7 @@ def check_scalar(value: object, path: str, where: str) -> None:
 
 
 def describe_unprintable(text: str) -> str:
-    """Return why `text` is refused: its first control character or surrogate; "" when there is none."""
+    """Name the first control character or surrogate of `text`; "" when there is none."""
     found = _UNPRINTABLE.search(text)
     if not found:
         return ""
@@ -295,7 +301,8 @@ class _NodeReader:
         self._file = file
         self._has_lines = has_lines
         self._budget = MAX_VALUES
-        # Only its scalar constructors are used: collections are built here, where depth and number are bounded.
+        # Only its scalar constructors are used: collections are built here, where depth and number
+        # are bounded.
         self._scalars = yaml.constructor.SafeConstructor()
 
     def read(self, node: yaml.Node, path: str, depth: int) -> Json:
@@ -323,7 +330,8 @@ class _NodeReader:
                 raise RecipeError(
                     f"{self._where(key_node)}: the key {shorten(prefix + key)} is given twice"
                 )
-            # An alias can repeat a mapping elsewhere: the first origin of a path is the one of its own key.
+            # An alias can repeat a mapping elsewhere: the first origin of a path is the one of its
+            # own key.
             self.origins.setdefault(prefix + key, self._origin(key_node))
             target[key] = self.read(value_node, prefix + key, depth + 1)
         return target
@@ -341,7 +349,8 @@ class _NodeReader:
     def _read_scalar(self, node: yaml.Node, path: str) -> Json:
         text: str = node.value
         if node.tag == _STRING:
-            # Most scalars are text, and most text is printable: the message is made for the others only.
+            # Most scalars are text, and most text is printable: the message is made for the others
+            # only.
             if _UNPRINTABLE.search(text):
                 check_scalar(text, path, self._where(node))
             return text
@@ -374,13 +383,14 @@ class _NodeReader:
     def _refuse_other_tag(self, node: yaml.Node, tag: str, path: str) -> None:
         if node.tag != f"tag:yaml.org,2002:{tag}":
             raise RecipeError(
-                f"{self._where(node)}: {shorten(path)}: a value with the YAML tag {shorten(node.tag)}"
+                f"{self._where(node)}: {shorten(path)}: "
+                f"a value with the YAML tag {shorten(node.tag)}"
                 " cannot become a flag or a variable",
                 todo="write a plain mapping or list",
             )
 
     def _spend(self, node: yaml.Node, depth: int) -> None:
-        """Count one value. An alias costs what it stands for: nine lines of aliases can expand to gigabytes."""
+        """Count one value. An alias costs what it stands for: few lines can expand to gigabytes."""
         self._budget -= 1
         if self._budget < 0:
             raise _too_large(self._where(node))

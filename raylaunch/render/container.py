@@ -1,4 +1,4 @@
-"""The container of a node: the `docker run` of the recipe, and how a server is started inside it."""
+"""The container of a node: the recipe's `docker run`, and how to start a server inside it."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _inside(plan: LaunchPlan, box: Container, server: ServerPlan) -> list[str]:
 
 
 def _one_option_per_line(words: list[str]) -> str:
-    """Break the line before each option, after `docker run` and before the image with its command."""
+    """Break the line before each option and before the image with its command."""
     lines = [" ".join(words[:2])]
     for word in words[2:-2]:
         quoted = shlex.quote(word)

@@ -1,4 +1,4 @@
-"""The cluster of a recipe: a file for Ray's own launcher (`ray up`, provider `local`), to be edited."""
+"""The cluster of a recipe: a file for Ray's launcher (`ray up`, provider `local`)."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ TOOLKIT_ENVIRONMENT = (
 )
 """CANN's script since 8.5, and the one before that. The first that exists is sourced.
 
-Where both exist, the older one is a link to the newer, or another version, whose libraries would mix
-with these.
+Where both exist, the older one is a link to the newer, or another version, whose libraries would
+mix with these.
 """
 
 ATB_ENVIRONMENT = "/usr/local/Ascend/nnal/atb/set_env.sh"
@@ -125,7 +125,7 @@ def render_cluster(
 
 
 def token_folder(name: str) -> str:
-    """Return the folder of a cluster's token, the same on the launching machine and on every host."""
+    """Return the folder of a cluster's token, the same on every machine."""
     return f"~/.raylaunch/cluster/{name}"
 
 
@@ -266,7 +266,7 @@ def _title(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
     recipe = shorten(loaded.name)
     yield f"# Hosts of cluster {site.name}, recipe {recipe}: a file for Ray's own cluster launcher."
     yield "#"
-    yield "#   ray up -y FILE                  starts Ray on every host; run it again after a change"
+    yield "#   ray up -y FILE                  starts Ray on every host; repeat it after a change"
     yield "#   ray exec FILE 'COMMAND'         runs a command on the head"
     yield "#   ray down -y FILE                stops Ray on every host"
     yield "#"
@@ -316,17 +316,21 @@ def _hosts(site: _Site) -> Iterator[str]:
         key = _quoted(site.ssh_key)
         yield f"  ssh_private_key: {key} # EDIT: opens every host; Ray copies it to the head"
     else:
-        yield "  # EDIT: without a key, this machine must be able to log in to every host, and the head to"
-        yield "  # every worker."
+        yield "  # EDIT: without a key, this machine must be able to log in to every host,"
+        yield "  # and the head to every worker."
         yield "  # ssh_private_key: ~/.ssh/id_ed25519"
     yield ""
 
 
+_MOUNTS_COMMENT = """\
+# An open Ray port lets anyone who reaches it run code as the user of Ray, so the cluster
+# requires a token: the file `token` in this folder. `raylaunch cluster` makes it (by hand: 32 or
+# more random characters, mode 600); Ray copies the folder to each host. Clients need both:"""
+
+
 def _files(site: _Site) -> Iterator[str]:
     folder = token_folder(site.name)
-    yield "# An open Ray port lets anyone who reaches it run code as the user of Ray, so the cluster requires a"
-    yield "# token: the file `token` in this folder. `raylaunch cluster` makes it (by hand: 32 or more random"
-    yield "# characters, mode 600); Ray copies the folder to each host. Clients need both variables:"
+    yield from _MOUNTS_COMMENT.splitlines()
     yield f"#   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={folder}/token"
     yield "file_mounts:"
     yield f"  {folder}: {folder}"
@@ -349,16 +353,17 @@ def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
     yield f"    - {_quoted('-e RAY_AUTH_MODE=token')}"
     yield f"    - {_quoted(f'-e RAY_AUTH_TOKEN_PATH={token}')}"
     yield ""
-    yield "# Run on each host before the container starts. Ray copies files into the container by rsync, and the"
-    yield "# head's container runs ssh to the workers."
+    yield "# Run on each host before the container starts. Ray copies files into the container"
+    yield "# by rsync, and the head's container runs ssh to the workers."
     yield "initialization_commands:"
     yield "  - |-"
-    yield f"    image={shlex.quote(image(recipe))} # EDIT: as under docker; your mirror or your own image"
+    quoted = shlex.quote(image(recipe))
+    yield f"    image={quoted} # EDIT: as under docker; your mirror or your own image"
     yield '    docker run --rm "$image" bash -c \\'
     yield f"    'command -v rsync && command -v ssh && ray --version | grep -F \" {RAY}.\"' ||"
     lines = [
-        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them, and name it in this",
-        "file on both lines marked EDIT that name an image,",
+        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them,",
+        "and name it in this file on both lines marked EDIT that name an image,",
         "under docker and under initialization_commands:",
     ]
     build = [
@@ -374,9 +379,10 @@ def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
 
 
 def _bare(site: _Site) -> Iterator[str]:
-    yield "# No containers: each host has Python, Ray, vLLM and rsync. Ray's launcher runs every command, also the"
-    yield "# `ray stop` of `ray down`, in a login shell (`bash --login -c -i`): `ray` must be in the PATH that"
-    yield f"# ~/.bashrc or ~/.profile of {site.ssh_user} sets. The PATH of sshd does not matter."
+    yield "# No containers: each host has Python, Ray, vLLM and rsync. Ray's launcher runs every"
+    yield "# command, also the `ray stop` of `ray down`, in a login shell (`bash --login -c -i`):"
+    yield f"# `ray` must be in the PATH that ~/.bashrc or ~/.profile of {site.ssh_user} sets."
+    yield "# The PATH of sshd does not matter."
     yield "setup_commands:"
     yield "  - >-"
     yield f"    ray --version | grep -F ' {RAY}.' ||"
@@ -387,26 +393,27 @@ def _bare(site: _Site) -> Iterator[str]:
 
 _START_COMMENT = """\
 # Each command runs in a login shell of its own.
-#   RAY_enable_autoscaler_v2=0   version 2, Ray's default, never starts workers of provider local (measured)
+#   RAY_enable_autoscaler_v2=0   version 2, Ray's default, never starts workers of provider
+#                                local (measured)
 #   RAY_worker_niceness=0        the default runs Ray's workers, and so vLLM, at niceness 15
 #   RAY_prestart_worker_first_driver=0   the default starts a worker per core for the first driver
-#   ASCEND_RT_VISIBLE_DEVICES    Ray would shuffle a list that is set before it; raylaunch sets the variable
+#   ASCEND_RT_VISIBLE_DEVICES    Ray would shuffle a list that is set before it; raylaunch sets it
 #   --resources                  the NPUs of one host, also where Ray's Python cannot count them
 #   ports                        fixed, outside those of vLLM and HCCL
 #   --include-log-monitor=false  on a worker the log monitor would survive `ray down` (measured)"""
 
-_BARE_COMMENT = """\
-# `ray stop` would stop every Ray of the host, also those of others; `ray down` does so, on the head. On the
-# workers Ray then exits by itself, within two minutes (measured)."""
+_BARE_COMMENT = f"""\
+# The first command kills what an earlier `ray up` of this cluster left, by its marker
+# {MARKER}. `ray stop` would stop every Ray of the host, also those of others; `ray down`
+# does so, on the head. On the workers Ray then exits by itself, within two minutes (measured)."""
+
+_CONTAINER_COMMENT = """\
+# `ray stop` stops every Ray that it sees: in the container only this cluster's."""
 
 
 def _start(recipe: Recipe, site: _Site) -> Iterator[str]:
     yield from _START_COMMENT.splitlines()
-    if site.bare:
-        yield f"# The first command kills what an earlier `ray up` of this cluster left, by its marker {MARKER}."
-        yield from _BARE_COMMENT.splitlines()
-    else:
-        yield "# `ray stop` stops every Ray that it sees; in the container only this cluster's is visible."
+    yield from (_BARE_COMMENT if site.bare else _CONTAINER_COMMENT).splitlines()
     stop = _kill_marked(site) if site.bare else ["ray stop"]
     for role in ("head", "worker"):
         yield f"{role}_start_ray_commands:"

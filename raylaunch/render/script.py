@@ -1,4 +1,4 @@
-"""The plan as bash: one script per server that starts exactly what `raylaunch start` would start there."""
+"""The plan as bash: one script per server that starts what `raylaunch start` would start."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def _instructions(plan: LaunchPlan, server: ServerPlan) -> Iterator[str]:
     yield f"Role: {role}; data-parallel rank(s) {ranks} of {plan.ranks}; node {node}."
     yield f"Run on that node, where `vllm` is on the PATH: bash {script_name(server)}"
     if len(plan.servers) > 1:
-        yield "Order: any, but start all servers within 5 minutes: without the primary a headless one gives up then."
+        yield (
+            "Order: any, but start all servers within 5 minutes: "
+            "without the primary a headless one gives up then."
+        )
         yield "If one exits, stop and start all: a server cannot rejoin a group."
     yield f"Ready when {plan.endpoint}/models answers."
     if plan.model.startswith(_HOME) or "/models/tiny-" in plan.model:
@@ -131,7 +134,8 @@ def _command(server: ServerPlan) -> str:
 
 def _words(flag: Flag) -> str:
     if not flag.name and flag.value and flag.value.startswith(_HOME):
-        # A plan without a probe cannot know the node's home, and only a generated model is below it.
+        # A plan without a probe cannot know the node's home, and only a generated model is below
+        # it.
         return f'"$HOME"/{shlex.quote(flag.value.removeprefix(_HOME))}'
     return " ".join(map(_quote, flag.words()))
 

@@ -1,4 +1,4 @@
-"""The profile of every fuzz test: the same inputs in each run; RAYLAUNCH_FUZZ_EXAMPLES makes it long.
+"""The profile of every fuzz test; RAYLAUNCH_FUZZ_EXAMPLES makes it long.
 
 Use: `@given(...)` and, above it, `@settings.get_profile("fuzz")`.
 """

@@ -1,4 +1,4 @@
-"""Random and mutated recipes and --set values: read and planned, or refused with an error of our own."""
+"""Random and mutated recipes and --set values: planned, or refused with an error of our own."""
 
 import json
 

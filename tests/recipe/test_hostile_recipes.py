@@ -1,4 +1,4 @@
-"""Recipes that once ended in a traceback, a hang or gigabytes: each is refused with key, place and reason."""
+"""Recipes that once gave a traceback, a hang or gigabytes: refused with key, place, reason."""
 
 import os
 import time
@@ -220,6 +220,15 @@ def test_null_for_what_raylaunch_sets_is_refused_with_the_field_to_use(path):
     with pytest.raises(RecipeError) as refused:
         read("a2-dual", [f"{path}=null"])
     assert f"--set: {path} is set by raylaunch: use network." in str(refused.value)
+
+
+def test_hccl_if_ip_can_be_left_unset_as_the_message_says():
+    with pytest.raises(RecipeError, match=r"network\.hccl_if_ip=false leaves it unset"):
+        read("a2-dual", ["env.HCCL_IF_IP=null"])
+    nodes = [Facts("192.0.2.10", interface="e"), Facts("192.0.2.11", interface="e")]
+    env = build_plan(read("a2-dual", ["network.hccl_if_ip=false"]), nodes).primary.environ
+    assert "HCCL_IF_IP" not in env
+    assert env["HCCL_SOCKET_IFNAME"] == "=e"
 
 
 def test_other_files_may_merge_one_mapping_per_key():
