@@ -23,6 +23,7 @@ from raylaunch.deployment import (
 )
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError, RecipeError
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.host_spec import example_hosts, parse_hosts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
@@ -81,7 +82,8 @@ def make_plan(
         PlanError: the hosts cannot hold it.
     """
     loaded = load(name, sets)
-    nodes = [_host(text) for text in hosts] or _default_nodes(loaded.recipe, ask_vllm)
+    given = parse_hosts(hosts, shared=not loaded.recipe.hardware.spread)
+    nodes = given or _default_nodes(loaded.recipe, ask_vllm)
     plan = build_plan(loaded, nodes, deployment=deployment or "", primary=primary)
     asked = all(node.known_flags for node in nodes)
     findings = [
@@ -354,11 +356,6 @@ def weights(
     return room.bring(loaded, here=here, **how)
 
 
-def _host(text: str) -> Facts:
-    ip, _, interface = text.partition("%")
-    return Facts(ip, interface=interface or None)
-
-
 def _default_nodes(recipe: Recipe, ask_vllm: bool) -> list[Facts]:
     if recipe.hardware.platform == "cpu":
         from raylaunch.node.probe.node_probe import probe
@@ -368,10 +365,7 @@ def _default_nodes(recipe: Recipe, ask_vllm: bool) -> list[Facts]:
         vllm = os.environ.get("RAYLAUNCH_VLLM") or seen.vllm_executable
         facts = replace(seen, state_dir=str(home()), vllm_executable=vllm)
         return [add_known_flags(facts, os.environ, ask=ask_vllm)] * recipe.parallel.servers
-    return [
-        Facts(f"192.0.2.{10 + index}", interface=EXAMPLE_NIC)
-        for index in range(recipe.parallel.servers)
-    ]
+    return example_hosts(recipe.parallel.servers, EXAMPLE_NIC)
 
 
 def _as_sets(changes: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Recipe + facts -> plan. Pure, and the only place where flags, addresses, ports and variables are decided."""
+"""Recipe + facts -> plan: the only place that decides flags, addresses, ports and variables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def build_plan(
 
     Args:
         loaded: The recipe with the origins of its values.
-        nodes: One entry per server, or one per node that several servers share; the first is the primary.
+        nodes: One entry per server, or one per node that several servers share; the first is the
+            primary.
         deployment: Name of the deployment; by default the recipe's.
         primary: Address of the node that shall be the primary instead of the first.
         others: Plans of the other deployments on these nodes, whose ports are avoided.
@@ -61,9 +62,10 @@ def _plan_server(
 ) -> ServerPlan:
     devices = choose_devices(loaded.recipe, seat)
     local = loaded.recipe.parallel.ranks_per_server
+    first = seat.index * local
     return ServerPlan(
         index=seat.index,
-        ranks=tuple(range(seat.index * local, (seat.index + 1) * local)),
+        ranks=tuple(range(first, first + local)),
         role="headless" if seat.index else "primary",
         node=seat.place,
         devices=devices,
@@ -76,6 +78,7 @@ def _plan_server(
 
 
 def _endpoint(recipe: Recipe, primary: Seat) -> str:
-    host = recipe.network.host
-    address = primary.place.ip if host in ("node", "0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    address = recipe.network.host
+    if address in ("node", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        address = primary.place.ip
     return f"http://{bracket(address)}:{recipe.network.http_port}/v1"

@@ -1,4 +1,4 @@
-"""The weights a recipe needs: which folders, whether what lies there is whole, and the commands that download them."""
+"""The weights a recipe needs: folders, their completeness per node, and the download commands."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ if TYPE_CHECKING:
 Role = Literal["model", "drafter"]
 Hub = Literal["modelscope", "huggingface"]
 HUBS: tuple[Hub, ...] = ("modelscope", "huggingface")
-"""In the order of preference: the guide's hub first."""
+"""In order of preference: the guide's hub first."""
 PROGRAMS: Mapping[Hub, str] = {"modelscope": "modelscope", "huggingface": "hf"}
 INSTALL: Mapping[Hub, str] = {
     "modelscope": "pip install modelscope",
     "huggingface": "pip install -U huggingface_hub",
 }
-"""What brings the program; `hf` is in huggingface_hub since 0.34."""
+"""The command that installs the program; `hf` is in huggingface_hub since 0.34."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 
 _NETWORK = frozenset(
-    "nfs nfs4 cifs smb3 smbfs lustre ceph gpfs beegfs glusterfs afs pvfs2 orangefs 9p virtiofs fuse fuseblk".split()  # noqa: SIM905 - shorter to read
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "gpfs", "beegfs", "glusterfs"),
+        *("afs", "pvfs2", "orangefs", "9p", "virtiofs", "fuse", "fuseblk"),
+    )
 )
 _LOCAL_FUSE = ("overlayfs", "fuse-overlayfs", "lxcfs", "mergerfs", "ntfs", "squashfuse")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A folder of weights that each server reads. `tiny` is made by raylaunch, not downloaded."""
+    """A folder of weights that each server reads. `tiny` is generated, not downloaded."""
 
     role: Role
     path: str
@@ -44,8 +47,8 @@ class Wanted:
 class Stock:
     """What one node has of one wanted folder. Sizes in bytes.
 
-    `programs` are the download programs of the node, by hub, as absolute paths; `python` is where `pip install` would
-    have to put a missing one. `problem` is why the node gave no answer.
+    `programs` are the node's download programs, by hub, as absolute paths; `python` is the
+    environment into which `pip install` puts a missing one. `problem` is why the probe failed.
     """
 
     host: str
@@ -60,11 +63,13 @@ class Stock:
     @property
     def name(self) -> str:
         """Address and hostname."""
-        return f"{self.host} ({self.hostname})" if self.hostname else self.host
+        if self.hostname:
+            return f"{self.host} ({self.hostname})"
+        return self.host
 
     @property
     def state(self) -> Literal["complete", "incomplete", "missing", "unknown"]:
-        """Whether a server could load it."""
+        """Whether a server could load the folder."""
         if self.weights is None:
             return "unknown"
         if not self.weights.exists or not self.weights.files:
@@ -74,9 +79,10 @@ class Stock:
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """A download at one moment. `have_bytes` counts what its program has written so far, in its own folders too.
+    """A download at one moment.
 
-    `total_bytes` is 0 until the model's index has arrived. `line` is the last that the program said.
+    `have_bytes` counts everything its program has written, also into the program's own folders.
+    `total_bytes` is 0 until the model's index has arrived. `line` is the program's last output.
     """
 
     have_bytes: int = 0
@@ -91,7 +97,7 @@ class DownloadProgress:
 
     @property
     def failed(self) -> bool:
-        """It ended, and not well."""
+        """Whether the program exited with an error."""
         return not self.running and self.exit_code != 0
 
 
@@ -105,27 +111,36 @@ class WeightsReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every node has all of it. A tiny model is made by the first start, so it may be absent."""
+        """Whether every node has all weights. A tiny model may be absent: `start` generates it."""
         return all(stock.state == "complete" or stock.wanted.tiny for stock in self.stocks)
 
 
 def wanted_weights(recipe: Recipe) -> tuple[Wanted, ...]:
-    """The folders that a server of this recipe reads. A drafter without a path lies within the model (MTP)."""
+    """Return the folders that a server of this recipe reads.
+
+    A drafter without a path is part of the model (MTP).
+    """
     model = recipe.model
     wanted = [Wanted("model", model.path, model.sources, model.tiny)]
-    if path := drafter_path(recipe):
+    path = drafter_path(recipe)
+    if path:
         wanted.append(Wanted("drafter", path, recipe.features.speculative.sources))
     return tuple(wanted)
 
 
 def drafter_path(recipe: Recipe) -> str | None:
-    """The folder of a drafter; anything else that vLLM takes for its model is a hub's name or a method's."""
+    """Return the folder of a separate drafter; None without one.
+
+    vLLM also accepts a hub's name or a method's name as its model.
+    """
     drafter = recipe.features.speculative
-    return drafter.model if drafter.enabled and drafter.model.startswith("/") else None
+    if drafter.enabled and drafter.model.startswith("/"):
+        return drafter.model
+    return None
 
 
 def gaps_of(weights: Weights) -> str:
-    """What is wrong with weights that exist; "" when nothing is."""
+    """Describe what is missing or damaged in weights that exist; "" when they are complete."""
     gaps = []
     if weights.missing:
         gaps.append(f"missing {shorten(weights.missing)}")
@@ -139,16 +154,17 @@ def gaps_of(weights: Weights) -> str:
 
 
 def shorten(names: Iterable[str], shown: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """List the first few names, and the number of the others."""
     every = list(names)
     more = f" and {len(every) - shown} more" if len(every) > shown else ""
     return ", ".join(every[:shown]) + more
 
 
 def download_argv(hub: Hub, wanted: Wanted, program: str = "") -> tuple[str, ...] | None:
-    """The command that brings `wanted`, or goes on where an interrupted one stopped; None: not on that hub.
+    """Return the command that downloads `wanted`, or resumes an interrupted download.
 
-    Both programs compare the hash of a file that is there and fetch it again when it differs.
+    None when that hub does not have it. Both programs compare the hash of an existing file and
+    download it again when it differs.
     """
     name = getattr(wanted.sources, hub, None)
     if not name:
@@ -161,12 +177,15 @@ def download_argv(hub: Hub, wanted: Wanted, program: str = "") -> tuple[str, ...
 
 
 def hubs_of(wanted: Wanted) -> tuple[Hub, ...]:
-    """The hubs that have it, the preferred one first."""
+    """Return the hubs that have it, the preferred one first."""
     return tuple(hub for hub in HUBS if download_argv(hub, wanted))
 
 
 def is_network(filesystem: str | None) -> bool:
-    """Whether a filesystem type (as in mountinfo) is served by another machine, so that other nodes may see it too."""
+    """Return whether a filesystem type (as in mountinfo) is served by another machine.
+
+    Other nodes may then mount the same folder.
+    """
     kind = filesystem or ""
     if kind.startswith("fuse.") and not kind.removeprefix("fuse.").startswith(_LOCAL_FUSE):
         return True
@@ -174,34 +193,45 @@ def is_network(filesystem: str | None) -> bool:
 
 
 def lanes(stocks: Iterable[Stock]) -> list[list[list[Stock]]]:
-    """Order what has to be downloaded: lanes go side by side, the groups of a lane one after the other.
+    """Order the downloads: lanes run in parallel, the groups of a lane one after the other.
 
-    A group are nodes that see the same folder: one of them downloads for all. Local folders of a node share a lane, and
-    so do all network filesystems: one server may go by two names, and the second look then finds the folder filled.
+    A group is the nodes that mount the same folder: one of them downloads for all. Local folders of
+    a node share a lane, and so do all network filesystems: one file server may have two names, and
+    the second probe then finds the folder complete.
     """
     groups: dict[tuple[str, str], list[Stock]] = {}
     for stock in stocks:
         place = stock.weights.place if stock.weights else ""
-        groups.setdefault((stock.wanted.role, place or stock.node_id), []).append(stock)
-    open_groups = [group for group in groups.values() if any(_is_wanting(stock) for stock in group)]
-    found: dict[str, list[list[Stock]]] = {}
-    for group in open_groups:
-        lane = (
-            "network" if any(_is_remote(stock) for stock in group) else f"node {group[0].node_id}"
-        )
-        found.setdefault(lane, []).append(group)
-    return list(found.values())
+        key = (stock.wanted.role, place or stock.node_id)
+        groups.setdefault(key, []).append(stock)
+    by_lane: dict[str, list[list[Stock]]] = {}
+    for group in groups.values():
+        if not any(_needs_download(stock) for stock in group):
+            continue
+        lane = f"node {group[0].node_id}"
+        if any(_is_remote(stock) for stock in group):
+            lane = "network"
+        by_lane.setdefault(lane, []).append(group)
+    return list(by_lane.values())
 
 
 def downloader(group: Iterable[Stock]) -> Stock:
-    """Who downloads for a group: the first with a program for it, else the first that lacks something."""
-    wanting = [stock for stock in group if _is_wanting(stock)]
-    able = [stock for stock in wanting if set(stock.programs).intersection(hubs_of(stock.wanted))]
-    return [*able, *wanting][0]
+    """Choose the node that downloads for a group.
+
+    The first incomplete one with a program for it, else the first incomplete one.
+    """
+    incomplete = [stock for stock in group if _needs_download(stock)]
+    for stock in incomplete:
+        hubs = hubs_of(stock.wanted)
+        if set(stock.programs).intersection(hubs):
+            return stock
+    return incomplete[0]
 
 
-def _is_wanting(stock: Stock) -> bool:
-    return stock.weights is not None and stock.state != "complete" and stock.wanted.tiny is None
+def _needs_download(stock: Stock) -> bool:
+    if stock.weights is None or stock.wanted.tiny is not None:
+        return False
+    return stock.state != "complete"
 
 
 def _is_remote(stock: Stock) -> bool:
