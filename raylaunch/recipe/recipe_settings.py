@@ -41,10 +41,15 @@ def read_config(recipe: Recipe, flag: str) -> dict[str, Any]:
 
 
 def is_switched_on(recipe: Recipe, variable: str, key: str) -> bool:
-    """Whether a feature of vllm-ascend is on, by its variable or by its key of additional-config."""
-    return is_on(recipe.env.get(variable)) or is_on(
-        read_config(recipe, "additional-config").get(key)
-    )
+    """Return whether a feature of vllm-ascend is on, by its key of additional-config or variable.
+
+    vllm-ascend reads the key first: `enable_flashcomm1: false` turns the feature off even with
+    the variable set to 1.
+    """
+    config = read_config(recipe, "additional-config")
+    if config.get(key) is not None:
+        return is_on(config[key])
+    return is_on(recipe.env.get(variable))
 
 
 def is_on(value: object) -> bool:

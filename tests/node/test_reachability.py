@@ -8,14 +8,14 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from raylaunch.checks.reach_checks import Door
+from raylaunch.checks.reach_checks import ProbeListener
 from raylaunch.node.probe.reachability import knock, open_doors
 
 ONE, OTHER = "127.0.0.2", "127.0.0.3"
 
 
 @contextlib.asynccontextmanager
-async def doors_at(ip: str, **ports: int) -> AsyncIterator[tuple[Door, ...]]:
+async def doors_at(ip: str, **ports: int) -> AsyncIterator[tuple[ProbeListener, ...]]:
     servers, doors = await open_doors(ip, ports or {"rpc": 0, "any": 0})
     try:
         yield doors
@@ -56,7 +56,7 @@ def test_somebody_else_behind_the_address_is_not_taken_for_the_host():
 def test_a_host_that_swallows_everything_costs_only_the_time_that_was_given():
     """A listener whose queue nobody empties takes the connection and says nothing, as a firewall's proxy does."""
     with socket.create_server((OTHER, 0)) as silent:
-        door = Door(OTHER, "http", silent.getsockname()[1], "hello")
+        door = ProbeListener(OTHER, "http", silent.getsockname()[1], "hello")
         (missed,) = asyncio.run(knock(ONE, [door], 0.2))
     assert missed.reason == "no answer in 0.2 s"
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from raylaunch.checks.ping_checks import Ping, Pinged
+from raylaunch.checks.ping_checks import Ping, PingResult
 from raylaunch.errors import NodeError
 from raylaunch.node.probe import npu_parsers
 from raylaunch.plan.facts import Npu, NpuLink, NpuProcess, ProbeFailure
@@ -102,7 +102,7 @@ def ping_npus(
     timeout_s: float,
     *,
     hccn_default: str = HCCN_TOOL,
-) -> list[Pinged]:
+) -> list[PingResult]:
     """Carry out pings: the NPUs side by side, those of one NPU one after the other.
 
     Takes at most about `timeout_s` seconds; a ping that was not done by then, or that the tool refused, has no result.
@@ -112,17 +112,17 @@ def ping_npus(
     for ping in pings:
         by_npu.setdefault(ping.npu, []).append(ping)
 
-    def ask(ping: Ping) -> Pinged:
+    def ask(ping: Ping) -> PingResult:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            return Pinged(ping, None, f"not done within {timeout_s:g} s")
+            return PingResult(ping, None, f"not done within {timeout_s:g} s")
         try:
             answer = ping_npu(
                 ping.npu, ping.target_address, env=env, timeout_s=left_s, hccn_default=hccn_default
             )
         except NodeError as error:
-            return Pinged(ping, None, error.what)
-        return Pinged(ping, answer.reached if answer.counted else None, answer.complaint)
+            return PingResult(ping, None, error.what)
+        return PingResult(ping, answer.reached if answer.counted else None, answer.complaint)
 
     with ThreadPoolExecutor(_PING_WORKERS) as pool:
         answers = pool.map(lambda some: [ask(ping) for ping in some], by_npu.values())

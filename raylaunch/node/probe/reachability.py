@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from raylaunch.checks.reach_checks import Door, Unreached
+from raylaunch.checks.reach_checks import FailedConnection, ProbeListener
 
 VISIT_S = 5.0
 """How long a visitor may keep a connection open."""
@@ -17,7 +17,7 @@ AT_ONCE = 64
 
 async def open_doors(
     ip: str, ports: Mapping[str, int]
-) -> tuple[list[asyncio.Server], tuple[Door, ...]]:
+) -> tuple[list[asyncio.Server], tuple[ProbeListener, ...]]:
     """Listen on the address; port 0 is one that the system chooses.
 
     A port that cannot be opened is left out: who holds it is another check's to say. The caller closes the servers.
@@ -28,17 +28,19 @@ async def open_doors(
         with contextlib.suppress(OSError):
             server = await asyncio.start_server(_Greeter(greeting), ip, port)
             servers.append(server)
-            doors.append(Door(ip, name, server.sockets[0].getsockname()[1], greeting))
+            doors.append(ProbeListener(ip, name, server.sockets[0].getsockname()[1], greeting))
     return servers, tuple(doors)
 
 
-async def knock(source: str, doors: Sequence[Door], timeout_s: float) -> list[Unreached]:
+async def knock(
+    source: str, doors: Sequence[ProbeListener], timeout_s: float
+) -> list[FailedConnection]:
     """Connect from the address `source` to every door of other hosts; returns those that did not answer in time."""
     few = asyncio.Semaphore(AT_ONCE)
     others = [door for door in doors if door.host != source]
     reasons = await asyncio.gather(*(_knock_one(source, door, timeout_s, few) for door in others))
     return [
-        Unreached(source, door, reason)
+        FailedConnection(source, door, reason)
         for door, reason in zip(others, reasons, strict=True)
         if reason
     ]
@@ -57,7 +59,9 @@ class _Greeter:
         writer.close()
 
 
-async def _knock_one(source: str, door: Door, timeout_s: float, few: asyncio.Semaphore) -> str:
+async def _knock_one(
+    source: str, door: ProbeListener, timeout_s: float, few: asyncio.Semaphore
+) -> str:
     """Why there is no way, "" when there is one."""
     async with few:
         try:
