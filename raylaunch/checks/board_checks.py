@@ -90,4 +90,7 @@ def _board(node: Node) -> str | None:
 
 
 def _board_of_name(npu_name: str) -> str | None:
-    return next((board for pattern, board in _NAMES if re.search(pattern, npu_name)), None)
+    for pattern, board in _NAMES:
+        if re.search(pattern, npu_name):
+            return board
+    return None

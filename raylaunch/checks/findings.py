@@ -176,5 +176,8 @@ def waive(findings: Sequence[Finding], skipped: Mapping[str, str]) -> list[Findi
 
 
 def _waive_one(finding: Finding, reason: str) -> Finding:
-    level: Level = "warning" if finding.level == "error" else finding.level
-    return replace(finding, level=level, what=f"{finding.what} (skipped: {reason})")
+    level = finding.level
+    if level == "error":
+        level = "warning"
+    what = f"{finding.what} (skipped: {reason})"
+    return replace(finding, level=level, what=what)

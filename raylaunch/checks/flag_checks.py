@@ -124,7 +124,8 @@ def _known(node: Node) -> KnownFlags:
 
 
 def _parsers(node: Node, kind: str) -> tuple[str, ...]:
-    return _known(node).tool_parsers if kind == "tool" else _known(node).reasoning_parsers
+    known = _known(node)
+    return known.tool_parsers if kind == "tool" else known.reasoning_parsers
 
 
 def _complaint(flag: Flag, known: KnownFlags) -> tuple[str, str] | None:
@@ -166,6 +167,11 @@ def _where_and_seen(flag: Flag, without: list[Node], others_know: bool) -> tuple
 
     The place is the host when it alone differs from the others, else the origin of the flag.
     """
-    versions = sorted({f"vLLM {node.facts.versions.get('vllm', '?')}" for node in without})
-    where = without[0].facts.ip if others_know and len(without) == 1 else flag.origin
-    return where, f"{' '.join(flag.words())} ({flag.origin}); {', '.join(versions)}"
+    versions = {node.facts.versions.get("vllm", "?") for node in without}
+    installed = ", ".join(f"vLLM {version}" for version in sorted(versions))
+    words = " ".join(flag.words())
+    where = flag.origin
+    # One node that differs from the rest was installed differently: the flag itself is fine.
+    if others_know and len(without) == 1:
+        where = without[0].facts.ip
+    return where, f"{words} ({flag.origin}); {installed}"

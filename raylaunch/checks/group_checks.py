@@ -168,7 +168,8 @@ def _free_mb(npu: Npu) -> int:
 
 
 def _is_idle(npu: Npu) -> bool:
-    return npu.hbm_used_mb < max(IDLE_SHARE * npu.hbm_total_mb + IDLE_MB, IDLE_LEAST_MB)
+    by_share = IDLE_SHARE * npu.hbm_total_mb + IDLE_MB
+    return npu.hbm_used_mb < max(by_share, IDLE_LEAST_MB)
 
 
 def _processes(rows: list[NpuProcess]) -> list[str]:
@@ -178,8 +179,11 @@ def _processes(rows: list[NpuProcess]) -> list[str]:
     """
     held: dict[tuple[int, str], int] = {}
     for row in rows:
-        process = (row.container_pid or row.pid, row.name or "in another container")
-        held[process] = held.get(process, 0) + row.memory_mb
+        # Inside a container `ps` shows the container's own process ids.
+        pid = row.container_pid or row.pid
+        name = row.name or "in another container"
+        held.setdefault((pid, name), 0)
+        held[pid, name] += row.memory_mb
     return [f"{pid} ({name}, {memory_mb} MB)" for (pid, name), memory_mb in held.items()]
 
 

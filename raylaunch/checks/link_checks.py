@@ -180,13 +180,17 @@ def planned_ports(node: Node) -> tuple[NpuLink, ...]:
 
 def ids(npus: Iterable[int]) -> str:
     """Format ids as ranges: 0-3, 5."""
-    spans: list[list[int]] = []
+    spans: list[tuple[int, int]] = []
     for npu in sorted(set(npus)):
         if spans and spans[-1][1] == npu - 1:
-            spans[-1][1] = npu
+            first, _ = spans.pop()
+            spans.append((first, npu))
         else:
-            spans.append([npu, npu])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+            spans.append((npu, npu))
+    texts = []
+    for first, last in spans:
+        texts.append(str(first) if first == last else f"{first}-{last}")
+    return ", ".join(texts)
 
 
 def _level(context: CheckContext) -> Level:
@@ -225,12 +229,18 @@ def _by_value(context: CheckContext, name: str) -> Mapping[Hashable, str]:
 
 
 def _owners(nodes: Mapping[str, list[int]]) -> str:
-    shown = [f"NPU {ids(npus)} of {name}" for name, npus in list(nodes.items())[:_SHOWN_NODES]]
-    more = len(nodes) - _SHOWN_NODES
-    suffix = f" and those of {more} more nodes" if more > 0 else ""
-    return ", ".join(shown) + suffix
+    owners = [f"NPU {ids(npus)} of {name}" for name, npus in nodes.items()]
+    shown = ", ".join(owners[:_SHOWN_NODES])
+    more = len(owners) - _SHOWN_NODES
+    if more > 0:
+        shown += f" and those of {more} more nodes"
+    return shown
 
 
 def _values(links: Iterable[NpuLink], npus: list[int], name: str) -> str:
-    rows = [(link.npu, getattr(link, name) or "none") for link in links if link.npu in npus]
-    return ", ".join(f"NPU {npu}: {value}" for npu, value in rows)
+    rows = []
+    for link in links:
+        if link.npu in npus:
+            value = getattr(link, name) or "none"
+            rows.append(f"NPU {link.npu}: {value}")
+    return ", ".join(rows)

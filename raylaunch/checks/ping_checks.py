@@ -66,9 +66,12 @@ def choose_pings(
     context = build_context(loaded, nodes, plan)
     chosen: dict[int, tuple[Ping, ...]] = {}
     for first, second in _ring(context):
-        for source, target, shift in ((first, second, 0), (second, first, 1)):
+        # The second machine pings the neighbours' counterparts (module docstring).
+        directions = ((first, second, 0), (second, first, 1))
+        for source, target, shift in directions:
             index = source.servers[0].index
-            chosen[index] = (*chosen.get(index, ()), *_pings(source, target, shift))
+            earlier = chosen.get(index, ())
+            chosen[index] = (*earlier, *_pings(source, target, shift))
     return {index: pings for index, pings in chosen.items() if pings}
 
 
@@ -144,7 +147,8 @@ def _are_back_to_back(context: CheckContext, between: Sequence[PingResult]) -> b
 
 
 def _sees_switch(context: CheckContext) -> bool:
-    return any(port.lldp_port for node in context.nodes for port in planned_ports(node))
+    ports = [port for node in context.nodes for port in planned_ports(node)]
+    return any(port.lldp_port for port in ports)
 
 
 def _back_to_back(first: Node, second: Node) -> Finding:
@@ -244,11 +248,15 @@ def _check_switch(context: CheckContext) -> Iterator[Finding]:
 
 
 def _describe(ping: Ping) -> str:
-    return f"NPU {ping.npu} ({ping.address}) → NPU {ping.target_npu} ({ping.target_address})"
+    source = f"NPU {ping.npu} ({ping.address})"
+    target = f"NPU {ping.target_npu} ({ping.target_address})"
+    return f"{source} → {target}"
 
 
 def _complaints(results: Iterable[PingResult]) -> str:
-    return "; ".join(dict.fromkeys(result.complaint for result in results if result.complaint))
+    complaints = [result.complaint for result in results if result.complaint]
+    # One driver fault makes every NPU's tool print the same line.
+    return "; ".join(dict.fromkeys(complaints))
 
 
 def _advise(context: CheckContext, ping: Ping) -> str:

@@ -179,6 +179,12 @@ def _moved(context: CheckContext, field: str, asked: int, used: int, origin: str
 
 def _covers(reserved: str, low: int, high: int) -> bool:
     """Return whether ip_local_reserved_ports ("60000-60015,61000") contains low..high."""
-    parts = [part.partition("-") for part in reserved.split(",") if part.strip()]
-    spans = [range(int(first), int(last or first) + 1) for first, _, last in parts]
-    return all(any(port in span for span in spans) for port in range(low, high + 1))
+    covered: set[int] = set()
+    for part in reserved.split(","):
+        if not part.strip():
+            continue
+        first, _, last = part.partition("-")
+        # A single port has no "-".
+        end = int(last or first)
+        covered.update(range(int(first), end + 1))
+    return covered.issuperset(range(low, high + 1))

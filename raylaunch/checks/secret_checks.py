@@ -48,9 +48,11 @@ def check_secrets(loaded: LoadedRecipe) -> Iterator[Finding]:
     """Find secrets in the recipe: a value there is printed, stored and seen by other users."""
     for name, value in loaded.recipe.args.items():
         for path in _secret_paths(name, value):
-            yield _in_recipe(loaded, f"args.{name}", f"args.{path}", _variable_of(path))
+            variable = _variable_of(path)
+            yield _in_recipe(loaded, f"args.{name}", f"args.{path}", variable)
     for name, text in loaded.recipe.env.items():
         for path in _secret_paths(name, text):
+            # A secret within a variable that holds JSON has no variable of its own.
             variable = name if path == name else ""
             yield _in_recipe(loaded, f"env.{name}", f"env.{path}", variable)
 
@@ -107,7 +109,8 @@ def _in_recipe(loaded: LoadedRecipe, field: str, shown: str, variable: str) -> F
 
 
 def _variable_of(path: str) -> str:
-    return _VARIABLES.get(path.lower().replace("_", "-"), "")
+    flag = path.lower().replace("_", "-")
+    return _VARIABLES.get(flag, "")
 
 
 def _secret_paths(name: str, value: object, depth: int = 0) -> Iterator[str]:

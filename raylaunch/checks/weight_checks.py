@@ -222,7 +222,11 @@ def _odd_one(files: dict[str, _Sizes]) -> str:
 
 
 def _rank(sizes: _Sizes) -> list[tuple[int | None, list[Node]]]:
-    return sorted(sizes.items(), key=lambda item: (len(item[1]), item[0] or 0))
+    def key(item: tuple[int | None, list[Node]]) -> tuple[int, int]:
+        size, nodes = item
+        return len(nodes), size or 0
+
+    return sorted(sizes.items(), key=key)
 
 
 def level_of_difference(name: str) -> Level | None:

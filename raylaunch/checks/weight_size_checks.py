@@ -173,7 +173,9 @@ def _repeated_reads(context: CheckContext, node: Node, size: int) -> Finding:
 
 
 def _memory_seen(node: Node) -> str:
-    return f"{_gib(node.facts.memory_available)} available of {_gib(node.facts.memory_total)}"
+    available = _gib(node.facts.memory_available)
+    total = _gib(node.facts.memory_total)
+    return f"{available} available of {total}"
 
 
 def check_load_time(context: CheckContext) -> Iterator[Finding]:
@@ -236,7 +238,10 @@ def _dimensions(weights: Weights) -> dict[str, Any]:
 
 
 def _divides(name: str, heads: int, tensor: int) -> bool:
-    return heads % tensor == 0 or (name == "num_key_value_heads" and tensor % heads == 0)
+    if heads % tensor == 0:
+        return True
+    # vLLM repeats key-value heads over several workers
+    return name == "num_key_value_heads" and tensor % heads == 0
 
 
 def _has_experts(dimensions: dict[str, Any]) -> bool:
@@ -271,8 +276,14 @@ def _gib(size: float) -> str:
 
 
 def _speed(rate: float) -> str:
-    return f"{rate / 1e9:.1f} GB/s" if rate >= 1e9 else f"{rate / 1e6:.0f} MB/s"
+    if rate >= 1e9:
+        return f"{rate / 1e9:.1f} GB/s"
+    return f"{rate / 1e6:.0f} MB/s"
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(1, round(seconds))} s"
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    # "in about 0 s" would read like an error
+    whole = max(1, round(seconds))
+    return f"{whole} s"

@@ -133,14 +133,18 @@ def _silent_agents(servers: Sequence[ServerSeen], health: HealthConfig, now: flo
 
 def _find_exit(servers: Sequence[ServerSeen]) -> FailureSeen | None:
     """Find servers that exited, with any code: vLLM exits 0 when its group is broken (measured)."""
-    exits = [(server.exit.at, server.index, server.exit) for server in servers if server.exit]
-    if not exits:
+    statuses = {server.index: server.exit for server in servers if server.exit}
+    if not statuses:
         return None
-    exits.sort(key=lambda entry: entry[:2])
-    _, root, status = exits[0]
-    collateral = tuple(index for _, index, _ in exits[1:])
-    process = f"{status.process} of server {root}" if status.process else f"server {root}"
-    return FailureSeen("ended", root, f"{process} exited ({status.status})", collateral)
+    # The first to exit is the root: the others exit because of it.
+    by_time = sorted(statuses, key=lambda index: (statuses[index].at, index))
+    root = by_time[0]
+    status = statuses[root]
+    process = f"server {root}"
+    if status.process:
+        process = f"{status.process} of server {root}"
+    reason = f"{process} exited ({status.status})"
+    return FailureSeen("ended", root, reason, tuple(by_time[1:]))
 
 
 def _find_missed_deadline(
@@ -223,7 +227,9 @@ def _join_ranks(durations: dict[int, float]) -> str:
 def _single_owner(ranks: dict[int, float], gang: GroupShape) -> int | None:
     """Return the server that holds all of `ranks`; None when they belong to several."""
     owners = {gang.owner(rank) for rank in ranks}
-    return owners.pop() if len(owners) == 1 else None
+    if len(owners) != 1:
+        return None
+    return owners.pop()
 
 
 def _stalled_s(rank: RankSeen, now: float) -> float:

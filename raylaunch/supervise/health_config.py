@@ -71,4 +71,7 @@ class GroupShape:
 
     def owner(self, rank: int) -> int | None:
         """Return the index of the server that holds `rank`; None when none does."""
-        return next((index for index, ranks in enumerate(self.ranks) if rank in ranks), None)
+        for index, ranks in enumerate(self.ranks):
+            if rank in ranks:
+                return index
+        return None

@@ -104,7 +104,7 @@ def open_api(*sets: str, node: Facts = PROBED) -> list[Finding]:
 
 def test_an_api_without_a_key_that_others_can_reach_is_reported() -> None:
     (one,) = open_api()
-    assert one.level == "info"
+    assert (one.id, one.level) == ("open-api", "info")
     assert "VLLM_API_KEY" in one.todo
     assert "port" in one.what
 

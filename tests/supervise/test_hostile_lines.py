@@ -33,7 +33,7 @@ COMMON = (
 )
 
 
-def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
+def find_patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
     for signature in load_signatures():
         yield signature.id, signature.pattern
     for module in (clues, log_lines, root_cause, join_checks):
@@ -44,6 +44,9 @@ def module_patterns(module: ModuleType) -> Iterator[tuple[str, re.Pattern[str]]]
     for name, value in vars(module).items():
         if isinstance(value, re.Pattern):
             yield f"{module.__name__.rpartition('.')[2]}.{name}", value
+
+
+PATTERNS = list(find_patterns())
 
 
 def repeated_literals(pattern: re.Pattern[str]) -> Iterator[str]:
@@ -74,7 +77,7 @@ def cpu_seconds(pattern: re.Pattern[str], line: str) -> float:
     return best
 
 
-@pytest.mark.parametrize(("name", "pattern"), patterns(), ids=[name for name, _ in patterns()])
+@pytest.mark.parametrize(("name", "pattern"), PATTERNS, ids=[name for name, _ in PATTERNS])
 def test_every_pattern_is_quick_on_long_hostile_lines(name: str, pattern: re.Pattern[str]) -> None:
     for line in (*COMMON, *repeated_literals(pattern)):
         seconds = cpu_seconds(pattern, line)

@@ -130,7 +130,10 @@ def _join(cleaned: Sequence[str], indices: Sequence[int]) -> LogText:
 
 def _is_below_error(line: str) -> bool:
     found = _VLLM.match(line) or _OTHER_LEVEL.match(line)
-    return found is not None and any(level in _BELOW_ERROR for level in found.groups())
+    if found is None:
+        return False
+    # Each pattern has one group per notation of the level; only one of them took part.
+    return not _BELOW_ERROR.isdisjoint(found.groups())
 
 
 def _parse_time(line: str, reference: float | None, offset_s: float) -> float | None:
