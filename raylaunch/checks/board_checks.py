@@ -1,7 +1,7 @@
 """Checks of the board type: the recipe's, the installed one, and the one vllm-ascend is built for.
 
-Images of vllm-ascend for A3 carry `-a3` in their tag; inside a container only the build itself
-still tells.
+Images of vllm-ascend for A3 have `-a3` in their tag. Inside a container only the build itself
+identifies the board.
 """
 
 from __future__ import annotations

@@ -69,15 +69,18 @@ def build_context(
 ) -> CheckContext:
     """Assign the servers of the plan to their nodes. Nodes without a server are left out."""
     unique = {facts.node_id or facts.ip: facts for facts in nodes}
-    owners = {address: key for key, facts in unique.items() for address in _addresses(facts)}
+    owners: dict[str, str] = {}
+    for key, facts in unique.items():
+        for address in _addresses(facts):
+            owners[address] = key
     servers: dict[str, list[ServerPlan]] = {key: [] for key in unique}
     for server in plan.servers:
-        key: str | None = server.node.node_id
+        owner: str | None = server.node.node_id
         # A plan made from `--host` knows addresses only.
-        if key not in unique:
-            key = owners.get(server.node.ip)
-        if key is not None:
-            servers[key].append(server)
+        if owner not in unique:
+            owner = owners.get(server.node.ip)
+        if owner is not None:
+            servers[owner].append(server)
     used = [Node(unique[key], tuple(here)) for key, here in servers.items() if here]
     return CheckContext(loaded, plan, tuple(used), tuple(others))
 
@@ -96,6 +99,11 @@ def interface_of(facts: Facts, name: str) -> Interface | None:
 
 
 def _addresses(facts: Facts) -> list[str]:
-    own = [text.partition("/")[0] for nic in facts.interfaces for text in nic.addresses]
-    # Every machine has the loopback addresses, so they identify none.
-    return [*(address for address in own if not is_loopback(address)), facts.ip]
+    addresses = [facts.ip]
+    for nic in facts.interfaces:
+        for text in nic.addresses:
+            address, _, _ = text.partition("/")
+            # Every machine has the loopback addresses, so they identify none.
+            if not is_loopback(address):
+                addresses.append(address)
+    return addresses

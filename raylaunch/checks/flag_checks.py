@@ -163,7 +163,7 @@ def _remedy(close: str, others_know: bool) -> str:
 
 
 def _where_and_seen(flag: Flag, without: list[Node], others_know: bool) -> tuple[str, str]:
-    """Return the place to look at, and the evidence.
+    """Return the place to correct, and the evidence.
 
     The place is the host when it alone differs from the others, else the origin of the flag.
     """

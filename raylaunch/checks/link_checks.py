@@ -172,7 +172,9 @@ def planned_ports(node: Node) -> tuple[NpuLink, ...]:
 
     All of the node's when its tools number them otherwise.
     """
-    wanted = {device for server in node.servers for device in server.devices}
+    wanted: set[int] = set()
+    for server in node.servers:
+        wanted.update(server.devices)
     links = sorted(node.facts.npu_links, key=lambda link: link.npu)
     planned = [link for link in links if link.npu in wanted]
     return tuple(planned or links)

@@ -202,10 +202,13 @@ NETWORK_CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
 
 def _own_addresses(context: CheckContext, server: ServerPlan) -> set[str]:
     """Return the addresses of a server's node; empty when it was not probed."""
-    node = next((node for node in context.nodes if server in node.servers), None)
-    if node is None:
-        return set()
-    return {text.partition("/")[0] for nic in node.facts.interfaces for text in nic.addresses}
+    addresses: set[str] = set()
+    for node in context.nodes:
+        if server not in node.servers:
+            continue
+        for nic in node.facts.interfaces:
+            addresses.update(text.partition("/")[0] for text in nic.addresses)
+    return addresses
 
 
 def _is_one_address(host: str) -> bool:

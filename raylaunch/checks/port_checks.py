@@ -149,16 +149,20 @@ def _busy(
 
 def _next_free(context: CheckContext, node: Node, name: str, port: int) -> int:
     """Return the next port (for HCCL: range) that is free; `port` itself when there is none."""
-    in_use = find_taken(node.facts, node.servers[0].node, index_by_node(context.others))
-    own = {used for server in node.servers for used in _own_ports(server)}
-    taken = {*in_use, *own}
+    first_server = node.servers[0]
+    others = index_by_node(context.others)
+    taken = set(find_taken(node.facts, first_server.node, others))
+    for server in node.servers:
+        taken.update(_own_ports(server))
+    # HCCL's setting is the base of a range, every other one a single port.
+    width = HCCL_PORTS if name == _HCCL_FIELD else 1
+    base = port
     if name == _HCCL_FIELD:
-        base = node.servers[0].ports.hccl_base or port
-        for candidate in range(base + HCCL_PORTS, MAX_PORT + 1, HCCL_PORTS):
-            if not taken.intersection(range(candidate, candidate + HCCL_PORTS)):
-                return candidate
-        return port
-    return next((one for one in range(port + 1, MAX_PORT + 1) if one not in taken), port)
+        base = first_server.ports.hccl_base or port
+    for candidate in range(base + width, MAX_PORT + 1, width):
+        if taken.isdisjoint(range(candidate, candidate + width)):
+            return candidate
+    return port
 
 
 def _own_ports(server: ServerPlan) -> Iterator[int]:

@@ -111,11 +111,11 @@ def check_flashcomm1(loaded: LoadedRecipe, versions: Versions) -> Iterator[Findi
     on M2.7). The guides of the other mixture-of-experts models use expert parallelism without it.
     """
     recipe = loaded.recipe
-    parallel = recipe.parallel
     if not on_ascend(recipe):
         return
-    on = is_switched_on(recipe, FLASHCOMM1, "enable_flashcomm1")
-    if not on and _needs_flashcomm1(recipe, versions):
+    if is_switched_on(recipe, FLASHCOMM1, "enable_flashcomm1"):
+        yield from _flashcomm1_conditions(loaded)
+    elif _needs_flashcomm1(recipe, versions):
         yield Finding(
             id="ep-without-flashcomm1",
             level="warning",
@@ -127,8 +127,14 @@ def check_flashcomm1(loaded: LoadedRecipe, versions: Versions) -> Iterator[Findi
             where=loaded.origin("parallel.expert"),
             seen=f"vllm-ascend {versions.get('vllm-ascend', 'unknown')}",
         )
+
+
+def _flashcomm1_conditions(loaded: LoadedRecipe) -> Iterator[Finding]:
+    """Find FLASHCOMM1 without what it requires: vllm-ascend refuses to start."""
+    recipe = loaded.recipe
+    parallel = recipe.parallel
     where = loaded.origin(f"env.{FLASHCOMM1}")
-    if on and parallel.tensor == 1:
+    if parallel.tensor == 1:
         yield Finding(
             id="flashcomm1",
             level="error",
@@ -137,7 +143,7 @@ def check_flashcomm1(loaded: LoadedRecipe, versions: Versions) -> Iterator[Findi
             where=where,
             seen="tp=1",
         )
-    elif on and not parallel.expert:
+    elif not parallel.expert:
         # For a dense model, or one of unknown type, vllm-ascend may accept it.
         level: Level = "error" if _is_moe(recipe.model.type or "") else "warning"
         yield Finding(
@@ -154,9 +160,12 @@ def check_flashcomm1(loaded: LoadedRecipe, versions: Versions) -> Iterator[Findi
 
 
 def _needs_flashcomm1(recipe: Recipe, versions: Versions) -> bool:
+    if not _is_minimax_m2(recipe):
+        return False
+    # An unknown version is assumed to be one that needs the pair.
     installed = version_number(versions.get("vllm-ascend", "0.23"))
-    uses_expert_and_tensor = recipe.parallel.expert and recipe.parallel.tensor > 1
-    return _is_minimax_m2(recipe) and uses_expert_and_tensor and installed <= LAST_WITH_FLASHCOMM1
+    has_flashcomm1 = installed <= LAST_WITH_FLASHCOMM1
+    return has_flashcomm1 and recipe.parallel.expert and recipe.parallel.tensor > 1
 
 
 def check_pcp_with_dp(loaded: LoadedRecipe) -> Iterator[Finding]:

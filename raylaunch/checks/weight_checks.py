@@ -216,8 +216,10 @@ def _odd_one(files: dict[str, _Sizes]) -> str:
     for sizes in files.values():
         (size, fewest), (_, others) = _rank(sizes)[:2]
         # Of two single nodes with different sizes neither is known to be the odd one.
-        is_single = len(fewest) == 1 and (size is None or len(others) > 1)
-        odd.add(fewest[0].facts.ip if is_single else "")
+        others_agree = size is None or len(others) > 1
+        if len(fewest) != 1 or not others_agree:
+            return ""
+        odd.add(fewest[0].facts.ip)
     return odd.pop() if len(odd) == 1 else ""
 
 

@@ -265,7 +265,7 @@ def _tensor_bytes(weights: Weights) -> int:
 
 
 def _cast_factor(weights: Weights) -> float:
-    """Return 0.5 for a float32 checkpoint: vLLM loads it as 16 bit unless told otherwise."""
+    """Return 0.5 for a float32 checkpoint: vLLM loads it as 16 bit by default."""
     dimensions = _dimensions(weights)
     dtype = dimensions.get("torch_dtype", dimensions.get("dtype"))
     return 0.5 if dtype == "float32" else 1.0

@@ -89,7 +89,7 @@ def _unmet_api_conditions(server: ServerSeen, history: History, gang: GroupShape
     absent_names = ", ".join(map(str, absent))
     healthy = server.http.status == 200 and server.http.failing_since is None
     canary = server.canary
-    # A completion from before this attempt says nothing about the processes that run now.
+    # A completion from before this attempt is no evidence about the current processes.
     completed = canary is not None and canary.ok and canary.at >= history.started_at
     conditions = {
         "/health is not 200": healthy,

@@ -215,7 +215,7 @@ def _why_not_restart(
     certain: bool,
 ) -> str:
     """Return why there is no restart; "" when there is one."""
-    # A launch that became ready once cannot be wrong as such, whatever the signature says.
+    # A launch that became ready once is not wrong as such, whatever the signature claims.
     if failure.kind == "deterministic" and not failure.was_ready:
         return f"{failure.cause} would fail the same way again"
     if failure.kind == "device" and not gang.spare:
@@ -277,6 +277,10 @@ def _back_off(
 def _excluded_nodes(failure: Failure, history: History, gang: GroupShape) -> tuple[str, ...]:
     """Return nodes with a device fault, and a lost node if a spare one can replace it."""
     nodes = list(history.excluded_nodes)
-    if failure.kind == "device" or (failure.cause == "node-lost" and gang.spare):
+    has_device_fault = failure.kind == "device"
+    # Without a spare node the lost one must come back, so it stays allowed.
+    can_be_replaced = failure.cause == "node-lost" and gang.spare
+    if has_device_fault or can_be_replaced:
         nodes.append(failure.node)
-    return tuple(dict.fromkeys(node for node in nodes if node))
+    known = [node for node in nodes if node]
+    return tuple(dict.fromkeys(known))

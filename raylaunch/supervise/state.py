@@ -2,7 +2,7 @@
 
 Clocks: every time here is in seconds on the controller's monotonic clock (`time.monotonic()` of the
 controller's process). A step of the wall clock (NTP, VM resume, `date -s`) therefore changes no age
-and no deadline. Such a time means nothing in another process or to a person: whoever displays or
+and no deadline. Such a time means nothing in another process or to a person: code that displays or
 stores one converts it to seconds since the epoch first (`deployment_status`).
 """
 
@@ -110,7 +110,7 @@ class RankSeen:
     moved_at: float | None = None
     """When a counter of this rank last moved."""
     at: float | None = None
-    """When the metrics were last read. A stall counts only up to here: later nobody measured."""
+    """When the metrics were last read. A stall counts only up to here."""
     canary_failing_since: float | None = None
     """When the first canary of this rank's unbroken series of failures was sent.
 
@@ -220,5 +220,8 @@ class History:
         """
         failures = (*self.failures, failure)
         recent = failures[-REMEMBERED:]
-        old_device_faults = [old for old in failures[:-REMEMBERED] if old.kind == "device"]
-        return replace(self, failures=(*old_device_faults, *recent), ready_at=None)
+        old = failures[:-REMEMBERED]
+        # A forgotten device fault would put its node back into use.
+        device_faults = [one for one in old if one.kind == "device"]
+        kept = (*device_faults, *recent)
+        return replace(self, failures=kept, ready_at=None)

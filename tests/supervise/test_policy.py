@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -203,21 +203,61 @@ def test_detection(
     phase: Phase, servers: tuple[ServerSeen, ...], expected: tuple[str, int | None] | None
 ) -> None:
     history = RAN if phase is Phase.READY else STARTED
-    trouble = find_failure(phase, servers, history, HEALTH, NOW, gang=GANG)
-    assert (trouble and (trouble.cause, trouble.root)) == expected
+    seen = find_failure(phase, servers, history, HEALTH, NOW, gang=GANG)
+    assert (seen and (seen.cause, seen.root)) == expected
     decision = decide(phase, servers, history, HEALTH, NOW, gang=GANG)
     assert isinstance(decision, Restart) == (expected is not None)
-    assert trouble is None or trouble.reason
+    assert seen is None or seen.reason
+
+
+TIMES = {"at", "agent_at", "moved_at", "still_since", "canary_failing_since", "failing_since"}
+TIMES |= {"started_at", "ready_at"}
+
+
+def shifted(value: Any, by: float) -> Any:
+    """Move every time in a value (nested dataclasses and tuples) to a clock with another origin."""
+    if isinstance(value, tuple):
+        return tuple(shifted(item, by) for item in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changes = {}
+    for field in fields(value):
+        part = getattr(value, field.name)
+        is_time = field.name in TIMES and part is not None
+        changes[field.name] = part + by if is_time else shifted(part, by)
+    return replace(value, **changes)
+
+
+@pytest.mark.parametrize("origin", [-NOW + 1, 1.7e9], ids=["a fresh boot", "the epoch"])
+@pytest.mark.parametrize(
+    ("phase", "servers", "expected"), [row[1:] for row in DETECTION], ids=[r[0] for r in DETECTION]
+)
+def test_detection_does_not_depend_on_the_origin_of_the_clock(
+    phase: Phase,
+    servers: tuple[ServerSeen, ...],
+    expected: tuple[str, int | None] | None,
+    origin: float,
+) -> None:
+    """A monotonic clock begins at boot: ages count, and no time may be taken for an epoch."""
+    history = RAN if phase is Phase.READY else STARTED
+    moved_servers, moved_history = shifted(servers, origin), shifted(history, origin)
+    seen = find_failure(phase, moved_servers, moved_history, HEALTH, NOW + origin, gang=GANG)
+    assert (seen and (seen.cause, seen.root)) == expected
+    decision = decide(phase, moved_servers, moved_history, HEALTH, NOW + origin, gang=GANG)
+    original = decide(phase, servers, history, HEALTH, NOW, gang=GANG)
+    assert type(decision) is type(original)
+    if isinstance(decision, Restart) and isinstance(original, Restart):
+        assert decision.not_before - origin == pytest.approx(original.not_before)
 
 
 def test_start_deadline_names_what_is_missing() -> None:
     history = History(started_at=NOW - HEALTH.start_s - 1)
     servers = pair({"serves_model": False}, {"pid": None})
-    trouble = find_failure(Phase.STARTING, servers, history, HEALTH, NOW, gang=GANG)
-    assert trouble is not None
-    assert trouble.cause == "start-deadline"
-    assert "server 1: not started" in trouble.reason
-    assert "/v1/models" in trouble.reason
+    seen = find_failure(Phase.STARTING, servers, history, HEALTH, NOW, gang=GANG)
+    assert seen is not None
+    assert seen.cause == "start-deadline"
+    assert "server 1: not started" in seen.reason
+    assert "/v1/models" in seen.reason
 
 
 def test_start_deadline_does_not_hit_what_is_ready_just_now() -> None:

@@ -22,7 +22,7 @@ LINE_CHARS = 500
 _EXCEPTION = re.compile(
     r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failure|Timeout)(?:: [^\n]*)?$", re.MULTILINE
 )
-# Exceptions of a connection that somebody closed: they follow a failure and never explain one.
+# Exceptions of a connection that the peer closed: they follow a failure and never explain one.
 _NOISE = re.compile(r"(?:^|\.)(?:CancelledError|BrokenPipeError|ConnectionResetError)\b")
 _PLACEHOLDER = re.compile(r"\{(\d)\}")
 _UNKNOWN_WITHIN_S = 60.0
@@ -38,9 +38,9 @@ class Rank(IntEnum):
     HINT = 1
     """Points to a peer, or is an exception without a signature."""
     WRAPPER = 2
-    """Only says that something else failed."""
+    """Only reports that something else failed."""
     EXIT = 3
-    """Exit status that says little."""
+    """Exit status without a signal: it names no cause."""
     HANG = 4
     QUALITY = 5
     NOTE = 6
@@ -78,7 +78,7 @@ class Clue:
 
     rank: Rank
     at: float
-    """Seconds since the epoch; infinite when nothing tells the time."""
+    """Seconds since the epoch; infinite when it is unknown."""
     server: ServerEvidence
     reason: ExitReason
     line: int | None = None
@@ -220,7 +220,7 @@ def _exit_clue(server: ServerEvidence, log: ServerLog, found: Sequence[Clue]) ->
     name, argument = name_exit(server.exit)
     if name == "unknown" and last_line is not None:
         argument = f"{argument}, after `{log.cleaned[last_line].strip()[:LINE_CHARS]}`"
-    # A signal is the cause by itself; an exit code only says that there was one.
+    # A signal is the cause by itself; an exit code only shows that there was one.
     rank = Rank.CAUSE if name in ("killed", "crashed", "member-ended") else Rank.EXIT
     return Clue(
         rank=rank,

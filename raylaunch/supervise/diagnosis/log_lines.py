@@ -15,7 +15,6 @@ from calendar import timegm
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import accumulate
 
 from raylaunch.checks.findings import strip_control_characters
 
@@ -123,9 +122,12 @@ def _clean_raw(line: str) -> str:
 
 def _join(cleaned: Sequence[str], indices: Sequence[int]) -> LogText:
     lines = [cleaned[index] for index in indices]
-    lengths_with_newline = (len(line) + 1 for line in lines)
-    starts = tuple(accumulate(lengths_with_newline, initial=0))[:-1]
-    return LogText("\n".join(lines), starts, tuple(indices))
+    starts = []
+    position = 0
+    for line in lines:
+        starts.append(position)
+        position += len(line) + 1  # the newline
+    return LogText("\n".join(lines), tuple(starts), tuple(indices))
 
 
 def _is_below_error(line: str) -> bool:

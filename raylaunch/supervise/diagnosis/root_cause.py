@@ -87,16 +87,22 @@ def diagnose_text(text: str, name: str = "log") -> Diagnosis | None:
 
 
 def _open_cases(evidence: Sequence[ServerEvidence], at: float | None) -> list[_Case]:
-    failed_at = [server.exit.at for server in evidence if server.exit]
-    failed_at += [server.lost_at for server in evidence if server.lost_at]
-    reference = at if at is not None else max(failed_at, default=None)
+    reference = at
+    if reference is None:
+        exits = [server.exit.at for server in evidence if server.exit]
+        losses = [server.lost_at for server in evidence if server.lost_at]
+        reference = max((*exits, *losses), default=None)
     return [_open_case(server, reference) for server in evidence]
 
 
 def _open_case(server: ServerEvidence, reference: float | None) -> _Case:
-    offset = server.utc_offset_s + server.clock_offset_s
-    log = read_log(server.log_lines, reference=reference, offset_s=offset)
-    return _Case(server, log, tuple(find_clues(server, log)))
+    log = read_log(
+        server.log_lines,
+        reference=reference,
+        offset_s=server.utc_offset_s + server.clock_offset_s,
+    )
+    clues = tuple(find_clues(server, log))
+    return _Case(server, log, clues)
 
 
 def _find_root(cases: Sequence[_Case]) -> Clue | None:
