@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.checks.check_all import check_nodes, check_recipe
-from raylaunch.checks.findings import Finding, forgive, refuse_unknown
+from raylaunch.checks.findings import Finding, refuse_unknown_ids, waive
 from raylaunch.deployment import (
     LOCAL,
     Deployment,
@@ -147,7 +147,7 @@ def deploy(
     """
     loaded = load(name, [*sets, *_as_sets(set or {})])
     title = _checked_name(deployment or loaded.name)
-    refuse_unknown(skip_checks or {})
+    refuse_unknown_ids(skip_checks or {})
     secrets = _read_secrets(loaded.recipe)
     embedded = _starts_local(loaded.recipe, address)
     if embedded:
@@ -283,7 +283,7 @@ def preflight(
     """
     loaded = load(name, sets)
     title = _checked_name(deployment or loaded.name)
-    refuse_unknown(skip_checks or {})
+    refuse_unknown_ids(skip_checks or {})
     if _starts_local(loaded.recipe, address):
         _, plan, findings = make_plan(name, sets=sets, deployment=title, ask_vllm=True)
     else:
@@ -292,7 +292,7 @@ def preflight(
 
         connect(address)
         plan, findings = room.preflight(loaded, title)
-    return plan, forgive(findings, skip_checks or {})
+    return plan, waive(findings, skip_checks or {})
 
 
 def clean(

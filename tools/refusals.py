@@ -32,6 +32,7 @@ SHOWING = TESTS / "checks"
 their own."""
 TARGET = ROOT / "docs" / "refusals.md"
 LEVELS = ("error", "warning", "info")
+FIELDS = ("id", "level", "what")
 
 HEAD = """# What is refused
 
@@ -201,10 +202,11 @@ def read_checks(tree: ast.Module, found: dict[str, Found]) -> None:
     for function in functions:
         after = 0
         for call in findings_in(function):
-            name, level, words = call.args[:3]
+            name, level, words = (argument(call, *each) for each in enumerate(FIELDS))
             if isinstance(name, ast.Constant):
                 each = found.setdefault(str(name.value), Found(str(name.value)))
-                each.levels |= constants(resolve(level, function)) & set(LEVELS)
+                values = returned(resolve(level, function), functions)
+                each.levels |= constants(values) & set(LEVELS)
                 each.words += [
                     said
                     for value in resolve(words, function, after, call.lineno)
@@ -212,6 +214,22 @@ def read_checks(tree: ast.Module, found: dict[str, Found]) -> None:
                 ]
                 each.why = each.why or reason(function, functions)
             after = call.lineno
+
+
+def argument(call: ast.Call, position: int, name: str) -> ast.expr:
+    """Return an argument of `Finding(...)`, given by position or by name."""
+    if position < len(call.args):
+        return call.args[position]
+    return next(keyword.value for keyword in call.keywords if keyword.arg == name)
+
+
+def returned(values: list[ast.expr], functions: list[ast.FunctionDef]) -> list[ast.expr]:
+    """Add to calls of the module's own functions what these return."""
+    names = {name for value in values if isinstance(value, ast.Call) for name in names_in(value)}
+    called = [function for function in functions if function.name in names]
+    statements = [each for function in called for each in ast.walk(function)]
+    returns = [each.value for each in statements if isinstance(each, ast.Return) and each.value]
+    return [*values, *returns]
 
 
 def findings_in(function: ast.FunctionDef) -> list[ast.Call]:

@@ -1,6 +1,7 @@
-"""Checks on the kind of board: the recipe's, the one that is there, and the one that vllm-ascend was built for.
+"""Checks of the board type: the recipe's, the installed one, and the one vllm-ascend is built for.
 
-Images of vllm-ascend for A3 carry `-a3` in their tag; within a container only the build itself still says it.
+Images of vllm-ascend for A3 have `-a3` in their tag. Inside a container only the build itself
+identifies the board.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from raylaunch.checks.check_context import Node, View
+from raylaunch.checks.check_context import CheckContext, Node
 from raylaunch.checks.findings import Finding
 from raylaunch.recipe.load import LoadedRecipe
 
 BOARDS = {"ascend-a2": "A2", "ascend-a3": "A3"}
-"""Platform of a recipe -> board, as vllm-ascend calls it (`__device_type__` of its _build_info.py)."""
+"""Platform of a recipe -> board, as vllm-ascend calls it (`__device_type__` of _build_info.py)."""
 
 _TAGS = {"a3": "A3", "310p": "310P", "950dt": "A5"}
 """Part of an image's tag -> board; none of them: A2 (tags of quay.io/ascend/vllm-ascend)."""
@@ -23,50 +24,73 @@ _NAMES = ((r"910B\d", "A2"), (r"Ascend910(_93\d\d)?$", "A3"), (r"950", "A5"), (r
 
 
 def check_image(loaded: LoadedRecipe) -> Iterator[Finding]:
-    """An image for another board ends every server: vllm-ascend compares its build with the NPU at start."""
-    box, board = loaded.recipe.container, BOARDS.get(loaded.recipe.hardware.platform)
-    if box is None or board is None:
+    """Find an image for another board: vllm-ascend compares its build with the NPU and exits."""
+    container = loaded.recipe.container
+    board = BOARDS.get(loaded.recipe.hardware.platform)
+    if container is None or board is None:
         return
-    for part in box.tag.lower().split("-"):
+    for part in container.tag.lower().split("-"):
         if _TAGS.get(part, board) != board:
             yield Finding(
-                "image-board",
-                "error",
-                f"the image {box.image}:{box.tag} is for {_TAGS[part]} boards, and the recipe is for {board}",
-                "take the part that names the board out of container.tag: raylaunch adds -a3 where it belongs",
-                loaded.origin("container.tag"),
-                box.tag,
+                id="image-board",
+                level="error",
+                what=(
+                    f"the image {container.image}:{container.tag} is for {_TAGS[part]} boards, "
+                    f"and the recipe is for {board}"
+                ),
+                todo=(
+                    "remove the part that names the board from container.tag: "
+                    "raylaunch adds -a3 where it is needed"
+                ),
+                where=loaded.origin("container.tag"),
+                seen=container.tag,
             )
 
 
-def check_boards(view: View) -> Iterator[Finding]:
-    """The build of vllm-ascend is for one kind of board; on another it ends with `does not match the installed ...`."""
-    wanted = BOARDS.get(view.plan.platform)
-    for node in view.nodes if wanted else ():
-        there, built = _board(node), node.facts.versions.get("vllm-ascend-board", "").lstrip("_")
-        if there and there != wanted:
-            what = f"node {node.name} has {there} boards, and the recipe is for {wanted}"
-            todo = f"take a recipe for {there} (`raylaunch list`), or other nodes"
+def check_boards(context: CheckContext) -> Iterator[Finding]:
+    """Find nodes whose board differs from the recipe's or from that of their vllm-ascend.
+
+    vllm-ascend on another board exits with `does not match the installed ...`.
+    """
+    wanted = BOARDS.get(context.plan.platform)
+    if wanted is None:
+        return
+    for node in context.nodes:
+        installed = _board(node)
+        built_for = node.facts.versions.get("vllm-ascend-board", "").lstrip("_")
+        if installed and installed != wanted:
             yield Finding(
-                "other-board", "warning", what, todo, node.facts.ip, node.facts.npus[0].name
+                id="other-board",
+                level="warning",
+                what=f"node {node.name} has {installed} boards, and the recipe is for {wanted}",
+                todo=f"use a recipe for {installed} (`raylaunch list`), or other nodes",
+                where=node.facts.ip,
+                seen=node.facts.npus[0].name,
             )
-        if built and built != (there or wanted):
+        board = installed or wanted
+        if built_for and built_for != board:
+            version = node.facts.versions.get("vllm-ascend", "?")
             yield Finding(
-                "vllm-ascend-board",
-                "error",
-                f"vllm-ascend on node {node.name} is built for {built}, and the board is {there or wanted}: "
-                f"every server would end at start",
-                "use the image for that board: the tag has -a3 for A3, and no such part for A2",
-                node.facts.ip,
-                f"vllm-ascend {node.facts.versions.get('vllm-ascend', '?')} for {built}",
+                id="vllm-ascend-board",
+                level="error",
+                what=(
+                    f"vllm-ascend on node {node.name} is built for {built_for}, and the board is "
+                    f"{board}: every server would exit at start"
+                ),
+                todo="use the image for that board: the tag contains -a3 for A3, nothing for A2",
+                where=node.facts.ip,
+                seen=f"vllm-ascend {version} for {built_for}",
             )
 
 
 def _board(node: Node) -> str | None:
-    """The board of a node by the names of its NPUs; None when they say nothing, or different things."""
-    names = {npu.name for npu in node.facts.npus}
-    found = {
-        next((board for pattern, board in _NAMES if re.search(pattern, name)), None)
-        for name in names
-    }
-    return found.pop() if len(found) == 1 else None
+    """Return the board by the names of the NPUs; None when they are unknown or differ."""
+    boards = {_board_of_name(npu.name) for npu in node.facts.npus}
+    return boards.pop() if len(boards) == 1 else None
+
+
+def _board_of_name(npu_name: str) -> str | None:
+    for pattern, board in _NAMES:
+        if re.search(pattern, npu_name):
+            return board
+    return None

@@ -1,9 +1,9 @@
-"""What would go wrong, before anything is launched: all findings, not the first.
+"""All checks, run together: they yield every finding, not only the first.
 
-Each check is a small generator of its own: those on the recipe alone live in `recipe_checks` and
-`variable_checks`, those on what a probe saw in `node_checks` (one machine), `gang_checks` (the machines together) and
-`link_checks` (the NPUs' own network). What machines and NPUs said to each other is judged by `reach_checks` and
-`ping_checks`.
+Each check is a small generator. Checks of the recipe alone are in `recipe_checks`,
+`variable_checks` and `secret_checks`; checks of one probed machine in `node_checks`, of the
+machines together in `group_checks`, of the NPUs' own network in `link_checks`. The results of
+connections and pings between machines are judged by `reach_checks` and `ping_checks`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from raylaunch.checks.board_checks import check_boards, check_image
-from raylaunch.checks.check_context import look
+from raylaunch.checks.check_context import build_context
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.flag_checks import FLAG_CHECKS
-from raylaunch.checks.group_checks import GANG_CHECKS
+from raylaunch.checks.group_checks import GROUP_CHECKS
 from raylaunch.checks.link_checks import LINK_CHECKS
 from raylaunch.checks.network_checks import NETWORK_CHECKS
 from raylaunch.checks.node_checks import NODE_CHECKS
 from raylaunch.checks.port_checks import PORT_CHECKS
 from raylaunch.checks.recipe_checks import RECIPE_CHECKS, check_flags, check_flashcomm1
+from raylaunch.checks.secret_checks import check_open_api, check_secrets
 from raylaunch.checks.variable_checks import VARIABLE_CHECKS, check_dead_env
 from raylaunch.checks.weight_checks import WEIGHT_CHECKS
 from raylaunch.plan.facts import Facts
@@ -27,17 +28,16 @@ from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.recipe_settings import Versions
 
-_SEEN_CHECKS = (
-    *(
-        *NODE_CHECKS,
-        *WEIGHT_CHECKS,
-        *GANG_CHECKS,
-        *PORT_CHECKS,
-        *NETWORK_CHECKS,
-        *LINK_CHECKS,
-        *FLAG_CHECKS,
-    ),
+_CONTEXT_CHECKS = (
+    *NODE_CHECKS,
+    *WEIGHT_CHECKS,
+    *GROUP_CHECKS,
+    *PORT_CHECKS,
+    *NETWORK_CHECKS,
+    *LINK_CHECKS,
+    *FLAG_CHECKS,
     check_boards,
+    check_open_api,
 )
 
 
@@ -46,14 +46,19 @@ def check_recipe(
 ) -> Iterator[Finding]:
     """Yield what is wrong with the recipe itself.
 
-    `versions` are those of the nodes (`Facts.versions`), empty while they are not known: a check that depends on a
-    version then assumes the one it matters for. With `flags_asked` every node's own vLLM said which flags it knows
-    (`Facts.known_flags`): then `check_nodes` judges by that, and raylaunch's list does not count.
+    Args:
+        loaded: The recipe with the origin of each value.
+        versions: Versions of the nodes (`Facts.versions`), empty while they are unknown: a check
+            that depends on a version then assumes the one it matters for.
+        flags_asked: Every node's own vLLM has listed its flags (`Facts.known_flags`). Then
+            `check_nodes` judges by those, and raylaunch's list does not count.
     """
-    for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS, check_image):
+    for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS, check_secrets, check_image):
         yield from check(loaded)
-    for versioned in (check_flashcomm1, check_dead_env, *(() if flags_asked else (check_flags,))):
-        yield from versioned(loaded, versions)
+    for versioned_check in (check_flashcomm1, check_dead_env):
+        yield from versioned_check(loaded, versions)
+    if not flags_asked:
+        yield from check_flags(loaded, versions)
 
 
 def check_nodes(
@@ -64,9 +69,15 @@ def check_nodes(
 ) -> Iterator[Finding]:
     """Yield what is wrong with the nodes for this plan.
 
-    `nodes` are those the plan was built from, `others` the plans of the cluster's other deployments. What was not
-    probed is not judged; a probe that failed is a finding. Two servers on one machine see the same things: each is said
-    once.
+    What was not probed is not judged; a probe that failed is a finding.
+
+    Args:
+        loaded: The recipe with the origin of each value.
+        nodes: Facts that the plan was built from.
+        plan: The plan.
+        others: Plans of the cluster's other deployments.
     """
-    view = look(loaded, nodes, plan, others)
-    yield from dict.fromkeys(finding for check in _SEEN_CHECKS for finding in check(view))
+    context = build_context(loaded, nodes, plan, others)
+    findings = (finding for check in _CONTEXT_CHECKS for finding in check(context))
+    # Two servers on one machine give the same findings: each is reported once.
+    yield from dict.fromkeys(findings)

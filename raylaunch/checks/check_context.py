@@ -1,4 +1,4 @@
-"""The nodes of a plan as the checks look at them: each machine once, with the servers that run on it."""
+"""Input of a node check: recipe, plan, and each node once with the servers that run on it."""
 
 from __future__ import annotations
 
@@ -24,29 +24,31 @@ class Node:
 
     @property
     def name(self) -> str:
-        """How findings call the node: address and hostname."""
-        return f"{self.facts.ip} ({self.facts.hostname})" if self.facts.hostname else self.facts.ip
+        """Name of the node in findings: address and host name."""
+        if self.facts.hostname:
+            return f"{self.facts.ip} ({self.facts.hostname})"
+        return self.facts.ip
 
     @property
     def probed(self) -> bool:
-        """Whether somebody looked; facts made from `--host` alone hold only an address."""
+        """Whether a probe ran there; facts made from `--host` alone hold only an address."""
         return self.facts.clock > 0
 
     def answered(self, *probes: str) -> bool:
-        """Whether the node was probed and none of `probes` failed."""
+        """Return whether the node was probed and none of `probes` failed."""
         failed = {failure.probe for failure in self.facts.failures}
         return self.probed and not failed.intersection(probes)
 
 
 @dataclass(frozen=True)
-class View:
-    """All that a node check may look at."""
+class CheckContext:
+    """Everything that a node check may read."""
 
     loaded: LoadedRecipe
     plan: LaunchPlan
     nodes: tuple[Node, ...]
     others: tuple[LaunchPlan, ...] = ()
-    """The plans of the other deployments of the cluster."""
+    """Plans of the other deployments of the cluster."""
 
     @property
     def recipe(self) -> Recipe:
@@ -55,34 +57,36 @@ class View:
 
     @property
     def several_addresses(self) -> bool:
-        """Whether the servers sit on nodes with different addresses."""
+        """Whether the servers run on nodes with different addresses."""
         return len({node.facts.ip for node in self.nodes}) > 1
 
 
-def look(
+def build_context(
     loaded: LoadedRecipe,
     nodes: Sequence[Facts],
     plan: LaunchPlan,
     others: Sequence[LaunchPlan] = (),
-) -> View:
-    """Bring nodes and servers together. Nodes without a server are left out."""
+) -> CheckContext:
+    """Assign the servers of the plan to their nodes. Nodes without a server are left out."""
     unique = {facts.node_id or facts.ip: facts for facts in nodes}
-    owners = {address: key for key, facts in unique.items() for address in _addresses(facts)}
+    owners: dict[str, str] = {}
+    for key, facts in unique.items():
+        for address in _addresses(facts):
+            owners[address] = key
     servers: dict[str, list[ServerPlan]] = {key: [] for key in unique}
     for server in plan.servers:
-        key = server.node.node_id if server.node.node_id in unique else owners.get(server.node.ip)
-        if key is not None:
-            servers[key].append(server)
-    return View(
-        loaded,
-        plan,
-        tuple(Node(unique[key], tuple(here)) for key, here in servers.items() if here),
-        tuple(others),
-    )
+        owner: str | None = server.node.node_id
+        # A plan made from `--host` knows addresses only.
+        if owner not in unique:
+            owner = owners.get(server.node.ip)
+        if owner is not None:
+            servers[owner].append(server)
+    used = [Node(unique[key], tuple(here)) for key, here in servers.items() if here]
+    return CheckContext(loaded, plan, tuple(used), tuple(others))
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a literal address (with or without zone) never leaves its machine."""
+    """Return whether a literal address (with or without zone) never leaves its machine."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -90,10 +94,16 @@ def is_loopback(address: str) -> bool:
 
 
 def interface_of(facts: Facts, name: str) -> Interface | None:
-    """The interface called `name`, None when the probe saw no such."""
+    """Return the interface called `name`; None when the probe found no such interface."""
     return next((nic for nic in facts.interfaces if nic.name == name), None)
 
 
 def _addresses(facts: Facts) -> list[str]:
-    own = [text.partition("/")[0] for nic in facts.interfaces for text in nic.addresses]
-    return [*(address for address in own if not is_loopback(address)), facts.ip]
+    addresses = [facts.ip]
+    for nic in facts.interfaces:
+        for text in nic.addresses:
+            address, _, _ = text.partition("/")
+            # Every machine has the loopback addresses, so they identify none.
+            if not is_loopback(address):
+                addresses.append(address)
+    return addresses

@@ -1,8 +1,9 @@
-"""The result of a check."""
+"""Findings: the results of checks."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,6 +27,7 @@ CHECK_IDS = frozenset(
         "devices-too-few",
         "drafter-missing",
         "ep-without-flashcomm1",
+        "fault-tolerance",
         "flag-value",
         "flashcomm1",
         "fused-mc2",
@@ -64,6 +66,7 @@ CHECK_IDS = frozenset(
         "npu-unhealthy",
         "npu-unreachable",
         "npus-per-server",
+        "open-api",
         "open-files",
         "other-board",
         "pcp-dp",
@@ -74,6 +77,7 @@ CHECK_IDS = frozenset(
         "probe-failed",
         "proxies",
         "same-address",
+        "secret-in-recipe",
         "server-too-big",
         "shm-full",
         "shm-small",
@@ -92,28 +96,39 @@ CHECK_IDS = frozenset(
         "worker-absent",
     )
 )
-"""The ids of all that the checks can find, written down so that an id can be looked up without loading the checks.
-`tools/refusals.py` compares them.
+"""Ids of all findings, listed so that an id can be looked up without importing the checks.
+
+`tools/refusals.py` compares the list with the checks.
 """
+
+# C0 and C1 control characters and DEL, except tab and newline.
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def strip_control_characters(text: str) -> str:
+    """Remove C0 and C1 control characters and DEL from foreign text, except tab and newline.
+
+    Names, log lines and tool output are written by others. An escape sequence in them could
+    rewrite an operator's terminal or, with OSC 52, the clipboard.
+    """
+    return _CONTROL_CHARACTERS.sub("", text)
 
 
 def hint_for(check: str) -> str:
-    """What may have been meant by an id that no check has; "" for one that a check has."""
+    """Return the id that was probably meant by an unknown id; "" for a known one."""
     if check in CHECK_IDS:
         return ""
     close = difflib.get_close_matches(check, sorted(CHECK_IDS), n=1, cutoff=0.5)
-    return (
-        f"did you mean {close[0]}?"
-        if close
-        else "`raylaunch check` gives the id of each finding in brackets"
-    )
+    if close:
+        return f"did you mean {close[0]}?"
+    return "`raylaunch check` gives the id of each finding in brackets"
 
 
-def refuse_unknown(skipped: Mapping[str, str]) -> None:
-    """Make sure that `skipped` (id: reason) names checks that exist.
+def refuse_unknown_ids(skipped: Mapping[str, str]) -> None:
+    """Verify that `skipped` (id: reason) names existing checks.
 
     Raises:
-        RecipeError: one does not.
+        RecipeError: One does not exist.
     """
     for check in skipped:
         if hint := hint_for(check):
@@ -122,7 +137,10 @@ def refuse_unknown(skipped: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a check saw: how bad, what, where, and what to do about it."""
+    """One result of a check: level, what, where, and what to do.
+
+    Control characters are removed from all texts: they quote recipes, tools and logs.
+    """
 
     id: str
     level: Level
@@ -131,20 +149,35 @@ class Finding:
     where: str = ""
     """Host address, recipe field or "" for the whole deployment."""
     seen: str = ""
-    """The raw value or line the finding rests on."""
+    """The raw value or line that the finding rests on."""
+
+    def __post_init__(self) -> None:
+        """Remove control characters from what others wrote."""
+        for name in ("what", "todo", "where", "seen"):
+            # The class is frozen, so the plain assignment is not available here.
+            object.__setattr__(self, name, strip_control_characters(getattr(self, name)))
 
 
 def worst(findings: tuple[Finding, ...] | list[Finding]) -> Level | None:
-    """The gravest level among `findings`; None when there are none."""
+    """Return the most severe level among `findings`; None when there are none."""
     present = {finding.level for finding in findings}
     return next((level for level in LEVELS if level in present), None)
 
 
-def forgive(findings: Sequence[Finding], skipped: Mapping[str, str]) -> list[Finding]:
-    """Make warnings of the errors whose ids are in `skipped`; its values, the reasons, are kept in the words of all."""
-    return [_forgiven(one, skipped[one.id]) if one.id in skipped else one for one in findings]
+def waive(findings: Sequence[Finding], skipped: Mapping[str, str]) -> list[Finding]:
+    """Turn errors whose ids are in `skipped` into warnings.
+
+    The values of `skipped`, the reasons, are appended to the text of each such finding.
+    """
+    return [
+        _waive_one(finding, skipped[finding.id]) if finding.id in skipped else finding
+        for finding in findings
+    ]
 
 
-def _forgiven(one: Finding, reason: str) -> Finding:
-    level: Level = "warning" if one.level == "error" else one.level
-    return replace(one, level=level, what=f"{one.what} (skipped: {reason})")
+def _waive_one(finding: Finding, reason: str) -> Finding:
+    level = finding.level
+    if level == "error":
+        level = "warning"
+    what = f"{finding.what} (skipped: {reason})"
+    return replace(finding, level=level, what=what)

@@ -1,10 +1,10 @@
-"""Checks on ports: who has those that the servers want, which were moved, what the kernel keeps free."""
+"""Checks of ports: which are in use, which were moved, which the kernel reserves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from raylaunch.checks.check_context import Node, View
+from raylaunch.checks.check_context import CheckContext, Node
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.facts import Listener
 from raylaunch.plan.launch_plan import ServerPlan
@@ -17,11 +17,18 @@ from raylaunch.plan.ports import (
     wanted_ports,
 )
 
+MAX_PORT = 65535
+_HCCL_FIELD = "network.hccl_base_port"
 
-def check_ports(view: View) -> Iterator[Finding]:
-    """Look at listeners, not at bind: with SO_REUSEPORT a second vLLM binds the same port and splits the traffic."""
-    others = index_by_node(view.others)
-    for node in view.nodes:
+
+def check_ports(context: CheckContext) -> Iterator[Finding]:
+    """Find planned ports that another deployment plans to use or that have a listener.
+
+    Listeners are read, not probed with bind(): with SO_REUSEPORT a second vLLM can bind the same
+    port, and the kernel then splits the traffic between the two.
+    """
+    others = index_by_node(context.others)
+    for node in context.nodes:
         owners = {process.pid: process.deployment for process in node.facts.marked}
         by_port: dict[int, list[Listener]] = {}
         for listener in node.facts.listeners:
@@ -29,77 +36,92 @@ def check_ports(view: View) -> Iterator[Finding]:
         for server in node.servers:
             planned = find_taken(node.facts, server.node, others, listeners=False)
             for name, port, address in wanted_ports(server):
-                holders = [one for one in by_port.get(port, ()) if collide(one.address, address)]
                 if port in planned:
-                    yield _busy(view, node, name, port, planned[port], "in its plan")
-                elif holders:
-                    owner = describe_holder(holders[0], owners)
-                    yield _busy(
-                        view, node, name, port, owner, f"{holders[0].address}:{port} {owner}"
-                    )
+                    yield _busy(context, node, name, port, planned[port], "in its plan")
+                    continue
+                listeners = [one for one in by_port.get(port, ()) if collide(one.address, address)]
+                if listeners:
+                    owner = describe_holder(listeners[0], owners)
+                    seen = f"{listeners[0].address}:{port} {owner}"
+                    yield _busy(context, node, name, port, owner, seen)
 
 
-def check_moved_ports(view: View) -> Iterator[Finding]:
-    """A port that somebody has is not fought for where another one does as well; the API's stays what was asked for."""
-    primary, network = view.plan.primary, view.recipe.network
+def check_moved_ports(context: CheckContext) -> Iterator[Finding]:
+    """Report ports that the planner moved because they are in use.
+
+    The handshake's and HCCL's ports may be any; that of the API stays what the user asked for.
+    """
+    primary = context.plan.primary
+    network = context.recipe.network
     rpc = next((flag for flag in primary.flags if flag.name == "--data-parallel-rpc-port"), None)
     if rpc and primary.ports.rpc != network.rpc_port:
-        yield _moved(view, "network.rpc_port", network.rpc_port, primary.ports.rpc, rpc.origin)
+        yield _moved(context, "network.rpc_port", network.rpc_port, primary.ports.rpc, rpc.origin)
     base = primary.ports.hccl_base
-    if base is not None and base != network.hccl_base_port and "HCCL_IF_BASE_PORT" in primary.env:
-        origin = primary.env["HCCL_IF_BASE_PORT"].origin
-        yield _moved(view, "network.hccl_base_port", network.hccl_base_port, base, origin)
+    variable = primary.env.get("HCCL_IF_BASE_PORT")
+    if base is not None and base != network.hccl_base_port and variable is not None:
+        yield _moved(context, _HCCL_FIELD, network.hccl_base_port, base, variable.origin)
 
 
 def check_silent_neighbours(silent: Sequence[str]) -> Iterator[Finding]:
-    """Ports of a deployment that does not say its plan can only be seen while it listens."""
+    """Report deployments that did not send their plan.
+
+    Their ports are known only while they listen.
+    """
     if silent:
-        what = f"{', '.join(silent)} did not say which ports it uses: only its listeners were looked at"
-        todo = f"`raylaunch status {silent[0]}` shows whether it is alive"
-        yield Finding("neighbour-silent", "info", what, todo)
-
-
-def check_port_range(view: View) -> Iterator[Finding]:
-    """Several servers on a node take one HCCL range after the other."""
-    last = max(
-        (server.ports.hccl_base or 0 for node in view.nodes for server in node.servers), default=0
-    )
-    if last + HCCL_PORTS - 1 > 65535:
-        what = f"the HCCL ports of the last server on a node would end at {last + HCCL_PORTS - 1}"
         yield Finding(
-            "port-range",
-            "error",
-            what,
-            "lower network.hccl_base_port",
-            "network.hccl_base_port",
-            str(last),
+            id="neighbour-silent",
+            level="info",
+            what=(f"{', '.join(silent)} did not report its ports: only its listeners were checked"),
+            todo=f"`raylaunch status {silent[0]}` shows whether it is alive",
         )
 
 
-def check_reserved_ports(view: View) -> Iterator[Finding]:
-    """HCCL's range lies among the ephemeral ports: the kernel may give one away as the source of a connection."""
-    for node in view.nodes:
-        bases = [
-            server.ports.hccl_base for server in node.servers if server.ports.hccl_base is not None
-        ]
+def check_port_range(context: CheckContext) -> Iterator[Finding]:
+    """Find HCCL ranges beyond the last port.
+
+    Several servers on a node use consecutive HCCL ranges.
+    """
+    bases = [server.ports.hccl_base or 0 for node in context.nodes for server in node.servers]
+    last_base = max(bases, default=0)
+    last_port = last_base + HCCL_PORTS - 1
+    if last_port > MAX_PORT:
+        yield Finding(
+            id="port-range",
+            level="error",
+            what=f"the HCCL ports of the last server on a node would end at {last_port}",
+            todo=f"lower {_HCCL_FIELD}",
+            where=_HCCL_FIELD,
+            seen=str(last_base),
+        )
+
+
+def check_reserved_ports(context: CheckContext) -> Iterator[Finding]:
+    """Find HCCL ranges that are not reserved.
+
+    They are ephemeral ports: the kernel may use one as the source of an outgoing connection.
+    """
+    for node in context.nodes:
+        all_bases = [server.ports.hccl_base for server in node.servers]
+        bases = [base for base in all_bases if base is not None]
         if not bases or not node.answered("host"):
             continue
-        low, high = min(bases), max(bases) + HCCL_PORTS - 1
-        if not _covers(node.facts.reserved_ports, low, high):
-            what = f"node {node.name} does not keep HCCL's ports {low}-{high} from being handed out"
-            wanted = ",".join(filter(None, (node.facts.reserved_ports, f"{low}-{high}")))
-            todo = f"sysctl -w net.ipv4.ip_local_reserved_ports={wanted} on the host"
+        low = min(bases)
+        high = max(bases) + HCCL_PORTS - 1
+        reserved = node.facts.reserved_ports
+        if not _covers(reserved, low, high):
+            # The sysctl replaces the whole list, so what is reserved now must be in it.
+            wanted = ",".join(filter(None, (reserved, f"{low}-{high}")))
             yield Finding(
-                "hccl-ports-not-reserved",
-                "info",
-                what,
-                todo,
-                node.facts.ip,
-                node.facts.reserved_ports,
+                id="hccl-ports-not-reserved",
+                level="info",
+                what=f"node {node.name} does not reserve HCCL's ports {low}-{high}",
+                todo=f"sysctl -w net.ipv4.ip_local_reserved_ports={wanted} on the host",
+                where=node.facts.ip,
+                seen=reserved,
             )
 
 
-PORT_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
+PORT_CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_ports,
     check_moved_ports,
     check_port_range,
@@ -107,46 +129,66 @@ PORT_CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
 )
 
 
-def _busy(view: View, node: Node, name: str, port: int, owner: str, seen: str) -> Finding:
-    what = f"port {port} on node {node.name} is taken by {owner}"
-    todo = f"end that one process, or set another {name}: --set {name}={_next_free(view, node, name, port)}"
+def _busy(
+    context: CheckContext, node: Node, name: str, port: int, owner: str, seen: str
+) -> Finding:
+    setting = f"--set {name}={_next_free(context, node, name, port)}"
     if owner.startswith("deployment "):
-        todo = f"--set {name}={_next_free(view, node, name, port)}, or `raylaunch stop {owner.partition(' ')[2]}`"
-    return Finding("port-busy", "error", what, todo, node.facts.ip, seen)
+        todo = f"{setting}, or `raylaunch stop {owner.partition(' ')[2]}`"
+    else:
+        todo = f"stop that one process, or set another {name}: {setting}"
+    return Finding(
+        id="port-busy",
+        level="error",
+        what=f"port {port} on node {node.name} is taken by {owner}",
+        todo=todo,
+        where=node.facts.ip,
+        seen=seen,
+    )
 
 
-def _next_free(view: View, node: Node, name: str, port: int) -> int:
-    """The next number that nobody has and that this deployment does not use for something else."""
-    own = {used for server in node.servers for used in _own_ports(server)}
-    taken = {*find_taken(node.facts, node.servers[0].node, index_by_node(view.others)), *own}
-    if name == "network.hccl_base_port":
-        base = node.servers[0].ports.hccl_base or port
-        steps = range(base + HCCL_PORTS, 65536, HCCL_PORTS)
-        return next(
-            (one for one in steps if not taken.intersection(range(one, one + HCCL_PORTS))), port
-        )
-    return next((one for one in range(port + 1, 65536) if one not in taken), port)
+def _next_free(context: CheckContext, node: Node, name: str, port: int) -> int:
+    """Return the next port (for HCCL: range) that is free; `port` itself when there is none."""
+    first_server = node.servers[0]
+    others = index_by_node(context.others)
+    taken = set(find_taken(node.facts, first_server.node, others))
+    for server in node.servers:
+        taken.update(_own_ports(server))
+    # HCCL's setting is the base of a range, every other one a single port.
+    width = HCCL_PORTS if name == _HCCL_FIELD else 1
+    base = port
+    if name == _HCCL_FIELD:
+        base = first_server.ports.hccl_base or port
+    for candidate in range(base + width, MAX_PORT + 1, width):
+        if taken.isdisjoint(range(candidate, candidate + width)):
+            return candidate
+    return port
 
 
 def _own_ports(server: ServerPlan) -> Iterator[int]:
     yield from (port for _, port, _ in wanted_ports(server))
 
 
-def _moved(view: View, field: str, asked: int, taken: int, origin: str) -> Finding:
+def _moved(context: CheckContext, field: str, asked: int, used: int, origin: str) -> Finding:
     why = origin.removeprefix("raylaunch: ")
-    what = f"{field} is {taken} instead of {asked}: {why}"
     return Finding(
-        "port-moved",
-        "info",
-        what,
-        f"--set {field}={taken} keeps it there",
-        view.loaded.origin(field),
-        why,
+        id="port-moved",
+        level="info",
+        what=f"{field} is {used} instead of {asked}: {why}",
+        todo=f"--set {field}={used} keeps it there",
+        where=context.loaded.origin(field),
+        seen=why,
     )
 
 
 def _covers(reserved: str, low: int, high: int) -> bool:
-    """Whether ip_local_reserved_ports ("60000-60015,61000") holds low..high."""
-    ranges = [part.partition("-") for part in reserved.split(",") if part.strip()]
-    held = [range(int(first), int(last or first) + 1) for first, _, last in ranges]
-    return all(any(port in span for span in held) for port in range(low, high + 1))
+    """Return whether ip_local_reserved_ports ("60000-60015,61000") contains low..high."""
+    covered: set[int] = set()
+    for part in reserved.split(","):
+        if not part.strip():
+            continue
+        first, _, last = part.partition("-")
+        # A single port has no "-".
+        end = int(last or first)
+        covered.update(range(int(first), end + 1))
+    return covered.issuperset(range(low, high + 1))

@@ -1,4 +1,4 @@
-"""What it means that one host did not reach another: a finding per direction."""
+"""Judges failed connections between hosts: one finding per direction."""
 
 from __future__ import annotations
 
@@ -9,40 +9,51 @@ from raylaunch.checks.findings import Finding
 
 
 @dataclass(frozen=True)
-class Door:
-    """A port that was opened on a host so that the others can try it. `name` says what will use it."""
+class ProbeListener:
+    """A port opened on a host so that the others can try to connect. `name`: its later use."""
 
     host: str
     name: str
     port: int
     greeting: str
-    """What answers there; something else that answers in its place is not this host."""
+    """What the listener sends; a peer that receives anything else has reached another process."""
 
 
 @dataclass(frozen=True)
-class Unreached:
-    """A door that could not be reached from `source`, and why."""
+class FailedConnection:
+    """A listener that could not be reached from `source`, and why."""
 
     source: str
-    door: Door
+    listener: ProbeListener
     reason: str
 
 
-def check_reach(missed: Sequence[Unreached], nics: Mapping[str, str]) -> Iterator[Finding]:
-    """Each host connects to every other, from its own address, on the ports the servers will use.
+def check_reach(missed: Sequence[FailedConnection], nics: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield one finding per direction in which a host does not reach another.
 
-    `nics` names the interface that each address was chosen on.
+    Each host connects to every other, from its own address, on the ports the servers will use.
+
+    Args:
+        missed: The failed connections.
+        nics: Address -> the interface it was chosen on.
     """
-    ways = dict.fromkeys((one.source, one.door.host) for one in missed)
-    for source, target in ways:
-        here = [one for one in missed if (one.source, one.door.host) == (source, target)]
-        ports = ", ".join(f"{one.door.port} ({one.door.name})" for one in here)
+    directions = dict.fromkeys((one.source, one.listener.host) for one in missed)
+    for source, target in directions:
+        failed = [one for one in missed if (one.source, one.listener.host) == (source, target)]
+        ports = ", ".join(f"{one.listener.port} ({one.listener.name})" for one in failed)
+        reasons = dict.fromkeys(one.reason for one in failed)
         yield Finding(
-            "unreachable",
-            "error",
-            f"{source} → {target} ({nics[source]} → {nics[target]}): no TCP connection to port {ports}",
-            f"open TCP from {source} to {target} (firewall, security group, VLAN), also for the ports that the system "
-            "chooses; or name the network that joins the hosts in network.interface",
-            source,
-            "; ".join(dict.fromkeys(one.reason for one in here)),
+            id="unreachable",
+            level="error",
+            what=(
+                f"{source} → {target} ({nics[source]} → {nics[target]}): "
+                f"no TCP connection to port {ports}"
+            ),
+            todo=(
+                f"open TCP from {source} to {target} (firewall, security group, VLAN), "
+                f"also for ephemeral ports; or set network.interface to the network that joins "
+                f"the hosts"
+            ),
+            where=source,
+            seen="; ".join(reasons),
         )

@@ -53,10 +53,15 @@ def _as_mapping(value: object) -> dict[str, Any]:
 
 
 def is_switched_on(recipe: Recipe, variable: str, key: str) -> bool:
-    """Return whether a feature of vllm-ascend is on, by variable or by additional-config key."""
-    if is_on(recipe.env.get(variable)):
-        return True
-    return is_on(read_config(recipe, "additional-config").get(key))
+    """Return whether a feature of vllm-ascend is on, by its key of additional-config or variable.
+
+    vllm-ascend reads the key first: `enable_flashcomm1: false` turns the feature off even with
+    the variable set to 1.
+    """
+    config = read_config(recipe, "additional-config")
+    if config.get(key) is not None:
+        return is_on(config[key])
+    return is_on(recipe.env.get(variable))
 
 
 def is_on(value: object) -> bool:

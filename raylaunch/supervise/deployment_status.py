@@ -1,4 +1,9 @@
-"""What a deployment says of itself: the value behind `status`, the live table of `start`, and events."""
+"""Status of a deployment: the values behind `status`, `events`, `stop` and `clean`.
+
+These values are for people and for JSON: every time in them is in seconds since the epoch, unlike
+the monotonic times of `state`. The controller converts with one offset, read when it makes the
+value, so that ages (differences of two times in one value) stay right after a clock step.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +15,22 @@ from raylaunch.supervise.state import Phase, ServerSeen
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened. `at` is the controller's clock, seconds since the epoch."""
+    """One event. `at`: seconds since the epoch, by the controller's wall clock, for display."""
 
     number: int
     at: float
     attempt: int
     kind: str
-    """phase, stage, read-ahead, exit, failure, diagnosis, restart, waiting, adopted, command, drill, note."""
+    """One of phase, stage, read-ahead, exit, failure, diagnosis, restart, waiting, adopted,
+    command, drill, note.
+    """
     text: str
     server: int | None = None
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """One server: where it is, and what was last seen of it."""
+    """One server: where it runs, and its last observations."""
 
     index: int
     role: str
@@ -34,11 +41,12 @@ class ServerStatus:
     log: str
     """Absolute path of the current log on its node."""
     seen: ServerSeen
+    """Its times are converted to seconds since the epoch, as `Status.now` is."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """One deployment at one moment. Times: seconds since the epoch on the controller's clock."""
+    """One deployment at one moment. Times: seconds since the epoch, for display."""
 
     deployment: str
     recipe: str
@@ -52,7 +60,7 @@ class Status:
     ready_at: float | None = None
     restarts: int = 0
     waiting_for: tuple[str, ...] = ()
-    """What is still missing before the deployment counts as ready."""
+    """Conditions of readiness that do not hold yet, for people."""
     servers: tuple[ServerStatus, ...] = ()
     findings: tuple[Finding, ...] = ()
     events: tuple[Event, ...] = ()
@@ -63,7 +71,7 @@ class Status:
 
 @dataclass(frozen=True)
 class StopReport:
-    """What `stop` ended, and the proof: `left` names what resisted ("192.0.2.11 pid 4242 VLLM::Worker")."""
+    """Result of `stop`. `left` names survivors ("192.0.2.11 pid 4242 VLLM::Worker")."""
 
     deployment: str
     processes_ended: int
@@ -74,7 +82,10 @@ class StopReport:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A marked process that belongs to nothing that runs. `deployment` is its marker, with "@" that of a cluster."""
+    """A marked process that belongs to no running deployment: an orphan.
+
+    `deployment` is its marker; a marker that begins with "@" is that of an embedded cluster.
+    """
 
     host: str
     pid: int
@@ -86,22 +97,22 @@ class Leftover:
 
 @dataclass(frozen=True)
 class CleanReport:
-    """What `clean` found, and what of it is still there."""
+    """Result of `clean`: what was found, and what is still left."""
 
     ended: bool
-    """Whether it was to be ended, or only looked for."""
+    """Whether orphans were to be killed, or only listed."""
     found: tuple[Leftover, ...] = ()
     left: tuple[Leftover, ...] = ()
     records: tuple[str, ...] = ()
-    """Embedded clusters of which only a record and a folder were found, by deployment."""
+    """Embedded clusters of which only a record and a folder are left, by deployment."""
     left_records: tuple[str, ...] = ()
     orphaned: tuple[str, ...] = ()
-    """Deployments whose agents live on without a controller and hold their NPUs."""
+    """Deployments whose agents outlived their controller and still hold NPUs."""
     left_orphaned: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     """Addresses of nodes that did not answer."""
     asked: str = ""
-    """The cluster that was asked; "" for this machine alone."""
+    """Address of the cluster that was searched; "" for this machine alone."""
 
     @property
     def is_clean(self) -> bool:

@@ -1,7 +1,8 @@
-"""What counts as a failure, and what as ready. Pure: observations, thresholds and the time in, a trouble in words out.
+"""Failure and readiness detection. Pure: observations, thresholds and the time in, a failure out.
 
-All times are seconds on the controller's clock. The controller must look before it asks: after a pause of its own the
-old observations prove nothing.
+All times are seconds on the controller's monotonic clock, so a step of the wall clock cannot look
+like silence or a stall. After a pause of its own (SIGSTOP, a suspended VM) the controller must
+collect new observations before it calls `find_failure`: the old ones prove nothing.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from raylaunch.supervise.state import History, Phase, RankSeen, ServerSeen
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """What was noticed: by which detector, on which server, in words."""
+class FailureSeen:
+    """A detected failure: the detector, the server it began on, and a description for people."""
 
     cause: str
     root: int | None
     reason: str
     collateral: tuple[int, ...] = ()
+    kind: str = "transient"
+    """Failure class while nothing is diagnosed: "transient", or "internal" for raylaunch's own."""
 
 
-def find_trouble(
+def find_failure(
     phase: Phase,
     servers: Sequence[ServerSeen],
     history: History,
@@ -31,173 +34,223 @@ def find_trouble(
     now: float,
     *,
     gang: GroupShape,
-) -> Trouble | None:
-    """The failure that the observations show, if any; the most direct evidence first.
+) -> FailureSeen | None:
+    """Return the failure that the observations show, if any; the most direct evidence first.
 
-    While checking there is no server yet, only agents. While pending, restarting or failed nothing is expected to live.
+    While checking there are agents but no servers yet. In pending, restarting and failed no process
+    is expected to live, so nothing is judged.
     """
     if phase not in (Phase.CHECKING, Phase.STARTING, Phase.READY):
         return None
-    trouble = _lost(servers, health, now)
-    if trouble is None and phase is not Phase.CHECKING:
-        trouble = _ended(servers)
-    if trouble is None and phase is Phase.STARTING:
-        trouble = _late(servers, history, health, now, gang)
-    if trouble is None and phase is Phase.READY:
-        trouble = (
-            _deaf(servers, health, now)
-            or _stalled(servers, health, now, gang)
-            or _dumb(servers, health, gang)
+    failure = _find_lost_agent(servers, health, now)
+    if failure is None and phase is not Phase.CHECKING:
+        failure = _find_exit(servers)
+    if failure is None and phase is Phase.STARTING:
+        failure = _find_missed_deadline(servers, history, health, now, gang)
+    if failure is None and phase is Phase.READY:
+        failure = (
+            _find_dead_http(servers, health, now)
+            or _find_stall(servers, health, now, gang)
+            or _find_failed_canary(servers, health, gang)
         )
-    return trouble
+    return failure
+
+
+def internal_failure(error: str, root: int | None = None) -> FailureSeen:
+    """Describe an unexpected error of the controller as a failure that the policy can judge.
+
+    Args:
+        error: The exception in one line, for example "TimeoutError: agent of server 1 (hello)".
+        root: The server it concerns, when there is exactly one.
+    """
+    return FailureSeen("internal", root, f"error in the controller: {error}", kind="internal")
 
 
 def find_unready(
     servers: Sequence[ServerSeen], history: History, *, gang: GroupShape
 ) -> tuple[str, ...]:
-    """What is still missing before the deployment is ready, in words; empty when nothing is."""
+    """Return the conditions of readiness that do not hold yet, for people; empty when ready."""
     seen = {server.index: server for server in servers}
     missing = [
-        f"server {i}: not started"
-        for i in range(len(gang.ranks))
-        if i not in seen or seen[i].pid is None
+        f"server {index}: not started"
+        for index in range(len(gang.ranks))
+        if index not in seen or seen[index].pid is None
     ]
     for index in gang.api:
         if index in seen:
-            missing += [
-                f"server {index}: {what}" for what in _missing_of_api(seen[index], history, gang)
-            ]
+            unmet = _unmet_api_conditions(seen[index], history, gang)
+            missing += [f"server {index}: {condition}" for condition in unmet]
     return tuple(missing)
 
 
-def _missing_of_api(server: ServerSeen, history: History, gang: GroupShape) -> list[str]:
+def _unmet_api_conditions(server: ServerSeen, history: History, gang: GroupShape) -> list[str]:
     wanted = {rank for ranks in gang.ranks for rank in ranks}
     absent = sorted(wanted - {rank.rank for rank in server.ranks})
+    absent_names = ", ".join(map(str, absent))
+    healthy = server.http.status == 200 and server.http.failing_since is None
     canary = server.canary
-    answered = canary is not None and canary.ok and canary.at >= history.started_at
+    # A completion from before this attempt is no evidence about the current processes.
+    completed = canary is not None and canary.ok and canary.at >= history.started_at
     conditions = {
-        "/health is not 200": server.http.status == 200 and server.http.failing_since is None,
+        "/health is not 200": healthy,
         "/v1/models does not list the model": server.serves_model,
-        f"no metrics of rank {', '.join(map(str, absent))}": not absent,
-        "no completion yet": answered,
+        f"no metrics of rank {absent_names}": not absent,
+        "no completion yet": completed,
     }
-    return [what for what, holds in conditions.items() if not holds]
+    return [condition for condition, holds in conditions.items() if not holds]
 
 
-def _lost(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Trouble | None:
-    """A lost agent or node. Reported deaths first; then silence, which is no proof while everybody is silent."""
-    gone = [(server.index, server.agent_lost) for server in servers if server.agent_lost]
-    gone = gone or [(index, "node unreachable") for index in _silent(servers, health, now)]
-    if not gone:
+def _find_lost_agent(
+    servers: Sequence[ServerSeen], health: HealthConfig, now: float
+) -> FailureSeen | None:
+    """Find a lost agent or node: deaths that Ray reports first, then silence."""
+    lost = [(server.index, server.agent_lost) for server in servers if server.agent_lost]
+    if not lost:
+        lost = [(index, "node unreachable") for index in _silent_agents(servers, health, now)]
+    if not lost:
         return None
-    (root, why), *others = gone
+    root, why = lost[0]
     cause = "agent-lost" if why == "agent died" else "node-lost"
-    return Trouble(cause, root, f"server {root}: {why}", tuple(index for index, _ in others))
+    collateral = tuple(index for index, _ in lost[1:])
+    return FailureSeen(cause, root, f"server {root}: {why}", collateral)
 
 
-def _silent(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> list[int]:
-    heard = {server.index: server.agent_at for server in servers if server.agent_at is not None}
+def _silent_agents(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> list[int]:
+    last_answers = {server.index: server.agent_at for server in servers}
+    heard = {index: at for index, at in last_answers.items() if at is not None}
     freshest = max(heard.values(), default=now)
     limit = health.agent_silent_s
-    # When all agents fall silent together the fault may be the controller's own: half as long again before it counts.
-    return [index for index, at in heard.items() if freshest - at > limit or now - at > 1.5 * limit]
+    silent = []
+    for index, at in heard.items():
+        silent_while_others_answer = freshest - at > limit
+        # When all agents are silent together the fault may be the controller's own (its network,
+        # its event loop): wait half as long again before it counts.
+        silent_with_all = now - at > 1.5 * limit
+        if silent_while_others_answer or silent_with_all:
+            silent.append(index)
+    return silent
 
 
-def _ended(servers: Sequence[ServerSeen]) -> Trouble | None:
-    """A server that ended, with any code: vLLM exits 0 when its group is broken (measured)."""
-    ended = sorted((server.exit.at, server.index) for server in servers if server.exit is not None)
-    if not ended:
+def _find_exit(servers: Sequence[ServerSeen]) -> FailureSeen | None:
+    """Find servers that exited, with any code: vLLM exits 0 when its group is broken (measured)."""
+    statuses = {server.index: server.exit for server in servers if server.exit}
+    if not statuses:
         return None
-    _, root = ended[0]
-    how = next(server.exit for server in servers if server.index == root)
-    return Trouble(
-        "ended", root, f"server {root} ended with {how}", tuple(index for _, index in ended[1:])
-    )
+    # The first to exit is the root: the others exit because of it.
+    by_time = sorted(statuses, key=lambda index: (statuses[index].at, index))
+    root = by_time[0]
+    status = statuses[root]
+    process = f"server {root}"
+    if status.process:
+        process = f"{status.process} of server {root}"
+    reason = f"{process} exited ({status.status})"
+    return FailureSeen("ended", root, reason, tuple(by_time[1:]))
 
 
-def _late(
+def _find_missed_deadline(
     servers: Sequence[ServerSeen],
     history: History,
     health: HealthConfig,
     now: float,
     gang: GroupShape,
-) -> Trouble | None:
-    missing = find_unready(servers, history, gang=gang)
-    if now - history.started_at <= health.start_s or not missing:
+) -> FailureSeen | None:
+    if now - history.started_at <= health.start_s:
         return None
-    return Trouble(
-        "start-deadline", None, f"not ready after {health.start_s:g} s: {'; '.join(missing)}"
-    )
+    missing = find_unready(servers, history, gang=gang)
+    if not missing:
+        return None
+    reason = f"not ready after {health.start_s:g} s: {'; '.join(missing)}"
+    return FailureSeen("start-deadline", None, reason)
 
 
-def _deaf(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Trouble | None:
-    """An API that does not answer while no token moves. Slow is not dead: `/health` took 8 s under load (measured)."""
+def _find_dead_http(
+    servers: Sequence[ServerSeen], health: HealthConfig, now: float
+) -> FailureSeen | None:
+    """Find an API that does not respond while no token moves.
+
+    Slow is not dead: under load `/health` took 8 s (measured).
+    """
     for server in servers:
         since = server.http.failing_since
-        if since is None or now - since < health.http_fail_s or _moved_after(server.ranks, since):
+        if since is None or now - since < health.http_fail_s:
             continue
-        return Trouble(
-            "http-dead",
-            server.index,
-            f"server {server.index}: /health fails for {now - since:.0f} s",
-        )
+        if any(_moved_after(rank, since) for rank in server.ranks):
+            continue
+        reason = f"server {server.index}: /health has failed for {now - since:.0f} s"
+        return FailureSeen("http-dead", server.index, reason)
     return None
 
 
-def _stalled(
+def _find_stall(
     servers: Sequence[ServerSeen], health: HealthConfig, now: float, gang: GroupShape
-) -> Trouble | None:
-    """Ranks with requests whose counters stand still. vLLM's hang line alone says little: it also appears when busy."""
+) -> FailureSeen | None:
+    """Find ranks that have requests but whose counters do not move."""
+    # vLLM's hang line alone proves little: it also appears when workers are merely busy.
     hinted = any(server.hang_lines for server in servers)
     limit = health.stall_s / 2 if hinted else health.stall_s
-    still = {rank.rank: _still_s(rank, now) for server in servers for rank in server.ranks}
-    stuck = {rank: lasting for rank, lasting in still.items() if lasting >= limit}
-    if not stuck:
+    durations = {rank.rank: _stalled_s(rank, now) for server in servers for rank in server.ranks}
+    stalled = {rank: duration for rank, duration in durations.items() if duration >= limit}
+    if not stalled:
         return None
-    owners = {gang.owner(rank) for rank in stuck}
-    root = owners.pop() if len(owners) == 1 else None
-    ranks = ", ".join(str(rank) for rank in sorted(stuck))
-    hint = ", and vLLM reports a hang" if hinted else ""
-    return Trouble(
-        "stalled",
-        root,
-        f"rank {ranks}: requests, but no token for {max(stuck.values()):.0f} s{hint}",
+    reason = (
+        f"rank {_join_ranks(stalled)} has requests but has produced no token "
+        f"for {max(stalled.values()):.0f} s"
     )
+    if hinted:
+        reason += ", and vLLM reports a hang"
+    return FailureSeen("stalled", _single_owner(stalled, gang), reason)
 
 
-def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, gang: GroupShape) -> Trouble | None:
-    """A rank that looks idle and cannot complete one token: what was stopped while idle shows no request for ever."""
-    mute = {rank.rank: _mute_s(rank) for server in servers for rank in server.ranks}
-    dumb = {rank: lasting for rank, lasting in mute.items() if lasting >= health.canary_timeout_s}
-    if not dumb:
+def _find_failed_canary(
+    servers: Sequence[ServerSeen], health: HealthConfig, gang: GroupShape
+) -> FailureSeen | None:
+    """Find a rank that looks idle but cannot complete one token.
+
+    A process that was stopped (SIGSTOP) while idle never shows a request: only a canary finds it.
+    """
+    durations = {rank.rank: _canary_failing_s(rank) for server in servers for rank in server.ranks}
+    limit = health.canary_timeout_s
+    failing = {rank: duration for rank, duration in durations.items() if duration >= limit}
+    if not failing:
         return None
-    owners = {gang.owner(rank) for rank in dumb}
-    root = owners.pop() if len(owners) == 1 else None
-    ranks = ", ".join(str(rank) for rank in sorted(dumb))
-    return Trouble(
-        "canary-failed",
-        root,
-        f"rank {ranks}: idle, and no token for {max(dumb.values()):.0f} s when asked",
+    reason = (
+        f"rank {_join_ranks(failing)} is idle but has failed its health-check completion "
+        f"for {max(failing.values()):.0f} s"
     )
+    return FailureSeen("canary-failed", _single_owner(failing, gang), reason)
 
 
-def _still_s(rank: RankSeen, now: float) -> float:
-    """How long a rank was seen to stand still, in seconds."""
+def _join_ranks(durations: dict[int, float]) -> str:
+    return ", ".join(str(rank) for rank in sorted(durations))
+
+
+def _single_owner(ranks: dict[int, float], gang: GroupShape) -> int | None:
+    """Return the server that holds all of `ranks`; None when they belong to several."""
+    owners = {gang.owner(rank) for rank in ranks}
+    if len(owners) != 1:
+        return None
+    return owners.pop()
+
+
+def _stalled_s(rank: RankSeen, now: float) -> float:
+    """Return for how many seconds a rank was seen to make no progress."""
     if rank.still_since is None:
         return 0.0
-    return (now if rank.at is None else rank.at) - rank.still_since
+    # Up to the last reading only: an agent that did not measure has not seen a stall.
+    last_reading = now if rank.at is None else rank.at
+    return last_reading - rank.still_since
 
 
-def _mute_s(rank: RankSeen) -> float:
-    """For how long a rank without any request was seen to answer no canary, in seconds.
+def _canary_failing_s(rank: RankSeen) -> float:
+    """Return for how many seconds a rank without requests was seen to fail its canaries.
 
-    One with requests is `_stalled`'s to judge: a canary behind a long prefill waits for its turn.
+    A rank with requests is judged by `_find_stall`: a canary behind a long prefill waits its turn.
     """
-    if rank.mute_since is None or rank.at is None or rank.still_since is not None:
+    since = rank.canary_failing_since
+    if since is None or rank.at is None or rank.still_since is not None:
         return 0.0
-    moved = rank.moved_at is not None and rank.moved_at > rank.mute_since
-    return 0.0 if moved else rank.at - rank.mute_since
+    return 0.0 if _moved_after(rank, since) else rank.at - since
 
 
-def _moved_after(ranks: Sequence[RankSeen], since: float) -> bool:
-    return any(rank.moved_at is not None and rank.moved_at > since for rank in ranks)
+def _moved_after(rank: RankSeen, since: float) -> bool:
+    return rank.moved_at is not None and rank.moved_at > since

@@ -1,4 +1,4 @@
-"""The faults a drill knows, and what one of them did."""
+"""The faults that a drill can inject, and the outcome of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of harm. `target` is the server it hits, `action` what its agent is told to do."""
+    """A kind of fault. `target` is the server it hits, `action` what its agent executes."""
 
     name: str
     what: str
@@ -30,30 +30,32 @@ FAULTS: tuple[Fault, ...] = (
     Fault("kill-agent", "SIGKILL the agent of the last server", "last", "kill-agent"),
     Fault("kill-guard", "SIGKILL the guard of the last server", "last", "kill-guard"),
     Fault("kill-controller", "kill the controller", "", ""),
-    Fault("steal-port", "take the handshake port while the gang restarts", "primary", "steal-port"),
-    Fault("kill-raylet", "SIGKILL Ray's daemon of a node: the node is lost", "far", "kill-raylet"),
-    Fault("cut-node", "take a node's network away", "far", "cut-node"),
+    Fault(
+        "steal-port", "occupy the handshake port while the group restarts", "primary", "steal-port"
+    ),
+    Fault("kill-raylet", "SIGKILL the raylet of a node: the node is lost", "far", "kill-raylet"),
+    Fault("cut-node", "cut a node's network", "far", "cut-node"),
 )
 ON_REQUEST = ("kill-raylet", "cut-node")
-"""Faults that also hit what else is on the node: only when they are named."""
+"""Faults that also hit other jobs on the node: injected only when they are named."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fault did. Durations in seconds, counted from the harm; None: it did not come to that."""
+    """Outcome of one fault. Durations in seconds from the injection; None: not reached."""
 
     fault: str
     what: str = ""
-    """The harm itself: which signal to which process."""
+    """What was injected: which signal to which process."""
     detected_by: str = ""
     detection_s: float | None = None
     recovery_s: float | None = None
     start_s: float | None = None
-    """What the servers themselves took from launch to ready."""
+    """What the servers took from launch to ready."""
     requests: int = 0
     failed: int = 0
     left: tuple[str, ...] = ()
-    """Processes of an earlier attempt that still live."""
+    """Processes of an earlier attempt that are still alive."""
     skipped: str = ""
     """Why the fault was not injected."""
     problem: str = ""
@@ -61,9 +63,7 @@ class Outcome:
 
     @property
     def beyond_s(self) -> float | None:
-        """Recovery beyond the servers' own start-up."""
-        return (
-            None
-            if self.recovery_s is None or self.start_s is None
-            else self.recovery_s - self.start_s
-        )
+        """Recovery time beyond the servers' own start-up, in seconds."""
+        if self.recovery_s is None or self.start_s is None:
+            return None
+        return self.recovery_s - self.start_s

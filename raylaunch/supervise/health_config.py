@@ -1,4 +1,4 @@
-"""What the policy is told beforehand: the thresholds of the recipe and the shape of the gang."""
+"""Settings of the policy: the thresholds of the recipe and the shape of the group."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ class HealthConfig:
 
     heartbeat_s: float = 1.0
     agent_silent_s: float = 6.0
-    """Silence of one agent while others answer, after which its node counts as unreachable."""
+    """An agent that is silent for this long while others answer makes its node unreachable."""
     http_period_s: float = 2.0
     http_timeout_s: float = 15.0
     http_fail_s: float = 30.0
-    """Unbroken row of failed `/health` that counts, when no token moved in that time either."""
+    """`/health` has failed for this long and no token moved meanwhile: a failure."""
     progress_period_s: float = 2.0
     stall_s: float = 20.0
-    """A rank with requests none of whose counters moves for this long hangs; half of it with vLLM's own hang line."""
+    """A rank with requests whose counters do not move for this long has stalled.
+
+    Half of it suffices when vLLM's own hang line was seen.
+    """
     canary_idle_s: float = 5.0
-    """A rank that was silent for this long is asked for one token."""
+    """A rank that was idle for this long gets a canary: a completion of one token."""
     canary_timeout_s: float = 15.0
-    """Unbroken row of failed canaries that counts: one that never answers, or quick failures for as long."""
+    """Canaries have failed for this long: a failure. One that hangs counts like quick errors."""
     max_restarts: int = 3
     """Restarts within `restart_window_s`, and restarts in a row without becoming ready."""
     restart_window_s: float = 3600.0
@@ -36,14 +39,14 @@ class HealthConfig:
     start_s: float = 3600.0
     """From launch to ready."""
     unknown_retries: int = 1
-    """Retries of a start that failed for a reason nobody knows."""
+    """Retries of a start that failed for an unknown reason."""
     jitter: float = 0.2
     """Share of the back-off that the jitter may add."""
 
 
 @dataclass(frozen=True)
 class GroupShape:
-    """What the policy needs of the plan."""
+    """Ranks, nodes and API servers of one group, as the policy needs them from the plan."""
 
     ranks: tuple[tuple[int, ...], ...]
     """Per server, its data-parallel ranks."""
@@ -57,7 +60,7 @@ class GroupShape:
 
     @classmethod
     def of(cls, plan: LaunchPlan, *, spare: bool = False) -> GroupShape:
-        """Take what is needed from a plan; whether there is a spare node only the cluster knows."""
+        """Make the shape from a plan. `spare` is not in the plan: only the cluster knows it."""
         return cls(
             ranks=tuple(server.ranks for server in plan.servers),
             nodes=tuple(server.node.ip for server in plan.servers),
@@ -67,5 +70,8 @@ class GroupShape:
         )
 
     def owner(self, rank: int) -> int | None:
-        """The server that holds `rank`."""
-        return next((index for index, ranks in enumerate(self.ranks) if rank in ranks), None)
+        """Return the index of the server that holds `rank`; None when none does."""
+        for index, ranks in enumerate(self.ranks):
+            if rank in ranks:
+                return index
+        return None

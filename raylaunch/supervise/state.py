@@ -1,4 +1,10 @@
-"""The words of supervision: phases, what is known of each server, and which transitions are legal."""
+"""The state of one deployment: phases, legal transitions, observations of servers, history.
+
+Clocks: every time here is in seconds on the controller's monotonic clock (`time.monotonic()` of the
+controller's process). A step of the wall clock (NTP, VM resume, `date -s`) therefore changes no age
+and no deadline. Such a time means nothing in another process or to a person: code that displays or
+stores one converts it to seconds since the epoch first (`deployment_status`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Where a deployment is."""
+    """Phase of a deployment's life."""
 
     PENDING = "pending"
     CHECKING = "checking"
@@ -20,11 +26,13 @@ class Phase(StrEnum):
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.PENDING: frozenset({Phase.CHECKING, Phase.STOPPING, Phase.FAILED}),
+    # A controller error while the nodes are reserved is retried like any other failure.
+    Phase.PENDING: frozenset({Phase.CHECKING, Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
     Phase.CHECKING: frozenset({Phase.STARTING, Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
     Phase.STARTING: frozenset({Phase.READY, Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
     Phase.READY: frozenset({Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
-    Phase.RESTARTING: frozenset({Phase.CHECKING, Phase.STOPPING, Phase.FAILED}),
+    # A second failure during a restart begins the restart again.
+    Phase.RESTARTING: frozenset({Phase.CHECKING, Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
     Phase.FAILED: frozenset({Phase.STOPPING}),
     Phase.STOPPING: frozenset({Phase.STOPPED}),
     Phase.STOPPED: frozenset(),
@@ -45,37 +53,50 @@ def move(now: Phase, to: Phase) -> Phase:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended. At most one of `code` and `signal` is set (by number); `at`: controller's clock."""
+    """Exit status of a process. At most one of `code` and `signal` (its number) is set.
+
+    `at` is on the controller's monotonic clock, except within `ServerEvidence`: there it is in
+    seconds since the epoch, to be compared with the time stamps of log lines.
+    """
 
     at: float
     code: int | None = None
     signal: int | None = None
     process: str = ""
-    """Name of the process below the server that ended; "" for the server itself."""
+    """Name of the child process that exited; "" for the server itself."""
+
+    @property
+    def status(self) -> str:
+        """Exit status for people: signal, exit code, or "exit status unknown"."""
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        if self.code is not None:
+            return f"exit code {self.code}"
+        # A process that raylaunch did not start (vLLM's own children) can be watched, not reaped.
+        return "exit status unknown"
 
     def __str__(self) -> str:
-        if self.signal is not None:
-            how = f"signal {self.signal}"
-        else:
-            how = "an ending nobody saw" if self.code is None else f"exit code {self.code}"
-        return f"{how} of {self.process}" if self.process else how
+        return f"{self.status} of {self.process}" if self.process else self.status
 
 
 @dataclass(frozen=True)
 class HttpSeen:
-    """The last answers of an API server's `/health`. Times: seconds on the controller's clock."""
+    """Last responses of an API server's `/health`. Times: controller's monotonic clock."""
 
     status: int | None = None
-    """Status of the last answer, None when the last try got none."""
+    """HTTP status of the last response; None when the last request got none."""
     latency_s: float | None = None
     at: float | None = None
     failing_since: float | None = None
-    """Start of the unbroken row of failures; None while it answers."""
+    """Start of the unbroken series of failures; None while requests succeed."""
 
 
 @dataclass(frozen=True)
 class RankSeen:
-    """Progress of one DP rank from `/metrics` (one series per `engine`)."""
+    """Progress of one DP rank from `/metrics` (one series per `engine`).
+
+    Times: controller's monotonic clock.
+    """
 
     rank: int
     running: float = 0.0
@@ -89,29 +110,37 @@ class RankSeen:
     moved_at: float | None = None
     """When a counter of this rank last moved."""
     at: float | None = None
-    """When the metrics were last read: standing still counts only as long as somebody looked."""
-    mute_since: float | None = None
-    """When the first canary of this rank's unbroken row of failures was sent; None after a success."""
+    """When the metrics were last read. A stall counts only up to here."""
+    canary_failing_since: float | None = None
+    """When the first canary of this rank's unbroken series of failures was sent.
+
+    None after a success.
+    """
 
 
 @dataclass(frozen=True)
 class CanarySeen:
-    """The one-token completions sent while the service is idle.
+    """Last one-token completion sent while the service was idle.
 
-    A refusal that is the client's fault (4xx) is an answer: it proves that the API lives, and is not a failure.
+    A refusal that is the client's fault (4xx) proves that the API is alive: it is no failure.
+    Times: controller's monotonic clock.
     """
 
     ok: bool
     at: float
     latency_s: float | None = None
     failing_since: float | None = None
-    """When the first canary of the unbroken row of failures was sent; None after a success."""
+    """When the first canary of the unbroken series of failures was sent; None after a success."""
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class ServerSeen:
-    """The last observation of each kind for one server."""
+    """Last observation of each kind for one server. Times: controller's monotonic clock.
+
+    An agent reports times on the monotonic clock of its own process together with the current
+    reading of that clock; the controller shifts them by the difference before they get here.
+    """
 
     index: int
     attempt: int = 0
@@ -120,7 +149,10 @@ class ServerSeen:
     stage_detail: str = ""
     exit: Exit | None = None
     agent_lost: str | None = None
-    """Why the agent counts as lost: "agent died", "node died", "node unreachable"; None while it answers."""
+    """Why the agent counts as lost: "agent died", "node died" or "node unreachable".
+
+    None while it answers.
+    """
     agent_at: float | None = None
     """When the agent last answered."""
     http: HttpSeen = HttpSeen()
@@ -132,7 +164,9 @@ class ServerSeen:
     hang_lines: int = 0
     """vLLM's own hang lines since tokens last moved."""
     read_ahead: str = ""
-    """What was brought into the page cache of its host, in words."""
+    """What was read into the page cache of its host, for people."""
+    log_failed: str = ""
+    """Why the server's log cannot be written ("No space left on device"); "" when it can."""
 
 
 @dataclass(frozen=True)
@@ -141,24 +175,29 @@ class Failure:
 
     attempt: int
     at: float
+    """Controller's monotonic clock."""
     cause: str
     """Id of the signature, or of the detector when no signature matched."""
     kind: str
-    """Failure class: deterministic, transient, device."""
+    """Failure class: deterministic, transient, device, or internal (an error of raylaunch)."""
     root: int | None = None
-    """Index of the server it began on."""
+    """Index of the server that failed first."""
     was_ready: bool = False
     node: str = ""
     """Address of the root's node."""
 
 
 REMEMBERED = 64
-"""Failures a history keeps: far more than any cap on restarts, and little enough to hold for ever."""
+"""Failures a history keeps: far more than any cap on restarts, and few enough to keep for ever."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What happened to a deployment before now. `failures` does not hold the one being decided on."""
+    """Past of a deployment. `failures` does not hold the one being decided on.
+
+    Times: controller's monotonic clock. A controller that takes over from a dead one has another
+    clock: it converts the stored times (seconds since the epoch) to its own when it reads them.
+    """
 
     started_at: float = 0.0
     """Start of the current attempt."""
@@ -169,17 +208,20 @@ class History:
 
     @property
     def excluded_nodes(self) -> tuple[str, ...]:
-        """Nodes with a device fault, in the order they failed: not used again by this deployment."""
-        return tuple(
-            dict.fromkeys(
-                failure.node
-                for failure in self.failures
-                if failure.kind == "device" and failure.node
-            )
-        )
+        """Nodes with a device fault, oldest first: this deployment does not use them again."""
+        device_faults = [failure for failure in self.failures if failure.kind == "device"]
+        nodes = [failure.node for failure in device_faults if failure.node]
+        return tuple(dict.fromkeys(nodes))
 
     def remember(self, failure: Failure) -> History:
-        """The history after one more failed attempt. Device faults are never forgotten, others beyond a bound are."""
-        older = (*self.failures, failure)
-        dropped = [old for old in older[:-REMEMBERED] if old.kind == "device"]
-        return replace(self, failures=(*dropped, *older[-REMEMBERED:]), ready_at=None)
+        """Return the history with one more failed attempt.
+
+        Device faults are kept for ever; of the others the newest `REMEMBERED` are kept.
+        """
+        failures = (*self.failures, failure)
+        recent = failures[-REMEMBERED:]
+        old = failures[:-REMEMBERED]
+        # A forgotten device fault would put its node back into use.
+        device_faults = [one for one in old if one.kind == "device"]
+        kept = (*device_faults, *recent)
+        return replace(self, failures=kept, ready_at=None)

@@ -10,13 +10,16 @@ from raylaunch.plan.known_flags import KnownFlags, Option, read_flags
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 
+KEY = "secrets=[VLLM_API_KEY]"
+"""With an API key the healthy hosts below give no finding at all."""
+
 BARE = ("headless", "enable-", "no-", "async-scheduling", "trust-remote-code")
 LIVING = {name for name, until in read_flags().items() if not until}
 FLAGS = {name: Option("none" if name.startswith(BARE) else "one") for name in LIVING} | {
     "mm-processor-cache-type": Option("one", ("lru", "shm")),
     "served-model-name": Option("many"),
     "block-size": Option("one", ("16", "32", "128")),
-    "hf-token": Option("maybe"),
+    "tokenizer-revision": Option("maybe"),
 }
 KNOWN = KnownFlags(FLAGS, ("hermes", "minimax_m2"), ("minimax_m2", "minimax_m2_append_think"))
 FEATURE = "features.tool_calling"
@@ -41,7 +44,7 @@ def node(number, known):
 
 
 def check(first=KNOWN, second=KNOWN, sets=()):
-    loaded = read("a2-dual", sets)
+    loaded = read("a2-dual", [KEY, *sets])
     nodes = [node(number, known) for number, known in enumerate((first, second))]
     plan = build_plan(loaded, nodes)
     asked = all(each.known_flags for each in nodes)
@@ -73,7 +76,7 @@ FIRES = [
         "flag-value",
         "error",
         ["args.max-model-len=true"],
-        "`--max-model-len` on 192.0.2.10 (node0), 192.0.2.11 (node1): it wants a value",
+        "`--max-model-len` on 192.0.2.10 (node0), 192.0.2.11 (node1): it needs a value",
         "give it one",
     ),
     ("flag-value", "error", ["args.async-scheduling=1"], "it takes no value", "write true"),
@@ -98,8 +101,8 @@ SILENT = [
     [TOOLS],
     ["args.max_num_seqs=4", "args.mm_processor_cache_type=shm"],
     ["args.mm-processor-cache-type=SHM"],
-    ["args.hf-token=true"],
-    ["args.hf-token=abc"],
+    ["args.tokenizer-revision=true"],
+    ["args.tokenizer-revision=abc"],
     ["args.compilation-config.level=3"],
     ["args.enable-prefix-caching=false"],
     [TOOLS, "features.tool_calling.tool_parser=own", "args.tool-parser-plugin=/opt/own.py"],
@@ -139,7 +142,7 @@ def test_an_older_vllm_on_one_host_is_named_with_that_host(finding, sets, lackin
     assert named in one.what
     assert "192.0.2.11 (node1)" in one.what
     assert "192.0.2.10" not in one.what
-    assert "bring vLLM to one version" in one.todo
+    assert "install one version of vLLM" in one.todo
 
 
 def test_a_value_that_only_an_older_vllm_refuses_names_that_host():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raylaunch.checks.join_checks import check_joined, find_absent
+from raylaunch.checks.join_checks import check_joined, find_missing_workers
 from raylaunch.recipe.cluster_yaml import ClusterFile
 
 HEAD, NEAR, FAR = "10.77.0.10", "10.77.0.11", "10.77.0.99"
@@ -37,7 +37,7 @@ ModuleNotFoundError: No module named 'acl'
 
 
 def test_the_missing_worker_is_named_with_what_the_autoscaler_wrote():
-    found = find_absent(TOLD, [HEAD, NEAR], LOGS, "/tmp/ray/session_latest/logs")
+    found = find_missing_workers(TOLD, [HEAD, NEAR], LOGS, "/tmp/ray/session_latest/logs")
     assert found.workers == (FAR,)
     assert found.evidence == (
         f"monitor.log: {FAR}: local.cluster.node, waiting-for-ssh",
@@ -63,11 +63,11 @@ def test_the_missing_worker_is_named_with_what_the_autoscaler_wrote():
     ids=["all are there", "one suffices", "no workers", "another cluster"],
 )
 def test_nothing_is_said(told, alive):
-    assert find_absent(told, alive, LOGS, "") is None
+    assert find_missing_workers(told, alive, LOGS, "") is None
 
 
 def test_a_worker_that_has_not_joined_is_a_warning_where_the_others_suffice():
-    (finding,) = check_joined(find_absent(TOLD, [HEAD, NEAR], LOGS, "/logs"))
+    (finding,) = check_joined(find_missing_workers(TOLD, [HEAD, NEAR], LOGS, "/logs"))
     assert (finding.id, finding.level) == ("worker-absent", "warning")
     assert (
         f"1 of 2 worker(s) that `ray up` was to start have not joined the cluster: {FAR}"

@@ -15,7 +15,12 @@ FIRES = [
     ("npu-no-address", "error", ports(5, ip=None), "NPU 5 on node 192.0.2.10"),
     ("npu-net-health", "error", ports(1, net_health="Fault"), "NPU 1: Fault"),
     ("npu-net-health", "error", ports(1, net_health="Receive timeout"), "NPU 1: Receive timeout"),
-    ("npu-net-health", "warning", NO_VERDICT, "NPU 2 on node 192.0.2.10 (node10) watch no address"),
+    (
+        "npu-net-health",
+        "warning",
+        NO_VERDICT,
+        "NPU 2 on node 192.0.2.10 (node10) monitor no address",
+    ),
     ("npu-net-health", "warning", ports(2, net_health="Detect IP set"), "-netdetect -s address"),
     ("npu-tls-differs", "error", ports(7, tls=True), "on: NPU 7 of 192.0.2.10 (node10)"),
     (

@@ -18,6 +18,9 @@ from raylaunch.plan.facts import (
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read, recipe_names
 
+KEY = "secrets=[VLLM_API_KEY]"
+"""With an API key the healthy hosts below give no finding at all."""
+
 PATH = "/opt/data/verification/models/MiniMax-M2.5/"
 FILES = {"config.json": 900, "model.safetensors.index.json": 100, "model-00001.safetensors": 5000}
 CONFIG = {"num_attention_heads": 48, "num_key_value_heads": 8}
@@ -68,7 +71,7 @@ def good(n, **changes):
 
 
 def check(first, second=None, sets=(), name="a2-dual"):
-    loaded = read(name, sets)
+    loaded = read(name, [KEY, *sets])
     nodes = [first, second or good(11)][: loaded.recipe.parallel.servers]
     return list(check_nodes(loaded, nodes, build_plan(loaded, nodes)))
 
@@ -325,12 +328,12 @@ def test_more_servers_than_a_node_holds():
 def test_hccl_ports_of_many_servers_must_end_before_the_last_port():
     sets = ["hardware={platform: ascend-a2, spread: false}", "parallel.tensor=1", "parallel.data=8"]
     sets += ["network.hccl_base_port=65500", "hardware.npus_per_server=null"]
-    loaded = read("a2-dual", sets)
+    loaded = read("a2-dual", [KEY, *sets])
     nodes = [Facts("192.0.2.10", interface="eth0")]
     assert "port-range" in {
         each.id for each in check_nodes(loaded, nodes, build_plan(loaded, nodes))
     }
-    loaded = read("a2-dual", [*sets, "network.hccl_base_port=65400"])
+    loaded = read("a2-dual", [KEY, *sets, "network.hccl_base_port=65400"])
     assert not list(check_nodes(loaded, nodes, build_plan(loaded, nodes)))
 
 
@@ -416,7 +419,7 @@ def test_proxies_that_the_recipe_gives_are_not_said_to_be_taken():
     proxied = good(10, proxies=("all_proxy", "http_proxy"))
     (found,) = check(proxied, sets=["env.http_proxy=http://p"])
     assert (found.id, found.seen) == ("proxies", "all_proxy")
-    assert check(proxied, sets=["secrets=[http_proxy, all_proxy]"]) == []
+    assert check(proxied, sets=["secrets=[http_proxy, all_proxy, VLLM_API_KEY]"]) == []
 
 
 def test_shared_memory_is_not_held_against_the_weights():
@@ -446,7 +449,7 @@ def test_all_findings_come_at_once():
 
 
 def test_a_thousand_nodes_are_all_looked_at():
-    loaded = read("a2-dual", ["parallel.data=1000"])
+    loaded = read("a2-dual", [KEY, "parallel.data=1000"])
     nodes = [
         good(n, ip=f"10.0.{n // 250}.{n % 250}", interfaces=(), interface="eth0")
         for n in range(1000)

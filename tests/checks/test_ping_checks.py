@@ -102,7 +102,7 @@ def test_crossed_cables_back_to_back_are_refused_with_what_must_meet_what():
     (found,) = judge(hosts, lambda ping: GOOD if ping.straight and ping.npu < 6 else LOST)
     assert (found.id, found.level) == ("npu-unreachable", "error")
     assert "NPU 6 (10.20.0.6) → NPU 6 (10.20.1.6)" in found.what
-    assert "each NPU must meet the one with its own number" in found.todo
+    assert "each NPU must be connected to the one with its own number" in found.todo
 
 
 def test_a_switch_that_joins_counterparts_only_is_refused():

@@ -11,7 +11,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.load import recipe_from_mapping
 
-HALF = ["parallel.tensor=4", "hardware.npus_per_server=4"]
+HALF = ["secrets=[VLLM_API_KEY]", "parallel.tensor=4", "hardware.npus_per_server=4"]
 HTTP = ["network.http_port=20005"]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from raylaunch.checks.reach_checks import Door, Unreached, check_reach
+from raylaunch.checks.reach_checks import FailedConnection, ProbeListener, check_reach
 
 
 def test_every_direction_that_is_cut_is_a_finding_with_its_ports():
-    doors = [Door("192.0.2.11", "rpc", 2347, "a"), Door("192.0.2.11", "http", 20004, "b")]
-    back = Door("192.0.2.10", "any", 40001, "c")
-    missed = [*(Unreached("192.0.2.10", door, "no answer in 3 s") for door in doors)]
-    missed.append(Unreached("192.0.2.11", back, "Connection refused"))
+    doors = [
+        ProbeListener("192.0.2.11", "rpc", 2347, "a"),
+        ProbeListener("192.0.2.11", "http", 20004, "b"),
+    ]
+    back = ProbeListener("192.0.2.10", "any", 40001, "c")
+    missed = [*(FailedConnection("192.0.2.10", door, "no answer in 3 s") for door in doors)]
+    missed.append(FailedConnection("192.0.2.11", back, "Connection refused"))
     there, here = check_reach(missed, {"192.0.2.10": "eth0", "192.0.2.11": "bond1"})
     assert (there.id, there.level, there.where) == ("unreachable", "error", "192.0.2.10")
     assert "192.0.2.10 → 192.0.2.11 (eth0 → bond1)" in there.what

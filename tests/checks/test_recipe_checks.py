@@ -1,5 +1,6 @@
 """Checks on recipes: each fires on its mistake, and is silent on the nearest thing that is right."""
 
+import json
 import subprocess
 import sys
 from importlib import metadata
@@ -32,8 +33,10 @@ def levels(findings):
 
 EP = {"tensor": 8, "data": 2, "data_local": 1, "expert": True}
 FLASH = {"VLLM_ASCEND_ENABLE_FLASHCOMM1": "1"}
+FLASH_OFF = {"additional-config": {"enable_flashcomm1": False}}
 MC2 = {"VLLM_ASCEND_ENABLE_FUSED_MC2": "1"}
 HIER = {"HCCL_INTRA_PCIE_ENABLE": "1", "HCCL_INTRA_ROCE_ENABLE": "0"}
+HIERARCHY = {"enable_mc2_hierarchy_comm": True}
 AIV = {"HCCL_OP_EXPANSION_MODE": "AIV"}
 PRODUCER = {"kv-transfer-config": {"kv_role": "kv_producer"}}
 DENSE = {"model": {"path": "/m", "served_name": "m", "type": "qwen3"}}
@@ -54,16 +57,15 @@ FIRES = [
         "error",
         {"parallel": {"tensor": 4, "prefill_context": 2, "data": 2, "data_local": 1}},
     ),
-    ("fused-mc2", "error", {"env": MC2 | HIER}),
     (
         "fused-mc2",
         "error",
-        {"env": HIER, "args": {"additional_config": {"enable_fused_mc2": True}}},
+        {"args": {"additional_config": {"enable_fused_mc2": True} | HIERARCHY}},
     ),
     (
         "fused-mc2",
         "error",
-        {"env": HIER, "args": {"additional-config": '{"enable_fused_mc2": true}'}},
+        {"args": {"additional-config": json.dumps({"enable_fused_mc2": True} | HIERARCHY)}},
     ),
     (
         "fused-mc2",
@@ -104,6 +106,15 @@ FIRES = [
     ),
     ("unknown-flag", "error", {"args": {"max-num-seq": 4}}),
     ("unknown-flag", "error", {"args": {"max-num-seqs": False}}),
+    (
+        "unknown-additional-config",
+        "warning",
+        {"args": {"additional-config": {"flashcomm2_parallel_size": 2}}},
+    ),
+    ("ep-without-flashcomm1", "warning", {"parallel": EP, "env": FLASH, "args": FLASH_OFF}),
+    ("fault-tolerance", "error", {"args": {"enable-fault-tolerance": True}}),
+    ("hccl-range", "error", {"env": {"HCCL_BUFFSIZE": "²"}}),
+    ("hccl-range", "error", {"env": {"HCCL_BUFFSIZE": "9" * 5000}}),
     ("port-clash", "error", {"network": {"http_port": 8000, "rpc_port": 8000}}),
     ("port-clash", "error", {"network": {"http_port": 60007}}),
 ]
@@ -118,6 +129,20 @@ SILENT = [
     {"env": {"VLLM_ASCEND_ENABLE_FLASHCOMM1": "0"}},
     {"parallel": {"tensor": 4, "prefill_context": 2}},
     {"env": HIER},
+    {"env": MC2 | HIER},
+    {"env": FLASH, "args": FLASH_OFF},
+    {"args": {"enable-fault-tolerance": False}},
+    {
+        "args": {
+            "additional-config": {
+                "hamming_sparse": {},
+                "mix_placement": True,
+                "ascend_fusion_config": {},
+                "ascend_log_path": "/var/log/ascend",
+                "enable_flashcomm2_parallel_size": 2,
+            }
+        }
+    },
     {"env": MC2},
     {"env": {"ASCEND_LAUNCH_BLOCKING": "0"}},
     {"env": {"ASCEND_LAUNCH_BLOCKING": "1"}, "args": {"enforce-eager": True}},
@@ -189,8 +214,15 @@ def test_all_findings_come_at_once_with_the_line_they_rest_on():
     )
 
 
-def test_the_pair_is_wanted_only_where_it_exists():
-    newer = A2 | {"vllm-ascend": "0.24.0"}
+@pytest.mark.parametrize("version", ["0.23.0.post1", "0.24.0rc1", "0.25.1rc1", "0.26.0rc1"])
+def test_every_release_that_reads_flashcomm1_needs_the_pair(version):
+    versions = A2 | {"vllm-ascend": version}
+    assert levels(check(parallel=EP, versions=versions)) == {"ep-without-flashcomm1": "warning"}
+    assert check(parallel=EP, env=FLASH, versions=versions) == []
+
+
+def test_a_release_without_flashcomm1_needs_no_pair():
+    newer = A2 | {"vllm-ascend": "0.27.0"}
     assert check(parallel=EP, versions=newer) == []
     assert levels(check(parallel=EP, versions={})) == {"ep-without-flashcomm1": "warning"}
     assert levels(check(parallel=EP, env=FLASH, versions=newer)) == {"dead-env": "warning"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raylaunch.checks.findings import Finding, forgive
+from raylaunch.checks.findings import Finding, waive
 from raylaunch.errors import UnknownDeploymentError
 from raylaunch.plan.facts import Facts, TuningStep
 from raylaunch.plan.planner import build_plan
@@ -62,7 +62,7 @@ def make_plan(name, *, hosts=(), primary=None, sets=(), deployment=None):
 def preflight(name, **given):
     asked.append(("preflight", {"name": name, **given}))
     _, plan, found = make_plan(name, sets=given["sets"], deployment=given["deployment"])
-    return plan, forgive(found, given["skip_checks"])
+    return plan, waive(found, given["skip_checks"])
 
 
 def clean(deployment, **given):

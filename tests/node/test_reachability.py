@@ -8,14 +8,14 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from raylaunch.checks.reach_checks import Door
+from raylaunch.checks.reach_checks import ProbeListener
 from raylaunch.node.probe.reachability import connect_to_all, open_listeners
 
 ONE, OTHER = "127.0.0.2", "127.0.0.3"
 
 
 @contextlib.asynccontextmanager
-async def doors_at(ip: str, **ports: int) -> AsyncIterator[tuple[Door, ...]]:
+async def doors_at(ip: str, **ports: int) -> AsyncIterator[tuple[ProbeListener, ...]]:
     servers, doors = await open_listeners(ip, ports or {"rpc": 0, "any": 0})
     try:
         yield doors
@@ -58,7 +58,7 @@ def test_another_host_behind_the_address_is_not_mistaken_for_it():
 def test_a_host_that_swallows_everything_costs_only_the_time_that_was_given():
     """The kernel accepts for a listener that never calls accept, as a firewall's proxy does."""
     with socket.create_server((OTHER, 0)) as silent:
-        door = Door(OTHER, "http", silent.getsockname()[1], "hello")
+        door = ProbeListener(OTHER, "http", silent.getsockname()[1], "hello")
         (missed,) = asyncio.run(connect_to_all(ONE, [door], 0.2))
     assert missed.reason == "no answer in 0.2 s"
 
@@ -70,7 +70,7 @@ def test_an_endless_line_in_place_of_the_greeting_is_another_program():
 
     async def attempt():
         server = await asyncio.start_server(flood, OTHER, 0)
-        door = Door(OTHER, "http", server.sockets[0].getsockname()[1], "hello")
+        door = ProbeListener(OTHER, "http", server.sockets[0].getsockname()[1], "hello")
         try:
             return await connect_to_all(ONE, [door], 10)
         finally:

@@ -199,7 +199,7 @@ def test_a_host_with_an_older_vllm_is_refused_with_its_name_and_the_flag(person,
         assert error["id"] == "unknown-flag"
         assert "--data-parallel-rpc-port" in error["what"]
         assert error["where"] == nodes.address.rpartition(":")[0]
-        assert "one version everywhere" in error["todo"]
+        assert "install one version of" in error["todo"]
         refused = person.run("start", *words)
         assert refused.code == 4, refused.out + refused.err
         assert "no flag --data-parallel-rpc-port" in refused.out + refused.err

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from raylaunch.supervise.diagnosis.exit_reasons import name_exit
 from raylaunch.supervise.diagnosis.root_cause import (
     Diagnosis,
     ServerEvidence,
     diagnose,
     diagnose_text,
-    name_exit,
 )
 from raylaunch.supervise.state import Exit
 

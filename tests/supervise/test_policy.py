@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,8 +18,10 @@ from raylaunch.supervise.policy import (
     Stop,
     Wait,
     decide,
-    find_trouble,
+    decide_on_failure,
+    find_failure,
     find_unready,
+    internal_failure,
     spent_restarts,
 )
 from raylaunch.supervise.state import (
@@ -31,6 +33,7 @@ from raylaunch.supervise.state import (
     Phase,
     RankSeen,
     ServerSeen,
+    move,
 )
 
 NOW = 10_000.0
@@ -81,7 +84,8 @@ IDLE = (RankSeen(0, at=NOW, moved_at=NOW - 300), RankSeen(1, at=NOW, moved_at=NO
 
 def mute(seconds: float, ranks_seen: tuple[RankSeen, ...] = IDLE) -> dict[str, Any]:
     asked = tuple(
-        replace(rank, mute_since=NOW - seconds if rank.rank else None) for rank in ranks_seen
+        replace(rank, canary_failing_since=NOW - seconds if rank.rank else None)
+        for rank in ranks_seen
     )
     return {"ranks": asked, "canary": CanarySeen(ok=False, at=NOW - 1, failing_since=NOW - seconds)}
 
@@ -199,21 +203,61 @@ def test_detection(
     phase: Phase, servers: tuple[ServerSeen, ...], expected: tuple[str, int | None] | None
 ) -> None:
     history = RAN if phase is Phase.READY else STARTED
-    trouble = find_trouble(phase, servers, history, HEALTH, NOW, gang=GANG)
-    assert (trouble and (trouble.cause, trouble.root)) == expected
+    seen = find_failure(phase, servers, history, HEALTH, NOW, gang=GANG)
+    assert (seen and (seen.cause, seen.root)) == expected
     decision = decide(phase, servers, history, HEALTH, NOW, gang=GANG)
     assert isinstance(decision, Restart) == (expected is not None)
-    assert trouble is None or trouble.reason
+    assert seen is None or seen.reason
+
+
+TIMES = {"at", "agent_at", "moved_at", "still_since", "canary_failing_since", "failing_since"}
+TIMES |= {"started_at", "ready_at"}
+
+
+def shifted(value: Any, by: float) -> Any:
+    """Move every time in a value (nested dataclasses and tuples) to a clock with another origin."""
+    if isinstance(value, tuple):
+        return tuple(shifted(item, by) for item in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changes = {}
+    for field in fields(value):
+        part = getattr(value, field.name)
+        is_time = field.name in TIMES and part is not None
+        changes[field.name] = part + by if is_time else shifted(part, by)
+    return replace(value, **changes)
+
+
+@pytest.mark.parametrize("origin", [-NOW + 1, 1.7e9], ids=["a fresh boot", "the epoch"])
+@pytest.mark.parametrize(
+    ("phase", "servers", "expected"), [row[1:] for row in DETECTION], ids=[r[0] for r in DETECTION]
+)
+def test_detection_does_not_depend_on_the_origin_of_the_clock(
+    phase: Phase,
+    servers: tuple[ServerSeen, ...],
+    expected: tuple[str, int | None] | None,
+    origin: float,
+) -> None:
+    """A monotonic clock begins at boot: ages count, and no time may be taken for an epoch."""
+    history = RAN if phase is Phase.READY else STARTED
+    moved_servers, moved_history = shifted(servers, origin), shifted(history, origin)
+    seen = find_failure(phase, moved_servers, moved_history, HEALTH, NOW + origin, gang=GANG)
+    assert (seen and (seen.cause, seen.root)) == expected
+    decision = decide(phase, moved_servers, moved_history, HEALTH, NOW + origin, gang=GANG)
+    original = decide(phase, servers, history, HEALTH, NOW, gang=GANG)
+    assert type(decision) is type(original)
+    if isinstance(decision, Restart) and isinstance(original, Restart):
+        assert decision.not_before - origin == pytest.approx(original.not_before)
 
 
 def test_start_deadline_names_what_is_missing() -> None:
     history = History(started_at=NOW - HEALTH.start_s - 1)
     servers = pair({"serves_model": False}, {"pid": None})
-    trouble = find_trouble(Phase.STARTING, servers, history, HEALTH, NOW, gang=GANG)
-    assert trouble is not None
-    assert trouble.cause == "start-deadline"
-    assert "server 1: not started" in trouble.reason
-    assert "/v1/models" in trouble.reason
+    seen = find_failure(Phase.STARTING, servers, history, HEALTH, NOW, gang=GANG)
+    assert seen is not None
+    assert seen.cause == "start-deadline"
+    assert "server 1: not started" in seen.reason
+    assert "/v1/models" in seen.reason
 
 
 def test_start_deadline_does_not_hit_what_is_ready_just_now() -> None:
@@ -349,7 +393,7 @@ def test_answer(history: History, diagnosis: Diagnosis | None, spare: bool, answ
     assert decision.root == 1
     assert decision.cause == (diagnosis.id if diagnosis else "ended")
     assert decision.collateral == ((0,) if diagnosis else ())
-    assert "server 1 ended with exit code 1" in decision.reason
+    assert "server 1 exited (exit code 1)" in decision.reason
 
 
 @pytest.mark.parametrize("name", ["no-evidence", "unknown"])
@@ -428,6 +472,61 @@ def test_stop_is_obeyed_in_every_phase_and_before_everything_else(phase: Phase) 
 def test_a_stop_under_way_is_not_asked_for_twice(phase: Phase) -> None:
     history = replace(STARTED, stop_requested=True)
     assert isinstance(decide(phase, ENDED, history, HEALTH, NOW, gang=GANG), Wait)
+
+
+def internal(history: History, phase: Phase = Phase.STARTING, gang: GroupShape = GANG) -> object:
+    seen = internal_failure("TimeoutError: agent of server 1 (hello)", 1)
+    return decide_on_failure(seen, phase, history, HEALTH, NOW, gang=gang)
+
+
+@pytest.mark.parametrize(
+    "phase", [Phase.PENDING, Phase.CHECKING, Phase.STARTING, Phase.READY, Phase.RESTARTING]
+)
+def test_an_error_in_the_controller_is_retried_in_every_phase_of_an_attempt(phase: Phase) -> None:
+    decision = internal(RAN if phase is Phase.READY else after(), phase)
+    assert isinstance(decision, Restart)
+    assert (decision.cause, decision.kind, decision.root) == ("internal", "internal", 1)
+    assert "TimeoutError: agent of server 1 (hello)" in decision.reason
+    assert move(phase, Phase.RESTARTING) is Phase.RESTARTING
+
+
+def test_errors_in_the_controller_back_off_and_count_in_the_restart_budget() -> None:
+    old = failed(60, was_ready=False, cause="internal", kind="internal")
+    waits = []
+    for count in range(HEALTH.max_restarts):
+        decision = internal(after(*[old] * count))
+        assert isinstance(decision, Restart)
+        waits.append(decision.not_before - NOW)
+    assert waits == [1, 4, 16]
+    last = internal(after(*[old] * HEALTH.max_restarts))
+    assert isinstance(last, GiveUp)
+    assert last.kind == "internal"
+    assert "3 restarts within 3600 s are used up" in last.reason
+
+
+def test_errors_in_the_controller_share_the_budget_with_other_failures() -> None:
+    crashes = [failed(100 * n, was_ready=True) for n in (3, 2, 1)]
+    assert isinstance(internal(after(*crashes, ready_ago=60), Phase.READY), GiveUp)
+
+
+def test_an_error_before_there_is_a_plan_is_retried_too() -> None:
+    assert isinstance(internal(after(), Phase.PENDING, GroupShape((), ())), Restart)
+
+
+@pytest.mark.parametrize("phase", [Phase.STOPPING, Phase.STOPPED, Phase.FAILED])
+def test_an_error_in_the_controller_restarts_nothing_that_is_over(phase: Phase) -> None:
+    assert isinstance(internal(after(), phase), Wait)
+
+
+def test_a_requested_stop_comes_before_the_retry_of_an_error() -> None:
+    assert internal(replace(STARTED, stop_requested=True)) == Stop()
+
+
+def test_a_child_process_of_a_server_is_named_with_its_exit_status() -> None:
+    servers = pair(None, {"exit": Exit(NOW - 1, process="VLLM::EngineCore (pid 7)")})
+    seen = find_failure(Phase.READY, servers, RAN, HEALTH, NOW, gang=GANG)
+    assert seen is not None
+    assert seen.reason == "VLLM::EngineCore (pid 7) of server 1 exited (exit status unknown)"
 
 
 def test_counters_forget_after_a_long_time_ready() -> None:

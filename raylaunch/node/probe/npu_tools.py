@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from raylaunch.checks.ping_checks import Ping, Pinged
+from raylaunch.checks.ping_checks import Ping, PingResult
 from raylaunch.errors import NodeError
 from raylaunch.node.probe import hccn_parsers, npu_parsers, tool_text
 from raylaunch.plan.facts import Npu, NpuLink, NpuProcess, ProbeFailure
@@ -121,7 +121,7 @@ def ping_npus(
     timeout_s: float,
     *,
     hccn_default: str = HCCN_TOOL,
-) -> list[Pinged]:
+) -> list[PingResult]:
     """Carry out pings: those of different NPUs in parallel, those of one NPU in sequence.
 
     Takes at most about `timeout_s` seconds. A ping that was not done by then, that the tool refused
@@ -132,10 +132,10 @@ def ping_npus(
     for ping in pings:
         by_npu.setdefault(ping.npu, []).append(ping)
 
-    def ping_one(ping: Ping) -> Pinged:
+    def ping_one(ping: Ping) -> PingResult:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            return Pinged(ping, None, f"not done within {timeout_s:g} s")
+            return PingResult(ping, None, f"not done within {timeout_s:g} s")
         try:
             answer = ping_npu(
                 ping.npu,
@@ -145,14 +145,14 @@ def ping_npus(
                 hccn_default=hccn_default,
             )
         except NodeError as error:
-            return Pinged(ping, None, error.what)
+            return PingResult(ping, None, error.what)
         reached = answer.reached if answer.counted else None
-        return Pinged(ping, reached, answer.complaint)
+        return PingResult(ping, reached, answer.complaint)
 
-    def ping_in_sequence(pings_of_one: list[Ping]) -> list[Pinged]:
+    def ping_in_sequence(pings_of_one: list[Ping]) -> list[PingResult]:
         return [ping_one(ping) for ping in pings_of_one]
 
-    done: list[Pinged] = []
+    done: list[PingResult] = []
     with ThreadPoolExecutor(_PING_WORKERS) as pool:
         for answers in pool.map(ping_in_sequence, by_npu.values()):
             done += answers

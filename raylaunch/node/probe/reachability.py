@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from raylaunch.checks.reach_checks import Door, Unreached
+from raylaunch.checks.reach_checks import FailedConnection, ProbeListener
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +24,14 @@ MAX_CONNECTING = 64
 
 async def open_listeners(
     ip: str, ports: Mapping[str, int]
-) -> tuple[list[asyncio.Server], tuple[Door, ...]]:
+) -> tuple[list[asyncio.Server], tuple[ProbeListener, ...]]:
     """Listen on `ip` at each port; port 0 is one that the system chooses.
 
     A port that cannot be opened is left out: the port checks name its owner. The caller closes the
     servers.
     """
     servers: list[asyncio.Server] = []
-    doors: list[Door] = []
+    doors: list[ProbeListener] = []
     for name, port in ports.items():
         greeting = secrets.token_hex(8)
         try:
@@ -41,15 +41,15 @@ async def open_listeners(
             continue
         bound_port = server.sockets[0].getsockname()[1]
         servers.append(server)
-        doors.append(Door(ip, name, bound_port, greeting))
+        doors.append(ProbeListener(ip, name, bound_port, greeting))
     return servers, tuple(doors)
 
 
 async def connect_to_all(
     source: str,
-    doors: Sequence[Door],
+    doors: Sequence[ProbeListener],
     timeout_s: float,
-) -> list[Unreached]:
+) -> list[FailedConnection]:
     """Connect from the address `source` to every listener of other hosts.
 
     Returns those that did not send their greeting within `timeout_s` seconds each.
@@ -61,7 +61,7 @@ async def connect_to_all(
     missed = []
     for door, reason in zip(others, reasons, strict=True):
         if reason:
-            missed.append(Unreached(source, door, reason))
+            missed.append(FailedConnection(source, door, reason))
     return missed
 
 
@@ -90,7 +90,7 @@ class _Greeter:
 
 async def _connect(
     source: str,
-    door: Door,
+    door: ProbeListener,
     timeout_s: float,
     limit: asyncio.Semaphore,
 ) -> str:
@@ -110,7 +110,7 @@ async def _connect(
     return ""
 
 
-async def _read_greeting(source: str, door: Door) -> str:
+async def _read_greeting(source: str, door: ProbeListener) -> str:
     reader, writer = await asyncio.open_connection(
         door.host,
         door.port,

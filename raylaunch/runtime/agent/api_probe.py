@@ -32,9 +32,15 @@ def fold_http(before: HttpSeen, answer: HttpAnswer, sent: float, now: float) -> 
 def fold_rank(before: RankSeen | None, rank: int, counters: RankCounters, now: float) -> RankSeen:
     """Take in one reading of a rank's counters."""
     tokens = counters.prompt_tokens + counters.generation_tokens
-    mute = before.mute_since if before else None
+    mute = before.canary_failing_since if before else None
     after = RankSeen(
-        rank, counters.running, counters.waiting, tokens, counters.finished, at=now, mute_since=mute
+        rank,
+        counters.running,
+        counters.waiting,
+        tokens,
+        counters.finished,
+        at=now,
+        canary_failing_since=mute,
     )
     moved = before is None or (tokens, counters.finished) != (before.tokens, before.finished)
     moved_at = now if moved else before.moved_at if before else None
@@ -58,8 +64,13 @@ def fold_canary(
 def fold_rank_canary(rank: RankSeen, answer: HttpAnswer, sent: float) -> RankSeen:
     """Take in the answer of one rank to a canary sent at `sent`."""
     if answer.status is not None and answer.status < 500:
-        return replace(rank, mute_since=None)
-    return replace(rank, mute_since=rank.mute_since if rank.mute_since is not None else sent)
+        return replace(rank, canary_failing_since=None)
+    return replace(
+        rank,
+        canary_failing_since=rank.canary_failing_since
+        if rank.canary_failing_since is not None
+        else sent,
+    )
 
 
 def take_canaries(
@@ -177,7 +188,7 @@ class ApiObserver:
         return tuple(
             rank.rank
             for rank in idle
-            if rank.mute_since is not None
+            if rank.canary_failing_since is not None
             or max(rank.moved_at or 0.0, self._asked.get(rank.rank, 0.0)) <= limit
         )
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from raylaunch.checks.ping_checks import Ping, Pinged
-from raylaunch.checks.reach_checks import Door, Unreached
+from raylaunch.checks.ping_checks import Ping, PingResult
+from raylaunch.checks.reach_checks import FailedConnection, ProbeListener
 from raylaunch.node.probe import npu_tools as npu, reachability, vllm_flags
 from raylaunch.node.process import log_files
 from raylaunch.plan.facts import Facts, ProbeFailure
@@ -111,7 +111,7 @@ class Scout:
 
     async def open_doors(
         self, wanted: Mapping[int, tuple[str, Mapping[str, int]]]
-    ) -> tuple[Door, ...]:
+    ) -> tuple[ProbeListener, ...]:
         """Listen where `wanted` says for this server: address and ports. Until `close_doors`."""
         if self._index not in wanted:
             return ()
@@ -119,15 +119,15 @@ class Scout:
         return doors
 
     async def knock(
-        self, sources: Mapping[int, str], doors: tuple[Door, ...], timeout_s: float
-    ) -> list[Unreached]:
+        self, sources: Mapping[int, str], doors: tuple[ProbeListener, ...], timeout_s: float
+    ) -> list[FailedConnection]:
         """Connect from this node to the doors of the others."""
         source = sources.get(self._index)
         return await reachability.connect_to_all(source, doors, timeout_s) if source else []
 
     async def ping_npus(
         self, wanted: Mapping[int, tuple[Ping, ...]], timeout_s: float
-    ) -> list[Pinged]:
+    ) -> list[PingResult]:
         """Have the NPUs of this node ping those of others, as `wanted` says for this server."""
         pings = wanted.get(self._index, ())
         return (

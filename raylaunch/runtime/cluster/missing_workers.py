@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from raylaunch.checks.join_checks import Absent, find_absent
+from raylaunch.checks.join_checks import MissingWorkers, find_missing_workers
 from raylaunch.errors import ClusterFileError
 from raylaunch.recipe.cluster_yaml import read_cluster_file
 from raylaunch.runtime.cluster.connection import alive_nodes, recorded_cluster
@@ -17,7 +17,7 @@ LOGS = ("monitor.log", "monitor.out", "monitor.err")
 TAIL_BYTES = 200_000
 
 
-def absent_workers() -> Absent | None:
+def absent_workers() -> MissingWorkers | None:
     """The workers of `ray up` that the connected cluster lacks; None when all are there, or this is not its head."""
     import ray
 
@@ -37,7 +37,9 @@ def absent_workers() -> Absent | None:
         / "logs"
     )
     alive = [node["NodeManagerAddress"] for node in alive_nodes()]
-    return find_absent(told, alive, {name: _tail(folder / name) for name in LOGS}, str(folder))
+    return find_missing_workers(
+        told, alive, {name: _tail(folder / name) for name in LOGS}, str(folder)
+    )
 
 
 def _tail(path: Path) -> str:

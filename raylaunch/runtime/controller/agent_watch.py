@@ -134,7 +134,7 @@ def shift_clock(seen: ServerSeen, by_s: float) -> ServerSeen:
             still_since=moved(rank.still_since),
             moved_at=moved(rank.moved_at),
             at=moved(rank.at),
-            mute_since=moved(rank.mute_since),
+            canary_failing_since=moved(rank.canary_failing_since),
         )
         for rank in seen.ranks
     )

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raylaunch.checks.findings import forgive
+from raylaunch.checks.findings import waive
 from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
@@ -349,7 +349,7 @@ class Controller:
             asked = (self._gang, self._request.loaded, self._request.deployment, nodes, neighbours)
             self._journal.plan, findings = await plan_and_check(*asked)
         plan = self._journal.plan
-        self._journal.findings = tuple(forgive(findings, self._request.skipped or {}))
+        self._journal.findings = tuple(waive(findings, self._request.skipped or {}))
         self._journal.ray_addresses.update(
             {one.node.ip: node.ip for one, node in zip(plan.servers, nodes, strict=True)}
         )
@@ -385,7 +385,7 @@ class Controller:
         now = time.time()
         seen = list(self._seen.values())
         arguments = (self._journal.phase, seen, self._judged_history(), self._health, now)
-        trouble = policy.find_trouble(*arguments, gang=self._shape)
+        trouble = policy.find_failure(*arguments, gang=self._shape)
         diagnosis = None
         if trouble is not None:
             self._note("failure", trouble.reason, trouble.root)
@@ -438,7 +438,7 @@ class Controller:
                 await self._wake.wait()
         self._wake.clear()
 
-    async def _examine(self, trouble: policy.Trouble) -> Diagnosis:
+    async def _examine(self, trouble: policy.FailureSeen) -> Diagnosis:
         """Freeze the evidence on every node, then name the root."""
         found = await self._ask_evidence()
         self._journal.diagnosis = found

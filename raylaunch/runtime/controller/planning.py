@@ -9,9 +9,9 @@ from typing import Any
 from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.join_checks import check_joined
-from raylaunch.checks.ping_checks import Ping, Pinged, check_pings, choose_pings
+from raylaunch.checks.ping_checks import Ping, PingResult, check_pings, choose_pings
 from raylaunch.checks.port_checks import check_silent_neighbours
-from raylaunch.checks.reach_checks import Unreached, check_reach
+from raylaunch.checks.reach_checks import FailedConnection, check_reach
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan, Ports
@@ -101,7 +101,7 @@ async def plan_and_check(
     ]
 
 
-async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[Unreached]:
+async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[FailedConnection]:
     """Both ways between all hosts; nothing to try when there is only one."""
     first = {server.node.ip: server for server in reversed(plan.servers)}
     if len(first) < 2:
@@ -117,7 +117,7 @@ async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[Unreached]:
     return [one for index in sorted(missed) for one in missed[index]]
 
 
-async def _ping_npus(gang: Gang, pings: Mapping[int, tuple[Ping, ...]]) -> list[Pinged]:
+async def _ping_npus(gang: Gang, pings: Mapping[int, tuple[Ping, ...]]) -> list[PingResult]:
     if not pings:
         return []
     answers = await gang.demand("ping_npus", pings, PING_S, timeout_s=PING_S + AGENT_TIMEOUT_S)

@@ -1,4 +1,7 @@
-"""The known failures, read from signatures.yaml once and compiled once; what each field means is told there."""
+"""Known failure signatures, read from signatures.yaml once and compiled once.
+
+The head of that file explains each field.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,17 @@ from importlib.resources import files
 from typing import Any, Literal
 
 Kind = Literal["deterministic", "transient", "device", "harmless"]
-"""Failure class: fails again the same way; may pass; belongs to one node; never a reason to restart."""
+"""Failure class: fails again the same way; may pass; is a fault of one node; is no failure."""
 
 Level = Literal["fatal", "hang", "warning", "quality"]
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One known failure. `cause` and `remedy` may hold `{0}`, `{1}`: the groups that took part in the match."""
+    """One known failure.
+
+    `cause` and `remedy` may hold `{0}`, `{1}`: the groups that took part in the match, in order.
+    """
 
     id: str
     pattern: re.Pattern[str]
@@ -27,24 +33,24 @@ class Signature:
     source: str
     sample: str
     wrapper: bool = False
-    """Only says that something else failed."""
+    """Only reports that something else failed."""
     symptom: bool = False
-    """Says that a peer is gone or late."""
+    """Reports that a peer is gone or late."""
 
 
 @cache
 def load_signatures() -> tuple[Signature, ...]:
-    """All signatures, in the order of the file."""
+    """Return all signatures, in the order of the file."""
     import yaml
 
-    loader = getattr(
-        yaml, "CSafeLoader", yaml.SafeLoader
-    )  # libyaml is about ten times as fast, but not always built in
+    # libyaml is about ten times as fast, but it is not built into every PyYAML.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = files(__package__).joinpath("signatures.yaml").read_text(encoding="utf-8")
-    return tuple(_signature(entry) for entry in yaml.load(text, Loader=loader))  # noqa: S506 - a safe loader either way
+    entries = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader either way
+    return tuple(_signature(entry) for entry in entries)
 
 
 def _signature(entry: dict[str, Any]) -> Signature:
-    parts = {**entry, "kind": entry["class"], "pattern": re.compile(entry["pattern"], re.MULTILINE)}
-    del parts["class"]
-    return Signature(**parts)
+    fields = {name: value for name, value in entry.items() if name not in ("class", "pattern")}
+    pattern = re.compile(entry["pattern"], re.MULTILINE)
+    return Signature(**fields, kind=entry["class"], pattern=pattern)
