@@ -11,7 +11,7 @@ from raylaunch.node.process.log_files import (
     prune_attempts,
     read_from,
     server_log,
-    start_fresh,
+    set_aside_old_log,
     tail,
     tail_cursor,
 )
@@ -186,12 +186,12 @@ def test_follow_from_the_last_lines(tmp_path):
 
 def test_start_fresh_puts_an_older_life_aside(tmp_path):
     path = server_log(tmp_path, "d", 1, 0)
-    start_fresh(path)
+    set_aside_old_log(path)
     path.write_text("old\n")
     path.with_name("server-0.log.1").write_text("older\n")
     neighbour = path.with_name("server-1.log")
     neighbour.write_text("running\n")
-    start_fresh(path)
+    set_aside_old_log(path)
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "server-0.previous.log",
         "server-1.log",

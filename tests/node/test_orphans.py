@@ -11,15 +11,15 @@ import pytest
 from process_trees import Watched, python
 
 from raylaunch.node.process.orphans import (
-    Running,
+    KnownDeployments,
     deployment_of,
-    end_leftovers,
-    find_leftovers,
-    machine,
+    find_orphans,
+    machine_identity,
+    terminate_orphans,
 )
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 
-NOBODY = Running()
+NOBODY = KnownDeployments()
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def name():
     for marker in {
         found.deployment for found in find_marked() if deployment_of(found.deployment) == deployment
     }:
-        end_marked(marker, grace_s=0)
+        terminate_marked(marker, instance=ANY_INSTANCE, grace_s=0)
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def pids(found):
 
 def test_a_process_nobody_speaks_for_is_found_and_ended_alone(name, orphan):
     first, second, other = orphan(name), orphan(name), orphan(f"{name}-other")
-    found = find_leftovers(NOBODY, name)
+    found = find_orphans(NOBODY, name)
     assert pids(found) == {first.pid, second.pid}
     assert [one.attempt for one in found] == [3, 3]
-    assert end_leftovers([one for one in found if one.pid == first.pid], grace_s=20) == []
+    assert terminate_orphans([one for one in found if one.pid == first.pid], grace_s=20) == []
     assert first.wait(20) == -15
     assert second.poll() is None, "same mark, but not among those to end"
     assert other.poll() is None
@@ -74,8 +74,8 @@ def test_a_process_nobody_speaks_for_is_found_and_ended_alone(name, orphan):
 
 def test_a_deployment_with_a_controller_is_left_alone(name, orphan):
     process = orphan(name)
-    assert find_leftovers(Running((name,)), name) == []
-    assert pids(find_leftovers(Running((name,)), None)).isdisjoint({process.pid})
+    assert find_orphans(KnownDeployments((name,)), name) == []
+    assert pids(find_orphans(KnownDeployments((name,)), None)).isdisjoint({process.pid})
 
 
 def test_a_server_under_its_guard_is_left_alone_whatever_cluster_it_belongs_to(name, tmp_path):
@@ -83,12 +83,12 @@ def test_a_server_under_its_guard_is_left_alone_whatever_cluster_it_belongs_to(n
     try:
         watched.event("spawned")
         assert find_marked(name)
-        assert find_leftovers(NOBODY, name) == []
-        assert find_leftovers(Running(orphaned=(name,)), name), (
+        assert find_orphans(NOBODY, name) == []
+        assert find_orphans(KnownDeployments(orphaned=(name,), orphaned_instances=("i",)), name), (
             "unless its controller is known to be gone"
         )
     finally:
-        watched.process.end(0)
+        watched.process.terminate(0)
 
 
 def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orphan, tmp_path):
@@ -99,7 +99,7 @@ def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orpha
         json.dumps({"marker": marker, "folder": "/tmp/raylaunch-none", "deployment": name})
     )
     cluster, server = orphan(marker), orphan(name)
-    assert find_leftovers(NOBODY, name) == [], (
+    assert find_orphans(NOBODY, name) == [], (
         "its servers too, also between two attempts, when no guard lives"
     )
     record.write_text(
@@ -107,11 +107,11 @@ def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orpha
             {"marker": f"@{name}-99999999", "folder": "/tmp/raylaunch-none", "deployment": name}
         )
     )
-    assert pids(find_leftovers(NOBODY, name)) == {cluster.pid, server.pid}, (
+    assert pids(find_orphans(NOBODY, name)) == {cluster.pid, server.pid}, (
         "the record is of a later one, not alive"
     )
     record.unlink()
-    assert pids(find_leftovers(NOBODY, name)) == {cluster.pid, server.pid}
+    assert pids(find_orphans(NOBODY, name)) == {cluster.pid, server.pid}
 
 
 def test_the_record_in_the_home_of_the_process_counts_not_in_ours(
@@ -123,7 +123,7 @@ def test_the_record_in_the_home_of_the_process_counts_not_in_ours(
     (theirs / "clusters").mkdir(parents=True)
     (theirs / "clusters" / f"{name}.json").write_text(json.dumps({"marker": marker}))
     orphan(marker, theirs)
-    assert find_leftovers(NOBODY, name) == []
+    assert find_orphans(NOBODY, name) == []
 
 
 def test_a_marker_names_its_deployment():
@@ -132,6 +132,6 @@ def test_a_marker_names_its_deployment():
 
 
 def test_the_machine_has_a_name_and_a_key():
-    key, host = machine()
-    assert key == machine()[0]
+    key, host = machine_identity()
+    assert key == machine_identity()[0]
     assert host == os.uname().nodename

@@ -12,14 +12,14 @@ from stopping import stop
 
 from raylaunch.node.process import process_markers
 from raylaunch.node.process.guard import Process, read_process, send_signal
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 
 
 @pytest.fixture
 def deployment():
     name = f"test-{uuid.uuid4().hex}"
     yield name
-    end_marked(name, grace_s=0)
+    terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
     assert find_marked(name) == []
 
 
@@ -94,14 +94,14 @@ def test_ends_exactly_the_marked(deployment, run):
     )
     later = run(deployment, 2)
     stop(stopped.pid)
-    assert end_marked(deployment, 1, grace_s=PATIENCE_S) == []
+    assert terminate_marked(deployment, 1, instance=ANY_INSTANCE, grace_s=PATIENCE_S) == []
     assert (polite.wait(PATIENCE_S), stopped.wait(PATIENCE_S)) == (9, 9)
     assert [found.pid for found in find_marked(deployment)] == [later.pid]
 
 
 def test_kills_what_ignores_sigterm(deployment, run):
     process = run(deployment, script="ignore_term(); fork(stubborn); say('up'); sleep()")
-    assert end_marked(deployment, grace_s=0.1) == []
+    assert terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0.1) == []
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
@@ -110,7 +110,7 @@ def test_without_grace_nobody_is_asked(deployment, run):
         deployment,
         script="signal.signal(signal.SIGTERM, lambda *_: os._exit(9)); say('up'); sleep()",
     )
-    assert end_marked(deployment, grace_s=0) == []
+    assert terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0) == []
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
@@ -120,14 +120,14 @@ def test_ends_them_on_a_kernel_without_pidfds(deployment, run, monkeypatch):
 
     process = run(deployment, script="ignore_term(); say('up'); sleep()")
     monkeypatch.setattr(os, "pidfd_open", refuse)
-    assert end_marked(deployment, grace_s=0.1) == []
+    assert terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0.1) == []
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_reports_what_resists(deployment, run, monkeypatch):
     process = run(deployment)
     monkeypatch.setattr(process_markers, "send_signal", lambda *_: None)
-    left = end_marked(deployment, grace_s=0, kill_timeout_s=0.1)
+    left = terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0, kill_timeout_s=0.1)
     assert [found.pid for found in left] == [process.pid]
 
 
@@ -146,7 +146,10 @@ say("up"); sleep()
 
 def test_the_caller_is_never_a_target(deployment):
     """An owner that itself carries the marker ends the others and survives to say so."""
-    code = f"from raylaunch.node.process.process_markers import end_marked; print(end_marked({deployment!r}, grace_s=0))"  # noqa: E501
+    code = (
+        "from raylaunch.node.process.process_markers import ANY_INSTANCE, terminate_marked\n"
+        f"print(terminate_marked({deployment!r}, instance=ANY_INSTANCE, grace_s=0))"
+    )
     env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": deployment}
     assert (
         subprocess.run(

@@ -12,12 +12,13 @@ from process_trees import PATIENCE_S, Watched, parent_of
 from stopping import stop
 
 from raylaunch.node.process import server_process as process
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
 
-MARKER = {"deployment": "d", "attempt": 3, "server": 1}
+MARKER = {"deployment": "d", "instance": "i", "attempt": 3, "server": 1}
 MARKED = {
     "RAYLAUNCH_DEPLOYMENT": "d",
+    "RAYLAUNCH_INSTANCE": "i",
     "RAYLAUNCH_ATTEMPT": "3",
     "RAYLAUNCH_SERVER": "1",
     "SPT_NOENV": "1",
@@ -29,7 +30,7 @@ def deployment():
     name = f"test-{uuid.uuid4().hex}"
     yield name
     left = find_marked(name)
-    end_marked(name, grace_s=0)
+    terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
     assert left == []
 
 
@@ -108,7 +109,7 @@ def test_commands_after_the_end_are_harmless(deployment, log):
     server.end()
     server.process.stop()
     server.process.kill()
-    assert server.process.end() == []
+    assert server.process.terminate() == []
 
 
 def test_log_of_an_earlier_deployment_is_put_aside(deployment, log):
@@ -128,7 +129,7 @@ def test_start_says_when_the_log_folder_cannot_be_made(deployment, tmp_path):
 def test_end_proves_it(deployment, log):
     server = Watched(deployment, log, "ignore_term(); fork(stubborn); say('up'); sleep()")
     server.line("up")
-    assert server.process.end(0.1) == []
+    assert server.process.terminate(0.1) == []
     assert server.process.state.exit_signal == signal.SIGKILL
 
 
@@ -137,7 +138,7 @@ def test_end_works_with_a_guard_that_does_not_answer(deployment, log, monkeypatc
     server = Watched(deployment, log, "fork(stubborn); say('up'); sleep()", kill_timeout_s=0)
     server.line("up")
     stop(server.process.guard_pid)
-    server.process.end(0.1)
+    server.process.terminate(0.1)
     assert server.end()["left"] == []
     assert server.names() == ["spawned", "guard_lost", "clean"]
 
@@ -149,7 +150,7 @@ def test_two_servers_of_one_owner_do_not_hold_each_other(deployment, tmp_path):
     )
     first.event("spawned")
     second.event("spawned")
-    assert first.process.end(PATIENCE_S) == []
+    assert first.process.terminate(PATIENCE_S) == []
     first.end()
     assert second.process.state.running
     second.process.kill()
@@ -186,5 +187,10 @@ def test_setproctitle_hides_the_marker_unless_told_not_to(deployment, noenv, fou
 
 def marked_env(deployment, server=0):
     return child_env(
-        {"PATH": os.environ["PATH"]}, {}, deployment=deployment, attempt=1, server=server
+        {"PATH": os.environ["PATH"]},
+        {},
+        deployment=deployment,
+        instance="i",
+        attempt=1,
+        server=server,
     )

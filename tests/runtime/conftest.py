@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray_clusters import STANDIN, RayNodes, User, clean_env, free_ports
 
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.runtime.cluster.local_cluster import stop_local
 
 
@@ -61,7 +61,7 @@ def ray_nodes():
             for process in find_marked()
             if process.deployment.startswith("test-")
         }:
-            end_marked(deployment, grace_s=0)
+            terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0)
         shutil.rmtree(folder, ignore_errors=True)
 
 

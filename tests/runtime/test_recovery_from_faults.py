@@ -22,7 +22,7 @@ from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
 from raylaunch.errors import BusyError, LaunchError, UnknownDeploymentError
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.supervise.state import Phase
 
 pytestmark = pytest.mark.ray
@@ -64,7 +64,7 @@ def cluster():
         for deployment in {
             one.deployment for one in find_marked() if one.deployment.startswith("test-")
         }:
-            end_marked(deployment, grace_s=0)
+            terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0)
         shutil.rmtree(folder, ignore_errors=True)
 
 

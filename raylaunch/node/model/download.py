@@ -17,6 +17,7 @@ from raylaunch.errors import NodeError
 from raylaunch.node.model.storage import free_bytes
 from raylaunch.node.model.weight_files import expected_bytes
 from raylaunch.node.process.log_files import tail
+from raylaunch.node.process.process_markers import new_instance
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
 from raylaunch.plan.wanted_weights import HUBS, PROGRAMS, DownloadProgress, Hub
 
@@ -47,7 +48,9 @@ class Download:
         label: str,
         number: int,
     ) -> None:
-        marked = child_env(env, {}, deployment=label, attempt=1, server=number)
+        marked = child_env(
+            env, {}, deployment=label, instance=new_instance(), attempt=1, server=number
+        )
         spec = ServerSpec(tuple(argv), marked, str(log), term_timeout_s=TERM_S, niceness=None)
         self._process = ServerProcess(spec, lambda _: None)
         self._folder, self._log = folder, log
@@ -93,7 +96,7 @@ class Download:
     def end(self) -> tuple[int, ...]:
         """End it with all its processes; returns the pids of those that resisted."""
         try:
-            return tuple(process.pid for process in self._process.end())
+            return tuple(process.pid for process in self._process.terminate())
         finally:
             self._unlock()
 
