@@ -1,4 +1,4 @@
-"""The guard with real process trees: whatever happens to whom, nothing below it survives and no line is lost."""
+"""The guard with real process trees: nothing below it survives, and no line is lost."""
 
 import errno
 import itertools
@@ -149,7 +149,11 @@ def test_stopped_daemon_is_ended(deployment, log):
 
 def test_everything_printed_while_exiting_is_logged_in_order(deployment, log):
     lines = 120_000
-    script = f"print('\\n'.join(f'line {{n:08d}}' for n in range({lines}))); sys.stdout.flush(); os._exit(7)"
+    script = f"""
+print("\\n".join(f"line {{n:08d}}" for n in range({lines})))
+sys.stdout.flush()
+os._exit(7)
+"""
     server = Watched(deployment, log, script, rotate_bytes=300_000, keep=50)
     server.event("exit")
     expected = "".join(f"line {n:08d}\n" for n in range(lines))
@@ -160,7 +164,11 @@ def test_everything_printed_while_exiting_is_logged_in_order(deployment, log):
 
 def test_log_is_complete_before_the_exit_is_told(deployment, log):
     """The guard sleeps while the server prints and ends, so it wakes to both at once."""
-    script = "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'x' * 500_000), os._exit(0))); say('up'); sleep()"
+    script = """
+signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b"x" * 500_000), os._exit(0)))
+say("up")
+sleep()
+"""
     server = Watched(deployment, log, script)
     server.line("up")
     stop(server.process.guard_pid)
@@ -458,7 +466,7 @@ def test_tree_is_stopped_when_proc_hides_other_users(deployment, foreign_folder,
 
 
 def test_tree_is_stopped_when_proc_can_not_be_read_at_all(deployment, log):
-    """The kernel's list of children is enough: what each of them leaves becomes the guard's child."""
+    """The kernel's list of children is enough: what each one leaves becomes the guard's child."""
     code = """
 import builtins, runpy, sys
 real = open

@@ -1,4 +1,4 @@
-"""The guard: owns one server's process tree and its log, and stops the tree when its owner goes away.
+"""The guard: owns one server's process tree and log, and stops the tree when its owner goes away.
 
 Run by path with `python -I -S`, from the standard library alone, so that it starts in a few
 milliseconds and works wherever raylaunch was unpacked. Nothing here may import raylaunch.
@@ -15,9 +15,9 @@ guard would leave processes behind that hold the NPUs.
 skipped; the tree is then found by the server's process group and by the kernel's own list of our
 children, to which every orphan below us is added (child subreaper).
 
-stdin:  one JSON line, the spec (`raylaunch.node.process.server_process.ServerSpec`). Then commands as
-        JSON lines: {"do": "stop", "term_timeout_s": 10} or {"do": "kill"}. End of file means that the
-        owner is gone and is handled like stop.
+stdin:  one JSON line, the spec (`raylaunch.node.process.server_process.ServerSpec`). Then commands
+        as JSON lines: {"do": "stop", "term_timeout_s": 10} or {"do": "kill"}. End of file means
+        that the owner is gone and is handled like stop.
 stdout: events as JSON lines: spawned | failed; log (the log grew); log_failed (a full or read-only
         disk; once per outage) and log_recovered; keeper_lost; exit; and last clean, with the pids
         that resisted.
@@ -29,7 +29,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import itertools
 import json
 import os
 import selectors
@@ -55,7 +54,15 @@ KILL_ROUND_S = 0.2
 KEEPER_KILL_S = 10.0
 KEEPER_EXITED = signal.SIGUSR2
 """Sent to the guard by the kernel when the keeper exits (PR_SET_PDEATHSIG)."""
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
+DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+    }
+)
 """A server starts without a log when the log cannot be created for one of these reasons."""
 LOG_RETRY_S = 1.0
 LOG_RETRY_MAX_S = 30.0
@@ -95,11 +102,13 @@ class Process(NamedTuple):
 def main() -> int:
     """Fork into keeper and guard; return the exit status of this one of the two."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # Ray's workers have an OOM score of 1000: without this the OOM killer's first victim is the keeper.
+    # Ray's workers have an OOM score of 1000: without this the keeper is the first victim.
     set_oom_score(GUARD_OOM_SCORE, SERVER_OOM_SCORE)
     keeper_pid = os.getpid()
     guard_pid = os.fork()
-    return keep(guard_pid) if guard_pid else guard(keeper_pid)
+    if guard_pid:
+        return keep(guard_pid)
+    return guard(keeper_pid)
 
 
 def keep(guard_pid: int) -> int:
@@ -143,7 +152,12 @@ class Guard:
         self.keeper_pid = keeper_pid
         self.keeper_lost = False
         self.events = Events(1)
-        self.log = SafeLog(spec["log"], spec["rotate_bytes"], spec["keep"], self.events)
+        self.log = SafeLog(
+            spec["log"],
+            spec["rotate_bytes"],
+            spec["keep"],
+            self.events,
+        )
         self.pid: int | None = None
         """The server while it has not been reaped."""
         self.phase = "running"
@@ -151,8 +165,14 @@ class Guard:
         self.selector = selectors.DefaultSelector()
         self.wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        # Handlers, not SIG_IGN: exec resets handlers, so the server starts with default dispositions.
-        handled = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, KEEPER_EXITED)
+        # Handlers, not SIG_IGN: exec resets handlers, so the server starts with the defaults.
+        handled = (
+            signal.SIGCHLD,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+            KEEPER_EXITED,
+        )
         for number in handled:
             signal.signal(number, lambda _number, _frame: None)
         _libc.prctl(PR_SET_PDEATHSIG, KEEPER_EXITED, 0, 0, 0)
@@ -209,13 +229,14 @@ class Guard:
 
     def step(self) -> None:
         """Wait for the next event or deadline and handle it."""
-        for key, _ in self.selector.select(self.timeout_s()):
+        ready = self.selector.select(self.timeout_s())
+        for key, _ in ready:
             key.data()
         self.log.retry()
         self.watch_events()
         if self.phase == "killing":
             self.kill_round()
-        elif self.deadline is not None and time.monotonic() >= self.deadline:
+        elif self.deadline_passed():
             self.kill()
 
     def timeout_s(self) -> float | None:
@@ -224,8 +245,21 @@ class Guard:
             return (
                 KILL_ROUND_S  # a child that was forked during the last round is found in the next
             )
-        due = [time_ for time_ in (self.deadline, self.log.retry_at) if time_ is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        due = []
+        if self.deadline is not None:
+            due.append(self.deadline)
+        if self.log.retry_at is not None:
+            due.append(self.log.retry_at)
+        if not due:
+            return None
+        now = time.monotonic()
+        return max(0.0, min(due) - now)
+
+    def deadline_passed(self) -> bool:
+        """Return whether the time for the current phase is over."""
+        if self.deadline is None:
+            return False
+        return time.monotonic() >= self.deadline
 
     def watch_events(self) -> None:
         """Wait for the owner to read only while an event is queued."""
@@ -252,10 +286,11 @@ class Guard:
             if command["do"] == "kill":
                 self.kill()
             elif command["do"] == "stop":
-                self.stop(command.get("term_timeout_s", self.spec["term_timeout_s"]))
+                default_s = self.spec["term_timeout_s"]
+                self.stop(command.get("term_timeout_s", default_s))
 
     def on_signal(self) -> None:
-        """Handle SIGTERM as stop and reap on SIGCHLD; a terminal's SIGINT and SIGHUP are ignored."""
+        """Handle SIGTERM as stop, reap on SIGCHLD; a terminal's SIGINT and SIGHUP are ignored."""
         received = os.read(self.wakeup, 4096)
         if signal.SIGTERM in received:
             self.stop(self.spec["term_timeout_s"])
@@ -265,7 +300,8 @@ class Guard:
 
     def check_keeper(self) -> None:
         """Stop the server when the keeper is gone: nothing would clean up after a SIGKILL of us."""
-        if self.keeper_lost or os.getppid() == self.keeper_pid:
+        has_keeper = os.getppid() == self.keeper_pid
+        if has_keeper or self.keeper_lost:
             return
         self.keeper_lost = True
         self.events.send("keeper_lost", at=time.time())
@@ -283,13 +319,11 @@ class Guard:
         """Report the server's exit, after its last output is in the log, and stop its orphans."""
         self.pid = None
         self.pump(PIPE_BYTES)
-        by_signal = code != os.CLD_EXITED
-        self.events.send(
-            "exit",
-            code=None if by_signal else status,
-            signal=status if by_signal else None,
-            at=time.time(),
-        )
+        now = time.time()
+        if code == os.CLD_EXITED:
+            self.events.send("exit", code=status, signal=None, at=now)
+        else:
+            self.events.send("exit", code=None, signal=status, at=now)
         self.stop(self.spec["orphan_grace_s"])
 
     def on_output(self) -> None:
@@ -312,11 +346,12 @@ class Guard:
         return True
 
     def stop(self, term_timeout_s: float) -> None:
-        """Send SIGTERM; SIGKILL follows at the deadline. A later call can only bring that forward."""
+        """Send SIGTERM; SIGKILL follows at the deadline. A later call can only move it forward."""
         if self.phase in ("killing", "done"):
             return
         deadline = time.monotonic() + term_timeout_s
-        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+        if self.deadline is None or deadline < self.deadline:
+            self.deadline = deadline
         self.phase = "stopping"
         # A stopped process (state T) handles SIGTERM only once it is continued.
         for number in (signal.SIGTERM, signal.SIGCONT):
@@ -337,16 +372,17 @@ class Guard:
             return
         if self.phase != "killing":
             self.phase = "killing"
-            self.deadline = time.monotonic() + self.spec["kill_timeout_s"]
+            timeout_s = self.spec["kill_timeout_s"]
+            self.deadline = time.monotonic() + timeout_s
         self.kill_round()
 
     def kill_round(self) -> None:
-        """Send one round of SIGKILL. Children forked meanwhile become ours; the next round has them."""
+        """Send one round of SIGKILL. Children forked meanwhile become ours, for the next round."""
         if self.pid is not None:
             self.signal_group(self.pid, signal.SIGKILL)
         signal_below(signal.SIGKILL)
         self.reap()
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        if self.deadline_passed():
             self.phase = "done"
 
     def finish(self) -> None:
@@ -355,10 +391,15 @@ class Guard:
         while self.pump(PIPE_BYTES) and time.monotonic() < deadline:
             with selectors.DefaultSelector() as output:
                 output.register(self.output, selectors.EVENT_READ)
-                output.select(max(0.0, deadline - time.monotonic()))
+                remaining_s = deadline - time.monotonic()
+                output.select(max(0.0, remaining_s))
         self.log.close_line()
-        left = {process.pid for process in descendants(os.getpid())} | set(child_pids())
-        self.events.send("clean", left=sorted(left)[:100])
+        left = set(child_pids())
+        for process in descendants(os.getpid()):
+            left.add(process.pid)
+        # An event has to fit into PIPE_BUF (4096 bytes), so that it is written whole.
+        first = sorted(left)[:100]
+        self.events.send("clean", left=first)
         self.events.flush(FLUSH_S)
 
 
@@ -376,13 +417,17 @@ class Events:
 
     def send(self, event: str, **facts: object) -> None:
         """Queue one event and write what the pipe takes."""
-        self.queue.append(json.dumps({"event": event, **facts}).encode() + b"\n")
+        text = json.dumps({"event": event, **facts})
+        self.queue.append(text.encode() + b"\n")
         self.last = event
         self.write()
 
     def send_log(self) -> None:
         """Report that the log grew, unless the owner has not yet read the last such report."""
-        if not self.queue and not (self.last == "log" and self.unread()):
+        if self.queue:
+            return
+        reported = self.last == "log" and self.unread()
+        if not reported:
             self.send("log")
 
     def unread(self) -> bool:
@@ -394,7 +439,8 @@ class Events:
         """Write as much as the pipe takes; drop everything when the reader is gone."""
         try:
             while self.queue:
-                os.write(self.fd, self.queue[0])
+                line = self.queue[0]
+                os.write(self.fd, line)
                 self.queue.popleft()
         except BlockingIOError:
             return
@@ -406,8 +452,11 @@ class Events:
         deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as reader:
             reader.register(self.fd, selectors.EVENT_WRITE)
-            while self.queue and time.monotonic() < deadline:
-                reader.select(deadline - time.monotonic())
+            while self.queue:
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0:
+                    return
+                reader.select(remaining_s)
                 self.write()
 
 
@@ -454,14 +503,15 @@ class SafeLog:
         try:
             self.log.write(data)
         except OSError as error:
-            self.lost_bytes += len(data) - (self.log.written - before)
+            written = self.log.written - before
+            self.lost_bytes += len(data) - written
             self.on_failure(error)
         else:
             self.events.send_log()
 
     def retry(self) -> None:
         """Try to write again when that is due."""
-        if self.retry_at is None or self.error is None or time.monotonic() < self.retry_at:
+        if self.retry_at is None or time.monotonic() < self.retry_at:
             return
         try:
             if self.log is None:
@@ -474,7 +524,11 @@ class SafeLog:
             return
         self.error = None
         self.retry_at = None
-        self.events.send("log_recovered", lost_bytes=self.lost_bytes, at=time.time())
+        self.events.send(
+            "log_recovered",
+            lost_bytes=self.lost_bytes,
+            at=time.time(),
+        )
         self.lost_bytes = 0
         self.events.send_log()
 
@@ -496,13 +550,20 @@ class SafeLog:
         """Schedule the next try, and report the first failure of an outage."""
         now = time.monotonic()
         # A nearly full disk takes a line now and then: without back-off that is an event a second.
-        stable = now - self.failed_at > LOG_STABLE_S
-        self.retry_s = LOG_RETRY_S if stable else min(2 * self.retry_s, LOG_RETRY_MAX_S)
+        stable_s = now - self.failed_at
+        if stable_s > LOG_STABLE_S:
+            self.retry_s = LOG_RETRY_S
+        else:
+            self.retry_s = min(2 * self.retry_s, LOG_RETRY_MAX_S)
         self.failed_at = now
         self.retry_at = now + self.retry_s
         if self.error is None:
-            text = str(error)[:1000]
-            self.events.send("log_failed", errno=error.errno, error=text, at=time.time())
+            self.events.send(
+                "log_failed",
+                errno=error.errno,
+                error=str(error)[:1000],
+                at=time.time(),
+            )
         self.error = error
 
 
@@ -524,7 +585,8 @@ class Log:
         self.fd = -1
         mask = os.umask(0o077)
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120  pathlib doubles the start-up time
+            # Not pathlib: importing it doubles the start-up time.
+            os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
         finally:
             os.umask(mask)
         self.open()
@@ -539,7 +601,9 @@ class Log:
         status = os.fstat(fd)
         self.size = status.st_size
         self.stale = False
-        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        regular = stat.S_ISREG(status.st_mode)
+        ours = status.st_uid == os.geteuid()
+        if regular and ours:
             os.fchmod(fd, 0o600)
         os.dup2(fd, 2, inheritable=True)
 
@@ -554,8 +618,8 @@ class Log:
                 self.open()
         while data:
             cut = self.cut(data)
-            head, data = data[:cut], data[cut:]
-            self.append(head)
+            self.append(data[:cut])
+            data = data[cut:]
             endless_line = self.size > 2 * self.rotate_bytes
             if data or endless_line:
                 self.rotate()
@@ -565,10 +629,16 @@ class Log:
         room = self.rotate_bytes - self.size
         if len(data) <= room:
             return len(data)
-        end = data.rfind(b"\n", 0, max(0, room)) + 1
-        if end or (self.at_line_start and self.size):
-            return end
-        return data.find(b"\n") + 1 or len(data)
+        last_line_end = data.rfind(b"\n", 0, max(0, room))
+        if last_line_end >= 0:
+            return last_line_end + 1
+        # Nothing of `data` fits: a line that begins here belongs into the next file.
+        if self.at_line_start and self.size:
+            return 0
+        first_line_end = data.find(b"\n")
+        if first_line_end >= 0:
+            return first_line_end + 1
+        return len(data)
 
     def append(self, data: bytes) -> None:
         """Write all of `data`.
@@ -578,19 +648,20 @@ class Log:
         """
         while data:
             count = os.write(self.fd, data)
-            self.at_line_start = data[count - 1 : count] == b"\n"
+            last = data[count - 1 : count]
+            self.at_line_start = last == b"\n"
             self.size += count
             self.written += count
             data = data[count:]
 
     def rotate(self) -> None:
-        """Shift the files by one and open a new one; where that fails, keep writing to the old one."""
+        """Shift the files by one and open a new one; where that fails, keep using the old one."""
         self.size = 0
-        names = [self.path, *(f"{self.path}.{number}" for number in range(1, self.keep + 1))]
         with contextlib.suppress(OSError):
-            for newer, older in reversed(list(itertools.pairwise(names))):
+            for number in range(self.keep, 0, -1):
+                newer = f"{self.path}.{number - 1}" if number > 1 else self.path
                 with contextlib.suppress(FileNotFoundError):
-                    os.replace(newer, older)  # noqa: PTH105
+                    os.replace(newer, f"{self.path}.{number}")  # noqa: PTH105
             self.stale = True
             self.open()
 
@@ -625,9 +696,9 @@ def set_niceness(wanted: int | None) -> int:
 def set_oom_score(*scores: int) -> None:
     """Set the first score that is permitted for this process."""
     for score in scores:
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-            file.write(str(score))
-            file.flush()
+        with contextlib.suppress(OSError):
+            with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+                file.write(str(score))
             return
 
 
@@ -637,21 +708,31 @@ def processes() -> list[Process]:
         names = os.listdir("/proc")  # noqa: PTH208
     except OSError:  # no /proc is mounted here
         return []
-    found = (read_process(int(name)) for name in names if name.isdigit())
-    return [process for process in found if process is not None]
+    found = []
+    for name in names:
+        process = read_process(int(name)) if name.isdigit() else None
+        if process is not None:
+            found.append(process)
+    return found
 
 
 def read_process(pid: int) -> Process | None:
     """Read one process; None when it is gone, a zombie, or hidden (hidepid, non-dumpable)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            fields = file.read().rpartition(b")")[2].split()
+            line = file.read()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+    # The command, in parentheses, may itself hold blanks and parentheses.
+    _, _, rest = line.rpartition(b")")
+    fields = rest.split()
     state = fields[0].decode()
     if state in "ZX":
         return None
-    return Process(pid, int(fields[1]), state, int(fields[19]))
+    # proc(5), counted from `state`, which is the third field: ppid and starttime.
+    ppid = int(fields[1])
+    started = int(fields[19])
+    return Process(pid, ppid, state, started)
 
 
 def descendants(root: int) -> list[Process]:
@@ -661,11 +742,13 @@ def descendants(root: int) -> list[Process]:
     """
     children_of: dict[int, list[Process]] = {}
     for process in processes():
-        children_of.setdefault(process.ppid, []).append(process)
+        siblings = children_of.setdefault(process.ppid, [])
+        siblings.append(process)
     found: list[Process] = []
     todo = [root]
     while todo:
-        children = children_of.get(todo.pop(), [])
+        parent = todo.pop()
+        children = children_of.get(parent, [])
         found += children
         todo += [child.pid for child in children]
     return found
@@ -678,9 +761,10 @@ def child_pids() -> list[int]:
     """
     try:
         with open("/proc/thread-self/children", "rb") as file:  # noqa: PTH123
-            return [int(pid) for pid in file.read().split()]
+            pids = file.read().split()
     except OSError:
         return []
+    return [int(pid) for pid in pids]
 
 
 def send_signal(process: Process, number: int) -> None:
@@ -719,8 +803,10 @@ def signal_below(number: int) -> None:
         # Not permitted: it has changed its user. `clean` reports it as left.
         with contextlib.suppress(PermissionError):
             send_signal(process, number)
-    hidden = set(child_pids()) - {process.pid for process in visible}
-    for pid in hidden:
+    known = {process.pid for process in visible}
+    for pid in child_pids():
+        if pid in known:
+            continue
         # Our child and not reaped, so the pid has not been recycled.
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.kill(pid, number)

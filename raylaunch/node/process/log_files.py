@@ -1,7 +1,7 @@
 """Server logs on one node: paths, the last lines, following across rotation, and pruning.
 
-The guard writes `{root}/{deployment}/attempt-{n}/server-{i}.log` and rotates it by renaming: `.1` is
-the newest of the older files. A reader keeps its position by file, not by name, so a rotation
+The guard writes `{root}/{deployment}/attempt-{n}/server-{i}.log` and rotates it by renaming: `.1`
+is the newest of the older files. A reader keeps its position by file, not by name, so a rotation
 neither loses nor repeats a line. Every function here reads in bounded memory, whatever the file
 holds: one endless line, random bytes, a sparse gigabyte.
 """
@@ -28,6 +28,8 @@ BLOCK_BYTES = 64 << 10
 TAIL_BYTES = 1 << 20
 NAME_BYTES = 255
 """Longest file name on Linux (NAME_MAX, limits.h)."""
+PATH_BYTES = 4095
+"""Longest path on Linux (PATH_MAX, limits.h, without the final NUL)."""
 _DIGEST_CHARS = 16
 
 
@@ -65,17 +67,17 @@ def log_root(env: Mapping[str, str]) -> Path:
 
 
 def state_root(env: Mapping[str, str]) -> Path:
-    """Return the folder for records, generated models and bundles: $RAYLAUNCH_HOME, or ~/.raylaunch."""
+    """Return the folder for records, models and bundles: $RAYLAUNCH_HOME, or ~/.raylaunch."""
     if root := env.get("RAYLAUNCH_HOME"):
         return Path(root)
     return _home(env) / ".raylaunch"
 
 
 def make_private_dir(path: Path) -> Path:
-    """Create a folder and its missing parents with mode 0700, and tighten it if it existed; return it.
+    """Create a folder and its missing parents with mode 0700, or tighten an existing one.
 
-    An existing folder is tightened only when it belongs to this user and is not a shared one (sticky
-    bit, as /tmp has it). Existing parents are never changed.
+    An existing folder is tightened only when it belongs to this user and is not a shared one
+    (sticky bit, as /tmp has it). Existing parents are never changed. Returns `path`.
 
     Raises:
         NodeError: The path is longer than the file system allows.
@@ -92,10 +94,11 @@ def make_private_dir(path: Path) -> Path:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
+        length = len(os.fsencode(path))
+        limits = f"{NAME_BYTES} bytes for a name and {PATH_BYTES} for a path"
         raise NodeError(
             f"the folder {_abridged(path)} cannot be created",
-            why=f"its path of {len(os.fsencode(path))} bytes, or a name in it of over "
-            f"{NAME_BYTES} bytes, is longer than the file system allows",
+            why=f"the path is {length} bytes long, and Linux allows {limits}",
             todo="set RAYLAUNCH_LOG_DIR and RAYLAUNCH_HOME to shorter paths",
         ) from error
     tighten(path)
@@ -109,8 +112,9 @@ def tighten(path: Path) -> None:
     """
     status = path.stat()
     mode = stat.S_IMODE(status.st_mode)
+    ours = status.st_uid == os.geteuid()
     shared = bool(mode & stat.S_ISVTX)
-    if status.st_uid == os.geteuid() and mode & 0o077 and not shared:
+    if ours and not shared and mode & 0o077:
         path.chmod(mode & 0o700)
 
 
@@ -137,15 +141,18 @@ def short_name(name: str) -> str:
     data = os.fsencode(name)
     if len(data) <= NAME_BYTES:
         return name
-    digest = hashlib.sha256(data).hexdigest()[:_DIGEST_CHARS]
-    kept = data[: NAME_BYTES - _DIGEST_CHARS - 1].decode(errors="ignore")
-    return f"{kept}-{digest}"
+    digest = hashlib.sha256(data).hexdigest()
+    suffix = f"-{digest[:_DIGEST_CHARS]}"
+    room = NAME_BYTES - len(suffix)
+    kept = data[:room].decode(errors="ignore")  # a character that is cut in two is dropped
+    return kept + suffix
 
 
 def planned_log(root: Path, log: str, attempt: int) -> Path:
     """Return the log path of a `ServerPlan`, whose `{attempt}` is still open."""
-    parts = log.replace("{attempt}", str(attempt)).split("/")
-    return root.joinpath(*(short_name(part) for part in parts))
+    relative = log.replace("{attempt}", str(attempt))
+    parts = [short_name(part) for part in relative.split("/")]
+    return root.joinpath(*parts)
 
 
 def set_aside_old_log(path: Path) -> None:
@@ -174,13 +181,15 @@ def prune_attempts(root: Path, deployment: str, keep: int, current: int) -> list
 
     The `current` attempt always stays.
     """
-    found = deployment_dir(root, deployment).glob("attempt-*")
-    attempts = [path for path in found if path.is_dir() and not path.is_symlink()]
+    folder = deployment_dir(root, deployment)
+    named = folder.glob("attempt-*")
+    attempts = [path for path in named if path.is_dir() and not path.is_symlink()]
     newest_first = sorted(attempts, key=_written_at, reverse=True)
     running = attempt_dir(root, deployment, current)
     old = [path for path in newest_first[keep:] if path != running]
     for path in old:
-        shutil.rmtree(path, ignore_errors=True)  # another agent of this node may be pruning too
+        # Another agent of this node may be pruning too, hence no error for what is gone.
+        shutil.rmtree(path, ignore_errors=True)
     return old
 
 
@@ -205,8 +214,8 @@ def tail(path: Path, lines: int, max_bytes: int = TAIL_BYTES) -> list[str]:
     text = "".join(pieces)
     if not text:
         return []
-    found = text.removesuffix("\n").split("\n")[-lines:]
-    return [line.rstrip("\r").rpartition("\r")[2] for line in found]
+    found = text.removesuffix("\n").split("\n")
+    return [_last_state(line) for line in found[-lines:]]
 
 
 def tail_cursor(path: Path, lines: int, max_bytes: int = TAIL_BYTES) -> Cursor | None:
@@ -221,7 +230,8 @@ def tail_cursor(path: Path, lines: int, max_bytes: int = TAIL_BYTES) -> Cursor |
             for offset, block in _blocks_backward(file):
                 ends = block.count(b"\n")
                 if ends >= ends_wanted:
-                    return _cursor(file, offset + _after_last_ends(block, ends_wanted))
+                    begin = _after_last_ends(block, ends_wanted)
+                    return _cursor(file, offset + begin)
                 ends_wanted -= ends
                 budget -= len(block)
                 if budget <= 0:
@@ -238,9 +248,9 @@ def read_from(
 ) -> Chunk:
     """Read what was written after `cursor` (None: from the oldest file kept).
 
-    At most `limit` bytes and one file at a time. With `whole_lines` an unfinished last line waits for
-    its end; a carriage return ends one too, so progress bars are seen while they move. A line longer
-    than `limit` comes in pieces. Bytes that are not UTF-8 become U+FFFD.
+    At most `limit` bytes and one file at a time. With `whole_lines` an unfinished last line waits
+    for its end; a carriage return ends one too, so progress bars are seen while they move. A line
+    longer than `limit` comes in pieces. Bytes that are not UTF-8 become U+FFFD.
     """
     limit = max(16, limit)
     with ExitStack() as stack:
@@ -267,13 +277,23 @@ def read_from(
         )
 
 
+def _last_state(line: str) -> str:
+    """Return what a terminal would show of a line that carriage returns have redrawn."""
+    _, _, last = line.rstrip("\r").rpartition("\r")
+    return last
+
+
 def _home(env: Mapping[str, str]) -> Path:
-    return Path(env["HOME"]) if env.get("HOME") else Path.home()
+    if home := env.get("HOME"):
+        return Path(home)
+    return Path.home()
 
 
 def _abridged(path: Path) -> str:
     text = str(path)
-    return text if len(text) <= NAME_BYTES else f"{text[:NAME_BYTES]}..."
+    if len(text) <= NAME_BYTES:
+        return text
+    return f"{text[:NAME_BYTES]}..."
 
 
 def _written_at(path: Path) -> float:
@@ -288,14 +308,15 @@ def _open_files(path: Path, stack: ExitStack) -> list[BinaryIO]:
     """Open the files of a log, oldest first.
 
     They are opened from the newest on: files only move towards the older names, so a rotation
-    meanwhile shows a file twice but never hides one. For a moment one name is missing, hence one more
-    try behind a gap.
+    meanwhile shows a file twice but never hides one. For a moment one name is missing, hence one
+    more try behind a gap.
     """
     files: dict[int, BinaryIO] = {}
     number = 0
     missing = 0
     while missing < 2:
-        name = path.with_name(f"{path.name}.{number}") if number else path
+        suffix = f".{number}" if number else ""
+        name = path.with_name(path.name + suffix)
         number += 1
         try:
             file = stack.enter_context(name.open("rb", buffering=0))
@@ -303,7 +324,8 @@ def _open_files(path: Path, stack: ExitStack) -> list[BinaryIO]:
             missing += 1
             continue
         missing = 0
-        files.setdefault(os.fstat(file.fileno()).st_ino, file)
+        status = os.fstat(file.fileno())
+        files.setdefault(status.st_ino, file)
     return list(reversed(files.values()))
 
 
@@ -319,8 +341,9 @@ def _find(files: list[BinaryIO], cursor: Cursor | None) -> tuple[int, int] | Non
 
 def _cursor(file: BinaryIO, offset: int) -> Cursor:
     fd = file.fileno()
+    inode = os.fstat(fd).st_ino
     head = os.pread(fd, min(HEAD_BYTES, offset), 0)
-    return Cursor(os.fstat(fd).st_ino, offset, zlib.crc32(head))
+    return Cursor(inode, offset, zlib.crc32(head))
 
 
 def _bytes_between(before: Cursor | None, after: Cursor | None) -> int:
@@ -339,7 +362,9 @@ def _usable(data: bytes, *, at_end: bool, finished: bool) -> int:
     """
     if at_end and finished:
         return len(data)
-    ends = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+    line_feed = data.rfind(b"\n")
+    carriage_return = data.rfind(b"\r")
+    ends = max(line_feed, carriage_return) + 1
     if ends or at_end:
         return ends
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -351,17 +376,22 @@ def _usable(data: bytes, *, at_end: bool, finished: bool) -> int:
 def _ends_line(files: list[BinaryIO]) -> bool:
     """Return whether the last byte of the log is a line end."""
     for file in reversed(files):
-        if size := os.fstat(file.fileno()).st_size:
-            return os.pread(file.fileno(), 1, size - 1) == b"\n"
+        fd = file.fileno()
+        size = os.fstat(fd).st_size
+        if size:
+            last = os.pread(fd, 1, size - 1)
+            return last == b"\n"
     return False
 
 
 def _blocks_backward(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield offset and content of the file's blocks, the last one first."""
-    end = os.fstat(file.fileno()).st_size
+    fd = file.fileno()
+    end = os.fstat(fd).st_size
     while end > 0:
         start = max(0, end - BLOCK_BYTES)
-        yield start, os.pread(file.fileno(), end - start, start)
+        block = os.pread(fd, end - start, start)
+        yield start, block
         end = start
 
 

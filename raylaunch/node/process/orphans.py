@@ -36,8 +36,8 @@ class KnownDeployments:
     orphaned: tuple[str, ...] = ()
     """Without a controller, while agents live on."""
     orphaned_instances: tuple[str, ...] = ()
-    """Instances of `orphaned`. Only with its instance named here a server below a living guard is an
-    orphan: a name alone may mean another cluster's healthy deployment."""
+    """Instances of `orphaned`. A server below a living guard is an orphan only if its instance is
+    listed here: a name alone may mean another cluster's healthy deployment."""
 
 
 def find_orphans(known: KnownDeployments, deployment: str | None = None) -> list[MarkedProcess]:
@@ -54,10 +54,12 @@ def terminate_orphans(
     found: Collection[MarkedProcess],
     grace_s: float = GRACE_S,
 ) -> list[MarkedProcess]:
-    """Terminate exactly these processes: SIGTERM, `grace_s` seconds, SIGKILL; return what is left."""
+    """Terminate exactly these: SIGTERM, `grace_s` seconds, SIGKILL; return what is left."""
     pids_of: dict[tuple[str, str], set[int]] = {}
     for process in found:
-        pids_of.setdefault((process.deployment, process.instance), set()).add(process.pid)
+        owner = (process.deployment, process.instance)
+        pids = pids_of.setdefault(owner, set())
+        pids.add(process.pid)
     left = []
     for (deployment, instance), pids in pids_of.items():
         left += terminate_marked(deployment, instance=instance, grace_s=grace_s, pids=pids)
@@ -77,7 +79,8 @@ def machine_identity() -> tuple[str, str]:
     """Return a key that two Ray nodes on the same machine have in common, and the host name."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     pid_namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - the link leads to no path
-    return f"{boot_id} {pid_namespace}", socket.gethostname()
+    key = f"{boot_id} {pid_namespace}"
+    return key, socket.gethostname()
 
 
 def _in_service(found: MarkedProcess, known: KnownDeployments) -> bool:
@@ -91,13 +94,17 @@ def _in_service(found: MarkedProcess, known: KnownDeployments) -> bool:
             return not _is_orphaned_instance(found, known)
         if found.deployment in known.orphaned:
             return False
-        return found.deployment in known.deployments or _has_cluster(found.deployment, home)
+        if found.deployment in known.deployments:
+            return True
+        return _has_cluster(found.deployment, home)
     except psutil.Error:  # it exited meanwhile, or its user has changed
         return True
 
 
 def _is_orphaned_instance(found: MarkedProcess, known: KnownDeployments) -> bool:
-    return found.deployment in known.orphaned and found.instance in known.orphaned_instances
+    if found.deployment not in known.orphaned:
+        return False
+    return found.instance in known.orphaned_instances
 
 
 def _has_cluster(deployment: str, home: Path) -> bool:
@@ -128,7 +135,8 @@ def _is_guarded(process: psutil.Process) -> bool:
 
 
 def _is_guard_command(command: list[str]) -> bool:
-    return any(Path(word).parts[-3:] == _GUARD for word in command)
+    paths = [Path(word) for word in command]
+    return any(path.parts[-3:] == _GUARD for path in paths)
 
 
 def _recorded_markers(home: Path) -> list[str]:

@@ -32,8 +32,8 @@ MARKER = (DEPLOYMENT, INSTANCE, ATTEMPT, SERVER)
 KILL_TIMEOUT_S = 10.0
 COMMAND_CHARS = 200
 POLL_S = 0.05
-"""Only without pidfds (before Linux 5.3), where the exit of a process that is not our child has to be
-polled."""
+"""Only without pidfds (before Linux 5.3): there the exit of a process that is not our child has to
+be polled."""
 
 
 class AnyInstance(enum.Enum):
@@ -142,9 +142,14 @@ class _Wanted:
 
 
 def _search(wanted: _Wanted) -> list[_Found]:
-    candidates = [process for process in processes() if process.pid != os.getpid()]
-    marked = (_read_marked(process) for process in candidates)
-    return [found for found in marked if found is not None and wanted.matches(found)]
+    matching = []
+    for process in processes():
+        if process.pid == os.getpid():
+            continue
+        found = _read_marked(process)
+        if found is not None and wanted.matches(found):
+            matching.append(found)
+    return matching
 
 
 def _read_marked(process: Process) -> _Found | None:
@@ -173,13 +178,15 @@ def _read_marker(pid: int) -> dict[str, str]:
     marker = {}
     for entry in block.split(b"\0"):
         if entry.startswith(b"RAYLAUNCH_"):
-            name, _, value = entry.partition(b"=")
-            marker[name.decode(errors="replace")] = value.decode(errors="replace")
+            name, _, value = entry.decode(errors="replace").partition("=")
+            marker[name] = value
     return marker
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None
+    if text is None or not text.isdecimal():
+        return None
+    return int(text)
 
 
 def _describe(found: _Found) -> MarkedProcess:
@@ -197,10 +204,11 @@ def _describe(found: _Found) -> MarkedProcess:
 
 def _command(pid: int) -> str:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ""
-    return b" ".join(words).decode(errors="replace")[:COMMAND_CHARS]
+    words = command.rstrip(b"\0").replace(b"\0", b" ")
+    return words.decode(errors="replace")[:COMMAND_CHARS]
 
 
 def _signal_all(targets: list[_Found], number: int) -> None:

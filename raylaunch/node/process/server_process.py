@@ -42,8 +42,8 @@ RAY_SETS = frozenset({"ASCEND_RT_VISIBLE_DEVICES", "OMP_NUM_THREADS"})
 class ServerSpec:
     """What the guard runs. Times in seconds.
 
-    `env` is complete and holds secrets: it is never printed. The marker in it (`child_env`) names the
-    deployment's instance; what is cleaned up after this server is cleaned up by that marker.
+    `env` is complete and holds secrets: it is never printed. The marker in it (`child_env`) names
+    the deployment's instance; what this server leaves behind is found by that marker.
     """
 
     argv: tuple[str, ...]
@@ -56,7 +56,7 @@ class ServerSpec:
     term_timeout_s: float = 30.0
     """From SIGTERM to SIGKILL when the owner goes away, or `stop` names no time of its own."""
     orphan_grace_s: float = 1.0
-    """From SIGTERM to SIGKILL for what is left below a server that has exited: it delays a restart."""
+    """From SIGTERM to SIGKILL for what an exited server leaves below it: it delays a restart."""
     kill_timeout_s: float = 20.0
     """How long to wait for killed processes to vanish; one inside a driver call takes its time."""
     niceness: int | None = 0
@@ -107,7 +107,7 @@ def child_env(
 ) -> dict[str, str]:
     """Build the complete environment of a server.
 
-    That is the inherited one without Ray's part, then the plan's variables, secrets, and the marker.
+    That is the inherited one without Ray's part, then the plan's variables, secrets, marker.
 
     Args:
         base: The inherited environment.
@@ -181,8 +181,14 @@ class ServerProcess:
             start_new_session=True,  # Ray kills the process group of a worker that dies
         )
         log.debug("guard of %s started below keeper pid %d", self.spec.log, self._guard.pid)
-        self._send(asdict(replace(self.spec, env=dict(self.spec.env))))
-        threading.Thread(target=self._read_events, name="guard-events", daemon=True).start()
+        spec = asdict(replace(self.spec, env=dict(self.spec.env)))
+        self._send(spec)
+        reader = threading.Thread(
+            target=self._read_events,
+            name="guard-events",
+            daemon=True,
+        )
+        reader.start()
 
     @property
     def state(self) -> ProcessState:
@@ -213,10 +219,11 @@ class ServerProcess:
         return self._done.wait(timeout)
 
     def terminate(self, term_timeout_s: float | None = None) -> list[MarkedProcess]:
-        """Stop, wait, then kill whatever still carries this server's marker; return what resisted."""
+        """Stop, wait, then kill what still carries this server's marker; return what resisted."""
         seconds = self.spec.term_timeout_s if term_timeout_s is None else term_timeout_s
         self.stop(seconds)
-        self.wait(seconds + self.spec.kill_timeout_s + ANSWER_S)
+        allowed_s = seconds + self.spec.kill_timeout_s + ANSWER_S
+        self.wait(allowed_s)
         return self._kill_marked()
 
     def _read_events(self) -> None:
@@ -240,7 +247,7 @@ class ServerProcess:
         self._on_event(event)
 
     def _on_guard_lost(self) -> None:
-        """Report it first; then the keeper kills what it inherits, and the marker finds the rest."""
+        """Report it first; then the keeper kills what it inherits, the marker finds the rest."""
         self._handle({"event": "guard_lost", "at": time.time()})
         self._close(self._running_guard())
         left = [process.pid for process in self._kill_marked()]
@@ -263,8 +270,10 @@ class ServerProcess:
         with self._write:
             assert guard.stdin is not None
             _close_quietly(guard.stdin)
-        if self._state.keeper_lost and guard.stdout is not None and not guard.stdout.closed:
-            guard.stdout.read()  # no keeper exits after the guard: wait for the guard's end of file
+        assert guard.stdout is not None
+        if self._state.keeper_lost and not guard.stdout.closed:
+            # There is no keeper to wait for; end of file means that the guard has exited.
+            guard.stdout.read()
         try:
             guard.wait(KEEPER_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -275,11 +284,12 @@ class ServerProcess:
     def _send(self, message: dict[str, Any]) -> None:
         guard = self._running_guard()
         assert guard.stdin is not None
+        line = json.dumps(message).encode() + b"\n"
         with self._write:
             if guard.stdin.closed:
                 return
             try:
-                guard.stdin.write(json.dumps(message).encode() + b"\n")
+                guard.stdin.write(line)
                 guard.stdin.flush()
             except BrokenPipeError:  # the guard is gone: the reading thread reports that
                 _close_quietly(guard.stdin)
@@ -290,13 +300,15 @@ class ServerProcess:
         return self._guard
 
     def _guard_env(self) -> dict[str, str]:
-        """Return the marker, and what this Python may need to find its own libraries. No secrets."""
+        """Return the marker, and what this Python may need to find its libraries. No secrets."""
+        env = self.spec.env
         names = (*MARKER, "LD_LIBRARY_PATH")
-        return {name: self.spec.env[name] for name in names if name in self.spec.env}
+        return {name: env[name] for name in names if name in env}
 
     def _title(self) -> list[str]:
         """Return arguments for people who read `ps`; the guard ignores them."""
-        return [f"{name}={self.spec.env[name]}" for name in MARKER if name in self.spec.env]
+        env = self.spec.env
+        return [f"{name}={env[name]}" for name in MARKER if name in env]
 
 
 def _apply(state: ProcessState, event: dict[str, Any]) -> ProcessState:

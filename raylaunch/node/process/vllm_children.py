@@ -57,13 +57,19 @@ def _title(pid: int) -> str:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ""
-    return command.split(b"\0")[0].decode(errors="replace").strip()
+    first, _, _ = command.partition(b"\0")
+    return first.decode(errors="replace").strip()
 
 
 def _wait_status(pid: int) -> int | None:
-    """Read the exit status of a zombie from the last field of its stat line (proc(5): exit_code)."""
+    """Read a zombie's exit status from the last field of its stat line (proc(5): exit_code)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        line = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return int(fields[-1]) if fields[0] == b"Z" else None
+    # The command, in parentheses, may itself hold blanks and parentheses.
+    _, _, rest = line.rpartition(b")")
+    fields = rest.split()
+    if fields[0] != b"Z":
+        return None
+    return int(fields[-1])
