@@ -28,7 +28,7 @@ sizes = st.integers(1, 400)
 
 @dataclass(frozen=True)
 class Follower:
-    """Text and position of somebody who follows the log."""
+    """Text so far, and the position in the log."""
 
     text: str = ""
     cursor: Cursor | None = None

@@ -114,7 +114,7 @@ def await_gone(deployment: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while marked := find_marked(deployment):
         assert time.monotonic() < deadline, f"still there: {marked}"
-        await_end(marked[0].pid)
+        await_exit(marked[0].pid)
 
 
 def await_true(condition: Callable[[], object], what: str) -> None:
@@ -125,7 +125,7 @@ def await_true(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-def await_end(pid: int) -> None:
+def await_exit(pid: int) -> None:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

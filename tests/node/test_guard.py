@@ -20,7 +20,7 @@ from process_trees import (
     PATIENCE_S,
     PRELUDE,
     Watched,
-    await_end,
+    await_exit,
     await_gone,
     await_true,
     parent_of,
@@ -33,7 +33,7 @@ from raylaunch.node.process.guard import Events, Log, SafeLog
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.node.process.server_process import GUARD
 
-NOBODY = 65534
+NOBODY_UID = 65534
 SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin:/bin")
 
 FAMILY = """
@@ -81,7 +81,7 @@ def test_death_by_signal_is_reported(deployment, log):
     server.end()
 
 
-def test_stop_ends_the_family_with_its_daemons(deployment, log):
+def test_stop_terminates_the_family_with_its_daemons(deployment, log):
     server = Watched(deployment, log, FAMILY + "sleep()")
     server.line("server")
     server.line("stubborn")
@@ -119,7 +119,7 @@ def test_kill_does_not_ask_first(deployment, log):
     assert "terminated" not in log.read_text()
 
 
-def test_orphans_of_a_server_that_exits_are_ended(deployment, log):
+def test_orphans_of_a_server_that_exits_are_killed(deployment, log):
     server = Watched(deployment, log, FAMILY + "sys.exit(0)")
     assert server.event("exit")["code"] == 0
     assert server.end()["left"] == []
@@ -139,7 +139,7 @@ sleep()
     server.end()
 
 
-def test_stopped_daemon_is_ended(deployment, log):
+def test_stopped_daemon_is_killed(deployment, log):
     server = Watched(deployment, log, "fork(stubborn); say('server', os.getpid()); sleep()")
     stop(server.number("stubborn"))
     server.process.stop(0.1)
@@ -162,8 +162,8 @@ os._exit(7)
     assert all(file.read_text().endswith("\n") for file in log.parent.iterdir())
 
 
-def test_log_is_complete_before_the_exit_is_told(deployment, log):
-    """The guard sleeps while the server prints and ends, so it wakes to both at once."""
+def test_log_is_complete_before_the_exit_is_reported(deployment, log):
+    """The guard is stopped while the server prints and exits, so it wakes up to both."""
     script = """
 signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b"x" * 500_000), os._exit(0)))
 say("up")
@@ -173,7 +173,7 @@ sleep()
     server.line("up")
     stop(server.process.guard_pid)
     os.kill(server.process.pid, signal.SIGUSR1)
-    await_end(server.process.pid)
+    await_exit(server.process.pid)
     os.kill(server.process.guard_pid, signal.SIGCONT)
     server.end()
     events = [event["event"] for event in server.seen]
@@ -219,7 +219,7 @@ def test_full_disk_loses_lines_but_not_the_server(deployment, tmp_path):
     assert events[2]["code"] == 4
 
 
-def test_outage_of_the_log_disk_is_reported_once_and_its_end_too(deployment, log):
+def test_outage_and_recovery_of_the_log_disk_are_reported_once(deployment, log):
     """A limit on the file size stands in for a full disk: writes fail, and work again later."""
     script = """
 signal.signal(signal.SIGUSR1, lambda *_: say("burst " + "x" * 5000))
@@ -303,7 +303,7 @@ def test_owner_that_does_not_read_blocks_nothing(deployment, log):
     assert events == ["spawned", "log", "exit", "clean"]
 
 
-def test_killed_owner_takes_everything_with_it(deployment, log):
+def test_nothing_outlives_a_killed_owner(deployment, log):
     owner = start_owner(deployment, log, FAMILY + "sleep()")
     assert len(find_marked(deployment)) >= 4
     owner.kill()
@@ -312,7 +312,7 @@ def test_killed_owner_takes_everything_with_it(deployment, log):
     assert "terminated" in log.read_text()
 
 
-def test_killed_guard_takes_everything_with_it(deployment, log):
+def test_nothing_outlives_a_killed_guard(deployment, log):
     server = Watched(deployment, log, FAMILY + "sleep()")
     server.line("server")
     server.line("stubborn")
@@ -323,7 +323,7 @@ def test_killed_guard_takes_everything_with_it(deployment, log):
     assert not server.process.state.running
 
 
-def test_loss_of_the_guard_is_told_before_the_keeper_is_done(deployment, log):
+def test_loss_of_the_guard_is_reported_before_the_keeper_is_done(deployment, log):
     server = Watched(deployment, log, "fork(stubborn); say('up'); sleep()")
     server.line("up")
     keeper = parent_of(server.process.guard_pid)
@@ -345,7 +345,7 @@ def test_killed_guard_and_keeper_leave_nothing_either(deployment, log):
     assert server.end()["left"] == []
 
 
-def test_keeper_alone_ends_what_a_killed_guard_leaves(deployment, log):
+def test_keeper_alone_kills_what_a_killed_guard_leaves(deployment, log):
     process = run_guard(deployment, log, python(FAMILY + "sleep()"))
     spawned = json.loads(process.stdout.readline())
     while b"stubborn" not in log.read_bytes():
@@ -356,7 +356,7 @@ def test_keeper_alone_ends_what_a_killed_guard_leaves(deployment, log):
     await_gone(deployment)
 
 
-def test_server_dies_with_the_guard_without_anybodys_help(deployment, log):
+def test_kernel_alone_kills_the_server_of_a_killed_guard(deployment, log):
     process = run_guard(deployment, log, python("sleep()"))
     spawned = json.loads(process.stdout.readline())
     stop(spawned["guard"])  # it may not act on the keeper's death
@@ -402,7 +402,7 @@ def test_keeper_is_no_earlier_victim_of_the_oom_killer_than_the_guard(deployment
     read_events(process)
 
 
-def test_guard_takes_sigterm_as_stop_and_ignores_a_terminal(deployment, log):
+def test_guard_handles_sigterm_as_stop_and_ignores_a_terminal(deployment, log):
     server = Watched(deployment, log, FAMILY + "sleep()")
     server.line("server")
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -431,7 +431,7 @@ say("server", os.getpid())
 def foreign_folder():
     """A folder of a user without privileges; such a user cannot enter pytest's own folders."""
     with tempfile.TemporaryDirectory() as folder:
-        os.chown(folder, NOBODY, NOBODY)
+        os.chown(folder, NOBODY_UID, NOBODY_UID)
         yield Path(folder)
 
 
@@ -451,7 +451,7 @@ def test_tree_is_stopped_when_proc_hides_other_users(deployment, foreign_folder,
         await_true(lambda: log.read_bytes().count(b"stubborn") == 3, "three daemons")
         guards = [one.pid for one in find_marked(deployment) if "guard.py" in one.command]
         (guard_pid,) = [pid for pid in guards if parent_of(pid) in guards]
-        assert Path(f"/proc/{guard_pid}").stat().st_uid == NOBODY
+        assert Path(f"/proc/{guard_pid}").stat().st_uid == NOBODY_UID
         if fault == "kill-guard":
             os.kill(guard_pid, signal.SIGKILL)
         elif fault == "owner-lost":

@@ -13,7 +13,6 @@ from raylaunch.node.process.guard import Log
 from raylaunch.node.process.log_files import (
     attempt_dir,
     log_root,
-    make_private_dir,
     planned_log,
     prune_attempts,
     read_from,
@@ -21,8 +20,8 @@ from raylaunch.node.process.log_files import (
     set_aside_old_log,
     tail,
     tail_cursor,
-    tighten,
 )
+from raylaunch.node.process.private_files import make_private_dir, tighten
 
 
 def follow(path, cursor, **kwargs):

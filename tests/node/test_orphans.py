@@ -20,7 +20,7 @@ from raylaunch.node.process.orphans import (
 )
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 
-NOBODY = KnownDeployments()
+NOTHING_KNOWN = KnownDeployments()
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def pids(found):
 
 def test_an_orphan_is_found_and_terminated_alone(name, orphan):
     first, second, other = orphan(name), orphan(name), orphan(f"{name}-other")
-    found = find_orphans(NOBODY, name)
+    found = find_orphans(NOTHING_KNOWN, name)
     assert pids(found) == {first.pid, second.pid}
     assert [one.attempt for one in found] == [3, 3]
     assert terminate_orphans([one for one in found if one.pid == first.pid], grace_s=20) == []
@@ -84,7 +84,7 @@ def test_a_server_below_its_guard_is_left_alone_whatever_cluster_it_belongs_to(n
     try:
         watched.event("spawned")
         assert find_marked(name)
-        assert find_orphans(NOBODY, name) == []
+        assert find_orphans(NOTHING_KNOWN, name) == []
         same_name = KnownDeployments(orphaned=(name,), orphaned_instances=("bbbb",))
         assert find_orphans(same_name, name) == [], "that is another cluster's deployment"
         same_instance = KnownDeployments(orphaned=(name,), orphaned_instances=("aaaa",))
@@ -101,7 +101,7 @@ def test_ancestors_that_proc_hides_are_no_guards(name, orphan, monkeypatch):
 
     process = orphan(name)
     monkeypatch.setattr(psutil.Process, "parent", refuse)
-    assert pids(find_orphans(NOBODY, name)) == {process.pid}
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {process.pid}
 
 
 def test_damaged_records_of_embedded_clusters_are_passed_over(name, orphan, tmp_path):
@@ -112,7 +112,7 @@ def test_damaged_records_of_embedded_clusters_are_passed_over(name, orphan, tmp_
         (records / f"{number}.json").write_text(text)
     (records / "folder.json").mkdir()
     (records / "bytes.json").write_bytes(b"\xff\xfe")
-    assert pids(find_orphans(NOBODY, name)) == {process.pid}
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {process.pid}
 
 
 def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orphan, tmp_path):
@@ -123,7 +123,7 @@ def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orpha
         json.dumps({"marker": marker, "folder": "/tmp/raylaunch-none", "deployment": name})
     )
     cluster, server = orphan(marker), orphan(name)
-    assert find_orphans(NOBODY, name) == [], (
+    assert find_orphans(NOTHING_KNOWN, name) == [], (
         "its servers too, also between two attempts, when no guard lives"
     )
     record.write_text(
@@ -131,11 +131,11 @@ def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orpha
             {"marker": f"@{name}-99999999", "folder": "/tmp/raylaunch-none", "deployment": name}
         )
     )
-    assert pids(find_orphans(NOBODY, name)) == {cluster.pid, server.pid}, (
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {cluster.pid, server.pid}, (
         "the record is of a later one, not alive"
     )
     record.unlink()
-    assert pids(find_orphans(NOBODY, name)) == {cluster.pid, server.pid}
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {cluster.pid, server.pid}
 
 
 def test_the_record_in_the_home_of_the_process_counts_not_in_ours(
@@ -147,7 +147,7 @@ def test_the_record_in_the_home_of_the_process_counts_not_in_ours(
     (theirs / "clusters").mkdir(parents=True)
     (theirs / "clusters" / f"{name}.json").write_text(json.dumps({"marker": marker}))
     orphan(marker, theirs)
-    assert find_orphans(NOBODY, name) == []
+    assert find_orphans(NOTHING_KNOWN, name) == []
 
 
 def test_a_marker_names_its_deployment():

@@ -198,7 +198,7 @@ def test_failing_callback_does_not_hang_the_owner(deployment, log, monkeypatch):
 
 
 @pytest.mark.parametrize(("noenv", "found"), [({"SPT_NOENV": "1"}, 1), ({}, 0)])
-def test_setproctitle_hides_the_marker_unless_told_not_to(deployment, noenv, found):
+def test_setproctitle_hides_the_marker_without_spt_noenv(deployment, noenv, found):
     code = """
 import setproctitle
 setproctitle.setproctitle("VLLM::EngineCore_DP0")

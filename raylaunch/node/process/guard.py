@@ -549,7 +549,7 @@ class SafeLog:
     def on_failure(self, error: OSError) -> None:
         """Schedule the next try, and report the first failure of an outage."""
         now = time.monotonic()
-        # A nearly full disk takes a line now and then: without back-off that is an event a second.
+        # A nearly full disk accepts a line now and then: back-off keeps that from event storms.
         stable_s = now - self.failed_at
         if stable_s > LOG_STABLE_S:
             self.retry_s = LOG_RETRY_S

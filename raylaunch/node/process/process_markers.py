@@ -2,7 +2,7 @@
 
 An agent sets the marker for its children only. Names of deployments repeat: another cluster, or
 another home of the same user, may run a deployment of the same name on this machine. So the marker
-carries the id of the deployment's instance, and whoever terminates has to state the instance. The
+carries the id of the deployment's instance, and `terminate_marked` has to be given that id. The
 processes of an embedded Ray cluster carry the marker of that cluster, which is random itself.
 """
 
