@@ -19,12 +19,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from own_processes import RUN
 
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import MarkedProcess
 
 LOGS = Path(__file__).resolve().parent.parent / "test-logs"
-RUN = "RAYLAUNCH_TEST_RUN"
 CI = os.environ.get("CI") == "true"
 END_DEADLINE_S = 20.0
 HOSTS_PROGRAMS = ("ip", "ping", "ssh", "sshd", "ssh-keygen", "rsync", "unshare")

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "raylaunch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 LONGER = {
-    "guard.py": 540,  # one file by necessity: it is run by path, on a node without the package
+    "guard.py": 860,  # one file by necessity: it is run by path, on a node without the package
     # one actor: its commands, its loop and its state; what needs no state has moved out
     "controller.py": 710,
     "api.py": 460,

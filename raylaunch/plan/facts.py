@@ -124,6 +124,8 @@ class MarkedProcess:
     attempt: int
     age_s: float
     command: str
+    instance: str = ""
+    """Random id of the start it belongs to; "" when its marker has none."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import queue
 import select
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from raylaunch.node.process.process_markers import find_marked
@@ -45,12 +46,25 @@ def python(script: str) -> tuple[str, ...]:
 class Watched:
     """A ServerProcess whose events can be awaited."""
 
-    def __init__(self, deployment: str, log: Path, script: str | tuple[str, ...], **spec) -> None:
+    def __init__(
+        self,
+        deployment: str,
+        log: Path,
+        script: str | tuple[str, ...],
+        *,
+        instance: str = "i",
+        **spec: object,
+    ) -> None:
         self.log = log
         self.seen: list[dict] = []
         self._events: queue.Queue[dict] = queue.Queue()
         env = child_env(
-            {"PATH": os.environ["PATH"]}, {}, deployment=deployment, attempt=1, server=0
+            {"PATH": os.environ["PATH"]},
+            {},
+            deployment=deployment,
+            instance=instance,
+            attempt=1,
+            server=0,
         )
         argv = python(script) if isinstance(script, str) else script
         settings = {
@@ -100,10 +114,18 @@ def await_gone(deployment: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while marked := find_marked(deployment):
         assert time.monotonic() < deadline, f"still there: {marked}"
-        await_end(marked[0].pid)
+        await_exit(marked[0].pid)
 
 
-def await_end(pid: int) -> None:
+def await_true(condition: Callable[[], object], what: str) -> None:
+    """Poll for something that nothing announces."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(0.02)
+
+
+def await_exit(pid: int) -> None:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

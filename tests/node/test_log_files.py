@@ -2,7 +2,13 @@
 
 import os
 import random
+import stat
+import tracemalloc
 
+import pytest
+
+from raylaunch.errors import NodeError
+from raylaunch.node.process import log_files
 from raylaunch.node.process.guard import Log
 from raylaunch.node.process.log_files import (
     attempt_dir,
@@ -11,10 +17,11 @@ from raylaunch.node.process.log_files import (
     prune_attempts,
     read_from,
     server_log,
-    start_fresh,
+    set_aside_old_log,
     tail,
     tail_cursor,
 )
+from raylaunch.node.process.private_files import make_private_dir, tighten
 
 
 def follow(path, cursor, **kwargs):
@@ -139,7 +146,7 @@ def test_follower_in_the_middle_of_a_rotation(tmp_path):
     assert follow(path, None)[0] == "one\ntwo\n"
 
 
-def test_follower_that_was_overtaken_is_told(tmp_path):
+def test_follower_that_was_overtaken_gets_a_gap(tmp_path):
     path = tmp_path / "server.log"
     log = Log(str(path), 1000, 1)
     log.write(b"one\n")
@@ -152,7 +159,7 @@ def test_follower_that_was_overtaken_is_told(tmp_path):
 
 
 def test_recycled_inode_is_not_mistaken(tmp_path):
-    """The new file has the old one's inode (many file systems hand it out at once) and is longer."""
+    """The new file has the old one's inode (many file systems reuse it directly) and is longer."""
     path = tmp_path / "server.log"
     path.write_text("one\n")
     _, cursor, _ = follow(path, None)
@@ -184,19 +191,122 @@ def test_follow_from_the_last_lines(tmp_path):
     assert follow(path, tail_cursor(path, 0))[0] == ""
 
 
-def test_start_fresh_puts_an_older_life_aside(tmp_path):
+def test_log_of_an_older_deployment_is_set_aside(tmp_path):
     path = server_log(tmp_path, "d", 1, 0)
-    start_fresh(path)
+    set_aside_old_log(path)
     path.write_text("old\n")
     path.with_name("server-0.log.1").write_text("older\n")
     neighbour = path.with_name("server-1.log")
     neighbour.write_text("running\n")
-    start_fresh(path)
+    set_aside_old_log(path)
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "server-0.previous.log",
         "server-1.log",
     ]
     assert tail(path, 9) == []
+
+
+def test_old_log_with_a_name_of_glob_characters_is_set_aside(tmp_path):
+    path = tmp_path / "weights [1] of *.log"
+    path.with_name(f"{path.name}.1").write_text("older\n")
+    other = tmp_path / "weights 1 of all.log.1"
+    other.write_text("kept\n")
+    set_aside_old_log(path)
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_log_folders_are_private_and_older_ones_are_tightened(tmp_path):
+    root = tmp_path / "logs"
+    path = server_log(root, "d", 1, 0)
+    set_aside_old_log(path)
+    assert {mode_of(folder) for folder in (root, *path.parents[:2])} == {0o700}
+    path.write_text("old\n")
+    for each in (path, *path.parents[:3]):
+        each.chmod(0o755)
+    set_aside_old_log(path)
+    assert mode_of(path.parent / "server-0.previous.log") & 0o077 == 0
+    assert [mode_of(folder) for folder in path.parents[:2]] == [0o700, 0o700]
+    assert mode_of(root) == 0o755, "may be any folder that a person named"
+
+
+def test_shared_and_foreign_folders_keep_their_mode(tmp_path, monkeypatch):
+    shared = tmp_path / "like-tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    assert make_private_dir(shared) == shared
+    assert mode_of(shared) == 0o1777
+    foreign = tmp_path / "foreign"
+    foreign.mkdir(mode=0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: foreign.stat().st_uid + 1)
+    tighten(foreign)
+    assert mode_of(foreign) == 0o755
+
+
+def test_long_deployment_names_are_shortened_the_same_way_each_time(tmp_path):
+    long = "ü" * 300
+    path = server_log(tmp_path, long, 1, 0)
+    assert planned_log(tmp_path, f"{long}/attempt-{{attempt}}/server-0.log", 1) == path
+    set_aside_old_log(path)
+    path.write_text("x\n")
+    assert prune_attempts(tmp_path, long, keep=0, current=2) == [path.parent]
+    other = server_log(tmp_path, f"{long}!", 1, 0)
+    assert other != path, "names that differ late stay different"
+    for each in (path, other):
+        assert all(len(os.fsencode(part)) <= 255 for part in each.parts)
+    assert server_log(tmp_path, "x" * 255, 1, 0).parts[-3] == "x" * 255
+
+
+@pytest.mark.parametrize("root", ["n" * 256, "/".join(["long"] * 1000)])
+def test_path_that_is_too_long_is_refused_with_the_way_out(tmp_path, root):
+    with pytest.raises(NodeError, match="cannot be created") as raised:
+        set_aside_old_log(server_log(tmp_path / root, "d", 1, 0))
+    assert "RAYLAUNCH_LOG_DIR" in raised.value.todo
+    assert len(raised.value.what) < 400
+
+
+@pytest.mark.parametrize("kind", ["one 48 MB line", "sparse 1 GB", "20 MB random", "empty lines"])
+def test_reading_takes_bounded_memory_whatever_the_log_holds(tmp_path, kind):
+    path = tmp_path / "server.log"
+    with path.open("wb") as file:
+        if kind == "one 48 MB line":
+            for _ in range(48):
+                file.write(b"x" * (1 << 20))
+        elif kind == "sparse 1 GB":
+            file.truncate(1 << 30)
+            file.seek(0, os.SEEK_END)
+        elif kind == "20 MB random":
+            file.write(random.Random(3).randbytes(20 << 20))
+        else:
+            file.write(b"\n" * (4 << 20))
+        file.write(b"\nlast\n")
+    tracemalloc.start()
+    try:
+        shown = tail(path, 50)
+        assert shown[-1] == "last"
+        cursor = tail_cursor(path, 1 << 40)
+        for _ in range(64):
+            cursor = read_from(path, cursor).cursor
+        cursor = None
+        for _ in range(64):
+            cursor = read_from(path, cursor).cursor
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_tail_returns_while_a_server_prints_without_end(tmp_path, monkeypatch):
+    path = tmp_path / "server.log"
+    path.write_bytes(b"line\n" * 10)
+    real = log_files.read_from
+
+    def read_and_print(*given, **named):
+        with path.open("ab") as file:
+            file.write(b"more\n" * 20_000)
+        return real(*given, **named)
+
+    monkeypatch.setattr(log_files, "read_from", read_and_print)
+    assert len(tail(path, 5, max_bytes=1000)) == 5
 
 
 def test_prune_keeps_the_newest_and_the_current(tmp_path):
@@ -214,3 +324,7 @@ def test_prune_keeps_the_newest_and_the_current(tmp_path):
         "notes",
     ]
     assert prune_attempts(tmp_path, "unknown", keep=1, current=1) == []
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)

@@ -1,4 +1,4 @@
-"""Which marked processes belong to nothing that runs: told from those that a guard, controller or record speaks for."""
+"""Which marked processes are orphans: no guard, controller or record owns them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ import os
 import subprocess
 import uuid
 
+import psutil
 import pytest
 from process_trees import Watched, python
 
 from raylaunch.node.process.orphans import (
-    Running,
+    KnownDeployments,
     deployment_of,
-    end_leftovers,
-    find_leftovers,
-    machine,
+    find_orphans,
+    machine_identity,
+    terminate_orphans,
 )
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 
-NOBODY = Running()
+NOTHING_KNOWN = KnownDeployments()
 
 
 @pytest.fixture
 def name():
-    """A deployment of this test alone; no test here ever looks at, or ends, anything of another."""
+    """A deployment of this test alone; no test here reads or terminates anything of another."""
     deployment = f"test-{uuid.uuid4().hex}"
     yield deployment
     for marker in {
         found.deployment for found in find_marked() if deployment_of(found.deployment) == deployment
     }:
-        end_marked(marker, grace_s=0)
+        terminate_marked(marker, instance=ANY_INSTANCE, grace_s=0)
 
 
 @pytest.fixture
 def orphan(tmp_path):
-    """Start a marked process that nothing speaks for, in the home of this test."""
+    """Start a marked process that nothing owns, in the home of this test."""
     started = []
 
     def start(marker, home=tmp_path):
@@ -61,34 +62,57 @@ def pids(found):
     return {one.pid for one in found}
 
 
-def test_a_process_nobody_speaks_for_is_found_and_ended_alone(name, orphan):
+def test_an_orphan_is_found_and_terminated_alone(name, orphan):
     first, second, other = orphan(name), orphan(name), orphan(f"{name}-other")
-    found = find_leftovers(NOBODY, name)
+    found = find_orphans(NOTHING_KNOWN, name)
     assert pids(found) == {first.pid, second.pid}
     assert [one.attempt for one in found] == [3, 3]
-    assert end_leftovers([one for one in found if one.pid == first.pid], grace_s=20) == []
+    assert terminate_orphans([one for one in found if one.pid == first.pid], grace_s=20) == []
     assert first.wait(20) == -15
-    assert second.poll() is None, "same mark, but not among those to end"
+    assert second.poll() is None, "same marker, but not in the list"
     assert other.poll() is None
 
 
 def test_a_deployment_with_a_controller_is_left_alone(name, orphan):
     process = orphan(name)
-    assert find_leftovers(Running((name,)), name) == []
-    assert pids(find_leftovers(Running((name,)), None)).isdisjoint({process.pid})
+    assert find_orphans(KnownDeployments((name,)), name) == []
+    assert pids(find_orphans(KnownDeployments((name,)), None)).isdisjoint({process.pid})
 
 
-def test_a_server_under_its_guard_is_left_alone_whatever_cluster_it_belongs_to(name, tmp_path):
-    watched = Watched(name, tmp_path / "log", "say('up'); sleep()")
+def test_a_server_below_its_guard_is_left_alone_whatever_cluster_it_belongs_to(name, tmp_path):
+    watched = Watched(name, tmp_path / "log", "say('up'); sleep()", instance="aaaa")
     try:
         watched.event("spawned")
         assert find_marked(name)
-        assert find_leftovers(NOBODY, name) == []
-        assert find_leftovers(Running(orphaned=(name,)), name), (
-            "unless its controller is known to be gone"
-        )
+        assert find_orphans(NOTHING_KNOWN, name) == []
+        same_name = KnownDeployments(orphaned=(name,), orphaned_instances=("bbbb",))
+        assert find_orphans(same_name, name) == [], "that is another cluster's deployment"
+        same_instance = KnownDeployments(orphaned=(name,), orphaned_instances=("aaaa",))
+        assert find_orphans(same_instance, name), "its controller is known to be gone"
     finally:
-        watched.process.end(0)
+        watched.process.terminate(0)
+
+
+def test_ancestors_that_proc_hides_are_no_guards(name, orphan, monkeypatch):
+    """As with hidepid=1: what is above the first process of another user cannot be a guard."""
+
+    def refuse(process):
+        raise psutil.AccessDenied(process.pid)
+
+    process = orphan(name)
+    monkeypatch.setattr(psutil.Process, "parent", refuse)
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {process.pid}
+
+
+def test_damaged_records_of_embedded_clusters_are_passed_over(name, orphan, tmp_path):
+    process = orphan(name)
+    records = tmp_path / "clusters"
+    records.mkdir()
+    for number, text in enumerate(("", "[1]", "null", "{", '{"marker": 7}')):
+        (records / f"{number}.json").write_text(text)
+    (records / "folder.json").mkdir()
+    (records / "bytes.json").write_bytes(b"\xff\xfe")
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {process.pid}
 
 
 def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orphan, tmp_path):
@@ -99,7 +123,7 @@ def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orpha
         json.dumps({"marker": marker, "folder": "/tmp/raylaunch-none", "deployment": name})
     )
     cluster, server = orphan(marker), orphan(name)
-    assert find_leftovers(NOBODY, name) == [], (
+    assert find_orphans(NOTHING_KNOWN, name) == [], (
         "its servers too, also between two attempts, when no guard lives"
     )
     record.write_text(
@@ -107,11 +131,11 @@ def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orpha
             {"marker": f"@{name}-99999999", "folder": "/tmp/raylaunch-none", "deployment": name}
         )
     )
-    assert pids(find_leftovers(NOBODY, name)) == {cluster.pid, server.pid}, (
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {cluster.pid, server.pid}, (
         "the record is of a later one, not alive"
     )
     record.unlink()
-    assert pids(find_leftovers(NOBODY, name)) == {cluster.pid, server.pid}
+    assert pids(find_orphans(NOTHING_KNOWN, name)) == {cluster.pid, server.pid}
 
 
 def test_the_record_in_the_home_of_the_process_counts_not_in_ours(
@@ -123,15 +147,16 @@ def test_the_record_in_the_home_of_the_process_counts_not_in_ours(
     (theirs / "clusters").mkdir(parents=True)
     (theirs / "clusters" / f"{name}.json").write_text(json.dumps({"marker": marker}))
     orphan(marker, theirs)
-    assert find_leftovers(NOBODY, name) == []
+    assert find_orphans(NOTHING_KNOWN, name) == []
 
 
 def test_a_marker_names_its_deployment():
     assert deployment_of("@local-dual-1a2b3c4d") == "local-dual"
     assert deployment_of("a2-dual-1a2b3c4d") == "a2-dual-1a2b3c4d"
+    assert deployment_of("@plain") == "plain"
 
 
 def test_the_machine_has_a_name_and_a_key():
-    key, host = machine()
-    assert key == machine()[0]
+    key, host = machine_identity()
+    assert key == machine_identity()[0]
     assert host == os.uname().nodename

@@ -1,4 +1,4 @@
-"""Finding and ending processes by marker, with real processes."""
+"""Finds and terminates processes by marker, with real processes."""
 
 import os
 import signal
@@ -12,14 +12,19 @@ from stopping import stop
 
 from raylaunch.node.process import process_markers
 from raylaunch.node.process.guard import Process, read_process, send_signal
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import (
+    ANY_INSTANCE,
+    find_marked,
+    new_instance,
+    terminate_marked,
+)
 
 
 @pytest.fixture
 def deployment():
     name = f"test-{uuid.uuid4().hex}"
     yield name
-    end_marked(name, grace_s=0)
+    terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
     assert find_marked(name) == []
 
 
@@ -28,9 +33,10 @@ def run():
     """Start a marked Python script and wait for its first line."""
     started = []
 
-    def start(deployment, attempt=1, server=0, script="say('up'); sleep()"):
+    def start(deployment, attempt=1, server=0, script="say('up'); sleep()", instance="i"):
         env = {
             "RAYLAUNCH_DEPLOYMENT": deployment,
+            "RAYLAUNCH_INSTANCE": instance,
             "RAYLAUNCH_ATTEMPT": str(attempt),
             "RAYLAUNCH_SERVER": str(server),
         }
@@ -81,7 +87,7 @@ def test_a_zombie_is_dead(deployment, run):
     assert find_marked(deployment) == []
 
 
-def test_ends_exactly_the_marked(deployment, run):
+def test_terminates_exactly_the_marked(deployment, run):
     polite = run(
         deployment,
         1,
@@ -94,59 +100,85 @@ def test_ends_exactly_the_marked(deployment, run):
     )
     later = run(deployment, 2)
     stop(stopped.pid)
-    assert end_marked(deployment, 1, grace_s=PATIENCE_S) == []
+    assert terminate_marked(deployment, 1, instance=ANY_INSTANCE, grace_s=PATIENCE_S) == []
     assert (polite.wait(PATIENCE_S), stopped.wait(PATIENCE_S)) == (9, 9)
     assert [found.pid for found in find_marked(deployment)] == [later.pid]
 
 
+def test_only_the_given_instance_is_terminated(deployment, run):
+    """Another cluster, or another home, runs a deployment of the same name."""
+    own = run(deployment, instance="aaaa")
+    other = run(deployment, instance="bbbb")
+    unmarked = run(deployment, instance="")
+    assert terminate_marked(deployment, instance="aaaa", grace_s=PATIENCE_S) == []
+    assert own.wait(PATIENCE_S) == -signal.SIGTERM
+    assert {found.pid for found in find_marked(deployment)} == {other.pid, unmarked.pid}
+    (found,) = find_marked(deployment, instance="bbbb")
+    assert (found.pid, found.instance) == (other.pid, "bbbb")
+    assert terminate_marked(deployment, instance="", grace_s=0) == []
+    assert other.poll() is None, "no instance is not any instance"
+
+
+def test_whoever_terminates_has_to_name_the_instance(deployment):
+    with pytest.raises(TypeError, match="instance"):
+        terminate_marked(deployment)
+
+
+def test_instances_are_random():
+    assert len({new_instance() for _ in range(100)}) == 100
+
+
 def test_kills_what_ignores_sigterm(deployment, run):
     process = run(deployment, script="ignore_term(); fork(stubborn); say('up'); sleep()")
-    assert end_marked(deployment, grace_s=0.1) == []
+    assert terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0.1) == []
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
-def test_without_grace_nobody_is_asked(deployment, run):
+def test_without_grace_there_is_no_sigterm(deployment, run):
     process = run(
         deployment,
         script="signal.signal(signal.SIGTERM, lambda *_: os._exit(9)); say('up'); sleep()",
     )
-    assert end_marked(deployment, grace_s=0) == []
+    assert terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0) == []
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
-def test_ends_them_on_a_kernel_without_pidfds(deployment, run, monkeypatch):
+def test_terminates_them_on_a_kernel_without_pidfds(deployment, run, monkeypatch):
     def refuse(_pid):
         raise OSError(38, "Function not implemented")
 
     process = run(deployment, script="ignore_term(); say('up'); sleep()")
     monkeypatch.setattr(os, "pidfd_open", refuse)
-    assert end_marked(deployment, grace_s=0.1) == []
+    assert terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0.1) == []
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_reports_what_resists(deployment, run, monkeypatch):
     process = run(deployment)
     monkeypatch.setattr(process_markers, "send_signal", lambda *_: None)
-    left = end_marked(deployment, grace_s=0, kill_timeout_s=0.1)
+    left = terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=0, kill_timeout_s=0.1)
     assert [found.pid for found in left] == [process.pid]
 
 
 def test_a_recycled_pid_is_left_alone(deployment, run):
     script = """
 signal.signal(signal.SIGHUP, lambda *_: say("hit"))
-signal.signal(signal.SIGTERM, lambda *_: (say("ended"), os._exit(0)))
+signal.signal(signal.SIGTERM, lambda *_: (say("terminated"), os._exit(0)))
 say("up"); sleep()
 """
     process = run(deployment, script=script)
     now = read_process(process.pid)
     send_signal(Process(now.pid, now.ppid, now.state, now.started - 1), signal.SIGHUP)
     send_signal(now, signal.SIGTERM)
-    assert process.stdout.read() == b"ended\n"
+    assert process.stdout.read() == b"terminated\n"
 
 
 def test_the_caller_is_never_a_target(deployment):
-    """An owner that itself carries the marker ends the others and survives to say so."""
-    code = f"from raylaunch.node.process.process_markers import end_marked; print(end_marked({deployment!r}, grace_s=0))"
+    """An owner that carries the marker itself terminates the others and survives."""
+    code = (
+        "from raylaunch.node.process.process_markers import ANY_INSTANCE, terminate_marked\n"
+        f"print(terminate_marked({deployment!r}, instance=ANY_INSTANCE, grace_s=0))"
+    )
     env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": deployment}
     assert (
         subprocess.run(

@@ -1,5 +1,6 @@
-"""The owner's side: environment, state, end."""
+"""The owner's side: environment, state, termination."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,12 +13,13 @@ from process_trees import PATIENCE_S, Watched, parent_of
 from stopping import stop
 
 from raylaunch.node.process import server_process as process
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
 
-MARKER = {"deployment": "d", "attempt": 3, "server": 1}
+MARKER = {"deployment": "d", "instance": "i", "attempt": 3, "server": 1}
 MARKED = {
     "RAYLAUNCH_DEPLOYMENT": "d",
+    "RAYLAUNCH_INSTANCE": "i",
     "RAYLAUNCH_ATTEMPT": "3",
     "RAYLAUNCH_SERVER": "1",
     "SPT_NOENV": "1",
@@ -29,7 +31,7 @@ def deployment():
     name = f"test-{uuid.uuid4().hex}"
     yield name
     left = find_marked(name)
-    end_marked(name, grace_s=0)
+    terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
     assert left == []
 
 
@@ -103,15 +105,15 @@ def test_state_follows_the_server(deployment, log):
     assert state.spawned_at <= state.exited_at
 
 
-def test_commands_after_the_end_are_harmless(deployment, log):
+def test_commands_after_the_exit_are_harmless(deployment, log):
     server = Watched(deployment, log, "pass")
     server.end()
     server.process.stop()
     server.process.kill()
-    assert server.process.end() == []
+    assert server.process.terminate() == []
 
 
-def test_log_of_an_earlier_deployment_is_put_aside(deployment, log):
+def test_log_of_an_earlier_deployment_is_set_aside(deployment, log):
     log.write_text("old\n")
     server = Watched(deployment, log, "say('new')")
     server.end()
@@ -119,25 +121,25 @@ def test_log_of_an_earlier_deployment_is_put_aside(deployment, log):
     assert (log.parent / "server-0.previous.log").read_text() == "old\n"
 
 
-def test_start_says_when_the_log_folder_cannot_be_made(deployment, tmp_path):
+def test_start_raises_when_the_log_folder_cannot_be_created(deployment, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         Watched(deployment, tmp_path / "file" / "server.log", "pass")
 
 
-def test_end_proves_it(deployment, log):
+def test_terminate_leaves_nothing(deployment, log):
     server = Watched(deployment, log, "ignore_term(); fork(stubborn); say('up'); sleep()")
     server.line("up")
-    assert server.process.end(0.1) == []
+    assert server.process.terminate(0.1) == []
     assert server.process.state.exit_signal == signal.SIGKILL
 
 
-def test_end_works_with_a_guard_that_does_not_answer(deployment, log, monkeypatch):
+def test_terminate_works_with_a_guard_that_does_not_answer(deployment, log, monkeypatch):
     monkeypatch.setattr(process, "ANSWER_S", 0.1)
     server = Watched(deployment, log, "fork(stubborn); say('up'); sleep()", kill_timeout_s=0)
     server.line("up")
     stop(server.process.guard_pid)
-    server.process.end(0.1)
+    server.process.terminate(0.1)
     assert server.end()["left"] == []
     assert server.names() == ["spawned", "guard_lost", "clean"]
 
@@ -149,11 +151,36 @@ def test_two_servers_of_one_owner_do_not_hold_each_other(deployment, tmp_path):
     )
     first.event("spawned")
     second.event("spawned")
-    assert first.process.end(PATIENCE_S) == []
+    assert first.process.terminate(PATIENCE_S) == []
     first.end()
     assert second.process.state.running
     second.process.kill()
     second.end()
+
+
+def test_lost_guard_of_one_instance_costs_no_other_instance_its_server(deployment, tmp_path):
+    """Same deployment, attempt and server, as two homes of one user on one machine have them."""
+    own = Watched(deployment, tmp_path / "own.log", "say('up'); sleep()", instance="aaaa")
+    other = Watched(deployment, tmp_path / "other.log", "say('up'); sleep()", instance="bbbb")
+    own.line("up")
+    other.line("up")
+    os.kill(own.process.guard_pid, signal.SIGKILL)
+    assert own.end()["left"] == []
+    assert own.process.terminate(0) == []
+    assert other.process.state.running
+    assert {found.instance for found in find_marked(deployment)} == {"bbbb"}
+    assert other.process.terminate(PATIENCE_S) == []
+    other.end()
+
+
+def test_server_starts_when_the_disk_of_the_log_is_full(deployment, log, monkeypatch):
+    def refuse(_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(process, "set_aside_old_log", refuse)
+    server = Watched(deployment, log, "say('up'); sleep()")
+    server.line("up")
+    assert server.process.terminate(0) == []
 
 
 def test_failing_callback_does_not_hang_the_owner(deployment, log, monkeypatch):
@@ -171,8 +198,13 @@ def test_failing_callback_does_not_hang_the_owner(deployment, log, monkeypatch):
 
 
 @pytest.mark.parametrize(("noenv", "found"), [({"SPT_NOENV": "1"}, 1), ({}, 0)])
-def test_setproctitle_hides_the_marker_unless_told_not_to(deployment, noenv, found):
-    code = "import setproctitle; setproctitle.setproctitle('VLLM::EngineCore_DP0'); print(flush=True); input()"
+def test_setproctitle_hides_the_marker_without_spt_noenv(deployment, noenv, found):
+    code = """
+import setproctitle
+setproctitle.setproctitle("VLLM::EngineCore_DP0")
+print(flush=True)
+input()
+"""
     env = {"RAYLAUNCH_DEPLOYMENT": deployment, **noenv}
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
@@ -186,5 +218,10 @@ def test_setproctitle_hides_the_marker_unless_told_not_to(deployment, noenv, fou
 
 def marked_env(deployment, server=0):
     return child_env(
-        {"PATH": os.environ["PATH"]}, {}, deployment=deployment, attempt=1, server=server
+        {"PATH": os.environ["PATH"]},
+        {},
+        deployment=deployment,
+        instance="i",
+        attempt=1,
+        server=server,
     )

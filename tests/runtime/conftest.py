@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from own_processes import kill_own
 from ray_clusters import STANDIN, RayNodes, User, clean_env, free_ports
 
-from raylaunch.node.process.process_markers import end_marked, find_marked
 from raylaunch.runtime.cluster.local_cluster import stop_local
 
 
@@ -56,12 +56,7 @@ def ray_nodes():
         yield nodes
     finally:
         nodes.stop()
-        for deployment in {
-            process.deployment
-            for process in find_marked()
-            if process.deployment.startswith("test-")
-        }:
-            end_marked(deployment, grace_s=0)
+        kill_own("test-")
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -13,7 +13,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT, end_marked
+from raylaunch.node.process.process_markers import (
+    ANY_INSTANCE,
+    ATTEMPT,
+    DEPLOYMENT,
+    terminate_marked,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = ROOT / "tests" / "standin" / "bin" / "vllm"
@@ -157,7 +162,7 @@ class RayNodes:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def stop(self) -> None:
-        left = end_marked(self.marker, grace_s=1)
+        left = terminate_marked(self.marker, instance=ANY_INSTANCE, grace_s=1)
         assert not left, left
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ray_clusters import STANDIN, User, await_true, free_ports
 
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.runtime.cluster.local_cluster import stop_local
 
 pytestmark = pytest.mark.ray
@@ -40,7 +40,7 @@ def bencher():
         yield user
     finally:
         stop_local(user.home, NAME)
-        end_marked(NAME, grace_s=0)
+        terminate_marked(NAME, instance=ANY_INSTANCE, grace_s=0)
         shutil.rmtree(folder, ignore_errors=True)
 
 

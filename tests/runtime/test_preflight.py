@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports, model_folder
 
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 
 pytestmark = pytest.mark.ray
 
@@ -295,7 +295,7 @@ def test_clean_removes_the_record_of_an_embedded_cluster_that_is_gone(user, stan
     assert kept.code == 0, kept.out + kept.err
     assert user.run("status", "test-crash").code == 0, "a cluster that lives is not touched"
 
-    end_marked(known["marker"], grace_s=0)
+    terminate_marked(known["marker"], instance=ANY_INSTANCE, grace_s=0)
     assert Path(known["folder"]).is_dir()
     assert Path(known["folder"]).parent == Path(tempfile.gettempdir())
     await_true(lambda: not find_marked("test-crash"), "the guards end their servers")

@@ -18,11 +18,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from own_processes import kill_own
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
 from raylaunch.errors import BusyError, LaunchError, UnknownDeploymentError
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import find_marked
 from raylaunch.supervise.state import Phase
 
 pytestmark = pytest.mark.ray
@@ -61,10 +62,7 @@ def cluster():
         nodes.stop()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        for deployment in {
-            one.deployment for one in find_marked() if one.deployment.startswith("test-")
-        }:
-            end_marked(deployment, grace_s=0)
+        kill_own("test-")
         shutil.rmtree(folder, ignore_errors=True)
 
 

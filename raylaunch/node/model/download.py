@@ -18,6 +18,7 @@ from raylaunch.node.model.storage import free_bytes
 from raylaunch.node.model.weight_files import expected_bytes
 from raylaunch.node.probe import tool_text
 from raylaunch.node.process.log_files import tail
+from raylaunch.node.process.process_markers import new_instance
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
 from raylaunch.plan.wanted_weights import HUBS, PROGRAMS, DownloadProgress, Hub
 
@@ -54,6 +55,7 @@ class Download:
             env,
             {},
             deployment=label,
+            instance=new_instance(),
             attempt=1,
             server=number,
         )
@@ -115,7 +117,7 @@ class Download:
     def stop(self) -> tuple[int, ...]:
         """Stop the program with all its processes; returns the pids of those that survived."""
         try:
-            return tuple(process.pid for process in self._process.end())
+            return tuple(process.pid for process in self._process.terminate())
         finally:
             self._unlock()
 

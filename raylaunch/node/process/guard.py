@@ -1,16 +1,26 @@
-"""The guard: owns one server's process tree and its log, and takes both down when its owner goes away.
+"""The guard: owns one server's process tree and log, and stops the tree when its owner goes away.
 
-Run by path with `python -I -S`, from the standard library alone, so that it starts in a few milliseconds and
-works wherever raylaunch was unpacked. Nothing here may import raylaunch.
+Run by path with `python -I -S`, from the standard library alone, so that it starts in a few
+milliseconds and works wherever raylaunch was unpacked. Nothing here may import raylaunch.
 
-Two processes. The *keeper* is the owner's direct child and only waits; the *guard* is the keeper's child and does
-the work. Ray SIGKILLs the direct children of a worker that exits (measured, Ray 2.60: a child in a session of its
-own is gone, its children live on): that hits the keeper, and the guard ends the tree in order. If instead the guard
-is SIGKILLed, what it had adopted falls to the keeper, which ends it.
+There are two processes. The *keeper* is the owner's direct child and only waits. The *guard* is the
+keeper's child and does the work. Ray SIGKILLs the direct children of a worker that exits (measured,
+Ray 2.60: a child in a session of its own is killed, its children live on). That SIGKILL hits the
+keeper, and the guard then stops the tree in order. If the guard is SIGKILLed instead, the kernel
+reparents its children to the keeper, which kills them. Each of the two notices the other's death: a
+guard without a keeper reports `keeper_lost` and stops its server, because a later SIGKILL of the
+guard would leave processes behind that hold the NPUs.
 
-stdin:  one JSON line, the spec (`raylaunch.node.process.server_process.ServerSpec`); then JSON lines {"do": "stop",
-        "term_timeout_s": 10} or {"do": "kill"}. End of file means the owner is gone: the same as stop.
-stdout: JSON lines: spawned | failed, log (the log grew), log_failed, exit, and last clean with the pids that resisted.
+/proc may hide other users' processes and non-dumpable ones (mount option hidepid). Those are
+skipped; the tree is then found by the server's process group and by the kernel's own list of our
+children, to which every orphan below us is added (child subreaper).
+
+stdin:  one JSON line, the spec (`raylaunch.node.process.server_process.ServerSpec`). Then commands
+        as JSON lines: {"do": "stop", "term_timeout_s": 10} or {"do": "kill"}. End of file means
+        that the owner is gone and is handled like stop.
+stdout: events as JSON lines: spawned | failed; log (the log grew); log_failed (a full or read-only
+        disk; once per outage) and log_recovered; keeper_lost; exit; and last clean, with the pids
+        that resisted.
 """
 
 from __future__ import annotations
@@ -19,32 +29,69 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import itertools
 import json
 import os
 import selectors
 import signal
+import stat
 import subprocess
 import sys
 import termios
 import time
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PIPE_BYTES = 1 << 20
+READ_BYTES = 1 << 16
 GUARD_OOM_SCORE = -500
 SERVER_OOM_SCORE = 0
 """Ray gives its workers 1000 (first to be killed), and children inherit it."""
 FLUSH_S = 60.0
 DRAIN_S = 1.0
+KILL_ROUND_S = 0.2
+KEEPER_KILL_S = 10.0
+KEEPER_EXITED = signal.SIGUSR2
+"""Sent to the guard by the kernel when the keeper exits (PR_SET_PDEATHSIG)."""
+DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+    }
+)
+"""A server starts without a log when the log cannot be created for one of these reasons."""
+LOG_RETRY_S = 1.0
+LOG_RETRY_MAX_S = 30.0
+LOG_STABLE_S = 60.0
+"""After so long without a failure, the back-off between log retries starts over."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Spec(TypedDict):
+    """The fields of `ServerSpec`, as they arrive on stdin. Times in seconds."""
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    log: str
+    rotate_bytes: int
+    keep: int
+    term_timeout_s: float
+    orphan_grace_s: float
+    kill_timeout_s: float
+    niceness: int | None
+
+
 class Process(NamedTuple):
-    """A line of the process table. `started` (clock ticks since boot) tells a recycled pid from the first owner."""
+    """A line of the process table.
+
+    `started` (clock ticks since boot) distinguishes a recycled pid from its first owner.
+    """
 
     pid: int
     ppid: int
@@ -53,10 +100,15 @@ class Process(NamedTuple):
 
 
 def main() -> int:
-    """Become keeper and guard; the exit code is the guard's."""
+    """Fork into keeper and guard; return the exit status of this one of the two."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    pid = os.fork()
-    return keep(pid) if pid else guard()
+    # Ray's workers have an OOM score of 1000: without this the keeper is the first victim.
+    set_oom_score(GUARD_OOM_SCORE, SERVER_OOM_SCORE)
+    keeper_pid = os.getpid()
+    guard_pid = os.fork()
+    if guard_pid:
+        return keep(guard_pid)
+    return guard(keeper_pid)
 
 
 def keep(guard_pid: int) -> int:
@@ -64,19 +116,21 @@ def keep(guard_pid: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    # The owner must see end of file when the guard dies, so the keeper may not hold the pipes.
     null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):  # the owner must see the guard's end of the pipes close
+    for fd in (0, 1, 2):
         os.dup2(null, fd)
     status = _wait_for(guard_pid)
-    deadline = time.monotonic() + 10
-    while status != 0 and not _reap_all() and time.monotonic() < deadline:
-        for process in descendants(os.getpid()):
-            send_signal(process, signal.SIGKILL)
-        signal.sigtimedwait([signal.SIGCHLD], 0.2)
-    return 0 if status == 0 else 1
+    if status == 0:
+        return 0
+    deadline = time.monotonic() + KEEPER_KILL_S
+    while not _reap_all() and time.monotonic() < deadline:
+        signal_below(signal.SIGKILL)
+        signal.sigtimedwait([signal.SIGCHLD], KILL_ROUND_S)
+    return 1
 
 
-def guard() -> int:
+def guard(keeper_pid: int) -> int:
     """Read the spec, run the server, return when everything below is gone."""
     os.setsid()
     os.chdir("/")
@@ -84,18 +138,26 @@ def guard() -> int:
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     line, rest = _read_line(0)
     if not line:
-        return 0  # the owner went away before it said what to run
-    Guard(json.loads(line), rest).run()
+        return 0  # the owner exited before it sent a spec
+    Guard(json.loads(line), rest, keeper_pid).run()
     return 0
 
 
 class Guard:
     """The event loop: control pipe, log pipe, signals, deadlines."""
 
-    def __init__(self, spec: dict[str, Any], rest: bytes) -> None:
+    def __init__(self, spec: Spec, rest: bytes, keeper_pid: int) -> None:
         self.spec = spec
         self.control = rest
+        self.keeper_pid = keeper_pid
+        self.keeper_lost = False
         self.events = Events(1)
+        self.log = SafeLog(
+            spec["log"],
+            spec["rotate_bytes"],
+            spec["keep"],
+            self.events,
+        )
         self.pid: int | None = None
         """The server while it has not been reaped."""
         self.phase = "running"
@@ -103,23 +165,33 @@ class Guard:
         self.selector = selectors.DefaultSelector()
         self.wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        # Handlers, not SIG_IGN: exec resets handlers, so the server starts with default dispositions.
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Handlers, not SIG_IGN: exec resets handlers, so the server starts with the defaults.
+        handled = (
+            signal.SIGCHLD,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+            KEEPER_EXITED,
+        )
+        for number in handled:
             signal.signal(number, lambda _number, _frame: None)
+        _libc.prctl(PR_SET_PDEATHSIG, KEEPER_EXITED, 0, 0, 0)
 
     def run(self) -> None:
         """Spawn the server and stay until nothing is left below."""
         try:
-            self.log = Log(self.spec["log"], self.spec["rotate_bytes"], self.spec["keep"])
+            self.log.open()
             self.spawn()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            self.events.send("failed", errno=getattr(error, "errno", None), error=str(error)[:1000])
+            number = getattr(error, "errno", None)
+            self.events.send("failed", errno=number, error=str(error)[:1000])
             self.events.send("clean", left=[])
             self.events.flush(FLUSH_S)
             return
         self.selector.register(0, selectors.EVENT_READ, self.on_control)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
         self.selector.register(self.output, selectors.EVENT_READ, self.on_output)
+        self.check_keeper()  # it may have exited before the kernel was asked to report that
         self.on_commands()
         while self.phase != "done":
             self.step()
@@ -129,10 +201,10 @@ class Guard:
         """Start the server in its own process group, output into our pipe."""
         self.output, write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.output, False)
-        with contextlib.suppress(OSError):  # more than /proc/sys/fs/pipe-max-size: keep the default
+        # Above /proc/sys/fs/pipe-max-size this is refused, and the default size is kept.
+        with contextlib.suppress(OSError):
             fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         niceness = set_niceness(self.spec["niceness"])
-        set_oom_score(GUARD_OOM_SCORE, SERVER_OOM_SCORE)
         parent = os.getpid()
         child = subprocess.Popen(
             self.spec["argv"],
@@ -147,31 +219,59 @@ class Guard:
         os.close(write_end)
         child.returncode = 0  # reaped by us, never by subprocess
         self.pid = child.pid
-        self.events.send("spawned", pid=child.pid, guard=parent, niceness=niceness, at=time.time())
+        self.events.send(
+            "spawned",
+            pid=child.pid,
+            guard=parent,
+            niceness=niceness,
+            at=time.time(),
+        )
 
     def step(self) -> None:
         """Wait for the next event or deadline and handle it."""
-        timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-        if self.phase == "killing":
-            timeout = min(timeout or 0.0, 0.2)  # a child forked while we walked: look again
-        for key, _ in self.selector.select(timeout):
+        ready = self.selector.select(self.timeout_s())
+        for key, _ in ready:
             key.data()
+        self.log.retry()
         self.watch_events()
         if self.phase == "killing":
-            self.end_rest()
-        elif self.deadline is not None and time.monotonic() >= self.deadline:
+            self.kill_round()
+        elif self.deadline_passed():
             self.kill()
 
+    def timeout_s(self) -> float | None:
+        """Return the seconds until there is something to do without an event; None for never."""
+        if self.phase == "killing":
+            return (
+                KILL_ROUND_S  # a child that was forked during the last round is found in the next
+            )
+        due = []
+        if self.deadline is not None:
+            due.append(self.deadline)
+        if self.log.retry_at is not None:
+            due.append(self.log.retry_at)
+        if not due:
+            return None
+        now = time.monotonic()
+        return max(0.0, min(due) - now)
+
+    def deadline_passed(self) -> bool:
+        """Return whether the time for the current phase is over."""
+        if self.deadline is None:
+            return False
+        return time.monotonic() >= self.deadline
+
     def watch_events(self) -> None:
-        """Wait for the owner to read only while something is queued."""
-        if self.events.queue and 1 not in self.selector.get_map():
+        """Wait for the owner to read only while an event is queued."""
+        watched = 1 in self.selector.get_map()
+        if self.events.queue and not watched:
             self.selector.register(1, selectors.EVENT_WRITE, self.events.write)
-        elif not self.events.queue and 1 in self.selector.get_map():
+        elif watched and not self.events.queue:
             self.selector.unregister(1)
 
     def on_control(self) -> None:
-        """Read commands; end of file is the owner's death."""
-        data = os.read(0, 65536)
+        """Read commands; end of file means that the owner has exited."""
+        data = os.read(0, READ_BYTES)
         if not data:
             self.selector.unregister(0)
             self.stop(self.spec["term_timeout_s"])
@@ -179,51 +279,62 @@ class Guard:
         self.on_commands()
 
     def on_commands(self) -> None:
-        """Obey the complete lines received so far."""
+        """Run the complete commands received so far."""
         *lines, self.control = self.control.split(b"\n")
         for line in lines:
             command = json.loads(line)
             if command["do"] == "kill":
                 self.kill()
             elif command["do"] == "stop":
-                self.stop(command.get("term_timeout_s", self.spec["term_timeout_s"]))
+                default_s = self.spec["term_timeout_s"]
+                self.stop(command.get("term_timeout_s", default_s))
 
     def on_signal(self) -> None:
-        """SIGTERM is stop, SIGINT and SIGHUP belong to somebody's terminal, SIGCHLD: reap."""
-        if signal.SIGTERM in os.read(self.wakeup, 4096):
+        """Handle SIGTERM as stop, reap on SIGCHLD; a terminal's SIGINT and SIGHUP are ignored."""
+        received = os.read(self.wakeup, 4096)
+        if signal.SIGTERM in received:
             self.stop(self.spec["term_timeout_s"])
+        if KEEPER_EXITED in received:
+            self.check_keeper()
         self.reap()
 
+    def check_keeper(self) -> None:
+        """Stop the server when the keeper is gone: nothing would clean up after a SIGKILL of us."""
+        has_keeper = os.getppid() == self.keeper_pid
+        if has_keeper or self.keeper_lost:
+            return
+        self.keeper_lost = True
+        self.events.send("keeper_lost", at=time.time())
+        self.stop(self.spec["term_timeout_s"])
+
     def reap(self) -> None:
-        """Take the ended children, adopted ones too; without any child there is nothing left below."""
-        while (ended := _reap_one()) is not None:
-            if ended.si_pid == self.pid:
-                self.on_exit(ended.si_code, ended.si_status)
+        """Reap exited children, adopted ones too; without any child nothing is left below."""
+        while (result := _reap_one()) is not None:
+            if result.si_pid == self.pid:
+                self.on_exit(result.si_code, result.si_status)
         if _childless():
             self.phase = "done"
 
     def on_exit(self, code: int, status: int) -> None:
-        """Report the server's end, after what it had printed is in the log, and end its orphans."""
+        """Report the server's exit, after its last output is in the log, and stop its orphans."""
         self.pid = None
         self.pump(PIPE_BYTES)
-        by_signal = code != os.CLD_EXITED
-        self.events.send(
-            "exit",
-            code=None if by_signal else status,
-            signal=status if by_signal else None,
-            at=time.time(),
-        )
+        now = time.time()
+        if code == os.CLD_EXITED:
+            self.events.send("exit", code=status, signal=None, at=now)
+        else:
+            self.events.send("exit", code=None, signal=status, at=now)
         self.stop(self.spec["orphan_grace_s"])
 
     def on_output(self) -> None:
         """Move what the server printed into the log."""
-        self.pump(65536)
+        self.pump(READ_BYTES)
 
     def pump(self, limit: int) -> bool:
         """Move at most about `limit` bytes; False when the last writer has closed the pipe."""
         while limit > 0:
             try:
-                data = os.read(self.output, 65536)
+                data = os.read(self.output, READ_BYTES)
             except BlockingIOError:
                 return True
             if not data:
@@ -231,36 +342,29 @@ class Guard:
                     self.selector.unregister(self.output)
                 return False
             limit -= len(data)
-            self.write_log(data)
+            self.log.write(data)
         return True
 
-    def write_log(self, data: bytes) -> None:
-        """A full disk must not block or end the server: the lines are lost and the owner is told once."""
-        try:
-            self.log.write(data)
-        except OSError as error:
-            if not self.log.failed:
-                self.events.send("log_failed", error=str(error)[:1000])
-            self.log.failed = True
-        else:
-            self.events.send_log()
-
     def stop(self, term_timeout_s: float) -> None:
-        """SIGTERM; SIGKILL when the deadline has passed. A later call can only bring the deadline forward."""
+        """Send SIGTERM; SIGKILL follows at the deadline. A later call can only move it forward."""
         if self.phase in ("killing", "done"):
             return
         deadline = time.monotonic() + term_timeout_s
-        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+        if self.deadline is None or deadline < self.deadline:
+            self.deadline = deadline
         self.phase = "stopping"
-        for number in (
-            signal.SIGTERM,
-            signal.SIGCONT,
-        ):  # a stopped process takes SIGTERM only once continued
+        # A stopped process (state T) handles SIGTERM only once it is continued.
+        for number in (signal.SIGTERM, signal.SIGCONT):
             if self.pid is None:
-                _signal_below(number)
-            else:  # not reaped yet, so the group is still its own
-                with contextlib.suppress(PermissionError):
-                    os.killpg(self.pid, number)
+                signal_below(number)
+            else:
+                self.signal_group(self.pid, number)
+
+    def signal_group(self, leader: int, number: int) -> None:
+        """Signal the server's group. Its leader is not reaped, so the id has not been recycled."""
+        # Not permitted: every process of the group has changed its user.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, number)
 
     def kill(self) -> None:
         """SIGKILL everything below, until it is gone or the kill deadline has passed."""
@@ -268,30 +372,42 @@ class Guard:
             return
         if self.phase != "killing":
             self.phase = "killing"
-            self.deadline = time.monotonic() + self.spec["kill_timeout_s"]
-        self.end_rest()
+            timeout_s = self.spec["kill_timeout_s"]
+            self.deadline = time.monotonic() + timeout_s
+        self.kill_round()
 
-    def end_rest(self) -> None:
-        """One round of SIGKILL. Children forked meanwhile are found in the next one: they fall to us."""
-        _signal_below(signal.SIGKILL)
+    def kill_round(self) -> None:
+        """Send one round of SIGKILL. Children forked meanwhile become ours, for the next round."""
+        if self.pid is not None:
+            self.signal_group(self.pid, signal.SIGKILL)
+        signal_below(signal.SIGKILL)
         self.reap()
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        if self.deadline_passed():
             self.phase = "done"
 
     def finish(self) -> None:
-        """Empty the pipe, report what resisted, and let the owner read it."""
+        """Empty the pipe, report what resisted, and wait until the owner has read it."""
         deadline = time.monotonic() + DRAIN_S
         while self.pump(PIPE_BYTES) and time.monotonic() < deadline:
-            with selectors.DefaultSelector() as wait:
-                wait.register(self.output, selectors.EVENT_READ)
-                wait.select(max(0.0, deadline - time.monotonic()))
-        self.log.end_line()
-        self.events.send("clean", left=[process.pid for process in descendants(os.getpid())][:100])
+            with selectors.DefaultSelector() as output:
+                output.register(self.output, selectors.EVENT_READ)
+                remaining_s = deadline - time.monotonic()
+                output.select(max(0.0, remaining_s))
+        self.log.close_line()
+        left = set(child_pids())
+        for process in descendants(os.getpid()):
+            left.add(process.pid)
+        # An event has to fit into PIPE_BUF (4096 bytes), so that it is written whole.
+        first = sorted(left)[:100]
+        self.events.send("clean", left=first)
         self.events.flush(FLUSH_S)
 
 
 class Events:
-    """JSON lines to the owner, in order, never blocking. Each is shorter than PIPE_BUF, so written whole or not."""
+    """JSON lines to the owner, in order, never blocking.
+
+    Each is shorter than PIPE_BUF, so it is written whole or not at all.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -301,24 +417,30 @@ class Events:
 
     def send(self, event: str, **facts: object) -> None:
         """Queue one event and write what the pipe takes."""
-        self.queue.append(json.dumps({"event": event, **facts}).encode() + b"\n")
+        text = json.dumps({"event": event, **facts})
+        self.queue.append(text.encode() + b"\n")
         self.last = event
         self.write()
 
     def send_log(self) -> None:
-        """Say that the log grew, unless the owner has not yet read that we said so last."""
-        if not self.queue and not (self.last == "log" and self.unread()):
+        """Report that the log grew, unless the owner has not yet read the last such report."""
+        if self.queue:
+            return
+        reported = self.last == "log" and self.unread()
+        if not reported:
             self.send("log")
 
     def unread(self) -> bool:
-        """Whether the owner has not read everything."""
-        return int.from_bytes(fcntl.ioctl(self.fd, termios.FIONREAD, b"\0" * 4), sys.byteorder) > 0
+        """Return whether the owner has not read everything."""
+        count = fcntl.ioctl(self.fd, termios.FIONREAD, b"\0" * 4)
+        return int.from_bytes(count, sys.byteorder) > 0
 
     def write(self) -> None:
-        """Write as much as the pipe takes; drop everything when nobody can read it any more."""
+        """Write as much as the pipe takes; drop everything when the reader is gone."""
         try:
             while self.queue:
-                os.write(self.fd, self.queue[0])
+                line = self.queue[0]
+                os.write(self.fd, line)
                 self.queue.popleft()
         except BlockingIOError:
             return
@@ -326,55 +448,197 @@ class Events:
             self.queue.clear()
 
     def flush(self, timeout_s: float) -> None:
-        """Wait for a slow owner; a dead one ends the wait at once."""
+        """Wait for a slow owner; return immediately when it is gone."""
         deadline = time.monotonic() + timeout_s
-        with selectors.DefaultSelector() as wait:
-            wait.register(self.fd, selectors.EVENT_WRITE)
-            while self.queue and time.monotonic() < deadline:
-                wait.select(deadline - time.monotonic())
+        with selectors.DefaultSelector() as reader:
+            reader.register(self.fd, selectors.EVENT_WRITE)
+            while self.queue:
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0:
+                    return
+                reader.select(remaining_s)
                 self.write()
 
 
+class SafeLog:
+    """The server's log on a disk that may be full: an outage costs lines, never the server.
+
+    While the disk refuses, output is dropped and counted, and a write is retried with back-off. The
+    first write that works again is a line that says how much was lost. The owner gets one event for
+    the failure and one for the recovery.
+    """
+
+    def __init__(self, path: str, rotate_bytes: int, keep: int, events: Events) -> None:
+        self.path = path
+        self.rotate_bytes = rotate_bytes
+        self.keep = keep
+        self.events = events
+        self.log: Log | None = None
+        self.error: OSError | None = None
+        self.lost_bytes = 0
+        self.failed_at = 0.0
+        self.retry_s = LOG_RETRY_S
+        self.retry_at: float | None = None
+        """When to try again, on the monotonic clock; None while the log works."""
+
+    def open(self) -> None:
+        """Create the log; where the disk refuses, go without one for now.
+
+        Raises:
+            OSError: The path is wrong or not permitted. Waiting would not help.
+        """
+        try:
+            self.log = Log(self.path, self.rotate_bytes, self.keep)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            self.on_failure(error)
+
+    def write(self, data: bytes) -> None:
+        """Append what the server printed, or drop and count it during an outage."""
+        if self.log is None or self.error is not None:
+            self.lost_bytes += len(data)
+            return
+        before = self.log.written
+        try:
+            self.log.write(data)
+        except OSError as error:
+            written = self.log.written - before
+            self.lost_bytes += len(data) - written
+            self.on_failure(error)
+        else:
+            self.events.send_log()
+
+    def retry(self) -> None:
+        """Try to write again when that is due."""
+        if self.retry_at is None or time.monotonic() < self.retry_at:
+            return
+        try:
+            if self.log is None:
+                self.log = Log(self.path, self.rotate_bytes, self.keep)
+            self.log.stale = True  # a file handle of a file server that was away is of no use
+            line_end = b"" if self.log.at_line_start else b"\n"
+            self.log.write(line_end + self.loss_note())
+        except OSError as error:
+            self.on_failure(error)
+            return
+        self.error = None
+        self.retry_at = None
+        self.events.send(
+            "log_recovered",
+            lost_bytes=self.lost_bytes,
+            at=time.time(),
+        )
+        self.lost_bytes = 0
+        self.events.send_log()
+
+    def close_line(self) -> None:
+        """Finish the last line, so that readers who wait for whole lines get it."""
+        if self.retry_at is not None:
+            self.retry_at = 0.0  # the last chance to say what was lost
+            self.retry()
+        if self.log is not None:
+            with contextlib.suppress(OSError):
+                self.log.end_line()
+
+    def loss_note(self) -> bytes:
+        """Return the line that stands in the log for what was lost."""
+        reason = self.error.strerror if self.error is not None else ""
+        return f"[raylaunch] {self.lost_bytes} bytes of output lost: {reason}\n".encode()
+
+    def on_failure(self, error: OSError) -> None:
+        """Schedule the next try, and report the first failure of an outage."""
+        now = time.monotonic()
+        # A nearly full disk accepts a line now and then: back-off keeps that from event storms.
+        stable_s = now - self.failed_at
+        if stable_s > LOG_STABLE_S:
+            self.retry_s = LOG_RETRY_S
+        else:
+            self.retry_s = min(2 * self.retry_s, LOG_RETRY_MAX_S)
+        self.failed_at = now
+        self.retry_at = now + self.retry_s
+        if self.error is None:
+            self.events.send(
+                "log_failed",
+                errno=error.errno,
+                error=str(error)[:1000],
+                at=time.time(),
+            )
+        self.error = error
+
+
 class Log:
-    """An append-only file, rotated between lines: name.log -> name.log.1 -> ... -> name.log.<keep>."""
+    """An append-only file, rotated between lines: name.log -> name.log.1 -> ... -> name.log.<keep>.
+
+    Folder 0700, file 0600: a log can hold prompts, addresses and paths.
+    """
 
     def __init__(self, path: str, rotate_bytes: int, keep: int) -> None:
         self.path = path
         self.rotate_bytes = max(1, rotate_bytes)
         self.keep = max(1, keep)
-        self.failed = False
+        self.written = 0
+        """Bytes since the start, over all files."""
         self.at_line_start = True
+        self.stale = False
+        """To be opened again: it was renamed, and the next one could not be created yet."""
         self.fd = -1
-        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120  pathlib doubles the start-up time
+        mask = os.umask(0o077)
+        try:
+            # Not pathlib: importing it doubles the start-up time.
+            os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        finally:
+            os.umask(mask)
         self.open()
 
     def open(self) -> None:
         """Open the current file; our own tracebacks go there too."""
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        fd = os.open(self.path, flags, 0o600)
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        self.size = status.st_size
+        self.stale = False
+        regular = stat.S_ISREG(status.st_mode)
+        ours = status.st_uid == os.geteuid()
+        if regular and ours:
+            os.fchmod(fd, 0o600)
         os.dup2(fd, 2, inheritable=True)
 
     def write(self, data: bytes) -> None:
-        """Append; when the file is full, rotate at the line end that fits best."""
+        """Append; when the file is full, rotate at the line end that fits best.
+
+        Raises:
+            OSError: The disk is full or gone; some of `data` may have been written.
+        """
+        if self.stale:
+            with contextlib.suppress(OSError):
+                self.open()
         while data:
             cut = self.cut(data)
-            head, data = data[:cut], data[cut:]
-            self.append(head)
-            if data or self.size > 2 * self.rotate_bytes:  # the second: an endless line
+            self.append(data[:cut])
+            data = data[cut:]
+            endless_line = self.size > 2 * self.rotate_bytes
+            if data or endless_line:
                 self.rotate()
 
     def cut(self, data: bytes) -> int:
-        """How many bytes of `data` belong into the current file."""
+        """Return how many bytes of `data` belong into the current file."""
         room = self.rotate_bytes - self.size
         if len(data) <= room:
             return len(data)
-        end = data.rfind(b"\n", 0, max(0, room)) + 1
-        if end or (self.at_line_start and self.size):
-            return end
-        return data.find(b"\n") + 1 or len(data)
+        last_line_end = data.rfind(b"\n", 0, max(0, room))
+        if last_line_end >= 0:
+            return last_line_end + 1
+        # Nothing of `data` fits: a line that begins here belongs into the next file.
+        if self.at_line_start and self.size:
+            return 0
+        first_line_end = data.find(b"\n")
+        if first_line_end >= 0:
+            return first_line_end + 1
+        return len(data)
 
     def append(self, data: bytes) -> None:
         """Write all of `data`.
@@ -383,32 +647,38 @@ class Log:
             OSError: The disk is full or gone; some of `data` may have been written.
         """
         while data:
-            written = os.write(self.fd, data)
-            self.at_line_start = data[written - 1 : written] == b"\n"
-            self.size += written
-            data = data[written:]
+            count = os.write(self.fd, data)
+            last = data[count - 1 : count]
+            self.at_line_start = last == b"\n"
+            self.size += count
+            self.written += count
+            data = data[count:]
 
     def rotate(self) -> None:
-        """Shift the files by one and begin a new one; where that fails, go on in the old one for another round."""
+        """Shift the files by one and open a new one; where that fails, keep using the old one."""
         self.size = 0
-        names = [self.path, *(f"{self.path}.{number}" for number in range(1, self.keep + 1))]
         with contextlib.suppress(OSError):
-            for older, newer in reversed(list(itertools.pairwise(names))):
+            for number in range(self.keep, 0, -1):
+                newer = f"{self.path}.{number - 1}" if number > 1 else self.path
                 with contextlib.suppress(FileNotFoundError):
-                    os.replace(older, newer)  # noqa: PTH105
+                    os.replace(newer, f"{self.path}.{number}")  # noqa: PTH105
+            self.stale = True
             self.open()
 
     def end_line(self) -> None:
-        """Finish the last line, so that readers who wait for whole lines get it."""
+        """Finish an unfinished last line.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
         if not self.at_line_start:
-            with contextlib.suppress(OSError):
-                self.append(b"\n")
+            self.append(b"\n")
 
 
 def prepare_child(parent: int) -> None:
-    """Between fork and exec: die with the guard, ordinary signals, ordinary chance with the OOM killer."""
+    """Prepare the child between fork and exec: parent-death signal, default mask, OOM score."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the guard died before the line above
         os._exit(1)
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -416,7 +686,7 @@ def prepare_child(parent: int) -> None:
 
 
 def set_niceness(wanted: int | None) -> int:
-    """Take the wanted niceness where permitted (None: leave it) and return the one that holds."""
+    """Set the niceness where permitted (None: keep it) and return the effective one."""
     if wanted is not None:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, wanted)
@@ -426,68 +696,120 @@ def set_niceness(wanted: int | None) -> int:
 def set_oom_score(*scores: int) -> None:
     """Set the first score that is permitted for this process."""
     for score in scores:
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-            file.write(str(score))
-            file.flush()
+        with contextlib.suppress(OSError):
+            with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+                file.write(str(score))
             return
 
 
 def processes() -> list[Process]:
-    """The process table, without zombies."""
-    found = (read_process(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
-    return [process for process in found if process is not None]
+    """Return the process table, without zombies and without what /proc hides from this user."""
+    try:
+        names = os.listdir("/proc")  # noqa: PTH208
+    except OSError:  # no /proc is mounted here
+        return []
+    found = []
+    for name in names:
+        process = read_process(int(name)) if name.isdigit() else None
+        if process is not None:
+            found.append(process)
+    return found
 
 
 def read_process(pid: int) -> Process | None:
-    """One process, or None when it is gone or a zombie."""
+    """Read one process; None when it is gone, a zombie, or hidden (hidepid, non-dumpable)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+            line = file.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+    # The command, in parentheses, may itself hold blanks and parentheses.
+    _, _, rest = line.rpartition(b")")
+    fields = rest.split()
     state = fields[0].decode()
-    return None if state in "ZX" else Process(pid, int(fields[1]), state, int(fields[19]))
+    if state in "ZX":
+        return None
+    # proc(5), counted from `state`, which is the third field: ppid and starttime.
+    ppid = int(fields[1])
+    started = int(fields[19])
+    return Process(pid, ppid, state, started)
 
 
 def descendants(root: int) -> list[Process]:
-    """All living processes below `root`. A zombie has no children, so leaving them out cuts no chain."""
-    below: dict[int, list[Process]] = {}
+    """Return all living processes below `root` that /proc shows.
+
+    A zombie has no children, so leaving zombies out cuts no chain.
+    """
+    children_of: dict[int, list[Process]] = {}
     for process in processes():
-        below.setdefault(process.ppid, []).append(process)
-    found, todo = [], [root]
+        siblings = children_of.setdefault(process.ppid, [])
+        siblings.append(process)
+    found: list[Process] = []
+    todo = [root]
     while todo:
-        children = below.get(todo.pop(), [])
+        parent = todo.pop()
+        children = children_of.get(parent, [])
         found += children
         todo += [child.pid for child in children]
     return found
 
 
+def child_pids() -> list[int]:
+    """Return our direct children as the kernel lists them, hidden ones too (proc(5): children).
+
+    Only for a process with one thread. Empty on a kernel without CONFIG_PROC_CHILDREN.
+    """
+    try:
+        with open("/proc/thread-self/children", "rb") as file:  # noqa: PTH123
+            pids = file.read().split()
+    except OSError:
+        return []
+    return [int(pid) for pid in pids]
+
+
 def send_signal(process: Process, number: int) -> None:
-    """Signal exactly this process: a pid that was recycled since is left alone."""
+    """Signal exactly this process; a process that has the same pid by now is left alone.
+
+    Raises:
+        PermissionError: The process belongs to another user.
+    """
     try:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
-    except OSError as error:  # before Linux 5.3 (openEuler 20.03: 4.19) there are no pidfds
-        if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
-            raise
+    except OSError:  # before Linux 5.3 (openEuler 20.03: 4.19), or no free file descriptor
         handle = -1
     try:
         now = read_process(process.pid)
-        if now is not None and now.started == process.started:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, number) if handle >= 0 else os.kill(
-                    process.pid, number
-                )
+        if now is None or now.started != process.started:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if handle >= 0:
+                signal.pidfd_send_signal(handle, number)
+            else:
+                os.kill(process.pid, number)
     finally:
         if handle >= 0:
             os.close(handle)
 
 
-def _signal_below(number: int) -> None:
-    for process in descendants(os.getpid()):
-        with contextlib.suppress(PermissionError):  # it changed its user: reported as left
+def signal_below(number: int) -> None:
+    """Signal every descendant that /proc shows, and every child that it hides.
+
+    What a hidden child leaves behind becomes our child, so repeated rounds reach the whole tree.
+    """
+    visible = descendants(os.getpid())
+    for process in visible:
+        # Not permitted: it has changed its user. `clean` reports it as left.
+        with contextlib.suppress(PermissionError):
             send_signal(process, number)
+    known = {process.pid for process in visible}
+    for pid in child_pids():
+        if pid in known:
+            continue
+        # Our child and not reaped, so the pid has not been recycled.
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _reap_one() -> os.waitid_result | None:
@@ -498,7 +820,7 @@ def _reap_one() -> os.waitid_result | None:
 
 
 def _reap_all() -> bool:
-    """Reap; True when no child is left, hence nothing below us: orphans fall to their subreaper."""
+    """Reap; True when no child is left, hence nothing below us: orphans go to their subreaper."""
     while _reap_one() is not None:
         pass
     return _childless()
@@ -514,16 +836,16 @@ def _childless() -> bool:
 
 def _wait_for(pid: int) -> int:
     while True:
-        ended, status = os.wait()
-        if ended == pid:
+        exited, status = os.wait()
+        if exited == pid:
             return status
 
 
 def _read_line(fd: int) -> tuple[bytes, bytes]:
-    """The first line and what came after it; an empty line at end of file."""
+    """Return the first line and what came after it; an empty line at end of file."""
     data = b""
     while b"\n" not in data:
-        more = os.read(fd, 1 << 16)
+        more = os.read(fd, READ_BYTES)
         if not more:
             return b"", b""
         data += more

@@ -1,12 +1,13 @@
-"""Marked processes that belong to nothing that runs: what a killed guard, or a cluster that is gone, left behind.
+"""Orphans: marked processes that no controller, guard or recorded embedded cluster owns any more.
 
-A process counts as in service if anything speaks for it: a controller of its deployment, a guard above it (a guard
-does not outlive its agent), or the record of its embedded cluster. When in doubt it is left alone.
+They are what a killed guard or a lost cluster left behind. A process counts as in service if one of
+these exists: a controller of its deployment, a guard above it (a guard does not outlive its agent),
+or the record of its embedded cluster. When in doubt it is left alone: another cluster, or another
+home, may run a deployment of the same name on this machine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -18,86 +19,134 @@ from pathlib import Path
 import psutil
 
 from raylaunch.node.process.log_files import state_root
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import find_marked, terminate_marked
 from raylaunch.plan.facts import MarkedProcess
 
 GRACE_S = 5.0
 _GUARD = ("node", "process", "guard.py")
+_CLUSTER_MARKER = re.compile(r"@(.*)-[0-9a-f]{8}", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Running:
-    """What a cluster knows: deployments with a controller, and those that lost theirs while agents live on."""
+class KnownDeployments:
+    """What a cluster knows of its deployments, by name; instances by their random ids."""
 
     deployments: tuple[str, ...] = ()
+    """With a controller."""
     orphaned: tuple[str, ...] = ()
+    """Without a controller, while agents live on."""
+    orphaned_instances: tuple[str, ...] = ()
+    """Instances of `orphaned`. A server below a living guard is an orphan only if its instance is
+    listed here: a name alone may mean another cluster's healthy deployment."""
 
 
-def find_leftovers(running: Running, deployment: str | None = None) -> list[MarkedProcess]:
-    """Living marked processes of this machine that nothing speaks for, of one deployment or of all."""
-    every = [one for one in find_marked() if deployment in (None, deployment_of(one.deployment))]
-    return [one for one in every if not _in_service(one, running)]
+def find_orphans(known: KnownDeployments, deployment: str | None = None) -> list[MarkedProcess]:
+    """Find living marked processes of this machine that nothing owns, of one deployment or all."""
+    orphans = []
+    for found in find_marked():
+        wanted = deployment in (None, deployment_of(found.deployment))
+        if wanted and not _in_service(found, known):
+            orphans.append(found)
+    return orphans
 
 
-def end_leftovers(
-    found: Collection[MarkedProcess], grace_s: float = GRACE_S
+def terminate_orphans(
+    found: Collection[MarkedProcess],
+    grace_s: float = GRACE_S,
 ) -> list[MarkedProcess]:
-    """End exactly these processes: SIGTERM, `grace_s` seconds, SIGKILL. Returns those that are left."""
-    pids = {one.pid for one in found}
-    markers = dict.fromkeys(one.deployment for one in found)
-    return [left for marker in markers for left in end_marked(marker, grace_s=grace_s, pids=pids)]
+    """Terminate exactly these: SIGTERM, `grace_s` seconds, SIGKILL; return what is left."""
+    pids_of: dict[tuple[str, str], set[int]] = {}
+    for process in found:
+        owner = (process.deployment, process.instance)
+        pids = pids_of.setdefault(owner, set())
+        pids.add(process.pid)
+    left = []
+    for (deployment, instance), pids in pids_of.items():
+        left += terminate_marked(deployment, instance=instance, grace_s=grace_s, pids=pids)
+    return left
 
 
 def deployment_of(marker: str) -> str:
-    """The deployment behind a marker: "@local-dual-1a2b3c4d" marks the embedded cluster of local-dual."""
-    return (
-        re.sub(r"-[0-9a-f]{8}$", "", marker.removeprefix("@")) if marker.startswith("@") else marker
-    )
+    """Return the deployment of a marker.
+
+    "@local-dual-1a2b3c4d" marks the embedded cluster of local-dual.
+    """
+    match = _CLUSTER_MARKER.fullmatch(marker)
+    return match[1] if match else marker.removeprefix("@")
 
 
-def machine() -> tuple[str, str]:
-    """What two Ray nodes on the same machine have in common, and its name."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - the link leads to no path
-    return f"{boot.read_text().strip()} {space}", socket.gethostname()
+def machine_identity() -> tuple[str, str]:
+    """Return a key that two Ray nodes on the same machine have in common, and the host name."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    pid_namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - the link leads to no path
+    key = f"{boot_id} {pid_namespace}"
+    return key, socket.gethostname()
 
 
-def _in_service(found: MarkedProcess, running: Running) -> bool:
+def _in_service(found: MarkedProcess, known: KnownDeployments) -> bool:
     try:
         process = psutil.Process(found.pid)
-        record = state_root(
-            process.environ()
-        )  # another user's records speak for a process of theirs
+        # The home of the process, not ours: a process of another user has records of its own.
+        home = state_root(process.environ())
         if found.deployment.startswith("@"):
-            return found.deployment in _recorded(record)
-        if found.deployment in running.orphaned:
+            return found.deployment in _recorded_markers(home)
+        if _is_guarded(process):
+            return not _is_orphaned_instance(found, known)
+        if found.deployment in known.orphaned:
             return False
-        return (
-            found.deployment in running.deployments
-            or _is_guarded(process)
-            or any(
-                deployment_of(marker) == found.deployment and find_marked(marker)
-                for marker in _recorded(record)
-            )
-        )
-    except psutil.NoSuchProcess:  # it ended while we looked
+        if found.deployment in known.deployments:
+            return True
+        return _has_cluster(found.deployment, home)
+    except psutil.Error:  # it exited meanwhile, or its user has changed
         return True
 
 
+def _is_orphaned_instance(found: MarkedProcess, known: KnownDeployments) -> bool:
+    if found.deployment not in known.orphaned:
+        return False
+    return found.instance in known.orphaned_instances
+
+
+def _has_cluster(deployment: str, home: Path) -> bool:
+    """Return whether an embedded cluster of the deployment is recorded and has processes.
+
+    Between two attempts its servers may have no guard.
+    """
+    markers = _recorded_markers(home)
+    own = [marker for marker in markers if deployment_of(marker) == deployment]
+    return any(find_marked(marker) for marker in own)
+
+
 def _is_guarded(process: psutil.Process) -> bool:
-    return any(_is_guard(each) for each in (process, *process.parents()))
+    """Return whether the process is a guard, a keeper, or below one.
 
-
-def _is_guard(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return any(Path(word).parts[-3:] == _GUARD for word in process.cmdline())
+    /proc may hide the ancestors of another user (hidepid). A guard has its server's user, so the
+    first hidden one is above every guard.
+    """
+    current: psutil.Process | None = process
+    while current is not None:
+        try:
+            if _is_guard_command(current.cmdline()):
+                return True
+            current = current.parent()
+        except (psutil.AccessDenied, psutil.ZombieProcess):
+            return False
     return False
 
 
-def _recorded(home: Path) -> list[str]:
-    """Markers of the embedded clusters of a home."""
+def _is_guard_command(command: list[str]) -> bool:
+    paths = [Path(word) for word in command]
+    return any(path.parts[-3:] == _GUARD for path in paths)
+
+
+def _recorded_markers(home: Path) -> list[str]:
+    """Return the markers of the embedded clusters of a home."""
     markers = []
     for path in (home / "clusters").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            markers.append(str(json.loads(path.read_text()).get("marker", "")))
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):  # being written, or damaged
+            continue
+        if isinstance(record, dict):
+            markers.append(str(record.get("marker", "")))
     return markers

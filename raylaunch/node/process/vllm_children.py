@@ -1,7 +1,8 @@
 """The processes below a server that must all live: its engines, workers and coordinator.
 
-vLLM itself notices a dead engine only later: a headless server exits 16 s after its engine core was killed, and the
-primary of a dense model never does (measured, vLLM 0.32). A pidfd becomes readable the moment its process ends.
+vLLM itself notices a dead engine only later: a headless server exits 16 s after its engine core was
+killed, and the primary of a dense model never does (measured, vLLM 0.32). A pidfd becomes readable
+the moment its process exits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ NAMES = ("VLLM::EngineCore", "VLLM::Worker", "VLLM::DPCoordinator", "VLLM::ApiSe
 
 
 @dataclass(frozen=True)
-class Member:
+class VllmChild:
     """A lasting process of a server. `handle` is a pidfd, to be closed by the owner."""
 
     pid: int
@@ -25,46 +26,50 @@ class Member:
     handle: int
 
 
-def find_members(server_pid: int, known: set[int]) -> list[Member]:
-    """Lasting processes below the server that are not in `known`."""
+def find_vllm_children(server_pid: int, known: set[int]) -> list[VllmChild]:
+    """Find lasting processes below the server whose pids are not in `known`."""
     found = []
     for process in descendants(server_pid):
         name = _title(process.pid)
         if process.pid in known or not name.startswith(NAMES):
             continue
         try:
-            found.append(Member(process.pid, name, os.pidfd_open(process.pid)))
-        except OSError:  # gone already, or a kernel before 5.3: then vLLM's own notice must do
+            handle = os.pidfd_open(process.pid)
+        except OSError:  # gone already, or a kernel before 5.3: vLLM's own detection must do
             continue
+        found.append(VllmChild(process.pid, name, handle))
     return found
 
 
-def read_ending(member: Member) -> tuple[int | None, int | None]:
-    """Exit code and signal of a member that ended; both None once its parent has taken the answer away."""
-    status = _wait_status(member.pid)
+def read_exit_status(child: VllmChild) -> tuple[int | None, int | None]:
+    """Return exit code and signal of a child; both None once its parent has reaped it."""
+    status = _wait_status(child.pid)
     if status is None:
         return None, None
     code = os.waitstatus_to_exitcode(status)
-    return (None, -code) if code < 0 else (code, None)
+    if code < 0:
+        return None, -code
+    return code, None
 
 
 def _title(pid: int) -> str:
     try:
-        return (
-            Path(f"/proc/{pid}/cmdline")
-            .read_bytes()
-            .split(b"\0")[0]
-            .decode(errors="replace")
-            .strip()
-        )
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ""
+    first, _, _ = command.partition(b"\0")
+    return first.decode(errors="replace").strip()
 
 
 def _wait_status(pid: int) -> int | None:
-    """Exit status of a zombie, from the last field of its stat line (proc(5): exit_code)."""
+    """Read a zombie's exit status from the last field of its stat line (proc(5): exit_code)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        line = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return int(fields[-1]) if fields[0] == b"Z" else None
+    # The command, in parentheses, may itself hold blanks and parentheses.
+    _, _, rest = line.rpartition(b")")
+    fields = rest.split()
+    if fields[0] != b"Z":
+        return None
+    return int(fields[-1])

@@ -19,9 +19,9 @@ from typing import Any
 from raylaunch.errors import NodeError
 from raylaunch.node.model import page_cache
 from raylaunch.node.process import log_files
-from raylaunch.node.process.process_markers import end_marked, find_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
-from raylaunch.node.process.vllm_children import Member, find_members, read_ending
+from raylaunch.node.process.vllm_children import VllmChild, find_vllm_children, read_exit_status
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.layout import bracket
 from raylaunch.plan.plan_json import plan_from_dict
@@ -68,7 +68,7 @@ class Agent(Scout):
         self._attempt: int | None = None
         self._log: Path | None = None
         self._ending = False
-        self._members: dict[int, Member] = {}
+        self._members: dict[int, VllmChild] = {}
         self._endings: list[Exit] = []
         """Of members, in the moment before one of them is blamed."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -149,13 +149,22 @@ class Agent(Scout):
         self._cancel_tasks()
         process, self._process = self._process, None
         if process is not None:
-            await asyncio.to_thread(process.end, term_timeout_s)
-        left = await asyncio.to_thread(end_marked, self._deployment, None, self._index, grace_s=0.0)
+            await asyncio.to_thread(process.terminate, term_timeout_s)
+        left = await asyncio.to_thread(
+            terminate_marked,
+            self._deployment,
+            None,
+            self._index,
+            instance=ANY_INSTANCE,
+            grace_s=0.0,
+        )
         return [f"pid {found.pid} {found.command}" for found in left]
 
     async def sweep(self) -> list[str]:
         """End what this deployment's dead agents left on this node; the servers of living agents go too."""
-        left = await asyncio.to_thread(end_marked, self._deployment, grace_s=0.0)
+        left = await asyncio.to_thread(
+            terminate_marked, self._deployment, instance=ANY_INSTANCE, grace_s=0.0
+        )
         return [f"pid {found.pid} {found.command}" for found in left]
 
     async def occupied(self, ports: tuple[int, ...], patience_s: float) -> list[str]:
@@ -250,6 +259,7 @@ class Agent(Scout):
             server.environ,
             server.unset,
             deployment=self._deployment,
+            instance="",
             attempt=attempt,
             server=self._index,
             secrets=secrets,
@@ -350,7 +360,9 @@ class Agent(Scout):
             pid = self._seen.pid
             if pid is None or self._seen.exit is not None:
                 continue
-            look = asyncio.ensure_future(asyncio.to_thread(find_members, pid, set(self._members)))
+            look = asyncio.ensure_future(
+                asyncio.to_thread(find_vllm_children, pid, set(self._members))
+            )
             try:
                 found = await asyncio.shield(look)
             except asyncio.CancelledError:
@@ -360,9 +372,9 @@ class Agent(Scout):
                 self._members[member.pid] = member
                 loop.add_reader(member.handle, self._member_ended, member)
 
-    def _member_ended(self, member: Member) -> None:
+    def _member_ended(self, member: VllmChild) -> None:
         """A dying engine takes its workers with it within milliseconds: let them all end before one is blamed."""
-        code, number = read_ending(member)
+        code, number = read_exit_status(member)
         self._drop_member(member)
         self._endings.append(Exit(time.time(), code, number, f"{member.name} (pid {member.pid})"))
         if len(self._endings) == 1:
@@ -383,7 +395,7 @@ class Agent(Scout):
             raise NodeError(f"server {self._index} has no engine core")
         return engines[0].pid, engines[0].name
 
-    def _drop_member(self, member: Member) -> None:
+    def _drop_member(self, member: VllmChild) -> None:
         self._members.pop(member.pid, None)
         asyncio.get_running_loop().remove_reader(member.handle)
         os.close(member.handle)
@@ -429,7 +441,7 @@ def _innocence(ended: Exit) -> tuple[bool, bool, bool, float]:
     return ended.signal is None, ended.code == 0, "EngineCore" not in ended.process, ended.at
 
 
-def _close_members(look: asyncio.Future[list[Member]]) -> None:
+def _close_members(look: asyncio.Future[list[VllmChild]]) -> None:
     for member in look.result():
         os.close(member.handle)
 

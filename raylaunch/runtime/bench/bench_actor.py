@@ -140,7 +140,7 @@ class Bencher:
     async def end(self) -> None:
         """End the benchmark if one runs."""
         if self._process is not None:
-            await asyncio.to_thread(self._process.end, TERM_S)
+            await asyncio.to_thread(self._process.terminate, TERM_S)
         await asyncio.to_thread(_take_result, self._result)
 
     def _on_event(self, event: dict[str, Any]) -> None:
@@ -181,6 +181,7 @@ class Bencher:
             primary.environ,
             primary.unset,
             deployment=self._deployment,
+            instance="",
             attempt=self._attempt,
             server=len(self._plan.servers),
             secrets={"OPENAI_API_KEY": self._key} if self._key else {},

@@ -19,7 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raylaunch.errors import BusyError, ClusterError
-from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT, end_marked
+from raylaunch.node.process.process_markers import (
+    ANY_INSTANCE,
+    ATTEMPT,
+    DEPLOYMENT,
+    terminate_marked,
+)
 from raylaunch.runtime.cluster.connection import import_ahead, use_token
 
 START_TIMEOUT_S = 90.0
@@ -195,7 +200,7 @@ def _finish(process: subprocess.Popen[str]) -> None:
 
 
 def _end(record: Path, marker: str, folder: Path) -> list[str]:
-    left = end_marked(marker, grace_s=END_GRACE_S)
+    left = terminate_marked(marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
     if not left:
         shutil.rmtree(folder, ignore_errors=True)
         record.unlink(missing_ok=True)

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylaunch.node.process.orphans import Running, end_leftovers, find_leftovers, machine
+from raylaunch.node.process.orphans import (
+    KnownDeployments,
+    find_orphans,
+    machine_identity,
+    terminate_orphans,
+)
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.runtime.cluster import local_cluster, placement
@@ -47,7 +52,7 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     """
     orphaned = _find_orphans(deployment) if asked else []
     left_orphaned = [name for name in orphaned if not (end and _end_orphan(name))]
-    running = Running(tuple(running_names()) if asked else (), tuple(orphaned))
+    running = KnownDeployments(tuple(running_names()) if asked else (), tuple(orphaned), ("",))
     looks, silent = _look_everywhere(running, deployment) if asked else ([], [])
     looks = _one_per_machine([*looks, _look(_HERE, running, deployment)])
     left, mute = _end_everywhere(looks) if end else (looks, [])
@@ -65,11 +70,13 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     )
 
 
-def _look(node_id: str, running: Running, deployment: str | None) -> _Look:
-    return _Look(node_id, *machine(), find_leftovers(running, deployment))
+def _look(node_id: str, running: KnownDeployments, deployment: str | None) -> _Look:
+    return _Look(node_id, *machine_identity(), find_orphans(running, deployment))
 
 
-def _look_everywhere(running: Running, deployment: str | None) -> tuple[list[_Look], list[str]]:
+def _look_everywhere(
+    running: KnownDeployments, deployment: str | None
+) -> tuple[list[_Look], list[str]]:
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive_nodes()}
     answers, silent = _on_nodes(
         _look, {node_id: (node_id, running, deployment) for node_id in addresses}
@@ -88,8 +95,8 @@ def _one_per_machine(looks: Iterable[_Look]) -> list[_Look]:
 
 def _end_everywhere(looks: list[_Look]) -> tuple[list[_Look], list[str]]:
     work = {look.node_id: (look.found,) for look in looks if look.found}
-    left = {_HERE: end_leftovers(*work.pop(_HERE))} if _HERE in work else {}
-    answers, silent = _on_nodes(end_leftovers, work) if work else ({}, [])
+    left = {_HERE: terminate_orphans(*work.pop(_HERE))} if _HERE in work else {}
+    answers, silent = _on_nodes(terminate_orphans, work) if work else ({}, [])
     left |= answers
     ended = [
         _Look(look.node_id, look.machine, look.host, left.get(look.node_id, [])) for look in looks
