@@ -141,7 +141,9 @@ class ServerSeen:
     read_ahead: str = ""
     """What was brought into the page cache of its host, in words."""
     log_error: str = ""
-    """Why the guard cannot write the server's log (errno text), "" while it can. The server runs on."""
+    """Why the guard cannot write the server's log (errno text); "" while it can. The server runs."""
+    agent_error: str = ""
+    """The last exception of a task of the agent, with the task's name; the task was restarted."""
 
 
 @dataclass(frozen=True)

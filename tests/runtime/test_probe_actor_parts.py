@@ -20,5 +20,5 @@ def test_a_question_that_nobody_waits_for_needs_an_idle_core(monkeypatch, nicene
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(probe_actor.vllm_flags, "find", lambda *_: "a vLLM")
     monkeypatch.setattr(probe_actor.vllm_flags, "answer", lambda *given: asked.append(given))
-    probe_actor._ask(10.0, niceness)
+    probe_actor._ask_flags(10.0, niceness)
     assert bool(asked) == asks

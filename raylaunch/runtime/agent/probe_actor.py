@@ -1,10 +1,11 @@
-"""The part of an agent that only looks: at its node, and at the ways to the others."""
+"""The part of an agent that only probes: its own node, and the network to the other nodes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,72 +13,97 @@ from typing import Literal
 
 from raylaunch.checks.ping_checks import Ping, Pinged
 from raylaunch.checks.reach_checks import Door, Unreached
-from raylaunch.node.probe import npu_tools as npu, reachability, vllm_flags
+from raylaunch.node.probe import npu_tools, reachability, vllm_flags
 from raylaunch.node.process import log_files
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 
+FREE_POLL_S = 0.1
+"""Between two checks whether a port is free."""
+
+TinyModel = Literal["qwen3", "minimax_m2"]
+
 
 @dataclass(frozen=True)
 class Hello:
-    """Where an agent is and what it runs; enough for a restarted controller to adopt it."""
+    """Where an agent is and what it runs: enough for a restarted controller to adopt it."""
 
     ip: str
+    """The node's address as Ray knows it."""
     node_id: str
+    """Ray's id of the node."""
     devices: tuple[int, ...]
+    """The NPUs that Ray assigned to this agent."""
     pid: int
     log_root: str
+    """Folder of the server logs on this node."""
     attempt: int | None = None
+    """The attempt whose server runs; None when none does."""
     journal: bytes | None = None
+    """The newest journal that the controller left with this agent."""
 
 
 @dataclass(frozen=True)
 class RecalledFlags:
-    """What is remembered of the flags of a node's vLLM. `key` names that vLLM, "" when there is none."""
+    """The flags of a node's vLLM as they were listed the last time."""
 
     host: str
     key: str
+    """Names this build of vLLM; "" when the node has no vLLM."""
     known: KnownFlags | None
+    """None when this vLLM was never asked."""
 
 
 class ProbeActor:
-    """Holds the NPUs of a server and looks. Times in seconds."""
+    """Holds the NPUs of a server and probes its node. Times in seconds."""
 
     def __init__(self, deployment: str, index: int) -> None:
         self._deployment = deployment
         self._index = index
         self._listeners: list[asyncio.Server] = []
-        with contextlib.suppress(
-            PermissionError
-        ):  # only root may; Ray starts workers at niceness 15
+        # Ray starts workers at niceness 15, which servers would inherit; only root may lower it.
+        with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
 
     async def hello(self) -> Hello:
-        """Say where this agent is."""
+        """Report where this agent is."""
         import ray
 
         context = ray.get_runtime_context()
-        devices = tuple(
-            sorted(int(device) for device in context.get_accelerator_ids().get("NPU", []))
+        assigned = context.get_accelerator_ids().get("NPU", [])
+        return Hello(
+            ip=str(ray.util.get_node_ip_address()),
+            node_id=context.get_node_id(),
+            devices=tuple(sorted(int(device) for device in assigned)),
+            pid=os.getpid(),
+            log_root=str(log_files.log_root(os.environ)),
         )
-        address, log_root = str(ray.util.get_node_ip_address()), str(log_files.log_root(os.environ))
-        return Hello(address, context.get_node_id(), devices, os.getpid(), log_root)
 
     async def probe(
         self,
-        tiny: Literal["qwen3", "minimax_m2"] | None,
+        tiny: TinyModel | None,
         path: str,
         drafter: str | None,
         ports: tuple[int, ...],
         npu: bool,
         timeout_s: float,
     ) -> Facts:
-        """Make the tiny model if the recipe wants one, and look at this node."""
+        """Probe this node, and first generate the tiny model if the recipe wants one.
+
+        Args:
+            tiny: The tiny model to generate; its path then replaces `path`.
+            path: The model's path on this node.
+            drafter: Path of the draft model for speculative decoding.
+            ports: Ports that the deployment would use.
+            npu: Whether to probe NPUs.
+            timeout_s: Limits each tool that a probe runs.
+        """
+        # Imported late: a ProbeActor answers `hello` before it needs the probes.
         from raylaunch.node.probe import node_probe
 
         if tiny is not None:
             path = str(state_dir() / "models" / f"tiny-{tiny}")
-            await asyncio.to_thread(_make_tiny, tiny, Path(path))
+            await asyncio.to_thread(_generate_tiny_model, tiny, Path(path))
         hello = await self.hello()
         facts = await asyncio.to_thread(
             node_probe.probe,
@@ -89,82 +115,117 @@ class ProbeActor:
             npu=npu,
             timeout_s=timeout_s,
         )
+        recalled = await asyncio.to_thread(_recall_flags, hello.ip)
         return replace(
             facts,
             node_id=hello.node_id,
             devices=hello.devices,
             state_dir=str(state_dir()),
             vllm_executable=os.environ.get("RAYLAUNCH_VLLM") or facts.vllm_executable,
-            known_flags=(await self.recall_flags()).known,
+            known_flags=recalled.known,
         )
 
     async def recall_flags(self) -> RecalledFlags:
-        """Say what this node's vLLM answered when it was last asked for its flags."""
-        host = (await self.hello()).ip
-        return await asyncio.to_thread(_recall, host)
+        """Return the stored flags of this node's vLLM, without running it."""
+        hello = await self.hello()
+        return await asyncio.to_thread(_recall_flags, hello.ip)
 
     async def ask_flags(self, timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
-        """Run this node's vLLM to list its flags.
+        """Run this node's vLLM to list its flags, and store them.
 
         Returns:
             None when the node has no vLLM, or is too busy for a question at a low priority.
         """
-        return await asyncio.to_thread(_ask, timeout_s, niceness)
+        return await asyncio.to_thread(_ask_flags, timeout_s, niceness)
 
     async def open_listeners(self, ip: str, ports: Mapping[str, int]) -> tuple[Door, ...]:
-        """Listen on the named ports of `ip` until `close_listeners`."""
-        self._listeners, doors = await reachability.open_doors(ip, ports)
-        return doors
+        """Listen on the named ports of `ip` until `close_listeners`. Port 0: the kernel chooses.
+
+        Returns:
+            The listeners that could be opened; a port in use is left out.
+        """
+        self._listeners, opened = await reachability.open_doors(ip, ports)
+        return opened
 
     async def try_connections(
         self, source: str, listeners: Sequence[Door], connect_s: float
     ) -> list[Unreached]:
-        """Connect from the address `source` of this node to the listeners of the others."""
+        """Connect from the address `source` of this node to the listeners on other nodes.
+
+        Returns:
+            The listeners that could not be reached within `connect_s`.
+        """
         return await reachability.knock(source, listeners, connect_s)
 
     async def ping_npus(self, pings: Sequence[Ping], ping_s: float) -> list[Pinged]:
-        """Have the NPUs of this node ping those of others."""
-        return await asyncio.to_thread(npu.ping_npus, pings, {**os.environ}, ping_s)
+        """Have the NPUs of this node ping NPUs of other nodes, within `ping_s` for all."""
+        return await asyncio.to_thread(npu_tools.ping_npus, pings, {**os.environ}, ping_s)
 
     async def close_listeners(self) -> None:
-        """Give the ports back: the servers want them."""
-        for listener in self._listeners:
+        """Release the ports: the servers want them."""
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
             listener.close()
-        for listener in self._listeners:
+        for listener in listeners:
             await listener.wait_closed()
-        self._listeners = []
+
+    async def await_free_ports(self, ports: Sequence[int], wait_s: float) -> list[str]:
+        """Wait until no process listens on the ports; return those that still do after `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            holders = await asyncio.to_thread(_find_listeners, ports)
+            if not holders or time.monotonic() >= deadline:
+                return holders
+            await asyncio.sleep(FREE_POLL_S)  # the kernel notifies nobody of a closed listener
 
 
 def state_dir() -> Path:
-    """Folder on this node for logs, generated models and evidence: $RAYLAUNCH_HOME, or ~/.raylaunch."""
+    """Return the folder on this node for logs, generated models and evidence.
+
+    $RAYLAUNCH_HOME, or ~/.raylaunch.
+    """
     return log_files.state_root(os.environ)
 
 
-def _recall(host: str) -> RecalledFlags:
+def _recall_flags(host: str) -> RecalledFlags:
     vllm = vllm_flags.find(os.environ, state_dir())
-    return (
-        RecalledFlags(host, vllm.key, vllm_flags.recall(vllm))
-        if vllm
-        else RecalledFlags(host, "", None)
-    )
+    if vllm is None:
+        return RecalledFlags(host, key="", known=None)
+    return RecalledFlags(host, vllm.key, vllm_flags.recall(vllm))
 
 
-def _ask(timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
-    if niceness and _is_busy():
+def _ask_flags(timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
+    if niceness > 0 and _is_busy():
         return None
     vllm = vllm_flags.find(os.environ, state_dir())
-    return vllm_flags.answer(vllm, os.environ, timeout_s, niceness) if vllm else None
+    if vllm is None:
+        return None
+    return vllm_flags.answer(vllm, os.environ, timeout_s, niceness)
 
 
 def _is_busy() -> bool:
-    """Whether this host has no core to spare for what nobody waits for.
+    """Return whether this node has no core to spare for background work.
 
-    Also at the lowest priority an import of vLLM takes seconds of CPU and caches from a service on few cores.
+    Even at the lowest priority an import of vLLM takes seconds of CPU time and evicts caches of a
+    service on few cores.
     """
-    return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+    cores = os.cpu_count() or 1
+    return os.getloadavg()[0] > cores / 2
 
 
-def _make_tiny(kind: Literal["qwen3", "minimax_m2"], folder: Path) -> None:
+def _find_listeners(ports: Sequence[int]) -> list[str]:
+    from raylaunch.node.probe.network import read_listeners
+
+    described = []
+    for listener in read_listeners(ports):
+        if listener.port in ports:
+            process = listener.process or "an unknown process"
+            pid = listener.pid or "unknown"
+            described.append(f"port {listener.port} is held by {process} (pid {pid})")
+    return described
+
+
+def _generate_tiny_model(kind: TinyModel, folder: Path) -> None:
     from raylaunch.node.model.tiny_model import ensure_tiny_model
 
     ensure_tiny_model(kind, folder)
