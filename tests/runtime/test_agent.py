@@ -16,7 +16,7 @@ from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.agent import agent as agent_module, server_launch
+from raylaunch.runtime.agent import agent as agent_module, log_follower, server_launch
 from raylaunch.runtime.agent.agent import EVENT_DELAY_S, Agent
 from raylaunch.runtime.agent.api_probe import LAST_STAGE
 from raylaunch.runtime.cluster.task_owner import TaskFailure
@@ -92,6 +92,21 @@ async def test_a_server_that_logs_no_startup_line_becomes_ready(plan):
         text = (await primary.read_log(None, 1000, 0.0)).text
         assert "startup complete" not in text
         assert found.seen.stage == LAST_STAGE
+
+
+async def test_a_log_line_that_cannot_be_read_is_reported_and_stops_no_readiness(plan, monkeypatch):
+    advance = log_follower.advance
+
+    def fragile(progress, line):
+        if "Started server process" in line:
+            raise ValueError("could not convert string to float: '1.2.3'")
+        return advance(progress, line)
+
+    monkeypatch.setattr(log_follower, "advance", fragile)
+    pair = plan()
+    async with launched(pair) as (primary, _):
+        found = await observe(primary, lambda seen: is_ready(pair, seen) and seen.agent_error)
+        assert found.seen.agent_error.startswith("task log follower failed")
 
 
 async def test_an_agent_reports_the_start_the_exit_and_the_evidence(plan):

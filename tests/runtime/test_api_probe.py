@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import replace
 
 from raylaunch.runtime.agent import api_probe
-from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe, fold_canaries, fold_rank
+from raylaunch.runtime.agent.answer_folding import fold_canaries, fold_rank
+from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.cluster.task_owner import TaskOwner
 from raylaunch.runtime.controller.agent_watch import shift_clock
 from raylaunch.supervise.health_config import HealthConfig
@@ -100,8 +100,8 @@ class Observed:
         self.failures = []
         self._changed = asyncio.Event()
 
-    def update(self, change):
-        self.seen = change(self.seen)
+    def publish(self, seen):
+        self.seen = seen
         self._changed.set()
 
     async def until(self, condition):
@@ -115,7 +115,7 @@ class Observed:
 async def probing(api, **options):
     observed = Observed()
     health = HealthConfig(http_period_s=0.01, progress_period_s=0.01)
-    probe = ApiProbe(api, "tiny", health, lambda: observed.seen, observed.update, **options)
+    probe = ApiProbe(api, "tiny", health, lambda: observed.seen, observed.publish, **options)
     owner = TaskOwner(observed.failures.append)
     owner.keep_running("API probe", probe.run)
     try:
@@ -152,7 +152,7 @@ async def test_an_announcement_only_makes_the_probe_faster(monkeypatch):
 async def test_nothing_is_observed_before_it_was_asked():
     api = Api()
     observed = Observed()
-    ApiProbe(api, "tiny", HealthConfig(), lambda: observed.seen, observed.update)
+    ApiProbe(api, "tiny", HealthConfig(), lambda: observed.seen, observed.publish)
     assert observed.seen == ServerSeen(0)
     assert (observed.seen.http.at, observed.seen.http.failing_since) == (None, None)
 
@@ -199,10 +199,10 @@ async def test_only_idle_ranks_get_a_health_check_completion():
         RankSeen(3, moved_at=99.0, mute_since=98.0),
     )
     observed = Observed()
-    observed.update(lambda seen: replace(seen, ranks=ranks))
+    observed.publish(ServerSeen(0, ranks=ranks))
     health = HealthConfig(canary_idle_s=5.0)
     probe = ApiProbe(
-        Api(), "tiny", health, lambda: observed.seen, observed.update, clock=lambda: now
+        Api(), "tiny", health, lambda: observed.seen, observed.publish, clock=lambda: now
     )
     assert probe._idle_ranks() == [1, 3]
     await probe._complete_on(Api(), [1, 3])

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
-from raylaunch.vllm_api.startup_log import STAGES
+from raylaunch.vllm_api.startup_log import STAGES, Stage
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Agent(ProbeActor):
         self._seen = ServerSeen(index)
         self._version = 0
         self._changed = asyncio.Event()
-        """Set with the next version; each version has an event of its own."""
+        """Set with the next version."""
         self._process: ServerProcess | None = None
         self._attempt: int | None = None
         self._stopping = False
@@ -245,7 +245,7 @@ class Agent(ProbeActor):
         self._secrets = secrets
         self._end_read_ahead = threading.Event()
         self._follower = LogFollower(path, self._on_log_news)
-        self._update(lambda seen: ServerSeen(seen.index, attempt=attempt, stage="launching"))
+        self._publish(ServerSeen(self._index, attempt=attempt, stage="launching"))
 
     async def _spawn(self, spec: ServerSpec, attempt: int) -> int:
         loop = asyncio.get_running_loop()
@@ -265,7 +265,7 @@ class Agent(ProbeActor):
             return
         match event:
             case {"event": "spawned", "pid": pid}:
-                self._update(lambda seen: replace(seen, pid=pid, stage="spawned"))
+                self._publish(replace(self._seen, pid=pid, stage="spawned"))
                 _settle(spawned, pid)
             case {"event": "failed", "error": error}:
                 _settle(spawned, NodeError("the server could not be started", why=str(error)))
@@ -274,9 +274,9 @@ class Agent(ProbeActor):
                     self._follower.grew()
             case {"event": "log_failed", "error": error}:
                 log.warning("server %d: its log cannot be written: %s", self._index, error)
-                self._update(lambda seen: replace(seen, log_error=str(error)))
+                self._publish(replace(self._seen, log_error=str(error)))
             case {"event": "log_recovered"}:
-                self._update(lambda seen: replace(seen, log_error=""))
+                self._publish(replace(self._seen, log_error=""))
             case {"event": "exit", "code": code, "signal": number, "at": at}:
                 self._on_exit(Exit(_on_monotonic_clock(at), code, number))
             case {"event": "guard_lost", "at": at}:
@@ -297,7 +297,7 @@ class Agent(ProbeActor):
                 plan.served_name,
                 health,
                 lambda: self._seen,
-                self._update,
+                self._publish,
             )
             self._tasks.keep_running("API probe", self._api.run)
 
@@ -316,7 +316,7 @@ class Agent(ProbeActor):
         """
         warmed = await asyncio.to_thread(page_cache.warm, folder, self._end_read_ahead)
         if warmed.total:
-            self._update(lambda seen: replace(seen, read_ahead=str(warmed)))
+            self._publish(replace(self._seen, read_ahead=str(warmed)))
 
     # -- the observation -----------------------------------------------------------------------
 
@@ -325,41 +325,40 @@ class Agent(ProbeActor):
         if self._stopping or self._seen.exit is not None:
             return
         log.warning("server %d: %s", self._index, how)
-        self._update(lambda seen: replace(seen, exit=how))
+        self._publish(replace(self._seen, exit=how))
         if self._children is not None:
             # The pid may be reused: nothing below it is this server's any more.
             self._children.close()
 
     def _on_log_news(self, news: LogNews) -> None:
-        stage, detail = news.after.stage, news.after.detail
-        new_stage = stage != news.before.stage
-        if new_stage and self._children is not None:
+        before, after = news.before, news.after
+        if after.stage != before.stage:
+            self._on_new_stage(after.stage)
+        hang_lines = self._seen.hang_lines + news.hang_lines
+        seen = replace(self._seen, hang_lines=hang_lines)
+        changed = (after.stage, after.detail) != (before.stage, before.detail)
+        # The API probe needs no log line and may be ahead of the log. A stage never goes back.
+        if changed and seen.stage != LAST_STAGE:
+            seen = replace(seen, stage=after.stage, stage_detail=after.detail)
+        self._publish(seen)
+
+    def _on_new_stage(self, stage: Stage) -> None:
+        if self._children is not None:
             self._children.scan_soon()  # the processes of this stage have just been started
         if STAGES.index(stage) >= STAGES.index("weights"):
             self._end_read_ahead.set()
-        if new_stage and stage == "API up" and self._api is not None:
+        if stage == "API up" and self._api is not None:
             self._api.announce()
 
-        def change(seen: ServerSeen) -> ServerSeen:
-            seen = replace(seen, hang_lines=seen.hang_lines + news.hang_lines)
-            if (stage, detail) == (news.before.stage, news.before.detail):
-                return seen
-            if seen.stage == LAST_STAGE:
-                # The probe needs no log line and may be ahead of it. A stage never goes back.
-                return seen
-            return replace(seen, stage=stage, stage_detail=detail)
-
-        self._update(change)
-
     def _on_task_failure(self, failure: TaskFailure) -> None:
-        self._update(lambda seen: replace(seen, agent_error=str(failure)))
+        self._publish(replace(self._seen, agent_error=str(failure)))
 
-    def _update(self, change: Callable[[ServerSeen], ServerSeen]) -> None:
-        after = change(self._seen)
-        if after == self._seen:
+    def _publish(self, seen: ServerSeen) -> None:
+        if seen == self._seen:
             return
-        self._seen = after
+        self._seen = seen
         self._version += 1
+        # Each version has an event of its own, so no waiter has to reset it for the others.
         self._changed.set()
         self._changed = asyncio.Event()
 

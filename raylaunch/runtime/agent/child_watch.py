@@ -108,8 +108,9 @@ class ChildWatch:
             loop.add_reader(child.handle, self._on_child_exit, child)
 
     def _on_child_exit(self, child: Member) -> None:
-        code, number = read_ending(child)
+        # Dropped first: a callback that raised would be called again for ever.
         self._drop(child)
+        code, number = read_ending(child)
         name = f"{child.name} (pid {child.pid})"
         self._exits.append(Exit(self._clock(), code, number, name))
         if self._report is None:

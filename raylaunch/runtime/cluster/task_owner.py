@@ -70,7 +70,7 @@ class TaskOwner:
         return tuple(self._tasks.values())
 
     def run_once(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Run `work` in a task of its own. Its exception is reported, and does not leave the task."""
+        """Run `work` in a task of its own. Its exception is reported and ends only the task."""
         return self._start(name, self._once(name, work))
 
     def keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
