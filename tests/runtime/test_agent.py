@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
 import time
 import uuid
 
@@ -16,9 +17,10 @@ from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.agent import agent as agent_module, log_follower, server_launch
-from raylaunch.runtime.agent.agent import EVENT_DELAY_S, Agent
+from raylaunch.runtime.agent import guard_events, log_follower, server_launch
+from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.api_probe import LAST_STAGE
+from raylaunch.runtime.agent.guard_events import EVENT_DELAY_S
 from raylaunch.runtime.cluster.task_owner import TaskFailure
 from raylaunch.supervise.detect import find_unready
 from raylaunch.supervise.health_config import GroupShape, HealthConfig
@@ -162,6 +164,46 @@ async def test_a_server_that_cannot_be_started_says_why(plan, monkeypatch):
     assert "free space" in raised.value.todo
 
 
+async def test_a_stop_during_a_launch_leaves_no_server(plan, monkeypatch):
+    """The stop arrives while the launch prepares the node, so there is no process yet."""
+    preparing, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    prepare_node = server_launch.prepare_node
+
+    def slow(*args, **kwargs):
+        loop.call_soon_threadsafe(preparing.set)
+        assert go_on.wait(PATIENCE_S)
+        prepare_node(*args, **kwargs)
+
+    monkeypatch.setattr(server_launch, "prepare_node", slow)
+    pair = plan()
+    agent = Agent(pair.deployment, 0)
+    launch = asyncio.ensure_future(agent.launch(pair, 1, str(STANDIN), HealthConfig(), {}))
+    await preparing.wait()
+    stop = asyncio.ensure_future(agent.stop(1.0))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await stop == []
+    with pytest.raises(NodeError, match="was stopped during its launch"):
+        await launch
+    assert find_marked(pair.deployment) == []
+    assert agent._tasks.names == ()
+
+
+async def test_a_stop_right_after_the_spawn_ends_the_launch(plan):
+    pair = plan()
+    agent = Agent(pair.deployment, 0)
+    launch = asyncio.ensure_future(agent.launch(pair, 1, str(STANDIN), HealthConfig(), {}))
+    while agent._process is None:  # noqa: ASYNC110 - the moment before the guard reports
+        await asyncio.sleep(0)
+    assert await agent.stop(1.0) == []
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(NodeError, match="was stopped during its launch"):
+            await launch
+    assert find_marked(pair.deployment) == []
+    assert agent._tasks.names == ()
+
+
 # -- what needs no process ---------------------------------------------------------------------
 
 
@@ -183,7 +225,7 @@ async def test_an_exit_during_a_step_of_the_wall_clock_has_a_plausible_time(monk
     agent = Agent("test", 0)
     exited_at = time.time()
     wall = time.time
-    monkeypatch.setattr(agent_module.time, "time", lambda: wall() + step)
+    monkeypatch.setattr(guard_events.time, "time", lambda: wall() + step)
     guard_event(agent, event="exit", code=1, signal=None, at=exited_at)
     found = await agent.next_observation(0, PATIENCE_S)
     assert 0 <= found.now - found.seen.exit.at <= EVENT_DELAY_S + PATIENCE_S / 2

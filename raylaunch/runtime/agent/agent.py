@@ -28,6 +28,7 @@ from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.runtime.agent import fault_injection, server_launch
 from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.agent.child_watch import ChildWatch
+from raylaunch.runtime.agent.guard_events import on_monotonic_clock, settle_launch
 from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
 from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor, state_dir
 from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
@@ -38,9 +39,6 @@ from raylaunch.vllm_api.startup_log import STAGES, Stage
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 log = logging.getLogger(__name__)
-
-EVENT_DELAY_S = 5.0
-"""The oldest event that the guard sends: it first copies to the log what the server had printed."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ class Agent(ProbeActor):
         self._attempt: int | None = None
         self._stopping = False
         """The server is being terminated on purpose: its exit is no failure."""
+        self._starting = asyncio.Lock()
         self._tasks = TaskOwner(self._on_task_failure)
         self._follower: LogFollower | None = None
         self._children: ChildWatch | None = None
@@ -95,7 +94,12 @@ class Agent(ProbeActor):
             async with asyncio.timeout(wait_s):
                 while self._version <= after:
                     await self._changed.wait()
-        return Observation(self._version, time.monotonic(), time.time(), self._seen)
+        return Observation(
+            version=self._version,
+            now=time.monotonic(),
+            wall_now=time.time(),
+            seen=self._seen,
+        )
 
     async def read_snapshot(self, lines: int) -> Snapshot:
         """Read the end of the log and the process table of this deployment."""
@@ -123,7 +127,8 @@ class Agent(ProbeActor):
 
         Calls may overtake each other: an older journal never replaces a newer one.
         """
-        if self._journal is None or number > self._journal[0]:
+        kept_number = self._journal[0] if self._journal else -1
+        if number > kept_number:
             self._journal = (number, journal)
 
     async def read_secrets(self) -> Mapping[str, str]:
@@ -156,7 +161,8 @@ class Agent(ProbeActor):
         """
         server = plan.servers[self._index]
         log.info("launching attempt %d of server %d", attempt, server.index)
-        path = log_files.planned_log(log_files.log_root(os.environ), server.log, attempt)
+        log_root = log_files.log_root(os.environ)
+        path = log_files.planned_log(log_root, server.log, attempt)
         self._begin_attempt(attempt, path, secrets)
         spec = server_launch.build_spec(
             self._deployment,
@@ -168,21 +174,14 @@ class Agent(ProbeActor):
             cwd=state_dir(),
         )
         try:
-            await asyncio.to_thread(
-                server_launch.prepare_node,
-                plan,
-                server,
-                self._deployment,
-                attempt,
-                state_dir=state_dir(),
-            )
-            pid = await self._spawn(spec, attempt)
+            pid = await self._spawn(plan, spec, attempt)
         except OSError as error:  # a full or read-only disk
             raise NodeError(
                 f"server {server.index} could not be started",
                 why=str(error),
                 todo=f"free space, or make writable: {path.parent} and {state_dir()}",
             ) from error
+        self._refuse_if_stopped(attempt)
         self._watch(plan, server, pid, health)
         if read_ahead and server_launch.is_first_on_its_node(plan, server):
             self._tasks.run_once("read-ahead", lambda: self._read_ahead(Path(read_ahead)))
@@ -197,10 +196,17 @@ class Agent(ProbeActor):
         log.info("stopping server %d", self._index)
         self._stopping = True
         self._end_watching()
-        process, self._process = self._process, None
+        async with self._starting:
+            process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(process.end, term_timeout_s)
-        left = await asyncio.to_thread(end_marked, self._deployment, None, self._index, grace_s=0.0)
+        left = await asyncio.to_thread(
+            end_marked,
+            self._deployment,
+            None,  # of every attempt
+            self._index,
+            grace_s=0.0,
+        )
         return _describe(left)
 
     async def kill_orphans(self) -> list[str]:
@@ -247,28 +253,41 @@ class Agent(ProbeActor):
         self._follower = LogFollower(path, self._on_log_news)
         self._publish(ServerSeen(self._index, attempt=attempt, stage="launching"))
 
-    async def _spawn(self, spec: ServerSpec, attempt: int) -> int:
+    async def _spawn(self, plan: LaunchPlan, spec: ServerSpec, attempt: int) -> int:
         loop = asyncio.get_running_loop()
         spawned: asyncio.Future[int] = loop.create_future()
 
         def on_event(event: dict[str, Any]) -> None:  # on a thread of ServerProcess
             loop.call_soon_threadsafe(self._on_guard_event, event, attempt, spawned)
 
-        self._process = ServerProcess(spec, on_event)
-        await asyncio.to_thread(self._process.start)
+        # `stop` waits for this lock: it finds either no process, or one that it can terminate.
+        async with self._starting:
+            await asyncio.to_thread(
+                server_launch.prepare_node,
+                plan,
+                plan.servers[self._index],
+                self._deployment,
+                attempt,
+                state_dir=state_dir(),
+            )
+            self._refuse_if_stopped(attempt)
+            self._process = ServerProcess(spec, on_event)
+            await asyncio.to_thread(self._process.start)
         return await spawned
+
+    def _refuse_if_stopped(self, attempt: int) -> None:
+        if self._stopping or attempt != self._attempt:
+            raise NodeError("the server was stopped during its launch")
 
     def _on_guard_event(
         self, event: dict[str, Any], attempt: int, spawned: asyncio.Future[int]
     ) -> None:
+        settle_launch(spawned, event)
         if attempt != self._attempt:  # of a guard that outlived its attempt
             return
         match event:
             case {"event": "spawned", "pid": pid}:
                 self._publish(replace(self._seen, pid=pid, stage="spawned"))
-                _settle(spawned, pid)
-            case {"event": "failed", "error": error}:
-                _settle(spawned, NodeError("the server could not be started", why=str(error)))
             case {"event": "log"}:
                 if self._follower is not None:
                     self._follower.grew()
@@ -278,11 +297,11 @@ class Agent(ProbeActor):
             case {"event": "log_recovered"}:
                 self._publish(replace(self._seen, log_error=""))
             case {"event": "exit", "code": code, "signal": number, "at": at}:
-                self._on_exit(Exit(_on_monotonic_clock(at), code, number))
+                exited_at = on_monotonic_clock(at)
+                self._on_exit(Exit(exited_at, code, number))
             case {"event": "guard_lost", "at": at}:
-                self._on_exit(Exit(_on_monotonic_clock(at), process="its guard"))
-                lost = NodeError("the guard of the server died before the server was up")
-                _settle(spawned, lost)
+                exited_at = on_monotonic_clock(at)
+                self._on_exit(Exit(exited_at, process="its guard"))
 
     def _watch(self, plan: LaunchPlan, server: ServerPlan, pid: int, health: HealthConfig) -> None:
         assert self._follower is not None
@@ -336,7 +355,7 @@ class Agent(ProbeActor):
             self._on_new_stage(after.stage)
         hang_lines = self._seen.hang_lines + news.hang_lines
         seen = replace(self._seen, hang_lines=hang_lines)
-        changed = (after.stage, after.detail) != (before.stage, before.detail)
+        changed = after.stage != before.stage or after.detail != before.detail
         # The API probe needs no log line and may be ahead of the log. A stage never goes back.
         if changed and seen.stage != LAST_STAGE:
             seen = replace(seen, stage=after.stage, stage_detail=after.detail)
@@ -363,24 +382,5 @@ class Agent(ProbeActor):
         self._changed = asyncio.Event()
 
 
-def _on_monotonic_clock(wall_at: float) -> float:
-    """Convert the wall-clock time of an event that the guard has just sent.
-
-    The age is bounded: if the wall clock was stepped between the event and now, the difference of
-    the two times is no age.
-    """
-    age_s = min(max(0.0, time.time() - wall_at), EVENT_DELAY_S)
-    return time.monotonic() - age_s
-
-
 def _describe(processes: Sequence[MarkedProcess]) -> list[str]:
     return [f"pid {process.pid} {process.command}" for process in processes]
-
-
-def _settle(future: asyncio.Future[int], result: int | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)

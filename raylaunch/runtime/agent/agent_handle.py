@@ -60,7 +60,8 @@ class AgentHandle:
 
     async def hello(self, *, timeout_s: float = ANSWER_S) -> Hello:
         """Call `Agent.hello`."""
-        return await self.remote.call(Agent.hello, timeout_s=timeout_s)()
+        call = self.remote.call(Agent.hello, timeout_s=timeout_s)
+        return await call()
 
     async def probe(
         self,
@@ -85,7 +86,8 @@ class AgentHandle:
 
     async def recall_flags(self, *, timeout_s: float = ANSWER_S) -> RecalledFlags:
         """Call `ProbeActor.recall_flags`."""
-        return await self.remote.call(Agent.recall_flags, timeout_s=timeout_s)()
+        call = self.remote.call(Agent.recall_flags, timeout_s=timeout_s)
+        return await call()
 
     async def ask_flags(
         self, *, timeout_s: float, niceness: int
@@ -98,7 +100,8 @@ class AgentHandle:
         self, *, ip: str, ports: Mapping[str, int], timeout_s: float = ANSWER_S
     ) -> tuple[Door, ...]:
         """Call `ProbeActor.open_listeners`."""
-        return await self.remote.call(Agent.open_listeners, timeout_s=timeout_s)(ip=ip, ports=ports)
+        call = self.remote.call(Agent.open_listeners, timeout_s=timeout_s)
+        return await call(ip=ip, ports=ports)
 
     async def try_connections(
         self, *, source: str, listeners: Sequence[Door], connect_s: float
@@ -130,7 +133,8 @@ class AgentHandle:
         timeout_s: float = ANSWER_S,
     ) -> int:
         """Call `Agent.launch`."""
-        return await self.remote.call(Agent.launch, timeout_s=timeout_s)(
+        call = self.remote.call(Agent.launch, timeout_s=timeout_s)
+        return await call(
             plan=plan,
             attempt=attempt,
             vllm=vllm,
@@ -151,7 +155,8 @@ class AgentHandle:
 
     async def read_snapshot(self, *, lines: int, timeout_s: float = SNAPSHOT_S) -> Snapshot:
         """Call `Agent.read_snapshot`."""
-        return await self.remote.call(Agent.read_snapshot, timeout_s=timeout_s)(lines=lines)
+        call = self.remote.call(Agent.read_snapshot, timeout_s=timeout_s)
+        return await call(lines=lines)
 
     async def stop(self, *, term_timeout_s: float) -> list[str]:
         """Call `Agent.stop`; the server has `term_timeout_s` between SIGTERM and SIGKILL."""
@@ -160,11 +165,13 @@ class AgentHandle:
 
     async def kill_orphans(self, *, timeout_s: float = ANSWER_S) -> list[str]:
         """Call `Agent.kill_orphans`."""
-        return await self.remote.call(Agent.kill_orphans, timeout_s=timeout_s)()
+        call = self.remote.call(Agent.kill_orphans, timeout_s=timeout_s)
+        return await call()
 
     async def find_orphans(self, *, attempt: int, timeout_s: float = ANSWER_S) -> list[str]:
         """Call `Agent.find_orphans`."""
-        return await self.remote.call(Agent.find_orphans, timeout_s=timeout_s)(attempt=attempt)
+        call = self.remote.call(Agent.find_orphans, timeout_s=timeout_s)
+        return await call(attempt=attempt)
 
     async def await_free_ports(self, *, ports: Sequence[int], wait_s: float) -> list[str]:
         """Call `Agent.await_free_ports`, which waits at most `wait_s`."""
@@ -173,15 +180,18 @@ class AgentHandle:
 
     async def inject(self, *, fault: str, port: int, timeout_s: float = ANSWER_S) -> Injected:
         """Call `Agent.inject`."""
-        return await self.remote.call(Agent.inject, timeout_s=timeout_s)(fault=fault, port=port)
+        call = self.remote.call(Agent.inject, timeout_s=timeout_s)
+        return await call(fault=fault, port=port)
 
     async def cuttable_interface(self, *, timeout_s: float = ANSWER_S) -> str:
         """Call `Agent.cuttable_interface`."""
-        return await self.remote.call(Agent.cuttable_interface, timeout_s=timeout_s)()
+        call = self.remote.call(Agent.cuttable_interface, timeout_s=timeout_s)
+        return await call()
 
     async def read_secrets(self, *, timeout_s: float = ANSWER_S) -> Mapping[str, str]:
         """Call `Agent.read_secrets`."""
-        return await self.remote.call(Agent.read_secrets, timeout_s=timeout_s)()
+        call = self.remote.call(Agent.read_secrets, timeout_s=timeout_s)
+        return await call()
 
     def keep_journal(self, *, number: int, journal: bytes) -> None:
         """Send `Agent.keep_journal` without waiting: every agent has a copy, one may be lost."""
@@ -195,7 +205,8 @@ def agent_name(deployment: str, index: int) -> str:
 
 def agent_handle(actor: object, index: int) -> AgentHandle:
     """Wrap Ray's handle of the agent of server `index`."""
-    return AgentHandle(RemoteActor(actor, peer=f"the agent of server {index}"), index)
+    peer = f"the agent of server {index}"
+    return AgentHandle(RemoteActor(actor, peer), index)
 
 
 def find_agent(deployment: str, index: int) -> AgentHandle | None:

@@ -92,7 +92,9 @@ class ChildWatch:
 
     async def _scan_once(self) -> None:
         known = set(self._children)
-        scan = asyncio.ensure_future(asyncio.to_thread(self._find, self._server_pid, known))
+        # Reading /proc of a large process tree may block for a while.
+        in_thread = asyncio.to_thread(self._find, self._server_pid, known)
+        scan = asyncio.ensure_future(in_thread)
         try:
             found = await asyncio.shield(scan)
         except asyncio.CancelledError:
@@ -111,8 +113,13 @@ class ChildWatch:
         # Dropped first: a callback that raised would be called again for ever.
         self._drop(child)
         code, number = read_ending(child)
-        name = f"{child.name} (pid {child.pid})"
-        self._exits.append(Exit(self._clock(), code, number, name))
+        how = Exit(
+            at=self._clock(),
+            code=code,
+            signal=number,
+            process=f"{child.name} (pid {child.pid})",
+        )
+        self._exits.append(how)
         if self._report is None:
             loop = asyncio.get_running_loop()
             self._report = loop.call_later(SAME_EXIT_S, self._report_root)
@@ -136,7 +143,10 @@ def _root_order(exit_: Exit) -> tuple[bool, bool, bool, float]:
     Killed by a signal before failed before exit code 0; an engine core before its workers; then
     the earliest.
     """
-    return exit_.signal is None, exit_.code == 0, "EngineCore" not in exit_.process, exit_.at
+    not_killed = exit_.signal is None
+    succeeded = exit_.code == 0
+    not_an_engine = "EngineCore" not in exit_.process
+    return not_killed, succeeded, not_an_engine, exit_.at
 
 
 def _close_found(scan: asyncio.Future[list[Member]]) -> None:

@@ -125,8 +125,9 @@ def kill_later(pid: int, name: str, call_later: CallLater) -> Injected:
         NodeError: It has exited already.
     """
     process = _find(pid, name)
+    at = time.monotonic() + ANSWER_S
     call_later(ANSWER_S, lambda: send_signal(process, signal.SIGKILL))
-    return Injected(time.monotonic() + ANSWER_S, f"SIGKILL to {name} (pid {pid})")
+    return Injected(at, f"SIGKILL to {name} (pid {pid})")
 
 
 def kill_and_steal(engine: Member, port: int) -> Injected:
@@ -138,7 +139,8 @@ def kill_and_steal(engine: Member, port: int) -> Injected:
     thief = threading.Thread(target=steal_port, args=(port, STEAL_S), daemon=True)
     thief.start()
     killed = kill_process(engine.pid, engine.name)
-    return replace(killed, what=f"{killed.what}, port {port} held for {STEAL_S:g} s")
+    what = f"{killed.what}, port {port} held for {STEAL_S:g} s"
+    return replace(killed, what=what)
 
 
 def steal_port(port: int, hold_s: float) -> None:
@@ -184,14 +186,15 @@ def cut_node(hold_s: float) -> Injected:
             why=f"{CUT_VARIABLE} does not name an interface, or `ip` is missing",
         )
     script = 'sleep "$1"; "$2" link set "$3" down; sleep "$4"; "$2" link set "$3" up'
-    words = ["sh", "-c", script, "cut", str(ANSWER_S), program, interface, str(hold_s)]
+    arguments = [str(ANSWER_S), program, interface, str(hold_s)]
+    at = time.monotonic() + ANSWER_S
     subprocess.Popen(
-        words,
+        ["sh", "-c", script, "cut", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    return Injected(time.monotonic() + ANSWER_S, f"{interface} down for {hold_s:g} s")
+    return Injected(at, f"{interface} down for {hold_s:g} s")
 
 
 def _find(pid: int, name: str) -> Process:

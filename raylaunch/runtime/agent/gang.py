@@ -38,9 +38,11 @@ class Gang:
 
     def create(self, slots: Sequence[Slot]) -> None:
         """Create the agent of server i on slot i, for every server that has no agent."""
-        missing = [index for index in range(len(slots)) if self.agents.get(index) is None]
+        missing = {
+            index: slot for index, slot in enumerate(slots) if self.agents.get(index) is None
+        }
         if missing:
-            self._create_on({index: slots[index] for index in missing})
+            self._create_on(missing)
 
     def _create_on(self, slots: Mapping[int, Slot]) -> None:
         import ray
@@ -97,12 +99,11 @@ class Gang:
             call: Makes the call: `lambda agent: agent.hello()`.
             servers: Only the agents of these servers.
         """
-        asked = {
-            index: agent
-            for index, agent in self.alive.items()
-            if servers is None or index in servers
-        }
-        answers = await asyncio.gather(*(_ask_one(agent, call) for agent in asked.values()))
+        asked = self.alive
+        if servers is not None:
+            asked = {index: agent for index, agent in asked.items() if index in servers}
+        calls = [_ask_one(agent, call) for agent in asked.values()]
+        answers = await asyncio.gather(*calls)
         return dict(zip(asked, answers, strict=True))
 
     async def demand_all(

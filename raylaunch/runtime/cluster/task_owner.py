@@ -35,11 +35,14 @@ class TaskFailure:
     """Pause until the task is restarted; None for a task that is not."""
 
     def __str__(self) -> str:
-        then = "" if self.restart_in_s is None else f"; restarts in {self.restart_in_s:g} s"
-        return f"task {self.name} failed ({self.failures} in a row): {self.error!r}{then}"
+        text = f"task {self.name} failed ({self.failures} in a row): {self.error!r}"
+        if self.restart_in_s is not None:
+            text += f"; restarts in {self.restart_in_s:g} s"
+        return text
 
 
 OnError = Callable[[TaskFailure], None]
+Work = Callable[[], Awaitable[None]]
 
 
 class TaskOwner:
@@ -69,11 +72,11 @@ class TaskOwner:
         """Names of the tasks that run now, oldest first."""
         return tuple(self._tasks.values())
 
-    def run_once(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    def run_once(self, name: str, work: Work) -> asyncio.Task[None]:
         """Run `work` in a task of its own. Its exception is reported and ends only the task."""
         return self._start(name, self._once(name, work))
 
-    def keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    def keep_running(self, name: str, work: Work) -> asyncio.Task[None]:
         """Run `work` in a task of its own until it returns; restart it whenever it raises.
 
         The pause before a restart doubles from FIRST_PAUSE_S to LONGEST_PAUSE_S.
@@ -98,13 +101,13 @@ class TaskOwner:
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
-    async def _once(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def _once(self, name: str, work: Work) -> None:
         try:
             await work()
         except Exception as error:  # noqa: BLE001 - the last place that can see it
             self._report(TaskFailure(name, error, 1, None))
 
-    async def _again_and_again(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def _again_and_again(self, name: str, work: Work) -> None:
         failures = 0
         while True:
             started = self._clock()
@@ -114,7 +117,8 @@ class TaskOwner:
                 if self._clock() - started >= STEADY_S:
                     failures = 0
                 failures += 1
-                pause_s = min(FIRST_PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S)
+                doubled_s = FIRST_PAUSE_S * 2 ** (failures - 1)
+                pause_s = min(doubled_s, LONGEST_PAUSE_S)
                 self._report(TaskFailure(name, error, failures, pause_s))
                 await self._sleep(pause_s)
             else:
