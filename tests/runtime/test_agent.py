@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import subprocess
 import threading
 import time
 import uuid
@@ -109,6 +110,31 @@ async def test_a_log_line_that_cannot_be_read_is_reported_and_stops_no_readiness
     async with launched(pair) as (primary, _):
         found = await observe(primary, lambda seen: is_ready(pair, seen) and seen.agent_error)
         assert found.seen.agent_error.startswith("task log follower failed")
+
+
+@pytest.fixture
+def full_disk(node, monkeypatch):
+    """A log folder on a file system without a free byte."""
+    logs = node / "full"
+    logs.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(logs)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        with contextlib.suppress(OSError), (logs / "ballast").open("wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+        monkeypatch.setenv("RAYLAUNCH_LOG_DIR", str(logs))
+        yield logs
+    finally:
+        subprocess.run(["umount", str(logs)], check=True)
+
+
+async def test_a_full_log_disk_is_reported_and_stops_no_readiness(plan, full_disk):
+    pair = plan()
+    async with launched(pair) as (primary, _):
+        found = await observe(primary, lambda seen: is_ready(pair, seen) and seen.log_error)
+        assert "No space left on device" in found.seen.log_error
 
 
 async def test_an_agent_reports_the_start_the_exit_and_the_evidence(plan):

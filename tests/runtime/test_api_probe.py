@@ -93,7 +93,7 @@ class Api:
 
 
 class Observed:
-    """An observation that a probe changes, and whoever waits for a state of it."""
+    """An observation that a probe changes, and a wait for a state of it."""
 
     def __init__(self):
         self.seen = ServerSeen(0)
@@ -164,7 +164,7 @@ async def test_a_probe_that_fails_opens_a_new_client_and_goes_on():
         await observed.until(lambda seen: seen.stage == LAST_STAGE)
         api.broken = 1
         async with asyncio.timeout(PATIENCE_S):
-            while api.opened < 2:  # noqa: ASYNC110 - the probe tells only the client
+            while api.opened < 2:  # noqa: ASYNC110 - only the client notices
                 await asyncio.sleep(0.01)
         asked = api.asked
         at = observed.seen.http.at

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 SCAN_PERIOD_S = 5.0
 """Between two scans for lasting processes that no log line announced."""
 SAME_EXIT_S = 0.03
-"""Exits within this time of the first count as one: a dying engine core takes its workers with it
-within milliseconds, and the root is found only among all of them."""
+"""Exits within this time of the first count as one: the workers of a dying engine core exit
+within milliseconds too, and the root is found only among all of them."""
 
 FindChildren = Callable[[int, set[int]], list[Member]]
 

@@ -50,8 +50,8 @@ class LogFollower:
         """Announce that the guard has written to the log."""
         self._unread.set()
         self._growth.set()
-        # Each announcement completes its own event: whoever waits took it before reading, so
-        # growth between the read and the wait is not missed.
+        # Each announcement has an event of its own: a reader takes the event before it reads, so
+        # growth between its read and its wait is not missed.
         self._growth = asyncio.Event()
 
     async def run(self) -> None:
