@@ -143,7 +143,10 @@ class ServerSeen:
     log_error: str = ""
     """Why the guard cannot write the server's log (errno text); "" while it can. The server runs."""
     agent_error: str = ""
-    """The last exception of a task of the agent, with the task's name; a task that must go on was restarted."""
+    """The last exception of a task of the agent, with the task's name.
+
+    A task that must go on was restarted.
+    """
 
 
 @dataclass(frozen=True)
