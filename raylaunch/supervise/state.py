@@ -136,10 +136,13 @@ class CanarySeen:
 
 @dataclass(frozen=True)
 class ServerSeen:
-    """Last observation of each kind for one server. Times: controller's monotonic clock.
+    """The last observation of each kind for one server.
 
-    An agent reports times on the monotonic clock of its own process together with the current
-    reading of that clock; the controller shifts them by the difference before they get here.
+    Times (`at`, `..._at`, `..._since`, here and in the parts) are seconds on a monotonic clock, never
+    the wall clock, whose steps would look like silence or progress: in an agent's `Observation` on
+    the monotonic clock of the agent, everywhere else on the clock of the controller, which converts
+    them. They are good for ages and deadlines of this process; to show one, subtract its age from
+    the wall clock.
     """
 
     index: int
@@ -164,9 +167,14 @@ class ServerSeen:
     hang_lines: int = 0
     """vLLM's own hang lines since tokens last moved."""
     read_ahead: str = ""
-    """What was read into the page cache of its host, for people."""
-    log_failed: str = ""
-    """Why the server's log cannot be written ("No space left on device"); "" when it can."""
+    """What was brought into the page cache of its host, in words."""
+    log_error: str = ""
+    """Why the guard cannot write the server's log (errno text); "" while it can. The server runs."""
+    agent_error: str = ""
+    """The last exception of a task of the agent, with the task's name.
+
+    A task that must go on was restarted.
+    """
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class Server:
         except OSError as error:
             self._crash(f"OSError: [Errno {error.errno}] {error.strerror}")
         threading.Thread(target=serve, args=(http, self.api, self.log), daemon=True).start()
+        if self.command.flags.get("--uvicorn-log-level") in ("warning", "error", "critical"):
+            return
         for line in (f"Started server process [{os.getpid()}]", "Waiting for application startup."):
             self.log.raw(f"INFO:     {line}")
         self.log.raw("INFO:     Application startup complete.")

@@ -1,17 +1,19 @@
 """The agent: the Ray actor that holds a server's NPUs and owns its process.
 
-Its death, for whatever reason, ends the server: the guard sees its pipe close. Nothing here polls for the server's
-end; it is pushed, and `watch` hands it on at once.
+Its death, for whatever reason, terminates the server: the guard sees its pipe close. Nothing here
+polls for the exit of the server; the guard and pidfds report it, and `next_observation` passes it
+to the controller without delay.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,447 +21,373 @@ from typing import Any
 from raylaunch.errors import NodeError
 from raylaunch.node.model import page_cache
 from raylaunch.node.process import log_files
-from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
-from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
-from raylaunch.node.process.vllm_children import VllmChild, find_vllm_children, read_exit_status
+from raylaunch.node.process.process_markers import find_marked, terminate_marked
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec
+from raylaunch.plan.facts import MarkedProcess
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
-from raylaunch.plan.layout import bracket
-from raylaunch.plan.plan_json import plan_from_dict
-from raylaunch.runtime.agent import fault_injection
-from raylaunch.runtime.agent.api_probe import ApiObserver
-from raylaunch.runtime.agent.probe_actor import Hello, Scout, state_dir
-from raylaunch.runtime.agent.snapshot import Remains, read_remains
+from raylaunch.runtime.agent import fault_injection, server_launch
+from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
+from raylaunch.runtime.agent.child_watch import ChildWatch
+from raylaunch.runtime.agent.guard_events import on_monotonic_clock, settle_launch
+from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
+from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor, state_dir
+from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
+from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
-from raylaunch.vllm_api.startup_log import STAGES, StartupProgress, advance, hang_lines
+from raylaunch.vllm_api.startup_log import STAGES, Stage
 from raylaunch.vllm_api.vllm_client import VllmClient
 
-KEPT_ATTEMPTS = 5
-MEMBER_SCAN_S = 5.0
-"""Between two looks for lasting processes that no log line announced."""
-SAME_END_S = 0.03
-OWNER_LOST_GRACE_S = 1.0
-"""SIGTERM to SIGKILL of a server whose agent died: its group is broken anyway, and the restart waits for it."""
-STEAL_S = 5.0
-"""How long a drill holds a stolen port: shorter than a restart waits for it."""
-CUT_S = 40.0
-FREE_POLL_S = 0.1
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Report:
-    """An observation, with the agent's clock at the moment of sending (seconds since the epoch)."""
+class Observation:
+    """What an agent knows of its server when it answers.
+
+    All times in `seen` are seconds on the agent's monotonic clock, which a step of the wall clock
+    does not move. `now` is that clock at the moment of sending: `now - seen.http.at` is an age, and
+    the receiver converts a time to its own clock with `now`. `wall_now` is the wall clock of the
+    node (seconds since the epoch) at the same moment, for the time stamps in log lines.
+    """
 
     version: int
     now: float
+    wall_now: float
     seen: ServerSeen
 
 
-class Agent(Scout):
+class Agent(ProbeActor):
     """Owns one server on this node. Times in seconds."""
 
-    def __init__(self, deployment: str, index: int) -> None:
-        super().__init__(deployment, index)
+    def __init__(self, deployment: str, index: int, instance: str) -> None:
+        super().__init__(deployment, index, instance)
         self._seen = ServerSeen(index)
         self._version = 0
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()
+        """Set with the next version."""
         self._process: ServerProcess | None = None
-        self._plan: ServerPlan | None = None
         self._attempt: int | None = None
-        self._log: Path | None = None
-        self._ending = False
-        self._members: dict[int, VllmChild] = {}
-        self._endings: list[Exit] = []
-        """Of members, in the moment before one of them is blamed."""
-        self._tasks: list[asyncio.Task[None]] = []
-        self._observer: ApiObserver | None = None
-        self._journal: tuple[int, bytes] | None = None
+        self._stopping = False
+        """The server is being terminated on purpose: its exit is no failure."""
+        self._starting = asyncio.Lock()
+        self._tasks = TaskOwner(self._on_task_failure)
+        self._follower: LogFollower | None = None
+        self._children: ChildWatch | None = None
+        self._api: ApiProbe | None = None
         self._secrets: Mapping[str, str] = {}
-        self._notifying: set[asyncio.Future[None]] = set()
-        self._log_grew = asyncio.Event()
-        self._scan = asyncio.Event()
-        self._loads = threading.Event()
-        """Set once vLLM reads the weights itself, or this attempt ends."""
+        self._journal: tuple[int, bytes] | None = None
+        self._end_read_ahead = threading.Event()
+        """Set once vLLM reads the weights itself, or this attempt is over."""
+
+    # -- what the controller asks --------------------------------------------------------------
 
     async def hello(self) -> Hello:
-        """Say where this agent is and what it runs."""
+        """Report where this agent is and what it runs."""
         journal = self._journal[1] if self._journal else None
         running = self._attempt if self._process is not None else None
         return replace(await super().hello(), attempt=running, journal=journal)
 
+    async def next_observation(self, after: int, wait_s: float) -> Observation:
+        """Return the observation once its version is newer than `after`, or after `wait_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._version <= after:
+                    await self._changed.wait()
+        return Observation(
+            version=self._version,
+            now=time.monotonic(),
+            wall_now=time.time(),
+            seen=self._seen,
+        )
+
+    async def read_snapshot(self, lines: int) -> Snapshot:
+        """Read the end of the log and the process table of this deployment."""
+        path = self._follower.log if self._follower else None
+        return await asyncio.to_thread(read_snapshot, self._deployment, path, lines)
+
+    async def read_log(
+        self, cursor: log_files.Cursor | None, lines: int | None, wait_s: float
+    ) -> log_files.Chunk:
+        """Read the log after `cursor`, or its last `lines` lines.
+
+        Waits up to `wait_s` for new text.
+        """
+        if self._follower is None:
+            return log_files.Chunk("", None)
+        return await self._follower.read(cursor, lines, wait_s)
+
+    async def find_orphans(self, attempt: int) -> list[str]:
+        """List live processes of other attempts of this deployment on this node."""
+        found = await asyncio.to_thread(find_marked, self._deployment, instance=self._instance)
+        return _describe([process for process in found if process.attempt != attempt])
+
+    async def keep_journal(self, number: int, journal: bytes) -> None:
+        """Keep the controller's journal for the one that may have to take over.
+
+        Calls may overtake each other: an older journal never replaces a newer one.
+        """
+        kept_number = self._journal[0] if self._journal else -1
+        if number > kept_number:
+            self._journal = (number, journal)
+
+    async def read_secrets(self) -> Mapping[str, str]:
+        """Return the secrets of the running attempt, for a restarted controller."""
+        return self._secrets
+
+    # -- what the controller orders ------------------------------------------------------------
+
     async def launch(
         self,
-        plan: dict[str, Any],
+        plan: LaunchPlan,
         attempt: int,
         vllm: str,
         health: HealthConfig,
         secrets: Mapping[str, str],
-        weights: str = "",
+        read_ahead: str = "",
     ) -> int:
-        """Start this agent's server of the plan (as JSON values) and return its pid.
+        """Start this agent's server of the plan and return its pid.
 
-        `weights` is a folder to be read ahead on this host, "" for none.
+        Args:
+            plan: The whole plan.
+            attempt: Number of this launch.
+            vllm: Path of the `vllm` executable; its folder comes first in the server's PATH.
+            health: Periods and time-outs of the probes.
+            secrets: Environment variables that only the server gets.
+            read_ahead: A folder of weights to be read into the page cache; "" for none.
 
         Raises:
-            NodeError: it could not be started.
+            NodeError: The server could not be started.
         """
-        launch_plan = plan_from_dict(plan)
-        server = launch_plan.servers[self._index]
-        self._secrets = secrets
-        self._reset(server, attempt)
-        assert self._log is not None
-        await asyncio.to_thread(_prepare_launch, launch_plan, server, self._deployment, attempt)
-        spec = ServerSpec(
-            argv=server.argv,
-            env=self._child_env(server, attempt, vllm, secrets),
-            log=str(self._log),
-            cwd=str(state_dir()),
-            term_timeout_s=OWNER_LOST_GRACE_S,
+        server = plan.servers[self._index]
+        log.info("launching attempt %d of server %d", attempt, server.index)
+        log_root = log_files.log_root(os.environ)
+        path = log_files.planned_log(log_root, server.log, attempt)
+        self._begin_attempt(attempt, path, secrets)
+        spec = server_launch.build_spec(
+            self._deployment,
+            server,
+            attempt,
+            instance=self._instance,
+            vllm=vllm,
+            secrets=secrets,
+            log=path,
+            cwd=state_dir(),
         )
-        loop = asyncio.get_running_loop()
-        started: asyncio.Future[int] = loop.create_future()
-
-        def on_event(event: dict[str, Any]) -> None:
-            loop.call_soon_threadsafe(self._on_event, event, attempt, started)
-
-        self._process = ServerProcess(spec, on_event)
-        await asyncio.to_thread(self._process.start)
-        pid = await started
-        self._observe(launch_plan, server, health)
-        if weights and not any(
-            other.node.ip == server.node.ip for other in launch_plan.servers[: self._index]
-        ):
-            self._tasks.append(asyncio.create_task(self._read_ahead(Path(weights))))
+        try:
+            pid = await self._spawn(plan, spec, attempt)
+        except OSError as error:  # a full or read-only disk
+            raise NodeError(
+                f"server {server.index} could not be started",
+                why=str(error),
+                todo=f"free space, or make writable: {path.parent} and {state_dir()}",
+            ) from error
+        self._refuse_if_stopped(attempt)
+        self._watch(plan, server, pid, health)
+        if read_ahead and server_launch.is_first_on_its_node(plan, server):
+            self._tasks.run_once("read-ahead", lambda: self._read_ahead(Path(read_ahead)))
         return pid
 
-    async def watch(self, version: int, timeout_s: float) -> Report:
-        """Return the observation as soon as it is newer than `version`, or after `timeout_s` as a sign of life."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: self._version > version)
-        return Report(self._version, time.time(), self._seen)
+    async def stop(self, term_timeout_s: float) -> list[str]:
+        """Terminate the server and every process of this deployment with this server's index.
 
-    async def remains(self, lines: int) -> Remains:
-        """Read the end of the log and the process table of this deployment."""
-        return await asyncio.to_thread(read_remains, self._deployment, self._log, lines)
-
-    async def end(self, term_timeout_s: float) -> list[str]:
-        """End the server and everything of this deployment's servers on this index; returns what resisted."""
-        self._ending = True
-        self._cancel_tasks()
-        process, self._process = self._process, None
+        Returns:
+            The processes that survived SIGKILL.
+        """
+        log.info("stopping server %d", self._index)
+        self._stopping = True
+        self._end_watching()
+        async with self._starting:
+            process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(process.terminate, term_timeout_s)
         left = await asyncio.to_thread(
             terminate_marked,
             self._deployment,
-            None,
+            None,  # of every attempt
             self._index,
-            instance=ANY_INSTANCE,
+            instance=self._instance,
             grace_s=0.0,
         )
-        return [f"pid {found.pid} {found.command}" for found in left]
+        return _describe(left)
 
-    async def sweep(self) -> list[str]:
-        """End what this deployment's dead agents left on this node; the servers of living agents go too."""
+    async def kill_orphans(self) -> list[str]:
+        """Kill every process of this deployment on this node, also servers of live agents.
+
+        Returns:
+            The processes that survived SIGKILL.
+        """
         left = await asyncio.to_thread(
-            terminate_marked, self._deployment, instance=ANY_INSTANCE, grace_s=0.0
+            terminate_marked,
+            self._deployment,
+            instance=self._instance,
+            grace_s=0.0,
         )
-        return [f"pid {found.pid} {found.command}" for found in left]
-
-    async def occupied(self, ports: tuple[int, ...], patience_s: float) -> list[str]:
-        """Wait until nobody listens on the ports; returns who still does after `patience_s`, in words."""
-        deadline = time.monotonic() + patience_s
-        while True:
-            holders = await asyncio.to_thread(_find_holders, ports)
-            if not holders or time.monotonic() >= deadline:
-                return holders
-            await asyncio.sleep(FREE_POLL_S)  # a listening socket announces its end to nobody
-
-    async def leftovers(self, attempt: int) -> list[str]:
-        """Living processes of other attempts of this deployment on this node."""
-        found = await asyncio.to_thread(find_marked, self._deployment)
-        return [f"pid {one.pid} {one.command}" for one in found if one.attempt != attempt]
+        return _describe(left)
 
     async def inject(self, fault: str, port: int) -> fault_injection.Injected:
-        """Do harm for a drill, to this server alone.
+        """Inject a fault for a drill, into this server alone.
 
         Raises:
-            NodeError: there is nothing to hit.
+            NodeError: There is no process to hit.
         """
         pid = self._seen.pid
-        if pid is None or self._process is None:
+        if pid is None or self._process is None or self._children is None:
             raise NodeError(f"server {self._index} does not run")
-        later = asyncio.get_running_loop().call_later
-        match fault:
-            case "kill-engine":
-                return fault_injection.kill_process(*self._engine())
-            case "kill-server":
-                return fault_injection.kill_process(pid, "the server's main process")
-            case "stop-server":
-                return fault_injection.stop_tree(pid)
-            case "kill-guard":
-                return fault_injection.kill_process(self._process.guard_pid or 0, "the guard")
-            case "kill-agent":
-                return fault_injection.kill_later(os.getpid(), "the agent", later)
-            case "kill-raylet":
-                return fault_injection.kill_later(os.getppid(), "the raylet", later)
-            case "steal-port":
-                threading.Thread(
-                    target=fault_injection.steal_port, args=(port, STEAL_S), daemon=True
-                ).start()
-                done = fault_injection.kill_process(*self._engine())
-                return replace(done, what=f"{done.what}, port {port} held for {STEAL_S:g} s")
-            case "cut-node":
-                return fault_injection.cut_node(CUT_S)
-        raise NodeError(f"no such fault: {fault}")
-
-    async def may_cut(self) -> str:
-        """The interface a drill may take down on this node; "" when none."""
-        return fault_injection.may_cut()
-
-    async def keep(self, number: int, journal: bytes) -> None:
-        """Keep the controller's journal for the one that may have to take over; an older one never replaces a newer."""
-        if self._journal is None or number > self._journal[0]:
-            self._journal = (number, journal)
-
-    async def secrets(self) -> Mapping[str, str]:
-        """The secrets of the running attempt, for a restarted controller."""
-        return self._secrets
-
-    async def read_log(
-        self,
-        cursor: log_files.Cursor | None,
-        lines: int | None,
-        timeout_s: float,
-    ) -> log_files.Chunk:
-        """Log text after `cursor`, or the last `lines` lines; waits up to `timeout_s` for something new."""
-        if self._log is None:
-            return log_files.Chunk("", None)
-        if cursor is None and lines is not None:
-            cursor = await asyncio.to_thread(log_files.tail_cursor, self._log, lines)
-        chunk = await asyncio.to_thread(log_files.read_from, self._log, cursor)
-        if not chunk.text and timeout_s > 0:
-            await self._await_growth(timeout_s)
-            chunk = await asyncio.to_thread(log_files.read_from, self._log, cursor)
-        return chunk
-
-    def _reset(self, server: ServerPlan, attempt: int) -> None:
-        self._plan, self._attempt, self._ending = server, attempt, False
-        self._log = log_files.planned_log(log_files.log_root(os.environ), server.log, attempt)
-        self._cancel_tasks()
-        self._loads = threading.Event()
-        self._update(lambda seen: ServerSeen(seen.index, attempt=attempt, stage="launching"))
-
-    def _child_env(
-        self, server: ServerPlan, attempt: int, vllm: str, secrets: Mapping[str, str]
-    ) -> dict[str, str]:
-        env = child_env(
-            os.environ,
-            server.environ,
-            server.unset,
-            deployment=self._deployment,
-            instance="",
-            attempt=attempt,
-            server=self._index,
-            secrets=secrets,
+        log.warning("drill: injecting %s into server %d", fault, self._index)
+        targets = fault_injection.Targets(
+            server=pid,
+            guard=self._process.guard_pid,
+            find_engine=self._children.find_engine,
+            agent=os.getpid(),
+            raylet=os.getppid(),
         )
-        env["PATH"] = f"{Path(vllm).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
-        return env
+        loop = asyncio.get_running_loop()
+        return fault_injection.inject_fault(fault, port, targets, loop.call_later)
 
-    def _on_event(self, event: dict[str, Any], attempt: int, started: asyncio.Future[int]) -> None:
-        if attempt != self._attempt:
+    async def cuttable_interface(self) -> str:
+        """Return the interface that a drill may take down on this node; "" when none."""
+        return fault_injection.cuttable_interface()
+
+    # -- the life of one attempt ---------------------------------------------------------------
+
+    def _begin_attempt(self, attempt: int, path: Path, secrets: Mapping[str, str]) -> None:
+        self._end_watching()
+        self._attempt = attempt
+        self._stopping = False
+        self._secrets = secrets
+        self._end_read_ahead = threading.Event()
+        self._follower = LogFollower(path, self._on_log_news)
+        self._publish(ServerSeen(self._index, attempt=attempt, stage="launching"))
+
+    async def _spawn(self, plan: LaunchPlan, spec: ServerSpec, attempt: int) -> int:
+        loop = asyncio.get_running_loop()
+        spawned: asyncio.Future[int] = loop.create_future()
+
+        def on_event(event: dict[str, Any]) -> None:  # on a thread of ServerProcess
+            loop.call_soon_threadsafe(self._on_guard_event, event, attempt, spawned)
+
+        # `stop` waits for this lock: it finds either no process, or one that it can terminate.
+        async with self._starting:
+            await asyncio.to_thread(
+                server_launch.prepare_node,
+                plan,
+                plan.servers[self._index],
+                self._deployment,
+                attempt,
+                state_dir=state_dir(),
+            )
+            self._refuse_if_stopped(attempt)
+            self._process = ServerProcess(spec, on_event)
+            await asyncio.to_thread(self._process.start)
+        return await spawned
+
+    def _refuse_if_stopped(self, attempt: int) -> None:
+        if self._stopping or attempt != self._attempt:
+            raise NodeError("the server was stopped during its launch")
+
+    def _on_guard_event(
+        self, event: dict[str, Any], attempt: int, spawned: asyncio.Future[int]
+    ) -> None:
+        settle_launch(spawned, event)
+        if attempt != self._attempt:  # of a guard that outlived its attempt
             return
         match event:
             case {"event": "spawned", "pid": pid}:
-                self._update(lambda seen: replace(seen, pid=pid, stage="spawned"))
-                _settle(started, pid)
-            case {"event": "failed", "error": error}:
-                _settle(started, NodeError("the server could not be started", why=str(error)))
+                self._publish(replace(self._seen, pid=pid, stage="spawned"))
             case {"event": "log"}:
-                self._log_grew.set()
+                if self._follower is not None:
+                    self._follower.grew()
+            case {"event": "log_failed", "error": error}:
+                log.warning("server %d: its log cannot be written: %s", self._index, error)
+                self._publish(replace(self._seen, log_error=str(error)))
+            case {"event": "log_recovered"}:
+                self._publish(replace(self._seen, log_error=""))
             case {"event": "exit", "code": code, "signal": number, "at": at}:
-                self._ended(Exit(at, code, number))
+                exited_at = on_monotonic_clock(at)
+                self._on_exit(Exit(exited_at, code, number))
             case {"event": "guard_lost", "at": at}:
-                self._ended(Exit(at, process="its guard"))
-                _settle(started, NodeError("the guard of the server died before the server was up"))
+                exited_at = on_monotonic_clock(at)
+                self._on_exit(Exit(exited_at, process="its guard"))
 
-    def _ended(self, how: Exit) -> None:
-        if not self._ending and self._seen.exit is None:
-            self._update(lambda seen: replace(seen, exit=how))
-
-    def _observe(self, plan: LaunchPlan, server: ServerPlan, health: HealthConfig) -> None:
-        self._log_grew.set()
-        self._tasks = [
-            asyncio.create_task(self._follow_log()),
-            asyncio.create_task(self._watch_members()),
-        ]
+    def _watch(self, plan: LaunchPlan, server: ServerPlan, pid: int, health: HealthConfig) -> None:
+        assert self._follower is not None
+        self._tasks.keep_running("log follower", self._follower.run)
+        self._children = ChildWatch(pid, self._on_exit)
+        self._tasks.keep_running("child watch", self._children.run)
         if server.role == "primary":
-            host = server.flag("--host") or server.node.ip
-            address = server.node.ip if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
-            client = VllmClient(
-                f"http://{bracket(address)}:{server.ports.http}",
-                api_key=self._secrets.get("VLLM_API_KEY"),
+            url = server_launch.api_url(server)
+            key = self._secrets.get("VLLM_API_KEY")
+            self._api = ApiProbe(
+                lambda: VllmClient(url, api_key=key),
+                plan.served_name,
+                health,
+                lambda: self._seen,
+                self._publish,
             )
-            self._observer = ApiObserver(
-                client, plan.served_name, health, lambda: self._seen, self._update
-            )
-            self._tasks.append(asyncio.create_task(self._observer.run()))
+            self._tasks.keep_running("API probe", self._api.run)
+
+    def _end_watching(self) -> None:
+        self._end_read_ahead.set()
+        self._tasks.cancel()
+        self._api = None
+        if self._children is not None:
+            self._children.close()
+            self._children = None
 
     async def _read_ahead(self, folder: Path) -> None:
-        """Until the weights are in the page cache, or vLLM loads them itself: it may need only a part of each file."""
-        warmed = await asyncio.to_thread(page_cache.warm, folder, self._loads)
+        """Read the weights into the page cache, until vLLM loads them itself.
+
+        vLLM may need only a part of each file, so reading on would compete with it.
+        """
+        warmed = await asyncio.to_thread(page_cache.warm, folder, self._end_read_ahead)
         if warmed.total:
-            self._update(lambda seen: replace(seen, read_ahead=str(warmed)))
+            self._publish(replace(self._seen, read_ahead=str(warmed)))
 
-    async def _follow_log(self) -> None:
-        """Read what the guard wrote, whenever it says that it wrote."""
-        assert self._log is not None
-        progress, cursor = StartupProgress(), None
-        while True:
-            await self._log_grew.wait()
-            self._log_grew.clear()
-            more = True
-            while more:
-                chunk = await asyncio.to_thread(log_files.read_from, self._log, cursor)
-                cursor, more = chunk.cursor, chunk.more
-                progress = self._take_lines(progress, chunk.text)
-            async with self._changed:
-                self._changed.notify_all()
+    # -- the observation -----------------------------------------------------------------------
 
-    def _take_lines(self, progress: StartupProgress, text: str) -> StartupProgress:
-        hangs = 0
-        before = progress
-        for line in text.splitlines():
-            if not progress.done:
-                progress = advance(progress, line)
-            hangs += hang_lines(line)
-        if progress.stage != before.stage:
-            self._scan.set()  # its processes have just come to be
-            if STAGES.index(progress.stage) >= STAGES.index("weights"):
-                self._loads.set()
-        if hangs or (progress.stage, progress.detail) != (before.stage, before.detail):
-            stage, detail = progress.stage, progress.detail
-            self._update(
-                lambda seen: replace(
-                    seen, stage=stage, stage_detail=detail, hang_lines=seen.hang_lines + hangs
-                )
-            )
-        if progress.stage == "API up" and before.stage != "API up" and self._observer is not None:
-            self._observer.api_is_up()
-        return progress
+    def _on_exit(self, how: Exit) -> None:
+        """Record the first exit of the attempt; later ones are its consequences."""
+        if self._stopping or self._seen.exit is not None:
+            return
+        log.warning("server %d: %s", self._index, how)
+        self._publish(replace(self._seen, exit=how))
+        if self._children is not None:
+            # The pid may be reused: nothing below it is this server's any more.
+            self._children.close()
 
-    async def _watch_members(self) -> None:
-        """Hold a pidfd on every lasting process below the server; look at each stage of the start, and now and then."""
-        loop = asyncio.get_running_loop()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(MEMBER_SCAN_S):
-                    await self._scan.wait()
-            self._scan.clear()
-            pid = self._seen.pid
-            if pid is None or self._seen.exit is not None:
-                continue
-            look = asyncio.ensure_future(
-                asyncio.to_thread(find_vllm_children, pid, set(self._members))
-            )
-            try:
-                found = await asyncio.shield(look)
-            except asyncio.CancelledError:
-                look.add_done_callback(_close_members)
-                raise
-            for member in found:
-                self._members[member.pid] = member
-                loop.add_reader(member.handle, self._member_ended, member)
+    def _on_log_news(self, news: LogNews) -> None:
+        before, after = news.before, news.after
+        if after.stage != before.stage:
+            self._on_new_stage(after.stage)
+        hang_lines = self._seen.hang_lines + news.hang_lines
+        seen = replace(self._seen, hang_lines=hang_lines)
+        changed = after.stage != before.stage or after.detail != before.detail
+        # The API probe needs no log line and may be ahead of the log. A stage never goes back.
+        if changed and seen.stage != LAST_STAGE:
+            seen = replace(seen, stage=after.stage, stage_detail=after.detail)
+        self._publish(seen)
 
-    def _member_ended(self, member: VllmChild) -> None:
-        """A dying engine takes its workers with it within milliseconds: let them all end before one is blamed."""
-        code, number = read_exit_status(member)
-        self._drop_member(member)
-        self._endings.append(Exit(time.time(), code, number, f"{member.name} (pid {member.pid})"))
-        if len(self._endings) == 1:
-            asyncio.get_running_loop().call_later(SAME_END_S, self._blame_member, self._attempt)
+    def _on_new_stage(self, stage: Stage) -> None:
+        if self._children is not None:
+            self._children.scan_soon()  # the processes of this stage have just been started
+        if STAGES.index(stage) >= STAGES.index("weights"):
+            self._end_read_ahead.set()
+        if stage == "API up" and self._api is not None:
+            self._api.announce()
 
-    def _blame_member(self, attempt: int | None) -> None:
-        endings, self._endings = self._endings, []
-        if endings and attempt == self._attempt:
-            self._ended(min(endings, key=_innocence))
+    def _on_task_failure(self, failure: TaskFailure) -> None:
+        self._publish(replace(self._seen, agent_error=str(failure)))
 
-    def _engine(self) -> tuple[int, str]:
-        engines = [
-            member
-            for member in self._members.values()
-            if member.name.startswith("VLLM::EngineCore")
-        ]
-        if not engines:
-            raise NodeError(f"server {self._index} has no engine core")
-        return engines[0].pid, engines[0].name
-
-    def _drop_member(self, member: VllmChild) -> None:
-        self._members.pop(member.pid, None)
-        asyncio.get_running_loop().remove_reader(member.handle)
-        os.close(member.handle)
-
-    def _cancel_tasks(self) -> None:
-        self._loads.set()
-        for task in self._tasks:
-            task.cancel()
-        self._tasks, self._observer = [], None
-        for member in list(self._members.values()):
-            self._drop_member(member)
-
-    def _update(self, change: Callable[[ServerSeen], ServerSeen]) -> None:
-        after = change(self._seen)
-        if after != self._seen:
-            self._seen = after
-            self._version += 1
-            task = asyncio.ensure_future(self._notify())
-            self._notifying.add(task)
-            task.add_done_callback(self._notifying.discard)
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _await_growth(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait()
+    def _publish(self, seen: ServerSeen) -> None:
+        if seen == self._seen:
+            return
+        self._seen = seen
+        self._version += 1
+        # Each version has an event of its own, so no waiter has to reset it for the others.
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
-def _prepare_launch(plan: LaunchPlan, server: ServerPlan, deployment: str, attempt: int) -> None:
-    state_dir().mkdir(parents=True, exist_ok=True)
-    log_files.prune_attempts(log_files.log_root(os.environ), deployment, KEPT_ATTEMPTS, attempt)
-    if plan.platform == "cpu" and "PYTHONPATH" in server.env:
-        from raylaunch.node.probe.vllm_cpu_metadata import ensure_vllm_metadata
-
-        ensure_vllm_metadata(Path(server.env["PYTHONPATH"].value))
-
-
-def _innocence(ended: Exit) -> tuple[bool, bool, bool, float]:
-    """Orders ends: killed by a signal, failed, an engine before its workers, the earliest."""
-    return ended.signal is None, ended.code == 0, "EngineCore" not in ended.process, ended.at
-
-
-def _close_members(look: asyncio.Future[list[VllmChild]]) -> None:
-    for member in look.result():
-        os.close(member.handle)
-
-
-def _find_holders(ports: tuple[int, ...]) -> list[str]:
-    from raylaunch.node.probe.network import read_listeners
-
-    return [
-        f"port {found.port} is held by {found.process or 'an unknown process'} (pid {found.pid or 'unknown'})"
-        for found in read_listeners(ports)
-        if found.port in ports
-    ]
-
-
-def _settle(future: asyncio.Future[int], result: int | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
+def _describe(processes: Sequence[MarkedProcess]) -> list[str]:
+    return [f"pid {process.pid} {process.command}" for process in processes]

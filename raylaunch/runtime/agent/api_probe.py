@@ -1,202 +1,180 @@
-"""What an agent sees of its own server: HTTP answers, counters and canaries folded into the last observation of each.
+"""Probes the API of the agent's own server: liveness, counters per rank, health-check completions.
 
-The folding functions are pure; `ApiObserver` asks at the periods of the recipe. Times are this node's clock.
+Times are seconds on the agent's monotonic clock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
+from raylaunch.runtime.agent.answer_folding import fold_canaries, fold_http, fold_ranks
 from raylaunch.supervise.health_config import HealthConfig
-from raylaunch.supervise.state import CanarySeen, HttpSeen, RankSeen, ServerSeen
-from raylaunch.vllm_api.vllm_client import HttpAnswer, VllmClient
-from raylaunch.vllm_api.vllm_metrics import RankCounters
+from raylaunch.supervise.state import RankSeen, ServerSeen
+from raylaunch.vllm_api.vllm_client import VllmClient
 
+UNANNOUNCED_PERIOD_S = 2.0
+"""Between two `/health` probes before anything announced the API. A refused connection is cheap,
+and no log line is needed to become ready: its wording and level are vLLM's and the user's."""
 STARTING_PERIOD_S = 0.25
-"""Between two looks while the API is coming up: this is what a person waits for."""
-CANARY_LOOK_S = 0.5
-"""Between two looks for a rank that has become silent."""
+"""Between two readiness probes once the API was announced or has answered: a person waits."""
+CANARY_CHECK_S = 0.5
+"""Between two checks for a rank that has become idle."""
+NEVER = float("-inf")
+LAST_STAGE = "first token"
+"""The last stage of a start. The log has no line for it."""
 
 
-def fold_http(before: HttpSeen, answer: HttpAnswer, sent: float, now: float) -> HttpSeen:
-    """Take in one answer of `/health` to a request sent at `sent`."""
-    if answer.status == 200:
-        return HttpSeen(200, answer.latency_s, now, None)
-    since = before.failing_since if before.failing_since is not None else sent
-    return HttpSeen(answer.status, answer.latency_s, now, since)
+class ApiProbe:
+    """Probes one API server at the periods of the recipe and publishes what it observed.
 
-
-def fold_rank(before: RankSeen | None, rank: int, counters: RankCounters, now: float) -> RankSeen:
-    """Take in one reading of a rank's counters."""
-    tokens = counters.prompt_tokens + counters.generation_tokens
-    mute = before.canary_failing_since if before else None
-    after = RankSeen(
-        rank,
-        counters.running,
-        counters.waiting,
-        tokens,
-        counters.finished,
-        at=now,
-        canary_failing_since=mute,
-    )
-    moved = before is None or (tokens, counters.finished) != (before.tokens, before.finished)
-    moved_at = now if moved else before.moved_at if before else None
-    busy = counters.running + counters.waiting > 0
-    if not busy or moved:
-        return replace(after, moved_at=moved_at, still_since=now if busy else None)
-    since = before.still_since if before and before.still_since is not None else now
-    return replace(after, moved_at=moved_at, still_since=since)
-
-
-def fold_canary(
-    before: CanarySeen | None, answer: HttpAnswer, sent: float, now: float
-) -> CanarySeen:
-    """Take in one canary. A refusal that is the client's fault (4xx) proves that the API lives."""
-    if answer.status is not None and answer.status < 500:
-        return CanarySeen(answer.ok, now, answer.latency_s, None, answer.detail)
-    since = before.failing_since if before and before.failing_since is not None else sent
-    return CanarySeen(False, now, answer.latency_s, since, answer.detail)
-
-
-def fold_rank_canary(rank: RankSeen, answer: HttpAnswer, sent: float) -> RankSeen:
-    """Take in the answer of one rank to a canary sent at `sent`."""
-    if answer.status is not None and answer.status < 500:
-        return replace(rank, canary_failing_since=None)
-    return replace(
-        rank,
-        canary_failing_since=rank.canary_failing_since
-        if rank.canary_failing_since is not None
-        else sent,
-    )
-
-
-def take_canaries(
-    seen: ServerSeen, answers: Mapping[int, HttpAnswer], sent: float, now: float
-) -> ServerSeen:
-    """Take in the answers by rank. The service as a whole answers as its worst rank does."""
-    asked = {
-        rank.rank: fold_rank_canary(rank, answers[rank.rank], sent)
-        for rank in seen.ranks
-        if rank.rank in answers
-    }
-    worst = max(answers.values(), key=lambda answer: (not answer.ok, answer.latency_s))
-    ranks = tuple(asked.get(rank.rank, rank) for rank in seen.ranks)
-    return replace(seen, ranks=ranks, canary=fold_canary(seen.canary, worst, sent, now))
-
-
-class ApiObserver:
-    """Asks one API server, and hands each new observation to `update` as a change of ServerSeen."""
+    Args:
+        connect: Makes a client of the server; the probe closes it.
+        served_name: The model name that `/v1/models` must list.
+        health: Periods and time-outs.
+        seen: Returns the observation as it is now.
+        publish: Takes a changed observation. Others change it too: each change must start from
+            `seen()`, without an `await` between the two.
+        clock: The agent's monotonic clock, in seconds.
+    """
 
     def __init__(
         self,
-        client: VllmClient,
+        connect: Callable[[], VllmClient],
         served_name: str,
         health: HealthConfig,
         seen: Callable[[], ServerSeen],
-        update: Callable[[Callable[[ServerSeen], ServerSeen]], None],
+        publish: Callable[[ServerSeen], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
+        self._connect = connect
         self._name = served_name
         self._health = health
         self._seen = seen
-        self._update = update
-        self._api_up = asyncio.Event()
-        self._asked: dict[int, float] = {}
+        self._publish = publish
+        self._clock = clock
+        self._announced = asyncio.Event()
+        self._answers = False
+        """Every readiness probe has succeeded once."""
+        self._asked_at: dict[int, float] = {}
+        """When each rank got its last health-check completion."""
 
-    def api_is_up(self) -> None:
-        """The server's log says that its API listens: ask now."""
-        self._api_up.set()
+    def announce(self) -> None:
+        """Probe soon, and often: the log says that the API listens."""
+        self._announced.set()
 
     async def run(self) -> None:
-        """Observe until cancelled; first wait until the log says that there is something to ask."""
-        try:
-            await self._api_up.wait()
-            await self._await_first_answers()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._every(self._health.http_period_s, self._look_at_health))
-                group.create_task(
-                    self._every(self._health.progress_period_s, self._look_at_metrics)
-                )
-                group.create_task(self._send_canaries())
-        finally:
-            await self._client.close()
+        """Probe from the spawn of the server until cancelled.
 
-    async def _await_first_answers(self) -> None:
-        """Whatever readiness asks for, as soon as it is there."""
-        while not await self._looks_ready():  # noqa: ASYNC110 - no server tells when it is ready
-            await asyncio.sleep(STARTING_PERIOD_S)
+        May be run again after an exception.
+        """
+        async with self._connect() as client:
+            if not self._answers:
+                await self._await_first_answers(client)
+                self._answers = True
+            await self._probe_periodically(client)
 
-    async def _looks_ready(self) -> bool:
-        await self._look_at_health()
+    async def _await_first_answers(self, client: VllmClient) -> None:
+        """Probe whatever readiness asks for until all of it is there."""
+        while not await self._probe_readiness(client):
+            # No log line is required: `/health` itself is the proof that the API listens.
+            if self._announced.is_set() or self._seen().http.status == 200:
+                await asyncio.sleep(STARTING_PERIOD_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UNANNOUNCED_PERIOD_S):
+                    await self._announced.wait()
+
+    async def _probe_periodically(self, client: VllmClient) -> None:
+        async def probe_health() -> None:
+            await self._probe_health(client)
+
+        async def read_counters() -> None:
+            await self._read_counters(client)
+
+        async def complete() -> None:
+            await self._complete_on_idle_ranks(client)
+
+        # Tasks of their own: a completion may take long, and liveness must not wait for it.
+        async with asyncio.TaskGroup() as probes:
+            probes.create_task(_repeat(self._health.http_period_s, probe_health))
+            probes.create_task(_repeat(self._health.progress_period_s, read_counters))
+            probes.create_task(_repeat(CANARY_CHECK_S, complete))
+
+    async def _probe_readiness(self, client: VllmClient) -> bool:
+        """Ask for everything that readiness needs, cheapest first; return whether all is there."""
+        await self._probe_health(client)
         if self._seen().http.status != 200:
             return False
-        models = await self._client.models(self._health.http_timeout_s)
-        self._update(lambda seen: replace(seen, serves_model=self._name in models.names))
-        await self._look_at_metrics()
+        models = await client.models(self._health.http_timeout_s)
+        serves_model = self._name in models.names
+        self._publish(replace(self._seen(), serves_model=serves_model))
+        await self._read_counters(client)
         ranks = [rank.rank for rank in self._seen().ranks]
-        if not ranks or not await self._ask_ranks(ranks):
+        if not ranks or not await self._complete_on(client, ranks):
             return False
-        self._update(lambda seen: replace(seen, stage="first token", stage_detail=""))
+        self._publish(replace(self._seen(), stage=LAST_STAGE, stage_detail=""))
         return True
 
-    async def _every(self, period: float, look: Callable[[], object]) -> None:
-        while True:
-            await asyncio.sleep(period)
-            await look()  # type: ignore[misc]
+    async def _probe_health(self, client: VllmClient) -> None:
+        sent = self._clock()
+        answer = await client.health(self._health.http_timeout_s)
+        seen = self._seen()
+        http = fold_http(seen.http, answer, sent, self._clock())
+        self._publish(replace(seen, http=http))
 
-    async def _look_at_health(self) -> None:
-        sent = time.time()
-        answer = await self._client.health(self._health.http_timeout_s)
-        self._update(
-            lambda seen: replace(seen, http=fold_http(seen.http, answer, sent, time.time()))
-        )
+    async def _read_counters(self, client: VllmClient) -> None:
+        answer = await client.metrics(self._health.http_timeout_s)
+        # Old counters with an old `at` stay: the policy judges only what was read.
+        if answer.ok:
+            self._publish(fold_ranks(self._seen(), answer.ranks, self._clock()))
 
-    async def _look_at_metrics(self) -> None:
-        answer = await self._client.metrics(self._health.http_timeout_s)
-        if not answer.ok:
-            return
-        now = time.time()
+    async def _complete_on_idle_ranks(self, client: VllmClient) -> None:
+        idle = self._idle_ranks()
+        if idle:
+            await self._complete_on(client, idle)
 
-        def fold(seen: ServerSeen) -> ServerSeen:
-            old = {rank.rank: rank for rank in seen.ranks}
-            ranks = tuple(
-                fold_rank(old.get(rank), rank, seen_now, now)
-                for rank, seen_now in answer.ranks.items()
-            )
-            moved = any(rank.moved_at == now for rank in ranks)
-            return replace(seen, ranks=ranks, hang_lines=0 if moved else seen.hang_lines)
+    def _idle_ranks(self) -> list[int]:
+        """List the ranks that have been idle long enough for a health-check completion.
 
-        self._update(fold)
-
-    async def _send_canaries(self) -> None:
-        while True:
-            silent = self._silent_ranks()
-            if silent:
-                await self._ask_ranks(silent)
-            await asyncio.sleep(CANARY_LOOK_S)
-
-    def _silent_ranks(self) -> tuple[int, ...]:
-        """Ranks that have been idle long enough for a canary; after a failure they are asked again at once.
-
-        A rank with requests is left alone: its counters tell what it does.
+        After a failure a rank is asked again without that pause.
         """
-        limit = time.time() - self._health.canary_idle_s
-        idle = [rank for rank in self._seen().ranks if rank.still_since is None]
-        return tuple(
-            rank.rank
-            for rank in idle
-            if rank.canary_failing_since is not None
-            or max(rank.moved_at or 0.0, self._asked.get(rank.rank, 0.0)) <= limit
-        )
+        limit = self._clock() - self._health.canary_idle_s
+        idle = []
+        for rank in self._seen().ranks:
+            has_requests = rank.still_since is not None
+            if has_requests:
+                continue  # its counters show what it does
+            failing = rank.canary_failing_since is not None
+            if failing or self._last_active(rank) <= limit:
+                idle.append(rank.rank)
+        return idle
 
-    async def _ask_ranks(self, ranks: Sequence[int]) -> bool:
-        """One token from each rank, at once; whether all gave it."""
-        sent, patience = time.time(), self._health.canary_timeout_s
-        calls = [self._client.complete(self._name, timeout_s=patience, rank=rank) for rank in ranks]
-        answers = dict(zip(ranks, await asyncio.gather(*calls), strict=True))
-        self._asked.update(dict.fromkeys(ranks, time.time()))
-        self._update(lambda seen: take_canaries(seen, answers, sent, time.time()))
-        return all(answer.ok for answer in answers.values())
+    def _last_active(self, rank: RankSeen) -> float:
+        """Return when the rank last worked on a token, as far as this probe knows."""
+        moved_at = NEVER if rank.moved_at is None else rank.moved_at
+        asked_at = self._asked_at.get(rank.rank, NEVER)
+        return max(moved_at, asked_at)
+
+    async def _complete_on(self, client: VllmClient, ranks: Sequence[int]) -> bool:
+        """Ask each rank for one token, in parallel; return whether all gave it."""
+        timeout_s = self._health.canary_timeout_s
+        sent = self._clock()
+        answers = await asyncio.gather(
+            *(client.complete(self._name, timeout_s=timeout_s, rank=rank) for rank in ranks)
+        )
+        now = self._clock()
+        self._asked_at.update(dict.fromkeys(ranks, now))
+        by_rank = dict(zip(ranks, answers, strict=True))
+        self._publish(fold_canaries(self._seen(), by_rank, sent, now))
+        return all(answer.ok for answer in answers)
+
+
+async def _repeat(period_s: float, probe: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(period_s)
+        await probe()

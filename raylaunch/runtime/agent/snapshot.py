@@ -1,10 +1,11 @@
-"""What a server left on its node for the diagnosis: read by its agent before anything is torn down."""
+"""The evidence on one node, for the diagnosis: read by the agent before anything is torn down."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,66 +14,83 @@ from raylaunch.node.process import log_files
 from raylaunch.node.process.process_markers import find_marked
 
 PLOG_LINES = 300
+"""Lines kept of the newest log of Ascend's runtime."""
 NPU_TIMEOUT_S = 3.0
+"""Time-out of `npu-smi info`: a failed card makes it hang, and a snapshot must not wait for it."""
 
 
 @dataclass(frozen=True)
-class Remains:
-    """What a server left for the diagnosis: the end of its log and the process table. `first_line` counts from 1."""
+class Snapshot:
+    """What a node showed of one server at one moment."""
 
     log_lines: tuple[str, ...]
+    """The end of the server's log."""
     first_line: int
+    """Number of the first of `log_lines`, counted from 1."""
     utc_offset_s: float
+    """Time zone of the node: its log lines carry local time."""
     processes: str
+    """The process table of the deployment on this node."""
     log: str
+    """Path of the server's log; "" before the first launch."""
     npu: str = ""
-    """What `npu-smi info` said; "" without NPUs."""
+    """Output of `npu-smi info`; "" without NPUs."""
     plog: tuple[str, ...] = ()
     """The end of the newest log of Ascend's runtime."""
     plog_path: str = ""
 
 
-def read_remains(deployment: str, log: Path | None, lines: int) -> Remains:
-    """Read the end of `log`, the process table of the deployment, and what the NPUs and Ascend's runtime say."""
-    text = log_files.tail(log, lines) if log is not None else []
+def read_snapshot(deployment: str, log: Path | None, lines: int) -> Snapshot:
+    """Read the last `lines` lines of `log`, the process table, and the state of NPUs and runtime.
+
+    Args:
+        deployment: The deployment whose processes are listed.
+        log: The server's log; None before the first launch.
+        lines: How many lines of the log to read.
+    """
+    log_lines = log_files.tail(log, lines) if log is not None else []
     table = [
-        f"{found.pid:>8} {found.age_s:8.0f}s {found.command}" for found in find_marked(deployment)
+        f"{process.pid:>8} {process.age_s:8.0f}s {process.command}"
+        for process in find_marked(deployment)
     ]
-    plog = _newest_plog()
-    return Remains(
-        log_lines=tuple(text),
+    plog_path = _newest_plog(os.environ)
+    plog = log_files.tail(plog_path, PLOG_LINES) if plog_path else []
+    return Snapshot(
+        log_lines=tuple(log_lines),
         first_line=1,
         utc_offset_s=float(time.localtime().tm_gmtoff),
         processes="\n".join(table),
         log=str(log or ""),
         npu=_npu_state(),
-        plog=tuple(log_files.tail(plog, PLOG_LINES)) if plog else (),
-        plog_path=str(plog or ""),
+        plog=tuple(plog),
+        plog_path=str(plog_path or ""),
     )
 
 
 def _npu_state() -> str:
-    """What npu-smi says now; a card that makes it hang costs `NPU_TIMEOUT_S`."""
+    """Return the output of `npu-smi info`, or why there is none; "" without NPUs."""
     from raylaunch.node.probe.npu_tools import find_npu_smi, run_tool
 
     tool = find_npu_smi(os.environ)
     if tool is None:
         return ""
+    command = [tool, "info"]
     try:
-        return run_tool([tool, "info"], env=os.environ, timeout_s=NPU_TIMEOUT_S, check=False)
+        return run_tool(command, env=os.environ, timeout_s=NPU_TIMEOUT_S, check=False)
     except NodeError as error:
         return str(error)
 
 
-def _newest_plog() -> Path | None:
-    """The newest log of Ascend's runtime; every process of it writes one of its own."""
-    root = (
-        Path(os.environ.get("ASCEND_PROCESS_LOG_PATH") or Path.home() / "ascend" / "log")
-        / "debug"
-        / "plog"
-    )
-    dated = []
-    for path in root.glob("*.log"):
+def _newest_plog(env: Mapping[str, str]) -> Path | None:
+    """Return the newest log of Ascend's runtime. Every process of it writes one of its own."""
+    configured = env.get("ASCEND_PROCESS_LOG_PATH")
+    log_folder = Path(configured) if configured else Path.home() / "ascend" / "log"
+    newest = None
+    newest_at = float("-inf")
+    for path in (log_folder / "debug" / "plog").glob("*.log"):
         with contextlib.suppress(OSError):  # rotated away meanwhile
-            dated.append((path.stat().st_mtime, path))
-    return max(dated)[1] if dated else None
+            modified_at = path.stat().st_mtime
+            if modified_at > newest_at:
+                newest = path
+                newest_at = modified_at
+    return newest

@@ -57,7 +57,7 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
             f"a deployment named {request.deployment!r} is being started by somebody else",
             todo=f"`raylaunch status {request.deployment}` follows it",
         ) from error
-    gang = Gang(request.deployment)
+    gang = Gang(request.deployment, request.instance)
     try:
         _assemble(gang, request)
         ask(controller, "begin", secrets, gang, timeout_s=RESTART_PATIENCE_S)

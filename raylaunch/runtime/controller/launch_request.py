@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from raylaunch.node.process.process_markers import new_instance
 from raylaunch.recipe.load import LoadedRecipe
 
 
@@ -17,3 +18,5 @@ class Request:
     primary: str | None = None
     skipped: Mapping[str, str] | None = None
     """Ids of checks whose errors do not count, with the reason given."""
+    instance: str = field(default_factory=new_instance)
+    """Random id of this start, kept over restarts and by a controller that Ray restarts."""
