@@ -43,7 +43,7 @@ def test_a_closed_listener_is_reported_with_its_reason():
         return doors, await connect_to_all(ONE, doors, 10)
 
     (door,), (missed,) = asyncio.run(look())
-    assert (missed.source, missed.door) == (ONE, door)
+    assert (missed.source, missed.listener) == (ONE, door)
     assert "refused" in missed.reason
 
 

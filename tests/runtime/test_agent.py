@@ -309,5 +309,5 @@ async def test_an_older_journal_never_replaces_a_newer_one():
 
 async def test_an_agent_that_launched_nothing_has_nothing_to_hit():
     with pytest.raises(NodeError, match="server 3 does not run"):
-        await Agent("test", 3).inject("kill-server", 0)
-    assert (await Agent("test", 3).read_log(None, 10, 0.0)).text == ""
+        await Agent("test", 3, INSTANCE).inject("kill-server", 0)
+    assert (await Agent("test", 3, INSTANCE).read_log(None, 10, 0.0)).text == ""

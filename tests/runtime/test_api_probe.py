@@ -23,7 +23,7 @@ SEEN = ServerSeen(0, ranks=(RankSeen(0), RankSeen(1)))
 
 def test_a_mute_rank_is_told_from_the_other():
     seen = fold_canaries(SEEN, {0: OK, 1: LATE}, sent=100.0, now=115.0)
-    assert [rank.mute_since for rank in seen.ranks] == [None, 100.0]
+    assert [rank.canary_failing_since for rank in seen.ranks] == [None, 100.0]
     assert seen.canary is not None
     assert (seen.canary.ok, seen.canary.failing_since, seen.canary.detail) == (
         False,
@@ -35,26 +35,26 @@ def test_a_mute_rank_is_told_from_the_other():
 def test_the_row_of_failures_counts_from_its_first_and_ends_with_an_answer():
     seen = fold_canaries(SEEN, {1: LATE}, sent=100.0, now=115.0)
     seen = fold_canaries(seen, {1: LATE}, sent=115.0, now=130.0)
-    assert seen.ranks[1].mute_since == 100.0
+    assert seen.ranks[1].canary_failing_since == 100.0
     seen = fold_canaries(seen, {1: OK}, sent=130.0, now=130.1)
-    assert seen.ranks[1].mute_since is None
+    assert seen.ranks[1].canary_failing_since is None
     assert seen.canary is not None
     assert seen.canary.ok
 
 
 def test_a_refusal_is_an_answer():
     seen = fold_canaries(SEEN, {0: HttpAnswer(401, 0.01, "HTTP 401")}, sent=100.0, now=100.1)
-    assert seen.ranks[0].mute_since is None
+    assert seen.ranks[0].canary_failing_since is None
 
 
 def test_reading_counters_does_not_forget_a_mute_rank():
     before = fold_canaries(SEEN, {1: LATE}, sent=100.0, now=115.0).ranks[1]
-    assert fold_rank(before, 1, RankCounters(), now=116.0).mute_since == 100.0
+    assert fold_rank(before, 1, RankCounters(), now=116.0).canary_failing_since == 100.0
 
 
 def test_every_time_is_moved_to_the_other_clock():
     seen = fold_canaries(SEEN, {1: LATE}, sent=100.0, now=115.0)
-    assert shift_clock(seen, -10.0).ranks[1].mute_since == 90.0
+    assert shift_clock(seen, -10.0).ranks[1].canary_failing_since == 90.0
 
 
 class Api:
@@ -196,7 +196,7 @@ async def test_only_idle_ranks_get_a_health_check_completion():
         RankSeen(0, moved_at=99.0),
         RankSeen(1, moved_at=90.0),
         RankSeen(2, moved_at=90.0, still_since=91.0),
-        RankSeen(3, moved_at=99.0, mute_since=98.0),
+        RankSeen(3, moved_at=99.0, canary_failing_since=98.0),
     )
     observed = Observed()
     observed.publish(ServerSeen(0, ranks=ranks))
