@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import ClusterError, UnknownDeploymentError
-from raylaunch.runtime.controller.controller_client import ask, find_controller
+from raylaunch.runtime.controller.controller_client import require_controller
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
-
-ANSWER_S = 60.0
 
 
 def diagnose_bundle(folder: Path) -> Diagnosis | None:
@@ -46,5 +44,4 @@ def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Dia
         if not folders:
             raise
         return diagnose_bundle(folders[-1])
-    found: Diagnosis | None = ask(find_controller(name), "diagnosis", timeout_s=ANSWER_S)
-    return found
+    return require_controller(name).diagnosis()

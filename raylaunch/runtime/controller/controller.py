@@ -20,6 +20,7 @@ from typing import Any
 
 from raylaunch.checks.findings import forgive
 from raylaunch.errors import BusyError, LaunchError, RaylaunchError
+from raylaunch.node.process.log_files import Chunk, Cursor, tail
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_to_dict
@@ -28,6 +29,7 @@ from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello, state_dir
 from raylaunch.runtime.agent.snapshot import Remains
 from raylaunch.runtime.cluster import placement
+from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.controller import bundle_writer
 from raylaunch.runtime.controller.agent_watch import AgentWatch
@@ -102,6 +104,8 @@ class Controller:
         self._background: set[asyncio.Task[Any]] = set()
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
+        self._log = actor_log_path(os.environ, request.deployment, "controller")
+        open_actor_log(self._log)
         context = ray.get_runtime_context()
         self._taking_over = threading.Event()
         self._looked = asyncio.Event()
@@ -189,10 +193,19 @@ class Controller:
         await self._known.wait()
         return [event for event in self._journal.events if event.number > after]
 
-    async def read_log(self, server: int, cursor: Any, lines: int | None, timeout_s: float) -> Any:  # noqa: ANN401
+    async def read_log(
+        self, server: int, cursor: Cursor | None, lines: int | None, timeout_s: float
+    ) -> Chunk | None:
         """A piece of a server's log; see `Agent.read_log`. None when its agent is gone."""
         agent = self._gang.alive.get(server)
-        return None if agent is None else await agent.read_log.remote(cursor, lines, timeout_s)
+        if agent is None:
+            return None
+        chunk: Chunk = await agent.read_log.remote(cursor, lines, timeout_s)
+        return chunk
+
+    async def read_controller_log(self, lines: int) -> str:
+        """Return the last lines of this controller's log."""
+        return "\n".join(await asyncio.to_thread(tail, self._log, lines))
 
     async def describe(self) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
         """The recipe, the plan that it became, and the versions on each server's node."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from raylaunch.errors import RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.connection import NAMESPACE
 
@@ -84,18 +85,12 @@ def running_names() -> list[str]:
 
 
 async def _ask_one(name: str, ticket: Ticket) -> LaunchPlan | Exception | None:
-    import ray
+    from raylaunch.runtime.controller.controller_client import find_controller
 
-    try:
-        controller = await asyncio.to_thread(ray.get_actor, CONTROLLER + name, NAMESPACE)
-        async with asyncio.timeout(ANSWER_S):
-            plan: LaunchPlan | None = await controller.show_plan.remote(ticket)
-            return plan
-    except ValueError:  # Ray: gone in the meantime
+    controller = await asyncio.to_thread(find_controller, name)
+    if controller is None:  # stopped in the meantime
         return None
-    except (
-        TimeoutError,
-        AttributeError,
-        ray.exceptions.RayError,
-    ) as error:  # AttributeError: of an older raylaunch
+    try:
+        return await controller.show_plan(ticket, ANSWER_S)
+    except (AttributeError, RaylaunchError) as error:  # AttributeError: of an older raylaunch
         return error
