@@ -29,7 +29,7 @@ from raylaunch.runtime.controller import preflight
 
 async def look(gang, loaded, deployment):
     gang.create(placement.slots(gang.group))
-    await gang.demand("hello", timeout_s=60)
+    await gang.demand_all(lambda agent: agent.hello())
     print("looking", flush=True)
     await asyncio.Event().wait()
 

@@ -12,7 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from raylaunch.runtime.agent.agent import Report
+from raylaunch.runtime.agent.agent import Observation
+from raylaunch.runtime.agent.agent_handle import AgentHandle
+from raylaunch.runtime.cluster.remote_call import (
+    ActorLostError,
+    ActorTimeoutError,
+    ActorUnavailableError,
+)
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import ServerSeen
 
@@ -29,7 +35,7 @@ class AgentWatch:
     def __init__(
         self,
         index: int,
-        agent: Any,  # noqa: ANN401
+        agent: AgentHandle,
         node: dict[str, Any],
         health: HealthConfig,
         update: Callable[[ServerSeen], None],
@@ -41,37 +47,36 @@ class AgentWatch:
         self._update = update
         self._seen = ServerSeen(index)
         self.clock_offset_s = 0.0
-        """The agent's clock minus the controller's."""
+        """The agent's monotonic clock minus the controller's clock."""
+        self.wall_offset_s = 0.0
+        """The wall clock of the agent's node minus the controller's clock."""
 
     async def run(self) -> None:
         """Watch until the agent is lost or the task is cancelled."""
-        import ray
-
         version = -1
-        patience = self._health.heartbeat_s + LATE_S
         while True:
             sent = time.time()
             try:
-                async with asyncio.timeout(patience):
-                    report: Report = await self._agent.watch.remote(
-                        version, self._health.heartbeat_s
-                    )
-            except ray.exceptions.ActorUnavailableError:
+                report = await self._agent.next_observation(
+                    after=version, wait_s=self._health.heartbeat_s
+                )
+            except ActorUnavailableError:
                 await asyncio.sleep(UNAVAILABLE_PAUSE_S)
-            except ray.exceptions.RayActorError:
+            except ActorLostError:
                 await self._lose()
                 return
-            except TimeoutError:
+            except ActorTimeoutError:
                 pass  # silence: `agent_at` stays, and the policy counts from there
             else:
                 version = report.version
                 self._take(report, sent, time.time())
             await self._judge_silence()
 
-    def _take(self, report: Report, sent: float, received: float) -> None:
+    def _take(self, report: Observation, sent: float, received: float) -> None:
         """The answer left the agent between `sent` and `received`; a short trip fixes its clock closely."""
         if received - sent < self._health.heartbeat_s or self.clock_offset_s == 0.0:
             self.clock_offset_s = report.now - received
+            self.wall_offset_s = report.wall_now - received
         seen = shift_clock(report.seen, -self.clock_offset_s)
         self._seen = replace(seen, agent_at=received)
         self._update(self._seen)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from raylaunch.plan.plan_json import plan_to_dict
-from raylaunch.runtime.agent.snapshot import Remains
+from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, ServerEvidence
 from raylaunch.supervise.state import ServerSeen
@@ -21,7 +21,7 @@ KEPT_BUNDLES = 10
 def as_evidence(
     journal: Journal,
     seen: Mapping[int, ServerSeen],
-    remains: Mapping[int, Remains],
+    remains: Mapping[int, Snapshot],
     offsets: Mapping[int, float],
 ) -> list[ServerEvidence]:
     """What the diagnosis reads, per server of the plan."""
@@ -51,7 +51,7 @@ def write_bundle(
     deployment: str,
     journal: Journal,
     seen: Mapping[int, ServerSeen],
-    remains: Mapping[int, Remains],
+    remains: Mapping[int, Snapshot],
     diagnosis: Diagnosis,
 ) -> Path:
     """Write the bundle of the current attempt and return its folder; old ones beyond a bound are removed."""
@@ -82,7 +82,7 @@ def write_bundle(
     return folder
 
 
-def tail_of(remains: Mapping[int, Remains], servers: Sequence[int], lines: int = 12) -> str:
+def tail_of(remains: Mapping[int, Snapshot], servers: Sequence[int], lines: int = 12) -> str:
     """The last log lines of the given servers, for an error message."""
     parts = []
     for index in servers:

@@ -23,11 +23,10 @@ from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.node.process.log_files import Chunk, Cursor, tail
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello, state_dir
-from raylaunch.runtime.agent.snapshot import Remains
+from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.connection import alive_nodes
@@ -37,7 +36,6 @@ from raylaunch.runtime.controller.flag_lookup import remember_for_next
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.planning import (
-    AGENT_TIMEOUT_S,
     await_launch,
     clean_ground,
     flatten,
@@ -55,7 +53,6 @@ from raylaunch.supervise.deployment_status import Event, Status, StopReport
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, diagnose
 from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
 
-EVIDENCE_TIMEOUT_S = 5.0
 TAKE_OVER_RETRY_S = 0.5
 BEGIN_PATIENCE_S = 10.0
 """How long a controller that Ray started again, and that finds no agents, waits to be told to begin."""
@@ -85,7 +82,7 @@ class Controller:
         self._log_roots: dict[int, str] = {}
         self._out_of_reach: dict[int, str] = {}
         """Servers of this attempt on nodes that cannot be reached, with the node: nothing can be proven there."""
-        self._remains: dict[int, Remains] = {}
+        self._remains: dict[int, Snapshot] = {}
         self._bundle: Path | None = None
         self._decision: policy.Restart | None = None
         self._watches: dict[int, AgentWatch] = {}
@@ -200,8 +197,7 @@ class Controller:
         agent = self._gang.alive.get(server)
         if agent is None:
             return None
-        chunk: Chunk = await agent.read_log.remote(cursor, lines, timeout_s)
-        return chunk
+        return await agent.read_log(cursor=cursor, lines=lines, wait_s=timeout_s)
 
     async def read_controller_log(self, lines: int) -> str:
         """Return the last lines of this controller's log."""
@@ -236,13 +232,13 @@ class Controller:
             )
         self._drilled = self._journal.attempt
         assert self._journal.plan is not None
-        done = await agent.inject.remote(fault, self._journal.plan.primary.ports.rpc)
+        done = await agent.inject(fault=fault, port=self._journal.plan.primary.ports.rpc)
         at = done.at - self._watches[server].clock_offset_s
         return self._note("drill", done.what, server, at=at)
 
     async def may_cut(self, server: int) -> str:
         """The interface a drill may take down on the node of `server`; "" when none."""
-        return str(await self._gang.agents[server].may_cut.remote())
+        return await self._gang.alive[server].cuttable_interface()
 
     async def node_ids(self) -> dict[int, str]:
         """Ray's id of each server's node."""
@@ -256,7 +252,9 @@ class Controller:
     async def leftovers(self) -> list[str]:
         """Living processes of earlier attempts, as the agents find them."""
         return flatten(
-            await self._gang.ask("leftovers", self._journal.attempt, timeout_s=AGENT_TIMEOUT_S)
+            await self._gang.ask_all(
+                lambda agent: agent.find_orphans(attempt=self._journal.attempt)
+            )
         )
 
     async def stop(self) -> StopReport:
@@ -346,7 +344,7 @@ class Controller:
             await asyncio.to_thread(placement.slots, self._gang.group), self._request.primary
         )
         self._gang.create(slots)
-        hellos = await self._gang.demand("hello", timeout_s=AGENT_TIMEOUT_S)
+        hellos = await self._gang.demand_all(lambda agent: agent.hello())
         for index, hello in hellos.items():
             self._log_roots[index] = hello.log_root
             self._saw(ServerSeen(index))
@@ -381,11 +379,17 @@ class Controller:
         self._seen = {
             index: ServerSeen(index, attempt=self._journal.attempt) for index in self._gang.alive
         }
-        plan = plan_to_dict(self._journal.plan)
-        common = (self._health, self._secrets or {}, read_ahead_folder(self._recipe))
+        read_ahead = read_ahead_folder(self._recipe)
         calls = [
-            self._gang.agents[index].launch.remote(
-                plan, self._journal.attempt, facts.vllm_executable or "vllm", *common
+            asyncio.ensure_future(
+                self._gang.alive[index].launch(
+                    plan=self._journal.plan,
+                    attempt=self._journal.attempt,
+                    vllm=facts.vllm_executable or "vllm",
+                    health=self._health,
+                    secrets=self._secrets or {},
+                    read_ahead=read_ahead,
+                )
             )
             for index, facts in self._facts.items()
         ]
@@ -472,13 +476,13 @@ class Controller:
         return found
 
     async def _ask_evidence(self) -> Diagnosis:
-        answers = await self._gang.ask(
-            "remains", bundle_writer.TAIL_LINES, timeout_s=EVIDENCE_TIMEOUT_S
+        answers = await self._gang.ask_all(
+            lambda agent: agent.read_snapshot(lines=bundle_writer.TAIL_LINES)
         )
         self._remains = {
-            index: left for index, left in answers.items() if isinstance(left, Remains)
+            index: left for index, left in answers.items() if isinstance(left, Snapshot)
         }
-        offsets = {index: watch.clock_offset_s for index, watch in self._watches.items()}
+        offsets = {index: watch.wall_offset_s for index, watch in self._watches.items()}
         return diagnose(
             bundle_writer.as_evidence(self._journal, self._seen, self._remains, offsets),
             at=time.time(),
@@ -561,7 +565,7 @@ class Controller:
         for task in self._tasks.values():
             task.cancel()
         self._tasks = {}
-        answers = await self._gang.ask("end", grace_s, timeout_s=grace_s + AGENT_TIMEOUT_S)
+        answers = await self._gang.ask_all(lambda agent: agent.stop(term_timeout_s=grace_s))
         return flatten(answers)
 
     def _release(self) -> None:
@@ -578,7 +582,7 @@ class Controller:
         """Find the agents and the newest journal among them, False when there is none; running servers live on."""
         self._gang.group = await asyncio.to_thread(placement.find_group, self._request.deployment)
         self._gang.find(self._recipe.parallel.servers)
-        hellos = await self._gang.ask("hello", timeout_s=AGENT_TIMEOUT_S)
+        hellos = await self._gang.ask_all(lambda agent: agent.hello())
         answered = {index: hello for index, hello in hellos.items() if isinstance(hello, Hello)}
         self._log_roots = {index: hello.log_root for index, hello in answered.items()}
         known = [hello.journal for hello in answered.values() if hello.journal]
@@ -591,7 +595,7 @@ class Controller:
         self._journal.skip_lost()
         assert self._journal.plan is not None
         self._shape = policy.GroupShape.of(self._journal.plan)
-        secrets = await self._gang.ask("secrets", timeout_s=AGENT_TIMEOUT_S)
+        secrets = await self._gang.ask_all(lambda agent: agent.read_secrets())
         self._secrets = next(
             (found for found in secrets.values() if isinstance(found, Mapping)), {}
         )
@@ -668,7 +672,7 @@ class Controller:
         """Give the journal to the agents. Nobody waits for it; a lost copy is one of several."""
         data = self._journal.dump()
         for agent in self._gang.alive.values():
-            agent.keep.remote(self._journal.number, data)
+            agent.keep_journal(number=self._journal.number, journal=data)
 
     def _tell(self) -> None:
         self._version += 1

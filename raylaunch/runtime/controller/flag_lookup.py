@@ -11,7 +11,7 @@ from raylaunch.node.probe.vllm_flags import PATIENCE_S, PROBE, with_answer
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.runtime.agent.gang import Gang
-from raylaunch.runtime.agent.probe_actor import Recalled
+from raylaunch.runtime.agent.probe_actor import RecalledFlags
 
 LATER_S = 600.0
 """For a question in the background, which yields to everything else."""
@@ -26,14 +26,15 @@ async def ask_flags(gang: Gang, timeout_s: float = PATIENCE_S, niceness: int = 0
 
     A node that cannot say is a ProbeFailure.
     """
-    recalled = await gang.ask("recall_flags", timeout_s=_ANSWER_S)
-    seen = {index: one for index, one in recalled.items() if isinstance(one, Recalled)}
+    recalled = await gang.ask_all(lambda agent: agent.recall_flags(timeout_s=_ANSWER_S))
+    seen = {index: one for index, one in recalled.items() if isinstance(one, RecalledFlags)}
     askers: dict[tuple[str, str], int] = {}
     for index, one in seen.items():
         if one.known is None:
             askers.setdefault((one.host, one.key), index)
-    said = await gang.ask(
-        "ask_flags", tuple(askers.values()), timeout_s, niceness, timeout_s=timeout_s + _ANSWER_S
+    said = await gang.ask_all(
+        lambda agent: agent.ask_flags(timeout_s=timeout_s, niceness=niceness),
+        servers=askers.values(),
     )
     return {
         index: one.known or _as_answer(said.get(askers[one.host, one.key]))

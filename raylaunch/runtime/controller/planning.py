@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
 
 from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.checks.findings import Finding
@@ -12,7 +11,7 @@ from raylaunch.checks.join_checks import check_joined
 from raylaunch.checks.ping_checks import Ping, Pinged, check_pings, choose_pings
 from raylaunch.checks.port_checks import check_silent_neighbours
 from raylaunch.checks.reach_checks import Unreached, check_reach
-from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
+from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError, RaylaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan, Ports
 from raylaunch.plan.planner import build_plan
@@ -24,9 +23,9 @@ from raylaunch.recipe.recipe_settings import given_args
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.cluster.missing_workers import absent_workers
 from raylaunch.runtime.cluster.placement import Slot
+from raylaunch.runtime.cluster.remote_call import ActorError
 from raylaunch.runtime.controller.port_turns import Neighbours
 
-AGENT_TIMEOUT_S = 60.0
 KNOCK_S = 3.0
 """A packet that a firewall drops is answered by nobody."""
 PING_S = 8.0
@@ -62,15 +61,16 @@ async def look(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
     network = recipe.network
     hccl = range(network.hccl_base_port, network.hccl_base_port + HCCL_PORTS)
     ports = (network.http_port, network.rpc_port, *hccl)
-    asked = (
-        model.tiny,
-        model.path,
-        drafter_path(recipe),
-        ports,
-        recipe.hardware.platform != "cpu",
-        timeout_s,
+    seen = await gang.demand_all(
+        lambda agent: agent.probe(
+            tiny=model.tiny,
+            path=model.path,
+            drafter=drafter_path(recipe),
+            ports=ports,
+            npu=recipe.hardware.platform != "cpu",
+            timeout_s=timeout_s,
+        )
     )
-    seen = await gang.demand("survey", *asked, timeout_s=timeout_s + AGENT_TIMEOUT_S)
     return {index: seen[index] for index in sorted(seen)}
 
 
@@ -108,19 +108,31 @@ async def _try_ways(gang: Gang, plan: LaunchPlan) -> list[Unreached]:
         return []
     wanted = {server.index: (ip, _ports_to_try(server.ports)) for ip, server in first.items()}
     try:
-        opened = await gang.demand("open_doors", wanted, timeout_s=AGENT_TIMEOUT_S)
+        opened = await gang.demand_all(
+            lambda agent: agent.open_listeners(
+                ip=wanted[agent.index][0], ports=wanted[agent.index][1]
+            ),
+            servers=wanted,
+        )
         doors = tuple(door for some in opened.values() for door in some)
-        sources = {index: ip for index, (ip, _) in wanted.items()}
-        missed = await gang.demand("knock", sources, doors, KNOCK_S, timeout_s=AGENT_TIMEOUT_S)
+        missed = await gang.demand_all(
+            lambda agent: agent.try_connections(
+                source=wanted[agent.index][0], listeners=doors, connect_s=KNOCK_S
+            ),
+            servers=wanted,
+        )
     finally:
-        await gang.ask("close_doors", timeout_s=AGENT_TIMEOUT_S)
+        await gang.ask_all(lambda agent: agent.close_listeners(), servers=wanted)
     return [one for index in sorted(missed) for one in missed[index]]
 
 
 async def _ping_npus(gang: Gang, pings: Mapping[int, tuple[Ping, ...]]) -> list[Pinged]:
     if not pings:
         return []
-    answers = await gang.demand("ping_npus", pings, PING_S, timeout_s=PING_S + AGENT_TIMEOUT_S)
+    answers = await gang.demand_all(
+        lambda agent: agent.ping_npus(pings=pings[agent.index], ping_s=PING_S),
+        servers=pings,
+    )
     return [one for index in sorted(answers) for one in answers[index]]
 
 
@@ -135,22 +147,18 @@ def read_ahead_folder(recipe: Recipe) -> str:
     return recipe.model.path if recipe.model.read_ahead and from_files else ""
 
 
-async def await_launch(calls: Sequence[Any]) -> None:
+async def await_launch(calls: Sequence[Awaitable[int]]) -> None:
     """Wait until every agent has started its server. A lost agent is left to whoever watches it.
 
     Raises:
         LaunchError: a server could not be started.
     """
-    import ray
-
     try:
-        async with asyncio.timeout(AGENT_TIMEOUT_S):
-            await asyncio.gather(*calls)
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", error)
-        raise LaunchError("a server could not be started", why=str(cause)) from error
-    except (ray.exceptions.RayActorError, TimeoutError):
+        await asyncio.gather(*calls)
+    except ActorError:
         return
+    except RaylaunchError as error:
+        raise LaunchError("a server could not be started", why=str(error)) from error
 
 
 def refuse_errors(findings: Sequence[Finding]) -> None:
@@ -180,7 +188,7 @@ async def clean_ground(gang: Gang, loaded: LoadedRecipe) -> None:
     Raises:
         LaunchError: something resisted, or somebody else took a port; it is named.
     """
-    left = flatten(await gang.ask("sweep", timeout_s=AGENT_TIMEOUT_S))
+    left = flatten(await gang.ask_all(lambda agent: agent.kill_orphans()))
     if left:
         raise LaunchError(
             "processes of the last attempt cannot be ended",
@@ -192,7 +200,10 @@ async def clean_ground(gang: Gang, loaded: LoadedRecipe) -> None:
         network.http_port,
         *([network.rpc_port] if is_fixed(loaded, "network.rpc_port") else []),
     )
-    holders = await gang.agents[0].occupied.remote(ports, PORTS_PATIENCE_S)
+    held = await gang.demand_all(
+        lambda agent: agent.await_free_ports(ports=ports, wait_s=PORTS_PATIENCE_S), servers=(0,)
+    )
+    holders = [one for found in held.values() for one in found]
     if holders:
         raise LaunchError(
             "a port of the deployment was taken while it restarted",

@@ -12,10 +12,10 @@ from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.agent.gang import Gang
-from raylaunch.runtime.agent.probe_actor import Scout
+from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller.flag_lookup import ask_flags, with_flags
-from raylaunch.runtime.controller.planning import AGENT_TIMEOUT_S, look, plan_and_check
+from raylaunch.runtime.controller.planning import look, plan_and_check
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
@@ -29,7 +29,10 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
     """
     label = f"check of {deployment} {secrets.token_hex(3)}"  # no deployment can have this name
     gang = Gang(
-        label, placement.reserve(label, loaded.recipe, detached=False), kind=Scout, detached=False
+        label,
+        placement.reserve(label, loaded.recipe, detached=False),
+        kind=ProbeActor,
+        detached=False,
     )
     try:
         return asyncio.run(_look(gang, loaded, deployment))
@@ -43,9 +46,8 @@ async def _look(
 ) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.group))
     asking = asyncio.ensure_future(ask_flags(gang))  # takes the longest when it is not remembered
-    await gang.demand(
-        "hello", timeout_s=AGENT_TIMEOUT_S
-    )  # clocks are compared: all look at one moment
+    # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
+    await gang.demand_all(lambda agent: agent.hello())
     nodes = await look(gang, loaded.recipe)
     nodes = with_flags(nodes, await asking)
     neighbours = await ask_plans(deployment)

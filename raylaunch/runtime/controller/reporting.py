@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raylaunch.errors import LaunchError
 from raylaunch.node.process.log_files import planned_log
-from raylaunch.runtime.agent.snapshot import Remains
+from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.controller import bundle_writer
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.runtime.controller.launch_request import Request
@@ -76,7 +76,7 @@ def explain_failure(
     decision: policy.GiveUp,
     found: Diagnosis | None,
     nodes: tuple[str, ...],
-    remains: Mapping[int, Remains],
+    remains: Mapping[int, Snapshot],
     bundle: Path | None,
 ) -> LaunchError:
     """The error of a deployment that is given up: root, cause, log tail, remedy."""
