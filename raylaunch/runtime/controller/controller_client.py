@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.errors import BusyError, PlacementError, UnknownDeploymentError
+from raylaunch.errors import BusyError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import carried
 from raylaunch.runtime.cluster.remote_call import ActorLostError, RemoteActor
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from raylaunch.node.process.log_files import Chunk, Cursor
     from raylaunch.plan.launch_plan import LaunchPlan
     from raylaunch.recipe.load import LoadedRecipe
-    from raylaunch.runtime.agent.gang import Gang
     from raylaunch.runtime.controller.controller import Controller
 else:
     from raylaunch.runtime.cluster.remote_call import MethodNames
@@ -35,13 +34,12 @@ CALL_TIMEOUT_S = 90.0
 """For a question: longer than Ray needs to restart a controller, and it to adopt its agents."""
 BEGIN_TIMEOUT_S = 60.0
 STOP_POLL_S = 1.0
-AT_ONCE_S = 1.0
-"""In which Ray gives a reservation that it can give: 10 ms on two idle nodes (measured). It counts whole seconds."""
-HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
-"""Keeps the controller on the head node, as Ray Serve does with its own: no cluster lives without its head, and a
-worker that is cut off takes no controller along. A soft node affinity is not enough: Ray was seen to place the
-controller on a worker, and 62 s passed until it was back after that worker's network had been cut.
-"""
+HEAD_RESOURCE = "node:__internal_head__"
+HEAD_SHARE = 0.001
+"""Keeps the controller on the head node, as Ray Serve does with its own: no cluster lives without
+its head, and a worker that is cut off takes no controller along. A soft node affinity is not enough:
+Ray was seen to place the controller on a worker, and 62 s passed until it was back after that
+worker's network had been cut."""
 
 
 class ControllerClient:
@@ -58,9 +56,9 @@ class ControllerClient:
             actor, f"the controller of {deployment}"
         )
 
-    def begin(self, secrets: Mapping[str, str], gang: Gang) -> None:
-        """Start the deployment, with the agents that are there already; returns before it is ready."""
-        self._remote.ask(Controller.begin, timeout_s=BEGIN_TIMEOUT_S)(secrets, gang)
+    def begin(self, secrets: Mapping[str, str]) -> None:
+        """Start the deployment; returns before it is ready."""
+        self._remote.ask(Controller.begin, timeout_s=BEGIN_TIMEOUT_S)(secrets=secrets)
 
     def status(self) -> Status:
         """Return where the deployment is now."""
@@ -174,9 +172,9 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     """
     import ray
 
-    from raylaunch.runtime.agent.gang import Gang
     from raylaunch.runtime.controller import controller
 
+    _refuse_orphaned_reservation(request.deployment)
     actor = ray.remote(carried(controller.Controller)).options(
         name=CONTROLLER + request.deployment,
         namespace=NAMESPACE,
@@ -184,7 +182,7 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
-        resources={HEAD: HEAD_SHARE},
+        resources={HEAD_RESOURCE: HEAD_SHARE},
     )
     try:
         client = ControllerClient(actor.remote(request), request.deployment)
@@ -193,40 +191,37 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
             f"a deployment named {request.deployment!r} is being started by another command",
             todo=f"`raylaunch status {request.deployment}` follows it",
         ) from error
-    gang = Gang(request.deployment)
     try:
-        _assemble(gang, request)
-        client.begin(secrets, gang)
+        client.begin(secrets)
     except BaseException:
         client.kill()
-        _dissolve(gang)
+        _remove_what_it_made(request.deployment)
         raise
 
 
-def _assemble(gang: Gang, request: Request) -> None:
-    """Put the agents into their places while the controller starts: all of them need the same half second.
+def _refuse_orphaned_reservation(deployment: str) -> None:
+    """Refuse a name under which NPUs are reserved without a controller.
 
-    What cannot be had at once is left to the controller, which waits for it, or says what is missing.
+    Raises:
+        BusyError: there is such a reservation.
     """
     from raylaunch.runtime.cluster import placement
-    from raylaunch.runtime.controller.planning import put_primary_first
 
-    try:
-        gang.group = placement.reserve(
-            request.deployment, request.loaded.recipe, timeout_s=AT_ONCE_S
+    if placement.find_group(deployment) is None:
+        return
+    if find_controller(deployment) is not None:
+        raise BusyError(
+            f"a deployment named {deployment!r} is being started by another command",
+            todo=f"`raylaunch status {deployment}` follows it",
         )
-        gang.create(put_primary_first(placement.slots(gang.group), request.primary))
-    except PlacementError:
-        _dissolve(gang)
+    raise placement.already_reserved(deployment)
 
 
-def _dissolve(gang: Gang) -> None:
-    from raylaunch.runtime.cluster import placement
+def _remove_what_it_made(deployment: str) -> None:
+    """Kill the agents of a controller that was killed before it took over, and release its NPUs."""
+    from raylaunch.runtime.controller.orphan_search import kill_agents
 
-    gang.kill()
-    if gang.group is not None:
-        placement.release(gang.group)
-        gang.group = None
+    kill_agents(deployment)
 
 
 def find_controller(deployment: str) -> ControllerClient | None:

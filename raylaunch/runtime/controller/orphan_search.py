@@ -141,7 +141,12 @@ def _agent_names() -> list[str]:
 
 
 def _end_orphan(deployment: str) -> bool:
-    """End the agents of a deployment, whose guards then end the servers, and give the NPUs back."""
+    kill_agents(deployment)
+    return True
+
+
+def kill_agents(deployment: str) -> None:
+    """Kill the agents of a deployment, whose guards then stop the servers, and release its NPUs."""
     import ray
 
     for name in _agent_names():
@@ -149,7 +154,6 @@ def _end_orphan(deployment: str) -> bool:
             ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
     if (group := placement.find_group(deployment)) is not None:
         placement.release(group)
-    return True
 
 
 def _stale_records(home: Path, deployment: str | None) -> list[str]:

@@ -11,11 +11,11 @@ import secrets
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.agent.flag_lookup import ask_flags, with_flags
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
-from raylaunch.runtime.controller.flag_lookup import ask_flags, with_flags
-from raylaunch.runtime.controller.planning import look, plan_and_check
+from raylaunch.runtime.controller.planning import plan_and_check, probe_nodes
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
@@ -48,7 +48,7 @@ async def _look(
     asking = asyncio.ensure_future(ask_flags(gang))  # takes the longest when it is not remembered
     # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
     await gang.demand_all(lambda agent: agent.hello())
-    nodes = await look(gang, loaded.recipe)
+    nodes = await probe_nodes(gang, loaded.recipe)
     nodes = with_flags(nodes, await asking)
     neighbours = await ask_plans(deployment)
     return await plan_and_check(gang, loaded, deployment, list(nodes.values()), neighbours)
