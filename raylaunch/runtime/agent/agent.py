@@ -28,6 +28,7 @@ from raylaunch.runtime.agent import fault_injection
 from raylaunch.runtime.agent.api_probe import ApiObserver
 from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor, state_dir
 from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
+from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
 from raylaunch.vllm_api.startup_log import STAGES, StartupProgress, advance, hang_lines
@@ -68,6 +69,7 @@ class Agent(ProbeActor):
 
     def __init__(self, deployment: str, index: int) -> None:
         super().__init__(deployment, index)
+        open_actor_log(actor_log_path(os.environ, deployment, f"agent-{index}"))
         self._seen = ServerSeen(index)
         self._version = 0
         self._changed = asyncio.Condition()

@@ -124,7 +124,7 @@ class AgentWatch:
 
 
 def probe_raylet(node: dict[str, Any]) -> RayletState:
-    """Return whether the node's raylet accepts a connection; "refused" means that its host lives."""
+    """Try to connect to the node's raylet; "refused" means that its host lives."""
     address = (node["NodeManagerAddress"], node["NodeManagerPort"])
     try:
         socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()

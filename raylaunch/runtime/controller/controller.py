@@ -1,7 +1,7 @@
 """The controller: the detached Ray actor of one deployment. Its methods are commands and questions.
 
-What it supervises is a `GroupLoop`. Ray restarts a dead controller; it then takes over (`takeover`):
-it finds its agents by name, adopts the journal they kept, and touches no server.
+What it supervises is a `GroupLoop`. Ray restarts a dead controller, which then takes over
+(`takeover`): it finds its agents by name, adopts the journal they kept, and touches no server.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ class Controller:
         self._run_loop()
 
     async def _await_begin(self, patience_s: float, otherwise: str) -> None:
-        """Fail the deployment if `begin` does not come: starting by guess could serve without key."""
+        """Fail the deployment if `begin` does not come in time."""
+        # It has no secrets: starting all the same could serve without an API key.
         if await self._state.leave(ControllerState.WAITING_FOR_BEGIN, timeout_s=patience_s):
             return
         name = self._request.deployment

@@ -7,7 +7,7 @@ handled by `remote_call`; nothing else names a method of the controller or calls
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylaunch.errors import BusyError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
@@ -36,21 +36,23 @@ BEGIN_TIMEOUT_S = 60.0
 STOP_POLL_S = 1.0
 HEAD_RESOURCE = "node:__internal_head__"
 HEAD_SHARE = 0.001
-"""Keeps the controller on the head node, as Ray Serve does with its own: no cluster lives without
-its head, and a worker that is cut off takes no controller along. A soft node affinity is not enough:
-Ray was seen to place the controller on a worker, and 62 s passed until it was back after that
-worker's network had been cut."""
+"""Keeps the controller on the head node, as Ray Serve does with its own.
+
+No cluster lives without its head, and a worker that is cut off takes no controller along. A soft
+node affinity is not enough: Ray was seen to place the controller on a worker, and 62 s passed until
+it was back after that worker's network had been cut.
+"""
 
 
 class ControllerClient:
     """A handle to the controller of one deployment.
 
-    A call waits while Ray restarts the controller. Every method raises, in addition to what it names:
+    A call waits while Ray restarts the controller. Every method raises, besides what it names:
         ActorLostError: the controller was stopped.
         ActorTimeoutError, ActorUnavailableError: it did not answer in time.
     """
 
-    def __init__(self, actor: Any, deployment: str) -> None:  # noqa: ANN401 - Ray's handle has no type
+    def __init__(self, actor: object, deployment: str) -> None:
         self.deployment = deployment
         self._remote: RemoteActor[Controller] = RemoteActor(
             actor, f"the controller of {deployment}"
@@ -70,7 +72,7 @@ class ControllerClient:
         return call(version=version, timeout_s=timeout_s)
 
     async def show_plan(self, ticket: Ticket, timeout_s: float) -> LaunchPlan | None:
-        """Return the plan, for another deployment that chooses its ports now; None if nothing runs."""
+        """Return the plan, for another deployment that chooses its ports; None if nothing runs."""
         return await self._remote.call(Controller.show_plan, timeout_s=timeout_s)(ticket=ticket)
 
     def events(self, after: int = 0) -> list[Event]:
@@ -143,7 +145,7 @@ class ControllerClient:
         """Wait for the end of a stop. The long poll shows meanwhile that the controller lives."""
         version, phase = -1, Phase.PENDING
         while phase is not Phase.STOPPED:
-            # A controller that Ray restarted has forgotten the command: it is repeated until it acts.
+            # A controller that Ray restarted has forgotten the command: repeat it until it acts.
             if phase is not Phase.STOPPING:
                 self._remote.send(Controller.stop)()
             version, status = self.wait_change(version, STOP_POLL_S)

@@ -1,8 +1,8 @@
 """The loop of one group of servers: observe, decide, act.
 
 `supervise.policy` decides; this module carries the decisions out, one `step()` at a time. All that
-it touches is injected (the cluster, the evidence, clock and jitter), so a test drives it without Ray.
-It knows nothing of a deployment's commands: it is told to stop, or to give up.
+it touches is injected (the cluster, the evidence, clock and jitter), so a test drives it without
+Ray. It knows nothing of a deployment's commands: it is ordered to stop, or to give up.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class GroupLoop:
         }
         try:
             await self._until_ordered(work[self._journal.phase]())
-        except Exception as error:  # noqa: BLE001 - a bug, too, costs one restart and not the service
+        except Exception as error:  # noqa: BLE001 - a bug costs one restart, not the service
             await self._judge_error(error)
 
     async def _until_ordered(self, work: Awaitable[object]) -> None:

@@ -124,7 +124,7 @@ class GroupRecord:
         self.shape = GroupShape((), ())
         self.seen: dict[int, ServerSeen] = {}
         self.unreachable: dict[int, str] = {}
-        """Servers of this attempt on nodes that cannot be reached: nothing can be verified there."""
+        """Servers of this attempt on nodes out of reach, where nothing can be verified."""
         self._drilled_attempt = 0
         """The attempt that a drill is about to break."""
         self._name = name

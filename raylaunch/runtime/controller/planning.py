@@ -1,4 +1,4 @@
-"""From reserved nodes to a plan that may be launched: probe, plan, check; and clean up before it."""
+"""From reserved nodes to a plan that may be launched: clean up, probe, plan, check."""
 
 from __future__ import annotations
 

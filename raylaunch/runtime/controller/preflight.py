@@ -1,6 +1,6 @@
-"""The checks of a recipe on the cluster without a launch: reserve, look from the agents, plan, judge, let go of all.
+"""The checks of a recipe on the cluster, without a launch: reserve, probe, plan, check, release.
 
-Reservation and agents belong to this process: they end with it, however it ends.
+Reservation and agents belong to this process: Ray removes them with it, however it exits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
         PlanError: the recipe cannot be laid out on these nodes.
         ClusterError: an agent did not answer.
     """
-    label = f"check of {deployment} {secrets.token_hex(3)}"  # no deployment can have this name
+    # No deployment can have a name with spaces.
+    label = f"check of {deployment} {secrets.token_hex(3)}"
     gang = Gang(
         label,
         placement.reserve(label, loaded.recipe, detached=False),
@@ -35,17 +36,18 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
         detached=False,
     )
     try:
-        return asyncio.run(_look(gang, loaded, deployment))
+        return asyncio.run(_probe_and_plan(gang, loaded, deployment))
     finally:
         gang.kill()
         placement.release(gang.group)
 
 
-async def _look(
+async def _probe_and_plan(
     gang: Gang, loaded: LoadedRecipe, deployment: str
 ) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.group))
-    asking = asyncio.ensure_future(ask_flags(gang))  # takes the longest when it is not remembered
+    # Takes the longest, when the answer is not remembered.
+    asking = asyncio.ensure_future(ask_flags(gang))
     # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
     await gang.demand_all(lambda agent: agent.hello())
     nodes = await probe_nodes(gang, loaded.recipe)

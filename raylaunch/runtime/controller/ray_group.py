@@ -94,7 +94,7 @@ class RayGroup:
             slots = await asyncio.to_thread(placement.slots, self.gang.group)
         await self._create_agents(planning.put_primary_first(slots, self._request.primary))
 
-    async def _reserve_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> Any:  # noqa: ANN401 - Ray's group has no type
+    async def _reserve_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
         name = self._request.deployment
         work = asyncio.to_thread(placement.reserve, name, self._recipe, excluded, timeout_s)
         reserving = asyncio.ensure_future(work)
@@ -245,7 +245,7 @@ class RayGroup:
         self._tasks.cancel()
 
     async def stop_servers(self, grace_s: float) -> list[str]:
-        """Stop every server whose agent answers; a lost agent's guard, or its node, stops others."""
+        """Stop every server whose agent answers; a lost agent's guard stops the others."""
         self._stop_watching()
         answers = await self.gang.ask_all(lambda agent: agent.stop(term_timeout_s=grace_s))
         return planning.flatten(answers)

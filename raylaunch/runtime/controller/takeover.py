@@ -61,8 +61,8 @@ def last_known(plan: LaunchPlan, attempt: int, alive: Collection[int]) -> dict[i
 class RepeatedCall:
     """Calls a method of this actor until the call arrives.
 
-    Ray 2.60 may drop what a restarted actor asks of itself before the rest of the cluster knows that
-    it lives (seen with real vLLM; the controller then answered no call, for ever).
+    Ray 2.60 may drop what a restarted actor asks of itself before the rest of the cluster knows
+    that it lives (seen with real vLLM; the controller then answered no call, for ever).
     """
 
     def __init__(self, call: Callable[[], object]) -> None:
