@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from raylaunch.errors import BusyError, RaylaunchError
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import controller
@@ -106,8 +107,6 @@ def test_a_restarted_controller_without_a_journal_waits_for_begin_and_then_fails
 
 
 def test_a_reservation_of_another_owner_is_not_released(monkeypatch, tmp_path):
-    from raylaunch.errors import BusyError
-
     world = World(monkeypatch, tmp_path)
     monkeypatch.undo()
 
@@ -149,3 +148,52 @@ def test_a_state_can_be_waited_for_with_a_deadline():
         await waiting
 
     asyncio.run(asyncio.wait_for(wait(), 10))
+
+
+def test_a_stop_that_keeps_failing_is_reported_and_not_waited_for(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path)
+
+    async def fail(self, grace_s):
+        raise RuntimeError("GCS is gone")
+
+    monkeypatch.setattr(RayGroup, "stop_servers", fail)
+
+    async def live():
+        alone = world.create()
+        waiting = asyncio.ensure_future(alone.expect_begin())
+        await asyncio.sleep(0.01)
+        with pytest.raises(RaylaunchError, match="could not be stopped") as stopping:
+            await alone.stop()
+        await waiting
+        return stopping.value, await alone.events(0)
+
+    error, events = asyncio.run(asyncio.wait_for(live(), 60))
+    assert "GCS is gone" in error.why
+    assert [event for event in events if event.kind == "internal"], "each failure is an event"
+
+
+def test_a_loop_that_no_longer_steps_is_replaced(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path)
+    monkeypatch.setattr(controller, "WATCHDOG_PERIOD_S", 0.01)
+    monkeypatch.setattr(controller, "STUCK_S", 0.05)
+
+    async def live():
+        alone = world.create()
+        runs: list[int] = []
+        replaced = asyncio.Event()
+
+        async def run() -> None:
+            runs.append(len(runs))
+            if len(runs) == 2:
+                replaced.set()
+            await asyncio.Event().wait()
+
+        alone._loop.run = run
+        alone._loop.record.journal.phase = Phase.READY
+        waiting = asyncio.ensure_future(alone.expect_begin())
+        await replaced.wait()
+        waiting.cancel()
+        return alone._loop.record.journal.events
+
+    events = asyncio.run(asyncio.wait_for(live(), 60))
+    assert "made no step" in next(one.text for one in events if one.kind == "internal")

@@ -7,8 +7,12 @@ import re
 
 import pytest
 
-from raylaunch.errors import UnknownDeploymentError
-from raylaunch.runtime.cluster.remote_call import ActorLostError
+from raylaunch.errors import RaylaunchError, UnknownDeploymentError
+from raylaunch.runtime.cluster.remote_call import (
+    ActorLostError,
+    ActorTimeoutError,
+    ActorUnavailableError,
+)
 from raylaunch.runtime.controller import controller_client
 from raylaunch.runtime.controller.controller_client import ControllerClient
 from raylaunch.supervise.deployment_status import Status, StopReport
@@ -27,26 +31,22 @@ def test_each_method_that_is_called_exists_and_is_remote():
 
 
 class FakeRemote:
-    """Answers as a controller does that Ray restarted once after it was told to stop."""
+    """A controller that needs three calls of `stop` until it has stopped."""
 
-    def __init__(self, phases: list[Phase], lost: bool = False) -> None:
-        self.phases, self.lost = phases, lost
-        self.stops, self.killed = 0, False
-
-    def send(self, method):
-        def stop() -> None:
-            self.stops += 1
-
-        return stop
+    def __init__(self, *answers: StopReport | Exception) -> None:
+        self.answers = list(answers)
+        self.killed = False
 
     def ask(self, method, *, timeout_s):
         def wait_change(version, timeout_s):
-            if self.lost:
-                raise ActorLostError("dead")
-            return version + 1, Status("d", "r", self.phases.pop(0), 1, "", "", 0, 0, 0)
+            phase = Phase.STOPPING if self.answers else Phase.STOPPED
+            return version + 1, Status("d", "r", phase, 1, "", "", 0, 0, 0)
 
         def stop():
-            return StopReport("d", 2, 0.1)
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
         return {"wait_change": wait_change, "stop": stop}[method.__name__]
 
@@ -60,16 +60,26 @@ def client_of(remote: FakeRemote) -> ControllerClient:
     return client
 
 
-def test_a_stop_is_repeated_until_the_controller_acts_on_it():
-    remote = FakeRemote([Phase.READY, Phase.READY, Phase.STOPPING, Phase.STOPPING, Phase.STOPPED])
+def test_a_stop_is_repeated_until_it_reports():
+    remote = FakeRemote(
+        ActorTimeoutError("under way"),
+        ActorUnavailableError("Ray restarts it"),
+        StopReport("d", 2, 0.1),
+    )
     shown = []
     report = client_of(remote).stop(lambda status: shown.append(status.phase))
     assert report.processes_ended == 2
-    assert remote.stops == 3
     assert remote.killed
-    assert shown[-1] is Phase.STOPPED
+    assert shown == [Phase.STOPPING] * 2
 
 
 def test_a_stop_that_another_command_won_says_so():
     with pytest.raises(UnknownDeploymentError, match="by another command"):
-        client_of(FakeRemote([], lost=True)).stop()
+        client_of(FakeRemote(ActorLostError("dead"))).stop()
+
+
+def test_a_stop_that_fails_raises_its_error_and_keeps_the_controller():
+    remote = FakeRemote(RaylaunchError("the deployment could not be stopped"))
+    with pytest.raises(RaylaunchError, match="could not be stopped"):
+        client_of(remote).stop()
+    assert not remote.killed

@@ -190,6 +190,8 @@ class Controller:
             self._tasks.keep_running("takeover", self._take_over)
 
     async def _take_over(self) -> None:
+        if self._state.now is not ControllerState.TAKING_OVER:
+            return  # this task was restarted after it had done its work
         adopted = await takeover.adopt(self._group, self._clock)
         if adopted is None:  # Ray also restarts a controller that `begin` has not reached yet
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)

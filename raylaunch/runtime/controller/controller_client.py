@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 from raylaunch.errors import BusyError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import carried
-from raylaunch.runtime.cluster.remote_call import ActorLostError, RemoteActor
+from raylaunch.runtime.cluster.remote_call import (
+    ActorLostError,
+    ActorTimeoutError,
+    ActorUnavailableError,
+    RemoteActor,
+)
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import CONTROLLER, Ticket
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
-from raylaunch.supervise.state import Phase
 
 if TYPE_CHECKING:
     from raylaunch.node.process.log_files import Chunk, Cursor
@@ -33,7 +37,8 @@ else:
 CALL_TIMEOUT_S = 90.0
 """For a question: longer than Ray needs to restart a controller, and it to adopt its agents."""
 BEGIN_TIMEOUT_S = 60.0
-STOP_POLL_S = 1.0
+STOP_POLL_S = 0.5
+"""Between two status updates of a stop."""
 HEAD_RESOURCE = "node:__internal_head__"
 HEAD_SHARE = 0.001
 """Keeps the controller on the head node, as Ray Serve does with its own.
@@ -129,11 +134,18 @@ class ControllerClient:
         """Stop every server, then the controller itself.
 
         Raises:
+            RaylaunchError: it could not be stopped.
             UnknownDeploymentError: another command stopped the deployment at the same moment.
         """
+        version = -1
         try:
-            self._await_stopped(on_update)
-            report = self._remote.ask(Controller.stop, timeout_s=CALL_TIMEOUT_S)()
+            report = self._try_stop()
+            while report is None:
+                # Also shows that the controller lives: this call does not wait for the stop.
+                version, status = self.wait_change(version, 0.0)
+                if on_update is not None:
+                    on_update(status)
+                report = self._try_stop()
         except ActorLostError as error:
             raise UnknownDeploymentError(
                 "the deployment was stopped by another command at the same moment"
@@ -141,17 +153,15 @@ class ControllerClient:
         self._remote.kill()
         return report
 
-    def _await_stopped(self, on_update: Callable[[Status], None] | None) -> None:
-        """Wait for the end of a stop. The long poll shows meanwhile that the controller lives."""
-        version, phase = -1, Phase.PENDING
-        while phase is not Phase.STOPPED:
-            # A controller that Ray restarted has forgotten the command: repeat it until it acts.
-            if phase is not Phase.STOPPING:
-                self._remote.send(Controller.stop)()
-            version, status = self.wait_change(version, STOP_POLL_S)
-            phase = status.phase
-            if on_update is not None:
-                on_update(status)
+    def _try_stop(self) -> StopReport | None:
+        """Return the report of a stop; None while it is under way.
+
+        The command is repeated: a controller that Ray restarted meanwhile has forgotten it.
+        """
+        try:
+            return self._remote.ask(Controller.stop, timeout_s=STOP_POLL_S)()
+        except (ActorTimeoutError, ActorUnavailableError):
+            return None
 
     def crash(self) -> None:
         """Kill the controller process, as an accident would: Ray starts it again."""

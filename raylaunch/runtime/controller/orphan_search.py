@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -164,7 +165,8 @@ def kill_agents(deployment: str) -> None:
 
     for name in _agent_names():
         if name.removeprefix(_AGENT).rpartition(":")[0] == deployment:
-            ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
+            with contextlib.suppress(ValueError):  # Ray: it died meanwhile
+                ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
     group = placement.find_group(deployment)
     if group is not None:
         placement.release(group)
