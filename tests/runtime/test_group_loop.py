@@ -322,6 +322,18 @@ def test_the_budget_ends_a_fault_that_stays_and_its_error_is_shown():
     run(play())
 
 
+@pytest.mark.parametrize("moment", ["reserve", "probe", "launch"])
+def test_the_budget_also_ends_a_first_start_that_keeps_failing(moment):
+    async def play():
+        stage = Stage(HealthConfig(max_restarts=2, device_pause_s=0.0))
+        stage.loop.begin({})
+        stage.gang.faults[moment] = [ActorTimeoutError("no answer") for _ in range(20)]
+        await stage.step_to(Phase.FAILED)
+        assert stage.loop.record.journal.restarts == 2
+
+    run(play())
+
+
 def test_a_refusal_at_the_first_start_is_final():
     async def play():
         for error in (ChecksFailedError("1 check(s) failed"), PlacementError("too few NPUs")):

@@ -125,7 +125,7 @@ class GroupRecord:
         self.seen: dict[int, ServerSeen] = {}
         self.unreachable: dict[int, str] = {}
         """Servers of this attempt on nodes out of reach, where nothing can be verified."""
-        self._drilled_attempt = 0
+        self._drilled_attempt: int | None = None
         """The attempt that a drill is about to break."""
         self._name = name
         self._clock = clock
@@ -176,7 +176,7 @@ class GroupRecord:
         if seen.log_error and not last.log_error:
             self.note("log-failed", f"cannot write the server's log: {seen.log_error}", index)
         if seen.exit is not None and last.exit is None:
-            self.note("exit", f"ended with {seen.exit}", index)
+            self.note("exit", f"exited: {seen.exit}", index)
         self._on_change()
 
     def expect_drill(self) -> None:
@@ -203,9 +203,12 @@ class GroupRecord:
             was_ready=history.ready_at is not None,
             node="" if decision.root is None else self.shape.nodes[decision.root],
         )
-        if self._drilled_attempt != self.journal.attempt:
+        if self._drilled_attempt == self.journal.attempt:
+            self.journal.history = replace(history, ready_at=None)
+        else:
             self.journal.history = history.remember(failure)
-        self._drilled_attempt = 0  # a second fault in the restart after a drill does count
+        # A second fault in the restart after a drill does count.
+        self._drilled_attempt = None
 
     def _give_copy(self) -> None:
         self._save(self.journal.number, self.journal.dump(self._clock))
