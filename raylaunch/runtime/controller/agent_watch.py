@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from raylaunch.runtime.agent.agent import Observation
 from raylaunch.runtime.agent.agent_handle import AgentHandle
+from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.remote_call import (
     ActorLostError,
     ActorTimeoutError,
@@ -136,8 +137,6 @@ def probe_raylet(node: dict[str, Any]) -> RayletState:
 
 
 def _is_alive(node_id: str) -> bool:
-    from raylaunch.runtime.cluster.connection import alive_nodes
-
     return any(node["NodeID"] == node_id for node in alive_nodes())
 
 

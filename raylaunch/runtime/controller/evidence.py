@@ -15,9 +15,11 @@ from typing import Protocol, TypeVar
 
 from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.agent_watch import shift_times
 from raylaunch.runtime.controller.bundle_writer import write_bundle
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, ServerEvidence, diagnose
+from raylaunch.supervise.diagnosis.signatures import load_signatures
 from raylaunch.supervise.state import ServerSeen
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ class EvidenceCollector:
         # A pool of its own: work that never ends must not use up asyncio's own threads, on which
         # placement and file access depend.
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="evidence")
+        # Read them now: the file may be unreadable when the first failure comes.
+        self._pool.submit(load_signatures)
 
     async def examine(self, journal: Journal, seen: Mapping[int, ServerSeen]) -> Case:
         """Freeze the evidence on every node and name the root cause."""
@@ -133,8 +137,6 @@ class EvidenceCollector:
 
 def on_wall_clock(seen: Mapping[int, ServerSeen], clock: Clock) -> dict[int, ServerSeen]:
     """Convert observations from the monotonic clock to seconds since the epoch."""
-    from raylaunch.runtime.controller.agent_watch import shift_times
-
     shift_s = clock.wall() - clock.monotonic()
     return {index: shift_times(one, shift_s) for index, one in seen.items()}
 
