@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from raylaunch.bench.result import Run
     from raylaunch.plan.launch_plan import LaunchPlan
     from raylaunch.runtime.bench.bench_run import OnProgress
+    from raylaunch.runtime.controller.controller_client import ControllerClient
     from raylaunch.verify.verification import OnProof, Verification
 
 POLL_S = 2.0
 """Longest wait of one long poll; a change is answered at once."""
-CALL_TIMEOUT_S = 90.0
 LOCAL = "local"
 """Address that always means an embedded cluster of our own."""
 
@@ -60,8 +60,7 @@ class Deployment:
 
     def status(self) -> Status:
         """Where the deployment is now."""
-        status: Status = self._ask("status")
-        return status
+        return self._controller().status()
 
     def wait_ready(
         self, timeout: float | None = None, on_update: OnUpdate | None = None, *, own: bool = False
@@ -92,14 +91,14 @@ class Deployment:
 
     def logs(self, server: int = 0, lines: int = 100) -> str:
         """The last lines of a server's log, from wherever it runs."""
-        chunk = self._ask("read_log", server, None, lines, 0.0)
+        chunk = self._controller().read_log(server, None, lines, 0.0)
         return chunk.text if chunk is not None else ""
 
     def follow_logs(self, server: int = 0, lines: int = 0) -> Iterator[str]:
         """New lines of a server's log as they are written, for ever; `lines` old ones first."""
         cursor = None
         while True:
-            chunk = self._ask("read_log", server, cursor, lines, POLL_S)
+            chunk = self._controller().read_log(server, cursor, lines, POLL_S)
             if chunk is not None:
                 cursor = chunk.cursor
                 yield from chunk.text.splitlines()
@@ -108,8 +107,7 @@ class Deployment:
 
     def events(self, after: int = 0) -> list[Event]:
         """What happened, oldest first; only events with a number above `after`."""
-        events: list[Event] = self._ask("events", after)
-        return events
+        return self._controller().events(after)
 
     def follow_events(self, after: int = 0) -> Iterator[Event]:
         """New events as they happen, until the deployment is stopped."""
@@ -142,7 +140,8 @@ class Deployment:
                 f"{self.name} is {status.phase}, and only a service that is ready can be verified",
                 todo=f"`raylaunch status {self.name}` shows what it waits for",
             )
-        loaded, plan, _ = self._ask("describe")
+        loaded, plan, _ = self._controller().describe()
+        assert plan is not None, "a deployment that is ready has a plan"
         return verify.verify(
             plan,
             _read_key(plan),
@@ -181,9 +180,8 @@ class Deployment:
     def stop(self, on_update: OnUpdate | None = None) -> StopReport:
         """End every process of the deployment, prove it, and end the embedded cluster if there is one."""
         from raylaunch.runtime.cluster.connection import disconnect
-        from raylaunch.runtime.controller.controller_client import stop_controller
 
-        report = stop_controller(self._controller(), on_update)
+        report = self._controller().stop(on_update)
         local_left = _find_embedded(self.name)
         if local_left is None:
             return report
@@ -191,7 +189,7 @@ class Deployment:
         left = stop_embedded(self.name)
         return replace(report, left=(*report.left, *left), local_cluster_stopped=not left)
 
-    def _controller(self) -> Any:  # noqa: ANN401
+    def _controller(self) -> ControllerClient:
         from raylaunch.runtime.controller.controller_client import find_controller
 
         found = find_controller(self.name)
@@ -200,13 +198,7 @@ class Deployment:
         return found
 
     def _wait_change(self, version: int) -> tuple[int, Status]:
-        answer: tuple[int, Status] = self._ask("wait_change", version, POLL_S)
-        return answer
-
-    def _ask(self, question: str, *args: Any) -> Any:  # noqa: ANN401
-        from raylaunch.runtime.controller.controller_client import ask
-
-        return ask(self._controller(), question, *args, timeout_s=CALL_TIMEOUT_S)
+        return self._controller().wait_change(version, POLL_S)
 
     def _explain_end(self, status: Status, *, own: bool) -> RaylaunchError:
         error = (

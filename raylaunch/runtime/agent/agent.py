@@ -32,6 +32,7 @@ from raylaunch.runtime.agent.guard_events import on_monotonic_clock, settle_laun
 from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
 from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor, state_dir
 from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
+from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
@@ -62,6 +63,7 @@ class Agent(ProbeActor):
 
     def __init__(self, deployment: str, index: int, instance: str) -> None:
         super().__init__(deployment, index, instance)
+        open_actor_log(actor_log_path(os.environ, deployment, f"agent-{index}"))
         self._seen = ServerSeen(index)
         self._version = 0
         self._changed = asyncio.Event()

@@ -1,0 +1,85 @@
+"""A group on Ray replaces agents that died unnoticed, and reserves again when a node is dead."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from raylaunch.recipe.catalog import read
+from raylaunch.runtime.agent.probe_actor import Hello
+from raylaunch.runtime.cluster import placement
+from raylaunch.runtime.cluster.placement import Slot
+from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
+from raylaunch.runtime.controller import ray_group
+from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.port_turns import Turns
+from raylaunch.supervise.health_config import HealthConfig
+
+HELLO = Hello("10.0.0.1", "node", (), 1, "/logs")
+
+
+class FakeAgents:
+    """Stands in for `Gang`: agent 1 answers `hello` as `answers` say, one after the other."""
+
+    def __init__(self, *answers, name_taken: int = 0) -> None:
+        self.group = None
+        self.answers = list(answers)
+        self.created = 0
+        self.given_up: list[int] = []
+        self.name_taken = name_taken
+
+    def create(self, slots) -> None:
+        if self.created and self.name_taken:
+            self.name_taken -= 1
+            raise ValueError("the name is taken")
+        self.created += 1
+
+    async def ask_all(self, call, *, servers=None):
+        return {0: HELLO, 1: self.answers.pop(0)}
+
+    def give_up(self, index: int) -> None:
+        self.given_up.append(index)
+
+    def kill(self) -> None:
+        self.created = 0
+
+
+@pytest.fixture
+def group(monkeypatch):
+    monkeypatch.setattr(placement, "reserve", lambda *_: "the reservation")
+    monkeypatch.setattr(placement, "release", lambda _: None)
+    monkeypatch.setattr(placement, "slots", lambda _: [Slot(0, "a", "1.1.1.1")] * 2)
+    monkeypatch.setattr(ray_group, "NAME_POLL_S", 0.0)
+    return ray_group.RayGroup(Request("d", read("local-dual")), HealthConfig(), Turns("d"), print)
+
+
+def reserve(group, gang) -> None:
+    group.gang = gang
+    asyncio.run(asyncio.wait_for(group.reserve((), None), 30))
+
+
+def test_an_agent_that_died_unnoticed_is_replaced(group):
+    gang = FakeAgents(ActorLostError("dead"), HELLO, name_taken=2)
+    reserve(group, gang)
+    assert gang.given_up == [1]
+    assert gang.created == 2
+    assert group.log_roots == {0: "/logs", 1: "/logs"}
+
+
+def test_an_agent_that_does_not_answer_is_an_error_for_the_policy(group):
+    with pytest.raises(ActorTimeoutError):
+        reserve(group, FakeAgents(ActorTimeoutError("silent")))
+
+
+def test_a_dead_node_in_the_reservation_is_reserved_again(group, monkeypatch):
+    dead = [Slot(0, "a", "1.1.1.1"), Slot(1, "b", "")]
+    places = [dead, [Slot(0, "a", "1.1.1.1"), Slot(1, "c", "1.1.1.3")]]
+    released = []
+    monkeypatch.setattr(placement, "slots", lambda _: places.pop(0))
+    monkeypatch.setattr(placement, "release", released.append)
+    gang = FakeAgents(HELLO)
+    gang.group = "the old reservation"
+    reserve(group, gang)
+    assert released == ["the old reservation"]
+    assert gang.group == "the reservation"
