@@ -41,7 +41,7 @@ def test_a_closed_door_is_named_with_its_reason():
         return doors, await knock(ONE, doors, 10)
 
     (door,), (missed,) = asyncio.run(look())
-    assert (missed.source, missed.door) == (ONE, door)
+    assert (missed.source, missed.listener) == (ONE, door)
     assert "refused" in missed.reason
 
 
