@@ -35,6 +35,8 @@ class Hello:
     devices: tuple[int, ...]
     """The NPUs that Ray assigned to this agent."""
     pid: int
+    instance: str
+    """Random id of the start of the deployment that this agent belongs to."""
     log_root: str
     """Folder of the server logs on this node."""
     attempt: int | None = None
@@ -78,6 +80,7 @@ class ProbeActor:
             node_id=context.get_node_id(),
             devices=tuple(sorted(int(device) for device in assigned)),
             pid=os.getpid(),
+            instance=self._instance,
             log_root=str(log_files.log_root(os.environ)),
         )
 

@@ -40,18 +40,19 @@ class Snapshot:
     plog_path: str = ""
 
 
-def read_snapshot(deployment: str, log: Path | None, lines: int) -> Snapshot:
+def read_snapshot(deployment: str, instance: str, log: Path | None, lines: int) -> Snapshot:
     """Read the last `lines` lines of `log`, the process table, and the state of NPUs and runtime.
 
     Args:
         deployment: The deployment whose processes are listed.
+        instance: Random id of its start.
         log: The server's log; None before the first launch.
         lines: How many lines of the log to read.
     """
     log_lines = log_files.tail(log, lines) if log is not None else []
     table = [
         f"{process.pid:>8} {process.age_s:8.0f}s {process.command}"
-        for process in find_marked(deployment)
+        for process in find_marked(deployment, instance=instance)
     ]
     plog_path = _newest_plog(os.environ)
     plog = log_files.tail(plog_path, PLOG_LINES) if plog_path else []

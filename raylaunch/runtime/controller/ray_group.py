@@ -56,7 +56,7 @@ class RayGroup:
         turns: Turns,
         on_task_failure: Callable[[TaskFailure], None],
     ) -> None:
-        self.gang = Gang(request.deployment)
+        self.gang = Gang(request.deployment, request.instance)
         self.log_roots: dict[int, str] = {}
         """Folder of each server's logs on its node."""
         self._request = request
