@@ -264,7 +264,8 @@ def _lines(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
 def _title(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
     words = " ".join(_shell_word(word) for word in _command(loaded, site))
     recipe = shorten(loaded.name)
-    yield f"# Hosts of cluster {site.name}, recipe {recipe}: a file for Ray's own cluster launcher."
+    # `Deployment ..., recipe ...: ` marks files that may be overwritten without --force.
+    yield f"# Deployment hosts of {site.name}, recipe {recipe}: a file for Ray's cluster launcher."
     yield "#"
     yield "#   ray up -y FILE                  starts Ray on every host; repeat it after a change"
     yield "#   ray exec FILE 'COMMAND'         runs a command on the head"
