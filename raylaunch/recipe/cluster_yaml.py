@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import yaml
 
 from raylaunch.errors import ClusterFileError
-from raylaunch.recipe.yaml_reader import describe_unprintable, load_plain, shorten
+from raylaunch.recipe.yaml_limits import load_plain
+from raylaunch.recipe.yaml_reader import describe_unprintable, shorten
 
 NODE_TYPE = "local.cluster.node"
 """The key under which `ray up` stores the number of workers in ~/ray_bootstrap_config.yaml.

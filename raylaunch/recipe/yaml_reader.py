@@ -12,50 +12,35 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from raylaunch.errors import RecipeError
+from raylaunch.recipe.yaml_limits import (
+    LIMITS,
+    MAX_DEPTH,
+    MAX_FILE_BYTES,
+    MAX_SCALAR,
+    MAX_VALUES,
+    TooLargeError,
+    bounded,
+    line_of,
+)
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 """A value of a recipe."""
 
-MAX_FILE_BYTES = 1 << 20
-"""A recipe file may have 1 MiB; the largest shipped one has 5 kB."""
-
-MAX_VALUES = 50_000
-"""Values of one document, an alias counted at each use. 20,000 flags are 40,001 values."""
-
-MAX_DEPTH = 64
-"""Nested mappings and lists. PyYAML recurses in C, and libyaml needs quadratic time:
-20,000 `[` take 1.8 s (measured).
-"""
-
-MAX_SCALAR = 100
-"""Characters of a number or date. Python converts long ones in quadratic time."""
-
-MAX_MERGES = 32
-"""Merge keys (`<<: *alias`) of a cluster file; recipes have none."""
-
-_NUMERIC = re.compile(r"[-+]?[.0-9][0-9_:.]*$")
 _INT_RANGE = (-(2**63), 2**64 - 1)
 """JSON readers of vLLM and the kernel hold integers in 64 bits."""
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Characters that YAML refuses or that drive a terminal; tab and newline are allowed."""
 
-_LIMITS = (
-    f"at most {MAX_VALUES} values, {MAX_DEPTH} levels deep; an alias counts as what it stands for"
-)
 _SHOWN = 60
 _STRING = "tag:yaml.org,2002:str"
-
-
-class _TooLargeError(ValueError):
-    """A YAML text with more values or levels than allowed."""
 
 
 @dataclass
@@ -116,49 +101,6 @@ def read_value(text: str, path: str, label: str) -> Json:
     if node is None:
         return None
     return _NodeReader(label, has_lines=False).read(node, path, 1)
-
-
-def load_plain(text: str) -> object:
-    """Return the value of any YAML text, for files that are not recipes, within the same limits.
-
-    Raises:
-        yaml.YAMLError: Not YAML.
-        ValueError: A value that its tag does not fit, too many values, or too deeply nested ones.
-    """
-    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-    if len(text) > MAX_FILE_BYTES:
-        raise ValueError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
-    _bound_cost(_bounded(yaml.parse(text, Loader=loader)))
-    try:
-        return yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader
-    # PyYAML's constructors fail in these ways on a text that its tag does not fit (`!!bool x`,
-    # `!!timestamp x`).
-    except (KeyError, AttributeError, IndexError, OverflowError, TypeError) as error:
-        raise ValueError(f"a value does not fit its tag: {error}") from error
-
-
-def _bound_cost(events: Iterator[yaml.Event]) -> None:
-    """Refuse what PyYAML's constructors need too long for.
-
-    A merge key copies the mapping it names, and a list of aliases below merge keys doubles it per
-    line.
-    """
-    merges = 0
-    follows_merge = False
-    for event in events:
-        if follows_merge and isinstance(event, yaml.SequenceStartEvent):
-            raise ValueError(f"{_line_of(event)}: merge one mapping per `<<`, not a list")
-        follows_merge = False
-        if not isinstance(event, yaml.ScalarEvent):
-            continue
-        is_plain = not event.style
-        if is_plain and event.value == "<<":
-            follows_merge = True
-            merges += 1
-        if merges > MAX_MERGES:
-            raise ValueError(f"{_line_of(event)}: more than {MAX_MERGES} merge keys")
-        if len(event.value) > MAX_SCALAR and (event.tag or _NUMERIC.match(event.value)):
-            raise ValueError(f"{_line_of(event)}: a number of {len(event.value)} characters")
 
 
 def check_values(values: Mapping[str, object], origin: str) -> None:
@@ -229,10 +171,10 @@ def _compose(text: str, label: str) -> yaml.Node | None:
     """Parse `text` into nodes, after a pass over its events that bounds their number and depth."""
     loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
     try:
-        for _ in _bounded(yaml.parse(text, Loader=loader)):
+        for _ in bounded(yaml.parse(text, Loader=loader)):
             pass
         return yaml.compose(text, Loader=loader)
-    except _TooLargeError as error:
+    except TooLargeError as error:
         raise _too_large(label, str(error)) from error
     except yaml.MarkedYAMLError as error:
         raise _malformed(label, error) from error
@@ -241,33 +183,12 @@ def _compose(text: str, label: str) -> yaml.Node | None:
         raise RecipeError(f"{label} is not valid YAML", why=str(error)) from error
 
 
-def _bounded(events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:
-    """Pass `events` on; too many or too deep ones end in an error that names the line.
-
-    Raises:
-        _TooLargeError: More than MAX_VALUES events or MAX_DEPTH levels.
-    """
-    depth = 0
-    for count, event in enumerate(events):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise _TooLargeError(f"{_line_of(event)}: {_LIMITS}")
-        yield event
-
-
 def _tag(node: yaml.Node) -> str:
     return shorten(node.tag.removeprefix("tag:yaml.org,2002:"))
 
 
-def _line_of(part: yaml.Event | yaml.Node) -> str:
-    return f"line {part.start_mark.line + 1}" if part.start_mark else "an unknown line"
-
-
 def _too_large(where: str, why: str = "") -> RecipeError:
-    return RecipeError(f"{where}: too many or too deeply nested values", why=why or _LIMITS)
+    return RecipeError(f"{where}: too many or too deeply nested values", why=why or LIMITS)
 
 
 def _malformed(label: str, error: yaml.MarkedYAMLError) -> RecipeError:
@@ -405,10 +326,10 @@ class _NodeReader:
         return f"recipe {self._file}" if self._has_lines else self._file
 
     def _line(self, node: yaml.Node) -> str:
-        return f", {_line_of(node)}" if self._has_lines else ""
+        return f", {line_of(node)}" if self._has_lines else ""
 
     def _where(self, node: yaml.Node) -> str:
         return self._label + self._line(node)
 
     def _origin(self, node: yaml.Node) -> str:
-        return f"{self._label}:{_line_of(node).removeprefix('line ')}"
+        return f"{self._label}:{line_of(node).removeprefix('line ')}"

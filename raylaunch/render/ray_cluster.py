@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import yaml
 
-from raylaunch.errors import ClusterFileError, PlanError, RecipeError
+from raylaunch.errors import ClusterFileError, RecipeError
 from raylaunch.recipe.cluster_yaml import ClusterFile, read_cluster_file
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
-from raylaunch.recipe.yaml_reader import describe_unprintable, shorten
+from raylaunch.recipe.yaml_reader import shorten
+from raylaunch.render.cluster_site import (
+    FIXED_PORTS,
+    HEAD_PORTS,
+    METRIC_PORTS,
+    Site,
+    check_site,
+    recipe_ports,
+)
 from raylaunch.render.container import image, run_options
 
 RAY = "2.60"
 """The Ray that raylaunch drives: all nodes need this one."""
 
-FIXED_PORTS = {
-    "port": 6379,
-    "node-manager-port": 6380,
-    "object-manager-port": 6381,
-    "runtime-env-agent-port": 6382,
-    "dashboard-agent-grpc-port": 6383,
-    "dashboard-agent-listen-port": 6384,
-    "metrics-export-port": 6385,
-}
-"""By default `ray start` picks most of these from the ephemeral range (32768-60999).
-
-HCCL's ports are in that range too.
-"""
-
-HEAD_PORTS = {"dashboard-port": 8265, "ray-client-server-port": 10001}
-METRIC_PORTS = {"AUTOSCALER_METRIC_PORT": 6386, "DASHBOARD_METRIC_PORT": 6387}
-"""The two ports of the head without an option; the defaults are 44217 and 44227."""
-
 WORKER_PORTS = (10002, 19999)
-MAX_NAME = 100
-"""A cluster's name is part of file names, which have at most 255 bytes (Ray adds about 50)."""
-
-HCCL_PORTS = 16
 OBJECT_STORE_BYTES = 200_000_000
 """raylaunch passes almost no objects.
 
@@ -67,19 +51,6 @@ ATB_ENVIRONMENT = "/usr/local/Ascend/nnal/atb/set_env.sh"
 
 ROOT_HOME = "/root"
 MARKER = "RAYLAUNCH_CLUSTER"
-
-
-@dataclass(frozen=True)
-class _Site:
-    """The hosts, and how to reach them."""
-
-    name: str
-    head: str
-    workers: tuple[str, ...]
-    ssh_user: str
-    ssh_key: str | None
-    bare: bool
-    asked: tuple[str, ...]
 
 
 def render_cluster(
@@ -109,7 +80,7 @@ def render_cluster(
         PlanError: Too few hosts, one given twice, or a name, address or user that Ray cannot use.
         RecipeError: No container and not `bare`, or a port of the recipe that Ray needs.
     """
-    site = _Site(
+    site = Site(
         name=name or loaded.name,
         head=head,
         workers=tuple(workers),
@@ -118,7 +89,7 @@ def render_cluster(
         bare=bare,
         asked=tuple(asked),
     )
-    _check(loaded.recipe, site)
+    check_site(loaded.recipe, site)
     text = "\n".join(_lines(loaded, site)) + "\n"
     _check_by_reading(text, loaded.recipe, site)
     return text
@@ -129,72 +100,7 @@ def token_folder(name: str) -> str:
     return f"~/.raylaunch/cluster/{name}"
 
 
-def _check(recipe: Recipe, site: _Site) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", site.name) or len(site.name) > MAX_NAME:
-        raise PlanError(
-            f"{shorten(site.name)!r} is not a cluster name",
-            why="it becomes part of file names and of a marker variable",
-            todo=f"use letters, digits, '-', '_' and '.', at most {MAX_NAME} of them",
-        )
-    _check_text(site.ssh_user, "--ssh-user")
-    _check_text(site.ssh_key, "--ssh-key")
-    _check_hosts(recipe, (site.head, *site.workers))
-    _check_ports(recipe)
-
-
-def _check_text(text: str | None, option: str) -> None:
-    if text is None:
-        return
-    problem = describe_unprintable(text)
-    if not text.strip() or "\n" in text:
-        problem = "it is empty, or has more than one line"
-    if problem:
-        raise PlanError(
-            f"{option} {shorten(text)!r} cannot be written into the file",
-            why=problem,
-            todo="give a plain name or path",
-        )
-
-
-def _check_hosts(recipe: Recipe, hosts: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for host in hosts:
-        _check_address(host)
-        if host in seen:
-            raise PlanError(f"host {host} is given twice", todo="give each host once")
-        seen.add(host)
-    needed = _hosts_needed(recipe)
-    if len(hosts) < needed:
-        raise PlanError(
-            f"the recipe needs {needed} hosts, and {len(hosts)} are given",
-            todo="add --worker IP, once per further host",
-        )
-
-
-def _check_ports(recipe: Recipe) -> None:
-    rays = {*FIXED_PORTS.values(), *HEAD_PORTS.values(), *METRIC_PORTS.values()}
-    fields = _ports(recipe)
-    taken = fields.keys() & rays
-    if taken:
-        port = min(taken)
-        raise RecipeError(
-            f"{fields[port]}: Ray itself needs port {port}", todo="choose another port"
-        )
-
-
-def _check_address(host: str) -> None:
-    try:
-        ipaddress.IPv4Address(host)
-    except ValueError as error:
-        raise PlanError(
-            f"{shorten(host)!r} is not an IPv4 address",
-            why="Ray's local provider identifies hosts by IPv4 address "
-            "(Ray 2.60, local/node_provider.py)",
-            todo="give the address in the network between the hosts",
-        ) from error
-
-
-def _check_by_reading(text: str, recipe: Recipe, site: _Site) -> None:
+def _check_by_reading(text: str, recipe: Recipe, site: Site) -> None:
     """Read the finished file as `ray up` will, so that no value of a recipe can damage it.
 
     Raises:
@@ -225,33 +131,16 @@ def _check_by_reading(text: str, recipe: Recipe, site: _Site) -> None:
         )
 
 
-def _hosts_needed(recipe: Recipe) -> int:
-    if recipe.hardware.spread:
-        return recipe.parallel.servers
-    per_host = max(1, recipe.npus_per_node // recipe.npus_per_server)
-    return -(-recipe.parallel.servers // per_host)
-
-
-def _ports(recipe: Recipe) -> dict[int, str]:
-    """Return the ports that servers of the recipe listen on, with the field of each."""
-    network = recipe.network
-    first = network.hccl_base_port
-    ports = dict.fromkeys(range(first, first + HCCL_PORTS), "network.hccl_base_port")
-    ports[network.http_port] = "network.http_port"
-    ports[network.rpc_port] = "network.rpc_port"
-    return ports
-
-
 def _worker_ports(recipe: Recipe) -> tuple[int, int]:
     """Return the longest range of Ray's usual worker ports without a port of the recipe."""
     first, last = WORKER_PORTS
-    own = sorted(port for port in _ports(recipe) if first <= port <= last)
+    own = sorted(port for port in recipe_ports(recipe) if first <= port <= last)
     edges = [first - 1, *own, last + 1]
     below, above = max(pairwise(edges), key=lambda gap: gap[1] - gap[0])
     return below + 1, above - 1
 
 
-def _lines(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
+def _lines(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
     yield from _title(loaded, site)
     yield f"cluster_name: {site.name}"
     yield ""
@@ -261,10 +150,11 @@ def _lines(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
     yield from _start(loaded.recipe, site)
 
 
-def _title(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
+def _title(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
     words = " ".join(_shell_word(word) for word in _command(loaded, site))
     recipe = shorten(loaded.name)
-    yield f"# Hosts of cluster {site.name}, recipe {recipe}: a file for Ray's own cluster launcher."
+    # `Deployment ..., recipe ...: ` marks files that may be overwritten without --force.
+    yield f"# Deployment hosts of {site.name}, recipe {recipe}: a file for Ray's cluster launcher."
     yield "#"
     yield "#   ray up -y FILE                  starts Ray on every host; repeat it after a change"
     yield "#   ray exec FILE 'COMMAND'         runs a command on the head"
@@ -277,7 +167,7 @@ def _title(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
     yield ""
 
 
-def _command(loaded: LoadedRecipe, site: _Site) -> list[str]:
+def _command(loaded: LoadedRecipe, site: Site) -> list[str]:
     """Return the command line that writes this file again."""
     words = ["raylaunch", "cluster", *(site.asked or (loaded.name,)), "--head", site.head]
     for worker in site.workers:
@@ -300,7 +190,7 @@ def _shell_word(word: str) -> str:
     return f"$'{escaped}'"
 
 
-def _hosts(site: _Site) -> Iterator[str]:
+def _hosts(site: Site) -> Iterator[str]:
     yield "provider:"
     yield "  type: local"
     yield f"  head_ip: {site.head} # EDIT, here and in head_start_ray_commands (--node-ip-address)"
@@ -328,7 +218,7 @@ _MOUNTS_COMMENT = """\
 # more random characters, mode 600); Ray copies the folder to each host. Clients need both:"""
 
 
-def _files(site: _Site) -> Iterator[str]:
+def _files(site: Site) -> Iterator[str]:
     folder = token_folder(site.name)
     yield from _MOUNTS_COMMENT.splitlines()
     yield f"#   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={folder}/token"
@@ -337,7 +227,7 @@ def _files(site: _Site) -> Iterator[str]:
     yield ""
 
 
-def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
+def _containers(recipe: Recipe, site: Site) -> Iterator[str]:
     token = f"{ROOT_HOME}/{token_folder(site.name).removeprefix('~/')}/token"
     box = recipe.container.name if recipe.container else ""
     name = _quoted(image(recipe))  # refuses a recipe without container
@@ -378,7 +268,7 @@ def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
     yield ""
 
 
-def _bare(site: _Site) -> Iterator[str]:
+def _bare(site: Site) -> Iterator[str]:
     yield "# No containers: each host has Python, Ray, vLLM and rsync. Ray's launcher runs every"
     yield "# command, also the `ray stop` of `ray down`, in a login shell (`bash --login -c -i`):"
     yield f"# `ray` must be in the PATH that ~/.bashrc or ~/.profile of {site.ssh_user} sets."
@@ -411,7 +301,7 @@ _CONTAINER_COMMENT = """\
 # `ray stop` stops every Ray that it sees: in the container only this cluster's."""
 
 
-def _start(recipe: Recipe, site: _Site) -> Iterator[str]:
+def _start(recipe: Recipe, site: Site) -> Iterator[str]:
     yield from _START_COMMENT.splitlines()
     yield from (_BARE_COMMENT if site.bare else _CONTAINER_COMMENT).splitlines()
     stop = _kill_marked(site) if site.bare else ["ray stop"]
@@ -423,7 +313,7 @@ def _start(recipe: Recipe, site: _Site) -> Iterator[str]:
                 yield f"    {line}"
 
 
-def _kill_marked(site: _Site) -> list[str]:
+def _kill_marked(site: Site) -> list[str]:
     """Return shell lines that kill the processes of this cluster: SIGTERM, up to 30 s, SIGKILL."""
     return [
         f"ours() {{ grep -lzsxF {MARKER}={site.name} /proc/[0-9]*/environ | cut -d/ -f3; }};",
@@ -433,7 +323,7 @@ def _kill_marked(site: _Site) -> list[str]:
     ]
 
 
-def _ray_start(recipe: Recipe, site: _Site, role: str) -> Iterator[str]:
+def _ray_start(recipe: Recipe, site: Site, role: str) -> Iterator[str]:
     if role == "head":
         yield "export RAY_enable_autoscaler_v2=0;"
         metrics = " ".join(f"{name}={port}" for name, port in METRIC_PORTS.items())

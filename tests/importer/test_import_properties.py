@@ -75,9 +75,17 @@ SHELLISH = st.lists(
     max_size=60,
 ).map("".join)
 
+# A recipe refuses control characters other than tab and newline, and Unicode's non-characters.
 WORD = st.text(
-    st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1, max_size=12
-).filter(lambda word: not word.startswith("-"))
+    st.characters(
+        codec="utf-8",
+        exclude_categories=["Cc"],
+        exclude_characters="\ufffe\uffff",
+        include_characters="\t\n",
+    ),
+    min_size=1,
+    max_size=12,
+)
 NAME = st.from_regex(r"--[a-z][a-z-]{1,14}[a-z]", fullmatch=True)
 
 

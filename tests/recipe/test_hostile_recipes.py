@@ -10,7 +10,8 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import files_of, finder, read
 from raylaunch.recipe.load import load_recipe, recipe_from_mapping
-from raylaunch.recipe.yaml_reader import MAX_FILE_BYTES, MAX_VALUES, load_plain, read_text
+from raylaunch.recipe.yaml_limits import MAX_FILE_BYTES, MAX_VALUES, load_plain
+from raylaunch.recipe.yaml_reader import read_text
 
 BASE = """\
 model: {path: /models/m, served_name: m}

@@ -16,7 +16,7 @@ from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.supervise.health_config import HealthConfig
 
-HELLO = Hello("10.0.0.1", "node", (), 1, "/logs")
+HELLO = Hello("10.0.0.1", "node", (), 1, "a1b2c3d4e5f60718", "/logs")
 
 
 class FakeAgents:

@@ -79,12 +79,12 @@ def test_a_snapshot_has_the_newest_log_of_the_runtime_of_ascend(tmp_path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     log = tmp_path / "server-0.log"
     log.write_text("one\ntwo\n")
-    found = snapshot.read_snapshot("test-no-such-deployment", log, 1)
+    found = snapshot.read_snapshot("test-no-such-deployment", "a1b2", log, 1)
     assert (found.plog, found.plog_path) == (("new.log",), str(folder / "new.log"))
     assert (found.log_lines, found.log, found.processes) == (("two",), str(log), "")
 
 
 def test_a_snapshot_before_the_first_launch_is_empty(tmp_path, monkeypatch):
     monkeypatch.setenv("ASCEND_PROCESS_LOG_PATH", str(tmp_path))
-    found = snapshot.read_snapshot("test-no-such-deployment", None, 100)
+    found = snapshot.read_snapshot("test-no-such-deployment", "a1b2", None, 100)
     assert (found.log_lines, found.log, found.plog, found.plog_path) == ((), "", (), "")
