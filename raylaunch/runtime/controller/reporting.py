@@ -55,6 +55,7 @@ def build_status(
 def _servers(
     journal: Journal, seen: Mapping[int, ServerSeen], log_roots: Mapping[int, str]
 ) -> tuple[ServerStatus, ...]:
+    on_cpu = journal.plan is not None and journal.plan.platform == "cpu"
     return tuple(
         ServerStatus(
             index=server.index,
@@ -62,7 +63,8 @@ def _servers(
             ranks=server.ranks,
             ip=server.node.ip,
             interface=server.node.interface,
-            devices=server.devices,
+            # On CPU they number Ray's stand-in resource; there is no NPU behind it.
+            devices=() if on_cpu else server.devices,
             log=str(
                 planned_log(Path(log_roots.get(server.index, "")), server.log, journal.attempt)
             ),
