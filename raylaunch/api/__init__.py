@@ -9,6 +9,7 @@ from raylaunch.api.deployment_verbs import (
     drill,
     overview,
     run_on_head,
+    stop,
     verify,
 )
 from raylaunch.api.host_verbs import clean, cluster_file, preflight, tune, weights
@@ -47,6 +48,7 @@ __all__ = [
     "recipes",
     "render_files",
     "run_on_head",
+    "stop",
     "tune",
     "verify",
     "weights",

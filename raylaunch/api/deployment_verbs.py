@@ -49,7 +49,7 @@ from raylaunch.errors import (
 )
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
-from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.deployment_status import Status, StopReport
 
 if TYPE_CHECKING:
     from raylaunch.supervise.diagnosis.root_cause import Diagnosis
@@ -139,6 +139,23 @@ def attach(deployment: str, address: str | None = None) -> Deployment:
     handle = Deployment(deployment)
     handle._controller()  # noqa: SLF001 - refuses an unknown name here, not at the first call
     return handle
+
+
+def stop(
+    deployment: str, address: str | None = None, on_update: OnUpdate | None = None
+) -> StopReport:
+    """Stop a deployment and verify that nothing of it is left.
+
+    Args:
+        deployment: Its name.
+        address: Ray cluster, as for `attach`.
+        on_update: Called with every new status.
+
+    Raises:
+        UnknownDeploymentError: there is none of that name.
+        ClusterError: the cluster does not answer.
+    """
+    return attach(deployment, address).stop(on_update)
 
 
 def deployments(address: str | None = None) -> list[Status]:

@@ -39,6 +39,17 @@ def complete_recipe(incomplete: str) -> Iterator[str]:
     return (name for name in recipe_names() if name.startswith(incomplete))
 
 
+def refuse_nan(value: float | None) -> float | None:
+    """Refuse "nan" as a time-out: it is neither above nor below any limit.
+
+    Raises:
+        typer.BadParameter: the value is not a number.
+    """
+    if value is not None and value != value:
+        raise typer.BadParameter("it is not a number")
+    return value
+
+
 RecipeName = Annotated[
     str,
     typer.Argument(

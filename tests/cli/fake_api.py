@@ -125,6 +125,10 @@ def attach(deployment, address=None):
     return Deployment(deployment)
 
 
+def stop(deployment, address=None, on_update=None):
+    return attach(deployment, address).stop(on_update)
+
+
 def overview(address=None):
     return Overview(tuple(script[-1:]), silent)
 

@@ -19,6 +19,7 @@ from raylaunch.cli.options import (
     RecipeName,
     Sets,
     SkipChecks,
+    refuse_nan,
 )
 from raylaunch.cli.output import Output
 from raylaunch.cli.skip_checks import read_skips
@@ -49,7 +50,10 @@ def start(
     timeout: Annotated[
         float | None,
         typer.Option(
-            metavar="S", min=0, help="Stop waiting after this many seconds (exit code 8)."
+            metavar="S",
+            min=0,
+            callback=refuse_nan,
+            help="Stop waiting after this many seconds (exit code 8).",
         ),
     ] = None,
     primary: Primary = None,

@@ -31,10 +31,9 @@ def stop(
     from raylaunch import api
     from raylaunch.cli.views.live_view import watching
 
-    deployment = api.attach(name, address=address)
     # The findings belong to the start, which has shown them.
     with watching(out, to_stderr=output is Format.JSON, warned=True) as view:
-        report = deployment.stop(on_update=view)
+        report = api.stop(name, address=address, on_update=view)
     if output is Format.JSON:
         out.json(dataclasses.asdict(report))
     if report.left:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput
+from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput, refuse_nan
 from raylaunch.cli.output import Output, Style, table
 from raylaunch.errors import VerifyError
 
@@ -37,7 +37,11 @@ def verify(
     timeout: Annotated[
         float | None,
         typer.Option(
-            "--timeout", metavar="S", min=1, help="Time-out of one answer; by default 60."
+            "--timeout",
+            metavar="S",
+            min=1,
+            callback=refuse_nan,
+            help="Time-out of one answer; by default 60.",
         ),
     ] = None,
     address: Address = None,
