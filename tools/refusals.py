@@ -72,10 +72,10 @@ EARLIER = (
         "test_an_unknown_key_names_file_line_key_and_the_nearest",
     ),
     (
-        "a key that stands twice",
+        "a key given twice",
         3,
         "recipe/test_load.py",
-        "test_a_key_that_stands_twice_is_refused_with_its_line",
+        "test_a_key_given_twice_is_refused_with_its_line",
     ),
     (
         "a flag given in two spellings",

@@ -13,6 +13,7 @@ from raylaunch.checks.findings import Finding
 from raylaunch.deployment import checked_name, home
 from raylaunch.deployment.names import check_primary
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.host_spec import example_hosts, parse_hosts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import recipe_names
@@ -63,7 +64,7 @@ def make_plan(
     check_primary(primary)
     loaded = load(name, set=merge_settings(set, sets))
     title = checked_name(deployment or loaded.name)
-    nodes = [_host(text) for text in hosts]
+    nodes = parse_hosts(hosts, shared=not loaded.recipe.hardware.spread)
     if not nodes:
         nodes = default_nodes(loaded.recipe, ask_vllm=ask_vllm)
     return plan_on(loaded, nodes, title, primary)
@@ -172,17 +173,12 @@ def import_scripts(
     return make(scripts, platform=platform, pick=pick)
 
 
-def _host(text: str) -> Facts:
-    ip, _, interface = text.partition("%")
-    return Facts(ip, interface=interface or None)
-
-
 def default_nodes(recipe: Recipe, *, ask_vllm: bool) -> list[Facts]:
     """Return this machine for a CPU recipe, documentation addresses for any other."""
     servers = recipe.parallel.servers
     if recipe.hardware.platform == "cpu":
         return [_this_machine(recipe, ask_vllm=ask_vllm)] * servers
-    return [Facts(f"192.0.2.{10 + index}", interface=EXAMPLE_NIC) for index in range(servers)]
+    return example_hosts(servers, EXAMPLE_NIC)
 
 
 def _this_machine(recipe: Recipe, *, ask_vllm: bool) -> Facts:

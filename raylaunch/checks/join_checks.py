@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from raylaunch.checks.findings import Finding
-from raylaunch.recipe.cluster_yaml import RayFile
+from raylaunch.recipe.cluster_yaml import ClusterFile
 
 LINES = 3
 """Lines of evidence from each of the autoscaler's files."""
@@ -47,7 +47,7 @@ class Absent:
 
 
 def find_absent(
-    told: RayFile, alive: Iterable[str], logs: Mapping[str, str], folder: str
+    told: ClusterFile, alive: Iterable[str], logs: Mapping[str, str], folder: str
 ) -> Absent | None:
     """Compare what `ray up` was told with the addresses that are there; None when enough workers are.
 

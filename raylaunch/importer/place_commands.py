@@ -11,7 +11,7 @@ from raylaunch.importer.expansion import unknowns
 from raylaunch.importer.script_model import Server
 from raylaunch.importer.serve_flags import Given, is_bare, plain, value_of
 from raylaunch.importer.server_groups import Group
-from raylaunch.recipe.reserved import owned_arg
+from raylaunch.recipe.reserved import reserved_arg
 
 _SIZES = {
     "tensor-parallel-size": "parallel.tensor",
@@ -134,7 +134,7 @@ def _place_named(draft: Draft, given: Given, server: Server, where: str, text: s
         draft.put("parallel.expert", not given.name.startswith("no-"), where, text)
     elif name.partition(".")[0] in ("speculative-config", "profiler-config"):
         _place_feature(draft, given, where, text)
-    elif field := owned_arg(name):
+    elif field := reserved_arg(name):
         draft.drop(f"--{name} is not for a recipe: {field}", where, text)
     else:
         _place_arg(draft, given, name, where, text)

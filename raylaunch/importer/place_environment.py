@@ -11,7 +11,7 @@ from raylaunch.importer.draft import Draft, hides
 from raylaunch.importer.expansion import unknowns
 from raylaunch.importer.script_model import HostSetting, Server, Setting
 from raylaunch.importer.server_groups import Group
-from raylaunch.recipe.reserved import owned_env
+from raylaunch.recipe.reserved import reserved_env
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NPU = re.compile(r"/dev/davinci(\d+)")
@@ -30,7 +30,7 @@ def place_variables(draft: Draft, group: Group) -> None:
         settings = [server.env[name] for server in holders]
         if hides(name, settings[0].value):
             draft.add_secret(name, settings[0].where, f"{name}=...")
-        elif field := owned_env(name):
+        elif field := reserved_env(name):
             _place_owned(draft, name, field, settings)
         elif name == "LD_PRELOAD":
             _place_preload(draft, settings)
@@ -308,8 +308,8 @@ def _place_container_variable(draft: Draft, where: str, assignment: str, text: s
         )
     elif not equals or not _NAME.fullmatch(name):
         draft.drop("a variable of the container without a value", where, text)
-    elif owned_env(name):
-        draft.own(f"raylaunch sets {name}: {owned_env(name)}", where, text)
+    elif reserved_env(name):
+        draft.own(f"raylaunch sets {name}: {reserved_env(name)}", where, text)
     else:
         draft.put(f"container.env.{name}", value, where, text)
 

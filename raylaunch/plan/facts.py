@@ -1,4 +1,4 @@
-"""What a probe saw on one node, as plain values: filled by `node_probe`, read by planning and checks."""
+"""What a probe saw on one node, as plain values: written by `node_probe`, read by planning and checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Interface:
 
 @dataclass(frozen=True)
 class Npu:
-    """One NPU (on A3: one die) as `npu-smi info` reports it. Memory in MB (as npu-smi prints it), power in W."""
+    """One NPU (on A3: one die) as `npu-smi info` reports it.
+
+    Memory in MB (as npu-smi prints it), power in W, temperature in degrees Celsius.
+    """
 
     id: int
     card: int
@@ -42,7 +45,10 @@ class Npu:
 
 @dataclass(frozen=True)
 class NpuProcess:
-    """A row of npu-smi's process table. `pid` counts in the host's PID namespace unless `container_pid` is given."""
+    """A row of npu-smi's process table. Memory in MB.
+
+    `pid` belongs to the host's PID namespace unless `container_pid` is given.
+    """
 
     npu: int
     pid: int
@@ -53,7 +59,7 @@ class NpuProcess:
 
 @dataclass(frozen=True)
 class NpuLink:
-    """State of one NPU's own network port, from `hccn_tool`. None: the tool gave no answer."""
+    """State of one NPU's own network port, from `hccn_tool`. None: the tool did not report it."""
 
     npu: int
     ip: str | None = None
@@ -68,7 +74,7 @@ class NpuLink:
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening TCP socket. `pid` is None when the owner is not ours to see."""
+    """A listening TCP socket. `pid` is None when this user may not see the owner."""
 
     address: str
     port: int
@@ -78,9 +84,10 @@ class Listener:
 
 @dataclass(frozen=True)
 class Weights:
-    """What lies at the recipe's model path on one node. Sizes in bytes; `missing` names files the index promises.
+    """The weights at the recipe's model path on one node. Sizes in bytes.
 
-    `damaged` names files that end before their own header says, and JSON files that cannot be read.
+    `missing` names files that the index lists and the folder lacks. `damaged` names files that are
+    shorter than their own header says, and JSON files that cannot be read.
     """
 
     path: str
@@ -92,25 +99,25 @@ class Weights:
     filesystem: str | None = None
     damaged: tuple[str, ...] = ()
     free_bytes: int = 0
-    """What may still be written where the path lies."""
+    """Free space of the filesystem that holds the path."""
     place: str = ""
-    """Equal on two nodes that see the same folder."""
+    """Identity of the folder: equal on two nodes that mount the same one."""
     expected_bytes: int = 0
-    """Bytes of the tensors that the index promises; 0 without one."""
+    """Bytes of the tensors that the index lists; 0 without an index."""
     fingerprint: str = ""
-    """A hash over samples of the weight files; "" when nobody took it."""
+    """A hash over samples of the weight files; "" when it was not computed."""
     read_rate: float | None = None
     """Bytes per second from a network filesystem; None: not measured, or a local disk."""
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files seen."""
+        """Bytes of all files found."""
         return sum(self.files.values())
 
 
 @dataclass(frozen=True)
 class MarkedProcess:
-    """A process that carries raylaunch's marker variables in its environment."""
+    """A process with raylaunch's marker variables in its environment. Age in seconds."""
 
     pid: int
     deployment: str
@@ -121,9 +128,9 @@ class MarkedProcess:
 
 @dataclass(frozen=True)
 class ProbeFailure:
-    """A probe that gave no answer: which one, and what it said.
+    """A probe without a result: which one, and its error.
 
-    `hung`: npu-smi was there and did not come back, which is what a sick NPU or driver does to it.
+    `hung`: npu-smi exists and did not return, which is the effect of a faulty NPU or driver.
     """
 
     probe: str
@@ -133,10 +140,11 @@ class ProbeFailure:
 
 @dataclass(frozen=True)
 class TuningStep:
-    """What became of one wanted host setting.
+    """The result for one wanted host setting.
 
-    `outcome` is "already" (nothing to do), "unmet" (only compared), "set" (changed now, `before` is the old value) or
-    "host" (this process may not, or the kernel has no such knob: `todo` is the command for an administrator).
+    `outcome` is "already" (nothing to do), "unmet" (only compared), "set" (changed now, `before` is
+    the old value) or "host" (this process may not set it, or the kernel has no such setting: `todo`
+    is the command for an administrator).
     """
 
     name: str
@@ -149,23 +157,26 @@ class TuningStep:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything known about one node at planning time. Memory in bytes."""
+    """Everything known about one node when it is planned. Memory in bytes."""
 
     ip: str
     hostname: str = ""
     node_id: str = ""
     state_dir: str = ""
-    """Folder on the node where raylaunch keeps logs, generated models and evidence."""
+    """Folder on the node for logs, generated models and evidence."""
     interface: str | None = None
-    """The interface the caller fixed for this node (`--host IP%NIC`); None: choose from `interfaces`."""
+    """The interface fixed by the caller (`--host IP%NIC`); None: choose from `interfaces`."""
     devices: tuple[int, ...] | None = None
-    """NPU ids granted to this server, ascending; None: not known yet (planning from given hosts)."""
+    """NPU ids granted to this server, ascending; None: not known (planning from given hosts)."""
     arch: str = ""
     is_root: bool = False
     niceness: int = 0
     python: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    """Distribution or component name -> version: ray, vllm, vllm-ascend, torch, torch-npu, cann, driver, firmware."""
+    """Distribution or component -> version.
+
+    Names: ray, vllm, vllm-ascend, torch, torch-npu, cann, driver, firmware.
+    """
     interfaces: tuple[Interface, ...] = ()
     listeners: tuple[Listener, ...] = ()
     npus: tuple[Npu, ...] = ()
@@ -173,7 +184,7 @@ class Facts:
     npu_links: tuple[NpuLink, ...] = ()
     weights: Weights | None = None
     drafter: Weights | None = None
-    """What lies at the path of a drafter with a folder of its own."""
+    """The weights of a drafter with a folder of its own."""
     marked: tuple[MarkedProcess, ...] = ()
     memory_total: int = 0
     memory_available: int = 0
@@ -188,11 +199,11 @@ class Facts:
     proxies: tuple[str, ...] = ()
     """Names of proxy variables that are set."""
     tuning: dict[str, str] = field(default_factory=dict)
-    """Host tuning as found: governor, vm.swappiness, kernel.numa_balancing, ..., jemalloc (path or empty)."""
+    """Host settings as found: governor, vm.swappiness, ..., jemalloc (path or empty)."""
     vllm_executable: str | None = None
-    """Absolute path of the `vllm` command in the node's environment, None when there is none."""
+    """Absolute path of the `vllm` command in the node's environment; None without one."""
     known_flags: KnownFlags | None = None
-    """What the parser of that `vllm` knows; None: not asked yet, or no answer."""
+    """The flags of that `vllm`'s parser; None: not probed yet, or the probe failed."""
     conflicts: tuple[str, ...] = ()
-    """Installed distributions known to break vLLM here (a CUDA build of torchvision beside the CPU torch)."""
+    """Installed distributions known to break vLLM (torchvision for CUDA beside the CPU torch)."""
     failures: tuple[ProbeFailure, ...] = ()

@@ -1,4 +1,4 @@
-"""The flags `vllm serve` is known to have: as a node's own vLLM says, or by a list; and the nearest valid name."""
+"""The flags of `vllm serve`: from a node's own vLLM, or from a list; and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from functools import cache
 from pathlib import Path
 
 RAYLAUNCH_KNOWS = ("0.23.", "0.32.")
-"""vLLM versions whose flags are in the list for sure."""
+"""vLLM versions whose flags the list holds completely."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A flag of `vllm serve`. `takes` none, one, maybe (none or one) or many values; no `choices`: any value."""
+    """A flag of `vllm serve`.
+
+    `takes` is the number of values: none, one, maybe (none or one) or many. Without `choices` any
+    value is valid.
+    """
 
     takes: str = "one"
     choices: tuple[str, ...] = ()
@@ -22,24 +26,33 @@ class Option:
 
 @dataclass(frozen=True)
 class KnownFlags:
-    """What a node's own vLLM knows: its flags by long name without dashes, and the parsers registered there."""
+    """What a node's own vLLM reports: flags by long name without dashes, and registered parsers."""
 
     flags: Mapping[str, Option]
     tool_parsers: tuple[str, ...] = ()
     reasoning_parsers: tuple[str, ...] = ()
     sources: Mapping[str, int] = field(default_factory=dict)
-    """The files the answer rests on, with the times they were changed (ns)."""
+    """The files that the report depends on, with their modification times (ns)."""
 
 
 @cache
 def read_flags() -> dict[str, str]:
-    """Flag names without dashes; the value is the version that no longer has the flag, "" for a living one."""
-    lines = Path(__file__).with_name("vllm_flags.txt").read_text(encoding="utf-8").splitlines()
-    rows = (line.partition(" <") for line in lines if line and not line.startswith("#"))
-    return {name: until for name, _, until in rows}
+    """Read the list of flags.
+
+    Returns:
+        Flag names without dashes; the value is the version that removed the flag, "" for a current one.
+    """
+    text = Path(__file__).with_name("vllm_flags.txt").read_text(encoding="utf-8")
+    flags = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, removed_in = line.partition(" <")
+            flags[name] = removed_in
+    return flags
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """What to do about an unknown name: the nearest known one, when there is a near one."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    """Say what to do about an unknown name, with the nearest known one if it is near."""
+    # Similarity is quadratic in the length of the names; no flag is that long.
+    close = difflib.get_close_matches(name[:100], sorted(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "check the spelling, or take it out"

@@ -1,4 +1,4 @@
-"""The plan: what runs where, fully resolved. One value, printable, the same for `plan`, `render` and `start`."""
+"""The plan: what runs where, fully resolved. One printable value for `plan`, `render` and `start`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Role = Literal["primary", "headless"]
 
 @dataclass(frozen=True)
 class Value:
-    """An environment value and its origin: "recipe a2-dual.yaml:31", "node: address", "--set", "raylaunch: why"."""
+    """An environment value and its origin.
+
+    Origins are "recipe a2-dual.yaml:31", "node: address", "--set" or "raylaunch: reason".
+    """
 
     value: str
     origin: str
@@ -20,22 +23,27 @@ class Value:
 
 @dataclass(frozen=True)
 class Flag:
-    """One argument of `vllm serve`. `value` None is a bare flag; `name` "" is the positional model path."""
+    """One argument of `vllm serve`.
+
+    `value` None is a bare flag; `name` "" is the positional model path.
+    """
 
     name: str
     value: str | None
     origin: str
 
     def words(self) -> tuple[str, ...]:
-        """The argv words of this flag."""
+        """Return the argv words of this flag."""
         if not self.name:
             return (self.value or "",)
-        return (self.name,) if self.value is None else (self.name, self.value)
+        if self.value is None:
+            return (self.name,)
+        return (self.name, self.value)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server runs. `node_id` is Ray's, empty when planned from given hosts."""
+    """Where a server runs. `node_id` is Ray's; it is empty in a plan from given hosts."""
 
     ip: str
     interface: str
@@ -44,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Ports:
-    """TCP ports of a server. `hccl_base` is the first of the 16 HCCL takes; None where there is no HCCL."""
+    """TCP ports of a server. `hccl_base` is the first of HCCL's 16; None without HCCL."""
 
     http: int
     rpc: int
@@ -53,7 +61,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """One `vllm serve` process: where, with what, started how."""
+    """One `vllm serve` process: its place, ranks, devices, environment and flags."""
 
     index: int
     ranks: tuple[int, ...]
@@ -64,14 +72,17 @@ class ServerPlan:
     flags: tuple[Flag, ...]
     ports: Ports
     log: str
-    """Log path below the node's log root, with `{attempt}` still open."""
+    """Log path below the node's log root; `{attempt}` is filled in at launch."""
     unset: dict[str, Value] = field(default_factory=dict)
-    """Variables that must not reach the server; `value` is empty, `origin` says why."""
+    """Variables that must not reach the server; `value` is empty, `origin` is the reason."""
 
     @property
     def argv(self) -> tuple[str, ...]:
         """The command line, word by word."""
-        return ("vllm", "serve", *(word for flag in self.flags for word in flag.words()))
+        words = ["vllm", "serve"]
+        for flag in self.flags:
+            words += flag.words()
+        return tuple(words)
 
     @property
     def environ(self) -> dict[str, str]:
@@ -79,7 +90,7 @@ class ServerPlan:
         return {name: value.value for name, value in self.env.items()}
 
     def flag(self, name: str) -> str | None:
-        """Value of the flag `name` ("--port"); "" for a bare flag that is present, None when absent."""
+        """Return the value of the flag `name` ("--port"); "" for a bare flag, None when absent."""
         for flag in self.flags:
             if flag.name == name:
                 return flag.value or ""
@@ -98,7 +109,7 @@ class LaunchPlan:
     endpoint: str
     servers: tuple[ServerPlan, ...]
     secrets: tuple[str, ...] = ()
-    """Names of variables read from the launching environment; their values are never part of a plan."""
+    """Names of variables from the launching environment; their values are never in a plan."""
     schema: int = SCHEMA
 
     @property

@@ -1,4 +1,4 @@
-"""Who runs where: servers onto nodes, ranks onto servers, the address and interface each server uses."""
+"""Who runs where: servers onto nodes, ranks onto servers, the address and interface of each server."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from raylaunch.plan.launch_plan import Place
 if TYPE_CHECKING:
     from raylaunch.recipe.model import Recipe
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+InterfaceAddress = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
 
 @dataclass(frozen=True)
 class Seat:
-    """One server's place: the node it is on, and its number among the servers of that node."""
+    """One server's place: its node, and its number (`slot`) among the servers of that node."""
 
     index: int
     facts: Facts
@@ -26,61 +29,78 @@ class Seat:
 
 
 def lay_out(recipe: Recipe, nodes: Sequence[Facts], primary: str | None = None) -> list[Seat]:
-    """Give each server a seat. `nodes` holds one entry per server, or one per node that several servers share.
+    """Assign each server to a node.
 
-    The first seat is the primary's: the node at address `primary`, or the first of `nodes`.
+    `nodes` holds one entry per server, or one per node that several servers share. The first seat
+    is the primary's: the node at address `primary`, or the first of `nodes`.
 
     Raises:
-        PlanError: too few nodes, an unknown primary, or no usable interface.
+        PlanError: Too few nodes, an unknown primary, or no usable interface.
     """
     ordered = _primary_first(nodes, primary)
-    seated = _seat(recipe, ordered)
-    slots: dict[str, int] = {}
+    servers_on: dict[str, int] = {}
     seats = []
-    for index, facts in enumerate(seated):
-        key = facts.node_id or facts.ip
-        seats.append(
-            Seat(index, facts, choose_place(facts, recipe.network.interface), slots.get(key, 0))
-        )
-        slots[key] = slots.get(key, 0) + 1
+    for index, facts in enumerate(_repeat_nodes(recipe, ordered)):
+        node = facts.node_id or facts.ip
+        slot = servers_on.get(node, 0)
+        servers_on[node] = slot + 1
+        place = choose_place(facts, recipe.network.interface)
+        seats.append(Seat(index, facts, place, slot))
     return seats
 
 
 def _primary_first(nodes: Sequence[Facts], primary: str | None) -> list[Facts]:
     if primary is None:
         return list(nodes)
-    chosen = [facts for facts in nodes if facts.ip == primary]
+    wanted = _as_address(primary) or primary
+    chosen: list[Facts] = []
+    others: list[Facts] = []
+    for facts in nodes:
+        is_primary = (_as_address(facts.ip) or facts.ip) == wanted
+        (chosen if is_primary else others).append(facts)
     if not chosen:
         known = ", ".join(facts.ip for facts in nodes)
-        raise PlanError(f"the primary {primary} is not among the nodes", why=f"nodes: {known}")
-    return [*chosen, *(facts for facts in nodes if facts.ip != primary)]
+        raise PlanError(
+            f"the primary {primary} is not among the nodes",
+            why=f"nodes: {known}",
+            todo="give the address of one of them",
+        )
+    return [*chosen, *others]
 
 
-def _seat(recipe: Recipe, nodes: Sequence[Facts]) -> list[Facts]:
+def _repeat_nodes(recipe: Recipe, nodes: Sequence[Facts]) -> list[Facts]:
+    """Return one node per server: as given, or each as often as servers fit on it."""
     servers = recipe.parallel.servers
     if len(nodes) == servers:
         return list(nodes)
-    per_node = (
-        1 if recipe.hardware.spread else max(1, recipe.npus_per_node // recipe.npus_per_server)
+    per_node = 1
+    if not recipe.hardware.spread:
+        per_node = max(1, recipe.npus_per_node // recipe.npus_per_server)
+    if len(nodes) * per_node < servers:
+        raise _too_few_nodes(recipe, len(nodes), per_node)
+    repeated = [facts for facts in nodes for _ in range(per_node)]
+    return repeated[:servers]
+
+
+def _too_few_nodes(recipe: Recipe, nodes: int, per_node: int) -> PlanError:
+    parallel = recipe.parallel
+    servers = parallel.servers
+    needed = -(-servers // per_node)
+    return PlanError(
+        f"{servers} servers do not fit on {nodes} node(s)",
+        why=f"data={parallel.data} with data_local={parallel.ranks_per_server} makes {servers} "
+        f"servers of {recipe.npus_per_server} NPUs, {per_node} per node",
+        todo=f"give {needed} nodes (--host IP%NIC, repeated), or lower parallel.data",
     )
-    seats = [facts for facts in nodes for _ in range(per_node)]
-    if len(seats) < servers:
-        raise PlanError(
-            f"{servers} servers do not fit on {len(nodes)} node(s)",
-            why=f"data={recipe.parallel.data} with data_local={recipe.parallel.ranks_per_server} makes {servers} "
-            f"servers of {recipe.npus_per_server} NPUs, {per_node} per node",
-            todo=f"give {-(-servers // per_node)} nodes (--host IP%NIC, repeated), or lower parallel.data",
-        )
-    return seats[:servers]
 
 
 def choose_place(facts: Facts, wanted: str) -> Place:
     """Choose the address and interface a server uses on its node.
 
-    `wanted` is the recipe's `network.interface`; an interface fixed in `facts` wins over it.
+    `wanted` is the recipe's `network.interface`; an interface fixed in `facts` overrides it.
 
     Raises:
-        PlanError: nothing on the node fits.
+        PlanError: No interface of the node fits, or none is known.
     """
     if facts.interface:
         return Place(facts.ip, facts.interface, facts.node_id)
@@ -91,43 +111,67 @@ def choose_place(facts: Facts, wanted: str) -> Place:
         )
     found = _find_interface(facts, wanted)
     if found is None:
+        listed = [f"  {nic.name}: {' '.join(nic.addresses) or '-'}" for nic in facts.interfaces]
         raise PlanError(
             f"node {facts.ip} has no interface that fits network.interface={wanted}",
-            evidence="\n".join(
-                f"  {nic.name}: {' '.join(nic.addresses) or '-'}" for nic in facts.interfaces
-            ),
-            todo="set network.interface to one of these names, or to a CIDR that one of the addresses is in",
+            evidence="\n".join(listed),
+            todo="set network.interface to one of these names, or to a CIDR of one of the addresses",
         )
-    return Place(found[1], found[0].name, facts.node_id)
+    interface, address = found
+    return Place(address, interface.name, facts.node_id)
 
 
 def _find_interface(facts: Facts, wanted: str) -> tuple[Interface, str] | None:
+    """Return the interface that fits best, and its address there."""
     own = _as_address(facts.ip)
-    pairs = [
-        (nic, ipaddress.ip_interface(text)) for nic in facts.interfaces for text in nic.addresses
-    ]
-    # A link-local IPv6 address says nothing without its zone, and no flag or variable of vLLM or HCCL carries one.
-    pairs = [(nic, at) for nic, at in pairs if at.version == 4 or not at.is_link_local]
+    network = _as_network(wanted) if "/" in wanted else None
+    fitting = []
+    for nic in facts.interfaces:
+        for text in nic.addresses:
+            at = ipaddress.ip_interface(text)
+            if _fits(nic, at, wanted, own, network):
+                fitting.append((nic, at))
+    if not fitting:
+        return None
+
+    def preference(pair: tuple[Interface, InterfaceAddress]) -> tuple[bool, bool, bool, int]:
+        nic, at = pair
+        return at.ip != own, not nic.up, at.ip.is_loopback, at.version
+
+    nic, at = min(fitting, key=preference)
+    return nic, str(at.ip)
+
+
+def _fits(
+    nic: Interface,
+    at: InterfaceAddress,
+    wanted: str,
+    own: Address | None,
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None,
+) -> bool:
+    # A link-local IPv6 address needs its zone, and no flag or variable of vLLM or HCCL has room for one.
+    if at.version == 6 and at.is_link_local:
+        return False
+    if network is not None:
+        return at.ip in network
     if wanted == "auto":
-        fitting = [(nic, at) for nic, at in pairs if at.ip == own]
-    elif "/" in wanted:
-        network = ipaddress.ip_network(wanted, strict=False)
-        fitting = [(nic, at) for nic, at in pairs if at.ip in network]
-    else:
-        fitting = [(nic, at) for nic, at in pairs if nic.name == wanted]
-    fitting.sort(
-        key=lambda pair: (
-            pair[1].ip != own,
-            not pair[0].up,
-            pair[1].ip.is_loopback,
-            pair[1].version,
-        )
-    )
-    return (fitting[0][0], str(fitting[0][1].ip)) if fitting else None
+        return at.ip == own
+    return nic.name == wanted
 
 
-def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Compare addresses as such: IPv6 has many spellings. None for a host's name."""
+def _as_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise PlanError(
+            f"network.interface={text} is not a network",
+            why=str(error),
+            todo="write a CIDR such as 192.0.2.0/24, an interface name, or auto",
+        ) from error
+
+
+def _as_address(text: str) -> Address | None:
+    """Parse an address, so that spellings of IPv6 compare equal; None for a host name."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -135,13 +179,14 @@ def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def choose_devices(recipe: Recipe, seat: Seat) -> tuple[int, ...]:
-    """NPU ids of a server, ascending: those Ray granted, or the slot's share of the node's."""
+    """Return the NPU ids of a server, ascending: those Ray granted, or the slot's share of the node."""
     if seat.facts.devices is not None:
         return tuple(sorted(seat.facts.devices))
     count = recipe.npus_per_server
-    return tuple(range(seat.slot * count, (seat.slot + 1) * count))
+    first = seat.slot * count
+    return tuple(range(first, first + count))
 
 
 def bracket(ip: str) -> str:
-    """An address as it stands in a URL: IPv6 in brackets."""
+    """Return an address as a URL needs it: IPv6 in brackets."""
     return f"[{ip}]" if ":" in ip else ip

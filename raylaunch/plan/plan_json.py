@@ -8,7 +8,7 @@ from raylaunch.plan.launch_plan import SCHEMA, Flag, LaunchPlan, Place, Ports, S
 
 
 def plan_to_dict(plan: LaunchPlan) -> dict[str, Any]:
-    """Return the plan as plain JSON values; `argv` stands beside the `flags` it follows from."""
+    """Return the plan as plain JSON values; `argv` repeats the `flags` as words."""
     return {
         "schema": plan.schema,
         "deployment": plan.deployment,
@@ -26,8 +26,8 @@ def plan_from_dict(data: dict[str, Any]) -> LaunchPlan:
     """Rebuild a plan.
 
     Raises:
-        ValueError: the schema is not the one this version writes.
-        KeyError: a part is missing.
+        ValueError: The schema is not the one this version writes.
+        KeyError: A part is missing.
     """
     if data["schema"] != SCHEMA:
         raise ValueError(f"plan schema {data['schema']} is not {SCHEMA}")
@@ -45,18 +45,18 @@ def plan_from_dict(data: dict[str, Any]) -> LaunchPlan:
 
 def _server_to_dict(server: ServerPlan) -> dict[str, Any]:
     node = {"ip": server.node.ip, "interface": server.node.interface}
+    if server.node.node_id:
+        node["id"] = server.node.node_id
     return {
         "index": server.index,
         "ranks": list(server.ranks),
         "role": server.role,
-        "node": {**node, "id": server.node.node_id} if server.node.node_id else node,
+        "node": node,
         "devices": list(server.devices),
         "env": _values(server.env),
         "unset": _values(server.unset),
         "argv": list(server.argv),
-        "flags": [
-            {"name": flag.name, "value": flag.value, "origin": flag.origin} for flag in server.flags
-        ],
+        "flags": [_flag_to_dict(flag) for flag in server.flags],
         "ports": {
             "http": server.ports.http,
             "rpc": server.ports.rpc,
@@ -64,6 +64,10 @@ def _server_to_dict(server: ServerPlan) -> dict[str, Any]:
         },
         "log": server.log,
     }
+
+
+def _flag_to_dict(flag: Flag) -> dict[str, str | None]:
+    return {"name": flag.name, "value": flag.value, "origin": flag.origin}
 
 
 def _values(values: dict[str, Value]) -> dict[str, dict[str, str]]:
@@ -78,9 +82,13 @@ def _server_from_dict(data: dict[str, Any]) -> ServerPlan:
         role=data["role"],
         node=Place(node["ip"], node["interface"], node.get("id", "")),
         devices=tuple(data["devices"]),
-        env={name: Value(**value) for name, value in data["env"].items()},
+        env=_read_values(data["env"]),
         flags=tuple(Flag(**flag) for flag in data["flags"]),
         ports=Ports(**data["ports"]),
         log=data["log"],
-        unset={name: Value(**value) for name, value in data["unset"].items()},
+        unset=_read_values(data["unset"]),
     )
+
+
+def _read_values(data: dict[str, dict[str, str]]) -> dict[str, Value]:
+    return {name: Value(**value) for name, value in data.items()}

@@ -1,4 +1,4 @@
-"""Recipe + facts -> plan. Pure, and the only place where flags, addresses, ports and variables are decided."""
+"""Recipe + facts -> plan: the only place that decides flags, addresses, ports and variables."""
 
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ def _plan_server(
 ) -> ServerPlan:
     devices = choose_devices(loaded.recipe, seat)
     local = loaded.recipe.parallel.ranks_per_server
+    first = seat.index * local
     return ServerPlan(
         index=seat.index,
-        ranks=tuple(range(seat.index * local, (seat.index + 1) * local)),
+        ranks=tuple(range(first, first + local)),
         role="headless" if seat.index else "primary",
         node=seat.place,
         devices=devices,
@@ -76,6 +77,7 @@ def _plan_server(
 
 
 def _endpoint(recipe: Recipe, primary: Seat) -> str:
-    host = recipe.network.host
-    address = primary.place.ip if host in ("node", "0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    address = recipe.network.host
+    if address in ("node", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        address = primary.place.ip
     return f"http://{bracket(address)}:{recipe.network.http_port}/v1"

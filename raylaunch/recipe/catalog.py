@@ -1,4 +1,4 @@
-"""Where recipes live: the shipped ones in configs/, and the user's own files by path."""
+"""Where recipes are stored: the shipped ones in configs/, and the user's own files by path."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import os
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.load import Finder, LoadedRecipe, load_recipe
+from raylaunch.recipe.load import Finder, LoadedRecipe, load_recipe, read_chain
+from raylaunch.recipe.yaml_reader import shorten
 
 
 def configs_dir() -> Path:
-    """The folder of shipped recipes: inside the wheel, or beside the package in a source checkout."""
+    """Return the folder of shipped recipes: inside the wheel, or beside the package in a source checkout."""
     package = Path(__file__).resolve().parent.parent
     shipped = package / "configs"
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
 def recipe_names(configs: Path | None = None) -> list[str]:
-    """Names of the shipped recipes, sorted."""
+    """Return the names of the shipped recipes, sorted."""
     return sorted(path.stem for path in (configs or configs_dir()).glob("*.yaml"))
 
 
@@ -29,47 +28,72 @@ def read(name: str, sets: tuple[str, ...] | list[str] = ()) -> LoadedRecipe:
     """Load a shipped recipe by name, or a recipe file by path, with `--set` assignments.
 
     Raises:
-        RecipeError: see `raylaunch.recipe.load.load_recipe`.
+        RecipeError: See `raylaunch.recipe.load.load_recipe`.
     """
     return load_recipe(name, finder(configs_dir()), sets)
 
 
 def files_of(name: str) -> tuple[str, dict[str, Path]]:
-    """What another machine with this raylaunch needs to read the recipe `name`: its name there, and the user's files.
+    """Return what another machine with this raylaunch needs to read the recipe `name`.
 
     Returns:
-        The name, relative to a folder of the files; the files by their path in it. None for a shipped recipe.
+        The recipe's name there, relative to a folder of the files, and the user's files by their path in that
+        folder. A shipped recipe needs no files.
+
+    Raises:
+        RecipeError: See `raylaunch.recipe.load.read_chain`.
     """
-    find = finder(configs_dir())
     if not _is_path(name):
         return name, {}
-    chain = [find(name, None)]
-    while base := yaml.safe_load(chain[-1].read_text(encoding="utf-8")).get("extends"):
-        chain.append(find(str(base), chain[-1].parent))
-    own = [path for path in chain if path is chain[0] or not path.is_relative_to(configs_dir())]
+    chain = [path for path, _ in read_chain(name, finder(configs_dir()))]
+    bases = [path for path in chain[1:] if not path.is_relative_to(configs_dir())]
+    own = [chain[0], *bases]
     root = os.path.commonpath([path.parent for path in own])
     files = {str(path.relative_to(root)): path for path in own}
     return next(iter(files)), files
 
 
 def finder(configs: Path) -> Finder:
-    """Return a function that finds recipe files: a path as it is, a bare name beside the asker, then in `configs`."""
+    """Return a function that finds recipe files.
+
+    A path is used as it is; a bare name is searched beside the recipe that extends it, then in `configs`.
+    """
     return partial(_find, configs)
 
 
 def _find(configs: Path, name: str, beside: Path | None) -> Path:
     if _is_path(name):
-        path = (beside or Path()) / name if beside else Path(name)
-        if path.is_file():
+        path = beside / name if beside else Path(name)
+        if _is_file(path):
             return path.resolve()
         raise RecipeError(
-            f"there is no recipe file {path}",
+            f"there is no recipe file {shorten(str(path))}",
             todo="check the path; `raylaunch list` shows the names",
         )
     for folder in (beside, configs):
-        if folder and (folder / f"{name}.yaml").is_file():
-            return (folder / f"{name}.yaml").resolve()
+        if folder is None:
+            continue
+        path = folder / f"{name}.yaml"
+        if _is_file(path):
+            return path.resolve()
     raise _unknown(name, recipe_names(configs))
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether `path` is a file; a name that no file can have is a problem to report.
+
+    Raises:
+        RecipeError: The system refuses the path (a name over 255 bytes, a folder that may not be searched).
+    """
+    try:
+        return path.is_file()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecipeError(
+            f"recipe {shorten(str(path))} cannot be read",
+            why=str(reason),
+            todo="give the path of a recipe file; a file name has at most 255 bytes",
+        ) from error
 
 
 def _is_path(name: str) -> bool:
@@ -77,10 +101,11 @@ def _is_path(name: str) -> bool:
 
 
 def _unknown(name: str, known: list[str]) -> RecipeError:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # Similarity is quadratic in the length of the names.
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return RecipeError(
-        f"there is no recipe named {name!r}",
+        f"there is no recipe named {shorten(name)!r}",
         why=f"{hint}known: {', '.join(known)}",
         todo="use one of them, or give the path of a .yaml file",
     )

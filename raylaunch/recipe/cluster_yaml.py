@@ -1,32 +1,35 @@
-"""Files for `ray up`, as far as raylaunch reads them: where the head is, how it is reached, which workers there are."""
+"""Cluster files for `ray up`, as far as raylaunch reads them: the head, how to reach it, and the workers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import yaml
 
 from raylaunch.errors import ClusterFileError
+from raylaunch.recipe.yaml_reader import describe_unprintable, load_plain, shorten
 
 NODE_TYPE = "local.cluster.node"
-"""Under this key `ray up` writes the number of workers into ~/ray_bootstrap_config.yaml (Ray 2.60, local/config.py)."""
+"""The key under which `ray up` stores the number of workers in ~/ray_bootstrap_config.yaml.
+
+Source: Ray 2.60, local/config.py.
+"""
 
 GIVEN = "{given}"
-"""In a command line for the head of a cluster: the folder of the files that were brought along."""
+"""Placeholder in a command line for the head: the folder of the files that were sent along."""
 
 
 @dataclass(frozen=True)
-class RayFile:
-    """A cluster of provider `local`."""
+class ClusterFile:
+    """A cluster of Ray's provider `local`, as its file describes it."""
 
     name: str
     head_ip: str
     """The head's address among the hosts."""
     workers: tuple[str, ...]
     min_workers: int
-    """How many of `workers` Ray's autoscaler starts by itself."""
+    """Number of `workers` that Ray's autoscaler starts by itself."""
     user: str
     key: str | None = None
     proxy: str | None = None
@@ -36,58 +39,84 @@ class RayFile:
     docker: str = "docker"
 
 
-def read_ray_file(text: str, file: str) -> RayFile:
+def read_cluster_file(text: str, file: str) -> ClusterFile:
     """Read a file for `ray up`, or the ~/ray_bootstrap_config.yaml that `ray up` makes of it on the head.
 
     Raises:
-        ClusterFileError: no YAML, not such a file, or of another provider.
+        ClusterFileError: Not YAML, not a cluster file, or of another provider.
     """
-    try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ClusterFileError(f"{file} is not valid YAML", why=str(error)) from error
-    provider, auth = _part(config, "provider"), _part(config, "auth")
+    config = _load(text, file)
+    provider = _section(config, "provider")
+    auth = _section(config, "auth")
     if "type" not in provider:
-        raise _not_for_ray(file, "it has no provider.type")
+        raise _not_a_cluster_file(file, "it has no provider.type")
     if provider["type"] != "local" or "coordinator_address" in provider:
+        shown = shorten(str(provider["type"]))
         raise ClusterFileError(
-            f"{file} is for Ray's provider {provider['type']!r}, and raylaunch finds heads of provider 'local' only",
+            f"{file} is for Ray's provider {shown!r}, and raylaunch finds heads of provider 'local' only",
             todo=f"`ray attach {file}` opens a shell on the head: run raylaunch there, without --cluster",
         )
-    for section, key in ((provider, "head_ip"), (auth, "ssh_user"), (config, "cluster_name")):
-        if not isinstance(section.get(key), str):
-            raise _not_for_ray(file, f"it has no {key}")
-    return _build(config, provider, auth)
-
-
-def _build(
-    config: Mapping[str, Any], provider: Mapping[str, Any], auth: Mapping[str, Any]
-) -> RayFile:
-    docker = _part(config, "docker")
-    workers = tuple(str(ip) for ip in provider.get("worker_ips") or ())
-    wanted = _part(_part(config, "available_node_types"), NODE_TYPE).get(
-        "min_workers", config.get("min_workers")
+    found = ClusterFile(
+        name=_text(config, "cluster_name", file),
+        head_ip=_text(provider, "head_ip", file),
+        workers=_workers(provider, file),
+        min_workers=0,
+        user=_text(auth, "ssh_user", file),
+        key=_optional_text(auth, "ssh_private_key", file),
+        proxy=_optional_text(auth, "ssh_proxy_command", file),
+        outer_ip=_optional_text(provider, "external_head_ip", file),
+        container=_optional_text(_section(config, "docker"), "container_name", file),
+        docker="podman" if _section(config, "docker").get("use_podman") else "docker",
     )
-    return RayFile(
-        name=config["cluster_name"],
-        head_ip=provider["head_ip"],
-        workers=workers,
-        min_workers=min(wanted, len(workers)) if isinstance(wanted, int) else len(workers),
-        user=auth["ssh_user"],
-        key=auth.get("ssh_private_key"),
-        proxy=auth.get("ssh_proxy_command"),
-        outer_ip=provider.get("external_head_ip"),
-        container=docker.get("container_name"),
-        docker="podman" if docker.get("use_podman") else "docker",
-    )
+    return replace(found, min_workers=_min_workers(config, len(found.workers)))
 
 
-def _part(config: Any, key: str) -> Mapping[str, Any]:  # noqa: ANN401 - YAML holds anything
+def _load(text: str, file: str) -> object:
+    try:
+        return load_plain(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ClusterFileError(
+            f"{file} is not valid YAML",
+            why=str(error),
+            todo="`ray up` needs valid YAML too: fix the file, or write it again",
+        ) from error
+
+
+def _min_workers(config: object, workers: int) -> int:
+    node_type = _section(_section(config, "available_node_types"), NODE_TYPE)
+    top = config if isinstance(config, Mapping) else {}
+    wanted = node_type.get("min_workers", top.get("min_workers"))
+    if isinstance(wanted, int):
+        return max(0, min(wanted, workers))
+    return workers
+
+
+def _workers(provider: Mapping[str, object], file: str) -> tuple[str, ...]:
+    listed = provider.get("worker_ips") or ()
+    if not isinstance(listed, list | tuple):
+        raise _not_a_cluster_file(file, "its provider.worker_ips is not a list")
+    return tuple(str(ip) for ip in listed)
+
+
+def _section(config: object, key: str) -> Mapping[str, object]:
     found = config.get(key) if isinstance(config, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 
 
-def _not_for_ray(file: str, why: str) -> ClusterFileError:
+def _text(section: object, key: str, file: str) -> str:
+    found = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(found, str):
+        raise _not_a_cluster_file(file, f"it has no {key}")
+    if problem := describe_unprintable(found):
+        raise _not_a_cluster_file(file, f"{key}: {problem}")
+    return found
+
+
+def _optional_text(section: Mapping[str, object], key: str, file: str) -> str | None:
+    return None if section.get(key) is None else _text(section, key, file)
+
+
+def _not_a_cluster_file(file: str, why: str) -> ClusterFileError:
     return ClusterFileError(
         f"{file} is not a file for `ray up`",
         why=why,

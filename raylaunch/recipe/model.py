@@ -7,21 +7,43 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from raylaunch.recipe.reserved import normalise_flag, owned_arg, owned_env
+from raylaunch.recipe.reserved import normalise_flag, reserved_arg, reserved_env
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+MAX_NPUS_PER_NODE = 64
+"""Physical devices that Ascend's driver numbers on one host (ASCEND_PDEV_MAX_NUM in its ascend_dev_num.h)."""
+
+MAX_RANKS = 8192
+"""NPUs of the largest supernode announced (Atlas 950 SuperPoD); each data-parallel rank takes one at least."""
+
+MAX_SECONDS = 2_147_483
+"""24.8 days: poll(2) and epoll_wait(2) take their time-out as an int of milliseconds."""
+
+MAX_COUNT = 2**31 - 1
+"""Largest C int, where the field itself has no smaller bound."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Npus = Annotated[int, Field(ge=1, le=MAX_NPUS_PER_NODE)]
+Ranks = Annotated[int, Field(ge=1, le=MAX_RANKS)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Pause = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+Factor = Annotated[float, Field(ge=1, le=100)]
+Restarts = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+DraftTokens = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+SysctlValue = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""The kernel keeps a numeric sysctl in a long."""
 
 
 def _env_value(value: object) -> object:
+    """Accept text and integers; a boolean or float has several spellings, and the reader knows only one."""
     if isinstance(value, bool | float):
+        lower = str(value).lower()
         raise ValueError(
-            f"environment values are text: write it in quotes ('{str(value).lower()}' or '{value}')"
+            f"environment values are text: write it in quotes ('{lower}' or '{value}')"
         )
     return str(value) if isinstance(value, int) else value
 
@@ -32,7 +54,7 @@ EnvValue = Annotated[str, BeforeValidator(_env_value)]
 def _env_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(
-            f"{name!r} is no variable name: only letters, digits and _, and no digit first"
+            f"{name!r} is not a variable name: use letters, digits and _, and no digit first"
         )
     return name
 
@@ -57,16 +79,18 @@ class Model(_Part):
     served_name: str
     """Name that clients put into `model`."""
     type: str | None = None
-    """`model_type` that the weights' config.json must carry."""
+    """`model_type` that the weights' config.json must have."""
     tiny: Literal["qwen3", "minimax_m2"] | None = None
-    """Make a tiny random-weight model of this architecture on each node instead of reading `path`."""
+    """Generate a tiny model with random weights of this architecture on each node instead of reading `path`."""
     read_ahead: bool = True
-    """Read the weights into the page cache of each host while vLLM imports its modules, if they fit into memory."""
+    """Read the weights into each host's page cache while vLLM imports its modules, if they fit into memory."""
     sources: Sources = Sources()
 
     @model_validator(mode="after")
     def _has_weights(self) -> Model:
-        if bool(self.path) == bool(self.tiny):
+        has_path = bool(self.path)
+        has_tiny = bool(self.tiny)
+        if has_path == has_tiny:
             raise ValueError(
                 "give either `path` (a directory of weights) or `tiny` (a generated model)"
             )
@@ -80,27 +104,27 @@ class Hardware(_Part):
     """What a server needs of a node."""
 
     platform: Platform
-    npus_per_server: Annotated[int, Field(ge=1)] | None = None
-    """NPUs (on A3: dies) one server takes; by default tensor x pipeline x prefill_context x data_local."""
-    npus_per_node: Annotated[int, Field(ge=1)] | None = None
+    npus_per_server: Npus | None = None
+    """NPUs (on A3: dies) of one server; by default tensor x pipeline x prefill_context x data_local."""
+    npus_per_node: Npus | None = None
     """NPUs of one node; by default 8 on A2, 16 on A3."""
     spread: bool = True
-    """Every server on a node of its own. False allows several on one node."""
+    """Place every server on a node of its own. False allows several servers on one node."""
 
 
 class Parallel(_Part):
     """Parallel sizes, in vLLM's terms."""
 
-    tensor: Annotated[int, Field(ge=1)] = 1
-    data: Annotated[int, Field(ge=1)] = 1
-    data_local: Annotated[int, Field(ge=1)] | None = None
-    """Data-parallel ranks that one server holds; by default all of them (one server)."""
-    pipeline: Annotated[int, Field(ge=1)] = 1
-    prefill_context: Annotated[int, Field(ge=1)] = 1
-    decode_context: Annotated[int, Field(ge=1)] = 1
+    tensor: Ranks = 1
+    data: Ranks = 1
+    data_local: Ranks | None = None
+    """Data-parallel ranks of one server; by default all of them (one server)."""
+    pipeline: Ranks = 1
+    prefill_context: Ranks = 1
+    decode_context: Ranks = 1
     expert: bool = False
     """Expert parallelism (`--enable-expert-parallel`)."""
-    api_servers: Annotated[int, Field(ge=1)] = 1
+    api_servers: Ranks = 1
     """API server processes on the primary. vLLM itself would start one per data-parallel rank."""
 
     @model_validator(mode="after")
@@ -111,7 +135,7 @@ class Parallel(_Part):
 
     @property
     def ranks_per_server(self) -> int:
-        """Data-parallel ranks one server holds."""
+        """Data-parallel ranks of one server."""
         return self.data_local or self.data
 
     @property
@@ -121,7 +145,7 @@ class Parallel(_Part):
 
     @property
     def devices_per_rank(self) -> int:
-        """NPUs one data-parallel rank takes."""
+        """NPUs of one data-parallel rank."""
         return self.tensor * self.pipeline * self.prefill_context
 
 
@@ -131,55 +155,55 @@ class Network(_Part):
     host: str = "node"
     """Address the API listens on: `node` for the server's own address, or a literal such as 0.0.0.0."""
     http_port: Port = 8000
-    """Port of the API. Never moved: a start is refused while somebody has it."""
+    """Port of the API. Fixed: `start` fails if the port is in use."""
     rpc_port: Port = 29550
     """Port of the data-parallel handshake on the primary, or the next free one; vLLM's default is 29550."""
     hccl_base_port: Annotated[int, Field(ge=1024, le=65520)] = 60000
-    """First of the 16 host ports HCCL takes (HCCL_IF_BASE_PORT), or of the next 16 free; 60000 is HCCL's default."""
+    """First of the 16 host ports of HCCL (HCCL_IF_BASE_PORT), or of the next 16 free; HCCL's default is 60000."""
     interface: str = "auto"
-    """Network interface per node: `auto` (the one with the node's Ray address), a name, or a CIDR that it is in."""
+    """Network interface per node: `auto` (the one with the node's Ray address), a name, or a CIDR of its address."""
 
 
 class Timeouts(_Part):
-    """How long things may take, in seconds."""
+    """Time-outs, in seconds."""
 
     reserve: Seconds = 10
-    """For all NPUs to be reserved together."""
+    """For the reservation of all NPUs together."""
     probe: Seconds = 30
-    """For one node to be probed."""
+    """For the probe of one node."""
     start: Seconds = 3600
-    """From launch to ready. vLLM's primary itself waits for ever for a headless server."""
+    """From launch to ready. vLLM's primary has no time-out of its own for a headless server."""
     stop: Seconds = 30
     """Between SIGTERM and SIGKILL of a server's process group."""
 
 
 class Health(_Part):
-    """When a deployment counts as failed, and when it is started again. Times in seconds."""
+    """Liveness, failure detection and restart back-off. Times in seconds."""
 
     heartbeat_s: Seconds = 1
-    """How often an agent reports when nothing happens."""
+    """Period of an agent's reports while nothing changes."""
     agent_silent_s: Seconds = 6
     """Silence of an agent after which its node counts as unreachable."""
     http_period_s: Seconds = 2
     http_timeout_s: Seconds = 15
-    """One `/health` may take this long: under load it was measured at 3 to 8 s."""
+    """Time-out of one `/health` request: under load it took 3 to 8 s (measured)."""
     http_fail_s: Seconds = 30
-    """Unbroken row of failed `/health` after which it counts, if tokens stand still too."""
+    """Consecutive time of failed `/health` probes that counts as a failure, if no rank makes tokens either."""
     progress_period_s: Seconds = 2
     stall_s: Seconds = 20
-    """Requests on a rank while none of its counters moves, for this long, is a hang. Raise it for long prefills."""
+    """A rank with requests whose counters all stand still for this long hangs. Raise it for long prefills."""
     canary_idle_s: Seconds = 5
-    """A rank that was silent for this long is asked for one token."""
+    """A rank that was idle for this long gets a canary: a request for one token."""
     canary_timeout_s: Seconds = 15
-    """Patience with that token. A rank that stands still with requests is judged by `stall_s` alone."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Time-out of the canary. A rank that has requests is judged by `stall_s` alone."""
+    max_restarts: Restarts = 3
     """Restarts allowed within `restart_window_s`."""
     restart_window_s: Seconds = 3600
-    backoff_first_s: Annotated[float, Field(ge=0)] = 1
-    backoff_factor: Annotated[float, Field(ge=1)] = 4
+    backoff_first_s: Pause = 1
+    backoff_factor: Factor = 4
     backoff_max_s: Seconds = 120
-    device_pause_s: Annotated[float, Field(ge=0)] = 10
-    """Least pause before NPUs are used again after an unclean end (HCCP needs about 10 s)."""
+    device_pause_s: Pause = 10
+    """Minimum pause before NPUs are used again after an unclean exit (HCCP needs about 10 s)."""
 
 
 class Container(_Part):
@@ -204,11 +228,11 @@ class Container(_Part):
 
 
 class Tuning(_Part):
-    """Host settings wanted. They need root on the host; what is not met is reported, never forced at start."""
+    """Wanted host settings. They need root on the host; `start` reports unmet ones and never sets them."""
 
     governor: str | None = None
     """CPU frequency governor."""
-    sysctl: dict[str, int] = {}
+    sysctl: dict[str, SysctlValue] = {}
     jemalloc: bool = False
     """Preload jemalloc into the servers (LD_PRELOAD) where the library exists."""
 
@@ -219,7 +243,7 @@ class ToolCalling(_Part):
     enabled: bool = False
     tool_parser: str = "minimax_m2"
     reasoning_parser: str | None = "minimax_m2_append_think"
-    """minimax_m2_append_think keeps <think> inside `content`; minimax_m2 fills `reasoning` (for /v1/responses)."""
+    """minimax_m2_append_think keeps <think> in `content`; minimax_m2 fills `reasoning` (for /v1/responses)."""
 
 
 class Profiling(_Part):
@@ -232,23 +256,21 @@ class Profiling(_Part):
 
 
 class Speculative(BaseModel):
-    """Speculative decoding; every further key goes into `--speculative-config` as it is."""
+    """Speculative decoding; every further key goes into `--speculative-config` unchanged."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     enabled: bool = False
     method: str = "eagle3"
     model: str = ""
-    num_speculative_tokens: Annotated[int, Field(ge=1)] = 3
+    num_speculative_tokens: DraftTokens = 3
     sources: Sources = Sources()
-    """Where a drafter of its own (`model`) can be downloaded."""
+    """Where a separate drafter (`model`) can be downloaded."""
 
     def config(self) -> dict[str, Any]:
-        """The value of `--speculative-config`."""
-        own = ("enabled", "sources")
-        return {
-            key: value for key, value in self.model_dump().items() if key not in own and value != ""
-        }
+        """Return the value of `--speculative-config`."""
+        config = self.model_dump(exclude={"enabled", "sources"})
+        return {key: value for key, value in config.items() if value != ""}
 
 
 class Features(_Part):
@@ -256,7 +278,7 @@ class Features(_Part):
 
     tool_calling: ToolCalling = ToolCalling()
     reasoning_parser: str | None = None
-    """Reasoning parser of a server without tool calling; with it, features.tool_calling.reasoning_parser counts."""
+    """Reasoning parser without tool calling; with tool calling, features.tool_calling.reasoning_parser counts."""
     profiling: Profiling = Profiling()
     speculative: Speculative = Speculative()
 
@@ -279,36 +301,53 @@ class Recipe(_Part):
     env: dict[EnvName, EnvValue] = {}
     """Environment of every server."""
     secrets: tuple[EnvName, ...] = ()
-    """Variables taken from the launching environment and given to the servers; never printed or stored."""
+    """Variables passed from the launching environment to the servers; never printed or stored."""
     features: Features = Features()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
     container: Container | None = None
     tuning: Tuning = Tuning()
     bench: tuple[str, ...] = ()
-    """Scenarios of `raylaunch bench` that fit, the first is its default; without any: `short`."""
+    """Scenarios of `raylaunch bench` that fit; the first is its default, without any it is `short`."""
 
     @model_validator(mode="after")
-    def _leaves_owned_alone(self) -> Recipe:
+    def _leaves_reserved_alone(self) -> Recipe:
         for name in self.args:
-            if field := owned_arg(name):
+            if field := reserved_arg(name):
                 raise ValueError(f"args.{name} is set by raylaunch: use {field}")
         for name in self.env:
-            if field := owned_env(name):
+            if field := reserved_env(name):
                 raise ValueError(f"env.{name} is set by raylaunch: use {field}")
-        names = [normalise_flag(name) for name in self.args]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"args gives --{twice} twice, in two spellings")
+        return self
+
+    @model_validator(mode="after")
+    def _gives_each_flag_once(self) -> Recipe:
+        seen: set[str] = set()
+        for name in self.args:
+            flag = normalise_flag(name)
+            if flag in seen:
+                raise ValueError(f"args gives --{flag} twice, in two spellings")
+            seen.add(flag)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_one_node(self) -> Recipe:
+        if self.npus_per_server > MAX_NPUS_PER_NODE:
+            raise ValueError(
+                f"a server needs {self.npus_per_server} NPUs (tensor x pipeline x prefill_context x "
+                f"data_local), and no node has more than {MAX_NPUS_PER_NODE}: lower parallel.data_local"
+            )
         return self
 
     @property
     def npus_per_server(self) -> int:
-        """NPUs one server takes; 0 on a platform without NPUs only when the recipe says so."""
+        """NPUs of one server: as written, or as its ranks need."""
         needed = self.parallel.devices_per_rank * self.parallel.ranks_per_server
         return self.hardware.npus_per_server or needed
 
     @property
     def npus_per_node(self) -> int:
         """NPUs of one node."""
-        return self.hardware.npus_per_node or (16 if self.hardware.platform == "ascend-a3" else 8)
+        if self.hardware.npus_per_node:
+            return self.hardware.npus_per_node
+        return 16 if self.hardware.platform == "ascend-a3" else 8

@@ -1,4 +1,4 @@
-"""Reads what a recipe asks of vLLM and vllm-ascend, in whichever of its spellings it was written."""
+"""Reads what a recipe asks of vLLM and vllm-ascend, in whichever spelling it was written."""
 
 from __future__ import annotations
 
@@ -15,43 +15,55 @@ Versions = Mapping[str, str]
 
 
 def on_ascend(recipe: Recipe) -> bool:
-    """Whether the recipe is for NPUs."""
+    """Return whether the recipe is for NPUs."""
     return recipe.hardware.platform != "cpu"
 
 
 def given_args(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's flags by their canonical names."""
+    """Return the recipe's flags by their canonical names."""
     return {normalise_flag(name): value for name, value in recipe.args.items()}
 
 
 def read_config(recipe: Recipe, flag: str) -> dict[str, Any]:
-    """A flag whose value is JSON, with its dotted forms (`additional-config.enable_flashcomm1: true`)."""
+    """Return the value of a JSON flag as a mapping, together with the flag's dotted forms.
+
+    A dotted form is `additional-config.enable_flashcomm1: true`. Text that is not JSON counts as an empty mapping.
+    """
     args = given_args(recipe)
-    whole = args.get(flag)
-    if isinstance(whole, str):
+    config = _as_mapping(args.get(flag))
+    for name, value in args.items():
+        if not name.startswith(f"{flag}."):
+            continue
+        key = name.partition(".")[2]
+        top, dot, _ = key.partition(".")
+        # What stands below a deeper key matters to no check: its presence does.
+        config[top] = {} if dot else value
+    return config
+
+
+def _as_mapping(value: object) -> dict[str, Any]:
+    if isinstance(value, str):
         try:
-            whole = json.loads(whole)
-        except ValueError:
-            whole = None
-    dotted = {
-        name.partition(".")[2]: value for name, value in args.items() if name.startswith(f"{flag}.")
-    }
-    top = {name.partition(".")[0]: {} if "." in name else value for name, value in dotted.items()}
-    return {**(whole if isinstance(whole, dict) else {}), **top}
+            value = json.loads(value)
+        # RecursionError: JSON nested too deep for Python's parser.
+        except (ValueError, RecursionError):
+            return {}
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def is_switched_on(recipe: Recipe, variable: str, key: str) -> bool:
-    """Whether a feature of vllm-ascend is on, by its variable or by its key of additional-config."""
-    return is_on(recipe.env.get(variable)) or is_on(
-        read_config(recipe, "additional-config").get(key)
-    )
+    """Return whether a feature of vllm-ascend is on, by its variable or by its key of additional-config."""
+    if is_on(recipe.env.get(variable)):
+        return True
+    return is_on(read_config(recipe, "additional-config").get(key))
 
 
 def is_on(value: object) -> bool:
-    """Whether a switch, as text, number or bool, is on."""
+    """Return whether a switch, as text, number or bool, is on."""
     return str(value).lower() not in ("none", "", "0", "false")
 
 
 def version_number(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version: "0.23.0.post1" -> (0, 23)."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    """Return the first two numbers of a version: "0.23.0.post1" -> (0, 23)."""
+    numbers = re.findall(r"\d+", version)
+    return tuple(int(number) for number in numbers[:2])

@@ -1,6 +1,8 @@
-"""Flags and variables that the planner sets itself, and the recipe field a user reaches them by."""
+"""Flags and variables reserved to the planner, and the recipe field that sets each of them."""
 
 from __future__ import annotations
+
+_INTERNAL_LB = "nothing: raylaunch deploys vLLM's internal load balancing"
 
 _ARGS = {
     "model": "model.path",
@@ -19,10 +21,12 @@ _ARGS = {
     "data-parallel-address": "network.interface (the address follows from it)",
     "data-parallel-start-rank": "parallel.data_local (ranks follow from it)",
     "data-parallel-rank": "parallel.data_local (ranks follow from it)",
-    "data-parallel-backend": "nothing: raylaunch places the servers itself, with vLLM's default backend",
-    "data-parallel-hybrid-lb": "nothing: raylaunch deploys vLLM's internal load balancing",
-    "data-parallel-external-lb": "nothing: raylaunch deploys vLLM's internal load balancing",
-    "data-parallel-multi-port-external-lb": "nothing: raylaunch deploys vLLM's internal load balancing",
+    "data-parallel-backend": (
+        "nothing: raylaunch places the servers itself, with vLLM's default backend"
+    ),
+    "data-parallel-hybrid-lb": _INTERNAL_LB,
+    "data-parallel-external-lb": _INTERNAL_LB,
+    "data-parallel-multi-port-external-lb": _INTERNAL_LB,
     "headless": "parallel.data_local (every server but the first is headless)",
     "nnodes": "parallel.data",
     "node-rank": "parallel.data",
@@ -30,7 +34,9 @@ _ARGS = {
     "master-port": "network.rpc_port",
     "enable-auto-tool-choice": "features.tool_calling",
     "tool-call-parser": "features.tool_calling.tool_parser",
-    "reasoning-parser": "features.tool_calling.reasoning_parser (without tool calling: features.reasoning_parser)",
+    "reasoning-parser": (
+        "features.tool_calling.reasoning_parser (without tool calling: features.reasoning_parser)"
+    ),
     "profiler-config": "features.profiling",
     "speculative-config": "features.speculative",
 }
@@ -68,7 +74,9 @@ _ENV = {
     "HCCL_IF_BASE_PORT": "network.hccl_base_port",
     "ASCEND_RT_VISIBLE_DEVICES": "hardware.npus_per_server (Ray assigns the devices)",
     "VLLM_TORCH_PROFILER_DIR": "features.profiling.dir (current vLLM ignores the variable)",
-    "VLLM_TORCH_PROFILER_WITH_STACK": "features.profiling.with_stack (current vLLM ignores the variable)",
+    "VLLM_TORCH_PROFILER_WITH_STACK": (
+        "features.profiling.with_stack (current vLLM ignores the variable)"
+    ),
 }
 
 
@@ -82,12 +90,14 @@ def normalise_flag(name: str) -> str:
     return _SHORT.get(head, head) + dot + rest
 
 
-def owned_arg(name: str) -> str | None:
+def reserved_arg(name: str) -> str | None:
     """Return the recipe field to use instead of the flag `name`; None when the flag is free."""
-    return _ARGS.get(normalise_flag(name).partition(".")[0].removeprefix("no-"))
+    flag = normalise_flag(name).partition(".")[0]
+    # `--no-enable-expert-parallel` is reserved as its positive form is.
+    return _ARGS.get(flag.removeprefix("no-"))
 
 
-def owned_env(name: str) -> str | None:
+def reserved_env(name: str) -> str | None:
     """Return the recipe field to use instead of the variable `name`; None when it is free."""
     if name.startswith("RAYLAUNCH_"):
         return "nothing: raylaunch marks its own processes with it"

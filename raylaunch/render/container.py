@@ -13,7 +13,9 @@ EVERY_NPU = "/dev/davinci*"
 
 
 def render_containers(recipe: Recipe, plan: LaunchPlan) -> dict[str, str]:
-    """Return a bash script per node that starts the node's container, by file name ("container-192.0.2.10.sh").
+    """Return a bash script per node that starts the node's container, by file name.
+
+    A file name is "container-192.0.2.10.sh".
 
     Raises:
         RecipeError: The recipe names no container.
@@ -30,29 +32,22 @@ def render_containers(recipe: Recipe, plan: LaunchPlan) -> dict[str, str]:
 def docker_command(recipe: Recipe) -> list[str]:
     """Return the `docker run` of a node, word by word.
 
-    NPUs are never named with -e ASCEND_RT_VISIBLE_DEVICES: Ray shuffles a list that its node had before (measured,
-    Ray 2.60), so the plan gives each server its own.
+    NPUs are never named with -e ASCEND_RT_VISIBLE_DEVICES: Ray shuffles a list that its node had
+    before (measured, Ray 2.60), so the plan gives each server its own.
 
     Raises:
         RecipeError: The recipe names no container.
     """
     box = _container(recipe)
-    how = ["-itd"] if box.detach else ["--rm", "-it"]
-    named = ["--name", box.name, "--net=host"]
-    return [
-        "docker",
-        "run",
-        *how,
-        *_rights(box),
-        *named,
-        *_contents(recipe, box),
-        image(recipe),
-        "bash",
-    ]
+    mode = ["-itd"] if box.detach else ["--rm", "-it"]
+    words = ["docker", "run", *mode, *_rights(box)]
+    words += ["--name", box.name, "--net=host"]
+    words += _contents(recipe, box)
+    return [*words, image(recipe), "bash"]
 
 
 def run_options(recipe: Recipe) -> list[str]:
-    """Return the options of that `docker run` but for name, network and how it is attached, word by word.
+    """Return the options of that `docker run` without name, network and mode, word by word.
 
     Raises:
         RecipeError: The recipe names no container.
@@ -62,7 +57,9 @@ def run_options(recipe: Recipe) -> list[str]:
 
 
 def image(recipe: Recipe) -> str:
-    """Return image and tag for the recipe's board: the A3 builds of vllm-ascend are `vX-a3` and `vX-a3-openeuler`.
+    """Return image and tag for the recipe's board.
+
+    The A3 builds of vllm-ascend have the tags `vX-a3` and `vX-a3-openeuler`.
 
     Raises:
         RecipeError: The recipe names no container.
@@ -84,52 +81,70 @@ def _container(recipe: Recipe) -> Container:
 
 
 def _rights(box: Container) -> list[str]:
-    words = ["-u", box.user] if box.user else []
-    words += [f"--ipc={box.ipc}"] if box.ipc else []
-    words += ["--privileged"] if box.privileged else []
-    return words + [word for name, value in box.env.items() for word in ("-e", f"{name}={value}")]
+    words = []
+    if box.user:
+        words += ["-u", box.user]
+    if box.ipc:
+        words.append(f"--ipc={box.ipc}")
+    if box.privileged:
+        words.append("--privileged")
+    for name, value in box.env.items():
+        words += ["-e", f"{name}={value}"]
+    return words
 
 
 def _contents(recipe: Recipe, box: Container) -> list[str]:
-    words = [f"--shm-size={box.shm_size}"] if box.shm_size else []
-    words += [word for device in _devices(recipe, box) for word in ("--device", device)]
-    return words + [word for mount in box.mounts for word in ("-v", mount)]
+    words = []
+    if box.shm_size:
+        words.append(f"--shm-size={box.shm_size}")
+    for device in _devices(recipe, box):
+        words += ["--device", device]
+    for mount in box.mounts:
+        words += ["-v", mount]
+    return words
 
 
 def _devices(recipe: Recipe, box: Container) -> list[str]:
-    every = [f"/dev/davinci{number}" for number in range(recipe.npus_per_node)]
-    return [each for device in box.devices for each in (every if device == EVERY_NPU else [device])]
+    devices = []
+    for device in box.devices:
+        if device == EVERY_NPU:
+            devices += [f"/dev/davinci{number}" for number in range(recipe.npus_per_node)]
+        else:
+            devices.append(device)
+    return devices
 
 
 def _script(recipe: Recipe, plan: LaunchPlan, ip: str, servers: list[ServerPlan]) -> str:
     box = _container(recipe)
-    story = [
+    then = "Then, from a second shell on the node:"
+    if box.detach:
+        then = "Then, in the background container:"
+    text = [
         f"Deployment {plan.deployment}, recipe {plan.recipe}: the container of node {ip}.",
         "Run this on the node, beside its server script(s).",
-        "Then, in the background container:"
-        if box.detach
-        else "Then, from a second shell on the node:",
-        *(f"  {line}" for server in servers for line in _inside(plan, box, server)),
+        then,
     ]
-    lines = [
-        "#!/usr/bin/env bash",
-        *("#" + _indented(text) for text in story),
-        "set -euo pipefail",
-        "",
-    ]
-    return "\n".join([*lines, _one_option_per_line(docker_command(recipe))]) + "\n"
+    for server in servers:
+        text += [f"  {line}" for line in _inside(plan, box, server)]
+    comments = [f"#{_indented(line)}" for line in text]
+    command = _one_option_per_line(docker_command(recipe))
+    lines = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", "", command]
+    return "\n".join(lines) + "\n"
 
 
 def _indented(text: str) -> str:
-    return (" " * (1 + len(text) - len(text.lstrip()))) + comment(text)[2:]
+    """Return the comment's text with the indentation of `text`, which `comment` would remove."""
+    indentation = len(text) - len(text.lstrip())
+    return " " * (1 + indentation) + comment(text).removeprefix("# ")
 
 
 def _inside(plan: LaunchPlan, box: Container, server: ServerPlan) -> list[str]:
     """Copy the server script into the container and run it there.
 
-    `bash -i` because the images set up CANN in ~/.bashrc, which only an interactive shell reads.
+    `bash -i` because the images set up CANN in ~/.bashrc, which only an interactive shell sources.
     """
-    name, script = shlex.quote(box.name), script_name(server)
+    name = shlex.quote(box.name)
+    script = script_name(server)
     secrets = "".join(f" -e {secret}" for secret in plan.secrets)
     return [
         f"docker cp {script} {name}:/root/{script}",
@@ -138,7 +153,7 @@ def _inside(plan: LaunchPlan, box: Container, server: ServerPlan) -> list[str]:
 
 
 def _one_option_per_line(words: list[str]) -> str:
-    """Break before each option; `docker run` stays together, and so do the image and its command."""
+    """Break the line before each option, after `docker run` and before the image with its command."""
     lines = [" ".join(words[:2])]
     for word in words[2:-2]:
         quoted = shlex.quote(word)

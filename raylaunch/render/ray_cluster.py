@@ -1,4 +1,4 @@
-"""The cluster a recipe runs on: a file for Ray's own launcher (`ray up`, provider `local`), ready to be edited."""
+"""The cluster of a recipe: a file for Ray's own launcher (`ray up`, provider `local`), to be edited."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import ipaddress
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from raylaunch.errors import PlanError, RecipeError
+import yaml
+
+from raylaunch.errors import ClusterFileError, PlanError, RecipeError
+from raylaunch.recipe.cluster_yaml import ClusterFile, read_cluster_file
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
+from raylaunch.recipe.yaml_reader import describe_unprintable, shorten
 from raylaunch.render.container import image, run_options
 
 RAY = "2.60"
@@ -27,27 +32,38 @@ FIXED_PORTS = {
     "dashboard-agent-listen-port": 6384,
     "metrics-export-port": 6385,
 }
-"""`ray start` picks most of these from the ephemeral range (32768-60999) when nothing is said, where HCCL's lie too."""
+"""By default `ray start` picks most of these from the ephemeral range (32768-60999).
+
+HCCL's ports are in that range too.
+"""
 
 HEAD_PORTS = {"dashboard-port": 8265, "ray-client-server-port": 10001}
 METRIC_PORTS = {"AUTOSCALER_METRIC_PORT": 6386, "DASHBOARD_METRIC_PORT": 6387}
-"""The two of the head that have no option; 44217 and 44227 when nothing is said."""
+"""The two ports of the head without an option; the defaults are 44217 and 44227."""
 
 WORKER_PORTS = (10002, 19999)
+MAX_NAME = 100
+"""A cluster's name is part of file names, which have at most 255 bytes (Ray adds about 50)."""
+
 HCCL_PORTS = 16
 OBJECT_STORE_BYTES = 200_000_000
-"""raylaunch passes almost no objects; Ray's default, 30 % of memory, does not fit into a container's /dev/shm."""
+"""raylaunch passes almost no objects.
+
+Ray's default, 30 % of memory, does not fit into a container's /dev/shm.
+"""
 
 TOOLKIT_ENVIRONMENT = (
     "/usr/local/Ascend/cann/set_env.sh",
     "/usr/local/Ascend/ascend-toolkit/set_env.sh",
 )
-"""CANN's own since 8.5, and before that. The first that is there counts: where both are, the older one is a link to the
-newer, or another version, whose libraries would mix with these.
+"""CANN's script since 8.5, and the one before that. The first that exists is sourced.
+
+Where both exist, the older one is a link to the newer, or another version, whose libraries would mix
+with these.
 """
 
 ATB_ENVIRONMENT = "/usr/local/Ascend/nnal/atb/set_env.sh"
-"""Adds to the toolkit's, so it comes after it."""
+"""Extends the toolkit's environment, so it is sourced after it."""
 
 ROOT_HOME = "/root"
 MARKER = "RAYLAUNCH_CLUSTER"
@@ -55,7 +71,7 @@ MARKER = "RAYLAUNCH_CLUSTER"
 
 @dataclass(frozen=True)
 class _Site:
-    """The hosts, and how they are reached."""
+    """The hosts, and how to reach them."""
 
     name: str
     head: str
@@ -77,46 +93,92 @@ def render_cluster(
     name: str | None = None,
     asked: Sequence[str] = (),
 ) -> str:
-    """Return the YAML of a cluster for this recipe: `ray up` on it gives the NPUs that the recipe asks for.
+    """Return the YAML of a cluster for this recipe: `ray up` on it provides the recipe's NPUs.
 
-    Without `bare`, Ray runs in the recipe's container on each host. `name` is the cluster's, by default the recipe's.
-    `asked` is how the recipe was asked for on the command line (path, --set), for the comment that says so.
+    Args:
+        loaded: The recipe.
+        head: IPv4 address of the head.
+        workers: IPv4 addresses of the workers.
+        ssh_user: User of the SSH connections.
+        ssh_key: Private key of that user.
+        bare: Run Ray on the hosts themselves, not in the recipe's container on each host.
+        name: Name of the cluster; by default the recipe's.
+        asked: The recipe as it was given on the command line (path, --set), for the file's comment.
 
     Raises:
-        PlanError: not enough hosts, one named twice, or an address that Ray's local provider cannot use.
-        RecipeError: no container and not `bare`, or a port of the recipe that Ray needs.
+        PlanError: Too few hosts, one given twice, or a name, address or user that Ray cannot use.
+        RecipeError: No container and not `bare`, or a port of the recipe that Ray needs.
     """
-    site = _Site(name or loaded.name, head, tuple(workers), ssh_user, ssh_key, bare, tuple(asked))
+    site = _Site(
+        name=name or loaded.name,
+        head=head,
+        workers=tuple(workers),
+        ssh_user=ssh_user,
+        ssh_key=ssh_key,
+        bare=bare,
+        asked=tuple(asked),
+    )
     _check(loaded.recipe, site)
-    return "\n".join(_lines(loaded, site)) + "\n"
+    text = "\n".join(_lines(loaded, site)) + "\n"
+    _check_by_reading(text, loaded.recipe, site)
+    return text
 
 
 def token_folder(name: str) -> str:
-    """Return the folder that holds a cluster's token, the same on the launching machine and on every host."""
+    """Return the folder of a cluster's token, the same on the launching machine and on every host."""
     return f"~/.raylaunch/cluster/{name}"
 
 
 def _check(recipe: Recipe, site: _Site) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", site.name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", site.name) or len(site.name) > MAX_NAME:
         raise PlanError(
-            f"{site.name!r} is no cluster name", todo="use letters, digits, '-', '_' and '.'"
+            f"{shorten(site.name)!r} is not a cluster name",
+            why="it becomes part of file names and of a marker variable",
+            todo=f"use letters, digits, '-', '_' and '.', at most {MAX_NAME} of them",
         )
-    hosts = (site.head, *site.workers)
+    _check_text(site.ssh_user, "--ssh-user")
+    _check_text(site.ssh_key, "--ssh-key")
+    _check_hosts(recipe, (site.head, *site.workers))
+    _check_ports(recipe)
+
+
+def _check_text(text: str | None, option: str) -> None:
+    if text is None:
+        return
+    problem = describe_unprintable(text)
+    if not text.strip() or "\n" in text:
+        problem = "it is empty, or has more than one line"
+    if problem:
+        raise PlanError(
+            f"{option} {shorten(text)!r} cannot be written into the file",
+            why=problem,
+            todo="give a plain name or path",
+        )
+
+
+def _check_hosts(recipe: Recipe, hosts: Sequence[str]) -> None:
+    seen: set[str] = set()
     for host in hosts:
         _check_address(host)
-    if twice := next((host for host in hosts if hosts.count(host) > 1), None):
-        raise PlanError(f"host {twice} is given twice")
+        if host in seen:
+            raise PlanError(f"host {host} is given twice", todo="give each host once")
+        seen.add(host)
     needed = _hosts_needed(recipe)
     if len(hosts) < needed:
         raise PlanError(
             f"the recipe needs {needed} hosts, and {len(hosts)} are given",
             todo="add --worker IP, once per further host",
         )
+
+
+def _check_ports(recipe: Recipe) -> None:
     rays = {*FIXED_PORTS.values(), *HEAD_PORTS.values(), *METRIC_PORTS.values()}
-    if taken := _ports(recipe).keys() & rays:
+    fields = _ports(recipe)
+    taken = fields.keys() & rays
+    if taken:
         port = min(taken)
         raise RecipeError(
-            f"{_ports(recipe)[port]}: Ray itself needs port {port}", todo="choose another one"
+            f"{fields[port]}: Ray itself needs port {port}", todo="choose another port"
         )
 
 
@@ -125,10 +187,42 @@ def _check_address(host: str) -> None:
         ipaddress.IPv4Address(host)
     except ValueError as error:
         raise PlanError(
-            f"{host!r} is no IPv4 address",
-            why="Ray's local provider knows its hosts by IPv4 address (Ray 2.60, local/node_provider.py)",
-            todo="give the address of the network that joins the hosts",
+            f"{shorten(host)!r} is not an IPv4 address",
+            why="Ray's local provider identifies hosts by IPv4 address "
+            "(Ray 2.60, local/node_provider.py)",
+            todo="give the address in the network between the hosts",
         ) from error
+
+
+def _check_by_reading(text: str, recipe: Recipe, site: _Site) -> None:
+    """Read the finished file as `ray up` will, so that no value of a recipe can damage it.
+
+    Raises:
+        RecipeError: A value is not the same when it is read.
+    """
+    try:
+        found = read_cluster_file(text, "the file")
+    except ClusterFileError as error:
+        raise RecipeError(
+            "the recipe cannot be written as a cluster file",
+            why=f"{error.what}: {error.why}",
+            todo="remove unusual characters from its container section",
+        ) from error
+    wanted = ClusterFile(
+        name=site.name,
+        head_ip=site.head,
+        workers=site.workers,
+        min_workers=len(site.workers),
+        user=site.ssh_user,
+        key=site.ssh_key,
+        container=recipe.container.name if recipe.container and not site.bare else None,
+    )
+    if found != wanted:
+        raise RecipeError(
+            "the recipe cannot be written as a cluster file",
+            why="a value changes when the file is read",
+            todo="remove unusual characters from its container section",
+        )
 
 
 def _hosts_needed(recipe: Recipe) -> int:
@@ -139,17 +233,20 @@ def _hosts_needed(recipe: Recipe) -> int:
 
 
 def _ports(recipe: Recipe) -> dict[int, str]:
-    """The ports that servers of the recipe listen on, with the field that names each."""
+    """Return the ports that servers of the recipe listen on, with the field of each."""
     network = recipe.network
     first = network.hccl_base_port
-    hccl = dict.fromkeys(range(first, first + HCCL_PORTS), "network.hccl_base_port")
-    return {**hccl, network.http_port: "network.http_port", network.rpc_port: "network.rpc_port"}
+    ports = dict.fromkeys(range(first, first + HCCL_PORTS), "network.hccl_base_port")
+    ports[network.http_port] = "network.http_port"
+    ports[network.rpc_port] = "network.rpc_port"
+    return ports
 
 
 def _worker_ports(recipe: Recipe) -> tuple[int, int]:
-    """The longest stretch of Ray's usual worker ports that leaves the recipe's alone."""
+    """Return the longest range of Ray's usual worker ports without a port of the recipe."""
     first, last = WORKER_PORTS
-    edges = [first - 1, *sorted(port for port in _ports(recipe) if first <= port <= last), last + 1]
+    own = sorted(port for port in _ports(recipe) if first <= port <= last)
+    edges = [first - 1, *own, last + 1]
     below, above = max(pairwise(edges), key=lambda gap: gap[1] - gap[0])
     return below + 1, above - 1
 
@@ -165,24 +262,42 @@ def _lines(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
 
 
 def _title(loaded: LoadedRecipe, site: _Site) -> Iterator[str]:
-    again = ["raylaunch", "cluster", *(site.asked or (loaded.name,)), "--head", site.head]
-    again += [word for worker in site.workers for word in ("--worker", worker)]
-    again += ["--ssh-user", site.ssh_user, *(["--ssh-key", site.ssh_key] if site.ssh_key else [])]
-    again += [
-        *(["--bare"] if site.bare else []),
-        *(["--name", site.name] if site.name != loaded.name else []),
-    ]
-    yield f"# Deployment hosts of cluster {site.name}, recipe {loaded.name}: a file for Ray's own cluster launcher."
+    words = " ".join(_shell_word(word) for word in _command(loaded, site))
+    recipe = shorten(loaded.name)
+    yield f"# Hosts of cluster {site.name}, recipe {recipe}: a file for Ray's own cluster launcher."
     yield "#"
     yield "#   ray up -y FILE                  starts Ray on every host; run it again after a change"
     yield "#   ray exec FILE 'COMMAND'         runs a command on the head"
-    yield "#   ray down -y FILE                ends it"
+    yield "#   ray down -y FILE                stops Ray on every host"
     yield "#"
-    yield "# Lines marked EDIT hold what differs from site to site. Everything in this file comes out of one command,"
-    yield "# which also makes the token that the hosts share (see file_mounts):"
+    yield "# Lines marked EDIT hold what differs from site to site. One command writes this file,"
+    yield "# and makes the token that the hosts share (see file_mounts):"
     yield "#"
-    yield f"#   {shlex.join(again)} -o FILE"
+    yield f"#   {words} -o FILE"
     yield ""
+
+
+def _command(loaded: LoadedRecipe, site: _Site) -> list[str]:
+    """Return the command line that writes this file again."""
+    words = ["raylaunch", "cluster", *(site.asked or (loaded.name,)), "--head", site.head]
+    for worker in site.workers:
+        words += ["--worker", worker]
+    words += ["--ssh-user", site.ssh_user]
+    if site.ssh_key:
+        words += ["--ssh-key", site.ssh_key]
+    if site.bare:
+        words.append("--bare")
+    if site.name != loaded.name:
+        words += ["--name", site.name]
+    return words
+
+
+def _shell_word(word: str) -> str:
+    """Quote a word for bash, on one line: a line break would end the comment it stands in."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.encode("unicode_escape").decode("ascii").replace("'", "\\'")
+    return f"$'{escaped}'"
 
 
 def _hosts(site: _Site) -> Iterator[str]:
@@ -198,18 +313,20 @@ def _hosts(site: _Site) -> Iterator[str]:
     yield "auth:"
     yield f"  ssh_user: {_quoted(site.ssh_user)} # EDIT"
     if site.ssh_key:
-        yield f"  ssh_private_key: {_quoted(site.ssh_key)} # EDIT: reaches every host; Ray copies it to the head"
+        key = _quoted(site.ssh_key)
+        yield f"  ssh_private_key: {key} # EDIT: opens every host; Ray copies it to the head"
     else:
-        yield "  # EDIT: without a key, this machine must reach every host by itself, and the head every worker."
+        yield "  # EDIT: without a key, this machine must be able to log in to every host, and the head to"
+        yield "  # every worker."
         yield "  # ssh_private_key: ~/.ssh/id_ed25519"
     yield ""
 
 
 def _files(site: _Site) -> Iterator[str]:
     folder = token_folder(site.name)
-    yield "# An open Ray port lets anybody run code as the user of Ray, so the cluster wants a token: a file `token`"
-    yield "# in this folder. `raylaunch cluster` makes it (by hand: 32 or more random characters, mode 600); Ray copies"
-    yield "# the folder to each host. Shells that talk to the cluster need both variables:"
+    yield "# An open Ray port lets anyone who reaches it run code as the user of Ray, so the cluster requires a"
+    yield "# token: the file `token` in this folder. `raylaunch cluster` makes it (by hand: 32 or more random"
+    yield "# characters, mode 600); Ray copies the folder to each host. Clients need both variables:"
     yield f"#   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={folder}/token"
     yield "file_mounts:"
     yield f"  {folder}: {folder}"
@@ -225,22 +342,24 @@ def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
     yield f"  container_name: {_quoted(box)}"
     yield "  pull_before_run: false # a host that has the image needs no registry"
     yield "  disable_shm_size_detection: true"
-    yield "  disable_automatic_runtime_detection: true # it looks for NVIDIA's"
+    yield "  disable_automatic_runtime_detection: true # it detects NVIDIA's only"
     yield "  run_options: # EDIT: the mounts, of the weights above all"
     yield from (f"    - {_quoted(option)}" for option in _options(run_options(recipe)))
-    yield "    # So that a shell in the container may talk to the cluster."
+    yield "    # For shells in the container that are clients of the cluster."
     yield f"    - {_quoted('-e RAY_AUTH_MODE=token')}"
     yield f"    - {_quoted(f'-e RAY_AUTH_TOKEN_PATH={token}')}"
     yield ""
-    yield "# On each host, before the container: Ray copies files into it by rsync, and the head's runs ssh to workers."
+    yield "# Run on each host before the container starts. Ray copies files into the container by rsync, and the"
+    yield "# head's container runs ssh to the workers."
     yield "initialization_commands:"
     yield "  - |-"
-    yield f"    image={shlex.quote(image(recipe))} # EDIT: as under docker; your mirror, or an image of your own"
+    yield f"    image={shlex.quote(image(recipe))} # EDIT: as under docker; your mirror or your own image"
     yield '    docker run --rm "$image" bash -c \\'
     yield f"    'command -v rsync && command -v ssh && ray --version | grep -F \" {RAY}.\"' ||"
     lines = [
-        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them, and name it in this file on both",
-        "lines marked EDIT that name an image, under docker and under initialization_commands:",
+        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them, and name it in this",
+        "file on both lines marked EDIT that name an image,",
+        "under docker and under initialization_commands:",
     ]
     build = [
         "RUN apt-get update && apt-get install -y rsync openssh-client",
@@ -255,41 +374,50 @@ def _containers(recipe: Recipe, site: _Site) -> Iterator[str]:
 
 
 def _bare(site: _Site) -> Iterator[str]:
-    yield "# No containers: each host has Python, Ray and vLLM, and rsync. Ray's launcher runs everything, even the"
+    yield "# No containers: each host has Python, Ray, vLLM and rsync. Ray's launcher runs every command, also the"
     yield "# `ray stop` of `ray down`, in a login shell (`bash --login -c -i`): `ray` must be in the PATH that"
-    yield f"# ~/.bashrc or ~/.profile of {site.ssh_user} sets there, whatever the PATH of sshd."
+    yield f"# ~/.bashrc or ~/.profile of {site.ssh_user} sets. The PATH of sshd does not matter."
     yield "setup_commands:"
     yield "  - >-"
     yield f"    ray --version | grep -F ' {RAY}.' ||"
-    yield f"    {{ echo 'This host lacks Ray {RAY} in the PATH of a login shell: set it in ~/.bashrc' >&2; false; }}"
+    problem = f"This host lacks Ray {RAY} in the PATH of a login shell: set it in ~/.bashrc"
+    yield f"    {{ echo '{problem}' >&2; false; }}"
     yield ""
 
 
+_START_COMMENT = """\
+# Each command runs in a login shell of its own.
+#   RAY_enable_autoscaler_v2=0   version 2, Ray's default, never starts workers of provider local (measured)
+#   RAY_worker_niceness=0        the default runs Ray's workers, and so vLLM, at niceness 15
+#   RAY_prestart_worker_first_driver=0   the default starts a worker per core for the first driver
+#   ASCEND_RT_VISIBLE_DEVICES    Ray would shuffle a list that is set before it; raylaunch sets the variable
+#   --resources                  the NPUs of one host, also where Ray's Python cannot count them
+#   ports                        fixed, outside those of vLLM and HCCL
+#   --include-log-monitor=false  on a worker the log monitor would survive `ray down` (measured)"""
+
+_BARE_COMMENT = """\
+# `ray stop` would stop every Ray of the host, also those of others; `ray down` does so, on the head. On the
+# workers Ray then exits by itself, within two minutes (measured)."""
+
+
 def _start(recipe: Recipe, site: _Site) -> Iterator[str]:
-    yield "# Each command is one login shell of its own."
-    yield "#   RAY_enable_autoscaler_v2=0   version 2, Ray's default, never starts workers of provider local (measured)"
-    yield "#   RAY_worker_niceness=0        Ray would run its workers, and so vLLM, at niceness 15"
-    yield "#   RAY_prestart_worker_first_driver=0   Ray would start a worker per core for the first who connects"
-    yield "#   ASCEND_RT_VISIBLE_DEVICES    set before Ray it would be dealt out in shuffled order; raylaunch sets it"
-    yield "#   --resources                  the NPUs of one host, whether or not Ray's Python can count them"
-    yield "#   ports                        fixed, outside those of vLLM and HCCL"
-    yield "#   --include-log-monitor=false  on a worker the log monitor would outlive `ray down` (measured)"
+    yield from _START_COMMENT.splitlines()
     if site.bare:
-        yield f"# The first command ends what an earlier `ray up` of this cluster left, by its mark {MARKER}."
-        yield "# `ray stop` would end every Ray of the host, whosever it is; `ray down` does so, on the head. On the"
-        yield "# workers Ray then ends by itself, within two minutes (measured)."
+        yield f"# The first command kills what an earlier `ray up` of this cluster left, by its marker {MARKER}."
+        yield from _BARE_COMMENT.splitlines()
     else:
-        yield "# `ray stop` ends every Ray that it sees, and in the container that is this cluster's."
+        yield "# `ray stop` stops every Ray that it sees; in the container only this cluster's is visible."
+    stop = _kill_marked(site) if site.bare else ["ray stop"]
     for role in ("head", "worker"):
         yield f"{role}_start_ray_commands:"
-        yield "  - >-"
-        yield from (f"    {line}" for line in (_end_marked(site) if site.bare else ["ray stop"]))
-        yield "  - >-"
-        yield from (f"    {line}" for line in _ray_start(recipe, site, role))
+        for command in (stop, _ray_start(recipe, site, role)):
+            yield "  - >-"
+            for line in command:
+                yield f"    {line}"
 
 
-def _end_marked(site: _Site) -> list[str]:
-    """Shell lines that end the processes of this cluster: SIGTERM, up to 30 s, SIGKILL."""
+def _kill_marked(site: _Site) -> list[str]:
+    """Return shell lines that kill the processes of this cluster: SIGTERM, up to 30 s, SIGKILL."""
     return [
         f"ours() {{ grep -lzsxF {MARKER}={site.name} /proc/[0-9]*/environ | cut -d/ -f3; }};",
         "kill -TERM $(ours) 2>/dev/null;",
@@ -301,7 +429,8 @@ def _end_marked(site: _Site) -> list[str]:
 def _ray_start(recipe: Recipe, site: _Site, role: str) -> Iterator[str]:
     if role == "head":
         yield "export RAY_enable_autoscaler_v2=0;"
-        yield f"export {' '.join(f'{name}={port}' for name, port in METRIC_PORTS.items())};"
+        metrics = " ".join(f"{name}={port}" for name, port in METRIC_PORTS.items())
+        yield f"export {metrics};"
     yield f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token_folder(site.name)}/token;"
     yield f"export RAY_worker_niceness=0 RAY_prestart_worker_first_driver=0 {MARKER}={site.name};"
     yield "unset ASCEND_RT_VISIBLE_DEVICES RAY_AUTH_TOKEN;"
@@ -318,31 +447,35 @@ def _ray_start(recipe: Recipe, site: _Site, role: str) -> Iterator[str]:
     npus = json.dumps({"NPU": recipe.npus_per_node})
     yield f"--resources='{npus}'"
     yield f"--object-store-memory={OBJECT_STORE_BYTES}"
-    ports = (
-        {**FIXED_PORTS, **HEAD_PORTS}
-        if role == "head"
-        else {k: v for k, v in FIXED_PORTS.items() if k != "port"}
-    )
-    yield from (f"--{name}={port}" for name, port in ports.items())
+    ports = dict(FIXED_PORTS)
+    if role == "head":
+        ports.update(HEAD_PORTS)
+    else:
+        # A worker connects to the head's port and has none of its own.
+        del ports["port"]
+    for name, port in ports.items():
+        yield f"--{name}={port}"
     low, high = _worker_ports(recipe)
     yield f"--min-worker-port={low} --max-worker-port={high}"
 
 
 def _options(words: list[str]) -> Iterator[str]:
-    """One option with its value per item, quoted: Ray joins them with blanks for a shell."""
-    found: list[list[str]] = []
+    """Yield one option with its value per item, quoted: Ray joins them with blanks for a shell."""
+    options: list[list[str]] = []
     for word in words:
         if word.startswith("-"):
-            found.append([word])
+            options.append([word])
         else:
-            found[-1].append(word)
-    return (shlex.join(option) for option in found)
+            options[-1].append(word)
+    for option in options:
+        yield shlex.join(option)
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar; JSON's strings are YAML's too."""
-    return (
-        text
-        if re.fullmatch(r"[A-Za-z_~/][A-Za-z0-9_~/.-]*", text)
-        else json.dumps(text, ensure_ascii=False)
+    """Return `text` as a YAML scalar on one line."""
+    if re.fullmatch(r"[A-Za-z_~/][A-Za-z0-9_~/.-]*", text):
+        return text
+    # YAML's own writer, because JSON leaves characters such as U+0085 and U+2028 that YAML folds.
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=sys.maxsize).rstrip(
+        "\n"
     )

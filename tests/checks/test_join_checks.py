@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from raylaunch.checks.join_checks import check_joined, find_absent
-from raylaunch.recipe.cluster_yaml import RayFile
+from raylaunch.recipe.cluster_yaml import ClusterFile
 
 HEAD, NEAR, FAR = "10.77.0.10", "10.77.0.11", "10.77.0.99"
-TOLD = RayFile("test", HEAD, (NEAR, FAR), 2, "root")
+TOLD = ClusterFile("test", HEAD, (NEAR, FAR), 2, "root")
 
 # Ray 2.60, autoscaler version 1, a worker at whose address nobody is (shortened).
 LOGS = {
@@ -56,8 +56,8 @@ def test_the_missing_worker_is_named_with_what_the_autoscaler_wrote():
     ("told", "alive"),
     [
         (TOLD, [HEAD, NEAR, FAR]),
-        (RayFile("test", HEAD, (NEAR, FAR), 1, "root"), [HEAD, NEAR]),
-        (RayFile("test", HEAD, (), 0, "root"), [HEAD]),
+        (ClusterFile("test", HEAD, (NEAR, FAR), 1, "root"), [HEAD, NEAR]),
+        (ClusterFile("test", HEAD, (), 0, "root"), [HEAD]),
         (TOLD, ["192.0.2.1"]),
     ],
     ids=["all are there", "one suffices", "no workers", "another cluster"],

@@ -212,10 +212,10 @@ def test_a_missing_key_is_named(load):
     assert "model.served_name is missing" in complaint(load, BASE.replace("  served_name: m\n", ""))
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_line(load):
+def test_a_key_given_twice_is_refused_with_its_line(load):
     text = complaint(load, BASE + "env:\n  A: 1\n")
     assert "line 16" in text
-    assert "env stands twice" in text
+    assert "key env is given twice" in text
 
 
 def test_a_flag_in_two_spellings_is_refused(load):
@@ -318,4 +318,4 @@ def test_a_recipe_is_read_from_a_mapping_too():
 def test_secrets_are_names_only(load):
     recipe = load(BASE + "secrets: [VLLM_API_KEY, HF_TOKEN]\n").recipe
     assert recipe.secrets == ("VLLM_API_KEY", "HF_TOKEN")
-    assert "is no variable name" in complaint(load, BASE + "secrets: ['VLLM_API_KEY=abc']\n")
+    assert "is not a variable name" in complaint(load, BASE + "secrets: ['VLLM_API_KEY=abc']\n")

@@ -338,9 +338,9 @@ def test_a_port_that_ray_needs_is_refused(port):
     [
         ({"workers": []}, "needs 2 hosts, and 1 are given"),
         ({"workers": [HEAD]}, "is given twice"),
-        ({"workers": ["node1"]}, "'node1' is no IPv4 address"),
-        ({"head": "fd00::1"}, "is no IPv4 address"),
-        ({"name": "a b; c"}, "is no cluster name"),
+        ({"workers": ["node1"]}, "'node1' is not an IPv4 address"),
+        ({"head": "fd00::1"}, "is not an IPv4 address"),
+        ({"name": "a b; c"}, "is not a cluster name"),
     ],
 )
 def test_hosts_that_cannot_be_are_refused(given, message):

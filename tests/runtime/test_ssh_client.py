@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
 from raylaunch.errors import ClusterError, ClusterFileError, HeadError
-from raylaunch.recipe.cluster_yaml import GIVEN, read_ray_file
+from raylaunch.recipe.cluster_yaml import GIVEN, read_cluster_file
 from raylaunch.runtime.ssh import ssh_bootstrap
 from raylaunch.runtime.ssh.ssh_client import NEEDED, run_on_head, ssh_command
 
@@ -148,7 +148,7 @@ def test_ssh_gets_the_options_of_rays_launcher():
     text = PLAIN.replace(
         "ssh_user: root", "ssh_user: root, ssh_private_key: ~/k, ssh_proxy_command: nc %h %p"
     )
-    words = ssh_command(read_ray_file(text, "f"))
+    words = ssh_command(read_cluster_file(text, "f"))
     assert words[:3] == ["ssh", "-i", "~/k"]
     assert {"ProxyCommand=nc %h %p", "BatchMode=yes", "ServerAliveInterval=5"} <= set(words)
     assert not [word for word in words if word.startswith("Control")], (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raylaunch.checks.join_checks import Absent, find_absent
 from raylaunch.errors import ClusterFileError
-from raylaunch.recipe.cluster_yaml import read_ray_file
+from raylaunch.recipe.cluster_yaml import read_cluster_file
 from raylaunch.runtime.cluster.connection import alive_nodes, recorded_cluster
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
@@ -22,7 +22,9 @@ def absent_workers() -> Absent | None:
     import ray
 
     try:
-        told = read_ray_file(Path(BOOTSTRAP).expanduser().read_text(encoding="utf-8"), BOOTSTRAP)
+        told = read_cluster_file(
+            Path(BOOTSTRAP).expanduser().read_text(encoding="utf-8"), BOOTSTRAP
+        )
     except (OSError, UnicodeDecodeError, ClusterFileError):
         return None
     # An embedded cluster on the same machine is not the one that `ray up` brought up.

@@ -28,7 +28,7 @@ from typing import TextIO
 
 from raylaunch.errors import ClusterFileError, HeadError, from_dict
 from raylaunch.recipe.catalog import configs_dir
-from raylaunch.recipe.cluster_yaml import GIVEN, RayFile, read_ray_file
+from raylaunch.recipe.cluster_yaml import GIVEN, ClusterFile, read_cluster_file
 from raylaunch.runtime.ssh import ssh_bootstrap
 
 CONNECT_S = 10
@@ -92,7 +92,7 @@ def run_on_head(
             return errand_run.follow()
 
 
-def ssh_command(cluster: RayFile) -> list[str]:
+def ssh_command(cluster: ClusterFile) -> list[str]:
     """The command that runs the errand on the head, as the user and in the container of the cluster's file."""
     from ray.autoscaler._private.command_runner import SSHOptions
 
@@ -108,7 +108,7 @@ class _Errand:
     """The dialogue with the far side."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], mark: str, file: Path, cluster: RayFile
+        self, process: subprocess.Popen[bytes], mark: str, file: Path, cluster: ClusterFile
     ) -> None:
         self._process = process
         self._file = file
@@ -232,7 +232,7 @@ class _Gate:
         self._target.flush()
 
 
-def _read(file: Path) -> RayFile:
+def _read(file: Path) -> ClusterFile:
     try:
         text = file.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -241,7 +241,7 @@ def _read(file: Path) -> RayFile:
             why=str(error),
             todo="give the file with which `ray up` started the cluster",
         ) from error
-    return read_ray_file(text, str(file))
+    return read_cluster_file(text, str(file))
 
 
 def _zip(given: Mapping[str, Path]) -> bytes:
@@ -272,7 +272,7 @@ def _load(order: Mapping[str, object], package: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _ssh(cluster: RayFile) -> Iterator[subprocess.Popen[bytes]]:
+def _ssh(cluster: ClusterFile) -> Iterator[subprocess.Popen[bytes]]:
     """The ssh process, in a session of its own: Ctrl-C is passed on, not shared."""
     pipe = subprocess.PIPE
     try:

@@ -4,7 +4,7 @@
 # Role: the primary, with the API; data-parallel rank(s) 0, 1, 2, 3 of 4; node 192.0.2.10 (enp67s0f0np0).
 # Run on that node, where `vllm` is on the PATH: bash server-0-192.0.2.10.sh
 # Ready when http://192.0.2.10:8000/v1/models answers.
-# Settings of the host are not made here: `raylaunch tune` shows and sets them.
+# This script does not change host settings: `raylaunch tune` shows and sets them.
 
 set -euo pipefail
 

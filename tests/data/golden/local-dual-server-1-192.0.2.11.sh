@@ -3,11 +3,11 @@
 # Deployment local-dual, recipe local-dual: server 1 of 2.
 # Role: headless; data-parallel rank(s) 1 of 2; node 192.0.2.11 (enp67s0f0np0).
 # Run on that node, where `vllm` is on the PATH: bash server-1-192.0.2.11.sh
-# Order: any, but start all servers within 5 minutes: a headless one then gives up without the primary.
-# If one ends, end and start all: a server cannot rejoin a group.
+# Order: any, but start all servers within 5 minutes: without the primary a headless one gives up then.
+# If one exits, stop and start all: a server cannot rejoin a group.
 # Ready when http://192.0.2.10:20004/v1/models answers.
-# The generated model must be there before: $HOME/.raylaunch/models/tiny-qwen3 (`raylaunch start` makes it).
-# Settings of the host are not made here: `raylaunch tune` shows and sets them.
+# The generated model must exist: $HOME/.raylaunch/models/tiny-qwen3 (`raylaunch start` makes it).
+# This script does not change host settings: `raylaunch tune` shows and sets them.
 
 set -euo pipefail
 
