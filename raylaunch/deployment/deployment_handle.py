@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Self
 
 from raylaunch.deployment.cluster_choice import (
     find_embedded,
@@ -32,24 +32,16 @@ from raylaunch.supervise.state import Phase
 
 if TYPE_CHECKING:
     from raylaunch.bench.result import Run
-    from raylaunch.deployment.controller_calls import ControllerCalls
     from raylaunch.plan.launch_plan import LaunchPlan
     from raylaunch.recipe.load import LoadedRecipe
     from raylaunch.runtime.bench.bench_run import OnProgress
+    from raylaunch.runtime.controller.controller_client import ControllerClient
     from raylaunch.verify.verification import OnProof, Verification
 
 POLL_S = 2.0
 """Longest wait of one long poll; a change is answered immediately."""
 
 OnUpdate = Callable[[Status], None]
-
-
-@runtime_checkable
-class ControllerLog(Protocol):
-    """A client of the controller that can read the controller's own log."""
-
-    def read_log_of_controller(self, lines: int) -> str:
-        """Return the last `lines` lines."""
 
 
 class Deployment:
@@ -124,18 +116,8 @@ class Deployment:
             yield from chunk.text.splitlines()
 
     def controller_log(self, lines: int = 100) -> str:
-        """Return the last lines of the controller's own log, from the node that it runs on.
-
-        Raises:
-            RaylaunchError: the controller has no log.
-        """
-        controller = self._controller()
-        if not isinstance(controller, ControllerLog):
-            raise RaylaunchError(
-                f"the controller of {self.name} has no log that can be read",
-                todo=f"`raylaunch events {self.name}` shows what it did",
-            )
-        return controller.read_log_of_controller(lines)
+        """Return the last lines of the controller's own log, from the node that it runs on."""
+        return self._controller().read_log_of_controller(lines)
 
     def events(self, after: int = 0) -> list[Event]:
         """Return what happened, oldest first; only events with a number above `after`."""
@@ -236,14 +218,13 @@ class Deployment:
         left = stop_embedded(self.name)
         return replace(report, left=(*report.left, *left), local_cluster_stopped=not left)
 
-    def _controller(self) -> ControllerCalls:
-        from raylaunch.deployment.controller_calls import ControllerCalls
+    def _controller(self) -> ControllerClient:
         from raylaunch.runtime.controller.controller_client import find_controller
 
         found = find_controller(self.name)
         if found is None:
             raise unknown_name(self.name)
-        return ControllerCalls(found)
+        return found
 
     def _explain_stopped(self, status: Status, *, own: bool) -> RaylaunchError:
         error: RaylaunchError = LaunchError(f"{self.name} was stopped while it started")

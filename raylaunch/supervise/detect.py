@@ -14,16 +14,18 @@ from raylaunch.supervise.state import History, Phase, RankSeen, ServerSeen
 
 
 @dataclass(frozen=True)
-class Trouble:
+class FailureSeen:
     """What was noticed: by which detector, on which server, in words."""
 
     cause: str
     root: int | None
     reason: str
     collateral: tuple[int, ...] = ()
+    kind: str = "transient"
+    """Failure class while nothing is diagnosed: "transient", or "internal" for raylaunch's own."""
 
 
-def find_trouble(
+def find_failure(
     phase: Phase,
     servers: Sequence[ServerSeen],
     history: History,
@@ -31,7 +33,7 @@ def find_trouble(
     now: float,
     *,
     gang: GroupShape,
-) -> Trouble | None:
+) -> FailureSeen | None:
     """The failure that the observations show, if any; the most direct evidence first.
 
     While checking there is no server yet, only agents. While pending, restarting or failed nothing is expected to live.
@@ -50,6 +52,16 @@ def find_trouble(
             or _dumb(servers, health, gang)
         )
     return trouble
+
+
+def internal_failure(error: str, root: int | None = None) -> FailureSeen:
+    """Describe an unexpected error of the controller as a failure that the policy can judge.
+
+    Args:
+        error: The exception in one line, for example "TimeoutError: agent of server 1 (hello)".
+        root: The server it concerns, when there is exactly one.
+    """
+    return FailureSeen("internal", root, f"error in the controller: {error}", kind="internal")
 
 
 def find_unready(
@@ -84,7 +96,7 @@ def _missing_of_api(server: ServerSeen, history: History, gang: GroupShape) -> l
     return [what for what, holds in conditions.items() if not holds]
 
 
-def _lost(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Trouble | None:
+def _lost(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> FailureSeen | None:
     """A lost agent or node. Reported deaths first; then silence, which is no proof while everybody is silent."""
     gone = [(server.index, server.agent_lost) for server in servers if server.agent_lost]
     gone = gone or [(index, "node unreachable") for index in _silent(servers, health, now)]
@@ -92,7 +104,7 @@ def _lost(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Tr
         return None
     (root, why), *others = gone
     cause = "agent-lost" if why == "agent died" else "node-lost"
-    return Trouble(cause, root, f"server {root}: {why}", tuple(index for index, _ in others))
+    return FailureSeen(cause, root, f"server {root}: {why}", tuple(index for index, _ in others))
 
 
 def _silent(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> list[int]:
@@ -103,14 +115,14 @@ def _silent(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> 
     return [index for index, at in heard.items() if freshest - at > limit or now - at > 1.5 * limit]
 
 
-def _ended(servers: Sequence[ServerSeen]) -> Trouble | None:
+def _ended(servers: Sequence[ServerSeen]) -> FailureSeen | None:
     """A server that ended, with any code: vLLM exits 0 when its group is broken (measured)."""
     ended = sorted((server.exit.at, server.index) for server in servers if server.exit is not None)
     if not ended:
         return None
     _, root = ended[0]
     how = next(server.exit for server in servers if server.index == root)
-    return Trouble(
+    return FailureSeen(
         "ended", root, f"server {root} ended with {how}", tuple(index for _, index in ended[1:])
     )
 
@@ -121,22 +133,22 @@ def _late(
     health: HealthConfig,
     now: float,
     gang: GroupShape,
-) -> Trouble | None:
+) -> FailureSeen | None:
     missing = find_unready(servers, history, gang=gang)
     if now - history.started_at <= health.start_s or not missing:
         return None
-    return Trouble(
+    return FailureSeen(
         "start-deadline", None, f"not ready after {health.start_s:g} s: {'; '.join(missing)}"
     )
 
 
-def _deaf(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Trouble | None:
+def _deaf(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> FailureSeen | None:
     """An API that does not answer while no token moves. Slow is not dead: `/health` took 8 s under load (measured)."""
     for server in servers:
         since = server.http.failing_since
         if since is None or now - since < health.http_fail_s or _moved_after(server.ranks, since):
             continue
-        return Trouble(
+        return FailureSeen(
             "http-dead",
             server.index,
             f"server {server.index}: /health fails for {now - since:.0f} s",
@@ -146,7 +158,7 @@ def _deaf(servers: Sequence[ServerSeen], health: HealthConfig, now: float) -> Tr
 
 def _stalled(
     servers: Sequence[ServerSeen], health: HealthConfig, now: float, gang: GroupShape
-) -> Trouble | None:
+) -> FailureSeen | None:
     """Ranks with requests whose counters stand still. vLLM's hang line alone says little: it also appears when busy."""
     hinted = any(server.hang_lines for server in servers)
     limit = health.stall_s / 2 if hinted else health.stall_s
@@ -158,14 +170,16 @@ def _stalled(
     root = owners.pop() if len(owners) == 1 else None
     ranks = ", ".join(str(rank) for rank in sorted(stuck))
     hint = ", and vLLM reports a hang" if hinted else ""
-    return Trouble(
+    return FailureSeen(
         "stalled",
         root,
         f"rank {ranks}: requests, but no token for {max(stuck.values()):.0f} s{hint}",
     )
 
 
-def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, gang: GroupShape) -> Trouble | None:
+def _dumb(
+    servers: Sequence[ServerSeen], health: HealthConfig, gang: GroupShape
+) -> FailureSeen | None:
     """A rank that looks idle and cannot complete one token: what was stopped while idle shows no request for ever."""
     mute = {rank.rank: _mute_s(rank) for server in servers for rank in server.ranks}
     dumb = {rank: lasting for rank, lasting in mute.items() if lasting >= health.canary_timeout_s}
@@ -174,7 +188,7 @@ def _dumb(servers: Sequence[ServerSeen], health: HealthConfig, gang: GroupShape)
     owners = {gang.owner(rank) for rank in dumb}
     root = owners.pop() if len(owners) == 1 else None
     ranks = ", ".join(str(rank) for rank in sorted(dumb))
-    return Trouble(
+    return FailureSeen(
         "canary-failed",
         root,
         f"rank {ranks}: idle, and no token for {max(dumb.values()):.0f} s when asked",

@@ -1,7 +1,7 @@
 """What to do next with a deployment: wait, restart the gang, give up, become ready, stop.
 
 Pure: phase, observations, history, settings and the time go in, one decision comes out; the controller applies it.
-`find_trouble` says what counts as a failure, `decide` what follows from it. When there is trouble the controller
+`find_failure` says what counts as a failure, `decide` what follows from it. When there is trouble the controller
 freezes the evidence, has it diagnosed, and only then asks for the decision.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from raylaunch.supervise.detect import Trouble, find_trouble, find_unready
+from raylaunch.supervise.detect import FailureSeen, find_failure, find_unready, internal_failure
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.health_config import GroupShape, HealthConfig
 from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
@@ -19,16 +19,18 @@ from raylaunch.supervise.state import Failure, History, Phase, ServerSeen
 __all__ = [
     "BecomeReady",
     "Decision",
+    "FailureSeen",
     "GiveUp",
     "GroupShape",
     "HealthConfig",
     "Restart",
     "Stop",
-    "Trouble",
     "Wait",
     "decide",
-    "find_trouble",
+    "decide_on_failure",
+    "find_failure",
     "find_unready",
+    "internal_failure",
     "spent_restarts",
 ]
 
@@ -97,30 +99,42 @@ def decide(
         health: Periods, thresholds and the restart budget.
         now: Controller's clock.
         gang: Ranks and nodes of the plan.
-        diagnosis: What the frozen evidence says, once `find_trouble` has found something; None: not asked.
+        diagnosis: What the frozen evidence says, once `find_failure` has found something; None: not asked.
         jitter: A random number from 0 to 1, drawn by the caller.
     """
     if phase in (Phase.STOPPING, Phase.STOPPED):
         return Wait(now + health.heartbeat_s)
     if history.stop_requested:
         return Stop()
-    trouble = find_trouble(phase, servers, history, health, now, gang=gang)
+    trouble = find_failure(phase, servers, history, health, now, gang=gang)
     if trouble is not None:
-        return _answer(trouble, history, health, now, gang, diagnosis, jitter)
+        return decide_on_failure(
+            trouble, phase, history, health, now, gang=gang, diagnosis=diagnosis, jitter=jitter
+        )
     if phase is Phase.STARTING and not find_unready(servers, history, gang=gang):
         return BecomeReady()
     return Wait(now + health.heartbeat_s)
 
 
-def _answer(
-    trouble: Trouble,
+def decide_on_failure(
+    trouble: FailureSeen,
+    phase: Phase,
     history: History,
     health: HealthConfig,
     now: float,
+    *,
     gang: GroupShape,
-    diagnosis: Diagnosis | None,
-    jitter: float,
+    diagnosis: Diagnosis | None = None,
+    jitter: float = 0.0,
 ) -> Decision:
+    """Decide what follows from a failure: restart within the budget, or give up.
+
+    The controller calls it directly for its own unexpected errors, in whatever phase they occur.
+    """
+    if phase in (Phase.STOPPING, Phase.STOPPED, Phase.FAILED):
+        return Wait(now + health.heartbeat_s)
+    if history.stop_requested:
+        return Stop()
     failure = _name(trouble, history, now, gang, diagnosis)
     collateral = diagnosis.collateral if diagnosis else trouble.collateral
     refusal = _refuse(
@@ -141,7 +155,11 @@ def _answer(
 
 
 def _name(
-    trouble: Trouble, history: History, now: float, gang: GroupShape, diagnosis: Diagnosis | None
+    trouble: FailureSeen,
+    history: History,
+    now: float,
+    gang: GroupShape,
+    diagnosis: Diagnosis | None,
 ) -> Failure:
     """The failure as history will know it: by its diagnosis, or by the detector when the evidence says little.
 
@@ -153,10 +171,12 @@ def _name(
         and trouble.cause in ("stalled", "http-dead", "canary-failed")
     )
     known = diagnosis is not None and diagnosis.id != "no-evidence" and not guess
-    cause, kind, root = trouble.cause, "transient", trouble.root
+    cause, kind, root = trouble.cause, trouble.kind, trouble.root
     if diagnosis is not None and known:
         cause, kind, root = diagnosis.id, diagnosis.kind, diagnosis.root
-    node = (diagnosis.node if diagnosis else "") or (gang.nodes[root] if root is not None else "")
+    node = (diagnosis.node if diagnosis else "") or (
+        gang.nodes[root] if root is not None and root < len(gang.nodes) else ""
+    )
     return Failure(0, now, cause, kind, root, was_ready=history.ready_at is not None, node=node)
 
 

@@ -45,7 +45,7 @@ def move(now: Phase, to: Phase) -> Phase:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended. At most one of `code` and `signal` is set (by number); `at`: controller's clock."""
+    """How a process ended. At most one of `code` and `signal` is set (by number); `at`: as in ServerSeen."""
 
     at: float
     code: int | None = None
@@ -63,7 +63,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class HttpSeen:
-    """The last answers of an API server's `/health`. Times: seconds on the controller's clock."""
+    """The last answers of an API server's `/health`. Times: as in ServerSeen."""
 
     status: int | None = None
     """Status of the last answer, None when the last try got none."""
@@ -111,7 +111,14 @@ class CanarySeen:
 
 @dataclass(frozen=True)
 class ServerSeen:
-    """The last observation of each kind for one server."""
+    """The last observation of each kind for one server.
+
+    Times (`at`, `..._at`, `..._since`, here and in the parts) are seconds on a monotonic clock, never
+    the wall clock, whose steps would look like silence or progress: in an agent's `Observation` on
+    the monotonic clock of the agent, everywhere else on the clock of the controller, which converts
+    them. They are good for ages and deadlines of this process; to show one, subtract its age from
+    the wall clock.
+    """
 
     index: int
     attempt: int = 0
@@ -133,6 +140,8 @@ class ServerSeen:
     """vLLM's own hang lines since tokens last moved."""
     read_ahead: str = ""
     """What was brought into the page cache of its host, in words."""
+    log_error: str = ""
+    """Why the guard cannot write the server's log (errno text), "" while it can. The server runs on."""
 
 
 @dataclass(frozen=True)

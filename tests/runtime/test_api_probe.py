@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raylaunch.runtime.agent.api_probe import fold_rank, take_canaries
-from raylaunch.runtime.controller.agent_watch import shift_clock
+from raylaunch.runtime.controller.agent_watch import shift_times
 from raylaunch.supervise.state import RankSeen, ServerSeen
 from raylaunch.vllm_api.vllm_client import HttpAnswer
 from raylaunch.vllm_api.vllm_metrics import RankCounters
@@ -45,4 +45,4 @@ def test_reading_counters_does_not_forget_a_mute_rank():
 
 def test_every_time_is_moved_to_the_other_clock():
     seen = take_canaries(SEEN, {1: LATE}, sent=100.0, now=115.0)
-    assert shift_clock(seen, -10.0).ranks[1].mute_since == 90.0
+    assert shift_times(seen, -10.0).ranks[1].mute_since == 90.0

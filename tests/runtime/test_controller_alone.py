@@ -1,4 +1,4 @@
-"""What a controller does when nobody speaks to it: without Ray, for nothing of it is asked."""
+"""What a controller does before `raylaunch start` has called `begin`: without Ray."""
 
 from __future__ import annotations
 
@@ -10,37 +10,142 @@ import pytest
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import controller
+from raylaunch.runtime.controller.controller import ControllerState, StateMachine
 from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.ray_group import RayGroup
 from raylaunch.supervise.state import Phase
 
 ray = pytest.importorskip("ray")
 
 
-def test_one_that_is_never_told_to_begin_says_so_and_lets_go(monkeypatch):
-    asked = []
-    me = SimpleNamespace(expect_begin=SimpleNamespace(remote=lambda: asked.append("expect_begin")))
-    context = SimpleNamespace(current_actor=me, was_current_actor_reconstructed=False)
+class World:
+    """A Ray that has one reservation and no actor; `reserve` waits for ever."""
 
-    def no_actor(*_):
-        raise ValueError("no such actor")
+    def __init__(self, monkeypatch, tmp_path, *, reconstructed: bool = False) -> None:
+        self.called: list[str] = []
+        self.released: list[str] = []
+        self.found = "a reservation"
+        me = SimpleNamespace(
+            expect_begin=SimpleNamespace(remote=lambda: self.called.append("expect_begin")),
+            take_over=SimpleNamespace(remote=lambda: self.called.append("take_over")),
+        )
+        context = SimpleNamespace(current_actor=me, was_current_actor_reconstructed=reconstructed)
 
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(ray, "get_actor", no_actor)
-    monkeypatch.setattr(placement, "find_group", lambda _: "a reservation")
-    released = []
-    monkeypatch.setattr(placement, "release", released.append)
+        def no_actor(*_):
+            raise ValueError("no such actor")
+
+        async def wait_for_ever(*_):
+            await asyncio.Event().wait()
+
+        monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
+        monkeypatch.setattr(controller, "open_actor_log", lambda _: None)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+        monkeypatch.setattr(ray, "get_actor", no_actor)
+        monkeypatch.setattr(placement, "find_group", lambda _: self.found)
+        monkeypatch.setattr(placement, "release", self.released.append)
+        monkeypatch.setattr(RayGroup, "reserve", wait_for_ever)
+
+    @staticmethod
+    def create() -> controller.Controller:
+        return controller.Controller(Request("test", read("local-dual")))
+
+
+def test_one_that_is_never_told_to_begin_says_so_and_releases_the_npus(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path)
     monkeypatch.setattr(controller, "ORPHAN_S", 0.01)
 
     async def live():
-        alone = controller.Controller(Request("test", read("local-dual")))
+        alone = world.create()
         await alone.expect_begin()
-        status = await alone.status()
+        version, status = await alone.wait_change(-1, 0.1)
+        while status.phase is not Phase.FAILED:
+            version, status = await alone.wait_change(version, 0.1)
         return status, await alone.stop()
 
-    status, report = asyncio.run(live())
-    assert asked == ["expect_begin"]
-    assert status.phase is Phase.FAILED
-    assert "before it had handed it over" in status.error["what"]
+    status, report = asyncio.run(asyncio.wait_for(live(), 60))
+    assert world.called == ["expect_begin"]
+    assert "exited before the controller took over" in status.error["what"]
     assert "raylaunch stop test" in status.error["todo"]
-    assert released[0] == "a reservation"
+    assert world.released[0] == "a reservation"
     assert report.left == ()
+
+
+def test_a_stop_before_begin_releases_the_npus(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path)
+
+    async def live():
+        alone = world.create()
+        waiting = asyncio.ensure_future(alone.expect_begin())
+        await asyncio.sleep(0.01)
+        report = await alone.stop()
+        await waiting
+        return report, (await alone.status()).phase
+
+    report, phase = asyncio.run(asyncio.wait_for(live(), 60))
+    assert (report.left, phase) == ((), Phase.STOPPED)
+    assert world.released == ["a reservation"]
+
+
+def test_a_restarted_controller_without_a_journal_waits_for_begin_and_then_fails(
+    monkeypatch, tmp_path
+):
+    world = World(monkeypatch, tmp_path, reconstructed=True)
+    monkeypatch.setattr(controller, "BEGIN_PATIENCE_S", 0.01)
+
+    async def live():
+        alone = world.create()
+        await alone.take_over()
+        await alone.take_over()  # a repeated call changes nothing
+        version, status = await alone.wait_change(-1, 0.1)
+        while status.phase is not Phase.FAILED:
+            version, status = await alone.wait_change(version, 0.1)
+        return status
+
+    status = asyncio.run(asyncio.wait_for(live(), 60))
+    assert "Ray restarted it" in status.error["what"]
+
+
+def test_a_reservation_of_another_owner_is_not_released(monkeypatch, tmp_path):
+    from raylaunch.errors import BusyError
+
+    world = World(monkeypatch, tmp_path)
+    monkeypatch.undo()
+
+    def refuse(*_):
+        raise placement.already_reserved("test")
+
+    monkeypatch.setattr(placement, "reserve", refuse)
+    monkeypatch.setattr(placement, "find_group", lambda _: "of another owner")
+    monkeypatch.setattr(placement, "release", world.released.append)
+
+    async def live():
+        from raylaunch.runtime.controller.port_turns import Turns
+        from raylaunch.supervise.health_config import HealthConfig
+
+        request = Request("test", read("local-dual"))
+        group = RayGroup(request, HealthConfig(), Turns("test"), print)
+        with pytest.raises(BusyError):
+            await group.reserve((), None)
+        group.release()
+
+    asyncio.run(asyncio.wait_for(live(), 60))
+    assert world.released == []
+
+
+def test_illegal_transitions_of_a_controller_are_bugs():
+    machine = StateMachine(ControllerState.TAKING_OVER)
+    machine.enter(ControllerState.RUNNING)
+    with pytest.raises(AssertionError, match="running -> taking over"):
+        machine.enter(ControllerState.TAKING_OVER)
+
+
+def test_a_state_can_be_waited_for_with_a_deadline():
+    async def wait():
+        machine = StateMachine(ControllerState.WAITING_FOR_BEGIN)
+        assert not await machine.leave(ControllerState.WAITING_FOR_BEGIN, timeout_s=0.01)
+        waiting = asyncio.ensure_future(machine.know())
+        await asyncio.sleep(0)
+        machine.enter(ControllerState.RUNNING)
+        await waiting
+
+    asyncio.run(asyncio.wait_for(wait(), 10))

@@ -28,7 +28,7 @@ ray._private.worker._global_node = SimpleNamespace(get_session_dir_path=lambda: 
 OF_CLASS = """
 import asyncio
 scout = thing("test", 3)
-recalled = asyncio.run(scout.open_doors({}))
+recalled = asyncio.run(scout.ping_npus((), 0.0))
 import raylaunch
 print(json.dumps([raylaunch.__file__, type(scout.real).__qualname__, thing.__name__, recalled]))
 """
@@ -55,11 +55,11 @@ def _on_node(folder: Path, thing: object, program: str, installed: str = "") -> 
 
 
 def test_a_class_takes_its_code_along(tmp_path):
-    from raylaunch.runtime.agent.probe_actor import Scout
+    from raylaunch.runtime.agent.probe_actor import ProbeActor
 
-    file, kind, name, opened = _on_node(tmp_path, Scout, OF_CLASS)
+    file, kind, name, opened = _on_node(tmp_path, ProbeActor, OF_CLASS)
     assert Path(file).is_relative_to(tmp_path / "session")
-    assert (kind, name, opened) == ("Scout", "Scout", [])
+    assert (kind, name, opened) == ("ProbeActor", "ProbeActor", [])
 
 
 def test_a_function_takes_its_code_along_and_a_second_one_finds_it(tmp_path):

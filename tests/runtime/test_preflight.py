@@ -27,13 +27,13 @@ from raylaunch.cli.app import main
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import preflight
 
-async def look(gang, loaded, deployment):
+async def hang(gang, loaded, deployment):
     gang.create(placement.slots(gang.group))
-    await gang.demand("hello", timeout_s=60)
+    await gang.demand_all(lambda agent: agent.hello())
     print("looking", flush=True)
     await asyncio.Event().wait()
 
-preflight._look = look
+preflight._probe_and_plan = hang
 main()
 """
 """The program, but its look at the nodes takes for ever, so that a signal surely meets it there."""

@@ -204,8 +204,6 @@ def test_an_agents_death_ends_its_server_at_once(start):
 
 
 def test_the_controllers_death_fails_no_request_in_flight(start):
-    import ray
-
     from raylaunch.runtime.controller.controller_client import find_controller
 
     handle = start(env__STANDIN_TOKEN_S="0.02")
@@ -217,7 +215,7 @@ def test_the_controllers_death_fails_no_request_in_flight(start):
     ]
     for client in clients:
         client.start()
-    ray.kill(find_controller(handle.name), no_restart=False)
+    find_controller(handle.name).crash()
     await_true(lambda: "adopted" in kinds(handle), "a controller that has found its agents")
     for client in clients:
         client.join()
@@ -230,15 +228,13 @@ def test_the_controllers_death_fails_no_request_in_flight(start):
 
 
 def test_the_controllers_death_during_a_start(start):
-    import ray
-
     from raylaunch.runtime.controller.controller_client import find_controller
 
     handle = start(wait=False, env__STANDIN_START_S="6")
     await_true(
         lambda: "launched attempt 1" in [event.text for event in handle.events()], "the launch"
     )
-    ray.kill(find_controller(handle.name), no_restart=False)
+    find_controller(handle.name).crash()
     await_true(lambda: "adopted" in kinds(handle), "a controller that has found its agents")
     assert await_phase(handle, Phase.READY).attempt == 1
 

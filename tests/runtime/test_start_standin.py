@@ -280,7 +280,7 @@ def test_a_headless_start_does_not_wait_and_a_second_name_is_refused(user, stand
 MAKER_DIES = """
 import os
 from raylaunch.runtime.controller import controller_client as remote
-remote.ask = lambda *_, **__: os._exit(42)
+remote.ControllerClient.begin = lambda *_, **__: os._exit(42)
 import raylaunch
 raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
 """
@@ -302,7 +302,7 @@ MAKER_IS_INTERRUPTED = """
 from raylaunch.runtime.controller import controller_client as remote
 def interrupt(*_, **__):
     raise KeyboardInterrupt
-remote.ask = interrupt
+remote.ControllerClient.begin = interrupt
 import raylaunch
 raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
 """
@@ -338,7 +338,7 @@ CONTROLLER_IS_ENDED = """
 import ray
 from raylaunch.runtime.controller.controller_client import find_controller
 ray.init({address!r}, log_to_driver=False, namespace="raylaunch")
-ray.kill(find_controller("test-maker"), no_restart=True)
+find_controller("test-maker").kill()
 """
 
 

@@ -18,7 +18,7 @@ from raylaunch.supervise.policy import (
     Stop,
     Wait,
     decide,
-    find_trouble,
+    find_failure,
     find_unready,
     spent_restarts,
 )
@@ -199,7 +199,7 @@ def test_detection(
     phase: Phase, servers: tuple[ServerSeen, ...], expected: tuple[str, int | None] | None
 ) -> None:
     history = RAN if phase is Phase.READY else STARTED
-    trouble = find_trouble(phase, servers, history, HEALTH, NOW, gang=GANG)
+    trouble = find_failure(phase, servers, history, HEALTH, NOW, gang=GANG)
     assert (trouble and (trouble.cause, trouble.root)) == expected
     decision = decide(phase, servers, history, HEALTH, NOW, gang=GANG)
     assert isinstance(decision, Restart) == (expected is not None)
@@ -209,7 +209,7 @@ def test_detection(
 def test_start_deadline_names_what_is_missing() -> None:
     history = History(started_at=NOW - HEALTH.start_s - 1)
     servers = pair({"serves_model": False}, {"pid": None})
-    trouble = find_trouble(Phase.STARTING, servers, history, HEALTH, NOW, gang=GANG)
+    trouble = find_failure(Phase.STARTING, servers, history, HEALTH, NOW, gang=GANG)
     assert trouble is not None
     assert trouble.cause == "start-deadline"
     assert "server 1: not started" in trouble.reason

@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from raylaunch.node.process.server_process import ServerProcess, ServerSpec, chi
 from raylaunch.node.process.vllm_children import Member, find_members, read_ending
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.layout import bracket
-from raylaunch.plan.plan_json import plan_from_dict
 from raylaunch.runtime.agent import fault_injection
 from raylaunch.runtime.agent.api_probe import ApiObserver
-from raylaunch.runtime.agent.probe_actor import Hello, Scout, state_dir
-from raylaunch.runtime.agent.snapshot import Remains, read_remains
+from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor, state_dir
+from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
+from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
 from raylaunch.vllm_api.startup_log import STAGES, StartupProgress, advance, hang_lines
@@ -44,22 +44,32 @@ STEAL_S = 5.0
 """How long a drill holds a stolen port: shorter than a restart waits for it."""
 CUT_S = 40.0
 FREE_POLL_S = 0.1
+EVENT_DELAY_S = 5.0
+"""The oldest event that the guard sends: it first copies to the log what the server had printed."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """An observation, with the agent's clock at the moment of sending (seconds since the epoch)."""
+class Observation:
+    """What an agent knows of its server when it answers.
+
+    All times in `seen` are seconds on the agent's monotonic clock, which a step of the wall clock
+    does not move. `now` is that clock at the moment of sending: `now - seen.http.at` is an age, and
+    the receiver converts a time to its own clock with `now`. `wall_now` is the wall clock of the
+    node (seconds since the epoch) at the same moment, for the time stamps in log lines.
+    """
 
     version: int
     now: float
+    wall_now: float
     seen: ServerSeen
 
 
-class Agent(Scout):
+class Agent(ProbeActor):
     """Owns one server on this node. Times in seconds."""
 
     def __init__(self, deployment: str, index: int) -> None:
         super().__init__(deployment, index)
+        open_actor_log(actor_log_path(os.environ, deployment, f"agent-{index}"))
         self._seen = ServerSeen(index)
         self._version = 0
         self._changed = asyncio.Condition()
@@ -89,26 +99,25 @@ class Agent(Scout):
 
     async def launch(
         self,
-        plan: dict[str, Any],
+        plan: LaunchPlan,
         attempt: int,
         vllm: str,
         health: HealthConfig,
         secrets: Mapping[str, str],
-        weights: str = "",
+        read_ahead: str = "",
     ) -> int:
-        """Start this agent's server of the plan (as JSON values) and return its pid.
+        """Start this agent's server of the plan and return its pid.
 
-        `weights` is a folder to be read ahead on this host, "" for none.
+        `read_ahead` is a folder of weights to be read ahead on this host, "" for none.
 
         Raises:
             NodeError: it could not be started.
         """
-        launch_plan = plan_from_dict(plan)
-        server = launch_plan.servers[self._index]
+        server = plan.servers[self._index]
         self._secrets = secrets
         self._reset(server, attempt)
         assert self._log is not None
-        await asyncio.to_thread(_prepare_launch, launch_plan, server, self._deployment, attempt)
+        await asyncio.to_thread(_prepare_launch, plan, server, self._deployment, attempt)
         spec = ServerSpec(
             argv=server.argv,
             env=self._child_env(server, attempt, vllm, secrets),
@@ -125,25 +134,25 @@ class Agent(Scout):
         self._process = ServerProcess(spec, on_event)
         await asyncio.to_thread(self._process.start)
         pid = await started
-        self._observe(launch_plan, server, health)
-        if weights and not any(
-            other.node.ip == server.node.ip for other in launch_plan.servers[: self._index]
+        self._observe(plan, server, health)
+        if read_ahead and not any(
+            other.node.ip == server.node.ip for other in plan.servers[: self._index]
         ):
-            self._tasks.append(asyncio.create_task(self._read_ahead(Path(weights))))
+            self._tasks.append(asyncio.create_task(self._read_ahead(Path(read_ahead))))
         return pid
 
-    async def watch(self, version: int, timeout_s: float) -> Report:
-        """Return the observation as soon as it is newer than `version`, or after `timeout_s` as a sign of life."""
+    async def next_observation(self, after: int, wait_s: float) -> Observation:
+        """Return the observation once its version is newer than `after`, or after `wait_s`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: self._version > version)
-        return Report(self._version, time.time(), self._seen)
+            async with asyncio.timeout(wait_s), self._changed:
+                await self._changed.wait_for(lambda: self._version > after)
+        return Observation(self._version, time.monotonic(), time.time(), self._seen)
 
-    async def remains(self, lines: int) -> Remains:
+    async def read_snapshot(self, lines: int) -> Snapshot:
         """Read the end of the log and the process table of this deployment."""
-        return await asyncio.to_thread(read_remains, self._deployment, self._log, lines)
+        return await asyncio.to_thread(read_snapshot, self._deployment, self._log, lines)
 
-    async def end(self, term_timeout_s: float) -> list[str]:
+    async def stop(self, term_timeout_s: float) -> list[str]:
         """End the server and everything of this deployment's servers on this index; returns what resisted."""
         self._ending = True
         self._cancel_tasks()
@@ -153,21 +162,21 @@ class Agent(Scout):
         left = await asyncio.to_thread(end_marked, self._deployment, None, self._index, grace_s=0.0)
         return [f"pid {found.pid} {found.command}" for found in left]
 
-    async def sweep(self) -> list[str]:
+    async def kill_orphans(self) -> list[str]:
         """End what this deployment's dead agents left on this node; the servers of living agents go too."""
         left = await asyncio.to_thread(end_marked, self._deployment, grace_s=0.0)
         return [f"pid {found.pid} {found.command}" for found in left]
 
-    async def occupied(self, ports: tuple[int, ...], patience_s: float) -> list[str]:
-        """Wait until nobody listens on the ports; returns who still does after `patience_s`, in words."""
-        deadline = time.monotonic() + patience_s
+    async def await_free_ports(self, ports: Sequence[int], wait_s: float) -> list[str]:
+        """Wait until no process listens on the ports; return those that still do after `wait_s`."""
+        deadline = time.monotonic() + wait_s
         while True:
             holders = await asyncio.to_thread(_find_holders, ports)
             if not holders or time.monotonic() >= deadline:
                 return holders
             await asyncio.sleep(FREE_POLL_S)  # a listening socket announces its end to nobody
 
-    async def leftovers(self, attempt: int) -> list[str]:
+    async def find_orphans(self, attempt: int) -> list[str]:
         """Living processes of other attempts of this deployment on this node."""
         found = await asyncio.to_thread(find_marked, self._deployment)
         return [f"pid {one.pid} {one.command}" for one in found if one.attempt != attempt]
@@ -205,16 +214,16 @@ class Agent(Scout):
                 return fault_injection.cut_node(CUT_S)
         raise NodeError(f"no such fault: {fault}")
 
-    async def may_cut(self) -> str:
-        """The interface a drill may take down on this node; "" when none."""
-        return fault_injection.may_cut()
+    async def cuttable_interface(self) -> str:
+        """Return the interface that a drill may take down on this node; "" when none."""
+        return fault_injection.cuttable_interface()
 
-    async def keep(self, number: int, journal: bytes) -> None:
+    async def keep_journal(self, number: int, journal: bytes) -> None:
         """Keep the controller's journal for the one that may have to take over; an older one never replaces a newer."""
         if self._journal is None or number > self._journal[0]:
             self._journal = (number, journal)
 
-    async def secrets(self) -> Mapping[str, str]:
+    async def read_secrets(self) -> Mapping[str, str]:
         """The secrets of the running attempt, for a restarted controller."""
         return self._secrets
 
@@ -222,16 +231,16 @@ class Agent(Scout):
         self,
         cursor: log_files.Cursor | None,
         lines: int | None,
-        timeout_s: float,
+        wait_s: float,
     ) -> log_files.Chunk:
-        """Log text after `cursor`, or the last `lines` lines; waits up to `timeout_s` for something new."""
+        """Read the log after `cursor`, or its last `lines` lines; wait up to `wait_s` for new text."""
         if self._log is None:
             return log_files.Chunk("", None)
         if cursor is None and lines is not None:
             cursor = await asyncio.to_thread(log_files.tail_cursor, self._log, lines)
         chunk = await asyncio.to_thread(log_files.read_from, self._log, cursor)
-        if not chunk.text and timeout_s > 0:
-            await self._await_growth(timeout_s)
+        if not chunk.text and wait_s > 0:
+            await self._await_growth(wait_s)
             chunk = await asyncio.to_thread(log_files.read_from, self._log, cursor)
         return chunk
 
@@ -269,9 +278,13 @@ class Agent(Scout):
             case {"event": "log"}:
                 self._log_grew.set()
             case {"event": "exit", "code": code, "signal": number, "at": at}:
-                self._ended(Exit(at, code, number))
+                self._ended(Exit(_on_monotonic_clock(at), code, number))
+            case {"event": "log_failed", "error": error}:
+                self._update(lambda seen: replace(seen, log_error=str(error)))
+            case {"event": "log_recovered"}:
+                self._update(lambda seen: replace(seen, log_error=""))
             case {"event": "guard_lost", "at": at}:
-                self._ended(Exit(at, process="its guard"))
+                self._ended(Exit(_on_monotonic_clock(at), process="its guard"))
                 _settle(started, NodeError("the guard of the server died before the server was up"))
 
     def _ended(self, how: Exit) -> None:
@@ -364,7 +377,9 @@ class Agent(Scout):
         """A dying engine takes its workers with it within milliseconds: let them all end before one is blamed."""
         code, number = read_ending(member)
         self._drop_member(member)
-        self._endings.append(Exit(time.time(), code, number, f"{member.name} (pid {member.pid})"))
+        self._endings.append(
+            Exit(time.monotonic(), code, number, f"{member.name} (pid {member.pid})")
+        )
         if len(self._endings) == 1:
             asyncio.get_running_loop().call_later(SAME_END_S, self._blame_member, self._attempt)
 
@@ -424,6 +439,16 @@ def _prepare_launch(plan: LaunchPlan, server: ServerPlan, deployment: str, attem
         ensure_vllm_metadata(Path(server.env["PYTHONPATH"].value))
 
 
+def _on_monotonic_clock(wall_at: float) -> float:
+    """Convert the wall-clock time of an event that the guard has just sent.
+
+    The age is bounded: if the wall clock was stepped between the event and now, the difference of
+    the two times is no age.
+    """
+    age_s = min(max(0.0, time.time() - wall_at), EVENT_DELAY_S)
+    return time.monotonic() - age_s
+
+
 def _innocence(ended: Exit) -> tuple[bool, bool, bool, float]:
     """Orders ends: killed by a signal, failed, an engine before its workers, the earliest."""
     return ended.signal is None, ended.code == 0, "EngineCore" not in ended.process, ended.at
@@ -434,7 +459,7 @@ def _close_members(look: asyncio.Future[list[Member]]) -> None:
         os.close(member.handle)
 
 
-def _find_holders(ports: tuple[int, ...]) -> list[str]:
+def _find_holders(ports: Sequence[int]) -> list[str]:
     from raylaunch.node.probe.network import read_listeners
 
     return [

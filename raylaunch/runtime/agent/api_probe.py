@@ -1,6 +1,6 @@
 """What an agent sees of its own server: HTTP answers, counters and canaries folded into the last observation of each.
 
-The folding functions are pure; `ApiObserver` asks at the periods of the recipe. Times are this node's clock.
+The folding functions are pure; `ApiObserver` asks at the periods of the recipe. Times: the agent's monotonic clock.
 """
 
 from __future__ import annotations
@@ -137,17 +137,17 @@ class ApiObserver:
             await look()  # type: ignore[misc]
 
     async def _look_at_health(self) -> None:
-        sent = time.time()
+        sent = time.monotonic()
         answer = await self._client.health(self._health.http_timeout_s)
         self._update(
-            lambda seen: replace(seen, http=fold_http(seen.http, answer, sent, time.time()))
+            lambda seen: replace(seen, http=fold_http(seen.http, answer, sent, time.monotonic()))
         )
 
     async def _look_at_metrics(self) -> None:
         answer = await self._client.metrics(self._health.http_timeout_s)
         if not answer.ok:
             return
-        now = time.time()
+        now = time.monotonic()
 
         def fold(seen: ServerSeen) -> ServerSeen:
             old = {rank.rank: rank for rank in seen.ranks}
@@ -172,7 +172,7 @@ class ApiObserver:
 
         A rank with requests is left alone: its counters tell what it does.
         """
-        limit = time.time() - self._health.canary_idle_s
+        limit = time.monotonic() - self._health.canary_idle_s
         idle = [rank for rank in self._seen().ranks if rank.still_since is None]
         return tuple(
             rank.rank
@@ -183,9 +183,9 @@ class ApiObserver:
 
     async def _ask_ranks(self, ranks: Sequence[int]) -> bool:
         """One token from each rank, at once; whether all gave it."""
-        sent, patience = time.time(), self._health.canary_timeout_s
+        sent, patience = time.monotonic(), self._health.canary_timeout_s
         calls = [self._client.complete(self._name, timeout_s=patience, rank=rank) for rank in ranks]
         answers = dict(zip(ranks, await asyncio.gather(*calls), strict=True))
-        self._asked.update(dict.fromkeys(ranks, time.time()))
-        self._update(lambda seen: take_canaries(seen, answers, sent, time.time()))
+        self._asked.update(dict.fromkeys(ranks, time.monotonic()))
+        self._update(lambda seen: take_canaries(seen, answers, sent, time.monotonic()))
         return all(answer.ok for answer in answers.values())

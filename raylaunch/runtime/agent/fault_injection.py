@@ -28,7 +28,7 @@ MAY_CUT = "RAYLAUNCH_DRILL_CUT"
 
 @dataclass(frozen=True)
 class Injected:
-    """What was done. `at`: this node's clock, seconds since the epoch."""
+    """What was done. `at`: seconds on the monotonic clock of the agent."""
 
     at: float
     what: str
@@ -41,7 +41,7 @@ def kill_process(pid: int, name: str) -> Injected:
         NodeError: it is gone already.
     """
     process = _find(pid, name)
-    at = time.time()
+    at = time.monotonic()
     send_signal(process, signal.SIGKILL)
     return Injected(at, f"SIGKILL to {name} (pid {pid})")
 
@@ -54,7 +54,7 @@ def stop_tree(pid: int) -> Injected:
     """
     server = _find(pid, "the server")
     tree = [server, *descendants(pid)]
-    at = time.time()
+    at = time.monotonic()
     for process in tree:
         send_signal(process, signal.SIGSTOP)
     return Injected(
@@ -69,7 +69,7 @@ def kill_later(
     """SIGKILL this process or its parent, after the answer."""
     process = _find(pid, name)
     later(ANSWER_S, lambda: send_signal(process, signal.SIGKILL))
-    return Injected(time.time() + ANSWER_S, f"SIGKILL to {name} (pid {pid})")
+    return Injected(time.monotonic() + ANSWER_S, f"SIGKILL to {name} (pid {pid})")
 
 
 def steal_port(port: int, hold_s: float) -> None:
@@ -90,7 +90,7 @@ def steal_port(port: int, hold_s: float) -> None:
         return
 
 
-def may_cut() -> str:
+def cuttable_interface() -> str:
     """The interface that may be taken down here; "" when nobody allowed it."""
     return os.environ.get(MAY_CUT, "")
 
@@ -102,7 +102,7 @@ def cut_node(hold_s: float) -> Injected:
         NodeError: it is not allowed, or there is no `ip`.
     """
     interface, program = (
-        may_cut(),
+        cuttable_interface(),
         shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"),
     )
     if not interface or program is None:
@@ -115,7 +115,7 @@ def cut_node(hold_s: float) -> Injected:
     subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    return Injected(time.time() + ANSWER_S, f"{interface} down for {hold_s:g} s")
+    return Injected(time.monotonic() + ANSWER_S, f"{interface} down for {hold_s:g} s")
 
 
 def _find(pid: int, name: str) -> Process:

@@ -1,143 +1,141 @@
-"""All agents of a deployment: made together, found again by name, asked in parallel."""
+"""All agents of a deployment: created together, found again by name, called in parallel."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from raylaunch.errors import ClusterError, RaylaunchError
+from raylaunch.errors import RaylaunchError
 from raylaunch.runtime.agent.agent import Agent
-from raylaunch.runtime.agent.probe_actor import Scout
+from raylaunch.runtime.agent.agent_handle import AgentHandle, agent_handle, agent_name, find_agent
+from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import carried
 from raylaunch.runtime.cluster.placement import Slot
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 
 @dataclass
 class Gang:
-    """The agents by server index. An agent that is lost is None."""
+    """The agents of a deployment by server index.
+
+    An agent that is lost is None: its index stays known, so that `create` can replace it.
+    """
 
     deployment: str
     group: Any = None
-    agents: dict[int, Any] = field(default_factory=dict)
-    kind: type[Scout] = Agent
+    """Ray's placement group that holds the NPUs."""
+    agents: dict[int, AgentHandle | None] = field(default_factory=dict)
+    kind: type[ProbeActor] = Agent
     detached: bool = True
-    """Whether the agents live on when the process that made them ends."""
+    """Whether the agents survive the process that created them."""
 
     def create(self, slots: Sequence[Slot]) -> None:
-        """Create one agent per slot, server i on slot i; those that live are kept."""
+        """Create the agent of server i on slot i, for every server that has no agent."""
         missing = [index for index in range(len(slots)) if self.agents.get(index) is None]
         if missing:
             self._create_on({index: slots[index] for index in missing})
 
-    def _create_on(self, places: Mapping[int, Slot]) -> None:
+    def _create_on(self, slots: Mapping[int, Slot]) -> None:
         import ray
-
-        kind = ray.remote(carried(self.kind))  # once for all: the code goes to Ray with it
-        bundles = ray.util.placement_group_table(self.group)["bundles"]
-        for index, slot in places.items():
-            self.agents[index] = self._create_one(kind, index, slot, bundles[slot.bundle]["NPU"])
-
-    def _create_one(self, kind: Any, index: int, slot: Slot, npus: float) -> Any:  # noqa: ANN401
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        strategy = PlacementGroupSchedulingStrategy(
-            placement_group=self.group, placement_group_bundle_index=slot.bundle
-        )
-        actor = kind.options(
-            name=agent_name(self.deployment, index),
-            namespace=NAMESPACE,
-            lifetime="detached" if self.detached else None,
-            num_cpus=0,
-            resources={"NPU": npus},
-            scheduling_strategy=strategy,
-            max_restarts=0,
-        )
-        return actor.remote(self.deployment, index)
+        # One actor class for all agents: Ray then uploads the packed code of raylaunch once.
+        actor_class = ray.remote(carried(self.kind))
+        bundles = ray.util.placement_group_table(self.group)["bundles"]
+        for index, slot in slots.items():
+            strategy = PlacementGroupSchedulingStrategy(
+                placement_group=self.group, placement_group_bundle_index=slot.bundle
+            )
+            options = actor_class.options(
+                name=agent_name(self.deployment, index),
+                namespace=NAMESPACE,
+                lifetime="detached" if self.detached else None,
+                num_cpus=0,
+                resources={"NPU": bundles[slot.bundle]["NPU"]},
+                scheduling_strategy=strategy,
+                max_restarts=0,
+            )
+            actor = options.remote(self.deployment, index)
+            self.agents[index] = agent_handle(actor, index)
 
     def find(self, servers: int) -> None:
-        """Find the agents that are alive."""
-        import ray
-
+        """Look up the agents of servers 0 to `servers` - 1 that are alive."""
         for index in range(servers):
-            try:
-                self.agents[index] = ray.get_actor(agent_name(self.deployment, index), NAMESPACE)
-            except ValueError:
-                self.agents[index] = None
+            self.agents[index] = find_agent(self.deployment, index)
 
     def give_up(self, index: int) -> None:
-        """Forget an agent that is lost. Should it come back from behind a cut network, Ray ends it."""
-        import ray
-
-        agent, self.agents[index] = self.agents.get(index), None
+        """Drop a lost agent. If it comes back from behind a cut network, Ray kills it."""
+        agent = self.agents.get(index)
+        self.agents[index] = None
         if agent is not None:
-            ray.kill(agent, no_restart=True)
+            log.warning("gave up %s of %s", agent.peer, self.deployment)
+            agent.kill()
 
     @property
-    def alive(self) -> dict[int, Any]:
+    def alive(self) -> dict[int, AgentHandle]:
         """The agents that are not lost."""
         return {index: agent for index, agent in self.agents.items() if agent is not None}
 
-    async def ask(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:  # noqa: ANN401
-        """Call `method` on every living agent at once; an agent that fails or is late answers with the exception."""
-        calls = {
-            index: self._ask_one(agent, method, args, timeout_s)
-            for index, agent in self.alive.items()
-        }
-        answers = await asyncio.gather(*calls.values())
-        return dict(zip(calls, answers, strict=True))
+    async def ask_all(
+        self,
+        call: Callable[[AgentHandle], Awaitable[T]],
+        *,
+        servers: Collection[int] | None = None,
+    ) -> dict[int, T | RaylaunchError]:
+        """Call every agent that is not lost, in parallel, and return the answers by server.
 
-    async def demand(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:  # noqa: ANN401
-        """As `ask`, but every agent must answer.
+        The answer of an agent that failed, or that did not answer in time, is the error.
+
+        Args:
+            call: Makes the call: `lambda agent: agent.hello()`.
+            servers: Only the agents of these servers.
+        """
+        asked = {
+            index: agent
+            for index, agent in self.alive.items()
+            if servers is None or index in servers
+        }
+        answers = await asyncio.gather(*(_ask_one(agent, call) for agent in asked.values()))
+        return dict(zip(asked, answers, strict=True))
+
+    async def demand_all(
+        self,
+        call: Callable[[AgentHandle], Awaitable[T]],
+        *,
+        servers: Collection[int] | None = None,
+    ) -> dict[int, T]:
+        """Call as `ask_all` does, but every agent must answer.
 
         Raises:
-            RaylaunchError: the first refusal.
+            RaylaunchError: the first error among the answers, by server index.
         """
-        answers = await self.ask(method, *args, timeout_s=timeout_s)
-        for index, answer in answers.items():
-            if isinstance(answer, BaseException):
-                raise _explain(index, method, answer)
-        return answers
-
-    async def _ask_one(
-        self,
-        agent: Any,  # noqa: ANN401
-        method: str,
-        args: tuple[Any, ...],
-        timeout_s: float,
-    ) -> Any:  # noqa: ANN401
-        import ray
-
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await getattr(agent, method).remote(*args)
-        except (TimeoutError, ray.exceptions.RayError, RaylaunchError) as error:
-            return error
+        answers = await self.ask_all(call, servers=servers)
+        demanded: dict[int, T] = {}
+        for index, answer in sorted(answers.items()):
+            if isinstance(answer, RaylaunchError):
+                raise answer
+            demanded[index] = answer
+        return demanded
 
     def kill(self) -> None:
-        """End every agent; the guards end what is left below them."""
-        import ray
-
+        """Kill every agent. Their guards then terminate the servers."""
         for agent in self.alive.values():
-            ray.kill(agent, no_restart=True)
+            agent.kill()
         self.agents = {}
 
 
-def agent_name(deployment: str, index: int) -> str:
-    """Ray name of the agent of server `index`."""
-    return f"agent:{deployment}:{index}"
-
-
-def _explain(index: int, method: str, error: BaseException) -> RaylaunchError:
-    cause = getattr(error, "cause", None)
-    for known in (cause, error):
-        if isinstance(known, RaylaunchError):
-            return known
-    said = str(error).strip().splitlines() or ["no answer in time"]
-    return ClusterError(
-        f"the agent of server {index} did not answer ({method})",
-        why=f"{type(error).__name__}: {said[0]}",
-        todo="`ray status` shows whether its node is alive; its log is in Ray's session folder on that node",
-    )
+async def _ask_one(
+    agent: AgentHandle, call: Callable[[AgentHandle], Awaitable[T]]
+) -> T | RaylaunchError:
+    try:
+        return await call(agent)
+    except RaylaunchError as error:
+        log.warning("%s", error.what)
+        return error

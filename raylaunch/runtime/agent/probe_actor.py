@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Recalled:
+class RecalledFlags:
     """What is remembered of the flags of a node's vLLM. `key` names that vLLM, "" when there is none."""
 
     host: str
@@ -40,13 +40,13 @@ class Recalled:
     known: KnownFlags | None
 
 
-class Scout:
+class ProbeActor:
     """Holds the NPUs of a server and looks. Times in seconds."""
 
     def __init__(self, deployment: str, index: int) -> None:
         self._deployment = deployment
         self._index = index
-        self._doors: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server] = []
         with contextlib.suppress(
             PermissionError
         ):  # only root may; Ray starts workers at niceness 15
@@ -63,7 +63,7 @@ class Scout:
         address, log_root = str(ray.util.get_node_ip_address()), str(log_files.log_root(os.environ))
         return Hello(address, context.get_node_id(), devices, os.getpid(), log_root)
 
-    async def survey(
+    async def probe(
         self,
         tiny: Literal["qwen3", "minimax_m2"] | None,
         path: str,
@@ -73,14 +73,14 @@ class Scout:
         timeout_s: float,
     ) -> Facts:
         """Make the tiny model if the recipe wants one, and look at this node."""
-        from raylaunch.node.probe.node_probe import probe
+        from raylaunch.node.probe import node_probe
 
         if tiny is not None:
             path = str(state_dir() / "models" / f"tiny-{tiny}")
             await asyncio.to_thread(_make_tiny, tiny, Path(path))
         hello = await self.hello()
         facts = await asyncio.to_thread(
-            probe,
+            node_probe.probe,
             hello.ip,
             env={**os.environ},
             model_path=path,
@@ -98,51 +98,41 @@ class Scout:
             known_flags=(await self.recall_flags()).known,
         )
 
-    async def recall_flags(self) -> Recalled:
+    async def recall_flags(self) -> RecalledFlags:
         """Say what this node's vLLM answered when it was last asked for its flags."""
         host = (await self.hello()).ip
         return await asyncio.to_thread(_recall, host)
 
-    async def ask_flags(
-        self, askers: tuple[int, ...], timeout_s: float, niceness: int
-    ) -> KnownFlags | ProbeFailure | None:
-        """Ask this node's vLLM for its flags, when this server is one of the askers."""
-        return await asyncio.to_thread(_ask, timeout_s, niceness) if self._index in askers else None
+    async def ask_flags(self, timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
+        """Run this node's vLLM to list its flags.
 
-    async def open_doors(
-        self, wanted: Mapping[int, tuple[str, Mapping[str, int]]]
-    ) -> tuple[Door, ...]:
-        """Listen where `wanted` says for this server: address and ports. Until `close_doors`."""
-        if self._index not in wanted:
-            return ()
-        self._doors, doors = await reachability.open_doors(*wanted[self._index])
+        Returns:
+            None when the node has no vLLM, or is too busy for a question at a low priority.
+        """
+        return await asyncio.to_thread(_ask, timeout_s, niceness)
+
+    async def open_listeners(self, ip: str, ports: Mapping[str, int]) -> tuple[Door, ...]:
+        """Listen on the named ports of `ip` until `close_listeners`."""
+        self._listeners, doors = await reachability.open_doors(ip, ports)
         return doors
 
-    async def knock(
-        self, sources: Mapping[int, str], doors: tuple[Door, ...], timeout_s: float
+    async def try_connections(
+        self, source: str, listeners: Sequence[Door], connect_s: float
     ) -> list[Unreached]:
-        """Connect from this node to the doors of the others."""
-        source = sources.get(self._index)
-        return await reachability.knock(source, doors, timeout_s) if source else []
+        """Connect from the address `source` of this node to the listeners of the others."""
+        return await reachability.knock(source, listeners, connect_s)
 
-    async def ping_npus(
-        self, wanted: Mapping[int, tuple[Ping, ...]], timeout_s: float
-    ) -> list[Pinged]:
-        """Have the NPUs of this node ping those of others, as `wanted` says for this server."""
-        pings = wanted.get(self._index, ())
-        return (
-            await asyncio.to_thread(npu.ping_npus, pings, {**os.environ}, timeout_s)
-            if pings
-            else []
-        )
+    async def ping_npus(self, pings: Sequence[Ping], ping_s: float) -> list[Pinged]:
+        """Have the NPUs of this node ping those of others."""
+        return await asyncio.to_thread(npu.ping_npus, pings, {**os.environ}, ping_s)
 
-    async def close_doors(self) -> None:
+    async def close_listeners(self) -> None:
         """Give the ports back: the servers want them."""
-        for door in self._doors:
-            door.close()
-        for door in self._doors:
-            await door.wait_closed()
-        self._doors = []
+        for listener in self._listeners:
+            listener.close()
+        for listener in self._listeners:
+            await listener.wait_closed()
+        self._listeners = []
 
 
 def state_dir() -> Path:
@@ -150,9 +140,13 @@ def state_dir() -> Path:
     return log_files.state_root(os.environ)
 
 
-def _recall(host: str) -> Recalled:
+def _recall(host: str) -> RecalledFlags:
     vllm = vllm_flags.find(os.environ, state_dir())
-    return Recalled(host, vllm.key, vllm_flags.recall(vllm)) if vllm else Recalled(host, "", None)
+    return (
+        RecalledFlags(host, vllm.key, vllm_flags.recall(vllm))
+        if vllm
+        else RecalledFlags(host, "", None)
+    )
 
 
 def _ask(timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:

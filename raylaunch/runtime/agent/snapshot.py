@@ -17,7 +17,7 @@ NPU_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
-class Remains:
+class Snapshot:
     """What a server left for the diagnosis: the end of its log and the process table. `first_line` counts from 1."""
 
     log_lines: tuple[str, ...]
@@ -32,14 +32,14 @@ class Remains:
     plog_path: str = ""
 
 
-def read_remains(deployment: str, log: Path | None, lines: int) -> Remains:
+def read_snapshot(deployment: str, log: Path | None, lines: int) -> Snapshot:
     """Read the end of `log`, the process table of the deployment, and what the NPUs and Ascend's runtime say."""
     text = log_files.tail(log, lines) if log is not None else []
     table = [
         f"{found.pid:>8} {found.age_s:8.0f}s {found.command}" for found in find_marked(deployment)
     ]
     plog = _newest_plog()
-    return Remains(
+    return Snapshot(
         log_lines=tuple(text),
         first_line=1,
         utc_offset_s=float(time.localtime().tm_gmtoff),

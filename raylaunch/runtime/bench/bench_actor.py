@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from raylaunch.node.process import log_files
 from raylaunch.node.process.server_process import ProcessState, ServerProcess, ServerSpec, child_env
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_from_dict
-from raylaunch.runtime.agent.gang import agent_name
+from raylaunch.runtime.agent.agent_handle import find_agent
 from raylaunch.runtime.agent.probe_actor import state_dir
-from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 TAIL_BYTES = 8192
@@ -166,10 +164,10 @@ class Bencher:
 
     async def _api_key(self) -> str:
         """The key of the servers, from the agent that holds it: it crosses neither the driver nor a command line."""
-        import ray
-
-        agent = ray.get_actor(agent_name(self._deployment, 0), NAMESPACE)
-        secrets: Mapping[str, str] = await agent.secrets.remote()
+        agent = await asyncio.to_thread(find_agent, self._deployment, 0)
+        if agent is None:
+            raise NodeError("the agent of server 0 is gone", todo="`raylaunch status` shows why")
+        secrets = await agent.read_secrets()
         return secrets.get("VLLM_API_KEY", "")
 
     def _env(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from raylaunch.bench.bench_output import BenchProgress
 from raylaunch.bench.result import Run, run_id
 from raylaunch.bench.scenario import Scenario, build_argv, choose, refuse_too_long
-from raylaunch.errors import BusyError, LaunchError, RaylaunchError, UnknownDeploymentError
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.recipe.load import LoadedRecipe
@@ -21,7 +21,7 @@ from raylaunch.runtime.bench import bench_store
 from raylaunch.runtime.bench.bench_actor import Begun, Bencher, Ended
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import carried
-from raylaunch.runtime.controller.controller_client import ask, find_controller
+from raylaunch.runtime.controller.controller_client import require_controller
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
 
@@ -75,8 +75,9 @@ def run_bench(
 
 
 def _look(deployment: str) -> _Subject:
-    status: Status = _ask(deployment, "status")
-    loaded, plan, versions = _ask(deployment, "describe")
+    controller = require_controller(deployment)
+    status = controller.status()
+    loaded, plan, versions = controller.describe()
     if status.phase is not Phase.READY or plan is None:
         raise BusyError(
             f"{deployment} is {status.phase}, and a benchmark needs it ready",
@@ -160,20 +161,13 @@ def _run_one(actor: Any, subject: _Subject, load: Scenario, on_progress: OnProgr
 def _require_same(subject: _Subject) -> None:
     """What a deployment answers while it restarts or stops measures nothing."""
     name = subject.plan.deployment
-    status: Status = _ask(name, "status")
+    status = require_controller(name).status()
     if status.phase is not Phase.READY or status.attempt != subject.status.attempt:
         raise LaunchError(
             f"the benchmark was ended: {name} is {status.phase}, attempt {status.attempt}",
             why=f"it began on attempt {subject.status.attempt}, and figures across a restart mean nothing",
             todo=f"`raylaunch events {name}` shows what happened",
         )
-
-
-def _ask(deployment: str, question: str) -> Any:  # noqa: ANN401
-    controller = find_controller(deployment)
-    if controller is None:
-        raise UnknownDeploymentError(f"{deployment} was stopped")
-    return ask(controller, question, timeout_s=CALL_TIMEOUT_S)
 
 
 def _get(answer: Any) -> Any:  # noqa: ANN401

@@ -48,11 +48,7 @@ def reserve(
     from ray.util.placement_group import placement_group, remove_placement_group
 
     if find_group(name) is not None:
-        raise BusyError(
-            f"NPUs are reserved already for a deployment named {name!r}",
-            why="it has lost its controller (Ray's head was restarted, or somebody ended it)",
-            todo=f"`raylaunch clean --yes --deployment {name}` ends what is left of it; or take another --name",
-        )
+        raise already_reserved(name)
     servers = recipe.parallel.servers
     if timeout_s is None:
         _refuse_impossible(recipe, excluded)
@@ -67,6 +63,15 @@ def reserve(
         return group
     remove_placement_group(group)
     raise _shortage(recipe, excluded, "they did not become free in time")
+
+
+def already_reserved(name: str) -> BusyError:
+    """The error for a reservation of that name whose controller is lost."""
+    return BusyError(
+        f"NPUs are reserved already for a deployment named {name!r}",
+        why="it has lost its controller (Ray's head was restarted, or the controller was killed)",
+        todo=f"`raylaunch clean --yes --deployment {name}` removes what is left; or use another --name",
+    )
 
 
 def find_group(name: str) -> Any | None:  # noqa: ANN401

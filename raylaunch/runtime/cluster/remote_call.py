@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from raylaunch.errors import ClusterError, RaylaunchError
@@ -28,6 +29,16 @@ RETRY_PAUSE_S = 0.2
 """Between two tries while Ray restarts an actor: it tells nobody when it is done."""
 SLOW_CALL_S = 5.0
 """A call that took longer than this, and was not asked to wait, is logged."""
+
+
+class MethodNames:
+    """Stands in at run time for a class of which a client needs only the names of its methods.
+
+    A type checker sees the real class instead: import that under TYPE_CHECKING, this otherwise.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        return SimpleNamespace(__name__=name)
 
 
 class ActorError(ClusterError):
@@ -145,9 +156,11 @@ class RemoteActor(Generic[A]):
         """Ray's error as one of ours; an error that did not come from Ray is returned unchanged."""
         from ray import exceptions
 
-        # Ray delivers an error of the remote method as a RayTaskError that carries it.
+        # Ray delivers an error of the remote method as a RayTaskError that carries it. The carried error
+        # comes first: a RayTaskError of one of our errors is of that class too, but its text
+        # is a traceback.
         cause = getattr(error, "cause", None)
-        for known in (error, cause):
+        for known in (cause, error):
             if isinstance(known, RaylaunchError):
                 return known
         text = str(error).strip()

@@ -1,145 +1,174 @@
-"""The controller's eyes: one long poll per agent, answered the moment something changes there.
+"""Long-polls one agent. A missed reply counts as silence; times become the controller's.
 
-An answer that does not come is a sign too. What is seen is moved to the controller's clock.
+An agent answers the moment something changes, or after a heartbeat as a sign of life.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from raylaunch.runtime.agent.agent import Report
+from raylaunch.runtime.agent.agent import Observation
+from raylaunch.runtime.agent.agent_handle import AgentHandle
+from raylaunch.runtime.cluster.remote_call import (
+    ActorLostError,
+    ActorTimeoutError,
+    ActorUnavailableError,
+)
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import ServerSeen
 
+log = logging.getLogger(__name__)
+
 UNAVAILABLE_PAUSE_S = 0.2
-"""Ray answers at once while it has no connection to an actor; the actor may come back."""
-VERDICT_TIMEOUT_S = 2.0
+"""Ray refuses calls immediately while it has no connection to an actor; the actor may come back."""
+CONNECT_TIMEOUT_S = 2.0
 LATE_S = 1.0
-"""A report this late makes us ask the node's raylet; a report is at most `heartbeat_s` old otherwise."""
+"""A report this late makes us probe the node's raylet; a report is at most `heartbeat_s` old
+otherwise."""
+
+RayletState = Literal["alive", "refused", "silent"]
+LOST_BECAUSE: dict[RayletState, str] = {"refused": "node died", "silent": "node unreachable"}
 
 
 class AgentWatch:
-    """Watches one agent and hands each observation to `update`; ends when the agent is known to be lost."""
+    """Watches one agent and passes each observation on; returns when the agent is lost.
+
+    Args:
+        index: The server.
+        agent: Its agent.
+        node: Ray's record of the agent's node.
+        health: Heartbeat and the silence that counts as loss.
+        update: Receives each observation, with times on this process's monotonic clock.
+    """
 
     def __init__(
         self,
         index: int,
-        agent: Any,  # noqa: ANN401
+        agent: AgentHandle,
         node: dict[str, Any],
         health: HealthConfig,
         update: Callable[[ServerSeen], None],
     ) -> None:
-        self._index = index
         self._agent = agent
         self._node = node
         self._health = health
         self._update = update
         self._seen = ServerSeen(index)
-        self.clock_offset_s = 0.0
-        """The agent's clock minus the controller's."""
+        self.clock_offset_s: float | None = None
+        """The agent's monotonic clock minus the controller's."""
+        self.wall_offset_s = 0.0
+        """The wall clock of the agent's node minus the controller's, to compare log lines."""
 
     async def run(self) -> None:
         """Watch until the agent is lost or the task is cancelled."""
-        import ray
-
         version = -1
-        patience = self._health.heartbeat_s + LATE_S
         while True:
-            sent = time.time()
+            sent = time.monotonic()
             try:
-                async with asyncio.timeout(patience):
-                    report: Report = await self._agent.watch.remote(
-                        version, self._health.heartbeat_s
-                    )
-            except ray.exceptions.ActorUnavailableError:
+                observation = await self._agent.next_observation(
+                    after=version, wait_s=self._health.heartbeat_s
+                )
+            except ActorUnavailableError:
                 await asyncio.sleep(UNAVAILABLE_PAUSE_S)
-            except ray.exceptions.RayActorError:
-                await self._lose()
+            except ActorLostError:
+                await self._report_death()
                 return
-            except TimeoutError:
-                pass  # silence: `agent_at` stays, and the policy counts from there
+            except ActorTimeoutError:
+                log.debug("%s is silent", self._agent.peer)  # `agent_at` stays: the policy counts
             else:
-                version = report.version
-                self._take(report, sent, time.time())
-            await self._judge_silence()
+                version = observation.version
+                self._accept(observation, sent, time.monotonic())
+            await self._check_silence()
 
-    def _take(self, report: Report, sent: float, received: float) -> None:
-        """The answer left the agent between `sent` and `received`; a short trip fixes its clock closely."""
-        if received - sent < self._health.heartbeat_s or self.clock_offset_s == 0.0:
-            self.clock_offset_s = report.now - received
-        seen = shift_clock(report.seen, -self.clock_offset_s)
+    def _accept(self, observation: Observation, sent: float, received: float) -> None:
+        # The answer left the agent between `sent` and `received`: only a short trip tells its
+        # clock closely. A long one is a poll that had to wait.
+        if self.clock_offset_s is None or received - sent < self._health.heartbeat_s:
+            self.clock_offset_s = observation.now - received
+            self.wall_offset_s = observation.wall_now - time.time()
+        seen = shift_times(observation.seen, -self.clock_offset_s)
         self._seen = replace(seen, agent_at=received)
         self._update(self._seen)
 
-    async def _judge_silence(self) -> None:
-        """When a report is late find out who is silent: the agent, its raylet, or the whole node."""
+    async def _check_silence(self) -> None:
+        """When a report is late, find out who is silent: the agent, its raylet, or its node."""
         heard = self._seen.agent_at
-        if (
-            heard is None
-            or time.time() - heard < LATE_S + self._health.heartbeat_s
-            or self._seen.agent_lost
-        ):
+        if heard is None or self._seen.agent_lost:
             return
-        reachable = await asyncio.to_thread(_answers, self._node)
-        too_long = time.time() - heard >= self._health.agent_silent_s
-        if reachable == "refused" or (reachable == "silent" and too_long):
-            self._seen = replace(self._seen, agent_lost=_REASONS[reachable])
-            self._update(self._seen)
+        if time.monotonic() - heard < LATE_S + self._health.heartbeat_s:
+            return
+        raylet = await asyncio.to_thread(probe_raylet, self._node)
+        too_long = time.monotonic() - heard >= self._health.agent_silent_s
+        # A refused connection proves that the raylet is dead; silence may be a lost packet.
+        if raylet == "refused" or (raylet == "silent" and too_long):
+            self._lose(LOST_BECAUSE[raylet])
 
-    async def _lose(self) -> None:
-        alive = await asyncio.to_thread(_node_is_alive, self._node["NodeID"])
+    async def _report_death(self) -> None:
+        node_is_alive = await asyncio.to_thread(_is_alive, self._node["NodeID"])
         reason = "node died"
-        if alive:  # as far as Ray has noticed
-            reason = _REASONS.get(await asyncio.to_thread(_answers, self._node), "agent died")
+        if node_is_alive:  # as far as Ray has noticed
+            raylet = await asyncio.to_thread(probe_raylet, self._node)
+            reason = LOST_BECAUSE.get(raylet, "agent died")
+        self._lose(reason)
+
+    def _lose(self, reason: str) -> None:
+        log.warning("%s is lost: %s", self._agent.peer, reason)
         self._seen = replace(self._seen, agent_lost=reason)
         self._update(self._seen)
 
 
-_REASONS = {"refused": "node died", "silent": "node unreachable"}
-
-
-def _answers(node: dict[str, Any]) -> str:
-    """Whether the node's raylet takes a connection: "yes", "refused" (the host lives), or "silent"."""
+def probe_raylet(node: dict[str, Any]) -> RayletState:
+    """Try to connect to the node's raylet; "refused" means that its host lives."""
+    address = (node["NodeManagerAddress"], node["NodeManagerPort"])
     try:
-        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
-        socket.create_connection(address, timeout=VERDICT_TIMEOUT_S).close()
+        socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
     except ConnectionRefusedError:
         return "refused"
     except OSError:
         return "silent"
-    return "yes"
+    return "alive"
 
 
-def _node_is_alive(node_id: str) -> bool:
+def _is_alive(node_id: str) -> bool:
     from raylaunch.runtime.cluster.connection import alive_nodes
 
     return any(node["NodeID"] == node_id for node in alive_nodes())
 
 
-def shift_clock(seen: ServerSeen, by_s: float) -> ServerSeen:
-    """Move every time in an observation by `by_s` seconds."""
+def shift_times(seen: ServerSeen, by_s: float) -> ServerSeen:
+    """Move every time in an observation by `by_s` seconds, to convert it to another clock."""
 
-    def moved(at: float | None) -> float | None:
+    def shift(at: float | None) -> float | None:
         return None if at is None else at + by_s
 
-    http = replace(seen.http, at=moved(seen.http.at), failing_since=moved(seen.http.failing_since))
+    http = replace(seen.http, at=shift(seen.http.at), failing_since=shift(seen.http.failing_since))
     ranks = tuple(
         replace(
             rank,
-            still_since=moved(rank.still_since),
-            moved_at=moved(rank.moved_at),
-            at=moved(rank.at),
-            mute_since=moved(rank.mute_since),
+            still_since=shift(rank.still_since),
+            moved_at=shift(rank.moved_at),
+            at=shift(rank.at),
+            mute_since=shift(rank.mute_since),
         )
         for rank in seen.ranks
     )
     canary = seen.canary
     if canary is not None:
-        canary = replace(canary, at=canary.at + by_s, failing_since=moved(canary.failing_since))
-    exited = replace(seen.exit, at=seen.exit.at + by_s) if seen.exit else None
-    return replace(seen, http=http, ranks=ranks, canary=canary, exit=exited)
+        canary = replace(canary, at=canary.at + by_s, failing_since=shift(canary.failing_since))
+    exited = seen.exit
+    if exited is not None:
+        exited = replace(exited, at=exited.at + by_s)
+    return replace(
+        seen,
+        agent_at=shift(seen.agent_at),
+        http=http,
+        ranks=ranks,
+        canary=canary,
+        exit=exited,
+    )

@@ -1,4 +1,4 @@
-"""Bundles of failed attempts, read again: the newest of a deployment, or one a person has."""
+"""Bundles read again: the newest one of a deployment, or one that a person has."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import ClusterError, NodeError, UnknownDeploymentError
-from raylaunch.runtime.controller.controller_client import ask, find_controller
+from raylaunch.runtime.controller.controller_client import require_controller
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 
-ANSWER_S = 60.0
 MAX_BYTES = 1_000_000
 """A diagnosis.json has a few thousand bytes."""
 
 
 def diagnose_bundle(folder: Path) -> Diagnosis | None:
-    """The verdict that was written with a bundle.
+    """Return the diagnosis that was written with a bundle.
 
     Raises:
         UnknownDeploymentError: the folder is not a bundle.
@@ -57,19 +56,19 @@ def _read_diagnosis(path: Path) -> Diagnosis | None:
 
 
 def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Diagnosis | None:
-    """The verdict on the last failure of a deployment; None when it never failed and its logs show nothing wrong.
+    """Return the diagnosis of the last failure; None if there was none and the logs look fine.
 
-    A deployment that is there is asked; of one that is not, the newest bundle below `home` is read.
+    A deployment that runs is asked; of one that does not, the newest bundle below `home` is read.
 
     Raises:
-        UnknownDeploymentError: neither running nor remembered.
+        UnknownDeploymentError: it neither runs nor left a bundle.
     """
     try:
         attach()
     except (UnknownDeploymentError, ClusterError):
-        folders = sorted((home / "bundles" / name).glob("*"), key=lambda path: path.stat().st_mtime)
-        if not folders:
+        folders = (home / "bundles" / name).glob("*")
+        newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
             raise
-        return diagnose_bundle(folders[-1])
-    found: Diagnosis | None = ask(find_controller(name), "diagnosis", timeout_s=ANSWER_S)
-    return found
+        return diagnose_bundle(newest)
+    return require_controller(name).diagnosis()

@@ -1,49 +1,21 @@
-"""The bundle of a failed attempt: what is frozen before anything is torn down, kept per attempt and bounded in size."""
+"""Bundles: the evidence of each failed attempt as files, for people. Bounded in number."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from raylaunch.plan.plan_json import plan_to_dict
-from raylaunch.runtime.agent.snapshot import Remains
+from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.controller.journal import Journal
-from raylaunch.supervise.diagnosis.root_cause import Diagnosis, ServerEvidence
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.state import ServerSeen
 
-TAIL_LINES = 1000
 KEPT_BUNDLES = 10
-
-
-def as_evidence(
-    journal: Journal,
-    seen: Mapping[int, ServerSeen],
-    remains: Mapping[int, Remains],
-    offsets: Mapping[int, float],
-) -> list[ServerEvidence]:
-    """What the diagnosis reads, per server of the plan."""
-    assert journal.plan is not None
-    return [
-        ServerEvidence(
-            index=server.index,
-            role=server.role,
-            ranks=server.ranks,
-            node_ip=server.node.ip,
-            log_lines=remains[server.index].log_lines if server.index in remains else (),
-            exit=seen[server.index].exit if server.index in seen else None,
-            agent_lost=seen[server.index].agent_lost if server.index in seen else None,
-            lost_at=seen[server.index].agent_at
-            if server.index in seen and seen[server.index].agent_lost
-            else None,
-            clock_offset_s=offsets.get(server.index, 0.0),
-            utc_offset_s=remains[server.index].utc_offset_s if server.index in remains else 0.0,
-            first_line=remains[server.index].first_line if server.index in remains else 1,
-        )
-        for server in journal.plan.servers
-    ]
 
 
 def write_bundle(
@@ -51,55 +23,71 @@ def write_bundle(
     deployment: str,
     journal: Journal,
     seen: Mapping[int, ServerSeen],
-    remains: Mapping[int, Remains],
+    snapshots: Mapping[int, Snapshot],
     diagnosis: Diagnosis,
 ) -> Path:
-    """Write the bundle of the current attempt and return its folder; old ones beyond a bound are removed."""
-    folder = root / "bundles" / deployment / f"{int(journal.created_at)}-attempt-{journal.attempt}"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the bundle of the current attempt and return its folder; prune old ones.
+
+    Folders have mode 0700 and files 0600: logs may hold what users sent to the model.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    name = f"{int(journal.created_at)}-attempt-{journal.attempt}"
+    folder = root / "bundles" / deployment / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # `mode` holds for the last folder only, and an older raylaunch made these readable to all.
+    for private in (root / "bundles", folder.parent, folder):
+        private.chmod(0o700)
     if journal.plan is not None:
         _write_json(folder / "plan.json", plan_to_dict(journal.plan))
+    versions = {index: dict(found) for index, found in journal.versions.items()}
+    servers = {index: asdict(one) for index, one in seen.items()}
+    timeline = [json.dumps(asdict(event)) for event in journal.events]
     _write_json(folder / "diagnosis.json", asdict(diagnosis))
-    _write_json(
-        folder / "versions.json", {index: dict(found) for index, found in journal.versions.items()}
-    )
-    _write_json(folder / "servers.json", {index: asdict(one) for index, one in seen.items()})
-    timeline = "".join(json.dumps(asdict(event)) + "\n" for event in journal.events)
-    (folder / "timeline.jsonl").write_text(timeline, encoding="utf-8")
-    for index, left in remains.items():
-        (folder / f"server-{index}.log").write_text(
-            "\n".join(left.log_lines) + "\n", encoding="utf-8"
-        )
-        (folder / f"server-{index}.processes.txt").write_text(
-            left.processes + "\n", encoding="utf-8"
-        )
-        if left.npu:
-            (folder / f"server-{index}.npu.txt").write_text(left.npu + "\n", encoding="utf-8")
-        if left.plog:
-            text = "\n".join((left.plog_path, *left.plog))
-            (folder / f"server-{index}.plog.txt").write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / "versions.json", versions)
+    _write_json(folder / "servers.json", servers)
+    _write_text(folder / "timeline.jsonl", "\n".join(timeline))
+    for index, snapshot in snapshots.items():
+        _write_snapshot(folder, f"server-{index}", snapshot)
     _prune(folder.parent)
     return folder
 
 
-def tail_of(remains: Mapping[int, Remains], servers: Sequence[int], lines: int = 12) -> str:
-    """The last log lines of the given servers, for an error message."""
+def _write_snapshot(folder: Path, name: str, snapshot: Snapshot) -> None:
+    _write_text(folder / f"{name}.log", "\n".join(snapshot.log_lines))
+    _write_text(folder / f"{name}.processes.txt", snapshot.processes)
+    if snapshot.npu:
+        _write_text(folder / f"{name}.npu.txt", snapshot.npu)
+    if snapshot.plog:
+        plog = "\n".join((snapshot.plog_path, *snapshot.plog))
+        _write_text(folder / f"{name}.plog.txt", plog)
+
+
+def tail_of(snapshots: Mapping[int, Snapshot], servers: Sequence[int], lines: int = 12) -> str:
+    """Return the last log lines of the given servers, for an error message."""
     parts = []
     for index in servers:
-        left = remains.get(index)
-        if left and left.log_lines:
-            shown = "\n".join(f"    {line}" for line in left.log_lines[-lines:])
-            parts.append(f"  server {index}, {left.log}:\n{shown}")
+        snapshot = snapshots.get(index)
+        if snapshot is None or not snapshot.log_lines:
+            continue
+        shown = "\n".join(f"    {line}" for line in snapshot.log_lines[-lines:])
+        parts.append(f"  server {index}, {snapshot.log}:\n{shown}")
     return "\n".join(parts)
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _write_text(path: Path, text: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def _prune(folder: Path) -> None:
-    bundles = sorted(
-        (path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime
-    )
+    bundles = [path for path in folder.iterdir() if path.is_dir()]
+    bundles.sort(key=lambda path: path.stat().st_mtime)
     for path in bundles[:-KEPT_BUNDLES]:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,177 +1,249 @@
-"""The driver's side of a controller: making it, finding it by name, asking it across its restarts, ending it."""
+"""The typed boundary to a controller: create it, find it by name, call it, stop it.
+
+`ControllerClient` has one method per remote method of `Controller`. Time-outs and Ray's errors are
+handled by `remote_call`; nothing else names a method of the controller or calls `.remote()` on it.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raylaunch.errors import BusyError, ClusterError, PlacementError, UnknownDeploymentError
+from raylaunch.errors import BusyError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.remote_call import ActorLostError, RemoteActor
 from raylaunch.runtime.controller.launch_request import Request
-from raylaunch.runtime.controller.port_turns import CONTROLLER
-from raylaunch.supervise.deployment_status import Status, StopReport
+from raylaunch.runtime.controller.port_turns import CONTROLLER, Ticket
+from raylaunch.supervise.deployment_status import Event, Status, StopReport
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.state import Phase
 
 if TYPE_CHECKING:
-    from raylaunch.runtime.agent.gang import Gang
+    from raylaunch.node.process.log_files import Chunk, Cursor
+    from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.recipe.load import LoadedRecipe
+    from raylaunch.runtime.controller.controller import Controller
+else:
+    from raylaunch.runtime.cluster.remote_call import MethodNames
 
-RESTART_PATIENCE_S = 60.0
-"""How long a question waits for a controller that Ray is starting again."""
-RETRY_PAUSE_S = 0.2
-AT_ONCE_S = 1.0
-"""In which Ray gives a reservation that it can give: 10 ms on two idle nodes (measured). It counts whole seconds."""
-HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
-"""Keeps the controller on the head node, as Ray Serve does with its own: no cluster lives without its head, and a
-worker that is cut off takes no controller along. A soft node affinity is not enough: Ray was seen to place the
-controller on a worker, and 62 s passed until it was back after that worker's network had been cut.
+    # Importing the actor's code takes 0.25 s, and a client needs only the names of its methods.
+    Controller = MethodNames()
+
+CALL_TIMEOUT_S = 90.0
+"""For a question: longer than Ray needs to restart a controller, and it to adopt its agents."""
+BEGIN_TIMEOUT_S = 60.0
+STOP_POLL_S = 1.0
+HEAD_RESOURCE = "node:__internal_head__"
+HEAD_SHARE = 0.001
+"""Keeps the controller on the head node, as Ray Serve does with its own.
+
+No cluster lives without its head, and a worker that is cut off takes no controller along. A soft
+node affinity is not enough: Ray was seen to place the controller on a worker, and 62 s passed until
+it was back after that worker's network had been cut.
 """
 
 
+class ControllerClient:
+    """A handle to the controller of one deployment.
+
+    A call waits while Ray restarts the controller. Every method raises, besides what it names:
+        ActorLostError: the controller was stopped.
+        ActorTimeoutError, ActorUnavailableError: it did not answer in time.
+    """
+
+    def __init__(self, actor: object, deployment: str) -> None:
+        self.deployment = deployment
+        self._remote: RemoteActor[Controller] = RemoteActor(
+            actor, f"the controller of {deployment}"
+        )
+
+    def begin(self, secrets: Mapping[str, str]) -> None:
+        """Start the deployment; returns before it is ready."""
+        self._remote.ask(Controller.begin, timeout_s=BEGIN_TIMEOUT_S)(secrets=secrets)
+
+    def status(self) -> Status:
+        """Return where the deployment is now."""
+        return self._remote.ask(Controller.status, timeout_s=CALL_TIMEOUT_S)()
+
+    def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
+        """Return the status as soon as it is newer than `version`, or after `timeout_s`."""
+        call = self._remote.ask(Controller.wait_change, timeout_s=timeout_s + CALL_TIMEOUT_S)
+        return call(version=version, timeout_s=timeout_s)
+
+    async def show_plan(self, ticket: Ticket, timeout_s: float) -> LaunchPlan | None:
+        """Return the plan, for another deployment that chooses its ports; None if nothing runs."""
+        return await self._remote.call(Controller.show_plan, timeout_s=timeout_s)(ticket=ticket)
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return the events newer than number `after`."""
+        return self._remote.ask(Controller.events, timeout_s=CALL_TIMEOUT_S)(after=after)
+
+    def read_log(
+        self, server: int, cursor: Cursor | None, lines: int | None, timeout_s: float
+    ) -> Chunk | None:
+        """Return a piece of a server's log; see `Agent.read_log`. None when its agent is lost."""
+        call = self._remote.ask(Controller.read_log, timeout_s=timeout_s + CALL_TIMEOUT_S)
+        return call(server=server, cursor=cursor, lines=lines, timeout_s=timeout_s)
+
+    def describe(self) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
+        """Return the recipe, its plan, and the versions installed on each server's node."""
+        return self._remote.ask(Controller.describe, timeout_s=CALL_TIMEOUT_S)()
+
+    def diagnosis(self) -> Diagnosis | None:
+        """Return the diagnosis of the last failure, or of the current logs if there was none."""
+        return self._remote.ask(Controller.diagnosis, timeout_s=CALL_TIMEOUT_S)()
+
+    def inject(self, fault: str, server: int) -> Event:
+        """Inject a drill's fault and return the event.
+
+        Raises:
+            BusyError: the deployment is not ready.
+        """
+        call = self._remote.ask(Controller.inject, timeout_s=CALL_TIMEOUT_S)
+        return call(fault=fault, server=server)
+
+    def may_cut(self, server: int) -> str:
+        """Return the interface that a drill may take down on the server's node; "" for none."""
+        return self._remote.ask(Controller.may_cut, timeout_s=CALL_TIMEOUT_S)(server=server)
+
+    def node_ids(self) -> dict[int, str]:
+        """Return Ray's id of each server's node."""
+        return self._remote.ask(Controller.node_ids, timeout_s=CALL_TIMEOUT_S)()
+
+    def has_spare(self) -> bool:
+        """Return whether another node could take a server's place."""
+        return self._remote.ask(Controller.has_spare, timeout_s=CALL_TIMEOUT_S)()
+
+    def leftovers(self) -> list[str]:
+        """Return the living processes of earlier attempts."""
+        return self._remote.ask(Controller.leftovers, timeout_s=CALL_TIMEOUT_S)()
+
+    def read_log_of_controller(self, lines: int) -> str:
+        """Return the last lines of the controller's own log."""
+        return self._remote.ask(Controller.read_controller_log, timeout_s=CALL_TIMEOUT_S)(
+            lines=lines
+        )
+
+    def stop(self, on_update: Callable[[Status], None] | None = None) -> StopReport:
+        """Stop every server, then the controller itself.
+
+        Raises:
+            UnknownDeploymentError: another command stopped the deployment at the same moment.
+        """
+        try:
+            self._await_stopped(on_update)
+            report = self._remote.ask(Controller.stop, timeout_s=CALL_TIMEOUT_S)()
+        except ActorLostError as error:
+            raise UnknownDeploymentError(
+                "the deployment was stopped by another command at the same moment"
+            ) from error
+        self._remote.kill()
+        return report
+
+    def _await_stopped(self, on_update: Callable[[Status], None] | None) -> None:
+        """Wait for the end of a stop. The long poll shows meanwhile that the controller lives."""
+        version, phase = -1, Phase.PENDING
+        while phase is not Phase.STOPPED:
+            # A controller that Ray restarted has forgotten the command: repeat it until it acts.
+            if phase is not Phase.STOPPING:
+                self._remote.send(Controller.stop)()
+            version, status = self.wait_change(version, STOP_POLL_S)
+            phase = status.phase
+            if on_update is not None:
+                on_update(status)
+
+    def crash(self) -> None:
+        """Kill the controller process, as an accident would: Ray starts it again."""
+        import ray
+
+        ray.kill(self._remote.actor, no_restart=False)
+
+    def kill(self) -> None:
+        """Kill the controller process for good."""
+        self._remote.kill()
+
+
 def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
-    """Make the detached controller and let it begin. What cannot be handed over to it is taken back.
+    """Create the detached controller and hand over to it; if that fails, remove what was created.
 
     Raises:
-        BusyError: somebody else made one of that name at the same moment, or an accident left agents of that name.
+        BusyError: another command creates one of that name at the same moment, or an accident left
+            agents of that name.
         ClusterError: the controller does not answer.
     """
     import ray
 
-    from raylaunch.runtime.agent.gang import Gang
-    from raylaunch.runtime.controller.controller import Controller
+    from raylaunch.runtime.controller import controller
 
-    actor = ray.remote(carried(Controller)).options(
+    _refuse_orphaned_reservation(request.deployment)
+    actor = ray.remote(carried(controller.Controller)).options(
         name=CONTROLLER + request.deployment,
         namespace=NAMESPACE,
         lifetime="detached",
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
-        resources={HEAD: HEAD_SHARE},
+        resources={HEAD_RESOURCE: HEAD_SHARE},
     )
     try:
-        controller = actor.remote(request)
+        client = ControllerClient(actor.remote(request), request.deployment)
     except ValueError as error:  # Ray: the name is taken
         raise BusyError(
-            f"a deployment named {request.deployment!r} is being started by somebody else",
+            f"a deployment named {request.deployment!r} is being started by another command",
             todo=f"`raylaunch status {request.deployment}` follows it",
         ) from error
-    gang = Gang(request.deployment)
     try:
-        _assemble(gang, request)
-        ask(controller, "begin", secrets, gang, timeout_s=RESTART_PATIENCE_S)
+        client.begin(secrets)
     except BaseException:
-        ray.kill(controller, no_restart=True)
-        _dissolve(gang)
+        client.kill()
+        _remove_what_it_made(request.deployment)
         raise
 
 
-def _assemble(gang: Gang, request: Request) -> None:
-    """Put the agents into their places while the controller starts: all of them need the same half second.
+def _refuse_orphaned_reservation(deployment: str) -> None:
+    """Refuse a name under which NPUs are reserved without a controller.
 
-    What cannot be had at once is left to the controller, which waits for it, or says what is missing.
+    Raises:
+        BusyError: there is such a reservation.
     """
     from raylaunch.runtime.cluster import placement
-    from raylaunch.runtime.controller.planning import put_primary_first
 
-    try:
-        gang.group = placement.reserve(
-            request.deployment, request.loaded.recipe, timeout_s=AT_ONCE_S
+    if placement.find_group(deployment) is None:
+        return
+    if find_controller(deployment) is not None:
+        raise BusyError(
+            f"a deployment named {deployment!r} is being started by another command",
+            todo=f"`raylaunch status {deployment}` follows it",
         )
-        gang.create(put_primary_first(placement.slots(gang.group), request.primary))
-    except PlacementError:
-        _dissolve(gang)
+    raise placement.already_reserved(deployment)
 
 
-def _dissolve(gang: Gang) -> None:
-    from raylaunch.runtime.cluster import placement
+def _remove_what_it_made(deployment: str) -> None:
+    """Kill the agents of a controller that was killed before it took over, and release its NPUs."""
+    from raylaunch.runtime.controller.orphan_search import kill_agents
 
-    gang.kill()
-    if gang.group is not None:
-        placement.release(gang.group)
-        gang.group = None
+    kill_agents(deployment)
 
 
-def find_controller(deployment: str) -> Any | None:  # noqa: ANN401
-    """The controller of a deployment, None when there is none."""
+def find_controller(deployment: str) -> ControllerClient | None:
+    """Return the controller of a deployment, None when there is none."""
     import ray
 
     try:
-        return ray.get_actor(CONTROLLER + deployment, NAMESPACE)
+        actor = ray.get_actor(CONTROLLER + deployment, NAMESPACE)
     except ValueError:
         return None
+    return ControllerClient(actor, deployment)
 
 
-def ask(controller: Any, question: str, *args: Any, timeout_s: float) -> Any:  # noqa: ANN401
-    """Call a method of the controller, again while Ray restarts it.
-
-    Raises:
-        ClusterError: it did not answer in time.
-    """
-    import ray
-
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return ray.get(
-                getattr(controller, question).remote(*args),
-                timeout=max(0.1, deadline - time.monotonic()),
-            )
-        except ray.exceptions.ActorUnavailableError as error:
-            problem: Exception = error
-        except ray.exceptions.ActorDiedError as error:
-            raise _silent(error) from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise _silent(error) from error
-        if time.monotonic() >= deadline:
-            raise _silent(problem) from problem
-        time.sleep(RETRY_PAUSE_S)  # Ray restarts it by itself, and tells nobody
-
-
-def _silent(error: Exception) -> ClusterError:
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return ClusterError(
-        "the controller of the deployment does not answer",
-        why=first[0],
-        todo="`ray status` shows whether the cluster is alive; the servers run on without their controller",
-    )
-
-
-def stop_controller(
-    controller: Any,  # noqa: ANN401
-    on_update: Callable[[Status], None] | None = None,
-) -> StopReport:
-    """Have everything ended, then end the controller itself; a controller that dies meanwhile is asked again.
+def require_controller(deployment: str) -> ControllerClient:
+    """Return the controller of a deployment that ran a moment ago.
 
     Raises:
-        UnknownDeploymentError: somebody else stopped it at the same moment, and was first.
+        UnknownDeploymentError: it was stopped meanwhile.
     """
-    import ray
-
-    while True:
-        try:
-            report = _stop_once(controller, on_update)
-        except ray.exceptions.ActorUnavailableError:
-            time.sleep(RETRY_PAUSE_S)  # Ray restarts it by itself, and tells nobody
-        except ray.exceptions.ActorDiedError as error:
-            raise UnknownDeploymentError(
-                "the deployment was stopped by another command at the same moment"
-            ) from error
-        else:
-            ray.kill(controller, no_restart=True)
-            return report
-
-
-def _stop_once(controller: Any, on_update: Callable[[Status], None] | None) -> StopReport:  # noqa: ANN401
-    import ray
-
-    pending = controller.stop.remote()
-    version = -1
-    while on_update is not None and not ray.wait([pending], timeout=0)[0]:
-        version, status = ray.get(controller.wait_change.remote(version, 1.0))
-        on_update(status)
-        if status.phase is Phase.STOPPED:
-            break
-    report: StopReport = ray.get(pending)
-    return report
+    found = find_controller(deployment)
+    if found is None:
+        raise UnknownDeploymentError(f"{deployment} was stopped")
+    return found

@@ -1,20 +1,28 @@
-"""What a controller must not forget: its phase, attempt, history and events.
+"""What a group must not forget: its phase, attempt, plan, history and events.
 
-The agents keep it, so that a controller that Ray starts again can go on where the last one was.
+The agents keep a copy, so that a controller that Ray restarted continues where the last one was.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.runtime.cluster.clock import Clock, ClockReading
 from raylaunch.supervise.deployment_status import Event
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
-from raylaunch.supervise.state import History, Phase, move
+from raylaunch.supervise.health_config import GroupShape
+from raylaunch.supervise.policy import Restart
+from raylaunch.supervise.state import Failure, History, Phase, ServerSeen, move
 
+log = logging.getLogger(__name__)
+
+LOUD = ("failure", "restart", "bundle-failed", "log-failed", "internal")
+"""Kinds of events that the log shows as warnings."""
 KEPT_EVENTS = 500
 UNSAVED_EVENTS = 1000
 """More than can have been noted since the last copy was given away."""
@@ -22,7 +30,11 @@ UNSAVED_EVENTS = 1000
 
 @dataclass
 class Journal:
-    """The memory of a deployment. Times: seconds since the epoch on the controller's clock."""
+    """The memory of one group.
+
+    `history` has monotonic times of the controller's machine: ages and deadlines are made of them.
+    All other times are for display: seconds since the epoch.
+    """
 
     created_at: float
     phase: Phase = Phase.PENDING
@@ -34,6 +46,8 @@ class Journal:
     events: list[Event] = field(default_factory=list)
     error: dict[str, str] | None = None
     restarts: int = 0
+    served: bool = False
+    """Whether any attempt became ready."""
     diagnosis: Diagnosis | None = None
     """Of the last failed attempt."""
     ray_addresses: dict[str, str] = field(default_factory=dict)
@@ -42,6 +56,7 @@ class Journal:
     """What was installed on each server's node when it was last probed."""
     number: int = 0
     """Grows with every change; the agents keep the newest."""
+    saved_at: ClockReading | None = None
 
     def enter(self, phase: Phase, now: float) -> None:
         """Move to the next phase; an illegal step is a bug and raises AssertionError."""
@@ -58,27 +73,154 @@ class Journal:
         return event
 
     def has(self, kind: str, server: int) -> bool:
-        """Whether this attempt has an event of that kind and server, also from before a take-over."""
-        return any(
-            (one.attempt, one.kind, one.server) == (self.attempt, kind, server)
-            for one in self.events
-        )
+        """Return whether this attempt has an event of that kind and server."""
+        wanted = (self.attempt, kind, server)
+        return any((one.attempt, one.kind, one.server) == wanted for one in self.events)
 
     def skip_lost(self) -> None:
-        """After a take-over: never give a number again that the last controller may have given."""
+        """After a take-over: do not reuse a number that the last controller may have given."""
         self.number += UNSAVED_EVENTS
 
-    def dump(self) -> bytes:
-        """The journal as the agents keep it. It holds no secrets."""
+    def dump(self, clock: Clock) -> bytes:
+        """Return the journal as the agents keep it. It holds no secrets."""
+        self.saved_at = ClockReading.of(clock)
         return pickle.dumps(self)
 
     @staticmethod
-    def load(data: bytes) -> Journal:
-        """Restore what `dump` wrote. The data comes from our own agents, over Ray's own channel."""
-        journal: Any = pickle.loads(data)  # noqa: S301 - Ray pickles every message between these actors anyway
+    def load(data: bytes, clock: Clock) -> Journal:
+        """Restore what `dump` wrote, with its monotonic times on this machine's clock."""
+        # The data comes from our own agents over Ray's channel, which pickles every message anyway.
+        journal = pickle.loads(data)  # noqa: S301
         assert isinstance(journal, Journal)
+        assert journal.saved_at is not None
+        shift_s = ClockReading.of(clock).shift_from(journal.saved_at)
+        journal.history = _shift(journal.history, shift_s)
         return journal
 
     def became_ready(self, now: float) -> None:
-        """Remember when the current attempt became ready."""
+        """Remember when the current attempt became ready; `now` is monotonic."""
         self.history = replace(self.history, ready_at=now)
+        self.served = True
+
+
+class GroupRecord:
+    """Journal, last observations and shape of one group. Saves the journal, reports each change.
+
+    Args:
+        name: Of the group, for the log.
+        clock: Its wall clock stamps events.
+        save: Takes the number of the journal and a copy, to keep for the next controller.
+        on_change: Called after each change.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        save: Callable[[int, bytes], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.journal = Journal(created_at=clock.wall(), phase_since=clock.wall())
+        self.shape = GroupShape((), ())
+        self.seen: dict[int, ServerSeen] = {}
+        self.unreachable: dict[int, str] = {}
+        """Servers of this attempt on nodes out of reach, where nothing can be verified."""
+        self._drilled_attempt = 0
+        """The attempt that a drill is about to break."""
+        self._name = name
+        self._clock = clock
+        self._save = save
+        self._on_change = on_change
+
+    def enter(self, phase: Phase) -> None:
+        """Move to the next phase."""
+        log.info("group %s: %s -> %s", self._name, self.journal.phase, phase)
+        self.journal.enter(phase, self._clock.wall())
+        self._give_copy()
+        self._on_change()
+
+    def note(
+        self, kind: str, text: str, server: int | None = None, at: float | None = None
+    ) -> Event:
+        """Add an event to the journal; `at` is on the wall clock."""
+        now = self._clock.wall() if at is None else at
+        event = self.journal.note(now, kind, text, server)
+        place = "" if server is None else f", server {server}"
+        level = logging.WARNING if kind in LOUD else logging.INFO
+        log.log(level, "%s%s: %s", kind, place, text)
+        # A controller that takes over learns the stages again from its agents.
+        if kind != "stage":
+            self._give_copy()
+        self._on_change()
+        return event
+
+    def show_reserved(self, servers: Iterable[int]) -> None:
+        """Show servers that have an agent, and nothing more yet."""
+        for index in servers:
+            self.observe(ServerSeen(index))
+
+    def observe(self, seen: ServerSeen) -> None:
+        """Take an observation of a server, and note what changed."""
+        index = seen.index
+        before = self.seen.get(index)
+        if before is not None and seen.attempt < before.attempt:
+            return
+        self.seen[index] = seen
+        if seen.agent_lost == "node unreachable":
+            self.unreachable[index] = self.shape.nodes[index]
+        last = before or ServerSeen(index, stage="")
+        if (last.stage, last.stage_detail) != (seen.stage, seen.stage_detail):
+            self.note("stage", f"{seen.stage} {seen.stage_detail}".rstrip(), index)
+        if seen.read_ahead and not self.journal.has("read-ahead", index):
+            self.note("read-ahead", seen.read_ahead, index)
+        if seen.log_error and not last.log_error:
+            self.note("log-failed", f"cannot write the server's log: {seen.log_error}", index)
+        if seen.exit is not None and last.exit is None:
+            self.note("exit", f"ended with {seen.exit}", index)
+        self._on_change()
+
+    def expect_drill(self) -> None:
+        """Do not count the failure of the current attempt: a drill causes it."""
+        self._drilled_attempt = self.journal.attempt
+
+    def judged_history(self) -> History:
+        """Return the history for the policy: what a drill breaks is restarted in any case."""
+        history = self.journal.history
+        if self._drilled_attempt != self.journal.attempt:
+            return history
+        device_faults = tuple(old for old in history.failures if old.kind == "device")
+        return replace(history, failures=device_faults)
+
+    def remember(self, decision: Restart) -> None:
+        """Add the failure that a restart answers to the history, unless a drill caused it."""
+        history = self.journal.history
+        failure = Failure(
+            self.journal.attempt,
+            self._clock.monotonic(),
+            decision.cause,
+            decision.kind,
+            decision.root,
+            was_ready=history.ready_at is not None,
+            node="" if decision.root is None else self.shape.nodes[decision.root],
+        )
+        if self._drilled_attempt != self.journal.attempt:
+            self.journal.history = history.remember(failure)
+        self._drilled_attempt = 0  # a second fault in the restart after a drill does count
+
+    def _give_copy(self) -> None:
+        self._save(self.journal.number, self.journal.dump(self._clock))
+
+
+def _shift(history: History, by_s: float) -> History:
+    def shift(failure: Failure) -> Failure:
+        return replace(failure, at=failure.at + by_s)
+
+    ready_at = history.ready_at
+    if ready_at is not None:
+        ready_at += by_s
+    return replace(
+        history,
+        started_at=history.started_at + by_s,
+        ready_at=ready_at,
+        failures=tuple(shift(failure) for failure in history.failures),
+    )

@@ -1,4 +1,4 @@
-"""What an operator asks a controller for."""
+"""The request that creates a controller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from raylaunch.recipe.load import LoadedRecipe
 
 @dataclass(frozen=True)
 class Request:
-    """What `start` asks for. Secrets are given separately, so that Ray does not keep them with the actor."""
+    """What `raylaunch start` asks for.
+
+    Secrets come separately: Ray keeps the arguments that an actor was created with.
+    """
 
     deployment: str
     loaded: LoadedRecipe

@@ -1,4 +1,4 @@
-"""What nobody speaks for any more, on every node of the cluster: found, named, and ended on demand."""
+"""Finds orphaned raylaunch processes on every node and, on request, kills them."""
 
 from __future__ import annotations
 
@@ -20,116 +20,134 @@ from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
 NODE_TIMEOUT_S = 60.0
 CLAIM_S = 180.0
-"""A record without a living cluster may be one that is being started, for as long as a start may take."""
+"""As long as a start takes, a record without a living cluster may be one that is being started."""
 _AGENT = "agent:"
-_HERE = ""
-"""In place of Ray's node id: this process."""
+_THIS_PROCESS = ""
+"""In place of Ray's node id."""
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What one node, or this process, saw. Two nodes on one machine see the same."""
+class _Orphans:
+    """The orphans that one node, or this process, sees; nodes of one machine see the same."""
 
     node_id: str
     machine: str
     host: str
-    found: list[MarkedProcess]
+    processes: list[MarkedProcess]
 
 
 def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> CleanReport:
-    """Find leftovers on this machine and on every node of the connected cluster; with `end` end and remove them.
+    """Find orphans on this machine and on every node of the connected cluster.
 
     Args:
         home: Folder of this user's raylaunch, with the records of embedded clusters.
         asked: The cluster that this process is connected to; "" for none.
-        deployment: Only what is left of this one.
-        end: Do it; otherwise only look.
+        deployment: Only the orphans of this one.
+        end: Kill and remove them; otherwise only report.
     """
-    orphaned = _find_orphans(deployment) if asked else []
-    left_orphaned = [name for name in orphaned if not (end and _end_orphan(name))]
-    running = Running(tuple(running_names()) if asked else (), tuple(orphaned))
-    looks, silent = _look_everywhere(running, deployment) if asked else ([], [])
-    looks = _one_per_machine([*looks, _look(_HERE, running, deployment)])
-    left, mute = _end_everywhere(looks) if end else (looks, [])
+    headless = _find_headless(deployment) if asked else []
+    left_headless = [] if end else headless
+    if end:
+        for name in headless:
+            kill_agents(name)
+    running = Running(tuple(running_names()) if asked else (), tuple(headless))
+    found, silent = _search_everywhere(running, deployment) if asked else ([], [])
+    found = _one_per_machine([*found, _search(_THIS_PROCESS, running, deployment)])
+    left, silent_at_kill = _kill_everywhere(found) if end else (found, [])
     records = _stale_records(home, deployment)
+    left_records = [name for name in records if not (end and _remove_record(home, name))]
     return CleanReport(
         ended=end,
-        found=_flatten(looks),
+        found=_flatten(found),
         left=_flatten(left),
         records=tuple(records),
-        left_records=tuple(name for name in records if not (end and _remove_record(home, name))),
-        orphaned=tuple(orphaned),
-        left_orphaned=tuple(left_orphaned),
-        silent=tuple(dict.fromkeys((*silent, *mute))),
+        left_records=tuple(left_records),
+        orphaned=tuple(headless),
+        left_orphaned=tuple(left_headless),
+        silent=tuple(dict.fromkeys((*silent, *silent_at_kill))),
         asked=asked,
     )
 
 
-def _look(node_id: str, running: Running, deployment: str | None) -> _Look:
-    return _Look(node_id, *machine(), find_leftovers(running, deployment))
+def _search(node_id: str, running: Running, deployment: str | None) -> _Orphans:
+    return _Orphans(node_id, *machine(), find_leftovers(running, deployment))
 
 
-def _look_everywhere(running: Running, deployment: str | None) -> tuple[list[_Look], list[str]]:
+def _search_everywhere(
+    running: Running, deployment: str | None
+) -> tuple[list[_Orphans], list[str]]:
+    """Search on every node; return what was found, and the addresses that did not answer."""
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive_nodes()}
-    answers, silent = _on_nodes(
-        _look, {node_id: (node_id, running, deployment) for node_id in addresses}
-    )
+    arguments = {node_id: (node_id, running, deployment) for node_id in addresses}
+    answers, silent = _on_nodes(_search, arguments)
     return list(answers.values()), [addresses[node_id] for node_id in silent]
 
 
-def _one_per_machine(looks: Iterable[_Look]) -> list[_Look]:
-    """Of those on one machine the one that saw most: another user's processes cannot be read."""
-    best: dict[str, _Look] = {}
-    for look in looks:
-        if look.machine not in best or len(look.found) > len(best[look.machine].found):
-            best[look.machine] = look
+def _one_per_machine(found: Iterable[_Orphans]) -> list[_Orphans]:
+    """Of those on one machine return the one that saw most.
+
+    Another user's processes cannot be read.
+    """
+    best: dict[str, _Orphans] = {}
+    for one in found:
+        known = best.get(one.machine)
+        if known is None or len(one.processes) > len(known.processes):
+            best[one.machine] = one
     return list(best.values())
 
 
-def _end_everywhere(looks: list[_Look]) -> tuple[list[_Look], list[str]]:
-    work = {look.node_id: (look.found,) for look in looks if look.found}
-    left = {_HERE: end_leftovers(*work.pop(_HERE))} if _HERE in work else {}
-    answers, silent = _on_nodes(end_leftovers, work) if work else ({}, [])
-    left |= answers
-    ended = [
-        _Look(look.node_id, look.machine, look.host, left.get(look.node_id, [])) for look in looks
+def _kill_everywhere(found: list[_Orphans]) -> tuple[list[_Orphans], list[str]]:
+    """Kill the orphans; return those that are left, and the hosts that did not answer."""
+    work = {one.node_id: (one.processes,) for one in found if one.processes}
+    left: dict[str, list[MarkedProcess]] = {}
+    if _THIS_PROCESS in work:
+        left[_THIS_PROCESS] = end_leftovers(*work.pop(_THIS_PROCESS))
+    silent: tuple[str, ...] = ()
+    if work:
+        answers, silent = _on_nodes(end_leftovers, work)
+        left |= answers
+    after = [
+        _Orphans(one.node_id, one.machine, one.host, left.get(one.node_id, [])) for one in found
     ]
-    return ended, [look.host for look in looks if look.node_id in silent]
+    return after, [one.host for one in found if one.node_id in silent]
 
 
 def _on_nodes(
     function: Callable[..., Any], arguments: dict[str, tuple[Any, ...]]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Call `function` on the nodes, by id; returns the answers, and who gave none in time."""
+    """Call `function` on the nodes, by id; return the answers, and the nodes that gave none."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(carried(function))
-    calls = {
-        task.options(
+    calls = {}
+    for node_id, given in arguments.items():
+        on_this_node = task.options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(*given): node_id
-        for node_id, given in arguments.items()
-    }
+        )
+        calls[on_this_node.remote(*given)] = node_id
     done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=NODE_TIMEOUT_S)
     answers = {}
     for call in done:
         try:
             answers[calls[call]] = ray.get(call)
-        except ray.exceptions.RayError:  # the node went away, or its worker could not start
+        except ray.exceptions.RayError:  # the node died, or its worker could not start
             continue
     return answers, tuple(node_id for node_id in arguments if node_id not in answers)
 
 
-def _find_orphans(deployment: str | None) -> list[str]:
-    """Deployments with agents but no controller: it is made before them, so it was there and is gone."""
-    agents = {name.removeprefix(_AGENT).rpartition(":")[0] for name in _agent_names()}
-    own = {
-        name for name in agents if " " not in name
-    }  # those of a check under way have a name with spaces
-    return sorted(name for name in own.difference(running_names()) if deployment in (None, name))
+def _find_headless(deployment: str | None) -> list[str]:
+    """Find deployments with agents but without a controller.
+
+    A controller is created before its agents, so it was there and is gone.
+    """
+    names = {name.removeprefix(_AGENT).rpartition(":")[0] for name in _agent_names()}
+    # Those of a check that runs have a name with spaces.
+    deployments = {name for name in names if " " not in name}
+    headless = deployments.difference(running_names())
+    return sorted(name for name in headless if deployment in (None, name))
 
 
 def _agent_names() -> list[str]:
@@ -140,16 +158,16 @@ def _agent_names() -> list[str]:
     return [name for name in names if name.startswith(_AGENT)]
 
 
-def _end_orphan(deployment: str) -> bool:
-    """End the agents of a deployment, whose guards then end the servers, and give the NPUs back."""
+def kill_agents(deployment: str) -> None:
+    """Kill the agents of a deployment, whose guards then stop the servers, and release its NPUs."""
     import ray
 
     for name in _agent_names():
         if name.removeprefix(_AGENT).rpartition(":")[0] == deployment:
             ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
-    if (group := placement.find_group(deployment)) is not None:
+    group = placement.find_group(deployment)
+    if group is not None:
         placement.release(group)
-    return True
 
 
 def _stale_records(home: Path, deployment: str | None) -> list[str]:
@@ -158,12 +176,15 @@ def _stale_records(home: Path, deployment: str | None) -> list[str]:
 
 
 def _is_stale(record: Path) -> bool:
-    """Whether no process of the cluster lives, and none is about to."""
+    """Return whether no process of the cluster lives, and none is about to."""
     try:
-        marker, age_s = _marker(record), time.time() - record.stat().st_mtime
+        marker = _marker(record)
+        age_s = time.time() - record.stat().st_mtime
     except FileNotFoundError:
         return False
-    return age_s > CLAIM_S if marker is None else not find_marked(marker) and age_s > 1
+    if marker is None:
+        return age_s > CLAIM_S
+    return not find_marked(marker) and age_s > 1
 
 
 def _marker(record: Path) -> str | None:
@@ -174,6 +195,7 @@ def _marker(record: Path) -> str | None:
 
 
 def _remove_record(home: Path, deployment: str) -> bool:
+    """Remove the record and the folder of an embedded cluster; return whether nothing is left."""
     record = home / "clusters" / f"{deployment}.json"
     if _marker(record) is None:
         record.unlink(missing_ok=True)
@@ -181,9 +203,16 @@ def _remove_record(home: Path, deployment: str) -> bool:
     return not local_cluster.stop_local(home, deployment)
 
 
-def _flatten(looks: Iterable[_Look]) -> tuple[Leftover, ...]:
+def _flatten(found: Iterable[_Orphans]) -> tuple[Leftover, ...]:
     return tuple(
-        Leftover(look.host, one.pid, one.deployment, one.attempt, one.age_s, one.command)
-        for look in looks
-        for one in look.found
+        Leftover(
+            one.host,
+            process.pid,
+            process.deployment,
+            process.attempt,
+            process.age_s,
+            process.command,
+        )
+        for one in found
+        for process in one.processes
     )

@@ -1,27 +1,33 @@
-"""The other deployments of the cluster: what their plans take, and that two of them do not choose at the same moment.
+"""Ports of the other deployments, and an order for those that choose theirs at the same moment.
 
-Each controller keeps its own plan and shows it to whoever asks. HCCL and the handshake listen for moments only, and a
-deployment that is still loading does not listen on its API's port yet: looking for listeners would miss them.
+Each controller keeps its own plan and shows it on request. HCCL and vLLM's handshake listen for
+moments only, and a deployment that is still loading does not listen on its API's port yet: a search
+for listeners would miss them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from raylaunch.errors import RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.connection import NAMESPACE
 
+log = logging.getLogger(__name__)
+
 CONTROLLER = "controller:"
-"""What the Ray name of a deployment's controller begins with."""
+"""Prefix of the Ray name of a deployment's controller."""
 ANSWER_S = 15.0
-"""Patience with one neighbour: it may be choosing, which takes as long as its ways are tried."""
+"""Time-out of one neighbour: it may be choosing, which takes as long as its links are tried."""
 
 Ticket = tuple[float, str]
-"""When somebody began to choose, and the name of the deployment."""
+"""When a deployment began to choose, and its name. The wall clock orders tickets of different
+controllers; nothing is timed by it."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,9 @@ class Neighbours:
 
 
 class Turns:
-    """Who chooses first where several deployments plan at once: Lamport's bakery, each asking all the others.
+    """Orders deployments that plan at the same moment: Lamport's bakery, each asks all others.
 
-    Whoever began earlier chooses first; the later one waits for its plan and goes around it.
+    The one that began earlier chooses first; a later one waits for its plan and avoids its ports.
     """
 
     def __init__(self, deployment: str) -> None:
@@ -46,8 +52,10 @@ class Turns:
 
     @contextlib.contextmanager
     def take(self) -> Iterator[Ticket]:
-        """Choose while this is open; those who began later wait for it. Clocks of two nodes may differ a little."""
-        self._ticket = (max(time.time(), self._latest + 1e-3), self._deployment)
+        """Choose while this context is open; those that began later wait for its end."""
+        # Later than every ticket that was seen, although the clocks of two nodes differ a little.
+        now = max(time.time(), self._latest + 1e-3)
+        self._ticket = (now, self._deployment)
         self._chosen.clear()
         try:
             yield self._ticket
@@ -56,7 +64,7 @@ class Turns:
             self._chosen.set()
 
     async def wait(self, ticket: Ticket) -> None:
-        """Return when this deployment is not choosing, or began later than the owner of `ticket`."""
+        """Return when this deployment is not choosing, or began later than the `ticket`'s owner."""
         self._latest = max(self._latest, ticket[0])
         if self._ticket is not None and self._ticket < ticket:
             await self._chosen.wait()
@@ -64,18 +72,23 @@ class Turns:
 
 async def ask_plans(deployment: str, ticket: Ticket | None = None) -> Neighbours:
     """Ask the controllers of all other deployments of the cluster for their plans."""
-    names = [name for name in await asyncio.to_thread(running_names) if name != deployment]
-    answers = await asyncio.gather(
-        *(_ask_one(name, ticket or (time.time(), deployment)) for name in names)
-    )
-    silent = tuple(
-        name for name, answer in zip(names, answers, strict=True) if isinstance(answer, Exception)
-    )
-    return Neighbours(tuple(plan for plan in answers if isinstance(plan, LaunchPlan)), silent)
+    running = await asyncio.to_thread(running_names)
+    names = [name for name in running if name != deployment]
+    own = ticket or (time.time(), deployment)
+    answers = await asyncio.gather(*(_ask_one(name, own) for name in names))
+    plans = []
+    silent = []
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, LaunchPlan):
+            plans.append(answer)
+        elif isinstance(answer, Exception):
+            log.warning("the deployment %s did not show its plan: %s", name, answer)
+            silent.append(name)
+    return Neighbours(tuple(plans), tuple(silent))
 
 
 def running_names() -> list[str]:
-    """Names of all deployments of the cluster."""
+    """Return the names of all deployments of the cluster."""
     import ray
 
     actors = ray.util.list_named_actors(all_namespaces=True)
@@ -84,18 +97,12 @@ def running_names() -> list[str]:
 
 
 async def _ask_one(name: str, ticket: Ticket) -> LaunchPlan | Exception | None:
-    import ray
+    from raylaunch.runtime.controller.controller_client import find_controller
 
-    try:
-        controller = await asyncio.to_thread(ray.get_actor, CONTROLLER + name, NAMESPACE)
-        async with asyncio.timeout(ANSWER_S):
-            plan: LaunchPlan | None = await controller.show_plan.remote(ticket)
-            return plan
-    except ValueError:  # Ray: gone in the meantime
+    controller = await asyncio.to_thread(find_controller, name)
+    if controller is None:  # stopped in the meantime
         return None
-    except (
-        TimeoutError,
-        AttributeError,
-        ray.exceptions.RayError,
-    ) as error:  # AttributeError: of an older raylaunch
+    try:
+        return await controller.show_plan(ticket, ANSWER_S)
+    except (AttributeError, RaylaunchError) as error:  # AttributeError: of an older raylaunch
         return error

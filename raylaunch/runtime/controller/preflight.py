@@ -1,6 +1,6 @@
-"""The checks of a recipe on the cluster without a launch: reserve, look from the agents, plan, judge, let go of all.
+"""The checks of a recipe on the cluster, without a launch: reserve, probe, plan, check, release.
 
-Reservation and agents belong to this process: they end with it, however it ends.
+Reservation and agents belong to this process: Ray removes them with it, however it exits.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import secrets
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.agent.flag_lookup import ask_flags, with_flags
 from raylaunch.runtime.agent.gang import Gang
-from raylaunch.runtime.agent.probe_actor import Scout
+from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
-from raylaunch.runtime.controller.flag_lookup import ask_flags, with_flags
-from raylaunch.runtime.controller.planning import AGENT_TIMEOUT_S, look, plan_and_check
+from raylaunch.runtime.controller.planning import plan_and_check, probe_nodes
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
@@ -27,26 +27,30 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
         PlanError: the recipe cannot be laid out on these nodes.
         ClusterError: an agent did not answer.
     """
-    label = f"check of {deployment} {secrets.token_hex(3)}"  # no deployment can have this name
+    # No deployment can have a name with spaces.
+    label = f"check of {deployment} {secrets.token_hex(3)}"
     gang = Gang(
-        label, placement.reserve(label, loaded.recipe, detached=False), kind=Scout, detached=False
+        label,
+        placement.reserve(label, loaded.recipe, detached=False),
+        kind=ProbeActor,
+        detached=False,
     )
     try:
-        return asyncio.run(_look(gang, loaded, deployment))
+        return asyncio.run(_probe_and_plan(gang, loaded, deployment))
     finally:
         gang.kill()
         placement.release(gang.group)
 
 
-async def _look(
+async def _probe_and_plan(
     gang: Gang, loaded: LoadedRecipe, deployment: str
 ) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.group))
-    asking = asyncio.ensure_future(ask_flags(gang))  # takes the longest when it is not remembered
-    await gang.demand(
-        "hello", timeout_s=AGENT_TIMEOUT_S
-    )  # clocks are compared: all look at one moment
-    nodes = await look(gang, loaded.recipe)
+    # Takes the longest, when the answer is not remembered.
+    asking = asyncio.ensure_future(ask_flags(gang))
+    # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
+    await gang.demand_all(lambda agent: agent.hello())
+    nodes = await probe_nodes(gang, loaded.recipe)
     nodes = with_flags(nodes, await asking)
     neighbours = await ask_plans(deployment)
     return await plan_and_check(gang, loaded, deployment, list(nodes.values()), neighbours)

@@ -1,35 +1,143 @@
-"""What a deployment has lost: nodes that are avoided, agents that a controller which takes over does not find."""
+"""From the decision to restart a group to the places for its next attempt.
+
+Stops all servers, verifies that nothing is left, backs off, and replaces what was lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Mapping
 
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.runtime.cluster.connection import alive_nodes
+from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.group_backend import GroupBackend, GroupSettings
+from raylaunch.runtime.controller.journal import GroupRecord
 from raylaunch.supervise.policy import Restart
 from raylaunch.supervise.state import ServerSeen
 
+log = logging.getLogger(__name__)
 
-def lost_nodes(
+FAILED_GRACE_S = 1.0
+"""SIGTERM to SIGKILL when a failed group is stopped: its servers wait for a peer that is gone."""
+
+
+class Recovery:
+    """Keeps, over several tries, what a restart has to replace."""
+
+    def __init__(
+        self,
+        settings: GroupSettings,
+        record: GroupRecord,
+        backend: GroupBackend,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._record = record
+        self._backend = backend
+        self._clock = clock
+        self._decision: Restart | None = None
+        self._lost_nodes: dict[int, str] = {}
+        """Servers whose nodes are lost, with Ray's id of the node."""
+        self._reservation_is_suspect = False
+
+    def begin(self, decision: Restart, *, reservation_is_suspect: bool) -> None:
+        """Take the decision that the next try carries out.
+
+        Args:
+            decision: Why, and when.
+            reservation_is_suspect: Replace agents and reservation as well: a try without failed.
+        """
+        self._decision = decision
+        self._reservation_is_suspect = reservation_is_suspect
+
+    async def reserve(self) -> None:
+        """Reserve for the first attempt.
+
+        Raises:
+            PlacementError: the cluster does not have the NPUs, or not in time.
+        """
+        await self._back_off()
+        await self._backend.reserve(self._excluded_nodes(), None)
+        self._record.show_reserved(self._backend.servers)
+        self._decision = None
+
+    async def rebuild(self) -> None:
+        """Stop all servers, back off, and reserve for the next attempt.
+
+        Raises:
+            RaylaunchError: an agent does not answer, a process cannot be killed, a port is taken,
+                or the nodes did not come back within `health.restart_window_s`.
+        """
+        decision = self._decision
+        plan = self._record.journal.plan
+        self._lost_nodes |= find_lost_nodes(plan, self._record.seen, decision)
+        self.drop_lost_agents()
+        await self._backend.stop_servers(FAILED_GRACE_S)
+        device_fault = decision is not None and decision.kind == "device"
+        if self._lost_nodes or device_fault or self._reservation_is_suspect:
+            self._backend.release()
+        self._record.seen = {}
+        await self._back_off()
+        excluded = (*self._excluded_nodes(), *await self._avoided_nodes())
+        await self._backend.reserve(excluded, self._settings.health.restart_window_s)
+        self._record.show_reserved(self._backend.servers)
+        await self._backend.clean_up()
+        self.forget()
+
+    def drop_lost_agents(self) -> None:
+        """Drop the agents that are known to be lost: no call of them would be answered."""
+        for index, seen in self._record.seen.items():
+            if seen.agent_lost or index in self._lost_nodes:
+                self._backend.give_up(index)
+
+    def forget(self) -> None:
+        """Forget what was lost: it is replaced, or the group is given up."""
+        self._decision = None
+        self._lost_nodes = {}
+        self._reservation_is_suspect = False
+
+    async def has_spare(self, servers: int = 1) -> bool:
+        """Return whether other nodes have the NPUs of so many servers."""
+        plan = self._record.journal.plan
+        if plan is None:
+            return False
+        return await self._backend.has_spare(plan, self._excluded_nodes(), servers)
+
+    async def _back_off(self) -> None:
+        if self._decision is not None:
+            await self._clock.sleep(self._decision.not_before - self._clock.monotonic())
+
+    async def _avoided_nodes(self) -> tuple[str, ...]:
+        """Return the lost nodes if others can replace them; else only their return helps."""
+        lost = self._lost_nodes
+        if not lost or await self.has_spare(len(lost)):
+            return tuple(lost.values())
+        nodes = ", ".join(self._record.shape.nodes[index] for index in lost)
+        text = (
+            f"waiting for {nodes}: no spare node has enough NPUs. "
+            "If Ray has marked it dead, run `ray start` on it again"
+        )
+        self._record.note("waiting", text, min(lost))
+        return ()
+
+    def _excluded_nodes(self) -> tuple[str, ...]:
+        """Return Ray's addresses of the nodes with a device fault."""
+        # A node's address in the plan is that of its chosen interface; Ray may know another one.
+        known = self._record.journal.ray_addresses
+        faulty = self._record.journal.history.excluded_nodes
+        return tuple(dict.fromkeys(known.get(node, node) for node in faulty))
+
+
+def find_lost_nodes(
     plan: LaunchPlan | None, seen: Mapping[int, ServerSeen], decision: Restart | None
 ) -> dict[int, str]:
-    """Server -> Ray's id of its node, for the nodes that are lost. One that Ray gave up comes back under a new id."""
-    gone = {index for index, one in seen.items() if one.agent_lost not in (None, "agent died")}
+    """Return the servers whose nodes are lost, with Ray's id of the node.
+
+    A node that Ray has marked dead comes back under another id.
+    """
+    lost = {index for index, one in seen.items() if one.agent_lost not in (None, "agent died")}
+    # Silence alone: no watch has found out more.
     if decision is not None and decision.cause == "node-lost" and decision.root is not None:
-        gone.add(decision.root)  # silence alone, and nobody has found out more
-    return (
-        {server.index: server.node.node_id for server in plan.servers if server.index in gone}
-        if plan
-        else {}
-    )
-
-
-def find_again(plan: LaunchPlan, attempt: int, alive: Collection[int]) -> dict[int, ServerSeen]:
-    """The servers of a running attempt, for a controller that takes over; `alive` are those whose agents it found."""
-    nodes = {node["NodeID"] for node in alive_nodes()}
-    found = {}
-    for server in plan.servers:
-        reason = "agent died" if server.node.node_id in nodes else "node died"
-        lost = None if server.index in alive else reason
-        found[server.index] = ServerSeen(server.index, attempt=attempt, agent_lost=lost)
-    return found
+        lost.add(decision.root)
+    servers = plan.servers if plan else ()
+    return {server.index: server.node.node_id for server in servers if server.index in lost}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 from raylaunch.errors import (
     BusyError,
@@ -20,13 +19,18 @@ from raylaunch.errors import (
     UnknownDeploymentError,
     from_dict,
 )
-from raylaunch.runtime.controller.controller_client import ask, find_controller
+from raylaunch.runtime.controller.controller_client import (
+    ControllerClient,
+    find_controller,
+    require_controller,
+)
 from raylaunch.runtime.drill.traffic import Load
 from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
 from raylaunch.supervise.drills import FAULTS, ON_REQUEST, Fault, Outcome
 from raylaunch.supervise.state import Phase
 
-CALL_TIMEOUT_S = 60.0
+P = ParamSpec("P")
+T = TypeVar("T")
 POLL_S = 1.0
 UNNOTICED_S = 180.0
 """A fault that nobody has noticed by then is not going to be."""
@@ -67,7 +71,7 @@ def run_drill(
 
 
 def _drill_one(deployment: str, fault: Fault) -> Outcome:
-    status: Status = _ask(deployment, "status")
+    status = _ask(deployment, ControllerClient.status)
     _require_ready(status)
     server, refusal = _aim(deployment, fault, status)
     if refusal:
@@ -79,7 +83,7 @@ def _drill_one(deployment: str, fault: Fault) -> Outcome:
             outcome = _kill_controller(deployment, status, last)
         else:
             outcome = _harm(deployment, fault, server, last)
-    left = tuple(_ask(deployment, "leftovers"))
+    left = tuple(_ask(deployment, ControllerClient.leftovers))
     return _judge(fault, outcome, load, left)
 
 
@@ -110,7 +114,7 @@ def _aim(deployment: str, fault: Fault, status: Status) -> tuple[int, str]:
 
 def _aim_far(deployment: str, fault: Fault, servers: Sequence[ServerStatus]) -> tuple[int, str]:
     """A server whose node can be lost: Ray's head and this process must live on, and another node take its place."""
-    nodes = dict(_ask(deployment, "node_ids"))
+    nodes = _ask(deployment, ControllerClient.node_ids)
     mine = _unlosable_nodes()
     far = [server.index for server in servers if nodes.get(server.index) not in mine]
     if not far:
@@ -119,14 +123,14 @@ def _aim_far(deployment: str, fault: Fault, servers: Sequence[ServerStatus]) -> 
             "every server is on the node of Ray's head or of this command: losing it would end the cluster",
         )
     if fault.name == "kill-raylet":
-        spare = bool(_ask(deployment, "has_spare"))
+        spare = _ask(deployment, ControllerClient.has_spare)
         return (
             far[0],
             ""
             if spare
             else "no other node has the NPUs: a lost raylet comes back only by `ray start`",
         )
-    allowed = [index for index in far if _ask(deployment, "may_cut", index)]
+    allowed = [index for index in far if _ask(deployment, ControllerClient.may_cut, index)]
     if not allowed:
         return (
             0,
@@ -147,7 +151,7 @@ def _unlosable_nodes() -> set[str]:
 
 
 def _harm(deployment: str, fault: Fault, server: int, last: int) -> Outcome:
-    done: Event = _ask(deployment, "inject", fault.action, server)
+    done = _ask(deployment, ControllerClient.inject, fault.action, server)
     noticed = _await_event(deployment, last, lambda event: event.kind == "failure", UNNOTICED_S)
     if noticed is None:
         return Outcome(fault.name, done.text, problem=f"not noticed within {UNNOTICED_S:g} s")
@@ -171,17 +175,15 @@ def _harm(deployment: str, fault: Fault, server: int, last: int) -> Outcome:
 
 
 def _kill_controller(deployment: str, status: Status, last: int) -> Outcome:
-    import ray
-
     asked = time.time()
-    now = _ask(deployment, "status").now
+    now = _ask(deployment, ControllerClient.status).now
     offset = now - (asked + time.time()) / 2
     at = time.time() + offset
-    ray.kill(find_controller(deployment), no_restart=False)
+    require_controller(deployment).crash()
     adopted = _await_event(deployment, last, lambda event: event.kind == "adopted", UNNOTICED_S)
     if adopted is None:
         return Outcome("kill-controller", problem=f"not started again within {UNNOTICED_S:g} s")
-    after: Status = _ask(deployment, "status")
+    after = _ask(deployment, ControllerClient.status)
     kept = (after.phase, after.attempt) == (Phase.READY, status.attempt)
     return Outcome(
         "kill-controller",
@@ -219,7 +221,7 @@ def _await_event(
         found = next((event for event in _events(deployment, after) if wanted(event)), None)
         if found is not None:
             return found
-        version, status = _ask(deployment, "wait_change", version, POLL_S)
+        version, status = _ask(deployment, ControllerClient.wait_change, version, POLL_S)
         _require_alive(status)
     return None
 
@@ -234,27 +236,23 @@ def _require_alive(status: Status) -> None:
 
 
 def _events(deployment: str, after: int = 0) -> Iterator[Event]:
-    events: list[Event] = _ask(deployment, "events", after)
-    return iter(events)
+    return iter(_ask(deployment, ControllerClient.events, after))
 
 
-def _ask(deployment: str, question: str, *args: Any) -> Any:  # noqa: ANN401
-    controller = find_controller(deployment)
-    if controller is None:
-        raise UnknownDeploymentError(f"{deployment} was stopped")
+def _ask(
+    deployment: str,
+    method: Callable[Concatenate[ControllerClient, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Call a method of the deployment's controller.
+
+    Raises:
+        UnknownDeploymentError: the deployment was stopped meanwhile.
+    """
     try:
-        return ask(controller, question, *args, timeout_s=CALL_TIMEOUT_S)
+        return method(require_controller(deployment), *args, **kwargs)
     except ClusterError:
         if find_controller(deployment) is None:
             raise UnknownDeploymentError(f"{deployment} was stopped") from None
         raise
-    except RaylaunchError as error:
-        raise _unwrapped(error) from None
-
-
-def _unwrapped(error: RaylaunchError) -> RaylaunchError:
-    """The error as it was raised: Ray wraps it once per actor that it came through."""
-    with suppress(AttributeError):
-        while isinstance(error.cause, RaylaunchError):  # type: ignore[attr-defined]
-            error = error.cause  # type: ignore[attr-defined]
-    return error

@@ -1,0 +1,282 @@
+"""A group on the Ray cluster: its reservation, its agents, and the watches over them.
+
+The only owner of the reservation: it is made here, kept over restarts, and released here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raylaunch.checks.findings import Finding
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError
+from raylaunch.plan.facts import Facts
+from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.runtime.agent.fault_injection import Injected
+from raylaunch.runtime.agent.flag_lookup import remember_for_next
+from raylaunch.runtime.agent.gang import Gang
+from raylaunch.runtime.agent.probe_actor import Hello
+from raylaunch.runtime.agent.snapshot import Snapshot
+from raylaunch.runtime.cluster import placement
+from raylaunch.runtime.cluster.connection import alive_nodes
+from raylaunch.runtime.cluster.placement import Slot
+from raylaunch.runtime.cluster.remote_call import ActorLostError
+from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
+from raylaunch.runtime.controller import planning
+from raylaunch.runtime.controller.agent_watch import AgentWatch
+from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.port_turns import Turns, ask_plans
+from raylaunch.supervise.health_config import HealthConfig
+from raylaunch.supervise.state import ServerSeen
+
+log = logging.getLogger(__name__)
+
+NAME_TAKEN_S = 5.0
+"""Ray frees the name of a killed actor after its process has exited."""
+NAME_POLL_S = 0.2
+
+
+class RayGroup:
+    """Implements `GroupBackend` and the `Nodes` of the evidence.
+
+    Args:
+        request: What `raylaunch start` asked for.
+        health: Thresholds, for the agents and the watches.
+        turns: Orders the deployments that choose their ports at the same moment.
+        on_task_failure: Receives each exception of a watch.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        health: HealthConfig,
+        turns: Turns,
+        on_task_failure: Callable[[TaskFailure], None],
+    ) -> None:
+        self.gang = Gang(request.deployment)
+        self.log_roots: dict[int, str] = {}
+        """Folder of each server's logs on its node."""
+        self._request = request
+        self._recipe = request.loaded.recipe
+        self._health = health
+        self._turns = turns
+        self._watches: dict[int, AgentWatch] = {}
+        self._tasks = TaskOwner(on_task_failure)
+        self._belongs_to_others = False
+
+    @property
+    def servers(self) -> Sequence[int]:
+        """The servers whose agents are not lost."""
+        return tuple(self.gang.alive)
+
+    # -- reservation and agents ----------------------------------------------------------------
+
+    async def find(self) -> dict[int, Hello]:
+        """Look up the reservation and the agents that a controller left; return who answers."""
+        self.gang.group = await asyncio.to_thread(placement.find_group, self._request.deployment)
+        self.gang.find(self._recipe.parallel.servers)
+        answers = await self.gang.ask_all(lambda agent: agent.hello())
+        return self._remember_log_roots(answers)
+
+    async def reserve(self, excluded: Sequence[str], timeout_s: float | None) -> None:
+        """Have NPUs and a living agent for each server; keep those that are there."""
+        if self.gang.group is None:
+            self.gang.group = await self._reserve_npus(tuple(excluded), timeout_s)
+        slots = await asyncio.to_thread(placement.slots, self.gang.group)
+        if any(not slot.ip for slot in slots):
+            # The node of a bundle is dead, and Ray is looking for another: it may take for ever.
+            log.warning("a reserved node of %s is dead; reserving again", self._request.deployment)
+            self.release()
+            self.gang.group = await self._reserve_npus(tuple(excluded), timeout_s)
+            slots = await asyncio.to_thread(placement.slots, self.gang.group)
+        await self._create_agents(planning.put_primary_first(slots, self._request.primary))
+
+    async def _reserve_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
+        name = self._request.deployment
+        work = asyncio.to_thread(placement.reserve, name, self._recipe, excluded, timeout_s)
+        reserving = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(reserving)
+        except BusyError:
+            self._belongs_to_others = True
+            raise
+        except asyncio.CancelledError:
+            # The thread cannot be cancelled. `release` removes a group that it waits for, by name;
+            # one that it has not created yet is removed when it comes.
+            reserving.add_done_callback(_release_late)
+            raise
+
+    async def _create_agents(self, slots: Sequence[Slot]) -> None:
+        await self._create_missing(slots)
+        answers = await self.gang.ask_all(lambda agent: agent.hello())
+        dead = [index for index, one in answers.items() if isinstance(one, ActorLostError)]
+        if dead:
+            # They died since they were last called, as when a second fault hits a restart.
+            log.warning("replacing the dead agents of servers %s", dead)
+            for index in dead:
+                self.gang.give_up(index)
+            await self._create_missing(slots)
+            answers = await self.gang.ask_all(lambda agent: agent.hello())
+        for _, answer in sorted(answers.items()):
+            if isinstance(answer, RaylaunchError):
+                raise answer
+        self._remember_log_roots(answers)
+
+    async def _create_missing(self, slots: Sequence[Slot]) -> None:
+        deadline = time.monotonic() + NAME_TAKEN_S
+        while True:
+            try:
+                self.gang.create(slots)
+            except ValueError:  # Ray: the name is taken
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(NAME_POLL_S)
+            else:
+                return
+
+    def _remember_log_roots(
+        self, answers: Mapping[int, Hello | RaylaunchError]
+    ) -> dict[int, Hello]:
+        hellos = {index: one for index, one in answers.items() if isinstance(one, Hello)}
+        for index, hello in hellos.items():
+            self.log_roots[index] = hello.log_root
+        return hellos
+
+    def give_up(self, server: int) -> None:
+        """Drop the agent of a server, which is lost."""
+        self.gang.give_up(server)
+
+    def release(self) -> None:
+        """Kill the agents and release the NPUs, those that are still waited for included."""
+        self._stop_watching()
+        self.gang.kill()
+        group = self.gang.group
+        # A reservation of that name that was there before is another owner's.
+        if group is None and not self._belongs_to_others:
+            group = placement.find_group(self._request.deployment)
+        if group is not None:
+            placement.release(group)
+        self.gang.group = None
+
+    async def has_spare(self, plan: LaunchPlan, excluded: Sequence[str], servers: int) -> bool:
+        """Return whether nodes that the plan does not use have the NPUs of so many servers."""
+        used = tuple(server.node.node_id for server in plan.servers)
+        return await asyncio.to_thread(
+            placement.has_spare, self._recipe, used, tuple(excluded), servers
+        )
+
+    # -- from probe to launch ------------------------------------------------------------------
+
+    async def probe(self) -> dict[int, Facts]:
+        """Probe the node of every server."""
+        return await planning.probe_nodes(self.gang, self._recipe)
+
+    async def plan(self, facts: Mapping[int, Facts]) -> tuple[LaunchPlan, list[Finding]]:
+        """Plan on these nodes around the ports of other deployments, and check the plan."""
+        name = self._request.deployment
+        nodes = list(facts.values())
+        with self._turns.take() as ticket:
+            neighbours = await ask_plans(name, ticket)
+            return await planning.plan_and_check(
+                self.gang, self._request.loaded, name, nodes, neighbours
+            )
+
+    async def launch(
+        self,
+        plan: LaunchPlan,
+        attempt: int,
+        facts: Mapping[int, Facts],
+        secrets: Mapping[str, str],
+    ) -> None:
+        """Launch every server at the same moment.
+
+        vLLM's engines wait 5 minutes for their primary, no longer.
+
+        Raises:
+            LaunchError: a server could not be launched.
+        """
+        read_ahead = planning.read_ahead_folder(self._recipe)
+        answers = await self.gang.ask_all(
+            lambda agent: agent.launch(
+                plan=plan,
+                attempt=attempt,
+                vllm=facts[agent.index].vllm_executable or "vllm",
+                health=self._health,
+                secrets=secrets,
+                read_ahead=read_ahead,
+            ),
+            servers=facts.keys(),
+        )
+        for index, answer in sorted(answers.items()):
+            # A dead agent is the watch's to report: it knows whether its node died as well.
+            if isinstance(answer, RaylaunchError) and not isinstance(answer, ActorLostError):
+                raise LaunchError(
+                    f"server {index} could not be launched",
+                    why=str(answer),
+                    todo=answer.todo,
+                ) from answer
+
+    async def clean_up(self) -> None:
+        """Kill orphans of earlier attempts, and wait until fixed ports are free."""
+        await planning.clean_up(self.gang, self._request.loaded)
+
+    def remember_flags(self) -> None:
+        """Start to ask the nodes' vLLM for its flags, for the next launch; does not wait."""
+        self._tasks.run_once("flag lookup", lambda: remember_for_next(self.gang))
+
+    # -- running servers -----------------------------------------------------------------------
+
+    def watch(self, plan: LaunchPlan, update: Callable[[ServerSeen], None]) -> None:
+        """Start to observe every server whose agent and node are alive."""
+        nodes = {node["NodeID"]: node for node in alive_nodes()}
+        for server in plan.servers:
+            agent = self.gang.alive.get(server.index)
+            node = nodes.get(server.node.node_id)
+            if agent is None or node is None:
+                continue
+            watch = AgentWatch(server.index, agent, node, self._health, update)
+            self._watches[server.index] = watch
+            self._tasks.keep_running(f"watch of server {server.index}", watch.run)
+
+    def _stop_watching(self) -> None:
+        self._tasks.cancel()
+
+    async def stop_servers(self, grace_s: float) -> list[str]:
+        """Stop every server whose agent answers; a lost agent's guard stops the others."""
+        self._stop_watching()
+        answers = await self.gang.ask_all(lambda agent: agent.stop(term_timeout_s=grace_s))
+        return planning.flatten(answers)
+
+    async def read_snapshots(self, lines: int) -> dict[int, Snapshot]:
+        """Return what each server left behind; servers that cannot be asked are missing."""
+        answers = await self.gang.ask_all(lambda agent: agent.read_snapshot(lines=lines))
+        return {index: one for index, one in answers.items() if isinstance(one, Snapshot)}
+
+    def wall_offsets(self) -> dict[int, float]:
+        """Return each node's wall clock minus this one's, in seconds."""
+        return {index: watch.wall_offset_s for index, watch in self._watches.items()}
+
+    def keep_journal(self, number: int, journal: bytes) -> None:
+        """Give every agent a copy of the journal; one copy may be lost."""
+        for agent in self.gang.alive.values():
+            agent.keep_journal(number=number, journal=journal)
+
+    async def read_secrets(self) -> Mapping[str, str]:
+        """Return the secrets of the running attempt, which the agents keep."""
+        answers = await self.gang.ask_all(lambda agent: agent.read_secrets())
+        known = (one for one in answers.values() if isinstance(one, Mapping))
+        return next(known, {})
+
+    async def inject(self, server: int, fault: str, port: int) -> Injected:
+        """Inject a drill's fault; `at` is on this process's monotonic clock."""
+        done = await self.gang.alive[server].inject(fault=fault, port=port)
+        offset_s = self._watches[server].clock_offset_s or 0.0
+        return Injected(done.at - offset_s, done.what)
+
+
+def _release_late(reserving: asyncio.Future[Any]) -> None:
+    if not reserving.cancelled() and reserving.exception() is None:
+        placement.release(reserving.result())
