@@ -17,8 +17,10 @@ from raylaunch.deployment import (
     OnUpdate,
     connect_to,
     embedded_names,
+    embedded_problems,
     home,
     start_embedded,
+    stop_deployment,
     stop_embedded,
 )
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError, RecipeError
@@ -28,7 +30,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.load import LoadedRecipe, recipe_from_mapping
 from raylaunch.recipe.model import Recipe
-from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.deployment_status import Status, StopReport
 
 if TYPE_CHECKING:
     from raylaunch.plan.facts import TuningStep
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from raylaunch.supervise.drills import Outcome
     from raylaunch.verify.verification import OnProof, Verification
 
+record_problems = embedded_problems
+"""Describes the records of embedded clusters that cannot be read."""
 EXAMPLE_NIC = "enp67s0f0np0"
 
 
@@ -147,20 +151,23 @@ def deploy(
     title = _checked_name(deployment or loaded.name)
     refuse_unknown(skip_checks or {})
     secrets = _read_secrets(loaded.recipe)
-    embedded = _starts_local(loaded.recipe, address)
-    if embedded:
-        start_embedded(title, loaded.recipe)
+    if _starts_local(loaded.recipe, address):
+        from raylaunch.runtime.cluster.local_cluster import signals_as_interrupt
+
+        with signals_as_interrupt():
+            start_embedded(title, loaded.recipe)
+            try:
+                _create_controller(title, loaded, primary, skip_checks, secrets)
+            except BaseException:
+                # Ctrl-C too: a cluster without a controller would belong to nobody.
+                stop_embedded(title)
+                raise
     else:
         from raylaunch.runtime.cluster.connection import connect
 
         connect(address)
-    handle = Deployment(title)
-    try:
         _create_controller(title, loaded, primary, skip_checks, secrets)
-    except RaylaunchError:
-        if embedded:
-            stop_embedded(title)
-        raise
+    handle = Deployment(title)
     if wait:
         handle.wait_ready(timeout, on_update, own=True)
     return handle
@@ -177,6 +184,13 @@ def attach(deployment: str, address: str | None = None) -> Deployment:
     handle = Deployment(deployment)
     handle._controller()  # noqa: SLF001 - refuses an unknown name here, not at the first question
     return handle
+
+
+def stop(
+    deployment: str, address: str | None = None, on_update: OnUpdate | None = None
+) -> StopReport:
+    """Stop a deployment and prove that nothing of it is left; see `deployment.stop_deployment`."""
+    return stop_deployment(deployment, address, on_update)
 
 
 def deployments(address: str | None = None) -> list[Status]:

@@ -40,6 +40,15 @@ class StopReport:
     left: tuple[str, ...]
     seconds: float
     local_cluster_stopped: bool
+    killed_because: str = ""
+
+
+def stop(name, address=None, on_update=None):
+    return attach(name, address=address).stop(on_update)
+
+
+def record_problems():
+    return []
 
 
 def make_plan(name, *, hosts=(), primary=None, sets=(), deployment=None):

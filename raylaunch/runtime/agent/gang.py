@@ -11,7 +11,7 @@ from raylaunch.errors import ClusterError, RaylaunchError
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.probe_actor import Scout
 from raylaunch.runtime.cluster.connection import NAMESPACE
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.placement import Slot
 
 
@@ -35,7 +35,7 @@ class Gang:
     def _create_on(self, places: Mapping[int, Slot]) -> None:
         import ray
 
-        kind = ray.remote(carried(self.kind))  # once for all: the code goes to Ray with it
+        kind = ray.remote(packaged(self.kind))  # once for all: the code goes to Ray with it
         bundles = ray.util.placement_group_table(self.group)["bundles"]
         for index, slot in places.items():
             self.agents[index] = self._create_one(kind, index, slot, bundles[slot.bundle]["NPU"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import BusyError, ClusterError, PlacementError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import CONTROLLER
 from raylaunch.supervise.deployment_status import Status, StopReport
@@ -41,7 +41,7 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     from raylaunch.runtime.agent.gang import Gang
     from raylaunch.runtime.controller.controller import Controller
 
-    actor = ray.remote(carried(Controller)).options(
+    actor = ray.remote(packaged(Controller)).options(
         name=CONTROLLER + request.deployment,
         namespace=NAMESPACE,
         lifetime="detached",

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raylaunch.node.process.orphans import Running, end_leftovers, find_leftovers, machine
-from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.runtime.cluster import local_cluster, placement
 from raylaunch.runtime.cluster.connection import NAMESPACE, alive_nodes
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.controller.port_turns import running_names
 from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
 NODE_TIMEOUT_S = 60.0
-CLAIM_S = 180.0
-"""A record without a living cluster may be one that is being started, for as long as a start may take."""
 _AGENT = "agent:"
 _HERE = ""
 """In place of Ray's node id: this process."""
@@ -51,13 +46,16 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     looks, silent = _look_everywhere(running, deployment) if asked else ([], [])
     looks = _one_per_machine([*looks, _look(_HERE, running, deployment)])
     left, mute = _end_everywhere(looks) if end else (looks, [])
-    records = _stale_records(home, deployment)
+    records = local_cluster.stale_records(home, deployment)
     return CleanReport(
         ended=end,
         found=_flatten(looks),
         left=_flatten(left),
         records=tuple(records),
-        left_records=tuple(name for name in records if not (end and _remove_record(home, name))),
+        left_records=tuple(
+            name for name in records if not (end and local_cluster.remove_record(home, name))
+        ),
+        undecided=tuple(local_cluster.undecided_records(home, deployment)),
         orphaned=tuple(orphaned),
         left_orphaned=tuple(left_orphaned),
         silent=tuple(dict.fromkeys((*silent, *mute))),
@@ -104,7 +102,7 @@ def _on_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(carried(function))
+    task = ray.remote(packaged(function))
     calls = {
         task.options(
             num_cpus=0,
@@ -150,35 +148,6 @@ def _end_orphan(deployment: str) -> bool:
     if (group := placement.find_group(deployment)) is not None:
         placement.release(group)
     return True
-
-
-def _stale_records(home: Path, deployment: str | None) -> list[str]:
-    paths = sorted((home / "clusters").glob("*.json"))
-    return [path.stem for path in paths if deployment in (None, path.stem) and _is_stale(path)]
-
-
-def _is_stale(record: Path) -> bool:
-    """Whether no process of the cluster lives, and none is about to."""
-    try:
-        marker, age_s = _marker(record), time.time() - record.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return age_s > CLAIM_S if marker is None else not find_marked(marker) and age_s > 1
-
-
-def _marker(record: Path) -> str | None:
-    try:
-        return str(json.loads(record.read_text())["marker"])
-    except (ValueError, KeyError):  # claimed, and never written
-        return None
-
-
-def _remove_record(home: Path, deployment: str) -> bool:
-    record = home / "clusters" / f"{deployment}.json"
-    if _marker(record) is None:
-        record.unlink(missing_ok=True)
-        return True
-    return not local_cluster.stop_local(home, deployment)
 
 
 def _flatten(looks: Iterable[_Look]) -> tuple[Leftover, ...]:

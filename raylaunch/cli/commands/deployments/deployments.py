@@ -147,6 +147,7 @@ def list_running(out: Output, address: str | None, output: Format) -> None:
     from raylaunch.cli.views.status_view import RUNNING_HEADER, running_row
 
     found = api.deployments(address=address)
+    out.to_stderr(api.record_problems())
     if output is Format.JSON:
         return out.json([dataclasses.asdict(each) for each in found])
     if not found:
@@ -169,9 +170,8 @@ def stop(
     from raylaunch.cli.views.live_view import watching
     from raylaunch.cli.views.status_view import duration
 
-    deployment = api.attach(name, address=address)
     with watching(out, to_stderr=output is Format.JSON) as watch:
-        report = deployment.stop(on_update=watch)
+        report = api.stop(name, address=address, on_update=watch)
     if output is Format.JSON:
         out.json(dataclasses.asdict(report))
     if report.left:
@@ -182,6 +182,10 @@ def stop(
         )
     if output is Format.TABLE and not out.quiet:
         local = "; the local Ray cluster was stopped too" if report.local_cluster_stopped else ""
+        if report.killed_because:
+            out.note(
+                f"its Ray cluster was killed by the marker of its processes ({report.killed_because})"
+            )
         out.line(
             f"{report.deployment} stopped in {duration(report.seconds)}: {_ended(report.processes_ended)}{local}"
         )

@@ -197,6 +197,7 @@ def _clean_lines(report: CleanReport, style: Style) -> Iterator[str]:
         yield f"agents of {name} hold its NPUs, and its controller is gone"
     for name in report.records:
         yield f"record and folder of the embedded cluster of {name}, which is gone"
+    yield from report.undecided
 
 
 def _left_row(one: Leftover) -> tuple[str, ...]:
