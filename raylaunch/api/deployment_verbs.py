@@ -30,6 +30,7 @@ from raylaunch.deployment import (
     embedded_names,
     home,
     start_embedded,
+    stop_deployment,
     stop_embedded,
     unknown_name,
 )
@@ -43,6 +44,7 @@ from raylaunch.deployment.names import check_primary, is_name
 from raylaunch.errors import (
     BusyError,
     ClusterError,
+    NotReadyError,
     RaylaunchError,
     RecipeError,
     UnknownDeploymentError,
@@ -101,18 +103,22 @@ def deploy(
     cluster = choose_address(address)
     is_embedded = starts_embedded(loaded.recipe, address)
     if is_embedded:
-        start_embedded(title, loaded.recipe)
+        from raylaunch.runtime.cluster.local_cluster import signals_as_interrupt
+
+        with signals_as_interrupt():
+            start_embedded(title, loaded.recipe)
+            try:
+                _create_controller(title, loaded, primary, skip_checks, secrets)
+            except BaseException:
+                # Ctrl-C too: a cluster without a controller would be an orphan.
+                stop_embedded(title)
+                raise
     else:
         from raylaunch.runtime.cluster.connection import connect
 
         connect(address)
-    handle = Deployment(title)
-    try:
         _create_controller(title, loaded, primary, skip_checks, secrets)
-    except RaylaunchError:
-        if is_embedded:
-            stop_embedded(title)
-        raise
+    handle = Deployment(title)
     log.info("%s: the controller has taken over", title)
     if not is_embedded:
         write_record(home(), Record(title, loaded.name, cluster, time.time()))
@@ -155,7 +161,7 @@ def stop(
         UnknownDeploymentError: there is none of that name.
         ClusterError: the cluster does not answer.
     """
-    return attach(deployment, address).stop(on_update)
+    return stop_deployment(deployment, address, on_update)
 
 
 def deployments(address: str | None = None) -> list[Status]:
@@ -190,10 +196,8 @@ def _ask_embedded(running: list[Status], silent: list[Silent]) -> None:
     for name in embedded_names():
         try:
             running.append(attach(name, LOCAL).status())
-        except UnknownDeploymentError:
-            what = "its embedded Ray cluster is being started, or its start was interrupted"
-            todo = "`raylaunch clean` shows what an interrupted start has left"
-            silent.append(Silent(name, what, "", todo))
+        except (NotReadyError, UnknownDeploymentError) as error:
+            silent.append(Silent(name, error.what, error.why, error.todo))
         except RaylaunchError as error:
             todo = error.todo or f"`raylaunch stop {name}` removes what is left of it"
             what = f"its embedded Ray cluster does not answer: {error.what}"

@@ -14,6 +14,7 @@ from raylaunch.deployment.cluster_choice import (
 )
 from raylaunch.deployment.deployment_handle import Deployment, OnUpdate, kept_runs, run_file
 from raylaunch.deployment.deployment_records import Overview, Silent
+from raylaunch.deployment.embedded_stop import stop_deployment
 from raylaunch.deployment.names import checked_name
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "kept_runs",
     "run_file",
     "start_embedded",
+    "stop_deployment",
     "stop_embedded",
     "unknown_name",
     "writable_home",

@@ -122,6 +122,7 @@ def connect_to(deployment: str, address: str | None) -> None:
 
     Raises:
         UnknownDeploymentError: there is no cluster that could run it.
+        NotReadyError: its embedded cluster is being started.
         ClusterError: the named cluster does not answer.
         NodeError: the record of its embedded cluster cannot be read.
     """
@@ -130,7 +131,9 @@ def connect_to(deployment: str, address: str | None) -> None:
     chosen = choose_address(address)
     local = None
     if deployment and address in (None, LOCAL):
-        local = find_embedded(deployment)
+        from raylaunch.runtime.cluster.local_cluster import require_started
+
+        local = require_started(home(), deployment)
     if local is not None:
         connect(local.address, token_file=local.token_file)
         return
@@ -174,6 +177,7 @@ def start_embedded(deployment: str, recipe: Recipe) -> None:
         deployment,
         nodes=recipe.parallel.servers,
         npus_per_node=recipe.npus_per_node,
+        secret_names=recipe.secrets,
     )
     connect(cluster.address, token_file=cluster.token_file)
 

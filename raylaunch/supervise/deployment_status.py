@@ -70,6 +70,8 @@ class StopReport:
     seconds: float
     left: tuple[str, ...] = ()
     local_cluster_stopped: bool = False
+    killed_because: str = ""
+    """Why the embedded cluster was killed by its marker, without its answer; "" when it was not."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class CleanReport:
     orphaned: tuple[str, ...] = ()
     """Deployments whose agents live on without a controller and hold their NPUs."""
     left_orphaned: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    """Embedded clusters that `clean` leaves to a person, each with the reason and the command."""
     silent: tuple[str, ...] = ()
     """Addresses of nodes that did not answer."""
     asked: str = ""
@@ -106,4 +110,6 @@ class CleanReport:
     @property
     def is_clean(self) -> bool:
         """Whether nothing is left."""
-        return not (self.left or self.left_records or self.left_orphaned or self.silent)
+        return not (
+            self.left or self.left_records or self.left_orphaned or self.undecided or self.silent
+        )

@@ -60,6 +60,7 @@ class StopReport:
     left: tuple[str, ...]
     seconds: float
     local_cluster_stopped: bool
+    killed_because: str = ""
 
 
 def make_plan(name, *, hosts=(), primary=None, set=(), deployment=None):  # noqa: A002

@@ -7,8 +7,6 @@ does not outlive its agent), or the record of its embedded cluster. When in doub
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 import socket
 from collections.abc import Collection
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from raylaunch.node.process.cluster_records import pid_space, read_records
 from raylaunch.node.process.log_files import state_root
 from raylaunch.node.process.process_markers import end_marked, find_marked
 from raylaunch.plan.facts import MarkedProcess
@@ -36,7 +35,7 @@ class Running:
 def find_leftovers(running: Running, deployment: str | None = None) -> list[MarkedProcess]:
     """Living marked processes of this machine that nothing speaks for, of one deployment or of all."""
     every = [one for one in find_marked() if deployment in (None, deployment_of(one.deployment))]
-    return [one for one in every if not _in_service(one, running)]
+    return [one for one in every if not _in_service(one, running, deployment)]
 
 
 def end_leftovers(
@@ -57,19 +56,19 @@ def deployment_of(marker: str) -> str:
 
 def machine() -> tuple[str, str]:
     """What two Ray nodes on the same machine have in common, and its name."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - the link leads to no path
-    return f"{boot.read_text().strip()} {space}", socket.gethostname()
+    return pid_space(), socket.gethostname()
 
 
-def _in_service(found: MarkedProcess, running: Running) -> bool:
+def _in_service(found: MarkedProcess, running: Running, deployment: str | None) -> bool:
     try:
         process = psutil.Process(found.pid)
         record = state_root(
             process.environ()
         )  # another user's records speak for a process of theirs
         if found.deployment.startswith("@"):
-            return found.deployment in _recorded(record)
+            # In doubt it is left alone, unless a person names the deployment.
+            in_doubt = deployment is None and _in_damaged_record(found.deployment, record)
+            return found.deployment in _recorded(record) or in_doubt
         if found.deployment in running.orphaned:
             return False
         return (
@@ -95,9 +94,12 @@ def _is_guard(process: psutil.Process) -> bool:
 
 
 def _recorded(home: Path) -> list[str]:
-    """Markers of the embedded clusters of a home."""
-    markers = []
-    for path in (home / "clusters").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            markers.append(str(json.loads(path.read_text()).get("marker", "")))
-    return markers
+    """Markers of the embedded clusters of a home, but not of those whose start was interrupted."""
+    records, _ = read_records(home)
+    return [record.marker for record in records if not record.is_abandoned()]
+
+
+def _in_damaged_record(marker: str, home: Path) -> bool:
+    """Whether the record of this cluster is there, but cannot be read."""
+    _, problems = read_records(home)
+    return deployment_of(marker) in [problem.deployment for problem in problems]

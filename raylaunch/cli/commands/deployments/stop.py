@@ -42,6 +42,10 @@ def stop(
             evidence="\n".join(report.left),
             todo="`raylaunch clean --yes` kills exactly the processes with raylaunch's marker",
         )
+    if report.killed_because and output is Format.TABLE:
+        out.note(
+            f"its Ray cluster was killed by the marker of its processes ({report.killed_because})"
+        )
     if output is Format.TABLE and not out.quiet:
         out.line(_summary(report))
 

@@ -70,6 +70,7 @@ def _lines(report: CleanReport, style: Style) -> Iterator[str]:
         yield f"agents of {name} hold its NPUs, and its controller is gone"
     for name in report.records:
         yield f"record and folder of the embedded cluster of {name}, which is gone"
+    yield from report.undecided
 
 
 def _row(orphan: Leftover) -> tuple[str, ...]:
