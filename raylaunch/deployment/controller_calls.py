@@ -35,7 +35,13 @@ class ControllerCalls:
         events: list[Event] = self._ask("events", after)
         return events
 
-    def read_log(self, server: int, cursor: Any, lines: int | None, timeout_s: float) -> Any:  # noqa: ANN401
+    def read_log(
+        self,
+        server: int,
+        cursor: Any,  # noqa: ANN401 - the runtime's type
+        lines: int | None,
+        timeout_s: float,
+    ) -> Any:  # noqa: ANN401
         """Return a piece of a server's log; None when its agent is lost."""
         return self._ask("read_log", server, cursor, lines, timeout_s)
 
