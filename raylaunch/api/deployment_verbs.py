@@ -165,7 +165,7 @@ def stop(
 
 
 def deployments(address: str | None = None) -> list[Status]:
-    """Return the status of every deployment that answers. Arguments and errors as for `overview`."""
+    """Return the status of every deployment that answers; arguments as for `overview`."""
     return list(overview(address).running)
 
 

@@ -44,7 +44,13 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     takes_recipe = name_parameter is not None and name_parameter.annotation == RecipeName
 
     @functools.wraps(function)
-    def run(ctx: typer.Context, *, quiet: bool, verbose: int, **given: Any) -> None:  # noqa: ANN401 - parsed by typer
+    def run(
+        ctx: typer.Context,
+        *,
+        quiet: bool,
+        verbose: int,
+        **given: Any,  # noqa: ANN401 - whatever typer has parsed
+    ) -> None:
         json_errors = given.get("output") == "json"
         out = _output(ctx, quiet=quiet, verbose=verbose, json_errors=json_errors)
         file = given.pop("cluster", None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+NAME_MAX = 255
+"""Bytes of a file name on Linux (linux/limits.h)."""
 
 
 class Format(StrEnum):
@@ -50,10 +54,23 @@ def refuse_nan(value: float | None) -> float | None:
     return value
 
 
+def refuse_long_path(value: str) -> str:
+    """Refuse a recipe name or path that no file can have.
+
+    Raises:
+        typer.BadParameter: a part of it is longer than Linux allows (NAME_MAX, 255 bytes).
+    """
+    parts = os.fsencode(f"{value}.yaml").split(b"/")
+    if max(len(part) for part in parts) > NAME_MAX or b"\0" in parts[-1]:
+        raise typer.BadParameter(f"a file name has at most {NAME_MAX} bytes, and no null byte")
+    return value
+
+
 RecipeName = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
+        callback=refuse_long_path,
         help="A recipe from `raylaunch list`, or the path of a .yaml file.",
         autocompletion=complete_recipe,
     ),

@@ -207,7 +207,7 @@ class Deployment:
         )
 
     def stop(self, on_update: OnUpdate | None = None) -> StopReport:
-        """Stop every process of the deployment and its embedded cluster, and verify that they exited."""
+        """Stop every process of the deployment and its embedded cluster; verify the exits."""
         from raylaunch.runtime.cluster.connection import disconnect
 
         report = self._controller().stop(on_update)

@@ -56,7 +56,7 @@ def check_address(address: str, source: str) -> None:
     raise ClusterError(
         f"{source} {shortened(address)!r} is not the address of a Ray cluster",
         why="an address is HOST:PORT of the GCS, 6379 unless `ray start` was given another port",
-        todo="`ray status` on the head shows it; IPv6 in brackets; `auto` is this machine's cluster",
+        todo="`ray status` on the head shows it; IPv6 in brackets; `auto` is this machine's",
     )
 
 

@@ -146,3 +146,13 @@ def test_of_a_long_log_the_end_is_read_and_the_line_number_is_that_of_the_file(
 )
 def test_a_time_out_that_is_no_number_is_a_wrong_command_line(cli, words):
     assert cli(*words).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "/" + "x" * 300, "é" * 200, "a/" + "x" * 300 + "/b.yaml"]
+)
+@pytest.mark.parametrize("verb", ["plan", "show", "check", "start", "weights"])
+def test_a_recipe_name_that_no_file_can_have_is_a_wrong_command_line(cli, verb, name):
+    result = cli(verb, name)
+    assert result.exit_code == 2
+    assert "255 bytes" in result.stderr

@@ -1,4 +1,4 @@
-"""The plan for people: what all servers share once, then what differs, each value with its origin."""
+"""The plan for people: what all servers share, then what differs, each with its origin."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ def verify(
     """Prove the service as a client sees it.
 
     From this machine, with the openai client: the model is listed, every rank gives the same answer
-    to the same prompt, a chat in English and one in Chinese, a stream, and, where the recipe promises
-    them, a tool call and the reasoning parser's separate field. Each check comes with the curl line
-    that repeats it. The API key is taken from VLLM_API_KEY if the service requires one.
+    to the same prompt, a chat in English and one in Chinese, a stream, and, where the recipe
+    promises them, a tool call and the reasoning parser's separate field. Each check comes with the
+    curl line that repeats it. The API key is taken from VLLM_API_KEY if the service requires one.
     "unclear": nothing is wrong, but the promise was not observed either.
     Exit codes: 0 nothing failed, 8 not ready, 15 a check failed.
     """

@@ -58,8 +58,8 @@ def check(
     Reserves the NPUs for a moment, probes the nodes, and reports all findings. A recipe for CPU
     without a cluster is checked on this machine. Of a deployment that is running, its own processes
     and ports are no findings.
-    The worst finding gives the exit code: 0 a warning, a note or nothing, for `start` would proceed;
-    4 an error, with --strict a warning too that is not skipped. 6: too few NPUs.
+    The worst finding gives the exit code: 0 a warning, a note or nothing, for `start` would
+    proceed; 4 an error, with --strict a warning too that is not skipped. 6: too few NPUs.
     """
     from raylaunch import api
     from raylaunch.checks.findings import LEVELS, worst

@@ -23,7 +23,7 @@ def add_command(app: typer.Typer) -> None:
         app,
         examples="""
         raylaunch cluster a2-dual --head 192.0.2.10 --worker 192.0.2.11 --ssh-user root -o a2.yaml
-        raylaunch cluster a2-dual --bare --head 192.0.2.10 --worker 192.0.2.11 --ssh-user ray > h.yaml
+        raylaunch cluster a2-dual --bare --head 192.0.2.10 --worker 192.0.2.11 --ssh-user r > h.yaml
         ray up -y a2.yaml
         """,
     )(cluster)
@@ -79,7 +79,8 @@ def cluster(
     """Write a file with which `ray up` starts Ray on your hosts.
 
     Image, devices, mounts and NPU counts are the recipe's; the ports avoid the recipe's ports. The
-    cluster requires a token, kept in ~/.raylaunch/cluster/NAME/token: `ray up` copies it to the hosts.
+    cluster requires a token, kept in ~/.raylaunch/cluster/NAME/token: `ray up` copies it to the
+    hosts.
     """
     from raylaunch import api
 

@@ -45,8 +45,8 @@ def tune(
 ) -> None:
     """Compare this machine's settings with those that a recipe wants.
 
-    With --apply they are set, until the next boot. A container may set few of them: for the rest the
-    command for the host is printed. Exit code 11: after --apply a setting still differs.
+    With --apply they are set, until the next boot. A container may set few of them: for the rest
+    the command for the host is printed. Exit code 11: after --apply a setting still differs.
     """
     from raylaunch import api
 

@@ -84,9 +84,9 @@ def import_(
 ) -> None:
     """Make a recipe from launch scripts that you have.
 
-    Nothing is executed. Variables, placeholders and comments are understood; what all nodes share is
-    written once, addresses and interfaces are left to raylaunch, and everything that found no place
-    is reported.
+    Nothing is executed. Variables, placeholders and comments are understood; what all nodes share
+    is written once, addresses and interfaces are left to raylaunch, and everything that found no
+    place is reported.
     """
     from raylaunch import api
 

@@ -27,7 +27,7 @@ def add_command(app: typer.Typer) -> None:
     command(
         app,
         examples="""
-        raylaunch render a2-dual --as bash --out scripts --host 192.0.2.10%eth0 --host 192.0.2.11%eth0
+        raylaunch render a2-dual --as bash --out sh --host 192.0.2.10%eth0 --host 192.0.2.11%eth0
         raylaunch render a3-single --as docker --out scripts
         """,
     )(render)

@@ -52,8 +52,8 @@ def weights(
 
     Reads, on every node that could hold a server, names, sizes and headers of the files, and prints
     the command that downloads what is missing; reserves nothing. With --download one node of those
-    that share a folder runs `modelscope` or `hf` into it. Ctrl-C stops the download; the same command
-    resumes it.
+    that share a folder runs `modelscope` or `hf` into it. Ctrl-C stops the download; the same
+    command resumes it.
     For a recipe for CPU without a cluster this machine is probed.
     Exit codes: 0 complete on every node, 4 something is missing or damaged, 11 a download failed.
     """
