@@ -66,9 +66,16 @@ def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Dia
     try:
         attach()
     except (UnknownDeploymentError, ClusterError):
-        folders = (home / "bundles" / name).glob("*")
-        newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+        newest = _newest_bundle(home / "bundles" / name)
         if newest is None:
             raise
         return diagnose_bundle(newest)
     return require_controller(name).diagnosis()
+
+
+def _newest_bundle(folder: Path) -> Path | None:
+    """Return the newest bundle in `folder`; None when there is none, or the folder cannot be read."""
+    try:
+        return max(folder.glob("*"), key=lambda path: path.stat().st_mtime, default=None)
+    except OSError:  # RAYLAUNCH_HOME is too long, or a bundle is being removed
+        return None
