@@ -20,7 +20,6 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 LONGER = {
     "guard.py": 860,  # one file by necessity: it is run by path, on a node without the package
-    "api.py": 460,
     "interpreter.py": 430,
     "agent.py": 490,  # likewise
 }

@@ -123,7 +123,8 @@ def read_changes(sets: Sequence[str]) -> dict[str, Any]:
             )
         try:
             changes[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        # ValueError and the like: a tag whose constructor refuses the value (`!!int x`).
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise RecipeError(
                 f"--set {name}: the value is not valid YAML", evidence=value
             ) from error

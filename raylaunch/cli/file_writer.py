@@ -1,4 +1,4 @@
-"""Writing rendered files: all or none, never half-written, never over a file that raylaunch did not render."""
+"""Writes rendered files: all or none, never half-written, never over a foreign file."""
 
 from __future__ import annotations
 
@@ -13,51 +13,62 @@ MARK = re.compile(r"^# *Deployment .+, recipe .+: ", re.MULTILINE)
 """The first comment of every rendered script."""
 
 HEAD = 1000
-"""Characters within which the mark must stand."""
+"""Number of characters from the beginning of a file within which the mark is searched."""
+
+PLAN_KEYS = ("schema", "deployment", "endpoint")
+"""Keys at the beginning of a rendered plan.json."""
 
 
 def write_files(folder: Path, files: Mapping[str, str], *, force: bool = False) -> list[Path]:
     """Write `files` (name -> text) below `folder`; scripts become executable.
 
     Raises:
-        NodeError: a file of that name was not rendered by raylaunch and `force` is off, or the folder refuses.
+        NodeError: a file of that name was not rendered by raylaunch and `force` is off, or the
+            folder cannot be written.
     """
     targets = {folder / name: text for name, text in files.items()}
-    foreign = (
-        [] if force else [path for path in targets if path.exists() and not _is_rendered(path)]
-    )
+    try:
+        if not force:
+            _refuse_foreign(folder, list(targets))
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in targets.items():
+            _replace(path, text)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise NodeError(f"cannot write the files to {folder}", why=str(error)) from error
+    return list(targets)
+
+
+def _refuse_foreign(folder: Path, targets: list[Path]) -> None:
+    foreign = [path for path in targets if path.exists() and not _is_rendered(path)]
     if foreign:
         raise NodeError(
             f"{folder} holds files that raylaunch did not render; nothing was written",
             evidence="\n".join(str(path) for path in foreign),
             todo="choose another --out, or give --force to overwrite them",
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in targets.items():
-            _replace(path, text)
-    except OSError as error:
-        raise NodeError(f"the files cannot be written to {folder}", why=str(error)) from error
-    return list(targets)
 
 
 def _is_rendered(path: Path) -> bool:
     try:
-        head = path.read_text(encoding="utf-8")[:HEAD]
+        # Opened only if it is a regular file: a FIFO would block.
+        if not path.is_file():
+            return False
+        with path.open(encoding="utf-8") as stream:
+            head = stream.read(HEAD)
     except (OSError, UnicodeDecodeError):
         return False
-    plan = path.suffix == ".json" and all(
-        f'"{key}"' in head for key in ("schema", "deployment", "endpoint")
-    )
-    return plan or MARK.search(head) is not None
+    if path.suffix == ".json":
+        return all(f'"{key}"' in head for key in PLAN_KEYS)
+    return MARK.search(head) is not None
 
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
+    mode = 0o755 if text.startswith("#!") else 0o644
     try:
         draft.write_text(text, encoding="utf-8")
-        draft.chmod(0o755 if text.startswith("#!") else 0o644)
+        draft.chmod(mode)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

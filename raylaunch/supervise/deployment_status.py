@@ -78,6 +78,8 @@ class StopReport:
     seconds: float
     left: tuple[str, ...] = ()
     local_cluster_stopped: bool = False
+    killed_because: str = ""
+    """Why the embedded cluster was killed by its marker, without its answer; "" when it was not."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class CleanReport:
     orphaned: tuple[str, ...] = ()
     """Deployments whose agents outlived their controller and still hold NPUs."""
     left_orphaned: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    """Embedded clusters that `clean` leaves to a person, each with the reason and the command."""
     silent: tuple[str, ...] = ()
     """Addresses of nodes that did not answer."""
     asked: str = ""
@@ -117,4 +121,6 @@ class CleanReport:
     @property
     def is_clean(self) -> bool:
         """Whether nothing is left."""
-        return not (self.left or self.left_records or self.left_orphaned or self.silent)
+        return not (
+            self.left or self.left_records or self.left_orphaned or self.undecided or self.silent
+        )

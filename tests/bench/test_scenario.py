@@ -153,7 +153,14 @@ def test_changes_are_read_as_yaml_and_null_takes_out():
     assert scenario.prompts == 8
     assert "--ignore-eos" not in argv
     assert json.loads(argv[argv.index("--extra-body") + 1]) == {"temperature": 0}
-    for wrong in ("num-prompts", "=3", "a={"):
+    for wrong in (
+        "num-prompts",
+        "=3",
+        "a={",
+        "a=!!int x",
+        "a=!!timestamp 2026-99-99",
+        "a=!!bool x",
+    ):
         with pytest.raises(RecipeError):
             read_changes([wrong])
 

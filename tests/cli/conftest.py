@@ -21,6 +21,7 @@ def api(monkeypatch):
         "script": fake_api.start_story(),
         "error": None,
         "left": (),
+        "silent": (),
         "clean_report": fake_api.clean_report,
         "tuning_steps": [],
         "weights_report": fake_api.weights_report,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import raylaunch
 from raylaunch.checks.findings import Finding, waive
+from raylaunch.deployment import Overview, Silent
 from raylaunch.errors import UnknownDeploymentError
 from raylaunch.plan.facts import Facts, TuningStep
 from raylaunch.plan.planner import build_plan
@@ -15,6 +18,22 @@ from raylaunch.plan.wanted_weights import DownloadProgress, Stock, WeightsReport
 from raylaunch.recipe.catalog import read
 from raylaunch.supervise.deployment_status import CleanReport, Event, ServerStatus, Status
 from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
+
+
+def _real_api():
+    """The module that this one stands in for; importing it must not put it in place again."""
+    shown = vars(raylaunch).get("api")
+    module = importlib.import_module("raylaunch.api")
+    if shown is not None:
+        raylaunch.api = shown
+    return module
+
+
+real = _real_api()
+cluster_file = real.cluster_file
+diagnose_log = real.diagnose_log
+import_scripts = real.import_scripts
+render_files = real.render_files
 
 CREATED = 1_700_000_000.0
 
@@ -28,6 +47,7 @@ hang = False
 left: tuple[str, ...] = ()
 clean_report = CleanReport(ended=False)
 tuning_steps: list[TuningStep] = []
+silent: tuple[Silent, ...] = ()
 weights_report = WeightsReport("a2-dual", (), ())
 weights_progress: list[list[tuple[Stock, DownloadProgress]]] = []
 """What a download tells, in order."""
@@ -40,13 +60,14 @@ class StopReport:
     left: tuple[str, ...]
     seconds: float
     local_cluster_stopped: bool
+    killed_because: str = ""
 
 
-def make_plan(name, *, hosts=(), primary=None, sets=(), deployment=None):
+def make_plan(name, *, hosts=(), primary=None, set=(), deployment=None):  # noqa: A002
     asked.append(
-        ("make_plan", {"hosts": hosts, "primary": primary, "sets": sets, "deployment": deployment})
+        ("make_plan", {"hosts": hosts, "primary": primary, "set": set, "deployment": deployment})
     )
-    loaded = read(name, list(sets))
+    loaded = read(name, list(set))
     example = [f"192.0.2.{10 + n}%enp67s0f0np0" for n in range(loaded.recipe.parallel.servers)]
     nodes = [
         Facts(ip, interface=nic)
@@ -61,7 +82,7 @@ def make_plan(name, *, hosts=(), primary=None, sets=(), deployment=None):
 
 def preflight(name, **given):
     asked.append(("preflight", {"name": name, **given}))
-    _, plan, found = make_plan(name, sets=given["sets"], deployment=given["deployment"])
+    _, plan, found = make_plan(name, set=given["set"], deployment=given["deployment"])
     return plan, waive(found, given["skip_checks"])
 
 
@@ -105,13 +126,19 @@ def attach(deployment, address=None):
     return Deployment(deployment)
 
 
-def deployments(address=None):
-    return script[-1:]
+def stop(deployment, address=None, on_update=None):
+    return attach(deployment, address).stop(on_update)
+
+
+def overview(address=None):
+    return Overview(tuple(script[-1:]), silent)
 
 
 def diagnose(target, address=None):
     from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 
+    if "/" in target:
+        return real.diagnose(target, address=address)
     if target == "nobody":
         raise UnknownDeploymentError("there is no deployment named 'nobody'")
     return Diagnosis(
@@ -146,6 +173,9 @@ class Deployment:
 
     def follow_events(self) -> Iterator[Event]:
         yield from EVENTS
+
+    def controller_log(self, lines: int = 100) -> str:
+        return "".join(f"controller line {n}\n" for n in range(lines))
 
     def stop(self, on_update=None) -> StopReport:
         if on_update:

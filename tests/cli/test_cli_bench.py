@@ -175,7 +175,7 @@ def test_ctrl_c_says_that_the_servers_run_on(cli, api, home, monkeypatch):
     monkeypatch.setattr(api.Deployment, "bench", interrupted, raising=False)
     result = cli("bench", "a2-dual")
     assert result.exit_code == 130
-    assert "a2-dual runs on" in result.stderr
+    assert "a2-dual keeps running" in result.stderr
 
 
 def test_what_the_runtime_refuses_has_its_exit_code(cli, api, home, monkeypatch):

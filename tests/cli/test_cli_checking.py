@@ -43,10 +43,10 @@ def test_check_tells_all_findings_the_gravest_first(cli, api):
     assert told.index("[model-missing]") < told.index("[proxies]")
     assert "(192.0.2.11)" in told
     assert "copy them" in told
-    assert "1 error, 0 warnings; `start` would refuse" in result.stderr
+    assert "1 error, 0 warnings; `start` would fail" in result.stderr
     asked = dict(api.asked)["preflight"]
     assert asked["address"] == "192.0.2.10:6379"
-    assert asked["sets"] == ["args.max-num-seqs=8"]
+    assert asked["set"] == ["args.max-num-seqs=8"]
     assert asked["deployment"] == "prod"
 
 
@@ -54,7 +54,7 @@ def test_check_of_a_sound_recipe(cli, api):
     api.findings = [NOTE]
     result = cli("check", "a2-dual")
     assert result.exit_code == 0
-    assert "nothing speaks against a start" in result.stderr
+    assert "ready to start" in result.stderr
     assert cli("-q", "check", "a2-dual").output == "", "only errors with -q"
 
 
@@ -166,7 +166,7 @@ def test_tune_shows_wanted_and_found_and_what_only_the_host_can(cli, api):
     api.tuning_steps = STEPS
     result = cli("tune", "a2-single", "--apply")
     assert result.exit_code == 11
-    assert dict(api.asked)["tune"] == {"name": "a2-single", "sets": (), "apply": True}
+    assert dict(api.asked)["tune"] == {"name": "a2-single", "set": (), "apply": True}
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()[:3]}
     assert rows["vm.swappiness"] == ["vm.swappiness", "0", "60", "set", "now"]
     assert rows["governor"][1:] == ["performance", "not", "there", "only", "on", "the", "host"]
@@ -183,7 +183,7 @@ def test_tune_alone_only_compares(cli, api):
     assert "differs" in result.stdout
     assert "sudo sysctl -w vm.swappiness=0" in result.stdout
     api.tuning_steps = []
-    assert "wants nothing" in cli("tune", "a2-dual").stderr
+    assert "wants no host settings" in cli("tune", "a2-dual").stderr
 
 
 @pytest.mark.parametrize("page", ["the help", "operations.md"])

@@ -61,7 +61,7 @@ def test_start_passes_on_what_was_asked(cli, api):
     assert asked["timeout"] == 5
     assert asked["wait"] is False
     assert asked["primary"] == "192.0.2.11"
-    assert list(asked["sets"]) == ["args.max-num-seqs=64"]
+    assert list(asked["set"]) == ["args.max-num-seqs=64"]
     assert asked["skip_checks"] == {"tuning": "by the site = ours"}
 
 
@@ -135,7 +135,7 @@ def test_start_tells_of_findings_ends_and_restarts_once(cli, api):
     lines = cli("start", "a2-dual").stdout.splitlines()
     assert lines.count("[  1.0s] warning: swap is on") == 1
     assert len([line for line in lines if "swap" in line]) == 1
-    assert lines.count("[  4.0s] server 1 192.0.2.11 ended: signal 9") == 1
+    assert lines.count("[  4.0s] server 1 192.0.2.11 exited: signal 9") == 1
     assert lines.count("[  4.0s] server 1: signal 9") == 1
     assert lines.count("[  5.0s] attempt 2 in 1.0 s") == 1
     assert "[  6.0s] starting, attempt 2" in lines
@@ -235,7 +235,7 @@ def test_all_deployments(cli, api, words):
 def test_stop_reports_what_was_ended(cli):
     result = cli("stop", "a2-dual")
     assert result.exit_code == 0
-    last = "a2-dual stopped in 3.2 s: 7 processes ended, nothing left; the local Ray cluster was stopped too"
+    last = "a2-dual stopped in 3.2 s: 7 processes stopped, nothing left; the local Ray cluster was stopped too"
     assert result.stdout.splitlines()[-1] == last
     assert "stopping" in result.stdout
     report = json.loads(cli("stop", "a2-dual", "-o", "json").stdout)
@@ -292,7 +292,7 @@ def test_diagnose_a_file_and_stdin(cli, tmp_path):
     assert "OutOfMemoryError" in from_file["line"]
     assert from_stdin["id"] == from_file["id"]
     log.write_text("INFO all is well\n")
-    assert "nothing known to be wrong" in cli("diagnose", str(log)).stdout
+    assert "no known failure signature matched" in cli("diagnose", str(log)).stdout
     assert cli("diagnose", str(log), "-o", "json").stdout == "null\n"
 
 

@@ -120,7 +120,7 @@ def test_plan_passes_on_what_was_asked(cli, api):
     assert name == "make_plan"
     assert list(asked["hosts"]) == [HOSTS[1], HOSTS[3]]
     assert asked["primary"] == "192.0.2.21"
-    assert list(asked["sets"]) == ["args.max-num-seqs=64"]
+    assert list(asked["set"]) == ["args.max-num-seqs=64"]
     assert asked["deployment"] == "prod"
 
 

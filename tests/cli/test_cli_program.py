@@ -125,7 +125,7 @@ def test_ctrl_c_during_start_says_that_it_goes_on():
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted: prod goes on without this command" in told
+    assert "interrupted: prod keeps starting without this command" in told
     assert "raylaunch status prod" in told
     assert "raylaunch stop prod" in told
     assert "Traceback" not in told

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.cli.commands.recipes.weights import _Shown
 from raylaunch.cli.output import Output, Style
+from raylaunch.cli.views.download_view import DownloadView
 from raylaunch.errors import NodeError
 from raylaunch.plan.facts import Weights
 from raylaunch.plan.wanted_weights import DownloadProgress, Stock, Wanted, WeightsReport
@@ -57,7 +57,7 @@ def test_what_is_missing_and_the_commands_for_it(cli, api):
     assert "pip install" not in told, "hf is there"
     assert "`raylaunch weights a2-dual --download`" in result.stderr
     asked = dict(api.asked)["weights"]
-    assert (asked["address"], asked["sets"], asked["download"]) == (
+    assert (asked["address"], asked["set"], asked["download"]) == (
         "192.0.2.10:6379",
         ["model.path=/models/m"],
         False,
@@ -148,12 +148,10 @@ def test_an_unknown_hub_is_a_wrong_command_line(cli, api):
 def test_on_a_terminal_the_line_is_drawn_again_with_speed_and_time_left(capsys, monkeypatch):
     monkeypatch.setattr(Output, "error_style", property(lambda _: Style(width=200)))
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr(
-        "raylaunch.cli.commands.recipes.weights.time.monotonic", lambda: next(clock)
-    )
-    shown = _Shown(Output())
-    shown.take([(LACKING, DownloadProgress(10 * GIB, 20 * GIB))])
-    shown.take([(LACKING, DownloadProgress(15 * GIB, 20 * GIB))])
+    monkeypatch.setattr("raylaunch.cli.views.download_view.time.monotonic", lambda: next(clock))
+    shown = DownloadView(Output())
+    shown.update([(LACKING, DownloadProgress(10 * GIB, 20 * GIB))])
+    shown.update([(LACKING, DownloadProgress(15 * GIB, 20 * GIB))])
     told = capsys.readouterr().err
     assert told.count("\x1b[1A") == 1, "the second goes over the first"
     assert "15.0 GiB of 20.0 GiB (75%), 512.0 MiB/s, 10.0 s left" in told
@@ -161,5 +159,5 @@ def test_on_a_terminal_the_line_is_drawn_again_with_speed_and_time_left(capsys, 
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_quiet_hides_progress(capsys, quiet):
-    _Shown(Output(quiet=quiet)).take([(LACKING, DownloadProgress(1, 2))])
+    DownloadView(Output(quiet=quiet)).update([(LACKING, DownloadProgress(1, 2))])
     assert bool(capsys.readouterr().err) != quiet

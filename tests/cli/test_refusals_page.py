@@ -59,5 +59,5 @@ def test_the_page_lists_thirty_refusals_each_with_a_test_of_a_check():
     rows = re.findall(r"^\| `.*\|$", refused, flags=re.MULTILINE)
     assert len(rows) >= 30
     assert [
-        row for row in rows if "tests/plan/test_" not in row.split("|")[-2] or "tests/cli" in row
+        row for row in rows if "tests/checks/test_" not in row.split("|")[-2] or "tests/cli" in row
     ] == []

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from standin_servers import free_port
@@ -201,9 +202,11 @@ def deployment(monkeypatch):
     def make(plan, phase=Phase.READY):
         now = {"now": 1.0, "created_at": 0.0, "phase_since": 0.0}
         status = Status("d", "local-dual", phase, 1, plan.endpoint, plan.served_name, **now)
-        answers = {"status": status, "describe": (read("local-dual"), plan, {})}
+        controller = SimpleNamespace(
+            status=lambda: status, describe=lambda: (read("local-dual"), plan, {})
+        )
         handle = Deployment("d")
-        monkeypatch.setattr(handle, "_ask", answers.__getitem__)
+        monkeypatch.setattr(handle, "_controller", lambda: controller)
         return handle
 
     return make

@@ -1,6 +1,6 @@
-"""Watching a deployment start or stop: a live table on a terminal, a line per change in a pipe.
+"""Follows a start or a stop: a live table on a terminal, one line per change in a pipe.
 
-Only this module uses rich.
+Only this module and the progress bar of `bench` use rich.
 """
 
 from __future__ import annotations
@@ -17,71 +17,88 @@ from raylaunch.supervise.deployment_status import Status
 if TYPE_CHECKING:
     from rich.text import Text
 
+REDRAWS_PER_S = 4
+
 
 class LiveView:
-    """Takes each new look at a deployment; `last` is the newest, None while none came."""
+    """Receives each new status. `last` is the newest one, None while there is none.
 
-    def __init__(self, write: Callable[[str], None] | None) -> None:
+    Args:
+        write: Called with one line per change; None writes nothing.
+        warned: The findings of the first status have been shown before and are not repeated.
+    """
+
+    def __init__(self, write: Callable[[str], None] | None, *, warned: bool = False) -> None:
         self._write = write
+        self._warned = warned
         self.last: Status | None = None
 
     def __call__(self, status: Status) -> None:
-        """Take a look; write what changed."""
-        # First of all, so that a Ctrl-C in the midst of writing finds the deployment known.
-        before, self.last = self.last, status
-        if self._write:
-            for line in changes(before, status):
-                self._write(line)
+        """Store the status and write what changed."""
+        before = self.last
+        # Stored before anything is written: a Ctrl-C while writing must find the deployment known.
+        self.last = status
+        if self._write is None:
+            return
+        show_findings = before is not None or not self._warned
+        for line in changes(before, status, show_findings=show_findings):
+            self._write(line)
 
 
 class Picture:
-    """The live table. The clock goes on between two looks, so a person sees that it lives."""
+    """The live table. Its elapsed times advance between two statuses."""
 
     def __init__(self, style: Style) -> None:
         self._style = style
         self._status: Status | None = None
-        self._taken = 0.0
-        self._steps: dict[int, tuple[str, float]] = {}
+        self._received_at = 0.0
+        self._stages: dict[int, tuple[str, float]] = {}
 
-    def take(self, status: Status) -> None:
+    def update(self, status: Status) -> None:
         """Show `status` from now on."""
         for server in status.servers:
-            stage, _ = self._steps.get(server.index, ("", 0.0))
+            stage, _ = self._stages.get(server.index, ("", 0.0))
             if stage != server.seen.stage:
-                self._steps[server.index] = (server.seen.stage, status.now)
-        self._status, self._taken = status, time.monotonic()
+                self._stages[server.index] = (server.seen.stage, status.now)
+        self._status = status
+        self._received_at = time.monotonic()
 
     def __rich__(self) -> Text:
-        """The table, as rich asks for it several times a second."""
+        """Return the table, which rich asks for several times per second."""
         from rich.text import Text
 
-        return Text.from_ansi("\n".join(self.lines()))
+        return Text.from_ansi(self._style.finish("\n".join(self.lines())))
 
     def lines(self) -> Iterator[str]:
-        """The lines of the table at this moment."""
+        """Lay out the table as of now."""
         if self._status is None:
             return iter(["waiting for the cluster ..."])
-        now = self._status.now + time.monotonic() - self._taken
-        since = {index: at for index, (_, at) in self._steps.items()}
-        return progress_lines(self._status, since, now, self._style)
+        # The controller's clock, extrapolated by the time since the status arrived.
+        now = self._status.now + time.monotonic() - self._received_at
+        stage_since = {index: at for index, (_, at) in self._stages.items()}
+        return progress_lines(self._status, stage_since, now, self._style)
 
 
 @contextmanager
-def watching(out: Output, *, to_stderr: bool = False) -> Iterator[LiveView]:
-    """Yield a Watch for the place the words go to.
+def watching(out: Output, *, to_stderr: bool = False, warned: bool = False) -> Iterator[LiveView]:
+    """Yield a LiveView that suits the stream.
 
     Args:
         out: The writer; with -q nothing is shown.
         to_stderr: Keep stdout free for the result (`-o json`).
+        warned: Do not repeat the findings that the first status holds.
     """
     style = out.style
-    live = style.width is not None and not out.quiet and not to_stderr
-    if live:
-        with _live(style) as watch:
-            yield watch
+    if style.width is not None and not out.quiet and not to_stderr:
+        with _live(style) as view:
+            yield view
         return
-    write = (lambda line: out.to_stderr([line])) if to_stderr else out.line
-    yield LiveView(None if out.quiet else write)
+    if out.quiet:
+        yield LiveView(None)
+    elif to_stderr:
+        yield LiveView(lambda line: out.to_stderr([line]), warned=warned)
+    else:
+        yield LiveView(out.line, warned=warned)
 
 
 @contextmanager
@@ -90,17 +107,18 @@ def _live(style: Style) -> Iterator[LiveView]:
     from rich.live import Live
 
     picture = Picture(style)
-    watch = _LiveWatch(picture)
-    # While it lives, rich moves what others print (Ray's messages with -v) above the table.
-    with Live(picture, console=Console(no_color=not style.colour), refresh_per_second=4):
-        yield watch
+    view = _TableView(picture)
+    console = Console(no_color=not style.colour)
+    # While it is shown, rich moves what others print (the log with -v) above the table.
+    with Live(picture, console=console, refresh_per_second=REDRAWS_PER_S):
+        yield view
 
 
-class _LiveWatch(LiveView):
+class _TableView(LiveView):
     def __init__(self, picture: Picture) -> None:
         super().__init__(None)
         self._picture = picture
 
     def __call__(self, status: Status) -> None:
         super().__call__(status)
-        self._picture.take(status)
+        self._picture.update(status)

@@ -1,8 +1,9 @@
-"""The plan for people: what all servers share once, then what sets each one apart, every value with its origin."""
+"""The plan for people: what all servers share, then what differs, each with its origin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from raylaunch.checks.findings import Finding
 from raylaunch.cli.output import Style, table
@@ -14,38 +15,54 @@ Row = tuple[str, str, str]
 
 KINDS = ("name", "", "dim")
 LEVEL_KINDS = {"error": "bad", "warning": "warn", "info": "dim"}
+SERVER_HEADER = ("SERVER", "ROLE", "NODE", "INTERFACE", "RANKS", "NPUS", "PORTS")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is set for one server, or for all: environment, flags, removed variables."""
+
+    env: list[Row]
+    flags: list[Row]
+    unset: list[Row]
 
 
 def plan_lines(plan: LaunchPlan, style: Style) -> Iterator[str]:
     """Lay out a plan."""
     yield from _head(plan, style)
     yield ""
-    yield from table([_seat(server) for server in plan.servers], style, header=_SEAT)
-    parts = [[rows(server) for server in plan.servers] for rows in (_env, _flags, _unset)]
-    if len(plan.servers) == 1:
-        yield from _block(f"Server 0 ({plan.primary.node.ip})", [part[0] for part in parts], style)
+    rows = [_server_row(plan, server) for server in plan.servers]
+    yield from table(rows, style, header=SERVER_HEADER)
+    settings = [_settings(server) for server in plan.servers]
+    if len(settings) == 1:
+        yield from _block(f"Server 0 ({plan.primary.node.ip})", settings[0], style)
         return
-    shared = [set(part[0]).intersection(*part[1:]) for part in parts]
-    same = [
-        [row for row in part[0] if row in common]
-        for part, common in zip(parts, shared, strict=True)
-    ]
+    env = _shared([one.env for one in settings])
+    flags = _shared([one.flags for one in settings])
+    unset = _shared([one.unset for one in settings])
+    first = settings[0]
+    same = _Settings(
+        env=[row for row in first.env if row in env],
+        flags=[row for row in first.flags if row in flags],
+        unset=[row for row in first.unset if row in unset],
+    )
     yield from _block("Same on all servers", same, style)
-    for number, server in enumerate(plan.servers):
-        own = [
-            [row for row in part[number] if row not in common]
-            for part, common in zip(parts, shared, strict=True)
-        ]
-        yield from _block(
-            f"Only on server {server.index} ({server.role}, {server.node.ip})", own, style
+    for server, one in zip(plan.servers, settings, strict=True):
+        own = _Settings(
+            env=[row for row in one.env if row not in env],
+            flags=[row for row in one.flags if row not in flags],
+            unset=[row for row in one.unset if row not in unset],
         )
+        title = f"Only on server {server.index} ({server.role}, {server.node.ip})"
+        yield from _block(title, own, style)
 
 
 def finding_lines(findings: Iterable[Finding], style: Style) -> Iterator[str]:
-    """One block per finding: level, id, where, what; then what was seen and what to do."""
+    """Lay out findings: level, what, where and id; then what was seen and what to do."""
     for finding in findings:
+        level = style.paint(f"{finding.level}:", LEVEL_KINDS[finding.level])
         where = f" ({finding.where})" if finding.where else ""
-        yield f"{style.paint(finding.level + ':', LEVEL_KINDS[finding.level])} {finding.what}{where} [{finding.id}]"
+        yield f"{level} {finding.what}{where} [{finding.id}]"
         if finding.seen:
             yield f"  {style.paint('seen', 'title')}  {finding.seen}"
         if finding.todo:
@@ -53,77 +70,79 @@ def finding_lines(findings: Iterable[Finding], style: Style) -> Iterator[str]:
 
 
 def compress(numbers: Sequence[int]) -> str:
-    """Write ascending numbers as ranges: (0, 1, 2, 5) -> "0-2,5"."""
+    """Write ascending numbers as ranges: (0, 1, 2, 5) -> "0-2,5"; "-" for none."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ",".join(texts) or "-"
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 server", "2 servers"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-_SEAT = ("SERVER", "ROLE", "NODE", "INTERFACE", "RANKS", "NPUS", "PORTS")
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 server", "2 servers". `plural` is by default noun + s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 def _head(plan: LaunchPlan, style: Style) -> Iterator[str]:
-    npus = sum(len(server.devices) for server in plan.servers)
-    sizes = [
-        count(len(plan.servers), "server"),
-        count(plan.ranks, "data-parallel rank"),
-        count(npus, "NPU"),
-    ]
+    sizes = [count(len(plan.servers), "server"), count(plan.ranks, "data-parallel rank")]
+    # A CPU plan numbers Ray's stand-in resource "NPU"; there is no NPU behind it.
+    if plan.platform != "cpu":
+        npus = sum(len(server.devices) for server in plan.servers)
+        sizes.append(count(npus, "NPU"))
+    name = style.paint(plan.deployment, "title")
     recipe = "" if plan.recipe == plan.deployment else f" (recipe {plan.recipe})"
-    yield f"{style.paint(plan.deployment, 'title')}{recipe}: {', '.join(sizes)} on {plan.platform}"
+    yield f"{name}{recipe}: {', '.join(sizes)} on {plan.platform}"
     yield f"endpoint  {style.paint(plan.endpoint, 'good')}  (model {plan.served_name})"
     if plan.secrets:
-        yield f"secrets   {', '.join(plan.secrets)}  (from the launching environment, never shown)"
+        names = ", ".join(plan.secrets)
+        yield f"secrets   {names}  (from the launching environment, never shown)"
 
 
-def _seat(server: ServerPlan) -> tuple[str, ...]:
+def _server_row(plan: LaunchPlan, server: ServerPlan) -> tuple[str, ...]:
     ports = f"http {server.ports.http}, rpc {server.ports.rpc}"
-    if server.ports.hccl_base is not None:
-        ports += f", hccl {server.ports.hccl_base}-{server.ports.hccl_base + HCCL_PORTS - 1}"
-    place = (server.node.ip, server.node.interface)
+    base = server.ports.hccl_base
+    if base is not None:
+        ports += f", hccl {base}-{base + HCCL_PORTS - 1}"
     return (
         str(server.index),
         server.role,
-        *place,
+        server.node.ip,
+        server.node.interface,
         compress(server.ranks),
-        compress(server.devices),
+        "-" if plan.platform == "cpu" else compress(server.devices),
         ports,
     )
 
 
-def _env(server: ServerPlan) -> list[Row]:
-    return [(name, value.value, value.origin) for name, value in server.env.items()]
+def _settings(server: ServerPlan) -> _Settings:
+    return _Settings(
+        env=[(name, value.value, value.origin) for name, value in server.env.items()],
+        flags=[(flag.name or "MODEL", flag.value or "", flag.origin) for flag in server.flags],
+        unset=[(name, "", value.origin) for name, value in server.unset.items()],
+    )
 
 
-def _flags(server: ServerPlan) -> list[Row]:
-    return [(flag.name or "MODEL", flag.value or "", flag.origin) for flag in server.flags]
+def _shared(rows_of_servers: Sequence[list[Row]]) -> set[Row]:
+    """Return the rows that every server has."""
+    first, *others = rows_of_servers
+    return set(first).intersection(*others)
 
 
-def _unset(server: ServerPlan) -> list[Row]:
-    return [(name, "", value.origin) for name, value in server.unset.items()]
-
-
-def _block(title: str, parts: list[list[Row]], style: Style) -> Iterator[str]:
-    env, flags, unset = parts
-    if not any(parts):
+def _block(title: str, settings: _Settings, style: Style) -> Iterator[str]:
+    if not (settings.env or settings.flags or settings.unset):
         return
     yield ""
     yield style.paint(title, "title")
-    for heading, rows in (("environment", env), ("vllm serve", flags)):
-        if rows:
-            yield f"  {heading}"
-            yield from table(rows, style, indent=4, kinds=KINDS)
-    if unset:
+    if settings.env:
+        yield "  environment"
+        yield from table(settings.env, style, indent=4, kinds=KINDS)
+    if settings.flags:
+        yield "  vllm serve"
+        yield from table(settings.flags, style, indent=4, kinds=KINDS)
+    if settings.unset:
         yield "  removed from the environment"
-        yield from table(
-            [(name, origin) for name, _, origin in unset], style, indent=4, kinds=("name", "dim")
-        )
+        rows = [(name, origin) for name, _, origin in settings.unset]
+        yield from table(rows, style, indent=4, kinds=("name", "dim"))

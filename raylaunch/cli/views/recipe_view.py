@@ -1,33 +1,48 @@
-"""Recipes for people: the list, and one recipe whole, as YAML that can be read back, each value with its origin."""
+"""Recipes for people: the list, and one recipe as YAML that can be read back, with origins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
 from raylaunch.recipe.load import OPEN_MAPPINGS, LoadedRecipe
 
 ORIGIN_COLUMN = 56
-"""Origins stand at this column, or right behind a longer value."""
+"""Column of the origins; behind a longer value the origin follows directly."""
 
 LIST_HEADER = ("NAME", "MODEL", "HARDWARE", "NODES", "NPUS", "CONTEXT", "DESCRIPTION")
 
 
-def recipe_summary(loaded: LoadedRecipe) -> dict[str, Any]:
-    """What `list` says of a recipe. `context` is None where the model's own maximum holds."""
+class Summary(TypedDict):
+    """The values of one recipe in `list`. `context` is None for the model's own maximum."""
+
+    name: str
+    model: str
+    hardware: str
+    nodes: int
+    npus: int
+    context: object
+    description: str
+    good_for: str
+    source: str
+
+
+def recipe_summary(loaded: LoadedRecipe) -> Summary:
+    """Summarize a recipe for `list`."""
     recipe = loaded.recipe
     servers = recipe.parallel.servers
-    per_node = (
-        1 if recipe.hardware.spread else max(1, recipe.npus_per_node // recipe.npus_per_server)
-    )
+    servers_per_node = max(1, recipe.npus_per_node // recipe.npus_per_server)
+    if recipe.hardware.spread:
+        servers_per_node = 1
+    on_cpu = recipe.hardware.platform == "cpu"
     return {
         "name": loaded.name,
         "model": recipe.model.served_name,
         "hardware": recipe.hardware.platform,
-        "nodes": -(-servers // per_node),
-        "npus": 0 if recipe.hardware.platform == "cpu" else servers * recipe.npus_per_server,
+        "nodes": -(-servers // servers_per_node),
+        "npus": 0 if on_cpu else servers * recipe.npus_per_server,
         "context": recipe.args.get("max-model-len"),
         "description": recipe.description,
         "good_for": recipe.good_for,
@@ -35,52 +50,55 @@ def recipe_summary(loaded: LoadedRecipe) -> dict[str, Any]:
     }
 
 
-def list_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """One line of `list`."""
+def list_row(summary: Summary) -> tuple[str, ...]:
+    """Return one row of `list`."""
     context = "model's" if summary["context"] is None else str(summary["context"])
-    hardware = str(summary["hardware"])
-    described = "; ".join(part for part in (summary["description"], summary["good_for"]) if part)
+    description = "; ".join(part for part in (summary["description"], summary["good_for"]) if part)
     return (
         summary["name"],
         summary["model"],
-        hardware,
+        summary["hardware"],
         str(summary["nodes"]),
         str(summary["npus"]),
         context,
-        described,
+        description,
     )
 
 
 def yaml_lines(loaded: LoadedRecipe) -> Iterator[str]:
-    """The resolved recipe as YAML; the comment behind each value says where it was written."""
+    """Yield the resolved recipe as YAML, each value with a comment that names its origin."""
     yield f"# {loaded.name}: every value of the recipe, and where it comes from"
     yield from _mapping(loaded.recipe.model_dump(mode="json"), loaded, "")
 
 
 def origin_of(loaded: LoadedRecipe, path: str) -> str:
-    """Where exactly the value at `path` was written; "default" for what nobody wrote."""
+    """Return where the value at `path` was written; "default" if it was written nowhere."""
     while path not in loaded.origins:
         parent = path.rpartition(".")[0]
-        if not parent or not any(
-            parent == top or parent.startswith(f"{top}.") for top in OPEN_MAPPINGS
-        ):
+        if not parent or not _is_open(parent):
             return "default"
         path = parent
     return loaded.origins[path].removeprefix("recipe ")
 
 
-def _mapping(values: Mapping[str, Any], loaded: LoadedRecipe, prefix: str) -> Iterator[str]:
+def _is_open(path: str) -> bool:
+    """Whether `path` lies in a mapping whose keys the recipe chooses (`args`, `env`)."""
+    return any(path == top or path.startswith(f"{top}.") for top in OPEN_MAPPINGS)
+
+
+def _mapping(values: Mapping[str, object], loaded: LoadedRecipe, prefix: str) -> Iterator[str]:
     indent = "  " * prefix.count(".")
     for key, value in values.items():
         path = f"{prefix}{key}"
+        head = f"{indent}{_scalar(key)}:"
         if isinstance(value, dict) and value and prefix not in ("args.", "env."):
-            yield f"{indent}{_scalar(key)}:"
+            yield head
             yield from _mapping(value, loaded, f"{path}.")
         elif isinstance(value, list) and value and path.startswith("container."):
-            yield _commented(f"{indent}{_scalar(key)}:", origin_of(loaded, path))
+            yield _commented(head, origin_of(loaded, path))
             yield from (f"{indent}  - {_scalar(item)}" for item in value)
         else:
-            yield _commented(f"{indent}{_scalar(key)}: {_scalar(value)}", origin_of(loaded, path))
+            yield _commented(f"{head} {_scalar(value)}", origin_of(loaded, path))
 
 
 def _commented(text: str, origin: str) -> str:
@@ -89,6 +107,10 @@ def _commented(text: str, origin: str) -> str:
 
 def _scalar(value: object) -> str:
     text = yaml.safe_dump(
-        value, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False
+        value,
+        default_flow_style=True,
+        width=10**9,  # never folded: the origin follows on the same line
+        allow_unicode=True,
+        sort_keys=False,
     )
     return text.removesuffix("\n").removesuffix("\n...")

@@ -8,8 +8,7 @@ home, may run a deployment of the same name on this machine.
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import re
 import socket
 from collections.abc import Collection
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from raylaunch.node.process.cluster_records import pid_space, read_records
 from raylaunch.node.process.log_files import state_root
 from raylaunch.node.process.process_markers import find_marked, terminate_marked
 from raylaunch.plan.facts import MarkedProcess
@@ -45,7 +45,7 @@ def find_orphans(known: KnownDeployments, deployment: str | None = None) -> list
     orphans = []
     for found in find_marked():
         wanted = deployment in (None, deployment_of(found.deployment))
-        if wanted and not _in_service(found, known):
+        if wanted and not _in_service(found, known, deployment):
             orphans.append(found)
     return orphans
 
@@ -77,19 +77,18 @@ def deployment_of(marker: str) -> str:
 
 def machine_identity() -> tuple[str, str]:
     """Return a key that two Ray nodes on the same machine have in common, and the host name."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    pid_namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - the link leads to no path
-    key = f"{boot_id} {pid_namespace}"
-    return key, socket.gethostname()
+    return pid_space(), socket.gethostname()
 
 
-def _in_service(found: MarkedProcess, known: KnownDeployments) -> bool:
+def _in_service(found: MarkedProcess, known: KnownDeployments, deployment: str | None) -> bool:
     try:
         process = psutil.Process(found.pid)
         # The home of the process, not ours: a process of another user has records of its own.
         home = state_root(process.environ())
         if found.deployment.startswith("@"):
-            return found.deployment in _recorded_markers(home)
+            # In doubt it is left alone, unless a person names the deployment.
+            in_doubt = deployment is None and _in_damaged_record(found.deployment, home)
+            return found.deployment in _recorded_markers(home) or in_doubt
         if _is_guarded(process):
             return not _is_orphaned_instance(found, known)
         if found.deployment in known.orphaned:
@@ -140,13 +139,12 @@ def _is_guard_command(command: list[str]) -> bool:
 
 
 def _recorded_markers(home: Path) -> list[str]:
-    """Return the markers of the embedded clusters of a home."""
-    markers = []
-    for path in (home / "clusters").glob("*.json"):
-        try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):  # being written, or damaged
-            continue
-        if isinstance(record, dict):
-            markers.append(str(record.get("marker", "")))
-    return markers
+    """Return the markers of a home's embedded clusters, except of interrupted starts."""
+    records, _ = read_records(home)
+    return [record.marker for record in records if not record.is_abandoned()]
+
+
+def _in_damaged_record(marker: str, home: Path) -> bool:
+    """Return whether the record of this cluster is there, but cannot be read."""
+    _, problems = read_records(home)
+    return deployment_of(marker) in [problem.deployment for problem in problems]

@@ -14,7 +14,7 @@ from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.agent_handle import AgentHandle, agent_handle, agent_name, find_agent
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster.connection import NAMESPACE
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.placement import Slot
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Gang:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         # One actor class for all agents: Ray then uploads the packed code of raylaunch once.
-        actor_class = ray.remote(carried(self.kind))
+        actor_class = ray.remote(packaged(self.kind))
         bundles = ray.util.placement_group_table(self.group)["bundles"]
         for index, slot in slots.items():
             strategy = PlacementGroupSchedulingStrategy(

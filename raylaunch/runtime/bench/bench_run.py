@@ -20,7 +20,7 @@ from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.bench import bench_store
 from raylaunch.runtime.bench.bench_actor import Begun, Bencher, Ended
 from raylaunch.runtime.cluster.connection import NAMESPACE
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.controller.controller_client import require_controller
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
@@ -95,7 +95,7 @@ def _bencher(subject: _Subject) -> Iterator[Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name, primary = subject.plan.deployment, subject.plan.primary
-    options = ray.remote(carried(Bencher)).options(
+    options = ray.remote(packaged(Bencher)).options(
         name=f"bench:{name}",
         namespace=NAMESPACE,
         num_cpus=0,

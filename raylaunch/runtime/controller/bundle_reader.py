@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from raylaunch.errors import ClusterError, UnknownDeploymentError
+from raylaunch.errors import ClusterError, NodeError, UnknownDeploymentError
 from raylaunch.runtime.controller.controller_client import require_controller
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
+
+MAX_BYTES = 1_000_000
+"""A diagnosis.json has a few thousand bytes."""
 
 
 def diagnose_bundle(folder: Path) -> Diagnosis | None:
@@ -17,17 +21,38 @@ def diagnose_bundle(folder: Path) -> Diagnosis | None:
 
     Raises:
         UnknownDeploymentError: the folder is not a bundle.
+        NodeError: its diagnosis.json cannot be read, or is damaged.
     """
-    try:
-        text = (folder / "diagnosis.json").read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    path = folder / "diagnosis.json"
+    if not path.exists():
         raise UnknownDeploymentError(
             f"{folder} holds no bundle",
             why="there is no diagnosis.json in it",
             todo="give the folder of one attempt",
+        )
+    try:
+        return _read_diagnosis(path)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise NodeError(
+            f"{path} is damaged",
+            why=str(error),
+            todo="`raylaunch diagnose` reads the server logs beside it, each by its path",
         ) from error
-    found = json.loads(text)
-    return Diagnosis(**{**found, "collateral": tuple(found["collateral"])})
+
+
+def _read_diagnosis(path: Path) -> Diagnosis | None:
+    # A FIFO or a device would block, or never end.
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is not a file of at most {MAX_BYTES} bytes")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values is None:
+        return None
+    found = Diagnosis(**{**values, "collateral": tuple(values["collateral"])})
+    for field in fields(Diagnosis):
+        value = getattr(found, field.name)
+        if field.type in ("str", "Kind") and not isinstance(value, str):
+            raise TypeError(f"{field.name} is no text")
+    return found
 
 
 def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Diagnosis | None:
@@ -41,9 +66,16 @@ def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Dia
     try:
         attach()
     except (UnknownDeploymentError, ClusterError):
-        folders = (home / "bundles" / name).glob("*")
-        newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+        newest = _newest_bundle(home / "bundles" / name)
         if newest is None:
             raise
         return diagnose_bundle(newest)
     return require_controller(name).diagnosis()
+
+
+def _newest_bundle(folder: Path) -> Path | None:
+    """Return the newest bundle in `folder`; None when there is none, or the folder cannot be read."""
+    try:
+        return max(folder.glob("*"), key=lambda path: path.stat().st_mtime, default=None)
+    except OSError:  # RAYLAUNCH_HOME is too long, or a bundle is being removed
+        return None

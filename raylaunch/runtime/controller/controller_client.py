@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from raylaunch.errors import BusyError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.remote_call import (
     ActorLostError,
     ActorTimeoutError,
@@ -187,7 +187,7 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     from raylaunch.runtime.controller import controller
 
     _refuse_orphaned_reservation(request.deployment)
-    actor = ray.remote(carried(controller.Controller)).options(
+    actor = ray.remote(packaged(controller.Controller)).options(
         name=CONTROLLER + request.deployment,
         namespace=NAMESPACE,
         lifetime="detached",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +14,14 @@ from raylaunch.node.process.orphans import (
     machine_identity,
     terminate_orphans,
 )
-from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.runtime.cluster import local_cluster, placement
 from raylaunch.runtime.cluster.connection import NAMESPACE, alive_nodes
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.controller.port_turns import running_names
 from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
 NODE_TIMEOUT_S = 60.0
-CLAIM_S = 180.0
-"""As long as a start takes, a record without a living cluster may be one that is being started."""
 _AGENT = "agent:"
 _THIS_PROCESS = ""
 """In place of Ray's node id."""
@@ -56,18 +51,21 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     if end:
         for name in headless:
             kill_agents(name)
-    running = KnownDeployments(tuple(running_names()) if asked else (), tuple(headless), ("",))
+    running = KnownDeployments(tuple(running_names()) if asked else (), tuple(headless))
     found, silent = _search_everywhere(running, deployment) if asked else ([], [])
     found = _one_per_machine([*found, _search(_THIS_PROCESS, running, deployment)])
     left, silent_at_kill = _kill_everywhere(found) if end else (found, [])
-    records = _stale_records(home, deployment)
-    left_records = [name for name in records if not (end and _remove_record(home, name))]
+    records = local_cluster.stale_records(home, deployment)
+    left_records = [
+        name for name in records if not (end and local_cluster.remove_record(home, name))
+    ]
     return CleanReport(
         ended=end,
         found=_flatten(found),
         left=_flatten(left),
         records=tuple(records),
         left_records=tuple(left_records),
+        undecided=tuple(local_cluster.undecided_records(home, deployment)),
         orphaned=tuple(headless),
         left_orphaned=tuple(left_headless),
         silent=tuple(dict.fromkeys((*silent, *silent_at_kill))),
@@ -125,7 +123,7 @@ def _on_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(carried(function))
+    task = ray.remote(packaged(function))
     calls = {}
     for node_id, given in arguments.items():
         on_this_node = task.options(
@@ -175,39 +173,6 @@ def kill_agents(deployment: str) -> None:
     group = placement.find_group(deployment)
     if group is not None:
         placement.release(group)
-
-
-def _stale_records(home: Path, deployment: str | None) -> list[str]:
-    paths = sorted((home / "clusters").glob("*.json"))
-    return [path.stem for path in paths if deployment in (None, path.stem) and _is_stale(path)]
-
-
-def _is_stale(record: Path) -> bool:
-    """Return whether no process of the cluster lives, and none is about to."""
-    try:
-        marker = _marker(record)
-        age_s = time.time() - record.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    if marker is None:
-        return age_s > CLAIM_S
-    return not find_marked(marker) and age_s > 1
-
-
-def _marker(record: Path) -> str | None:
-    try:
-        return str(json.loads(record.read_text())["marker"])
-    except (ValueError, KeyError):  # claimed, and never written
-        return None
-
-
-def _remove_record(home: Path, deployment: str) -> bool:
-    """Remove the record and the folder of an embedded cluster; return whether nothing is left."""
-    record = home / "clusters" / f"{deployment}.json"
-    if _marker(record) is None:
-        record.unlink(missing_ok=True)
-        return True
-    return not local_cluster.stop_local(home, deployment)
 
 
 def _flatten(found: Iterable[_Orphans]) -> tuple[Leftover, ...]:

@@ -58,6 +58,8 @@ def build_status(
 def _servers(
     journal: Journal, seen: Mapping[int, ServerSeen], log_roots: Mapping[int, str]
 ) -> tuple[ServerStatus, ...]:
+    # On CPU the devices number Ray's stand-in resource; there is no NPU behind it.
+    on_cpu = journal.plan is not None and journal.plan.platform == "cpu"
     servers = []
     for server in journal.plan.servers if journal.plan else ():
         log_root = Path(log_roots.get(server.index, ""))
@@ -68,7 +70,7 @@ def _servers(
                 ranks=server.ranks,
                 ip=server.node.ip,
                 interface=server.node.interface,
-                devices=server.devices,
+                devices=() if on_cpu else server.devices,
                 log=str(planned_log(log_root, server.log, journal.attempt)),
                 seen=seen.get(server.index, ServerSeen(server.index)),
             )

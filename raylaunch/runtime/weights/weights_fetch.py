@@ -24,7 +24,7 @@ from raylaunch.plan.wanted_weights import (
 )
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.connection import alive_nodes
-from raylaunch.runtime.cluster.packaging import carried
+from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.weights.weights_actor import Depot
 
 LOOK_S = 60.0
@@ -222,7 +222,7 @@ class _ClusterDepots:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.nodes = nodes
-        actor = ray.remote(carried(Depot))
+        actor = ray.remote(packaged(Depot))
         label, wanted = _label(loaded), wanted_weights(loaded.recipe)
         self._actors = {
             node: actor.options(

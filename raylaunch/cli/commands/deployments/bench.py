@@ -1,46 +1,29 @@
-"""The verb that measures a deployment with vLLM's own client, and shows what it gave before: bench."""
+"""The verb `bench`: measure a deployment with vLLM's own client, and show earlier results."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, command
+from raylaunch.cli.command import INTERRUPTED, command
+from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput
 from raylaunch.cli.output import Output, table
-from raylaunch.errors import LaunchError
+from raylaunch.errors import LaunchError, NodeError
 
 if TYPE_CHECKING:
     from raylaunch.bench.bench_output import BenchProgress
-    from raylaunch.bench.comparison import Comparison, Row
+    from raylaunch.bench.comparison import Comparison
     from raylaunch.bench.result import Run
     from raylaunch.bench.scenario import Scenario
 
     OnProgress = Callable[[Scenario, BenchProgress], None]
 
-INTERRUPTED = 130
-STEPS = 4
-"""So many lines tell of the requests of one run where there is no terminal."""
-LISTED = ("mean_ttft_ms", "mean_tpot_ms", "output_throughput", "prefix_hit_rate")
-LIST_HEADER = (
-    "RUN",
-    "AT (UTC)",
-    "CONCURRENCY",
-    "ANSWERED",
-    "TTFT",
-    "TPOT",
-    "OUT TOKENS/S",
-    "PREFIX HITS",
-    "VLLM",
-)
 
-
-def add_commands(app: typer.Typer) -> None:
-    """Register the verb of this module."""
+def add_command(app: typer.Typer) -> None:
+    """Register the verb."""
     command(
         app,
         examples="""
@@ -55,7 +38,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def complete_scenario(incomplete: str) -> Iterator[str]:
-    """Names of scenarios, for the shell's Tab key."""
+    """Complete the name of a scenario, for the shell's Tab key."""
     from raylaunch.bench.scenario import shipped
 
     return (name for name in shipped() if name.startswith(incomplete))
@@ -112,10 +95,10 @@ def bench(
 ) -> None:
     """Measure a deployment with vLLM's own client.
 
-    `vllm bench serve` runs on the node of the primary. Every result is kept as JSON below RAYLAUNCH_HOME, with plan
-    and versions, and shown beside the recipe's reference and the runs before. Ctrl-C ends the benchmark and leaves the
-    servers alone.
-    Exit codes: 0 measured, 7 it failed or requests did, 10 not ready or measured by somebody else.
+    `vllm bench serve` runs on the node of the primary. Every result is kept as JSON below
+    RAYLAUNCH_HOME, with plan and versions, and shown beside the recipe's reference and the runs
+    before. Ctrl-C stops the benchmark and does not touch the servers.
+    Exit codes: 0 measured, 7 it failed or requests did, 10 not ready or another benchmark runs.
     """
     from raylaunch.bench.charts import require_drawing
 
@@ -125,14 +108,15 @@ def bench(
         raise typer.BadParameter(
             "--list and --compare run nothing: leave out --concurrency and --set"
         )
-    for path in picture or []:
-        require_drawing(str(path))
+    pictures = picture or []
+    for path in pictures:
+        require_drawing(str(path))  # before anything runs
     if listing or compare:
         _show_kept(out, name, scenario, output, listing=listing)
-        return _draw(out, name, scenario, picture or [])
+        return _draw(out, name, scenario, pictures)
     runs = _run(out, name, scenario, concurrency or [], sets or [], address)
     _show_new(out, name, runs, output)
-    _draw(out, name, runs[-1].scenario, picture or [])
+    _draw(out, name, runs[-1].scenario, pictures)
     return _refuse_failed(runs)
 
 
@@ -146,26 +130,37 @@ def _run(
 ) -> list[Run]:
     from raylaunch import api
     from raylaunch.bench.scenario import read_changes
-    from raylaunch.deployment import run_file
+    from raylaunch.cli.views.bench_progress import progress
 
     changes = read_changes(sets)
 
-    def tell_kept(run: Run) -> None:
-        out.note(f"kept: {run_file(run)}")
+    def report_kept(run: Run) -> None:
+        out.note(f"kept: {_run_file(run)}")
         if run.niceness:
             out.note(
-                f"the client ran at niceness {run.niceness}; RAY_worker_niceness=0 at `ray start` mends it"
+                f"the client ran at niceness {run.niceness}; "
+                "set RAY_worker_niceness=0 at `ray start` to avoid that"
             )
 
     try:
         deployment = api.attach(name, address=address)
-        with _progress(out) as tell:
+        with progress(out) as report:
             return deployment.bench(
-                scenario, concurrency=concurrency, set=changes, on_progress=tell, on_run=tell_kept
+                scenario,
+                concurrency=concurrency,
+                set=changes,
+                on_progress=report,
+                on_run=report_kept,
             )
     except KeyboardInterrupt:
-        out.to_stderr(["", f"interrupted: the benchmark was ended; {name} runs on"])
+        out.to_stderr(["", f"interrupted: the benchmark was stopped; {name} keeps running"])
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _run_file(run: Run) -> Path:
+    from raylaunch.deployment import run_file
+
+    return run_file(run)
 
 
 def _show_kept(
@@ -173,29 +168,27 @@ def _show_kept(
 ) -> None:
     from raylaunch.bench.comparison import compare
     from raylaunch.bench.result import run_to_dict
+    from raylaunch.cli.views.bench_view import LIST_HEADER, list_row
 
     runs = _kept(out, name, scenario)
+    if output is Format.JSON and listing:
+        return out.json([run_to_dict(run) for run in runs])
     if output is Format.JSON:
-        return out.json(
-            [run_to_dict(run) for run in runs]
-            if listing
-            else [one.as_dict() for one in compare(runs)]
-        )
+        return out.json([comparison.as_dict() for comparison in compare(runs)])
     if not runs:
         return out.note(f"no run of {name} is kept here; `raylaunch bench {name}` makes one")
     if listing:
-        return out.lines(
-            table([_list_row(run) for run in runs], out.style, header=LIST_HEADER, kinds=("name",))
-        )
+        rows = [list_row(run) for run in runs]
+        return out.lines(table(rows, out.style, header=LIST_HEADER, kinds=("name",)))
     return _show_comparisons(out, compare(runs))
 
 
 def _kept(out: Output, name: str, scenario: str | None) -> list[Run]:
     from raylaunch.deployment import kept_runs
 
-    runs, strange = kept_runs(name)
-    if strange:
-        out.note(f"not read, for they are no runs of this version: {', '.join(strange)}")
+    runs, unreadable = kept_runs(name)
+    if unreadable:
+        out.note(f"skipped, not runs of this version: {', '.join(unreadable)}")
     return [run for run in runs if scenario in (None, run.scenario)]
 
 
@@ -207,75 +200,18 @@ def _show_new(out: Output, name: str, runs: Sequence[Run], output: Format) -> No
     if output is Format.JSON:
         return out.json([run_to_dict(run) for run in runs])
     new = {run.id for run in runs}
-    kept = [run for run in kept_runs(name)[0] if run.id not in new]
-    return _show_comparisons(out, [one for one in compare([*kept, *runs]) if one.newest.id in new])
+    earlier = [run for run in kept_runs(name)[0] if run.id not in new]
+    comparisons = compare([*earlier, *runs])
+    return _show_comparisons(out, [one for one in comparisons if one.newest.id in new])
 
 
 def _show_comparisons(out: Output, comparisons: Sequence[Comparison]) -> None:
-    for number, one in enumerate(comparisons):
-        out.lines([*([""] if number else []), *comparison_lines(out, one)])
+    from raylaunch.cli.views.bench_view import comparison_lines
 
-
-def comparison_lines(out: Output, one: Comparison) -> Iterator[str]:
-    """A load's figures, side by side, and what else changed."""
-    run = one.newest
-    load = f"{run.scenario} at concurrency {run.concurrency or 'all'}"
-    yield f"{run.deployment}, {load}, {_at(run)} UTC: {run.description}"
-    columns: list[tuple[str, Callable[[Row], float | None]]] = []
-    if run.reference:
-        columns.append(("REFERENCE", lambda row: row.reference))
-    if one.previous:
-        columns.append(("RUN BEFORE", lambda row: row.previous))
-    if len(one.earlier) > 1:
-        columns.append((f"MEDIAN OF {len(one.earlier)}", lambda row: row.median))
-    rows = [
-        (
-            row.metric.title,
-            row.metric.text(row.newest),
-            *(_beside(row, pick(row)) for _, pick in columns),
-        )
-        for row in one.rows()
-    ]
-    yield from table(
-        rows, out.style, header=("METRIC", "NOW", *(title for title, _ in columns)), kinds=("name",)
-    )
-    if run.reference:
-        yield f"reference: {run.reference['source']}"
-    if one.previous and (changes := one.changes()):
-        yield f"since the run before ({one.previous.id}):"
-        yield from (f"  {change}" for change in changes)
-
-
-def _beside(row: Row, then: float | None) -> str:
-    """Another value of the same figure, and by how much the newest one differs from it."""
-    from raylaunch.bench.comparison import difference
-
-    change = difference(row.newest, then)
-    shown = row.metric.text(then)
-    return (
-        shown if change is None or row.metric.counts else f"{shown}  ({round(change * 100):+d} %)"
-    )
-
-
-def _list_row(run: Run) -> tuple[str, ...]:
-    from raylaunch.bench.result import METRICS
-
-    figures = run.figures()
-    shown = {metric.key: metric.text(figures[metric.key]) for metric in METRICS}
-    answered = f"{shown['completed']} of {run.args.get('num-prompts', '?')}"
-    count = str(run.concurrency or "all")
-    return (
-        run.id,
-        _at(run),
-        count,
-        answered,
-        *(shown[key] for key in LISTED),
-        run.versions.get("vllm", "-"),
-    )
-
-
-def _at(run: Run) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.at))
+    for number, comparison in enumerate(comparisons):
+        if number:
+            out.line()
+        out.lines(comparison_lines(comparison, out.style))
 
 
 def _draw(out: Output, name: str, scenario: str | None, paths: Sequence[Path]) -> None:
@@ -285,90 +221,34 @@ def _draw(out: Output, name: str, scenario: str | None, paths: Sequence[Path]) -
 
     runs = _kept(out, name, scenario)
     figure = make_figure(runs)
-    shown = [run for run in runs if run.shape == runs[-1].shape]
     for path in paths:
         form = path.suffix.lower().removeprefix(".")
         data = draw(figure, "png" if form == "png" else "svg")
         if form == "html":
+            # The table below the curves has one load, as the curves have.
+            shown = [run for run in runs if run.shape == runs[-1].shape]
             data = page(figure, data.decode(), shown).encode()
         _write(path, data)
         out.note(f"wrote {path}")
 
 
 def _write(path: Path, data: bytes) -> None:
-    from raylaunch.errors import RaylaunchError
-
     try:
         path.write_bytes(data)
-    except OSError as error:
-        raise RaylaunchError(f"{path} cannot be written", why=str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise NodeError(f"cannot write {path}", why=str(error)) from error
 
 
 def _refuse_failed(runs: Sequence[Run]) -> None:
-    failed = [
-        f"{run.id}: {count:.0f} of {run.result.get('num_prompts')} requests failed"
-        for run in runs
-        if (count := run.figures()["failed"])
-    ]
+    failed = []
+    for run in runs:
+        count = run.figures()["failed"]
+        if count:
+            requests = run.result.get("num_prompts")
+            failed.append(f"{run.id}: {count:.0f} of {requests} requests failed")
     if failed:
         raise LaunchError(
             "\n".join(failed),
-            why="the figures are of the others",
-            todo=f"`raylaunch logs {runs[-1].deployment}` shows what the server said",
+            why="the figures are those of the other requests",
+            todo=f"`raylaunch logs {runs[-1].deployment}` shows the server's log",
         )
-
-
-@contextmanager
-def _progress(out: Output) -> Iterator[OnProgress]:
-    """A bar on a terminal, a few lines elsewhere; always beside the result."""
-    if out.quiet or out.error_style.width is None:
-        yield Lines(out.note)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress as Bar,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True, no_color=not out.error_style.colour)
-    with Bar(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as bar:
-        task = bar.add_task("waiting for the cluster", total=None)
-
-        def tell(scenario: Scenario, progress: BenchProgress) -> None:
-            if progress.done < bar.tasks[0].completed:  # the next run: its clock begins anew
-                bar.reset(task)
-            bar.update(
-                task,
-                description=_described(scenario, progress),
-                completed=progress.done,
-                total=progress.total,
-            )
-
-        yield tell
-
-
-class Lines:
-    """Tells each stage once, and of the requests a few steps."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._told = ""
-
-    def __call__(self, scenario: Scenario, progress: BenchProgress) -> None:
-        """Take a look; write what is new."""
-        step = progress.done * STEPS // max(1, progress.total)
-        line = _described(scenario, progress)
-        if f"{line} {step}" != self._told:
-            self._told = f"{line} {step}"
-            self._write(f"{line}: {progress.done} of {progress.total}" if step else line)
-
-
-def _described(scenario: Scenario, progress: BenchProgress) -> str:
-    return f"{scenario.name}, concurrency {scenario.concurrency or 'all'}: {progress.stage}"

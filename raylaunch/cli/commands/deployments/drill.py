@@ -1,15 +1,16 @@
-"""The verb that breaks a deployment on purpose and measures how it comes back: drill."""
+"""The verb `drill`: break a deployment on purpose and measure its recovery."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, command
+from raylaunch.cli.command import command
+from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput
 from raylaunch.cli.output import Output, table
 from raylaunch.errors import LaunchError
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 HEADER = ("FAULT", "DETECTED", "RECOVERED", "OWN START", "BEYOND", "FAILED", "LEFT", "DETECTED BY")
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register the verb of this module."""
+def add_command(app: typer.Typer) -> None:
+    """Register the verb."""
     command(
         app,
         examples="""
@@ -39,7 +40,7 @@ def drill(
         typer.Option(
             "--fault",
             metavar="FAULT",
-            help="Only this fault (may be repeated); by default all that hit only NAME.",
+            help="Only this fault (may be repeated); by default all that affect only NAME.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -48,48 +49,46 @@ def drill(
 ) -> None:
     """Break a deployment on purpose and measure its recovery.
 
-    One fault at a time: kill-engine, kill-headless, kill-primary, stop-headless (a hang), kill-agent, kill-guard,
-    kill-controller, steal-port; only when named also kill-raylet and cut-node. Requests fail while the deployment
-    restarts. Its restart budget is not touched. Times in seconds: until the failure was noticed, until the service was
-    ready again, what the servers' own start took of that, and the rest.
+    One fault at a time: kill-engine, kill-headless, kill-primary, stop-headless (a hang),
+    kill-agent, kill-guard, kill-controller, steal-port; only when named also kill-raylet and
+    cut-node. Requests fail while the deployment restarts. Its restart budget is not touched. Times
+    in seconds: until the failure was detected, until the service was ready again, the servers' own
+    start within that time, and the rest.
     Exit codes: 0 all recovered, 7 one did not, 10 not ready.
     """
-    _check_names(fault or [])
+    _refuse_unknown(fault or [])
     _confirm(name, yes=yes)
     from raylaunch import api
 
-    def tell(outcome: Outcome) -> None:
+    def report(outcome: Outcome) -> None:
         out.note(_line(outcome))
 
-    outcomes = api.drill(name, fault or (), address=address, on_outcome=tell)
+    outcomes = api.drill(name, fault or (), address=address, on_outcome=report)
     if output is Format.JSON:
         out.json([as_dict(outcome) for outcome in outcomes])
     else:
-        out.lines(
-            table(
-                [_row(outcome) for outcome in outcomes], out.style, header=HEADER, kinds=("name",)
-            )
-        )
-    if problems := [
-        f"{outcome.fault}: {outcome.problem}" for outcome in outcomes if outcome.problem
-    ]:
+        rows = [_row(outcome) for outcome in outcomes]
+        out.lines(table(rows, out.style, header=HEADER, kinds=("name",)))
+    failed = [outcome for outcome in outcomes if outcome.problem]
+    if failed:
         raise LaunchError(
-            f"{name} did not come through the drill as it should",
-            evidence="\n".join(problems),
+            f"{name} did not pass the drill",
+            evidence="\n".join(f"{outcome.fault}: {outcome.problem}" for outcome in failed),
             todo=f"`raylaunch events {name}` shows what happened when",
         )
 
 
-def as_dict(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as it is written to JSON."""
+def as_dict(outcome: Outcome) -> dict[str, object]:
+    """Return an outcome as it is written to JSON."""
     return {**dataclasses.asdict(outcome), "beyond_s": outcome.beyond_s}
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _refuse_unknown(names: Sequence[str]) -> None:
     from raylaunch.supervise.drills import FAULTS
 
     known = [fault.name for fault in FAULTS]
-    if unknown := [name for name in names if name not in known]:
+    unknown = [name for name in names if name not in known]
+    if unknown:
         raise typer.BadParameter(
             f"there is no fault {unknown[0]!r}; choose from {', '.join(known)}",
             param_hint="--fault",
@@ -101,18 +100,16 @@ def _confirm(name: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            "a drill makes requests fail; without a terminal to ask on, say so", param_hint="--yes"
+            "a drill makes requests fail; without a terminal to ask on, give --yes",
+            param_hint="--yes",
         )
-    typer.confirm(
-        f"The servers of {name} will be killed and started again, several times. Go on?",
-        abort=True,
-        err=True,
-    )
+    question = f"The servers of {name} will be killed and restarted several times. Continue?"
+    typer.confirm(question, abort=True, err=True)
 
 
 def _line(outcome: Outcome) -> str:
     if outcome.skipped:
-        return f"{outcome.fault}: not done: {outcome.skipped}"
+        return f"{outcome.fault}: skipped: {outcome.skipped}"
     if outcome.recovery_s is None:
         return f"{outcome.fault}: {outcome.what}: {outcome.problem}"
     return f"{outcome.fault}: {outcome.what}: recovered after {outcome.recovery_s:.1f} s"
@@ -120,11 +117,21 @@ def _line(outcome: Outcome) -> str:
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
     if outcome.skipped:
-        return (outcome.fault, "-", "-", "-", "-", "-", "-", f"not done: {outcome.skipped}")
-    times = (outcome.detection_s, outcome.recovery_s, outcome.start_s, outcome.beyond_s)
-    told = f"{outcome.detected_by}; {outcome.problem}" if outcome.problem else outcome.detected_by
-    counts = (f"{outcome.failed} of {outcome.requests}", str(len(outcome.left)))
-    return (outcome.fault, *(_seconds(one) for one in times), *counts, told)
+        dashes = ["-"] * (len(HEADER) - 2)
+        return (outcome.fault, *dashes, f"skipped: {outcome.skipped}")
+    detected_by = outcome.detected_by
+    if outcome.problem:
+        detected_by += f"; {outcome.problem}"
+    return (
+        outcome.fault,
+        _seconds(outcome.detection_s),
+        _seconds(outcome.recovery_s),
+        _seconds(outcome.start_s),
+        _seconds(outcome.beyond_s),
+        f"{outcome.failed} of {outcome.requests}",
+        str(len(outcome.left)),
+        detected_by,
+    )
 
 
 def _seconds(value: float | None) -> str:

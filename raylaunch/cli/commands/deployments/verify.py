@@ -1,14 +1,15 @@
-"""The verb that proves a service: verify."""
+"""The verb `verify`: prove a service as a client sees it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.cli.command import Address, DeploymentName, Format, JsonOutput, command
+from raylaunch.cli.command import command
+from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput, refuse_nan
 from raylaunch.cli.output import Output, Style, table
 from raylaunch.errors import VerifyError
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 HEADER = ("CHECK", "RESULT", "SECONDS", "SEEN")
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register the verb of this module."""
+def add_command(app: typer.Typer) -> None:
+    """Register the verb."""
     command(
         app,
         examples="""
@@ -36,7 +37,11 @@ def verify(
     timeout: Annotated[
         float | None,
         typer.Option(
-            "--timeout", metavar="S", min=1, help="Patience with one answer; by default 60."
+            "--timeout",
+            metavar="S",
+            min=1,
+            callback=refuse_nan,
+            help="Time-out of one answer; by default 60.",
         ),
     ] = None,
     address: Address = None,
@@ -44,34 +49,29 @@ def verify(
 ) -> None:
     """Prove the service as a client sees it.
 
-    From this machine, with the openai client: the model is listed, every rank gives the same answer to the same
-    prompt, a chat in English and one in Chinese, a stream, and, where the recipe promises them, a tool call and the
-    reasoning parser's place for thoughts. Each check comes with the curl line that repeats it. A key is taken from
-    VLLM_API_KEY, when the service asks for one.
-    "unclear": nothing is wrong, but the promise was not seen kept either.
+    From this machine, with the openai client: the model is listed, every rank gives the same answer
+    to the same prompt, a chat in English and one in Chinese, a stream, and, where the recipe
+    promises them, a tool call and the reasoning parser's separate field. Each check comes with the
+    curl line that repeats it. The API key is taken from VLLM_API_KEY if the service requires one.
+    "unclear": nothing is wrong, but the promise was not observed either.
     Exit codes: 0 nothing failed, 8 not ready, 15 a check failed.
     """
     from raylaunch import api
 
-    def tell(proof: Proof) -> None:
+    def report(proof: Proof) -> None:
         out.note(f"{proof.check}: {proof.result}")
 
-    found = api.verify(name, timeout=timeout, address=address, on_proof=tell)
+    found = api.verify(name, timeout=timeout, address=address, on_proof=report)
     if output is Format.JSON:
         out.json(as_dict(found))
     else:
         out.lines(_lines(found, out.style, with_curl=not out.quiet))
     if found.failed:
-        name = found.deployment
-        raise VerifyError(
-            f"{name}: {len(found.failed)} of {len(found.proofs)} checks failed",
-            evidence="\n".join(f"{proof.check}: {proof.detail}" for proof in found.failed),
-            todo=f"`raylaunch diagnose {name}`, and `raylaunch logs {name} --server N` of a server that is named",
-        )
+        raise _failed(found)
 
 
-def as_dict(found: Verification) -> dict[str, Any]:
-    """The checks as they are written to JSON."""
+def as_dict(found: Verification) -> dict[str, object]:
+    """Return the checks as they are written to JSON."""
     return {
         "deployment": found.deployment,
         "endpoint": found.endpoint,
@@ -81,18 +81,29 @@ def as_dict(found: Verification) -> dict[str, Any]:
     }
 
 
+def _failed(found: Verification) -> VerifyError:
+    name = found.deployment
+    logs = f"`raylaunch logs {name} --server N` of a server that is named"
+    return VerifyError(
+        f"{name}: {len(found.failed)} of {len(found.proofs)} checks failed",
+        evidence="\n".join(f"{proof.check}: {proof.detail}" for proof in found.failed),
+        todo=f"`raylaunch diagnose {name}`, and {logs}",
+    )
+
+
 def _lines(found: Verification, style: Style, *, with_curl: bool) -> Iterator[str]:
-    yield from table([_row(proof) for proof in found.proofs], style, header=HEADER, kinds=("name",))
-    if with_curl:
-        yield from ("", style.paint("The same by hand:", "dim"))
-        for proof in found.proofs:
-            yield from ("", style.paint(f"# {proof.check}", "dim"), proof.curl)
+    rows = [_row(proof) for proof in found.proofs]
+    yield from table(rows, style, header=HEADER, kinds=("name",))
+    if not with_curl:
+        return
+    yield ""
+    yield style.paint("The same by hand:", "dim")
+    for proof in found.proofs:
+        yield ""
+        yield style.paint(f"# {proof.check}", "dim")
+        yield proof.curl
 
 
 def _row(proof: Proof) -> tuple[str, ...]:
-    return (
-        proof.check,
-        proof.result,
-        "-" if proof.seconds is None else f"{proof.seconds:.2f}",
-        proof.detail,
-    )
+    seconds = "-" if proof.seconds is None else f"{proof.seconds:.2f}"
+    return (proof.check, proof.result, seconds, proof.detail)

@@ -1,4 +1,4 @@
-"""The verb `import`: from launch scripts to a recipe, with a report of what went where."""
+"""The verb `import`: a recipe from launch scripts, with a report of what went where."""
 
 from __future__ import annotations
 
@@ -18,11 +18,22 @@ if TYPE_CHECKING:
     from raylaunch.checks.findings import Finding
     from raylaunch.importer.import_scripts import Imported
 
-BIGGEST = 4_000_000
-"""Bytes of a file that may still be a launch script."""
+MAX_BYTES = 4_000_000
+"""A larger file is no launch script."""
+FORMS = ("table", "json")
+
+NAMES_OF_KINDS = {
+    "set-by-raylaunch": "set by raylaunch itself",
+    "not-placed": "no part of a recipe",
+    "not-needed": "not needed",
+    "assumed": "assumed",
+    "conflict": "not on every node",
+    "other-deployment": "of other deployments",
+    "secret": "secrets, named only",
+}
 
 
-def add_commands(app: typer.Typer) -> None:
+def add_command(app: typer.Typer) -> None:
     """Register the verb."""
     command(
         app,
@@ -50,7 +61,8 @@ def import_(
             "--output",
             "-o",
             metavar="FILE.yaml|table|json",
-            help="File for the recipe, by default stdout; or the form of the report. May be given twice.",
+            help="File for the recipe, by default stdout; or the form of the report. "
+            "May be given twice.",
         ),
     ] = None,
     platform: Annotated[
@@ -63,7 +75,7 @@ def import_(
     pick: Annotated[
         int | None,
         typer.Option(
-            metavar="NUMBER", help="Which deployment to take when the files describe several."
+            metavar="NUMBER", help="Which deployment to import when the files describe several."
         ),
     ] = None,
     force: Annotated[
@@ -72,37 +84,39 @@ def import_(
 ) -> None:
     """Make a recipe from launch scripts that you have.
 
-    Nothing is executed. Variables, placeholders and comments are understood; what all nodes share is written once,
-    addresses and interfaces are left to raylaunch, and everything that found no place is reported.
+    Nothing is executed. Variables, placeholders and comments are understood; what all nodes share
+    is written once, addresses and interfaces are left to raylaunch, and everything that found no
+    place is reported.
     """
-    from raylaunch.importer.import_scripts import import_scripts
+    from raylaunch import api
 
-    forms = [each for each in output or [] if each in ("table", "json")]
-    targets = [Path(each) for each in output or [] if each not in ("table", "json")]
+    forms = [each for each in output or [] if each in FORMS]
+    targets = [Path(each) for each in output or [] if each not in FORMS]
     out.json_errors = "json" in forms
-    made = import_scripts(_read(files), platform=platform, pick=pick)
+    imported = api.import_scripts(_read(files), platform=platform, pick=pick)
     for target in targets:
-        _write(target, made.yaml, force=force)
+        _write(target, imported.yaml, force=force)
     if "json" in forms:
-        return out.json(
-            {**asdict(made), "yaml": made.yaml, "written": [str(target) for target in targets]}
-        )
+        written = [str(target) for target in targets]
+        return out.json({**asdict(imported), "yaml": imported.yaml, "written": written})
     if not targets and not forms:
-        out.line(made.yaml.rstrip("\n"))
+        out.line(imported.yaml.rstrip("\n"))
     else:
-        out.lines(_placed(made, out.style))
+        out.lines(_placed(imported, out.style))
     if not out.quiet:
-        out.to_stderr(_report(made.findings, out.error_style, everything=out.verbose))
+        report = _report(imported.findings, out.error_style, everything=bool(out.verbose))
+        out.to_stderr(report)
     for target in targets:
-        out.note(f"written: {target}; look at it with `raylaunch plan {target}`")
+        out.note(f"written: {target}; check it with `raylaunch plan {target}`")
     return None
 
 
 def _read(names: Sequence[str]) -> dict[str, str]:
+    """Read the files, each under its short name; a second file of that name under its path."""
     texts: dict[str, str] = {}
     for name in names:
         if name == "-":
-            texts["stdin"] = sys.stdin.read(BIGGEST)
+            texts["stdin"] = sys.stdin.buffer.read(MAX_BYTES).decode("utf-8", "replace")
             continue
         short = Path(name).name
         texts[name if short in texts else short] = _read_file(Path(name))
@@ -111,73 +125,71 @@ def _read(names: Sequence[str]) -> dict[str, str]:
 
 def _read_file(path: Path) -> str:
     try:
-        if path.stat().st_size > BIGGEST:
+        status = path.stat()
+        if path.exists() and not path.is_file():
+            raise RecipeError(f"{path} is not a file", todo="give the scripts themselves")
+        if status.st_size > MAX_BYTES:
             raise RecipeError(
                 f"{path} is too large to be a launch script", todo="give the scripts themselves"
             )
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read", why=str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise RecipeError(f"cannot read {path}", why=str(error)) from error
 
 
 def _write(target: Path, text: str, *, force: bool) -> None:
-    from raylaunch.importer.recipe_yaml import MARK
-
     if target.suffix not in (".yaml", ".yml"):
         raise RecipeError(
             f"-o {target} is no recipe file",
             todo="-o NAME.yaml writes the recipe, -o json the report",
         )
     try:
-        if (
-            target.exists()
-            and not force
-            and not target.read_text(encoding="utf-8", errors="replace").startswith(MARK)
-        ):
+        if not force and target.exists() and not _is_imported(target):
             raise NodeError(
                 f"{target} was not imported by raylaunch", todo="choose another -o, or give --force"
             )
         target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise NodeError(f"{target} cannot be written", why=str(error)) from error
+    except (OSError, ValueError) as error:
+        raise NodeError(f"cannot write {target}", why=str(error)) from error
 
 
-def _placed(made: Imported, style: Style) -> Iterator[str]:
-    """Which words went to which field, each once: scripts of several nodes repeat them."""
-    rows = dict.fromkeys((each.target, " ".join(each.text.split())) for each in made.placed)
+def _is_imported(target: Path) -> bool:
+    from raylaunch.importer.recipe_yaml import MARK
+
+    if not target.is_file():
+        return False
+    with target.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(len(MARK)) == MARK
+
+
+def _placed(imported: Imported, style: Style) -> Iterator[str]:
+    """Lay out which words went to which field, each once: scripts of several nodes repeat them."""
+    rows = dict.fromkeys((each.target, " ".join(each.text.split())) for each in imported.placed)
     yield from table(list(rows), style, header=("RECIPE FIELD", "FROM"), kinds=("name",))
 
 
 def _report(findings: Sequence[Finding], style: Style, *, everything: bool) -> Iterator[str]:
-    """The findings: warnings in full; what is only good to know in one line per kind, in full with -v."""
+    """Lay out the findings: warnings in full, notes in one line per kind unless `everything`."""
     from raylaunch.cli.views.plan_view import count, finding_lines
 
-    yield from finding_lines(
-        [each for each in findings if everything or each.level != "info"], style
-    )
-    infos = [each for each in findings if each.level == "info"]
-    if everything or not infos:
+    notes = [finding for finding in findings if finding.level == "info"]
+    if everything or not notes:
+        yield from finding_lines(findings, style)
         return
+    yield from finding_lines([one for one in findings if one.level != "info"], style)
     kinds: dict[str, list[Finding]] = {}
-    for each in infos:
-        kinds.setdefault(each.id, []).append(each)
+    for note in notes:
+        kinds.setdefault(note.id, []).append(note)
+    info = style.paint("info:", "dim")
     for kind, same in kinds.items():
-        seen = dict.fromkeys(each.what if kind == "assumed" else _short(each.seen) for each in same)
-        yield f"{style.paint('info:', 'dim')} {_KINDS.get(kind, kind)} ({len(same)}): {', '.join(filter(None, seen))}"
-    yield f"{style.paint('info:', 'dim')} -v shows the {count(len(infos), 'line')} of these in full"
+        seen = dict.fromkeys(_summary(note) for note in same)
+        names = ", ".join(filter(None, seen))
+        yield f"{info} {NAMES_OF_KINDS.get(kind, kind)} ({len(same)}): {names}"
+    yield f"{info} -v shows the {count(len(notes), 'line')} of these in full"
 
 
-_KINDS = {
-    "set-by-raylaunch": "set by raylaunch itself",
-    "not-placed": "no part of a recipe",
-    "not-needed": "not needed",
-    "assumed": "assumed",
-    "conflict": "not on every node",
-    "other-deployment": "of other deployments",
-    "secret": "secrets, named only",
-}
-
-
-def _short(seen: str) -> str:
-    """The first word of what was seen; the name of a variable without its value."""
-    return seen.strip().partition(" ")[0].partition("=")[0]
+def _summary(note: Finding) -> str:
+    """Return what was assumed, or the first word seen: the name of a variable without its value."""
+    if note.id == "assumed":
+        return note.what
+    return note.seen.strip().partition(" ")[0].partition("=")[0]

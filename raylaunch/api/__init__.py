@@ -1,0 +1,55 @@
+"""The verbs of the command line as functions. Ray is loaded only where a cluster is needed."""
+
+from raylaunch.api.deployment_verbs import (
+    attach,
+    deploy,
+    deployments,
+    diagnose,
+    diagnose_log,
+    drill,
+    overview,
+    run_on_head,
+    stop,
+    verify,
+)
+from raylaunch.api.host_verbs import clean, cluster_file, preflight, tune, weights
+from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
+from raylaunch.api.recipe_verbs import (
+    EXAMPLE_NIC,
+    check,
+    import_scripts,
+    make_plan,
+    plan,
+    recipes,
+    render_files,
+)
+from raylaunch.deployment import Deployment
+
+__all__ = [
+    "EXAMPLE_NIC",
+    "Deployment",
+    "RecipeLike",
+    "Settings",
+    "attach",
+    "check",
+    "clean",
+    "cluster_file",
+    "deploy",
+    "deployments",
+    "diagnose",
+    "diagnose_log",
+    "drill",
+    "import_scripts",
+    "load",
+    "make_plan",
+    "overview",
+    "plan",
+    "preflight",
+    "recipes",
+    "render_files",
+    "run_on_head",
+    "stop",
+    "tune",
+    "verify",
+    "weights",
+]

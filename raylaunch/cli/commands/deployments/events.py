@@ -1,0 +1,64 @@
+"""The verb `events`: what happened to a deployment, on one clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from raylaunch.cli.command import command
+from raylaunch.cli.options import Address, DeploymentName, Follow, Format, JsonOutput
+from raylaunch.cli.output import Output, to_json
+
+if TYPE_CHECKING:
+    from raylaunch.deployment import Deployment
+    from raylaunch.supervise.deployment_status import Event
+
+
+def add_command(app: typer.Typer) -> None:
+    """Register the verb."""
+    command(
+        app,
+        examples="""
+        raylaunch events a2-dual
+        raylaunch events a2-dual -f -o json
+        """,
+    )(events)
+
+
+def events(
+    out: Output,
+    name: DeploymentName,
+    follow: Follow = False,
+    address: Address = None,
+    output: JsonOutput = Format.TABLE,
+) -> None:
+    """Print what happened when, on one clock.
+
+    With -o json one object per line.
+    """
+    from raylaunch import api
+    from raylaunch.cli.views.status_view import event_line
+
+    deployment = api.attach(name, address=address)
+    style = out.style
+    for event in _each_once(deployment, follow=follow):
+        if output is Format.JSON:
+            out.line(to_json(dataclasses.asdict(event)))
+        else:
+            out.line(event_line(event, style))
+
+
+def _each_once(deployment: Deployment, *, follow: bool) -> Iterator[Event]:
+    last = 0
+    for event in deployment.events():
+        last = event.number
+        yield event
+    if not follow:
+        return
+    for event in deployment.follow_events():
+        # The stream begins with the first event again.
+        if event.number > last:
+            yield event

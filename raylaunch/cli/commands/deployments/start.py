@@ -1,0 +1,128 @@
+"""The verb `start`: launch a recipe on a cluster and wait until it serves."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raylaunch.cli.command import INTERRUPTED, command
+from raylaunch.cli.options import (
+    Address,
+    Format,
+    JsonOutput,
+    NameOfNew,
+    Primary,
+    RecipeName,
+    Sets,
+    SkipChecks,
+    refuse_nan,
+)
+from raylaunch.cli.output import Output
+from raylaunch.cli.skip_checks import read_skips
+from raylaunch.supervise.deployment_status import Status
+
+
+def add_command(app: typer.Typer) -> None:
+    """Register the verb."""
+    command(
+        app,
+        examples="""
+        raylaunch start a2-dual
+        raylaunch start a2-dual --name prod --set args.max-num-seqs=64 --timeout 1800
+        raylaunch start local-dual --no-wait && raylaunch status local-dual
+        raylaunch start a2-dual --skip-check npu-net-health="the gateway answers no pings"
+        """,
+    )(start)
+
+
+def start(
+    out: Output,
+    name: RecipeName,
+    deployment: NameOfNew = None,
+    address: Address = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until the deployment is ready.")
+    ] = True,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            min=0,
+            callback=refuse_nan,
+            help="Stop waiting after this many seconds (exit code 8).",
+        ),
+    ] = None,
+    primary: Primary = None,
+    sets: Sets = None,
+    skip_check: SkipChecks = None,
+    output: JsonOutput = Format.TABLE,
+) -> None:
+    """Start a recipe on the cluster and wait until it serves.
+
+    The deployment does not depend on this command: Ctrl-C, a closed laptop or the exit of this
+    command leave it running.
+    Exit codes: 0 ready, 7 failed, 8 not ready yet.
+    """
+    from raylaunch import api
+    from raylaunch.cli.views.live_view import watching
+
+    skipped = read_skips(skip_check or [])
+    handle = None
+    with watching(out, to_stderr=output is Format.JSON) as view, suppress(KeyboardInterrupt):
+        handle = api.deploy(
+            name,
+            set=sets or (),
+            deployment=deployment,
+            address=address,
+            wait=wait,
+            timeout=timeout,
+            on_update=view,
+            primary=primary,
+            skip_checks=skipped,
+        )
+    if handle is None:
+        title = deployment or Path(name).stem
+        _explain_interrupt(out, title, address, is_known=view.last is not None)
+        raise typer.Exit(INTERRUPTED)
+    _report_start(out, handle.status(), address, output, wait=wait)
+
+
+def _explain_interrupt(out: Output, name: str, address: str | None, *, is_known: bool) -> None:
+    from raylaunch.cli.views.status_view import again
+
+    state = f"{name} may be starting: the cluster had not answered yet"
+    if is_known:
+        state = f"{name} keeps starting without this command"
+    follow = f"{again('status', name, address)}    or  {again('events', name, address)} -f"
+    out.to_stderr(
+        [
+            "",
+            f"interrupted: {state}",
+            f"  follow  {follow}",
+            f"  stop    {again('stop', name, address)}",
+        ]
+    )
+
+
+def _report_start(
+    out: Output, status: Status, address: str | None, output: Format, *, wait: bool
+) -> None:
+    from raylaunch.cli.exit_codes import exit_code
+    from raylaunch.cli.views.status_view import again, ready_lines
+
+    code = exit_code(status)
+    if output is Format.JSON:
+        out.json(dataclasses.asdict(status))
+    elif out.quiet:
+        out.line(status.endpoint)
+    elif code == 0:
+        out.lines(["", *ready_lines(status, address, out.style)])
+    else:
+        follow = again("status", status.deployment, address)
+        out.line(f"{status.deployment} is {status.phase.value}; follow it with  {follow}")
+    if wait and code:
+        raise typer.Exit(code)

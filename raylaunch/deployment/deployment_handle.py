@@ -1,0 +1,282 @@
+"""The handle to a running deployment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from raylaunch.deployment.cluster_choice import (
+    find_embedded,
+    home,
+    stop_embedded,
+    unknown_name,
+    writable_home,
+)
+from raylaunch.deployment.deployment_records import remove_record
+from raylaunch.deployment.names import checked_name
+from raylaunch.errors import (
+    LaunchError,
+    NotReadyError,
+    RaylaunchError,
+    RecipeError,
+    UnknownDeploymentError,
+    from_dict,
+)
+from raylaunch.supervise.deployment_status import Event, Status, StopReport
+from raylaunch.supervise.state import Phase
+
+if TYPE_CHECKING:
+    from raylaunch.bench.result import Run
+    from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.recipe.load import LoadedRecipe
+    from raylaunch.runtime.bench.bench_run import OnProgress
+    from raylaunch.runtime.controller.controller_client import ControllerClient
+    from raylaunch.verify.verification import OnProof, Verification
+
+POLL_S = 2.0
+"""Longest wait of one long poll; a change is answered immediately."""
+
+OnUpdate = Callable[[Status], None]
+
+
+class Deployment:
+    """A named, running recipe: the handle to its controller.
+
+    As a context manager it stops the deployment when the block is left.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Deployment({self.name!r})"
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL of the OpenAI API."""
+        return self.status().endpoint
+
+    def status(self) -> Status:
+        """Return where the deployment is now."""
+        return self._controller().status()
+
+    def wait_ready(
+        self, timeout: float | None = None, on_update: OnUpdate | None = None, *, own: bool = False
+    ) -> Status:
+        """Wait until the deployment is ready.
+
+        Args:
+            timeout: Seconds; None waits as long as the deployment's own deadlines allow.
+            on_update: Called with every new status.
+            own: The caller has just started it: after a failure also stop what is left of it.
+
+        Raises:
+            NotReadyError: not ready in time; it keeps starting.
+            RaylaunchError: the start failed, as the controller reports.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        version = -1
+        while True:
+            version, status = self._controller().wait_change(version, POLL_S)
+            if on_update is not None:
+                on_update(status)
+            if status.phase is Phase.READY:
+                return status
+            if status.phase in (Phase.FAILED, Phase.STOPPING, Phase.STOPPED):
+                raise self._explain_stopped(status, own=own)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self._late(status, timeout or 0)
+
+    def logs(self, server: int = 0, lines: int = 100) -> str:
+        """Return the last lines of a server's log, from whichever node it is on."""
+        chunk = self._controller().read_log(server, None, lines, 0.0)
+        return chunk.text if chunk is not None else ""
+
+    def follow_logs(self, server: int = 0, lines: int = 0) -> Iterator[str]:
+        """Yield new lines of a server's log without end; `lines` old ones first."""
+        cursor = None
+        while True:
+            chunk = self._controller().read_log(server, cursor, lines, POLL_S)
+            if chunk is None:
+                # Between two attempts the server has no agent.
+                time.sleep(POLL_S)
+                continue
+            cursor = chunk.cursor
+            yield from chunk.text.splitlines()
+
+    def controller_log(self, lines: int = 100) -> str:
+        """Return the last lines of the controller's own log, from the node that it runs on."""
+        return self._controller().read_log_of_controller(lines)
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return what happened, oldest first; only events with a number above `after`."""
+        return self._controller().events(after)
+
+    def follow_events(self, after: int = 0) -> Iterator[Event]:
+        """Yield events as they happen, until the deployment is stopped."""
+        version = -1
+        while True:
+            for event in self.events(after):
+                after = event.number
+                yield event
+            version, status = self._controller().wait_change(version, POLL_S)
+            if status.phase is Phase.STOPPED:
+                return
+
+    def describe(self) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
+        """Return the recipe, the plan (None before the first), and versions per server."""
+        return self._controller().describe()
+
+    def verify(self, timeout: float | None = None, on_proof: OnProof | None = None) -> Verification:
+        """Prove the service as a client sees it, from this machine.
+
+        Checks the list of models, every rank, a chat, a stream, tool calls and reasoning.
+
+        Args:
+            timeout: Seconds for one answer; by default 60.
+            on_proof: Called after each check.
+
+        Raises:
+            NotReadyError: it is not ready.
+            RecipeError: the service requires a key that is not in this environment.
+            RaylaunchError: the `openai` client is not installed.
+        """
+        from raylaunch.verify import verification as verify
+
+        status = self.status()
+        if status.phase is not Phase.READY:
+            raise NotReadyError(
+                f"{self.name} is {status.phase}, and only a service that is ready can be verified",
+                todo=f"`raylaunch status {self.name}` shows what it waits for",
+            )
+        loaded, plan, _ = self.describe()
+        assert plan is not None, "a deployment that is ready has a plan"
+        return verify.verify(
+            plan,
+            _read_key(plan),
+            random_weights=loaded.recipe.model.tiny is not None,
+            timeout_s=timeout or verify.TIMEOUT_S,
+            on_proof=on_proof,
+        )
+
+    def bench(
+        self,
+        scenario: str | None = None,
+        *,
+        concurrency: Sequence[int] = (),
+        set: Mapping[str, object] | None = None,  # noqa: A002 - named as on the command line
+        on_progress: OnProgress | None = None,
+        on_run: Callable[[Run], None] | None = None,
+    ) -> list[Run]:
+        """Measure the deployment with `vllm bench serve` on the primary's node; keep each result.
+
+        Args:
+            scenario: Its name; by default the first that the recipe names.
+            concurrency: Instead of the scenario's; one run each.
+            set: Changes to the scenario's flags.
+            on_progress: Called with the scenario and how far it is.
+            on_run: Called after each run.
+
+        Raises:
+            BusyError: it is not ready, or another benchmark of it runs.
+            RecipeError: no such scenario, or the servers would refuse its requests.
+            LaunchError: the benchmark failed, or the deployment did meanwhile.
+            NodeError: RAYLAUNCH_HOME cannot be used.
+        """
+        from raylaunch.runtime.bench.bench_run import run_bench
+
+        return run_bench(
+            self.name,
+            scenario,
+            concurrency,
+            set or {},
+            writable_home(),
+            on_progress,
+            on_run,
+        )
+
+    def stop(self, on_update: OnUpdate | None = None) -> StopReport:
+        """Stop every process of the deployment and its embedded cluster; verify the exits."""
+        from raylaunch.runtime.cluster.connection import disconnect
+
+        report = self._controller().stop(on_update)
+        remove_record(home(), self.name)
+        if find_embedded(self.name) is None:
+            return report
+        disconnect()
+        left = stop_embedded(self.name)
+        return replace(report, left=(*report.left, *left), local_cluster_stopped=not left)
+
+    def _controller(self) -> ControllerClient:
+        from raylaunch.runtime.controller.controller_client import find_controller
+
+        found = find_controller(self.name)
+        if found is None:
+            raise unknown_name(self.name)
+        return found
+
+    def _explain_stopped(self, status: Status, *, own: bool) -> RaylaunchError:
+        error: RaylaunchError = LaunchError(f"{self.name} was stopped while it started")
+        if status.error:
+            error = from_dict(status.error)
+        if own:
+            # Another command that stopped it has cleaned up already.
+            with contextlib.suppress(UnknownDeploymentError):
+                self.stop()
+        return error
+
+    def _late(self, status: Status, timeout: float) -> NotReadyError:
+        missing = "; ".join(status.waiting_for) or "unknown"
+        return NotReadyError(
+            f"{self.name} is not ready after {timeout:g} s",
+            why=f"{status.phase}; still missing: {missing}",
+            todo=f"it keeps starting: `raylaunch status {self.name}` follows it, "
+            f"`raylaunch stop {self.name}` stops it",
+        )
+
+
+def kept_runs(deployment: str) -> tuple[list[Run], list[str]]:
+    """Return the benchmarks of a deployment that are kept here, oldest first.
+
+    The second value names the files that could not be read.
+
+    Raises:
+        RecipeError: no deployment can have this name.
+    """
+    from raylaunch.runtime.bench import bench_store
+
+    return bench_store.load(home(), checked_name(deployment))
+
+
+def run_file(run: Run) -> Path:
+    """Return the file that a benchmark is kept in."""
+    from raylaunch.runtime.bench import bench_store
+
+    return bench_store.file_of(home(), run)
+
+
+def _read_key(plan: LaunchPlan) -> str | None:
+    """Return the API key of the service from this environment; None if it requires none."""
+    from raylaunch.verify.verification import key_variable
+
+    name = key_variable(plan)
+    if not name:
+        return None
+    if name not in os.environ:
+        raise RecipeError(
+            f"{plan.deployment} requires an API key, and {name} is not set",
+            why="its value is taken from the environment of this command",
+            todo=f"export {name}=... and try again",
+        )
+    return os.environ[name]
