@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 POLL_S = 2.0
 """Longest wait of one long poll; a change is answered at once."""
 CALL_TIMEOUT_S = 90.0
-CONNECT_LIMIT_S = 10.0
-"""In which `stop` must have a connection to an embedded cluster; otherwise it kills by marker."""
-CONTROLLER_WAIT_S = 5.0
 LOCAL = "local"
 """Address that always means an embedded cluster of our own."""
 
@@ -320,97 +316,36 @@ def _find_embedded(deployment: str) -> object | None:
 
 def stop_embedded(deployment: str) -> list[str]:
     """End the embedded cluster of a deployment; returns what resisted."""
-    from raylaunch.runtime.cluster.local_cluster import stop_local
+    from raylaunch.runtime.cluster.local_cleanup import stop_local
 
     return stop_local(home(), deployment)
 
 
 def embedded_problems() -> list[str]:
-    """Describe the records of embedded clusters that cannot be read, each with its file and what to do."""
-    from raylaunch.node.process.cluster_records import damaged, read_records
+    """Describe the records of embedded clusters that cannot be read, and what to do."""
+    from raylaunch.runtime.cluster.local_cleanup import describe_problems
 
-    errors = [damaged(problem) for problem in read_records(home())[1]]
-    return [f"{error.what}: {error.why}; {error.todo}" for error in errors]
+    return describe_problems(home())
 
 
 def stop_deployment(
     name: str, address: str | None = None, on_update: OnUpdate | None = None
 ) -> StopReport:
-    """Stop a deployment in every phase, also while its embedded cluster starts or does not answer.
-
-    An embedded cluster that does not answer is killed by its marker, together with the servers below
-    its agents; the report says so.
+    """Stop a deployment in every phase; see `runtime.controller.embedded_stop`.
 
     Raises:
         UnknownDeploymentError: there is none of that name.
         ClusterError: the cluster does not answer, and it is not an embedded one of this machine.
     """
-    from raylaunch.runtime.cluster.local_cluster import cancel_start, kill_local
+    from raylaunch.runtime.controller.embedded_stop import stop_embedded as stop_with_cluster
 
-    started = time.monotonic()
-    if address not in (None, LOCAL) or not _has_record(name):
-        connect_to(name, address)
-        return Deployment(name).stop(on_update)
-    because = ""
-    killed = cancel_start(home(), name)
-    if killed is None:
-        try:
-            _connect_in_time(name)
-            return Deployment(name).stop(on_update)
-        except (ClusterError, UnknownDeploymentError) as error:
-            because = f"{error.what}: {error.why}" if error.why else error.what
-            killed = kill_local(home(), name)
-    return StopReport(
-        name,
-        killed.processes,
-        time.monotonic() - started,
-        killed.left,
-        local_cluster_stopped=not killed.left,
-        killed_because=because,
-    )
-
-
-def _has_record(name: str) -> bool:
-    from raylaunch.node.process.cluster_records import read_record
-
-    return read_record(home(), name) is not None
-
-
-def _connect_in_time(name: str) -> None:
-    """Connect to an embedded cluster and find its controller, which may be about to be created.
-
-    In a thread: Ray's calls have no time-outs, and wait for minutes when a daemon is frozen.
-
-    Raises:
-        ClusterError: the cluster does not answer within CONNECT_LIMIT_S.
-        UnknownDeploymentError: it has no controller, and nobody is about to create one.
-    """
-    outcome: list[RaylaunchError] = []
-
-    def work() -> None:
-        from raylaunch.runtime.controller.controller_client import find_controller
-
-        deadline = time.monotonic() + CONTROLLER_WAIT_S
-        try:
-            connect_to(name, LOCAL)
-            # Between the cluster and its controller `start` needs a second or less.
-            while find_controller(name) is None:
-                if time.monotonic() >= deadline:
-                    raise unknown_name(name)
-                time.sleep(0.1)
-        except RaylaunchError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(CONNECT_LIMIT_S)
-    if thread.is_alive():
-        raise ClusterError(
-            f"the embedded Ray cluster of {name} does not answer",
-            why=f"no connection within {CONNECT_LIMIT_S:g} s",
-        )
-    if outcome:
-        raise outcome[0]
+    report = None
+    if address in (None, LOCAL):
+        report = stop_with_cluster(home(), name, on_update)
+    if report is not None:
+        return report
+    connect_to(name, address)
+    return Deployment(name).stop(on_update)
 
 
 def unknown_name(name: str) -> UnknownDeploymentError:

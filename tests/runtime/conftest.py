@@ -11,7 +11,7 @@ import pytest
 from ray_clusters import STANDIN, RayNodes, User, clean_env, free_ports
 
 from raylaunch.node.process.process_markers import end_marked, find_marked
-from raylaunch.runtime.cluster.local_cluster import stop_local
+from raylaunch.runtime.cluster.local_cleanup import stop_local
 
 
 @pytest.fixture

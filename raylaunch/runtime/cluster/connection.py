@@ -32,8 +32,8 @@ def connect(address: str | None, token_file: Path | None = None) -> None:
     """Connect this process to a Ray cluster; does nothing when it is connected to that cluster.
 
     Args:
-        address: `host:port` of the GCS, "auto" for the cluster of this machine, None for RAY_ADDRESS
-            or "auto".
+        address: `host:port` of the GCS, "auto" for the cluster of this machine, None for
+            RAY_ADDRESS or "auto".
         token_file: Token of a cluster with authentication, when it is not in Ray's usual place.
 
     Raises:
@@ -73,7 +73,7 @@ def use_token(token_file: Path) -> None:
 
 
 def import_ahead() -> None:
-    """Import in the background what the next step needs, while this one waits for something else."""
+    """Import in the background what the next step needs, while this one waits."""
     for name in ("raylaunch.runtime.controller.controller_client", "ray"):
         threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
 
@@ -186,7 +186,8 @@ def _resolve(address: str) -> str:
     if recorded is None:
         raise ClusterError(
             "there is no Ray cluster on this machine",
-            why=f"neither --address nor RAY_ADDRESS is set, and `ray start` has left no {_record()}",
+            why="neither --address nor RAY_ADDRESS is set, and `ray start` has left no "
+            f"{_record()}",
             todo="`ray up cluster/a2-dual.yaml` starts one over SSH; "
             "`raylaunch start local-dual` needs none",
         )

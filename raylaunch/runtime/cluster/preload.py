@@ -13,8 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-import raylaunch
-
 log = logging.getLogger(__name__)
 
 DELAY_S = 1.0
@@ -66,4 +64,4 @@ def _own_modules() -> Iterator[str]:
         yield package.__name__
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             yield found.name
-    yield f"{raylaunch.__name__}.errors"
+    yield "raylaunch.errors"

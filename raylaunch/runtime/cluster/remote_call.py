@@ -1,8 +1,8 @@
 """The one place that calls a Ray actor: each call is typed by the method that it runs.
 
-A handle (`AgentHandle`, `ControllerClient`, ...) holds a `RemoteActor` and has one method per remote
-method. It passes the method itself, not its name, so a type checker sees a renamed or changed
-remote method, and "go to definition" leads from the caller to the code that runs on the node.
+A handle (`AgentHandle`, `ControllerClient`, ...) holds a `RemoteActor` and has one method per
+remote method. It passes the method itself, not its name, so a type checker sees a renamed or
+changed remote method, and "go to definition" leads from the caller to the code on the node.
 """
 
 from __future__ import annotations
@@ -87,9 +87,10 @@ class RemoteActor(Generic[A]):
         return run
 
     def ask(self, method: RemoteMethod[A, P, T], *, timeout_s: float) -> Callable[P, T]:
-        """As `call`, but blocking, for a process without an event loop; waits while Ray restarts the actor.
+        """As `call`, but blocking, for a process without an event loop.
 
-        The returned function raises as that of `call`; ActorUnavailableError only after `timeout_s`.
+        Waits while Ray restarts the actor. The returned function raises as that of `call`;
+        ActorUnavailableError only after `timeout_s`.
         """
 
         def run(*args: P.args, **kwargs: P.kwargs) -> T:

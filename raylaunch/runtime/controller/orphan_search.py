@@ -9,7 +9,7 @@ from typing import Any
 
 from raylaunch.node.process.orphans import Running, end_leftovers, find_leftovers, machine
 from raylaunch.plan.facts import MarkedProcess
-from raylaunch.runtime.cluster import local_cluster, placement
+from raylaunch.runtime.cluster import local_cleanup, placement
 from raylaunch.runtime.cluster.connection import NAMESPACE, alive_nodes
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.controller.port_turns import running_names
@@ -46,16 +46,16 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     looks, silent = _look_everywhere(running, deployment) if asked else ([], [])
     looks = _one_per_machine([*looks, _look(_HERE, running, deployment)])
     left, mute = _end_everywhere(looks) if end else (looks, [])
-    records = local_cluster.stale_records(home, deployment)
+    records = local_cleanup.stale_records(home, deployment)
     return CleanReport(
         ended=end,
         found=_flatten(looks),
         left=_flatten(left),
         records=tuple(records),
         left_records=tuple(
-            name for name in records if not (end and local_cluster.remove_record(home, name))
+            name for name in records if not (end and local_cleanup.remove_record(home, name))
         ),
-        undecided=tuple(local_cluster.undecided_records(home, deployment)),
+        undecided=tuple(local_cleanup.undecided_records(home, deployment)),
         orphaned=tuple(orphaned),
         left_orphaned=tuple(left_orphaned),
         silent=tuple(dict.fromkeys((*silent, *mute))),
