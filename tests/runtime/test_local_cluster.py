@@ -18,6 +18,7 @@ import psutil
 import pytest
 from ray_clusters import await_true
 
+from raylaunch import api
 from raylaunch.errors import BusyError, ClusterError, LaunchError, NotReadyError
 from raylaunch.node.process.cluster_records import (
     ClusterRecord,
@@ -239,11 +240,13 @@ def test_a_port_that_accepts_and_never_answers_is_no_cluster(listener):
         connection._check_reachable(address)
 
 
-def test_a_port_that_answers_is_a_cluster(listener):
+@pytest.mark.parametrize("answered", [b"\x00", b""])
+def test_a_port_that_answers_or_hangs_up_is_alive(listener, answered):
+    """A server with TLS hangs up: it cannot read the greeting."""
+
     def answer() -> None:
         with listener.accept()[0] as peer:
-            peer.sendall(b"\x00")
-            peer.recv(100)
+            peer.sendall(answered)
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -281,6 +284,36 @@ def test_an_address_that_another_user_wrote_is_refused(ray_record):
     os.chown(ray_record, 12345, 12345)
     with pytest.raises(ClusterError, match="belongs to another user"):
         connection.recorded_cluster()
+
+
+def test_an_interrupt_before_there_is_a_controller_stops_the_cluster(monkeypatch):
+    stopped = []
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "start_embedded", lambda *_: None)
+    monkeypatch.setattr(api, "stop_embedded", stopped.append)
+    monkeypatch.setattr(api, "_create_controller", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        api.deploy("local-dual", deployment=NAME, address="local")
+    assert stopped == [NAME]
+
+
+def test_signals_are_as_they_were_after_a_start():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(KeyboardInterrupt), local_cluster.signals_as_interrupt():
+        signal.raise_signal(signal.SIGHUP)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with local_cluster.signals_as_interrupt():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def cluster_processes(name: str = NAME) -> list[int]:

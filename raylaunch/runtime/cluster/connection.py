@@ -147,15 +147,19 @@ def why_unreachable(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
     if not colon or not port.isdigit():
         return ""
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as probe:
-            probe.sendall(HTTP2_HELLO)
-            if probe.recv(1):
-                return ""
-            return "the connection was closed without an answer"
-    except TimeoutError:
-        return f"no answer within {timeout_s:g} s"
+        probe = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
     except (OSError, OverflowError) as error:
         return str(error)
+    with probe:
+        try:
+            probe.sendall(HTTP2_HELLO)
+            probe.recv(1)
+        except TimeoutError:
+            return f"no answer within {timeout_s:g} s"
+        except OSError:
+            # A server with TLS closes the connection at this greeting: it is alive.
+            return ""
+    return ""
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 log = logging.getLogger(__name__)
 
 DELAY_S = 1.0
-"""The first second belongs to the launch: an agent starts its server within 0.2 s."""
+"""The first second belongs to the launch of a server."""
 ROOMS = ("checks", "node", "plan", "recipe", "runtime", "supervise", "vllm_api")
 """What actors use; the command line, the importer and the renderers stay out."""
 LAZY = (

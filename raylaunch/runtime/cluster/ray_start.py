@@ -91,6 +91,9 @@ def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dic
         is_secret = name in secret_names or SECRET_NAME.search(name) is not None
         if not is_secret and not name.startswith("RAY_"):
             inherited[name] = value
+    if inherited.get("RAYLAUNCH_HOME"):
+        # Ray's workers run in other folders than this process.
+        inherited["RAYLAUNCH_HOME"] = str(Path(inherited["RAYLAUNCH_HOME"]).absolute())
     return {
         **inherited,
         DEPLOYMENT: marker,
