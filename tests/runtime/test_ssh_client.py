@@ -63,18 +63,18 @@ def cluster(home):
 
 def test_only_raylaunch_on_the_head_is_heard(cluster, capfd):
     assert run_on_head(cluster, ["version", "-o", "json"], {}, {}) == 0
-    said = capfd.readouterr()
-    assert json.loads(said.out)["python"]
-    assert said.err == ""
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["python"]
+    assert printed.err == ""
 
 
 def test_the_exit_status_and_the_error_are_those_of_the_head(cluster, capfd):
     assert (
-        run_on_head(cluster, ["status", "nobody", "--address", "auto", "-o", "json"], {}, {}) == 5
+        run_on_head(cluster, ["status", "unknown", "--address", "auto", "-o", "json"], {}, {}) == 5
     )
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert json.loads(said.err)["what"] == "no Ray cluster answers at 127.0.0.1:1"
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert json.loads(printed.err)["what"] == "no Ray cluster answers at 127.0.0.1:1"
 
 
 def test_files_and_variables_are_sent_along_and_nothing_stays(cluster, home, capfd):
@@ -84,16 +84,16 @@ def test_files_and_variables_are_sent_along_and_nothing_stays(cluster, home, cap
     code = run_on_head(
         cluster, ["show", f"{GIVEN}/a/mine.yaml"], {"a/mine.yaml": recipe}, {"FORCE_COLOR": "1"}
     )
-    said = capfd.readouterr()
-    assert code == 0, said.err
-    assert "31004" in said.out
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    assert "31004" in printed.out
     new = {path.name for path in set(home.rglob("*")) - before}
     assert new == {"ssh.words"}
 
 
 def test_values_are_on_no_command_line(cluster, home):
-    run_on_head(cluster, ["version"], {}, {"MY_SECRET": "tell-nobody"})
-    assert "tell-nobody" not in (home / "ssh.words").read_text()
+    run_on_head(cluster, ["version"], {}, {"MY_SECRET": "a-secret-value"})
+    assert "a-secret-value" not in (home / "ssh.words").read_text()
 
 
 def test_a_container_is_entered(home, capfd):

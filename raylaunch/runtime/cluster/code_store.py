@@ -1,4 +1,4 @@
-"""Unpacks raylaunch's code on a node, in a folder that nobody else can write to, and verifies it.
+"""Unpacks raylaunch's code on a node, in a folder that only its user can write to, and verifies it.
 
 The text of this file travels inside the pickled actor class (packaging.py) and is executed by a
 Python that cannot import raylaunch yet, so it uses nothing but the standard library.

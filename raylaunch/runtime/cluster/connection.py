@@ -182,7 +182,7 @@ def _silence_node_messages() -> None:
 def _resolve(address: str) -> str:
     """Return the address behind "auto": what `ray start` wrote down on this machine.
 
-    Ray itself would then search all processes, and use a cluster embedded in somebody's test.
+    Ray itself would then search all processes, and use a cluster that another user's test embeds.
     """
     if address != "auto":
         return address

@@ -72,7 +72,7 @@ def kill_local(home: Path, deployment: str) -> KilledCluster:
 def cancel_start(home: Path, deployment: str) -> KilledCluster | None:
     """Cancel a start that is under way, or clean up an interrupted one; None when there is none.
 
-    The starter is not signalled: it may be somebody's Python program. It sees the cancellation, or
+    The starter is not signalled: it may be a user's Python program. It sees the cancellation, or
     that its `ray start` was killed, and removes the record.
 
     Raises:

@@ -116,43 +116,18 @@ def start_local(
         LaunchError: `raylaunch stop` cancelled the start.
         ClusterError: Ray did not come up, or the record cannot be written. Nothing is left running.
     """
-    records = _records_folder(home)
     _remove_garbage(home, deployment)
-    folder = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
-    marker = f"@{deployment}-{secrets.token_hex(4)}"  # no deployment can have this name
-    record = ClusterRecord(
-        deployment=deployment,
-        marker=marker,
-        folder=str(folder),
-        token_file=str(records / f"{marker[1:]}.token"),
-        starter=this_process(),
-    )
+    record = _claim(home, deployment)
+    log.info("starting the embedded cluster of %s, marker %s", deployment, record.marker)
     try:
-        _claim(home, record)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    log.info("starting the embedded cluster of %s, marker %s", deployment, marker)
-    try:
-        _write_private(Path(record.token_file), secrets.token_hex(32))
-        address = f"{LOOPBACK}:{_free_port()}"
-        cluster = _cluster_of(replace(record, address=address))
-        _start_nodes(home, cluster, nodes, npus_per_node, secret_names)
-        _replace_record(home, replace(record, address=address))
-        # After the record is complete: a cancellation that came before is seen here, and one that
-        # comes later finds a complete record and stops the cluster as any other.
-        refuse_cancelled(home, deployment)
-    except ClusterError:
-        # A cancellation kills `ray start`, which must not look like a failure of Ray.
+        return _start(home, record, nodes, npus_per_node, secret_names)
+    except BaseException as error:
         is_cancelled = cancellation_path(home, record).exists()
         kill_cluster(home, record)
-        if is_cancelled:
+        if is_cancelled and isinstance(error, ClusterError):
+            # A cancellation kills `ray start`, which must not look like a failure of Ray.
             raise _cancelled(deployment) from None
         raise
-    except BaseException:
-        kill_cluster(home, record)
-        raise
-    return cluster
 
 
 def refuse_cancelled(home: Path, deployment: str) -> None:
@@ -211,11 +186,15 @@ def _records_folder(home: Path) -> Path:
     try:
         return private_folder(home, "clusters")
     except OSError as error:
-        raise ClusterError(
-            f"the folder {home} cannot hold the record of an embedded Ray cluster",
-            why=str(error),
-            todo="set RAYLAUNCH_HOME to a folder of yours with free space",
-        ) from error
+        raise _unusable(home, error) from error
+
+
+def _unusable(home: Path, error: OSError) -> ClusterError:
+    return ClusterError(
+        f"the folder {home} cannot hold the record of an embedded Ray cluster",
+        why=str(error),
+        todo="set RAYLAUNCH_HOME to a folder of yours with free space",
+    )
 
 
 def _remove_garbage(home: Path, deployment: str) -> None:
@@ -225,21 +204,53 @@ def _remove_garbage(home: Path, deployment: str) -> None:
         kill_cluster(home, record)
 
 
-def _claim(home: Path, record: ClusterRecord) -> None:
-    """Create the record with its whole content at one moment: nobody ever reads half of it."""
-    path = record_path(home, record.deployment)
-    draft = path.with_name(f"{record.marker[1:]}.draft")
-    _write_private(draft, encode(record))
+def _claim(home: Path, deployment: str) -> ClusterRecord:
+    """Create the record with its whole content in one step: it can never be read half-written."""
+    records = _records_folder(home)
+    folder = tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp")
+    marker = f"@{deployment}-{secrets.token_hex(4)}"  # no deployment can have this name
+    record = ClusterRecord(
+        deployment=deployment,
+        marker=marker,
+        folder=folder,
+        token_file=str(records / f"{marker[1:]}.token"),
+        starter=this_process(),
+    )
+    draft = records / f"{marker[1:]}.draft"
     try:
-        path.hardlink_to(draft)
+        _write_private(draft, encode(record))
+        record_path(home, deployment).hardlink_to(draft)
     except FileExistsError as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise BusyError(
-            f"the embedded cluster of {record.deployment!r} is already there or being started",
-            todo=f"`raylaunch status {record.deployment}` shows it, "
-            f"`raylaunch stop {record.deployment}` stops it",
+            f"the embedded cluster of {deployment!r} is already there or being started",
+            todo=f"`raylaunch status {deployment}` shows it, "
+            f"`raylaunch stop {deployment}` stops it",
         ) from error
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _unusable(home, error) from error
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+    return record
+
+
+def _start(
+    home: Path,
+    record: ClusterRecord,
+    nodes: int,
+    npus_per_node: int,
+    secret_names: Collection[str],
+) -> LocalCluster:
+    _write_private(Path(record.token_file), secrets.token_hex(32))
+    complete = replace(record, address=f"{LOOPBACK}:{_free_port()}")
+    cluster = _cluster_of(complete)
+    _start_nodes(home, cluster, nodes, npus_per_node, secret_names)
+    _replace_record(home, complete)
+    # After the record is complete: a cancellation that came before is seen here, and one that comes
+    # later finds a complete record and stops the cluster as any other.
+    refuse_cancelled(home, record.deployment)
+    return cluster
 
 
 def _replace_record(home: Path, record: ClusterRecord) -> None:

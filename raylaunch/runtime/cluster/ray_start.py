@@ -1,4 +1,4 @@
-"""Runs `ray start` for the nodes of an embedded cluster: on the loopback address, without secrets."""
+"""Runs `ray start` for an embedded cluster: on the loopback address, without secrets."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def ray_start(
         try:
             yield process
         except BaseException:
-            # Before `with` waits for its exit: after Ctrl-C nobody wants to wait for Ray.
+            # Before `with` waits for its exit: after Ctrl-C there is no point in waiting for Ray.
             process.kill()
             raise
 

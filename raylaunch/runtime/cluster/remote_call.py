@@ -25,7 +25,7 @@ RemoteMethodCall = Callable[P, Coroutine[Any, Any, T]]
 RemoteMethod = Callable[Concatenate[A, P], Coroutine[Any, Any, T]]
 
 RETRY_PAUSE_S = 0.2
-"""Between two tries while Ray restarts an actor: it tells nobody when it is done."""
+"""Between two tries while Ray restarts an actor: it does not report when it is done."""
 SLOW_CALL_S = 5.0
 """A call that took longer than this, and was not asked to wait, is logged."""
 

@@ -1,4 +1,4 @@
-"""Stops a deployment on an embedded cluster in every phase: while Ray starts, and when Ray is dead."""
+"""Stops a deployment on an embedded cluster, also while Ray starts and when Ray is dead."""
 
 from __future__ import annotations
 
