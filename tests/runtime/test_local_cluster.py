@@ -207,7 +207,7 @@ def test_status_and_list_go_on_beside_a_damaged_record(user):
         assert done.code == ClusterError.exit_code, done.err
         assert str(folder / "bad.json") in done.err
         assert "Traceback" not in done.err
-    assert user.run("clean", "--yes").code == 0
+    assert user.run("clean", "--yes", "--deployment", "bad").code == 0
     assert list(folder.iterdir()) == []
 
 
@@ -355,14 +355,14 @@ def test_what_a_killed_start_left_is_found_and_stopped(user, starting):
     starting.kill()
     starting.wait()
     assert user.run("status", NAME).code == ClusterError.exit_code
-    looked = user.run("clean")
+    looked = user.run("clean", "--deployment", NAME)
     assert looked.code == 11
     assert f"@{NAME}-" in looked.out
     stopped = user.run("stop", NAME)
     assert stopped.code == 0, stopped.err
     assert "nothing left" in stopped.out
     assert cluster_processes() == []
-    assert user.run("clean").code == 0
+    assert user.run("clean", "--deployment", NAME).code == 0
     assert user.run("stop", NAME).code == 9
 
 
@@ -418,7 +418,8 @@ def test_an_embedded_cluster_shows_nothing_to_others_and_a_dead_one_is_stopped(u
     assert modes == {folder: 0o700, token_file: 0o600, user.home / "clusters": 0o700}
 
     gcs_of().kill()
-    looked = user.run("clean", "--yes")
+    # Never without a name: it would kill what other tests on this machine have started.
+    looked = user.run("clean", "--yes", "--deployment", NAME)
     assert looked.code == 11, "the cluster is recorded, so its processes are not killed unasked"
     assert f"`raylaunch stop {NAME}` kills them" in looked.out
     stopped = user.run("stop", NAME, "-o", "json")
