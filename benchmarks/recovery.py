@@ -20,7 +20,8 @@ import psutil
 from goals import shortfalls
 from report import ROOT, publish, table
 
-from raylaunch.runtime.cluster.local_cluster import LocalCluster, start_local, stop_local
+from raylaunch.runtime.cluster.local_cleanup import stop_local
+from raylaunch.runtime.cluster.local_cluster import LocalCluster, start_local
 
 NAME = "bench-recovery"
 PORTS = ("--set", "network.http_port=28124", "--set", "network.rpc_port=28357")

@@ -29,7 +29,7 @@ from raylaunch.node.probe import reachability
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.cluster.local_cluster import stop_local
+from raylaunch.runtime.cluster.local_cleanup import stop_local
 
 NAME = "bench-scale"
 SERVERS = (2, 8, 32, 64)

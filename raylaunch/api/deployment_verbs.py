@@ -17,7 +17,7 @@ from raylaunch.api.recipe_arguments import (
     merge_settings,
     starts_embedded,
 )
-from raylaunch.checks.findings import refuse_unknown
+from raylaunch.checks.findings import refuse_unknown_ids
 from raylaunch.deployment import (
     LOCAL,
     Deployment,
@@ -98,7 +98,7 @@ def deploy(
     check_primary(primary)
     loaded = load(name, set=merge_settings(set, sets))
     title = checked_name(deployment or loaded.name)
-    refuse_unknown(skip_checks or {})
+    refuse_unknown_ids(skip_checks or {})
     secrets = _read_secrets(loaded.recipe)
     cluster = choose_address(address)
     is_embedded = starts_embedded(loaded.recipe, address)

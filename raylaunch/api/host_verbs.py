@@ -16,7 +16,7 @@ from raylaunch.api.recipe_arguments import (
 )
 from raylaunch.api.recipe_verbs import default_nodes, plan_on
 from raylaunch.checks.check_all import check_recipe
-from raylaunch.checks.findings import Finding, forgive, refuse_unknown
+from raylaunch.checks.findings import Finding, refuse_unknown_ids, waive
 from raylaunch.deployment import (
     Deployment,
     checked_name,
@@ -70,12 +70,12 @@ def preflight(
     loaded = load(name, set=merge_settings(set, sets))
     title = checked_name(deployment or loaded.name)
     skipped = skip_checks or {}
-    refuse_unknown(skipped)
+    refuse_unknown_ids(skipped)
     if starts_embedded(loaded.recipe, address):
         launch_plan, findings = _check_here(loaded, title)
     else:
         launch_plan, findings = _check_on_cluster(loaded, title, address)
-    return launch_plan, forgive(findings, skipped)
+    return launch_plan, waive(findings, skipped)
 
 
 def _check_here(loaded: LoadedRecipe, title: str) -> tuple[LaunchPlan, list[Finding]]:

@@ -183,9 +183,9 @@ def default_nodes(recipe: Recipe, *, ask_vllm: bool) -> list[Facts]:
 
 def _this_machine(recipe: Recipe, *, ask_vllm: bool) -> Facts:
     from raylaunch.node.probe.node_probe import probe
-    from raylaunch.node.probe.vllm_flags import learn
+    from raylaunch.node.probe.vllm_flags import add_known_flags
 
     seen = probe("127.0.0.1", env=os.environ, npu=False, model_path=recipe.model.path or None)
     vllm = os.environ.get("RAYLAUNCH_VLLM") or seen.vllm_executable
     facts = replace(seen, state_dir=str(home()), vllm_executable=vllm)
-    return learn(facts, os.environ, ask=ask_vllm)
+    return add_known_flags(facts, os.environ, ask=ask_vllm)

@@ -139,14 +139,14 @@ def build_argv(plan: LaunchPlan, scenario: Scenario) -> tuple[str, ...]:
     primary = plan.primary
     address = urlsplit(plan.endpoint)
     args = {name: value for name, value in scenario.args.items() if name != _SEED}
-    carried = {name: primary.flag(name) for name in CARRIED}
+    packaged = {name: primary.flag(name) for name in CARRIED}
     return (
         *("vllm", "bench", "serve"),
         *(word for name, value in args.items() for word in _words(f"--{name}", value)),
         *("--model", plan.served_name, "--tokenizer", primary.flags[0].value or plan.model),
         *(
             word
-            for name, value in carried.items()
+            for name, value in packaged.items()
             if value is not None
             for word in (name, *([value] if value else []))
         ),

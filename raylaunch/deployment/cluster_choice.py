@@ -184,7 +184,7 @@ def start_embedded(deployment: str, recipe: Recipe) -> None:
 
 def stop_embedded(deployment: str) -> list[str]:
     """Stop the embedded cluster of a deployment; returns the processes that survived."""
-    from raylaunch.runtime.cluster.local_cluster import stop_local
+    from raylaunch.runtime.cluster.local_cleanup import stop_local
 
     return stop_local(home(), deployment)
 

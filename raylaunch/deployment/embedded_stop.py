@@ -29,7 +29,7 @@ def stop_deployment(
         UnknownDeploymentError: there is none of that name.
         ClusterError: the cluster does not answer, and it is not an embedded one of this machine.
     """
-    from raylaunch.runtime.cluster.local_cluster import cancel_start, kill_local
+    from raylaunch.runtime.cluster.local_cleanup import cancel_start, kill_local
 
     if not is_name(name):
         raise unknown_name(name)

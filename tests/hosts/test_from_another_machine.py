@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from hosts import ROOT
@@ -13,10 +14,11 @@ from ray_hosts import FILE, await_true, write_cluster_file
 pytestmark = [pytest.mark.hosts, pytest.mark.ray]
 
 NAME = "mine"
-NOBODY = "10.77.0.99"
+NOTHING_KNOWN = "10.77.0.99"
 SECRET = "told-to-nobody-b7c1"
 STANDIN = f"export RAYLAUNCH_VLLM={ROOT}/tests/standin/bin/vllm STANDIN_PYTHON=python\n"
 SEEN = "/tmp/seen"
+KNOWN_HOSTS = "/root/.ssh/known_hosts"
 WATCH = f"while sleep 0.1; do cat /proc/[0-9]*/cmdline 2>/dev/null; done | tr '\\0' ' ' > {SEEN}"
 CHAT = """
 import httpx, sys
@@ -33,7 +35,7 @@ def cluster(two_hosts):
 
     At the address of its second worker nobody is.
     """
-    cluster = write_cluster_file(two_hosts, "a2-dual", "--bare", "--worker", NOBODY)
+    cluster = write_cluster_file(two_hosts, "a2-dual", "--bare", "--worker", NOTHING_KNOWN)
     for host in (cluster.head, cluster.worker):
         host.put("/root/.profile", f"echo welcome to {host.name}; . ~/.bashrc\n{STANDIN}")
     cluster.desk.put("/root/base.yaml", "extends: local-dual\nnetwork: {interface: auto}\n")
@@ -61,16 +63,16 @@ def files(host):
     return set(host.run(["find", "/tmp", "/root", "-xdev"]).stdout.splitlines())
 
 
-def errands(host):
-    """Processes and folders on a host that an errand left."""
+def remote_commands(host):
+    """Processes and folders on a host that a command over SSH left."""
     folders = [path.name for path in host.path("/tmp").glob("raylaunch-*")]
-    return folders + [line for line in host.processes().values() if "near.readline" in line]
+    return folders + [line for line in host.processes().values() if "sent.readline" in line]
 
 
 def test_a_head_on_which_something_is_wrong_is_told_and_nothing_is_left(cluster):
     desk = cluster.desk
     text = desk.path(FILE).read_text()
-    desk.put("/root/nobody.yaml", text.replace(cluster.head.ip, NOBODY))
+    desk.put("/root/nobody.yaml", text.replace(cluster.head.ip, NOTHING_KNOWN))
     desk.put("/root/desk.yaml", text.replace(cluster.head.ip, desk.ip))
     desk.put("/root/strange.yaml", "model: {path: /m}\n")
     before = files(desk)
@@ -85,11 +87,11 @@ def test_a_head_on_which_something_is_wrong_is_told_and_nothing_is_left(cluster)
     assert told == {
         "none.yaml": (13, "the cluster's file none.yaml cannot be read", ""),
         "strange.yaml": (13, "strange.yaml is not a file for `ray up`", ""),
-        "nobody.yaml": (14, f"the head {NOBODY} cannot be reached over SSH", ""),
+        "nobody.yaml": (14, f"the head {NOTHING_KNOWN} cannot be reached over SSH", ""),
         "desk.yaml": (5, "Ray does not run on the head", ""),
     }
-    assert files(desk) == before
-    assert [errands(host) for host in cluster.hosts.hosts] == [[], [], []]
+    assert files(desk) - before <= {KNOWN_HOSTS, str(Path(KNOWN_HOSTS).parent)}
+    assert [remote_commands(host) for host in cluster.hosts.hosts] == [[], [], []]
 
 
 def test_a_worker_that_has_not_joined_is_named(cluster):
@@ -104,12 +106,12 @@ def test_a_worker_that_has_not_joined_is_named(cluster):
     error = json.loads(refused.stderr)
     for told in (finding["what"], error["why"]):
         assert (
-            f"1 of 2 worker(s) that `ray up` was to start have not joined the cluster: {NOBODY}"
+            f"1 of 2 worker(s) that `ray up` was to start have not joined the cluster: {NOTHING_KNOWN}"
             in told
         )
     for evidence in (finding["seen"], error["evidence"]):
         assert "monitor." in evidence
-    assert f"ssh root@{NOBODY}" in error["todo"]
+    assert f"ssh root@{NOTHING_KNOWN}" in error["todo"]
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +148,8 @@ def test_start_chat_and_status_from_the_desk(cluster, started):
         )
     for host in (cluster.desk, cluster.head):
         table = host.path(SEEN).read_text(errors="replace")
-        assert ("ssh -i" if host is cluster.desk else "near.readline") in table, (
-            "the watcher saw the errand"
+        assert ("ssh -i" if host is cluster.desk else "sent.readline") in table, (
+            "the watcher saw the command"
         )
         assert SECRET not in table
     assert SECRET not in started.stdout + started.stderr
@@ -167,7 +169,7 @@ def test_start_chat_and_status_from_the_desk(cluster, started):
     for host in (cluster.head, cluster.worker):
         guards = [line for line in host.processes().values() if "node/process/guard.py" in line]
         assert guards
-        assert all("/raylaunch/" in line and "session_" in line for line in guards)
+        assert all("/.raylaunch/code/" in line for line in guards)
 
     assert "Application startup complete" in ask(cluster, "logs", NAME).stdout
     kinds = [
@@ -186,7 +188,9 @@ def test_ctrl_c_ends_both_sides_and_not_the_deployment(cluster, started):
     cluster.desk.run(["kill", f"-{signal.SIGINT.value}", str(pid)])
     local = 130  # what `raylaunch events -f` on the head itself ends with
     assert following.wait(GONE_S) == local
-    await_true(lambda: not errands(cluster.head), GONE_S, lambda: errands(cluster.head))
+    await_true(
+        lambda: not remote_commands(cluster.head), GONE_S, lambda: remote_commands(cluster.head)
+    )
     assert json.loads(ask(cluster, "status", NAME, "-o", "json").stdout)["phase"] == "ready"
 
 
@@ -200,7 +204,11 @@ def test_a_lost_connection_is_told_and_the_far_side_ends(cluster, started):
     try:
         assert following.wait(GONE_S) == 14
         assert "the connection to the head" in following.stderr.read()
-        await_true(lambda: not errands(cluster.head), 4 * GONE_S, lambda: errands(cluster.head))
+        await_true(
+            lambda: not remote_commands(cluster.head),
+            4 * GONE_S,
+            lambda: remote_commands(cluster.head),
+        )
     finally:
         cluster.desk.heal()
     assert json.loads(ask(cluster, "status", NAME, "-o", "json").stdout)["phase"] == "ready"
@@ -209,4 +217,4 @@ def test_a_lost_connection_is_told_and_the_far_side_ends(cluster, started):
 def test_stop_from_the_desk_leaves_nothing(cluster, started):
     stopped = json.loads(ask(cluster, "stop", NAME, "-o", "json").stdout)
     assert (stopped["left"], ask(cluster, "status", NAME, check=False).returncode) == ([], 9)
-    assert [errands(host) for host in cluster.hosts.hosts] == [[], [], []]
+    assert [remote_commands(host) for host in cluster.hosts.hosts] == [[], [], []]

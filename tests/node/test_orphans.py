@@ -58,6 +58,17 @@ def orphan(tmp_path):
             process.kill()
 
 
+def embedded_record(name, marker):
+    """The record of an embedded cluster that was started completely."""
+    parts = {
+        "deployment": name,
+        "marker": marker,
+        "folder": "/tmp/raylaunch-none",
+        "address": "127.0.0.1:1",
+    }
+    return json.dumps(parts)
+
+
 def pids(found):
     return {one.pid for one in found}
 
@@ -119,18 +130,12 @@ def test_an_embedded_cluster_is_left_alone_as_long_as_it_is_recorded(name, orpha
     marker = f"@{name}-1a2b3c4d"
     record = tmp_path / "clusters" / f"{name}.json"
     record.parent.mkdir()
-    record.write_text(
-        json.dumps({"marker": marker, "folder": "/tmp/raylaunch-none", "deployment": name})
-    )
+    record.write_text(embedded_record(name, marker))
     cluster, server = orphan(marker), orphan(name)
     assert find_orphans(NOTHING_KNOWN, name) == [], (
         "its servers too, also between two attempts, when no guard lives"
     )
-    record.write_text(
-        json.dumps(
-            {"marker": f"@{name}-99999999", "folder": "/tmp/raylaunch-none", "deployment": name}
-        )
-    )
+    record.write_text(embedded_record(name, f"@{name}-99999999"))
     assert pids(find_orphans(NOTHING_KNOWN, name)) == {cluster.pid, server.pid}, (
         "the record is of a later one, not alive"
     )
@@ -145,7 +150,7 @@ def test_the_record_in_the_home_of_the_process_counts_not_in_ours(
     theirs = tmp_path / "theirs"
     marker = f"@{name}-1a2b3c4d"
     (theirs / "clusters").mkdir(parents=True)
-    (theirs / "clusters" / f"{name}.json").write_text(json.dumps({"marker": marker}))
+    (theirs / "clusters" / f"{name}.json").write_text(embedded_record(name, marker))
     orphan(marker, theirs)
     assert find_orphans(NOTHING_KNOWN, name) == []
 

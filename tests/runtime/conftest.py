@@ -11,7 +11,7 @@ import pytest
 from own_processes import kill_own
 from ray_clusters import STANDIN, RayNodes, User, clean_env, free_ports
 
-from raylaunch.runtime.cluster.local_cluster import stop_local
+from raylaunch.runtime.cluster.local_cleanup import stop_local
 
 
 @pytest.fixture

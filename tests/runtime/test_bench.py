@@ -17,7 +17,7 @@ import pytest
 from ray_clusters import STANDIN, User, await_true, free_ports
 
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
-from raylaunch.runtime.cluster.local_cluster import stop_local
+from raylaunch.runtime.cluster.local_cleanup import stop_local
 
 pytestmark = pytest.mark.ray
 

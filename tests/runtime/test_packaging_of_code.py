@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import code_store, packaging
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,12 +33,13 @@ import raylaunch
 print(json.dumps([raylaunch.__file__, type(scout.real).__qualname__, thing.__name__, recalled]))
 """
 OF_FUNCTION = """
-said = thing("OSError: [Errno 98] Address already in use", "a.log")
+found = thing("OSError: [Errno 98] Address already in use", "a.log")
 import raylaunch, raylaunch.supervise.diagnosis.root_cause as there
-print(json.dumps([raylaunch.__file__, said.__class__.__name__, thing.__name__, there.__cached__]))
+print(json.dumps([raylaunch.__file__, found.__class__.__name__, thing.__name__, there.__cached__]))
 """
 WITHOUT_CODE = """
 import shutil
+from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster.preload import preload
 probe = thing("test", 3)
 failed = preload()
@@ -103,7 +105,7 @@ def test_an_older_raylaunch_on_the_node_is_passed_over(tmp_path):
     assert Path(file).is_relative_to(tmp_path / "home" / "code")
 
 
-def test_the_code_is_in_a_folder_that_nobody_else_can_enter(tmp_path):
+def test_the_code_is_in_a_folder_that_only_its_user_can_enter(tmp_path):
     from raylaunch.supervise.diagnosis.root_cause import diagnose_text
 
     (tmp_path / "home" / "code").mkdir(parents=True)
@@ -183,7 +185,7 @@ def _exchange_a_folder_for_a_link(code: Path) -> None:
 
 
 def _change_the_archive(code: Path) -> None:
-    (code / code_store.ARCHIVE).write_bytes(b"of somebody else")
+    (code / code_store.ARCHIVE).write_bytes(b"of another user")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ from raylaunch.node.process.process_markers import find_marked
 
 @dataclass(frozen=True)
 class Starter:
-    """The process that starts a cluster. `started` (clock ticks since boot) identifies a reused pid."""
+    """The process that starts a cluster.
+
+    `started` (clock ticks since boot) exposes a pid that was given to another process since.
+    """
 
     pid: int
     started: int
@@ -28,7 +31,7 @@ class Starter:
     host: str
 
     def is_gone(self) -> bool:
-        """Return whether it has exited. On another host that cannot be known: it counts as alive."""
+        """Return whether it has exited. On another host it counts as alive: nothing is known."""
         if self.host != socket.gethostname():
             return False
         if self.machine != pid_space():
@@ -139,8 +142,8 @@ def damaged(problem: RecordProblem) -> ClusterError:
     return ClusterError(
         f"the record {problem.path} of an embedded Ray cluster cannot be read",
         why=problem.why,
-        todo=f"`raylaunch clean --yes --deployment {problem.deployment}` kills what is left of that "
-        "cluster and removes the record",
+        todo=f"`raylaunch clean --yes --deployment {problem.deployment}` kills what is left of "
+        "that cluster and removes the record",
     )
 
 

@@ -8,7 +8,6 @@ home, may run a deployment of the same name on this machine.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 from collections.abc import Collection

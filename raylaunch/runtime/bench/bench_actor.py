@@ -20,6 +20,7 @@ from raylaunch.bench.bench_output import STARTING, BenchProgress, read_progress
 from raylaunch.errors import NodeError
 from raylaunch.node.probe.software import find_vllm
 from raylaunch.node.process import log_files
+from raylaunch.node.process.process_markers import new_instance
 from raylaunch.node.process.server_process import ProcessState, ServerProcess, ServerSpec, child_env
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_from_dict
@@ -179,7 +180,7 @@ class Bencher:
             primary.environ,
             primary.unset,
             deployment=self._deployment,
-            instance="",
+            instance=new_instance(),
             attempt=self._attempt,
             server=len(self._plan.servers),
             secrets={"OPENAI_API_KEY": self._key} if self._key else {},

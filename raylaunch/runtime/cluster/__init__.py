@@ -1,1 +1,1 @@
-"""The Ray cluster: connection, placement, the embedded cluster, the code that travels to its nodes."""
+"""The Ray cluster: connection, placement, the embedded cluster, the code sent to its nodes."""

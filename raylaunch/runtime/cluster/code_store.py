@@ -1,4 +1,4 @@
-"""Unpacks raylaunch's code on a node, below a folder that nobody else can write to, and verifies it.
+"""Unpacks raylaunch's code on a node, in a folder that only its user can write to, and verifies it.
 
 The text of this file travels inside the pickled actor class (packaging.py) and is executed by a
 Python that cannot import raylaunch yet, so it uses nothing but the standard library.
@@ -51,7 +51,7 @@ class Member(NamedTuple):
 
 
 def install(digest: str, packed: bytes) -> None:
-    """Make `packed` importable in this process; it is unpacked once per node and verified each time.
+    """Make `packed` importable here. It is unpacked once per node and verified each time.
 
     Does nothing in a process that has imported raylaunch: a driver that looks an actor up unpickles
     the actor's class too.
@@ -90,7 +90,7 @@ def home_folder() -> Path:
 
 
 def private_folder(home: Path, *names: str) -> Path:
-    """Return the folder `home/names...`, created or tightened so that only this user can write to it.
+    """Return the folder `home/names...`, created or tightened: only this user can write to it.
 
     Every folder from `home` downwards must be a real folder of this user. `home` loses the write
     permission of group and others; the folders below it become 0700.
@@ -163,7 +163,7 @@ def repair(folder: Path, members: Mapping[str, Member]) -> list[str]:
 
 
 def prune(store: Path, current: str) -> list[str]:
-    """Remove old versions of the code that no process uses, but for the newest; returns their names."""
+    """Remove old versions that no process uses, except the newest; returns their names."""
     ages: dict[Path, float] = {}
     for path in store.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another worker prunes too

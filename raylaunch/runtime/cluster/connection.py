@@ -32,8 +32,8 @@ def connect(address: str | None, token_file: Path | None = None) -> None:
     """Connect this process to a Ray cluster; does nothing when it is connected to that cluster.
 
     Args:
-        address: `host:port` of the GCS, "auto" for the cluster of this machine, None for RAY_ADDRESS
-            or "auto".
+        address: `host:port` of the GCS, "auto" for the cluster of this machine, None for
+            RAY_ADDRESS or "auto".
         token_file: Token of a cluster with authentication, when it is not in Ray's usual place.
 
     Raises:
@@ -73,7 +73,7 @@ def use_token(token_file: Path) -> None:
 
 
 def import_ahead() -> None:
-    """Import in the background what the next step needs, while this one waits for something else."""
+    """Import in the background what the next step needs, while this one waits."""
     for name in ("raylaunch.runtime.controller.controller_client", "ray"):
         threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
 
@@ -147,15 +147,19 @@ def why_unreachable(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
     if not colon or not port.isdigit():
         return ""
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as probe:
-            probe.sendall(HTTP2_HELLO)
-            if probe.recv(1):
-                return ""
-            return "the connection was closed without an answer"
-    except TimeoutError:
-        return f"no answer within {timeout_s:g} s"
+        probe = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
     except (OSError, OverflowError) as error:
         return str(error)
+    with probe:
+        try:
+            probe.sendall(HTTP2_HELLO)
+            probe.recv(1)
+        except TimeoutError:
+            return f"no answer within {timeout_s:g} s"
+        except OSError:
+            # A server with TLS closes the connection at this greeting: it is alive.
+            return ""
+    return ""
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -178,7 +182,7 @@ def _silence_node_messages() -> None:
 def _resolve(address: str) -> str:
     """Return the address behind "auto": what `ray start` wrote down on this machine.
 
-    Ray itself would then search all processes, and use a cluster embedded in somebody's test.
+    Ray itself would then search all processes, and use a cluster that another user's test embeds.
     """
     if address != "auto":
         return address
@@ -186,7 +190,8 @@ def _resolve(address: str) -> str:
     if recorded is None:
         raise ClusterError(
             "there is no Ray cluster on this machine",
-            why=f"neither --address nor RAY_ADDRESS is set, and `ray start` has left no {_record()}",
+            why="neither --address nor RAY_ADDRESS is set, and `ray start` has left no "
+            f"{_record()}",
             todo="`ray up cluster/a2-dual.yaml` starts one over SSH; "
             "`raylaunch start local-dual` needs none",
         )

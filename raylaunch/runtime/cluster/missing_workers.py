@@ -1,15 +1,18 @@
-"""What `ray up` left on the head, for the question whether all of its workers have joined."""
+"""Workers of `ray up` that have not joined the cluster, from what it left on the head."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from raylaunch.checks.join_checks import MissingWorkers, find_missing_workers
-from raylaunch.errors import ClusterFileError
+from raylaunch.errors import ClusterError, ClusterFileError
 from raylaunch.recipe.cluster_yaml import read_cluster_file
-from raylaunch.runtime.cluster.connection import alive_nodes, recorded_cluster
+from raylaunch.runtime.cluster.connection import (
+    alive_nodes,
+    read_own_file,
+    recorded_cluster,
+    session_folder,
+)
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """`ray up` leaves this for the autoscaler: its file, completed."""
@@ -17,35 +20,30 @@ LOGS = ("monitor.log", "monitor.out", "monitor.err")
 TAIL_BYTES = 200_000
 
 
-def absent_workers() -> MissingWorkers | None:
-    """The workers of `ray up` that the connected cluster lacks; None when all are there, or this is not its head."""
+def missing_workers() -> MissingWorkers | None:
+    """Find the workers of `ray up` that the connected cluster lacks.
+
+    None when all have joined, or when this process does not run on the head of that cluster.
+    """
     import ray
 
     try:
-        told = read_cluster_file(
-            Path(BOOTSTRAP).expanduser().read_text(encoding="utf-8"), BOOTSTRAP
-        )
-    except (OSError, UnicodeDecodeError, ClusterFileError):
+        text = Path(BOOTSTRAP).expanduser().read_text(encoding="utf-8")
+        wanted = read_cluster_file(text, BOOTSTRAP)
+        recorded = recorded_cluster()
+    except (OSError, UnicodeDecodeError, ClusterFileError, ClusterError):
         return None
-    # An embedded cluster on the same machine is not the one that `ray up` brought up.
-    if recorded_cluster() != ray.get_runtime_context().gcs_address:
+    # An embedded cluster on the same machine is not the one that `ray up` started.
+    if recorded != ray.get_runtime_context().gcs_address:
         return None
-    folder = (
-        Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-        / "ray"
-        / "session_latest"
-        / "logs"
-    )
+    folder = session_folder() / "session_latest" / "logs"
     alive = [node["NodeManagerAddress"] for node in alive_nodes()]
-    return find_missing_workers(
-        told, alive, {name: _tail(folder / name) for name in LOGS}, str(folder)
-    )
+    logs = {name: _tail(folder / name) for name in LOGS}
+    return find_missing_workers(wanted, alive, logs, str(folder))
 
 
 def _tail(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            return stream.read().decode(errors="replace")
+        return read_own_file(path, TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""

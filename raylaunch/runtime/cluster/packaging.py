@@ -20,10 +20,10 @@ from raylaunch.runtime.cluster import code_store
 
 
 def packaged(thing: Any) -> Any:  # noqa: ANN401 - Ray gives a remote class or function no type
-    """Return a stand-in for a class or function of raylaunch, for `ray.remote`, that brings its code.
+    """Return a stand-in for a class or function of raylaunch, for `ray.remote`, with its code.
 
-    It is pickled by value, together with the code of raylaunch. Ray unpickles it before any argument,
-    so that the arguments may be of raylaunch's types.
+    It is pickled by value, together with the code of raylaunch. Ray unpickles it before any
+    argument, so that the arguments may be of raylaunch's types.
     """
     code = _Code(*_pack(_package_folder()))
     if inspect.isclass(thing):
@@ -75,7 +75,7 @@ def _stand_in_class(kind: type, code: _Code) -> type:
 
 
 def _forward(method: str, *, is_async: bool) -> Callable[..., Any]:
-    """Return a method that calls the real one; pickled by value, for it is defined in a function."""
+    """Return a method that calls the real one. Defined in a function, so pickled by value."""
 
     async def later(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the method's own
         return await getattr(self.real, method)(*args, **kwargs)

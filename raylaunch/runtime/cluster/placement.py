@@ -1,4 +1,4 @@
-"""All NPUs of a deployment together, or none: reservation, and what is missing when there are too few."""
+"""Reserves all NPUs of a deployment together or none, and says what is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from raylaunch.errors import BusyError, PlacementError
 from raylaunch.recipe.model import Recipe
 from raylaunch.runtime.cluster.connection import alive_nodes
-from raylaunch.runtime.cluster.missing_workers import absent_workers
+from raylaunch.runtime.cluster.missing_workers import missing_workers
 
 PREFIX = "raylaunch:"
 
@@ -31,19 +31,20 @@ def reserve(
     timeout_s: float | None = None,
     *,
     detached: bool = True,
-) -> Any:  # noqa: ANN401
+) -> Any:  # noqa: ANN401 - Ray's PlacementGroup; importing it here would import Ray
     """Reserve the NPUs of every server in one placement group. Blocks up to `timeouts.reserve`.
 
     Args:
         name: Deployment.
-        recipe: Says how many servers, of how many NPUs.
-        excluded: Addresses or ids of nodes not to be used.
-        timeout_s: Wait so long, also for nodes that may yet come; by default `timeouts.reserve`.
-        detached: Keep it when this process ends.
+        recipe: Gives the number of servers and of NPUs for each.
+        excluded: Addresses or ids of nodes that must not be used.
+        timeout_s: Seconds to wait, also for nodes that may still join; by default
+            `timeouts.reserve`, and only for what the cluster has.
+        detached: Keep the reservation when this process exits.
 
     Raises:
         BusyError: there is a reservation of that name.
-        PlacementError: the cluster cannot give them; nothing stays reserved.
+        PlacementError: the cluster has too few NPUs; nothing stays reserved.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -66,16 +67,17 @@ def reserve(
 
 
 def already_reserved(name: str) -> BusyError:
-    """The error for a reservation of that name whose controller is lost."""
+    """Return the error for a reservation of that name whose controller is gone."""
     return BusyError(
         f"NPUs are reserved already for a deployment named {name!r}",
-        why="it has lost its controller (Ray's head was restarted, or the controller was killed)",
-        todo=f"`raylaunch clean --yes --deployment {name}` removes what is left; or use another --name",
+        why="its controller is gone (Ray's head was restarted, or the actor was killed)",
+        todo=f"`raylaunch clean --yes --deployment {name}` kills what is left of it; or use "
+        "another --name",
     )
 
 
-def find_group(name: str) -> Any | None:  # noqa: ANN401
-    """The reservation of a deployment, if there is one."""
+def find_group(name: str) -> Any | None:  # noqa: ANN401 - Ray's PlacementGroup
+    """Return the reservation of a deployment; None when there is none."""
     from ray.util.placement_group import get_placement_group
 
     try:
@@ -84,36 +86,45 @@ def find_group(name: str) -> Any | None:  # noqa: ANN401
         return None
 
 
-def release(group: Any) -> None:  # noqa: ANN401
-    """Give the NPUs back."""
+def release(group: Any) -> None:  # noqa: ANN401 - Ray's PlacementGroup
+    """Release the NPUs of a reservation."""
     from ray.util.placement_group import remove_placement_group
 
     remove_placement_group(group)
 
 
-def slots(group: Any) -> list[Slot]:  # noqa: ANN401
-    """Where the bundles are, ordered by address: ranks never follow the order of arrival."""
+def slots(group: Any) -> list[Slot]:  # noqa: ANN401 - Ray's PlacementGroup
+    """Return where the bundles are, ordered by address: ranks never follow the order of arrival."""
     from ray.util import placement_group_table
 
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in alive_nodes()}
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive_nodes()}
     table = placement_group_table(group)["bundles_to_node_id"]
-    found = [
-        Slot(int(bundle), node_id, nodes.get(node_id, "")) for bundle, node_id in table.items()
-    ]
+    found = []
+    for bundle, node_id in table.items():
+        found.append(Slot(int(bundle), node_id, addresses.get(node_id, "")))
     return sorted(found, key=lambda slot: (_order(slot.ip), slot.node_id, slot.bundle))
 
 
 def has_spare(
     recipe: Recipe, used: tuple[str, ...], excluded: tuple[str, ...] = (), servers: int = 1
 ) -> bool:
-    """Whether nodes outside `used` and `excluded` (addresses or ids) have the NPUs of so many servers free."""
+    """Return whether other nodes have enough free NPUs for `servers` servers.
+
+    Args:
+        recipe: Gives the number of NPUs for each server.
+        used: Addresses or ids of nodes that do not count, because they are in use.
+        excluded: Addresses or ids of nodes that must not be used.
+        servers: How many servers need a place.
+    """
     free = _free_npus()
-    nodes = [node for node in alive_nodes() if not _is_among(node, (*used, *excluded))]
-    return _fitting(recipe, [int(free.get(node["NodeID"], 0)) for node in nodes]) >= servers
+    avoided = (*used, *excluded)
+    nodes = [node for node in alive_nodes() if not _is_among(node, avoided)]
+    amounts = [int(free.get(node["NodeID"], 0)) for node in nodes]
+    return _count_fitting(recipe, amounts) >= servers
 
 
 def _order(ip: str) -> tuple[int, int]:
-    address = ipaddress.ip_address(ip) if ip else ipaddress.ip_address("::")
+    address = ipaddress.ip_address(ip or "::")
     return address.version, int(address)
 
 
@@ -122,86 +133,98 @@ def _is_among(node: dict[str, Any], nodes: tuple[str, ...]) -> bool:
 
 
 def _avoid(excluded: tuple[str, ...], servers: int) -> list[dict[str, str]] | None:
+    """Return Ray's label selectors, one per bundle, that keep the servers off some nodes."""
     ids = [node["NodeID"] for node in alive_nodes() if _is_among(node, excluded)]
-    return [{"ray.io/node-id": f"!in({','.join(ids)})"}] * servers if ids else None
+    if not ids:
+        return None
+    return [{"ray.io/node-id": f"!in({','.join(ids)})"}] * servers
 
 
 def _refuse_impossible(recipe: Recipe, excluded: tuple[str, ...]) -> None:
-    """Say at once what waiting cannot cure."""
+    """Refuse without waiting what waiting cannot change."""
     nodes = [node for node in alive_nodes() if not _is_among(node, excluded)]
+    wanted = recipe.parallel.servers
     totals = [int(node["Resources"].get("NPU", 0)) for node in nodes]
-    if _fitting(recipe, totals) < recipe.parallel.servers:
+    if _count_fitting(recipe, totals) < wanted:
         raise _shortage(recipe, excluded, "the cluster does not have them")
     free = _free_npus()
     amounts = [int(free.get(node["NodeID"], 0)) for node in nodes]
-    if _fitting(recipe, amounts) < recipe.parallel.servers and recipe.timeouts.reserve < 1:
+    # A recipe that allows less than a second of waiting gets its answer without a reservation.
+    if _count_fitting(recipe, amounts) < wanted and recipe.timeouts.reserve < 1:
         raise _shortage(recipe, excluded, "they are in use")
 
 
 def _shortage(recipe: Recipe, excluded: tuple[str, ...], why: str) -> PlacementError:
-    servers, need = recipe.parallel.servers, recipe.npus_per_server
+    servers = recipe.parallel.servers
+    need = recipe.npus_per_server
     spread = f" on {servers} different nodes" if recipe.hardware.spread and servers > 1 else ""
     what = f"too few NPUs: {servers} server(s) with {need} NPUs each are needed{spread}, and {why}"
     nodes = _describe_nodes(excluded)
-    if absent := absent_workers():
+    missing = missing_workers()
+    if missing:
         return PlacementError(
             what,
-            why=absent.what,
-            evidence="\n".join([*nodes, *(f"  {line}" for line in absent.evidence)]),
-            todo=f"{absent.todo}; or end what holds NPUs (`raylaunch list --running`, `raylaunch stop NAME`)",
+            why=missing.what,
+            evidence="\n".join([*nodes, *(f"  {line}" for line in missing.evidence)]),
+            todo=f"{missing.todo}; or stop what holds NPUs (`raylaunch list --running`, "
+            "`raylaunch stop NAME`)",
         )
     return PlacementError(
         what,
         evidence="\n".join(nodes),
-        todo="end what holds them (`raylaunch list --running`, `raylaunch stop NAME`), or wait for nodes that have "
-        "not joined yet (`ray status`); a node whose NPUs Ray does not see needs `--resources '{\"NPU\": 8}'`",
+        todo="stop what holds them (`raylaunch list --running`, `raylaunch stop NAME`), or wait "
+        "for nodes that have not joined yet (`ray status`); a node whose NPUs Ray does not see "
+        "needs `--resources '{\"NPU\": 8}'`",
     )
 
 
-def _fitting(recipe: Recipe, npus: Sequence[int]) -> int:
-    """How many servers so many NPUs per node are enough for."""
+def _count_fitting(recipe: Recipe, npus: Sequence[int]) -> int:
+    """Return how many servers find enough NPUs on nodes with these amounts."""
     need = recipe.npus_per_server
-    return sum(count >= need if recipe.hardware.spread else count // need for count in npus)
+    if recipe.hardware.spread:
+        return sum(amount >= need for amount in npus)
+    return sum(amount // need for amount in npus)
 
 
 def _describe_nodes(excluded: tuple[str, ...]) -> list[str]:
-    free, holders = _free_npus(), _holders()
+    free = _free_npus()
+    holders = _holders()
     lines = []
     for node in alive_nodes():
-        ip, node_id = node["NodeManagerAddress"], node["NodeID"]
+        ip = node["NodeManagerAddress"]
+        node_id = node["NodeID"]
         total = int(node["Resources"].get("NPU", 0))
-        held = ", ".join(f"{count} by {name}" for name, count in holders.get(node_id, {}).items())
-        excluded_text = ", excluded after a device fault" if ip in excluded else ""
-        lines.append(
-            f"  {ip}: {total} NPUs, {int(free.get(node_id, 0))} free{', ' + held if held else ''}{excluded_text}"
-        )
+        parts = [f"{ip}: {total} NPUs", f"{int(free.get(node_id, 0))} free"]
+        for name, count in holders.get(node_id, {}).items():
+            parts.append(f"{count} by {name}")
+        if ip in excluded:
+            parts.append("excluded after a device fault")
+        lines.append("  " + ", ".join(parts))
     return lines
 
 
 def _free_npus() -> dict[str, float]:
-    """Free NPUs by node id."""
-    from ray._private.state import (
-        available_resources_per_node,  # no public call has it without the dashboard
-    )
+    """Return the free NPUs by node id."""
+    # No public function has this without the dashboard.
+    from ray._private.state import available_resources_per_node
 
-    return {
-        node_id: resources.get("NPU", 0.0)
-        for node_id, resources in available_resources_per_node().items()
-    }
+    free = {}
+    for node_id, resources in available_resources_per_node().items():
+        free[node_id] = resources.get("NPU", 0.0)
+    return free
 
 
 def _holders() -> dict[str, dict[str, int]]:
-    """Node id -> who has reserved how many NPUs there, by placement group."""
+    """Return who has reserved how many NPUs, by node id and placement group."""
     from ray.util import placement_group_table
 
     holders: dict[str, dict[str, int]] = {}
     for group in placement_group_table().values():
         if group["state"] != "CREATED":
             continue
-        name = (
-            group["name"].removeprefix(PREFIX)
-            or f"placement group {group['placement_group_id'][:8]}"
-        )
+        name = group["name"].removeprefix(PREFIX)
+        if not name:
+            name = f"placement group {group['placement_group_id'][:8]}"
         for bundle, node_id in group["bundles_to_node_id"].items():
             npus = int(group["bundles"][bundle].get("NPU", 0))
             if npus:

@@ -13,12 +13,10 @@ import threading
 import time
 from collections.abc import Iterator
 
-import raylaunch
-
 log = logging.getLogger(__name__)
 
 DELAY_S = 1.0
-"""The first second belongs to the launch: an agent starts its server within 0.2 s."""
+"""The first second belongs to the launch of a server."""
 ROOMS = ("checks", "node", "plan", "recipe", "runtime", "supervise", "vllm_api")
 """What actors use; the command line, the importer and the renderers stay out."""
 LAZY = (
@@ -66,4 +64,4 @@ def _own_modules() -> Iterator[str]:
         yield package.__name__
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             yield found.name
-    yield f"{raylaunch.__name__}.errors"
+    yield "raylaunch.errors"

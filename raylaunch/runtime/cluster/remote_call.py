@@ -1,8 +1,8 @@
 """The one place that calls a Ray actor: each call is typed by the method that it runs.
 
-A handle (`AgentHandle`, `ControllerClient`, ...) holds a `RemoteActor` and has one method per remote
-method. It passes the method itself, not its name, so a type checker sees a renamed or changed
-remote method, and "go to definition" leads from the caller to the code that runs on the node.
+A handle (`AgentHandle`, `ControllerClient`, ...) holds a `RemoteActor` and has one method per
+remote method. It passes the method itself, not its name, so a type checker sees a renamed or
+changed remote method, and "go to definition" leads from the caller to the code on the node.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RemoteMethodCall = Callable[P, Coroutine[Any, Any, T]]
 RemoteMethod = Callable[Concatenate[A, P], Coroutine[Any, Any, T]]
 
 RETRY_PAUSE_S = 0.2
-"""Between two tries while Ray restarts an actor: it tells nobody when it is done."""
+"""Between two tries while Ray restarts an actor: it does not report when it is done."""
 SLOW_CALL_S = 5.0
 """A call that took longer than this, and was not asked to wait, is logged."""
 
@@ -98,9 +98,10 @@ class RemoteActor(Generic[A]):
         return run
 
     def ask(self, method: RemoteMethod[A, P, T], *, timeout_s: float) -> Callable[P, T]:
-        """As `call`, but blocking, for a process without an event loop; waits while Ray restarts the actor.
+        """As `call`, but blocking, for a process without an event loop.
 
-        The returned function raises as that of `call`; ActorUnavailableError only after `timeout_s`.
+        Waits while Ray restarts the actor. The returned function raises as that of `call`;
+        ActorUnavailableError only after `timeout_s`.
         """
 
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -156,7 +157,7 @@ class RemoteActor(Generic[A]):
         """Ray's error as one of ours; an error that did not come from Ray is returned unchanged."""
         from ray import exceptions
 
-        # Ray delivers an error of the remote method as a RayTaskError that carries it. The carried error
+        # Ray delivers an error of the remote method as a RayTaskError that carries it. The packaged error
         # comes first: a RayTaskError of one of our errors is of that class too, but its text
         # is a traceback.
         cause = getattr(error, "cause", None)

@@ -15,7 +15,7 @@ from raylaunch.node.process.orphans import (
     terminate_orphans,
 )
 from raylaunch.plan.facts import MarkedProcess
-from raylaunch.runtime.cluster import local_cluster, placement
+from raylaunch.runtime.cluster import local_cleanup, placement
 from raylaunch.runtime.cluster.connection import NAMESPACE, alive_nodes
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.controller.port_turns import running_names
@@ -55,9 +55,9 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     found, silent = _search_everywhere(running, deployment) if asked else ([], [])
     found = _one_per_machine([*found, _search(_THIS_PROCESS, running, deployment)])
     left, silent_at_kill = _kill_everywhere(found) if end else (found, [])
-    records = local_cluster.stale_records(home, deployment)
+    records = local_cleanup.stale_records(home, deployment)
     left_records = [
-        name for name in records if not (end and local_cluster.remove_record(home, name))
+        name for name in records if not (end and local_cleanup.remove_record(home, name))
     ]
     return CleanReport(
         ended=end,
@@ -65,7 +65,7 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
         left=_flatten(left),
         records=tuple(records),
         left_records=tuple(left_records),
-        undecided=tuple(local_cluster.undecided_records(home, deployment)),
+        undecided=tuple(local_cleanup.undecided_records(home, deployment)),
         orphaned=tuple(headless),
         left_orphaned=tuple(left_headless),
         silent=tuple(dict.fromkeys((*silent, *silent_at_kill))),

@@ -21,7 +21,7 @@ from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.recipe_settings import given_args
 from raylaunch.runtime.agent.gang import Gang
-from raylaunch.runtime.cluster.missing_workers import absent_workers
+from raylaunch.runtime.cluster.missing_workers import missing_workers
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.controller.port_turns import Neighbours
 
@@ -90,7 +90,7 @@ async def plan_and_check(
     findings = [*check_recipe(loaded, nodes[0].versions, flags_asked=flags_are_known)]
     findings += check_nodes(loaded, nodes, plan, neighbours.plans)
     findings += check_silent_neighbours(neighbours.silent)
-    findings += check_joined(absent_workers())
+    findings += check_joined(missing_workers())
     pings = choose_pings(loaded, nodes, plan)
     unreached, pinged = await asyncio.gather(_try_links(gang, plan), _ping_npus(gang, pings))
     interfaces = {server.node.ip: server.node.interface for server in plan.servers}

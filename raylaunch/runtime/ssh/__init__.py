@@ -1,1 +1,1 @@
-"""`--cluster`: running this raylaunch on the head of another cluster over SSH."""
+"""`--cluster`: runs this raylaunch on the head of another cluster, over SSH."""

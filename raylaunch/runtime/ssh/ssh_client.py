@@ -1,17 +1,21 @@
-"""The near side of `--cluster`: this raylaunch, run on the head of a cluster that `ray up` started.
+"""The client side of `--cluster`: runs this raylaunch on the head of a cluster of `ray up`.
 
-Over SSH with the options of Ray's own launcher, in the login shell and container that `ray up` uses, but not through
-`ray exec`, which asks for a terminal: with Ray 2.60 it writes its log and the far side's stderr to stdout, ends with 1
-whatever the command's exit code, and works only where `ray up` was run, since the last reboot (its state is in /tmp).
-Ray's job API would need the dashboard, keeps a job's environment where every job can read it, makes one stream of
-stdout and stderr, and ends with 1 for every failure. Here all goes through stdin, secrets too, to ssh_bootstrap.py.
+It uses SSH with the options of Ray's own launcher, in the login shell and container that `ray up`
+uses. It does not use `ray exec`, which asks for a terminal: with Ray 2.60 that writes its log and
+the remote stderr to stdout, exits with 1 whatever the command's exit status, and works only where
+`ray up` was run, since the last reboot (its state is in /tmp). Ray's job API would need the
+dashboard, keeps a job's environment where every job can read it, merges stdout and stderr, and
+exits with 1 for every failure. Here everything goes through stdin, secrets too, to
+ssh_bootstrap.py.
+
+Unlike Ray's launcher it compares host keys: the secrets of a recipe go to the host that answers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
+import logging
 import os
 import secrets
 import selectors
@@ -21,20 +25,20 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from raylaunch.errors import ClusterFileError, HeadError, from_dict
-from raylaunch.recipe.catalog import configs_dir
 from raylaunch.recipe.cluster_yaml import GIVEN, ClusterFile, read_cluster_file
-from raylaunch.runtime.ssh import ssh_bootstrap
+from raylaunch.runtime.ssh.ssh_message import pack_message
+
+log = logging.getLogger(__name__)
 
 CONNECT_S = 10
 BEGIN_S = 90.0
-"""From the start of ssh until raylaunch runs on the head; a second or two when all is well."""
-NEEDED = (
+"""From the start of ssh until raylaunch runs on the head; normally a second or two."""
+REQUIRED_MODULES = (
     "ray",
     "yaml",
     "pydantic",
@@ -45,37 +49,53 @@ NEEDED = (
     "psutil",
     "prometheus_client",
 )
-"""What raylaunch imports. vLLM brings all but Ray, so nothing is installed on the head for raylaunch's sake."""
-LOST = 255
-"""With this ssh itself fails; raylaunch never does."""
+"""What raylaunch imports. vLLM brings all but Ray, so raylaunch installs nothing on the head."""
+SSH_FAILED = 255
+"""Exit status of ssh when ssh itself fails; raylaunch never exits with it."""
 INTERRUPTED = 130
 CHUNK = 65536
-BEAT_S = 10.0
-"""How often the far side hears that this one is there; it gives up after errand.PATIENCE_S."""
+HEARTBEAT_S = 10.0
+"""Interval of the client's heartbeats; the head waits ssh_bootstrap.CLIENT_SILENCE_S for one."""
+SHELL_NOISE = (
+    "cannot set terminal process group",
+    "no job control in this shell",
+    "Permanently added",
+)
+"""Lines that every login over SSH may print; they explain no failure."""
+HOST_KEY_CHANGED = "Host key verification failed"
 
 LOGIN = """\
 source ~/.bashrc;
-program=$(command -v ray) || { echo "no program named ray is in the PATH of a login shell" >&2; exit 127; };
-read -r first < "$program"; python=${first#??}; case $python in */python*) ;; *) python=python3;; esac;
-exec $python -c 'import os; near = os.fdopen(os.dup(0), "rb"); exec(near.read(int(near.readline())))' <&3"""
-"""Finds the Python that Ray's own program runs in, and has it run what arrives; 3 keeps that from the login scripts."""
+program=$(command -v ray) ||
+{ echo "no program named ray is in the PATH of a login shell" >&2; exit 127; };
+read -r first < "$program"; python=${first#??};
+case $python in */python*) ;; *) python=python3;; esac;
+exec $python -c '
+import os
+sent = os.fdopen(os.dup(0), "rb")
+exec(sent.read(int(sent.readline())))' <&3"""
+"""Finds the Python that Ray's own program uses, and has it run what is sent.
+
+Descriptor 3 keeps what is sent from the login scripts.
+"""
 
 
 def run_on_head(
     file: Path, words: Sequence[str], given: Mapping[str, Path], env: Mapping[str, str]
 ) -> int:
-    """Run a command line of raylaunch on a cluster's head, stdout and stderr passed on as they are.
+    """Run a command line of raylaunch on a cluster's head.
 
-    The first Ctrl-C is passed on too; at a second one nobody waits for the far side's answer.
+    Its stdout and stderr are passed on unchanged.
+    The first Ctrl-C is passed on too. After a second one the answer of the head is not awaited.
 
     Args:
         file: The cluster's file for `ray up`.
         words: The command line; GIVEN in a word stands for the folder with the files of `given`.
-        given: Files to bring along, by their path below that folder.
+        given: Files to send along, by their path below that folder.
         env: Variables to set there. Their values are on no command line.
 
     Returns:
-        The exit code of the far side; 130 when Ctrl-C came before it began.
+        The exit status of the remote command; 130 when Ctrl-C came before it began.
 
     Raises:
         ClusterFileError: the file is missing or not one for `ray up`.
@@ -84,28 +104,53 @@ def run_on_head(
     """
     cluster = _read(file)
     mark = secrets.token_hex(16)
-    order = {"mark": mark, "words": [word.replace(GIVEN, mark) for word in words], "env": dict(env)}
-    load = _load({**order, "needs": NEEDED, "file": str(file)}, _zip(given))
+    request = {
+        "mark": mark,
+        "words": [word.replace(GIVEN, mark) for word in words],
+        "env": dict(env),
+        "needs": REQUIRED_MODULES,
+        "file": str(file),
+    }
+    message = pack_message(request, given)
+    log.info("running `raylaunch %s` on %s over SSH", shlex.join(words), cluster.head_ip)
     with _ssh(cluster) as process:
-        errand_run = _Errand(process, mark, file, cluster)
-        with _sending(process, load), _on_interrupt(errand_run):
-            return errand_run.follow()
+        command = _RemoteCommand(process, mark, file, cluster)
+        with _sending(process, message), _on_interrupt(command):
+            return command.follow()
 
 
 def ssh_command(cluster: ClusterFile) -> list[str]:
-    """The command that runs the errand on the head, as the user and in the container of the cluster's file."""
+    """Return the ssh command line, for the user and the container of the cluster's file.
+
+    Host keys are compared with ~/.ssh/known_hosts. An unknown one is added (accept-new): `ray up`
+    has added none, because it compares none, so refusing it would refuse every first command. A key
+    that has changed is refused.
+
+    Raises:
+        ClusterFileError: the user or host would be read as an option of ssh or docker.
+    """
     from ray.autoscaler._private.command_runner import SSHOptions
 
-    options = SSHOptions(cluster.key, None, ProxyCommand=cluster.proxy, BatchMode="yes")
+    options = SSHOptions(
+        cluster.key,
+        None,
+        ProxyCommand=cluster.proxy,
+        BatchMode="yes",
+        StrictHostKeyChecking="accept-new",
+        UserKnownHostsFile=None,  # instead of Ray's /dev/null: ssh's own files
+    )
+    host = cluster.outer_ip or cluster.head_ip
+    _refuse_options(cluster.user, host, cluster.container)
     inner = f"exec bash --login -c -i {shlex.quote(LOGIN)} 3<&0 </dev/null"
     if cluster.container:
-        inner = f"exec {cluster.docker} exec -i {shlex.quote(cluster.container)} bash -c {shlex.quote(inner)}"
-    where = f"{cluster.user}@{cluster.outer_ip or cluster.head_ip}"
-    return ["ssh", *options.to_ssh_options_list(timeout=CONNECT_S), where, inner]
+        enter = f"exec {cluster.docker} exec -i {shlex.quote(cluster.container)}"
+        inner = f"{enter} bash -c {shlex.quote(inner)}"
+    words = options.to_ssh_options_list(timeout=CONNECT_S)
+    return ["ssh", *words, "--", f"{cluster.user}@{host}", inner]
 
 
-class _Errand:
-    """The dialogue with the far side."""
+class _RemoteCommand:
+    """The dialogue with the command that runs on the head."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], mark: str, file: Path, cluster: ClusterFile
@@ -115,11 +160,11 @@ class _Errand:
         self._cluster = cluster
         self._out = _Gate(mark.encode() + b" ", sys.stdout)
         self._err = _Gate(mark.encode() + b"\n", sys.stderr)
-        self._begun = False
+        self._has_begun = False
         self._interrupts = 0
 
     def follow(self) -> int:
-        """Pass on what the far side says, until it ends."""
+        """Pass on what the command prints until it exits; returns its exit status."""
         deadline = time.monotonic() + BEGIN_S
         with selectors.DefaultSelector() as selector:
             for pipe, gate in (
@@ -129,19 +174,18 @@ class _Errand:
                 assert pipe is not None
                 selector.register(pipe, selectors.EVENT_READ, gate)
             while selector.get_map():
-                ready = selector.select(
-                    None if self._begun else max(0.0, deadline - time.monotonic())
-                )
-                if not ready and not self._begun and time.monotonic() >= deadline:
-                    raise self._silent()
+                left_s = max(0.0, deadline - time.monotonic())
+                ready = selector.select(None if self._has_begun else left_s)
+                if not ready and not self._has_begun and time.monotonic() >= deadline:
+                    raise self._not_begun_in_time()
                 for key, _ in ready:
                     self._pass_on(selector, key)
         return self._judge(self._process.wait())
 
     def interrupt(self) -> None:
-        """Ctrl-C: the end of its stdin tells the far side; one that has not begun, or does not listen, is left."""
+        """Pass Ctrl-C on by closing the command's stdin; one that has not begun is abandoned."""
         self._interrupts += 1
-        if self._begun and self._interrupts == 1:
+        if self._has_begun and self._interrupts == 1:
             assert self._process.stdin is not None
             self._process.stdin.close()
         else:
@@ -153,81 +197,103 @@ class _Errand:
             selector.unregister(key.fileobj)
             return
         key.data.take(chunk)
-        if not self._begun and self._out.is_open:
-            self._begun = True
-            if problem := json.loads(self._out.first_line):
+        if not self._has_begun and self._out.is_open:
+            self._has_begun = True
+            problem = json.loads(self._out.first_line)
+            if problem:
                 raise from_dict(problem)
 
     def _judge(self, code: int) -> int:
-        if self._interrupts and (not self._begun or code < 0):
+        if self._interrupts and (not self._has_begun or code < 0):
             return INTERRUPTED
-        if not self._begun:
-            raise self._refused(code)
-        if code == LOST or code < 0:
+        if not self._has_begun:
+            raise self._explain_failure(code)
+        if code == SSH_FAILED or code < 0:
             raise HeadError(
                 f"the connection to the head {self._cluster.head_ip} was lost",
-                why="a deployment goes on without this command, and so does a start",
+                why="a deployment does not depend on this command, and neither does a start",
                 todo=f"`raylaunch status --cluster {self._file}` shows what runs",
             )
         return code
 
-    def _refused(self, code: int) -> HeadError:
+    def _explain_failure(self, code: int) -> HeadError:
+        printed = self._printed_before()
+        if code != SSH_FAILED:
+            return self._cannot_run(code, printed)
         ssh = shlex.join(ssh_command(self._cluster)[:-1])
-        if code == LOST:
-            what, todo = (
-                f"the head {self._cluster.head_ip} cannot be reached over SSH",
-                f"mend what `{ssh} true` says",
+        if HOST_KEY_CHANGED in printed:
+            return HeadError(
+                f"the host key of {self._cluster.head_ip} is not the one that it had before",
+                why="the host was installed again, or another one answers in its place; nothing "
+                "was sent to it",
+                evidence=printed,
+                todo="compare the key with that of the host; if it is right, remove the old one "
+                f"with `ssh-keygen -R {self._cluster.outer_ip or self._cluster.head_ip}`",
             )
-        else:
-            place = (
-                f"container {self._cluster.container} on the head"
-                if self._cluster.container
-                else "head"
-            )
-            what = (
-                f"raylaunch cannot be run in the {place} {self._cluster.head_ip} (exit code {code})"
-            )
-            todo = f"`ray up -y {self._file}` prepares it; `ray attach {self._file}` shows how a shell there begins"
-        return HeadError(what, evidence=self._said(), todo=todo)
+        return HeadError(
+            f"the head {self._cluster.head_ip} cannot be reached over SSH",
+            evidence=printed,
+            todo=f"fix what `{ssh} true` reports",
+        )
 
-    def _silent(self) -> HeadError:
+    def _cannot_run(self, code: int, printed: str) -> HeadError:
+        place = "head"
+        if self._cluster.container:
+            place = f"container {self._cluster.container} on the head"
+        return HeadError(
+            f"raylaunch cannot be run in the {place} {self._cluster.head_ip} (exit code {code})",
+            evidence=printed,
+            todo=f"`ray up -y {self._file}` prepares it; `ray attach {self._file}` shows how a "
+            "shell there begins",
+        )
+
+    def _not_begun_in_time(self) -> HeadError:
         return HeadError(
             f"the head {self._cluster.head_ip} did not begin within {BEGIN_S:.0f} s",
-            evidence=self._said(),
-            todo=f"`ray attach {self._file}` shows how a shell there begins: nothing in it may wait for an answer",
+            evidence=self._printed_before(),
+            todo=f"`ray attach {self._file}` shows how a shell there begins: nothing in it may "
+            "wait for an answer",
         )
 
-    def _said(self) -> str:
-        noise = (
-            "cannot set terminal process group",
-            "no job control in this shell",
-            "Permanently added",
-        )
+    def _printed_before(self) -> str:
+        """Return the last lines that ssh and the login shell printed."""
         text = (self._out.held + b"\n" + self._err.held).decode(errors="replace")
-        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-        return "\n".join([line for line in lines if not any(part in line for part in noise)][-10:])
+        lines = []
+        for line in text.splitlines():
+            is_noise = any(part in line for part in SHELL_NOISE)
+            if line.strip() and not is_noise:
+                lines.append(line.rstrip())
+        return "\n".join(lines[-10:])
 
 
 class _Gate:
-    """A stream of the far side: what comes before the mark is the login shell's, and kept; the rest is passed on."""
+    """A remote stream. What precedes the mark comes from the login shell and is held back."""
 
     def __init__(self, mark: bytes, target: TextIO) -> None:
         self._mark = b"\n" + mark
+        # On stdout the rest of the mark's line is JSON: a problem, or null.
+        self._has_line = mark.endswith(b" ")
         self._target = target.buffer
         self.held = b""
         self.first_line = b""
         self.is_open = False
 
     def take(self, chunk: bytes) -> None:
-        if not self.is_open:
-            self.held += chunk
-            before, mark, after = self.held.partition(self._mark)
-            if not mark or (self._mark.endswith(b" ") and b"\n" not in after):
-                return
-            self.is_open, self.held = True, before
-            if self._mark.endswith(b" "):
-                self.first_line, _, after = after.partition(b"\n")
-            chunk = after
+        """Hold `chunk`, or pass it on when the mark has come."""
+        if self.is_open:
+            self._write(chunk)
+            return
+        self.held += chunk
+        before, mark, after = self.held.partition(self._mark)
+        if not mark or (self._has_line and b"\n" not in after):
+            return
+        self.is_open = True
+        self.held = before
+        if self._has_line:
+            self.first_line, _, after = after.partition(b"\n")
+        self._write(after)
+
+    def _write(self, chunk: bytes) -> None:
         self._target.write(chunk)
         self._target.flush()
 
@@ -244,43 +310,27 @@ def _read(file: Path) -> ClusterFile:
     return read_cluster_file(text, str(file))
 
 
-def _zip(given: Mapping[str, Path]) -> bytes:
-    """Pack this raylaunch with its recipes, and the files that are brought along."""
-    package = Path(__file__).resolve().parents[2]
-    files = {f"raylaunch/{path.relative_to(package)}": path for path in _files(package)}
-    files |= {
-        f"raylaunch/configs/{path.relative_to(configs_dir())}": path
-        for path in _files(configs_dir())
-    }
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for name, path in {**files, **given}.items():
-            archive.write(path, name)
-    return packed.getvalue()
-
-
-def _files(folder: Path) -> list[Path]:
-    return [
-        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    ]
-
-
-def _load(order: Mapping[str, object], package: bytes) -> bytes:
-    source = Path(ssh_bootstrap.__file__).read_bytes() + b"\nmain(near)\n"
-    line = json.dumps({**order, "size": len(package)}).encode()
-    return b"%d\n" % len(source) + source + line + b"\n" + package
+def _refuse_options(*names: str | None) -> None:
+    """Refuse a name that ssh, docker or a shell on the way would not read as a name."""
+    for name in names:
+        if name is not None and (name.startswith("-") or not name.isprintable() or " " in name):
+            raise ClusterFileError(
+                f"{name!r} in the cluster's file is not the name of a user, host or container",
+                why="ssh would read it as an option",
+                todo="correct auth.ssh_user, provider.head_ip, provider.external_head_ip or "
+                "docker.container_name",
+            )
 
 
 @contextlib.contextmanager
 def _ssh(cluster: ClusterFile) -> Iterator[subprocess.Popen[bytes]]:
-    """The ssh process, in a session of its own: Ctrl-C is passed on, not shared."""
-    pipe = subprocess.PIPE
+    """Run ssh in a session of its own: Ctrl-C is passed on, not shared."""
     try:
         process = subprocess.Popen(
             ssh_command(cluster),
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
         )
@@ -294,31 +344,30 @@ def _ssh(cluster: ClusterFile) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def _sending(process: subprocess.Popen[bytes], load: bytes) -> Iterator[None]:
-    ended = threading.Event()
-    threading.Thread(target=_send, args=(process, load, ended), daemon=True).start()
+def _sending(process: subprocess.Popen[bytes], message: bytes) -> Iterator[None]:
+    finished = threading.Event()
+    threading.Thread(target=_send, args=(process, message, finished), daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
+        finished.set()
 
 
-def _send(process: subprocess.Popen[bytes], load: bytes, ended: threading.Event) -> None:
-    """Write all of it, then signs of life until the end. Whether it arrived shows in what comes back."""
+def _send(process: subprocess.Popen[bytes], message: bytes, finished: threading.Event) -> None:
+    """Write all of it, then heartbeats. Whether it arrived shows in what comes back."""
     assert process.stdin is not None
-    left = memoryview(load)
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # the far side has ended, or its stdin was closed for a Ctrl-C
+    left = memoryview(message)
+    # The remote command has exited, or its stdin was closed for a Ctrl-C.
+    with contextlib.suppress(OSError, ValueError):
         while left:
             left = left[process.stdin.write(left) or 0 :]
-        while not ended.wait(BEAT_S):
+        while not finished.wait(HEARTBEAT_S):
             process.stdin.write(b".")
 
 
 @contextlib.contextmanager
-def _on_interrupt(running: _Errand) -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, lambda *_: running.interrupt())
+def _on_interrupt(command: _RemoteCommand) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, lambda *_: command.interrupt())
     try:
         yield
     finally:

@@ -1,0 +1,222 @@
+"""Cleans up embedded clusters: cancelled or interrupted starts, dead clusters, damaged records.
+
+Everything here works without Ray's answer, by the marker that each process of a cluster carries.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from raylaunch.errors import ClusterError
+from raylaunch.node.process.cluster_records import (
+    ClusterRecord,
+    damaged,
+    read_record,
+    read_records,
+    record_path,
+)
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.plan.facts import MarkedProcess
+from raylaunch.runtime.cluster.connection import why_unreachable
+
+log = logging.getLogger(__name__)
+
+END_GRACE_S = 1.0
+"""Ray's daemons have nothing to save: the servers were stopped before them."""
+SERVER_GRACE_S = 5.0
+"""For servers whose agents were killed with the cluster: their guards stop them by themselves."""
+CANCEL_TIMEOUT_S = 15.0
+"""In which a starting process notices that its start was cancelled; it checks between two steps."""
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class KilledCluster:
+    """What killing an embedded cluster by its marker came to."""
+
+    processes: int
+    """How many were found, servers included."""
+    left: tuple[str, ...] = ()
+    """What resisted: "pid 12 raylet"."""
+
+
+def stop_local(home: Path, deployment: str) -> list[str]:
+    """Kill the embedded cluster of `deployment`; returns what resisted ("pid 12 raylet").
+
+    Raises:
+        ClusterError: its record cannot be read.
+    """
+    return list(kill_local(home, deployment).left)
+
+
+def kill_local(home: Path, deployment: str) -> KilledCluster:
+    """Kill the embedded cluster of `deployment`, and its servers, by their markers.
+
+    Needs no answer from Ray. Takes at most 2 x 10 s, for processes that resist SIGKILL.
+
+    Raises:
+        ClusterError: its record cannot be read.
+    """
+    record = read_record(home, deployment)
+    return KilledCluster(0) if record is None else kill_cluster(home, record)
+
+
+def cancel_start(home: Path, deployment: str) -> KilledCluster | None:
+    """Cancel a start that is under way, or clean up an interrupted one; None when there is none.
+
+    The starter is not signalled: it may be a user's Python program. It sees the cancellation, or
+    that its `ray start` was killed, and removes the record.
+
+    Raises:
+        ClusterError: the record cannot be read.
+    """
+    record = read_record(home, deployment)
+    if record is None or not (record.is_starting() or record.is_abandoned()):
+        return None
+    seen: set[int] = set()
+    if record.is_starting():
+        cancellation = cancellation_path(home, record)
+        cancellation.touch(mode=0o600)
+        deadline = time.monotonic() + CANCEL_TIMEOUT_S
+        while _is_under_way(home, record) and time.monotonic() < deadline:
+            seen.update(process.pid for process in find_marked(record.marker))
+            terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=0)
+            time.sleep(POLL_S)
+        latest = read_record(home, deployment)
+        if latest is not None and latest.marker == record.marker and latest.address:
+            # It was complete before the cancellation: a deployment like any other.
+            cancellation.unlink(missing_ok=True)
+            return None
+    killed = kill_cluster(home, record)
+    return replace(killed, processes=killed.processes + len(seen))
+
+
+def stale_records(home: Path, deployment: str | None) -> list[str]:
+    """Name the deployments of which only a record, or an interrupted start, is left.
+
+    A damaged record counts when no process can belong to it, or when `deployment` names it.
+    """
+    records, problems = read_records(home)
+    stale = [one.deployment for one in records if one.is_abandoned() or one.is_dead()]
+    stale += [
+        problem.deployment
+        for problem in problems
+        if deployment == problem.deployment or not _has_processes(problem.deployment)
+    ]
+    return sorted(name for name in stale if deployment in (None, name))
+
+
+def undecided_records(home: Path, deployment: str | None) -> list[str]:
+    """Describe the records that `clean` does not judge, each with what a person can do."""
+    records, problems = read_records(home)
+    lines = []
+    for record in records:
+        if deployment not in (None, record.deployment) or not record.address or record.is_dead():
+            continue
+        if why := why_unreachable(record.address):
+            count = len(find_marked(record.marker))
+            lines.append(
+                f"the embedded cluster of {record.deployment} does not answer ({why}), and {count} "
+                f"of its processes live: `raylaunch stop {record.deployment}` kills them"
+            )
+    for problem in problems:
+        name = problem.deployment
+        if deployment is None and _has_processes(name):
+            error = damaged(problem)
+            lines.append(f"{error.what} ({error.why}), and its processes live: {error.todo}")
+    return lines
+
+
+def describe_problems(home: Path) -> list[str]:
+    """Describe the records of a home that cannot be read, each with its file and what to do."""
+    lines = []
+    for problem in read_records(home)[1]:
+        error = damaged(problem)
+        lines.append(f"{error.what}: {error.why}; {error.todo}")
+    return lines
+
+
+def remove_record(home: Path, deployment: str) -> bool:
+    """Remove a stale record and all of its cluster; False: a process resisted."""
+    try:
+        return not kill_local(home, deployment).left
+    except ClusterError:
+        record_path(home, deployment).unlink(missing_ok=True)
+        return True
+
+
+def cancellation_path(home: Path, record: ClusterRecord) -> Path:
+    """Return the file whose existence says that this start is cancelled."""
+    return record_path(home, record.deployment).with_name(f"{record.marker[1:]}.cancelled")
+
+
+def _is_under_way(home: Path, record: ClusterRecord) -> bool:
+    latest = read_record(home, record.deployment)
+    return latest is not None and latest.marker == record.marker and latest.is_starting()
+
+
+def _has_processes(deployment: str) -> bool:
+    """Return whether a process carries the marker of a cluster of this deployment, of any home."""
+    pattern = re.compile(rf"@{re.escape(deployment)}-[0-9a-f]{{8}}")
+    return any(pattern.fullmatch(found.deployment) for found in find_marked())
+
+
+def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
+    """Kill the processes of a cluster, and the servers below its agents; remove its files."""
+    log.info("killing the embedded cluster of %s, marker %s", record.deployment, record.marker)
+    servers = _servers_below(record)
+    found = {process.pid for process in find_marked(record.marker)}
+    left = terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
+    if servers:
+        left += _kill_servers(record.deployment, servers)
+    if not left:
+        _remove_files(home, record)
+    return KilledCluster(
+        processes=len(found) + len(servers),
+        left=tuple(f"pid {process.pid} {process.command}" for process in left),
+    )
+
+
+def _servers_below(record: ClusterRecord) -> set[int]:
+    """Return the pids of the deployment's servers that descend from a process of this cluster.
+
+    Not by name alone: another cluster may run a deployment of the same name.
+    """
+    cluster = {process.pid for process in find_marked(record.marker)}
+    servers = set()
+    for server in find_marked(record.deployment):
+        with suppress(psutil.Error):  # it exited meanwhile
+            if any(parent.pid in cluster for parent in psutil.Process(server.pid).parents()):
+                servers.add(server.pid)
+    return servers
+
+
+def _kill_servers(deployment: str, pids: set[int]) -> list[MarkedProcess]:
+    """Let the guards stop their servers, then kill what is left of them."""
+    deadline = time.monotonic() + SERVER_GRACE_S
+    while time.monotonic() < deadline:
+        alive = pids.intersection(process.pid for process in find_marked(deployment))
+        if not alive:
+            return []
+        time.sleep(POLL_S)
+    return terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=END_GRACE_S, pids=pids)
+
+
+def _remove_files(home: Path, record: ClusterRecord) -> None:
+    shutil.rmtree(record.folder, ignore_errors=True)
+    Path(record.token_file).unlink(missing_ok=True)
+    cancellation_path(home, record).unlink(missing_ok=True)
+    path = record_path(home, record.deployment)
+    with suppress(ClusterError):
+        latest = read_record(home, record.deployment)
+        if latest is None or latest.marker != record.marker:
+            return  # by now the name belongs to another start
+    path.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""Runs `ray start` for an embedded cluster: on the loopback address, without secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from raylaunch.errors import ClusterError
+from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT
+
+START_TIMEOUT_S = 90.0
+OBJECT_STORE_BYTES = 80_000_000
+"""Ray's smallest is 75 MB; raylaunch passes almost no objects."""
+LOOPBACK = "127.0.0.1"
+
+RAY_START = """
+import sys
+from ray._private import services
+from ray.scripts import scripts
+services.resolve_ip_for_localhost = lambda host: host
+scripts.get_ray_client_dependency_error = lambda: "switched off by raylaunch"
+sys.stdin.readline() and scripts.main()
+"""
+"""`ray start`, with two changes for which Ray 2.60 has no option.
+
+Ray replaces 127.0.0.1 by the machine's own address, and then every daemon listens on all
+interfaces. And it starts a client server on port 10001 unless its dependencies are missing; with
+SO_REUSEPORT, so that two clusters share the port.
+"""
+
+SECRET_NAME = re.compile(
+    r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY(_ID)?|KEY)(_|$)",
+    re.IGNORECASE,
+)
+"""Names of variables that hold a secret: VLLM_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, ..."""
+
+
+@contextlib.contextmanager
+def ray_start(
+    folder: str, npus: int, env: dict[str, str], *arguments: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Run `ray start` for one node, which imports Ray and then waits for `begin`.
+
+    At the end of its input it exits, so one that is never allowed to begin leaves nothing.
+    """
+    command = [
+        sys.executable, "-c", RAY_START, "start", *arguments,
+        f"--node-ip-address={LOOPBACK}",
+        # Ray makes its folder 0777, so it gets one below ours, which is 0700.
+        f"--temp-dir={folder}/r",
+        f"--resources={json.dumps({'NPU': npus})}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=1", "--disable-usage-stats",
+        "--dashboard-agent-listen-port=0",  # a port in use costs Ray four seconds of retries
+        "--no-monitor",
+        "--include-log-monitor=false",
+        "--min-worker-port=0", "--max-worker-port=0",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        except BaseException:
+            # Before `with` waits for its exit: after Ctrl-C there is no point in waiting for Ray.
+            process.kill()
+            raise
+
+
+def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dict[str, str]:
+    """Return the environment of Ray's daemons: this process's, without its secrets.
+
+    Every worker inherits it, and every driver with the token may read it. The servers get the
+    secrets that their recipe names from raylaunch.
+    """
+    inherited = {}
+    for name, value in os.environ.items():
+        is_secret = name in secret_names or SECRET_NAME.search(name) is not None
+        if not is_secret and not name.startswith("RAY_"):
+            inherited[name] = value
+    if inherited.get("RAYLAUNCH_HOME"):
+        # Ray's workers run in other folders than this process.
+        inherited["RAYLAUNCH_HOME"] = str(Path(inherited["RAYLAUNCH_HOME"]).absolute())
+    return {
+        **inherited,
+        DEPLOYMENT: marker,
+        ATTEMPT: "0",
+        # Keeps the marker readable: Ray renames its processes over their environment.
+        "SPT_NOENV": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        # By default Ray's workers run at 15, and a server would inherit it.
+        "RAY_worker_niceness": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_enable_metrics_collection": "0",
+    }
+
+
+def begin(process: subprocess.Popen[str]) -> None:
+    """Let a prepared `ray start` begin."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has failed; `finish` reports why
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait until a `ray start` has done its work.
+
+    Raises:
+        ClusterError: it failed; its last lines are the evidence.
+    """
+    try:
+        output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+    if process.returncode:
+        tail = "\n".join(output.strip().splitlines()[-8:])
+        raise ClusterError(
+            f"the embedded Ray cluster did not start (exit status {process.returncode})",
+            evidence=tail,
+            todo="the lines above are Ray's; `raylaunch start` may simply be tried again",
+        )

@@ -1,0 +1,449 @@
+"""The embedded cluster: interrupted, cancelled, dead or frozen, and what others see of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_clusters import await_true
+
+from raylaunch import api
+from raylaunch.errors import BusyError, ClusterError, LaunchError, NotReadyError
+from raylaunch.node.process.cluster_records import (
+    ClusterRecord,
+    Starter,
+    encode,
+    pid_space,
+    read_records,
+    record_path,
+    this_process,
+)
+from raylaunch.node.process.orphans import Running, find_orphans
+from raylaunch.node.process.process_markers import find_marked
+from raylaunch.runtime.cluster import connection, local_cleanup, local_cluster, ray_start
+
+NAME = "test-embedded"
+MARKER = f"@{NAME}-1a2b3c4d"
+GONE = Starter(pid=2**22 - 1, started=1, machine=pid_space(), host=socket.gethostname())
+BOUND_S = 20.0
+"""`stop` must have finished by then, whatever state Ray is in."""
+
+
+def put_record(home: Path, **changes: object) -> ClusterRecord:
+    folder = home / "session"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "deployment": NAME,
+        "marker": MARKER,
+        "folder": str(folder),
+        "token_file": str(home / "clusters" / "a.token"),
+        **changes,
+    }
+    record = ClusterRecord(**parts)
+    path = record_path(home, NAME)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(encode(record))
+    return record
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """Start processes that carry the marker of the cluster, in the home of this test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(marker: str = MARKER) -> subprocess.Popen[bytes]:
+            env = {"RAYLAUNCH_DEPLOYMENT": marker, "RAYLAUNCH_HOME": str(tmp_path)}
+            program = "print(flush=True); import time; time.sleep(600)"
+            command = [sys.executable, "-c", program]
+            process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            process.stdout.readline()
+            return process
+
+        yield start
+
+
+def test_an_interrupted_start_is_an_orphan_and_a_running_one_is_not(tmp_path, marked):
+    process = marked()
+    put_record(tmp_path, starter=this_process())
+    assert find_orphans(Running(), NAME) == []
+    assert local_cleanup.stale_records(tmp_path, None) == []
+    with pytest.raises(NotReadyError, match="is being started"):
+        local_cluster.require_started(tmp_path, NAME)
+
+    put_record(tmp_path, starter=GONE)
+    assert [found.pid for found in find_orphans(Running(), NAME)] == [process.pid]
+    assert local_cleanup.stale_records(tmp_path, None) == [NAME]
+    with pytest.raises(ClusterError, match="was interrupted"):
+        local_cluster.require_started(tmp_path, NAME)
+
+
+def test_a_reused_pid_is_not_the_starter(tmp_path):
+    own = this_process()
+    assert not own.is_gone()
+    assert Starter(own.pid, own.started + 1, own.machine, own.host).is_gone()
+    assert Starter(own.pid, own.started, "an earlier boot", own.host).is_gone()
+    assert not Starter(1, 1, "an earlier boot", "another-host").is_gone(), "cannot be known here"
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:1"])
+def test_the_next_start_removes_what_an_interrupted_one_left(tmp_path, marked, address):
+    process = marked()
+    record = put_record(tmp_path, starter=GONE, address=address)
+    if address:
+        process.kill()
+        process.wait()
+    local_cluster._remove_garbage(tmp_path, NAME)
+    assert process.wait(20) in (-signal.SIGTERM, -signal.SIGKILL)
+    assert not Path(record.folder).exists()
+    assert not record_path(tmp_path, NAME).exists()
+
+
+def test_a_cluster_that_is_there_is_not_started_over(tmp_path, marked):
+    process = marked()
+    put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
+    with pytest.raises(BusyError, match="already there"):
+        local_cluster.start_local(tmp_path, NAME, nodes=1, npus_per_node=1)
+    assert process.poll() is None
+
+
+def test_a_start_that_was_cancelled_aborts(tmp_path):
+    record = put_record(tmp_path, starter=this_process())
+    local_cluster.refuse_cancelled(tmp_path, NAME)
+
+    def starter() -> None:
+        """As `start_local` does: notice the cancellation, kill, remove the record."""
+        with contextlib.suppress(LaunchError):
+            while True:
+                local_cluster.refuse_cancelled(tmp_path, NAME)
+        local_cleanup.kill_cluster(tmp_path, record)
+
+    thread = threading.Thread(target=starter)
+    thread.start()
+    killed = local_cleanup.cancel_start(tmp_path, NAME)
+    thread.join(20)
+    assert killed == local_cleanup.KilledCluster(0)
+    assert list((tmp_path / "clusters").iterdir()) == []
+
+
+def test_a_start_that_does_not_notice_is_killed_by_its_marker(tmp_path, marked, monkeypatch):
+    monkeypatch.setattr(local_cleanup, "CANCEL_TIMEOUT_S", 0.5)
+    process = marked()
+    put_record(tmp_path, starter=this_process())
+    killed = local_cleanup.cancel_start(tmp_path, NAME)
+    assert (killed.processes, killed.left) == (1, ())
+    assert process.wait(20) == -signal.SIGKILL
+    with pytest.raises(LaunchError, match="was stopped while it started"):
+        local_cluster.refuse_cancelled(tmp_path, NAME)
+
+
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"marker": 7}',
+    '{"marker": "@a", "starter": []}',
+    "\x00",
+    "é" * 9,
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, text):
+    put_record(tmp_path, starter=this_process())
+    bad = tmp_path / "clusters" / "bad.json"
+    bad.write_bytes(text.encode("latin-1"))
+    records, problems = read_records(tmp_path)
+    assert [record.deployment for record in records] == [NAME]
+    assert [problem.path for problem in problems] == [bad]
+    assert problems[0].why
+    with pytest.raises(ClusterError, match=str(bad)):
+        local_cluster.find_local(tmp_path, "bad")
+
+
+def test_a_record_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "clusters" / "folder.json").mkdir(parents=True)
+    _, problems = read_records(tmp_path)
+    assert [problem.deployment for problem in problems] == ["folder"]
+
+
+def test_a_damaged_record_never_hides_living_processes(tmp_path, marked):
+    process = marked()
+    path = put_record(tmp_path)
+    record_path(tmp_path, NAME).write_text("{")
+    assert find_orphans(Running()) == [] or process.pid not in {
+        found.pid for found in find_orphans(Running())
+    }
+    (line,) = local_cleanup.undecided_records(tmp_path, None)
+    assert f"{NAME}.json" in line
+    assert f"raylaunch clean --yes --deployment {NAME}" in line
+    assert [found.pid for found in find_orphans(Running(), NAME)] == [process.pid]
+    assert local_cleanup.stale_records(tmp_path, NAME) == [NAME]
+    assert path.deployment == NAME
+
+
+def test_status_and_list_go_on_beside_a_damaged_record(user):
+    folder = user.home / "clusters"
+    folder.mkdir(parents=True)
+    (folder / "bad.json").write_text("{")
+    listed = user.run("list", "--running", "-o", "json")
+    assert listed.json() == []
+    assert str(folder / "bad.json") in listed.err
+    for words in (("status", "bad"), ("stop", "bad")):
+        done = user.run(*words)
+        assert done.code == ClusterError.exit_code, done.err
+        assert str(folder / "bad.json") in done.err
+        assert "Traceback" not in done.err
+    assert user.run("clean", "--yes", "--deployment", "bad").code == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_ray_inherits_no_secret(tmp_path, monkeypatch):
+    secrets = [
+        "MY_RECIPE_NAMES_IT",
+        "VLLM_API_KEY",
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "DB_PASSWORD",
+    ]
+    kept = ["TOKENIZERS_PARALLELISM", "PATH", "KEYBOARD_LAYOUT", "HF_HOME"]
+    for name in (*secrets, *kept):
+        monkeypatch.setenv(name, os.environ.get(name, "x"))
+    env = ray_start.ray_env(MARKER, tmp_path / "token", secrets[:1])
+    assert not env.keys() & set(secrets)
+    assert set(kept) <= env.keys()
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def test_a_port_that_accepts_and_never_answers_is_no_cluster(listener):
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    assert connection.why_unreachable(address, 0.2) == "no answer within 0.2 s"
+    with pytest.raises(ClusterError, match="no Ray cluster answers"):
+        connection._check_reachable(address)
+
+
+@pytest.mark.parametrize("answered", [b"\x00", b""])
+def test_a_port_that_answers_or_hangs_up_is_alive(listener, answered):
+    """A server with TLS hangs up: it cannot read the greeting."""
+
+    def answer() -> None:
+        with listener.accept()[0] as peer:
+            peer.sendall(answered)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert connection.why_unreachable(f"127.0.0.1:{listener.getsockname()[1]}") == ""
+    thread.join()
+
+
+@pytest.fixture
+def ray_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray" / "ray_current_cluster"
+
+
+def test_the_address_that_ray_start_wrote_is_read(ray_record):
+    assert connection.recorded_cluster() is None
+    ray_record.write_text("192.0.2.10:6379\n")
+    assert connection.recorded_cluster() == "192.0.2.10:6379"
+
+
+def test_an_address_that_another_user_could_have_written_is_refused(ray_record):
+    os.mkfifo(ray_record)
+    with pytest.raises(ClusterError, match="is not trusted"):
+        connection.recorded_cluster()
+    ray_record.unlink()
+    (ray_record.parent / "elsewhere").write_text("192.0.2.66:6379")
+    ray_record.symlink_to(ray_record.parent / "elsewhere")
+    with pytest.raises(ClusterError, match="it is a symbolic link"):
+        connection.recorded_cluster()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_an_address_that_another_user_wrote_is_refused(ray_record):
+    ray_record.write_text("192.0.2.66:6379")
+    os.chown(ray_record, 12345, 12345)
+    with pytest.raises(ClusterError, match="belongs to another user"):
+        connection.recorded_cluster()
+
+
+def test_an_interrupt_before_there_is_a_controller_stops_the_cluster(monkeypatch):
+    stopped = []
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "start_embedded", lambda *_: None)
+    monkeypatch.setattr(api, "stop_embedded", stopped.append)
+    monkeypatch.setattr(api, "_create_controller", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        api.deploy("local-dual", deployment=NAME, address="local")
+    assert stopped == [NAME]
+
+
+def test_signals_are_as_they_were_after_a_start():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(KeyboardInterrupt), local_cluster.signals_as_interrupt():
+        signal.raise_signal(signal.SIGHUP)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with local_cluster.signals_as_interrupt():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def cluster_processes(name: str = NAME) -> list[int]:
+    return [found.pid for found in find_marked() if found.deployment.startswith(f"@{name}-")]
+
+
+def gcs_of(name: str = NAME) -> psutil.Process | None:
+    for pid in cluster_processes(name):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.name() == "gcs_server":
+                return process
+    return None
+
+
+@pytest.fixture
+def starting(user, standin, ports):
+    """`raylaunch start` at the moment when the first daemon of its cluster is there."""
+    user.extra = standin
+    process = user.popen("start", "local-dual", "--name", NAME, *ports)
+    with process:
+        await_true(gcs_of, "the GCS runs")
+        yield process
+        process.kill()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_during_the_start_leaves_nothing(user, starting, number):
+    starting.send_signal(number)
+    interrupted = 130
+    assert starting.wait(60) == interrupted, starting.stdout.read()
+    assert cluster_processes() == []
+    assert list((user.home / "clusters").iterdir()) == []
+
+
+@pytest.mark.ray
+def test_what_a_killed_start_left_is_found_and_stopped(user, starting):
+    starting.kill()
+    starting.wait()
+    assert user.run("status", NAME).code == ClusterError.exit_code
+    looked = user.run("clean", "--deployment", NAME)
+    assert looked.code == 11
+    assert f"@{NAME}-" in looked.out
+    stopped = user.run("stop", NAME)
+    assert stopped.code == 0, stopped.err
+    assert "nothing left" in stopped.out
+    assert cluster_processes() == []
+    assert user.run("clean", "--deployment", NAME).code == 0
+    assert user.run("stop", NAME).code == 9
+
+
+@pytest.mark.ray
+def test_stop_cancels_a_start(user, starting):
+    began = time.monotonic()
+    stopped = user.run("stop", NAME)
+    assert stopped.code == 0, stopped.err
+    assert time.monotonic() - began < BOUND_S
+    assert starting.wait(60) == LaunchError.exit_code
+    assert "was stopped while it started" in starting.stdout.read()
+    assert cluster_processes() == []
+    assert list((user.home / "clusters").iterdir()) == []
+
+
+BARE = f"""
+import json, sys
+from pathlib import Path
+from raylaunch.runtime.cluster.local_cluster import start_local
+cluster = start_local(Path(sys.argv[1]), {NAME!r}, nodes=2, npus_per_node=2,
+                      secret_names=["MY_RECIPE_NAMES_IT"])
+print(json.dumps([cluster.address, cluster.folder, str(cluster.token_file)]))
+"""
+
+
+@pytest.fixture
+def bare(user):
+    """An embedded cluster without a deployment."""
+    env = {**user.env, "MY_RECIPE_NAMES_IT": "a-secret", "HF_TOKEN": "a-token"}
+    command = [sys.executable, "-c", BARE, str(user.home)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.ray
+def test_an_embedded_cluster_shows_nothing_to_others_and_a_dead_one_is_stopped(user, bare):
+    address, folder, token_file = bare
+    listening = set()
+    for pid in cluster_processes():
+        process = psutil.Process(pid)
+        environment = process.environ()
+        assert not {"MY_RECIPE_NAMES_IT", "HF_TOKEN"} & environment.keys(), process.name()
+        for found in process.net_connections("inet"):
+            if found.status == psutil.CONN_LISTEN:
+                listening.add(tuple(found.laddr))
+    assert {ip.removeprefix("::ffff:") for ip, _ in listening} == {"127.0.0.1"}
+    ports = {port for _, port in listening}
+    assert int(address.rpartition(":")[2]) in ports
+    assert not ports & {6379, 8265, 10001, 52365}, "ports that Ray uses by default"
+    modes = {}
+    for path in (folder, token_file, user.home / "clusters"):
+        modes[path] = stat.S_IMODE(Path(path).stat().st_mode)
+    assert modes == {folder: 0o700, token_file: 0o600, user.home / "clusters": 0o700}
+
+    gcs_of().kill()
+    # Never without a name: it would kill what other tests on this machine have started.
+    looked = user.run("clean", "--yes", "--deployment", NAME)
+    assert looked.code == 11, "the cluster is recorded, so its processes are not killed unasked"
+    assert f"`raylaunch stop {NAME}` kills them" in looked.out
+    stopped = user.run("stop", NAME, "-o", "json")
+    assert stopped.code == 0, stopped.err
+    report = stopped.json()
+    assert report["processes_ended"] > 5
+    assert "no Ray cluster answers" in report["killed_because"]
+    assert cluster_processes() == []
+    assert not Path(folder).exists()
+
+
+@pytest.mark.ray
+def test_a_frozen_cluster_is_stopped_with_its_servers(user, standin, ports):
+    user.extra = standin
+    started = user.run("start", "local-dual", "--name", NAME, *ports)
+    assert started.code == 0, started.out + started.err
+    servers = len(find_marked(NAME))
+    assert servers
+    gcs_of().suspend()
+    began = time.monotonic()
+    stopped = user.run("stop", NAME)
+    took_s = time.monotonic() - began
+    assert stopped.code == 0, stopped.err
+    assert "was killed by the marker of its processes" in stopped.err
+    assert "no answer within 5 s" in stopped.err
+    assert took_s < BOUND_S
+    assert (find_marked(NAME), cluster_processes()) == ([], [])
