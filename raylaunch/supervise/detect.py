@@ -88,11 +88,13 @@ def _unmet_api_conditions(server: ServerSeen, history: History, gang: GroupShape
     absent = sorted(wanted - {rank.rank for rank in server.ranks})
     absent_names = ", ".join(map(str, absent))
     healthy = server.http.status == 200 and server.http.failing_since is None
+    # No observation is reported that was not made.
+    unhealthy = "/health is not 200" if server.http.at is not None else "/health not asked yet"
     canary = server.canary
     # A completion from before this attempt is no evidence about the current processes.
     completed = canary is not None and canary.ok and canary.at >= history.started_at
     conditions = {
-        "/health is not 200": healthy,
+        unhealthy: healthy,
         "/v1/models does not list the model": server.serves_model,
         f"no metrics of rank {absent_names}": not absent,
         "no completion yet": completed,

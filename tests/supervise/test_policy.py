@@ -561,3 +561,12 @@ def test_recipe_health_fits_the_config() -> None:
     config = HealthConfig(**defaults)
     assert {name: getattr(config, name) for name in defaults} == defaults
     assert config == HEALTH
+
+
+def test_a_health_that_was_never_asked_is_not_called_bad() -> None:
+    unasked = replace(pair()[0], http=HttpSeen())
+    refused = replace(unasked, http=HttpSeen(status=503, at=NOW))
+    reasons = find_unready((unasked, pair()[1]), STARTED, gang=GANG)
+    assert "server 0: /health not asked yet" in reasons
+    reasons = find_unready((refused, pair()[1]), STARTED, gang=GANG)
+    assert "server 0: /health is not 200" in reasons

@@ -175,6 +175,10 @@ class GroupRecord:
             self.note("read-ahead", seen.read_ahead, index)
         if seen.log_error and not last.log_error:
             self.note("log-failed", f"cannot write the server's log: {seen.log_error}", index)
+        if last.log_error and not seen.log_error and seen.attempt == last.attempt:
+            self.note("log-recovered", "the server's log can be written again", index)
+        if seen.agent_error and seen.agent_error != last.agent_error:
+            self.note("internal", f"the agent: {seen.agent_error}", index)
         if seen.exit is not None and last.exit is None:
             self.note("exit", f"exited: {seen.exit}", index)
         self._on_change()

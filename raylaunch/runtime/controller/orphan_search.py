@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raylaunch.errors import RaylaunchError
 from raylaunch.node.process.orphans import (
     KnownDeployments,
     find_orphans,
@@ -15,6 +16,8 @@ from raylaunch.node.process.orphans import (
     terminate_orphans,
 )
 from raylaunch.plan.facts import MarkedProcess
+from raylaunch.runtime.agent.agent import Agent
+from raylaunch.runtime.agent.agent_handle import find_agent
 from raylaunch.runtime.cluster import local_cleanup, placement
 from raylaunch.runtime.cluster.connection import NAMESPACE, alive_nodes
 from raylaunch.runtime.cluster.packaging import packaged
@@ -22,6 +25,8 @@ from raylaunch.runtime.controller.port_turns import running_names
 from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
 NODE_TIMEOUT_S = 60.0
+AGENT_ANSWER_S = 5.0
+"""Within which an orphaned agent must name its instance."""
 _AGENT = "agent:"
 _THIS_PROCESS = ""
 """In place of Ray's node id."""
@@ -48,10 +53,16 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     """
     headless = _find_headless(deployment) if asked else []
     left_headless = [] if end else headless
+    # Asked before the agents are killed: afterwards nothing knows whose servers these were.
+    instances = _instances_of(headless)
     if end:
         for name in headless:
             kill_agents(name)
-    running = KnownDeployments(tuple(running_names()) if asked else (), tuple(headless))
+    running = KnownDeployments(
+        deployments=tuple(running_names()) if asked else (),
+        orphaned=tuple(headless),
+        orphaned_instances=instances,
+    )
     found, silent = _search_everywhere(running, deployment) if asked else ([], [])
     found = _one_per_machine([*found, _search(_THIS_PROCESS, running, deployment)])
     left, silent_at_kill = _kill_everywhere(found) if end else (found, [])
@@ -152,6 +163,23 @@ def _find_headless(deployment: str | None) -> list[str]:
     deployments = {name for name in names if " " not in name}
     headless = deployments.difference(running_names())
     return sorted(name for name in headless if deployment in (None, name))
+
+
+def _instances_of(deployments: Iterable[str]) -> tuple[str, ...]:
+    """Return the instances of the agents of these deployments; silent agents are left out."""
+    names = set(deployments)
+    instances = set()
+    for name in _agent_names():
+        deployment, _, index = name.removeprefix(_AGENT).rpartition(":")
+        if deployment not in names:
+            continue
+        agent = find_agent(deployment, int(index))
+        if agent is None:
+            continue
+        with contextlib.suppress(RaylaunchError):
+            hello = agent.remote.ask(Agent.hello, timeout_s=AGENT_ANSWER_S)()
+            instances.add(hello.instance)
+    return tuple(sorted(instances))
 
 
 def _agent_names() -> list[str]:
