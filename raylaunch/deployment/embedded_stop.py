@@ -57,9 +57,9 @@ def stop_deployment(
 
 
 def _has_record(name: str) -> bool:
-    from raylaunch.node.process.cluster_records import read_record
+    from raylaunch.runtime.cluster.local_cleanup import has_record
 
-    return read_record(home(), name) is not None
+    return has_record(home(), name)
 
 
 def _connect_in_time(name: str) -> None:

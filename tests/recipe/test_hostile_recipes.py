@@ -20,11 +20,15 @@ parallel: {tensor: 8, data: 2, data_local: 1}
 """
 
 
+CPU_LIMIT_S = 8.0
+"""CPU time of one test. Each takes under 2 s on an idle core; quadratic reading took over 40 s."""
+
+
 @pytest.fixture(autouse=True)
-def within_two_seconds():
+def bounded_cpu_time():
     start = time.process_time()
     yield
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < CPU_LIMIT_S
 
 
 def refuse(tmp_path, text):

@@ -169,6 +169,15 @@ def _has_processes(deployment: str) -> bool:
     return any(pattern.fullmatch(found.deployment) for found in find_marked())
 
 
+def has_record(home: Path, deployment: str) -> bool:
+    """Return whether this home has the record of an embedded cluster for the deployment.
+
+    Raises:
+        ClusterError: the record cannot be read.
+    """
+    return read_record(home, deployment) is not None
+
+
 def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
     """Kill the processes of a cluster, and the servers below its agents; remove its files."""
     log.info("killing the embedded cluster of %s, marker %s", record.deployment, record.marker)
