@@ -12,7 +12,7 @@ from sample_runs import plan_of
 
 from raylaunch.bench.result import METRICS
 from raylaunch.bench.scenario import (
-    OWNED,
+    OWNED_FLAGS,
     build_argv,
     choose,
     read_changes,
@@ -67,7 +67,9 @@ def test_the_a2_scenario_is_the_guides_command():
 
 
 def test_a_key_or_a_result_file_never_comes_from_a_scenario():
-    assert not [name for scenario in shipped().values() for name in scenario.args if name in OWNED]
+    assert not [
+        name for scenario in shipped().values() for name in scenario.args if name in OWNED_FLAGS
+    ]
     with pytest.raises(RecipeError, match="--header"):
         choose("short", ()).changed({"header": "Authorization=Bearer x"})
 
