@@ -7,8 +7,8 @@ import pytest
 from raylaunch.verify import cases
 from raylaunch.verify.cases import TOOL, curl
 from raylaunch.verify.grading import (
-    Said,
-    Streamed,
+    ChatReply,
+    StreamReply,
     find_garbage,
     judge_call,
     judge_chat,
@@ -25,7 +25,7 @@ GOOD = " 9, 10, 11, 12, 13, 14, 15, 16,"
 
 
 def calling(arguments, name="get_current_weather"):
-    return Said(calls=((name, arguments),), finish="tool_calls")
+    return ChatReply(calls=((name, arguments),), finish="tool_calls")
 
 
 def ranks(*texts, again=(), **more):
@@ -50,8 +50,8 @@ def test_models():
 )
 def test_garbled(text):
     assert find_garbage(text)
-    assert judge_chat(Said(text, tokens=9)).result == "failed"
-    assert judge_chat(Said(text, tokens=9), random_weights=True).result == "passed"
+    assert judge_chat(ChatReply(text, tokens=9)).result == "failed"
+    assert judge_chat(ChatReply(text, tokens=9), random_weights=True).result == "passed"
 
 
 @pytest.mark.parametrize(
@@ -70,35 +70,35 @@ def test_not_garbled(text):
 
 
 def test_an_empty_answer_fails_whatever_the_weights():
-    assert judge_chat(Said(" \n", finish="length", tokens=7)).result == "failed"
+    assert judge_chat(ChatReply(" \n", finish="length", tokens=7)).result == "failed"
     assert (
         "7 tokens (finish_reason length)"
-        in judge_chat(Said("", finish="length", tokens=7), random_weights=True).detail
+        in judge_chat(ChatReply("", finish="length", tokens=7), random_weights=True).detail
     )
-    assert judge_chat(Said("", "I think", tokens=7)).result == "passed"
+    assert judge_chat(ChatReply("", "I think", tokens=7)).result == "passed"
 
 
 def test_chinese():
-    assert judge_chinese(Said("你好,我是助手")).result == "passed"
-    assert judge_chinese(Said("Hello")).result == "unclear"
-    assert judge_chinese(Said("fox jumps"), random_weights=True).result == "passed"
-    assert judge_chinese(Said("")).result == "failed"
+    assert judge_chinese(ChatReply("你好,我是助手")).result == "passed"
+    assert judge_chinese(ChatReply("Hello")).result == "unclear"
+    assert judge_chinese(ChatReply("fox jumps"), random_weights=True).result == "passed"
+    assert judge_chinese(ChatReply("")).result == "failed"
 
 
 def test_stream():
-    assert judge_stream(Streamed(((0.1, "a"), (0.2, "b")), 2)).result == "passed"
-    assert "no usage" in judge_stream(Streamed(((0.1, "a"), (0.2, "b")))).detail
-    assert judge_stream(Streamed(((0.1, "all"),), 2)).result == "failed"
-    assert judge_stream(Streamed((), 2)).result == "failed"
+    assert judge_stream(StreamReply(((0.1, "a"), (0.2, "b")), 2)).result == "passed"
+    assert "no usage" in judge_stream(StreamReply(((0.1, "a"), (0.2, "b")))).detail
+    assert judge_stream(StreamReply(((0.1, "all"),), 2)).result == "failed"
+    assert judge_stream(StreamReply((), 2)).result == "failed"
 
 
 def test_a_call_by_the_model_itself():
     assert judge_call(calling('{"city": "上海"}'), TOOL).result == "passed"
-    assert "no JSON" in judge_call(calling('{"city": "上'), TOOL).detail
+    assert "not valid JSON" in judge_call(calling('{"city": "上'), TOOL).detail
     assert "lack city" in judge_call(calling('{"town": "上海"}'), TOOL).detail
     assert "lack city" in judge_call(calling("true"), TOOL).detail
     assert "not offered" in judge_call(calling("{}", "rm"), TOOL).detail
-    assert judge_call(Said("It rains."), TOOL) is None
+    assert judge_call(ChatReply("It rains."), TOOL) is None
 
 
 @pytest.mark.parametrize(
@@ -106,28 +106,31 @@ def test_a_call_by_the_model_itself():
     ['<minimax:tool_call>\n<invoke name="x">', "<tool_call>{", "<|tool_calls_section_begin|>"],
 )
 def test_a_call_that_the_parser_did_not_take_out(left):
-    assert judge_call(Said(f"Sure. {left}"), TOOL).result == "failed"
-    assert judge_call(Said(f"Sure. {left}", finish="length"), TOOL).result == "unclear"
+    assert judge_call(ChatReply(f"Sure. {left}"), TOOL).result == "failed"
+    assert judge_call(ChatReply(f"Sure. {left}", finish="length"), TOOL).result == "unclear"
 
 
 def test_a_call_by_name():
     assert judge_named_call(calling('{"city": "上海"}'), TOOL).result == "unclear"
     assert "guided decoding" in judge_named_call(calling('{"city": "上海"}'), TOOL).detail
     assert judge_named_call(calling("{"), TOOL).result == "failed"
-    assert judge_named_call(Said("fox " * 9, finish="length", tokens=512), TOOL).result == "unclear"
-    assert judge_named_call(Said("I will not.", finish="stop"), TOOL).result == "failed"
+    assert (
+        judge_named_call(ChatReply("fox " * 9, finish="length", tokens=512), TOOL).result
+        == "unclear"
+    )
+    assert judge_named_call(ChatReply("I will not.", finish="stop"), TOOL).result == "failed"
 
 
 @pytest.mark.parametrize(
     ("parser", "said", "result"),
     [
-        ("minimax_m2_append_think", Said("<think>hm</think>9.9"), "passed"),
-        ("minimax_m2_append_think", Said("9.9"), "failed"),
-        ("minimax_m2_append_think", Said("<think>9.9", "hm"), "failed"),
-        ("minimax_m2", Said("9.9", "hm"), "passed"),
-        ("minimax_m2", Said("<think>hm</think>9.9"), "failed"),
-        ("deepseek_r1", Said("hm</think>9.9", "h"), "failed"),
-        ("qwen3", Said("9.9"), "unclear"),
+        ("minimax_m2_append_think", ChatReply("<think>hm</think>9.9"), "passed"),
+        ("minimax_m2_append_think", ChatReply("9.9"), "failed"),
+        ("minimax_m2_append_think", ChatReply("<think>9.9", "hm"), "failed"),
+        ("minimax_m2", ChatReply("9.9", "hm"), "passed"),
+        ("minimax_m2", ChatReply("<think>hm</think>9.9"), "failed"),
+        ("deepseek_r1", ChatReply("hm</think>9.9", "h"), "failed"),
+        ("qwen3", ChatReply("9.9"), "unclear"),
     ],
 )
 def test_reasoning(parser, said, result):

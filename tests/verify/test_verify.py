@@ -15,8 +15,8 @@ from raylaunch.recipe.catalog import read
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
 from raylaunch.verify.cases import CLOSED_TOOL, english, fixed_prompt, models
-from raylaunch.verify.chat_client import Asker
-from raylaunch.verify.grading import Said
+from raylaunch.verify.chat_client import ChatClient
+from raylaunch.verify.grading import ChatReply
 from raylaunch.verify.verification import KEY_VARIABLE, key_variable, verify
 
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m2")
@@ -102,7 +102,7 @@ def test_a_garbled_rank_is_named_and_the_rest_is_asked_of_the_other(servers):
     found = verify(plan_for(primary.url), random_weights=True)
     assert [proof.check for proof in found.failed] == ["rank 1"]
     assert re.fullmatch(
-        r'garbled: "!{24}", where the others say " .*" \(server 1 on 127\.0\.0\.1\)',
+        r'garbled: "!{24}", where the others answer " .*" \(server 1 on 127\.0\.0\.1\)',
         detail(found, "rank 1"),
     )
     assert detail(found, "chat").endswith("(asked of rank 0)")
@@ -181,10 +181,7 @@ def test_the_key_is_sent_and_never_shown(servers):
     assert all(f'"Authorization: Bearer ${KEY_VARIABLE}"' in proof.curl for proof in found.proofs)
     assert "hush-hush" not in repr(found)
     refused = verify(plan, "wrong-key", random_weights=True)
-    assert (
-        detail(refused, "models")
-        == f"HTTP 401: the service asks for another key than ${KEY_VARIABLE} holds"
-    )
+    assert detail(refused, "models") == f"HTTP 401: the service rejects the key in ${KEY_VARIABLE}"
     assert len(refused.proofs) == 1
     assert "wrong-key" not in repr(refused)
     assert "does not name" in detail(verify(plan_for(server.url)), "models")
@@ -235,10 +232,10 @@ async def test_it_also_runs_where_an_event_loop_runs_already(servers):
     "body", ["null", "[]", '{"choices": []}', '"text"', "no JSON", '{"choices": [{}]}']
 )
 async def test_what_is_no_answer_is_a_problem_and_no_crash(body, mute_service):
-    async with Asker(mute_service(body), None, 30) as asker:
+    async with ChatClient(mute_service(body), None, 30) as asker:
         for question in (models(), english("m"), fixed_prompt("m", 0)):
             answer = await asker.ask(question)
-            assert answer.problem or answer.value in ((), Said())
+            assert answer.problem or answer.value in ((), ChatReply())
             assert not answer.closed
 
 
