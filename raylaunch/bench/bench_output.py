@@ -27,7 +27,8 @@ class BenchProgress:
 def read_progress(text: str, total: int) -> BenchProgress:
     """Read the progress from the end of the output; `total` is the number of requests."""
     # Progress bars of other phases (a warm-up) have other totals.
-    counts = [int(done) for done, of in _PROGRESS_BAR.findall(text) if int(of) == total]
+    bars = _PROGRESS_BAR.findall(text)
+    counts = [int(done) for done, of in bars if int(of) == total]
     if counts:
         done = min(counts[-1], total)
         return BenchProgress(RUNNING, done, total)

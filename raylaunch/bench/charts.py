@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from raylaunch.bench.result import METRICS, Run
+from raylaunch.bench.result import METRICS, Metric, Run
 from raylaunch.errors import RaylaunchError
 
 if TYPE_CHECKING:
@@ -94,19 +94,20 @@ def make_figure(runs: Sequence[Run]) -> Figure:
     shown = [run for run in ordered if run.shape == newest.shape]
     title = f"{newest.deployment}, scenario {newest.scenario}"
     source = _newest_source(shown)
+    # 0 stands for "all requests at once".
     concurrencies = sorted({run.concurrency or 0 for run in shown})
     if len(concurrencies) > 1:
         return Figure(
             title=title,
             axis="concurrency",
-            ticks=tuple((float(count), str(count or "all")) for count in concurrencies),
+            ticks=tuple(_concurrency_tick(count) for count in concurrencies),
             panels=tuple(_over_concurrency(shown, key) for key in KEYS),
             source=source,
         )
     return Figure(
         title=f"{title}, concurrency {concurrencies[0] or 'all'}",
         axis="run (UTC)",
-        ticks=tuple((float(number), _time_label(run)) for number, run in enumerate(shown, 1)),
+        ticks=tuple(_run_tick(number, run) for number, run in enumerate(shown, 1)),
         panels=tuple(_over_runs(shown, key) for key in KEYS),
         source=source,
     )
@@ -167,33 +168,42 @@ th:first-child, td:first-child { text-align: left; }
 
 def _table(runs: Sequence[Run]) -> Iterator[str]:
     """Yield the rows of the HTML table, newest run first and the reference last."""
-    measured: set[str] = set()
-    for run in runs:
-        measured.update(key for key, value in run.figures().items() if value is not None)
-    metrics = [metric for metric in METRICS if metric.key in measured]
+    metrics = [metric for metric in METRICS if _is_measured(metric, runs)]
     titles = [metric.title for metric in metrics]
     yield _table_row("th", ["run", "concurrency", *titles, "vllm"])
     for run in sorted(runs, key=lambda run: run.at, reverse=True):
         figures = run.figures()
         values = [metric.text(figures[metric.key]) for metric in metrics]
+        concurrency = str(run.concurrency or "all")
         version = str(run.versions.get("vllm", "-"))
-        yield _table_row("td", [run.id, str(run.concurrency or "all"), *values, version])
+        yield _table_row("td", [run.id, concurrency, *values, version])
     with_reference = [run for run in runs if run.reference]
     if with_reference:
         newest = with_reference[-1]
-        name = f"reference: {newest.reference['source']}"
-        values = [metric.text(newest.reference.get(metric.key)) for metric in metrics]
-        yield _table_row("td", [name, str(newest.concurrency), *values, "-"])
+        reference = newest.reference
+        source = f"reference: {reference['source']}"
+        values = [metric.text(reference.get(metric.key)) for metric in metrics]
+        concurrency = str(newest.concurrency)
+        yield _table_row("td", [source, concurrency, *values, "-"])
+
+
+def _is_measured(metric: Metric, runs: Sequence[Run]) -> bool:
+    return any(run.figures()[metric.key] is not None for run in runs)
 
 
 def _table_row(tag: str, cells: Sequence[str]) -> str:
-    content = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-    return f"<tr>{content}</tr>"
+    row = ""
+    for cell in cells:
+        text = html.escape(cell)
+        row += f"<{tag}>{text}</{tag}>"
+    return f"<tr>{row}</tr>"
 
 
 def _newest_source(runs: Sequence[Run]) -> str:
-    sources = [str(run.reference["source"]) for run in runs if "source" in run.reference]
-    return sources[-1] if sources else ""
+    for run in reversed(runs):
+        if "source" in run.reference:
+            return str(run.reference["source"])
+    return ""
 
 
 def _over_concurrency(runs: Sequence[Run], key: str) -> Panel:
@@ -234,11 +244,18 @@ def _over_runs(runs: Sequence[Run], key: str) -> Panel:
 
 def _title(key: str) -> str:
     metric = next(metric for metric in METRICS if metric.key == key)
-    return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
+    if not metric.unit:
+        return metric.title
+    return f"{metric.title}, {metric.unit}"
 
 
-def _time_label(run: Run) -> str:
-    return datetime.fromtimestamp(run.at, UTC).strftime("%m-%d\n%H:%M")
+def _concurrency_tick(count: int) -> tuple[float, str]:
+    return float(count), str(count or "all")
+
+
+def _run_tick(number: int, run: Run) -> tuple[float, str]:
+    started = datetime.fromtimestamp(run.at, UTC)
+    return float(number), started.strftime("%m-%d\n%H:%M")
 
 
 def _draw_panel(axes: Axes, figure: Figure, panel: Panel) -> None:

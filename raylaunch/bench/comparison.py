@@ -97,8 +97,10 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.at):
         groups.setdefault(run.load, []).append(run)
-    by_newest = sorted(groups.values(), key=lambda group: group[-1].at)
-    return [Comparison(group[-1], tuple(group[:-1])) for group in by_newest]
+    comparisons = []
+    for *earlier, newest in groups.values():
+        comparisons.append(Comparison(newest, tuple(earlier)))
+    return sorted(comparisons, key=lambda comparison: comparison.newest.at)
 
 
 def difference(now: float | None, then: float | None) -> float | None:

@@ -29,7 +29,8 @@ class Metric:
         """Format the value with its unit; "-" for None."""
         if value is None:
             return "-"
-        number = f"{value * self.scale:.{self.digits}f}"
+        scaled = value * self.scale
+        number = f"{scaled:.{self.digits}f}"
         return f"{number} {self.unit}".rstrip()
 
 
@@ -51,6 +52,7 @@ METRICS = (
 
 _REQUEST_COUNTS = frozenset({"seed", "max-concurrency", "num-prompts"})
 """Flags that change how many requests are sent, but not what one request looks like."""
+_SEED_ONLY = frozenset({"seed"})
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,17 @@ class Run:
     @property
     def load(self) -> tuple[Any, ...]:
         """The key of runs that are comparable: the same scenario, concurrency and flags."""
-        return (self.scenario, self.concurrency, tuple(self._sorted_args(frozenset({"seed"}))))
+        args = self._sorted_args(_SEED_ONLY)
+        return (self.scenario, self.concurrency, tuple(args))
 
     def figures(self) -> dict[str, float | None]:
         """Return the figures by metric; None where this version of vLLM does not report one."""
         return {metric.key: self._figure(metric.key) for metric in METRICS}
 
     def _sorted_args(self, excluded: frozenset[str]) -> list[tuple[str, str]]:
-        pairs = [(name, str(value)) for name, value in self.args.items() if name not in excluded]
-        return sorted(pairs)
+        # As text: values may be lists or mappings, which have no hash and no order.
+        names = sorted(self.args.keys() - excluded)
+        return [(name, str(self.args[name])) for name in names]
 
     def _figure(self, key: str) -> float | None:
         if key == "prefix_hit_rate":
@@ -121,7 +125,8 @@ class Run:
 
 def run_id(at: str, scenario: Scenario) -> str:
     """Return the name of a run and of its file: time, scenario, concurrency."""
-    return f"{at}-{scenario.name}-c{scenario.concurrency or 'max'}"
+    concurrency = scenario.concurrency or "max"
+    return f"{at}-{scenario.name}-c{concurrency}"
 
 
 def run_to_dict(run: Run) -> dict[str, Any]:
@@ -139,8 +144,9 @@ def run_from_dict(data: Mapping[str, Any]) -> Run:
     """
     if data.get("schema") != SCHEMA:
         raise ValueError(f"schema {data.get('schema')} is not {SCHEMA}")
+    # "figures" is derived: it and unknown fields are dropped.
     known = {each.name for each in dataclasses.fields(Run)}
-    # "figures" and fields of a later version are dropped.
-    values = {name: value for name, value in data.items() if name in known}
+    values = {name: data[name] for name in known & data.keys()}
+    # JSON has no tuples.
     values["command"] = tuple(values["command"])
     return Run(**values)

@@ -105,7 +105,8 @@ def shipped() -> Mapping[str, Scenario]:
     import yaml
 
     text = files(__package__).joinpath("scenarios.yaml").read_text(encoding="utf-8")
-    return {name: Scenario(name, **values) for name, values in yaml.safe_load(text).items()}
+    entries = yaml.safe_load(text)
+    return {name: Scenario(name, **values) for name, values in entries.items()}
 
 
 def choose(wanted: str | None, fitting: Sequence[str]) -> Scenario:
@@ -123,7 +124,8 @@ def choose(wanted: str | None, fitting: Sequence[str]) -> Scenario:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise RecipeError(f"there is no scenario {name!r}", why=f"{hint}known: {', '.join(known)}")
+        names = ", ".join(known)
+        raise RecipeError(f"there is no scenario {name!r}", why=f"{hint}known: {names}")
     scenario = known[name]
     if name in fitting:
         return scenario

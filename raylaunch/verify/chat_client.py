@@ -99,7 +99,8 @@ class ChatClient:
             problem = self._explain_unauthorized()
             closed = True
         except openai.APIStatusError as error:
-            problem = f"HTTP {error.status_code}: {_error_message(error.body) or error.message}"
+            message = _error_message(error.body) or error.message
+            problem = f"HTTP {error.status_code}: {message}"
         except (openai.APIError, ValueError, LookupError, AttributeError, TypeError) as error:
             # The client does not validate: it returns whatever JSON or text it received.
             problem = f"not an answer of an OpenAI API: {error}"

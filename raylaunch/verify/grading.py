@@ -118,7 +118,8 @@ def judge_stream(reply: StreamReply) -> Verdict:
         )
     first = pieces[0][0]
     last = pieces[-1][0]
-    seen = f"{len(pieces)} pieces, the first after {first:.2f} s, the last after {last:.2f} s"
+    times = f"the first after {first:.2f} s, the last after {last:.2f} s"
+    seen = f"{len(pieces)} pieces, {times}"
     if not reply.tokens:
         return Verdict("failed", f"{seen}, but no usage at the end")
     return Verdict("passed", f"{seen}; usage at the end: {reply.tokens} tokens")

@@ -200,7 +200,12 @@ class _Service:
         )
 
     def curl(self, request: Request) -> str:
-        return cases.curl(self.plan.endpoint, request, key_variable(self.plan), self.timeout_s)
+        return cases.curl(
+            self.plan.endpoint,
+            request,
+            key_variable(self.plan),
+            self.timeout_s,
+        )
 
 
 async def _prove_models(service: _Service) -> tuple[Proof, bool]:
@@ -248,7 +253,10 @@ async def _ask_again(service: _Service, texts: Mapping[int, str]) -> dict[int, s
     """
     if len(set(texts.values())) < 2:
         return {}
-    answers = [await service.ask(cases.fixed_prompt(service.model, rank)) for rank in texts]
+    answers = []
+    for rank in texts:
+        request = cases.fixed_prompt(service.model, rank)
+        answers.append(await service.ask(request))
     return _texts_by_rank(answers)
 
 
