@@ -1,1 +1,1 @@
-"""Loads for a deployment and what they gave. Pure: scenario to command line, result to tables and pictures."""
+"""Benchmark scenarios and results. Pure: scenario to command line, result to tables and charts."""

@@ -1,18 +1,23 @@
-"""What `vllm bench serve` prints while it runs, as a stage and a count."""
+"""Reads the progress of `vllm bench serve` from its output."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-STARTING, PREPARING, RUNNING = "starting", "preparing prompts", "running"
-_BAR = re.compile(r"(\d+)/(\d+) \[")
+STARTING = "starting"
+PREPARING = "preparing prompts"
+RUNNING = "running"
+
+_PROGRESS_BAR = re.compile(r"(\d+)/(\d+) \[")
 """tqdm: " 25%|##5       | 4/16 [00:12<00:36,  3.01s/it]"."""
+_MAIN_RUN = "Starting main benchmark run"
+"""Printed by vLLM 0.32 (benchmarks/serve.py) after the warm-up."""
 
 
 @dataclass(frozen=True)
 class BenchProgress:
-    """Where a benchmark is: how many of its requests are answered."""
+    """The stage of a benchmark and the number of its requests that are answered."""
 
     stage: str
     done: int
@@ -20,10 +25,15 @@ class BenchProgress:
 
 
 def read_progress(text: str, total: int) -> BenchProgress:
-    """Read the end of the output. Other bars (a warm-up) have other totals."""
-    counts = [int(done) for done, of in _BAR.findall(text) if int(of) == total]
+    """Read the progress from the end of the output; `total` is the number of requests."""
+    # Progress bars of other phases (a warm-up) have other totals.
+    bars = _PROGRESS_BAR.findall(text)
+    counts = [int(done) for done, of in bars if int(of) == total]
     if counts:
-        return BenchProgress(RUNNING, min(counts[-1], total), total)
-    if "Starting main benchmark run" in text:  # vLLM 0.32, benchmarks/serve.py
+        done = min(counts[-1], total)
+        return BenchProgress(RUNNING, done, total)
+    if _MAIN_RUN in text:
         return BenchProgress(RUNNING, 0, total)
-    return BenchProgress(PREPARING if text.strip() else STARTING, 0, total)
+    if text.strip():
+        return BenchProgress(PREPARING, 0, total)
+    return BenchProgress(STARTING, 0, total)

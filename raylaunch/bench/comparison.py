@@ -1,8 +1,8 @@
-"""The newest run of each load beside its reference and the runs before it."""
+"""Compares the newest run of each load with its reference and with earlier runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,13 +12,25 @@ from raylaunch.bench.result import METRICS, Metric, Run
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: now, as the reference has it, in the run before, and the median of all earlier runs."""
+    """One metric: the newest value, the reference, the previous run, the median of earlier runs."""
 
     metric: Metric
     newest: float | None
     reference: float | None
     previous: float | None
     median: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Return the values and the relative differences as JSON values."""
+        return {
+            "newest": self.newest,
+            "reference": self.reference,
+            "previous": self.previous,
+            "median": self.median,
+            "to_reference": difference(self.newest, self.reference),
+            "to_previous": difference(self.newest, self.previous),
+            "to_median": difference(self.newest, self.median),
+        }
 
 
 @dataclass(frozen=True)
@@ -35,99 +47,110 @@ class Comparison:
         return self.earlier[-1] if self.earlier else None
 
     def rows(self) -> list[Row]:
-        """The figures that anybody has."""
-        now, then = self.newest.figures(), self.previous.figures() if self.previous else {}
-        past = [run.figures() for run in self.earlier]
-        rows = [
-            Row(
-                metric,
-                now[metric.key],
-                self.newest.reference.get(metric.key),
-                then.get(metric.key),
-                _median([one[metric.key] for one in past]),
+        """Return the metrics that the newest run, the previous run or the reference has."""
+        newest = self.newest.figures()
+        earlier = [run.figures() for run in self.earlier]
+        rows = []
+        for metric in METRICS:
+            key = metric.key
+            past = [figures[key] for figures in earlier]
+            row = Row(
+                metric=metric,
+                newest=newest[key],
+                reference=self.newest.reference.get(key),
+                previous=past[-1] if past else None,
+                median=_median(past),
             )
-            for metric in METRICS
-        ]
-        return [
-            row
-            for row in rows
-            if any(value is not None for value in (row.newest, row.reference, row.previous))
-        ]
+            if (row.newest, row.reference, row.previous) != (None, None, None):
+                rows.append(row)
+        return rows
 
     def changes(self) -> list[str]:
-        """What else is different from the run before: versions, flags and variables of the servers, the place."""
+        """List other differences from the previous run: versions, node, server flags, variables."""
         if self.previous is None:
             return []
-        before, after = _settings(self.previous), _settings(self.newest)
-        names = dict.fromkeys((*before, *after))
-        return [
-            f"{name}: {before.get(name, 'nothing')} → {after.get(name, 'nothing')}"
-            for name in names
-            if before.get(name) != after.get(name)
-        ]
+        before = _settings(self.previous)
+        after = _settings(self.newest)
+        changes = []
+        for name in dict.fromkeys((*before, *after)):
+            old = before.get(name, "nothing")
+            new = after.get(name, "nothing")
+            if old != new:
+                changes.append(f"{name}: {old} → {new}")
+        return changes
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is written to JSON."""
+        """Return the comparison as JSON values."""
         return {
             "scenario": self.newest.scenario,
             "concurrency": self.newest.concurrency,
             "newest": self.newest.id,
             "earlier": [run.id for run in self.earlier],
             "reference": self.newest.reference.get("source"),
-            "metrics": {
-                row.metric.key: {
-                    "newest": row.newest,
-                    "reference": row.reference,
-                    "previous": row.previous,
-                    "median": row.median,
-                    "to_reference": difference(row.newest, row.reference),
-                    "to_previous": difference(row.newest, row.previous),
-                    "to_median": difference(row.newest, row.median),
-                }
-                for row in self.rows()
-            },
+            "metrics": {row.metric.key: row.as_dict() for row in self.rows()},
             "changes": self.changes(),
         }
 
 
 def compare(runs: Sequence[Run]) -> list[Comparison]:
-    """One comparison per load, in the order in which the loads were run last."""
+    """Return one comparison per load; the load that was run last comes last."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.at):
         groups.setdefault(run.load, []).append(run)
-    newest_last = sorted(groups.values(), key=lambda group: group[-1].at)
-    return [Comparison(group[-1], tuple(group[:-1])) for group in newest_last]
+    comparisons = []
+    for *earlier, newest in groups.values():
+        comparisons.append(Comparison(newest, tuple(earlier)))
+    return sorted(comparisons, key=lambda comparison: comparison.newest.at)
 
 
 def difference(now: float | None, then: float | None) -> float | None:
-    """By how much `now` is more than `then`: 0.1 is 10 % more. None where it cannot be said."""
-    return None if now is None or not then else now / then - 1.0
+    """Return the relative difference of `now` from `then`: 0.1 is 10 % more.
+
+    None if a value is missing or `then` is 0.
+    """
+    if now is None or not then:
+        return None
+    return now / then - 1.0
 
 
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return median(known) if known else None
+    if not known:
+        return None
+    return median(known)
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """What may explain a difference. Addresses and ports do not count as settings of a server, its node does."""
+    """Return what may explain a difference: versions, node, recipe, the primary's flags and env."""
     primary = run.plan["servers"][0]
-    flags = {
-        flag["name"]: flag["value"] or "on"
-        for flag in primary["flags"]
-        if flag["name"] not in _PLACES
+    settings = {name: str(version) for name, version in run.versions.items()}
+    settings["node"] = run.node
+    settings["recipe"] = run.recipe
+    for flag in primary["flags"]:
+        if flag["name"] not in _ADDRESSES:
+            settings[flag["name"]] = flag["value"] or "on"
+    for name, value in primary["env"].items():
+        if name not in _ADDRESSES:
+            settings[name] = str(value["value"])
+    return settings
+
+
+_ADDRESSES = frozenset(
+    {
+        "",
+        "--host",
+        "--port",
+        "--data-parallel-address",
+        "--data-parallel-rpc-port",
+        "PYTHONPATH",
+        "HCCL_IF_IP",
+        "VLLM_HOST_IP",
+        "HCCL_SOCKET_IFNAME",
+        "GLOO_SOCKET_IFNAME",
+        "TP_SOCKET_IFNAME",
     }
-    env = {
-        name: str(value["value"]) for name, value in primary["env"].items() if name not in _PLACES
-    }
-    return {**dict(_versions(run.versions)), "node": run.node, "recipe": run.recipe, **flags, **env}
-
-
-def _versions(versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    return ((name, str(version)) for name, version in versions.items())
-
-
-_PLACES = frozenset(
-    {"", "--host", "--port", "--data-parallel-address", "--data-parallel-rpc-port", "PYTHONPATH"}
-    | {"HCCL_IF_IP", "VLLM_HOST_IP", "HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"}
 )
+"""Flags and variables that name a place: paths, addresses, ports, interfaces. "" is the model path.
+
+They change with every launch and explain no difference; the node is compared instead.
+"""

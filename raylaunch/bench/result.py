@@ -1,4 +1,4 @@
-"""One benchmark that was run, as it is kept in a file, and the figures in it."""
+"""The record of one benchmark run, as it is stored in a file, and the figures in it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a result, by vLLM's name for it."""
+    """A figure of a result. `key` is vLLM's name for it."""
 
     key: str
     title: str
     unit: str = ""
     digits: int = 1
     scale: float = 1.0
-    """From the kept value to the shown one."""
+    """Factor from the stored value to the displayed one."""
     counts: bool = False
-    """A number of requests: nothing to be faster or slower by."""
+    """A number of requests: a percentage of change would mean nothing."""
 
     def text(self, value: float | None) -> str:
-        """The value with its unit."""
+        """Format the value with its unit; "-" for None."""
         if value is None:
             return "-"
-        shown = f"{value * self.scale:.{self.digits}f}"
-        return f"{shown} {self.unit}".rstrip()
+        scaled = value * self.scale
+        number = f"{scaled:.{self.digits}f}"
+        return f"{number} {self.unit}".rstrip()
 
 
 METRICS = (
@@ -39,20 +40,24 @@ METRICS = (
     Metric("mean_ttft_ms", "TTFT mean", "ms"),
     Metric("median_ttft_ms", "TTFT median", "ms"),
     Metric("p99_ttft_ms", "TTFT p99", "ms"),
-    Metric("mean_tpot_ms", "TPOT mean", "ms", 2),
-    Metric("p99_tpot_ms", "TPOT p99", "ms", 2),
-    Metric("mean_itl_ms", "ITL mean", "ms", 2),
+    Metric("mean_tpot_ms", "TPOT mean", "ms", digits=2),
+    Metric("p99_tpot_ms", "TPOT p99", "ms", digits=2),
+    Metric("mean_itl_ms", "ITL mean", "ms", digits=2),
     Metric("request_throughput", "requests/s", digits=2),
     Metric("output_throughput", "output tokens/s", digits=2),
     Metric("total_token_throughput", "all tokens/s", digits=2),
-    Metric("prefix_hit_rate", "prefix hits", "%", 0, 100.0),
+    Metric("prefix_hit_rate", "prefix hits", "%", digits=0, scale=100.0),
 )
 """In the order of the tables. All but the last are fields of vLLM's result file (0.23 to 0.32)."""
+
+_REQUEST_COUNTS = frozenset({"seed", "max-concurrency", "num-prompts"})
+"""Flags that change how many requests are sent, but not what one request looks like."""
+_SEED_ONLY = frozenset({"seed"})
 
 
 @dataclass(frozen=True)
 class Run:
-    """A benchmark with everything that it depended on. `at`: seconds since the epoch on the machine of the command."""
+    """A benchmark run with everything that its figures depend on."""
 
     id: str
     deployment: str
@@ -60,73 +65,88 @@ class Run:
     scenario: str
     description: str
     args: Mapping[str, Any]
-    """Flags of the scenario as they were run, but for the seed."""
+    """Flags of the scenario as used in this run, except the seed."""
     seed: int
-    """Counted up from the scenario's for every run on the same servers, for the prefix cache remembers prompts."""
+    """Incremented with each run on the same servers: their prefix cache keeps earlier prompts."""
     concurrency: int | None
     at: float
+    """Start, in seconds since the epoch, by the clock of the machine that ran the command."""
     seconds: float
+    """Duration."""
     attempt: int
+    """Launch attempt of the deployment that served the requests."""
     node: str
     niceness: int | None
+    """Niceness of the client process; Ray starts its workers at 15."""
     command: tuple[str, ...]
     versions: Mapping[str, str]
     plan: Mapping[str, Any]
-    """`plan_to_dict` of what was running."""
+    """`plan_to_dict` of the plan that was running."""
     result: Mapping[str, Any]
-    """vLLM's own, unchanged."""
+    """vLLM's result file, unchanged."""
     prefix_hit_rate: float | None = None
-    """Prefix cache hits by queries, in tokens, over all ranks while it ran (`/metrics`)."""
+    """Prefix cache hits divided by queries, in tokens, over all ranks (`/metrics`)."""
     reference: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What must be equal for two runs to be drawn on one line: all but how many requests, and how many at once."""
-        counts = ("seed", "max-concurrency", "num-prompts")
-        return (
-            self.scenario,
-            *sorted((name, str(value)) for name, value in self.args.items() if name not in counts),
-        )
+        """The key of runs that share one curve: everything but the number of requests."""
+        return (self.scenario, *self._sorted_args(_REQUEST_COUNTS))
 
     @property
     def load(self) -> tuple[Any, ...]:
-        """What must be equal for two runs to be comparable."""
-        ordered = sorted((name, str(value)) for name, value in self.args.items() if name != "seed")
-        return (self.scenario, self.concurrency, tuple(ordered))
+        """The key of runs that are comparable: the same scenario, concurrency and flags."""
+        args = self._sorted_args(_SEED_ONLY)
+        return (self.scenario, self.concurrency, tuple(args))
 
     def figures(self) -> dict[str, float | None]:
-        """The figures by metric; None for what this version of vLLM does not tell."""
+        """Return the figures by metric; None where this version of vLLM does not report one."""
         return {metric.key: self._figure(metric.key) for metric in METRICS}
+
+    def _sorted_args(self, excluded: frozenset[str]) -> list[tuple[str, str]]:
+        # As text: values may be lists or mappings, which have no hash and no order.
+        names = sorted(self.args.keys() - excluded)
+        return [(name, str(self.args[name])) for name in names]
 
     def _figure(self, key: str) -> float | None:
         if key == "prefix_hit_rate":
             return self.prefix_hit_rate
-        if key == "failed" and "failed" not in self.result:  # not in older versions
-            return float(self.result.get("num_prompts", 0)) - float(self.result.get("completed", 0))
+        # Older versions of vLLM do not count failures.
+        if key == "failed" and "failed" not in self.result:
+            sent = float(self.result.get("num_prompts", 0))
+            completed = float(self.result.get("completed", 0))
+            return sent - completed
         value = self.result.get(key)
-        return float(value) if isinstance(value, int | float) else None
+        if isinstance(value, int | float):
+            return float(value)
+        return None
 
 
 def run_id(at: str, scenario: Scenario) -> str:
-    """Name of a run, and of its file: time, scenario, concurrency."""
-    return f"{at}-{scenario.name}-c{scenario.concurrency or 'max'}"
+    """Return the name of a run and of its file: time, scenario, concurrency."""
+    concurrency = scenario.concurrency or "max"
+    return f"{at}-{scenario.name}-c{concurrency}"
 
 
 def run_to_dict(run: Run) -> dict[str, Any]:
-    """The run as JSON values, with its figures beside the raw result they are taken from."""
+    """Return the run as JSON values, with its figures beside the raw result."""
     return {**dataclasses.asdict(run), "figures": run.figures()}
 
 
 def run_from_dict(data: Mapping[str, Any]) -> Run:
-    """Rebuild a run.
+    """Rebuild a run from its JSON values.
 
     Raises:
-        ValueError: it was written by another schema.
-        TypeError: a part is missing.
+        ValueError: it was written with another schema.
+        KeyError: it has no command line.
+        TypeError: another field is missing.
     """
     if data.get("schema") != SCHEMA:
         raise ValueError(f"schema {data.get('schema')} is not {SCHEMA}")
+    # "figures" is derived: it and unknown fields are dropped.
     known = {each.name for each in dataclasses.fields(Run)}
-    parts = {name: value for name, value in data.items() if name in known}
-    return Run(**{**parts, "command": tuple(parts["command"])})
+    values = {name: data[name] for name in known & data.keys()}
+    # JSON has no tuples.
+    values["command"] = tuple(values["command"])
+    return Run(**values)

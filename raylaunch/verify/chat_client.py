@@ -1,41 +1,54 @@
-"""Asks one question with the `openai` client. What comes back is a value: the answer, or why there is none."""
+"""Sends one request with the `openai` client. Failures are values, not exceptions."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from raylaunch.verify.grading import Said, Streamed
+from pydantic import BaseModel
+
+from raylaunch.verify.grading import ChatReply, StreamReply
 from raylaunch.vllm_api.vllm_client import RANK_HEADER
 
 if TYPE_CHECKING:
-    from raylaunch.verify.cases import Question
+    from openai.types.chat import (
+        ChatCompletion,
+        ChatCompletionChunk,
+        ChatCompletionMessageFunctionToolCall as FunctionCall,
+    )
+
+    from raylaunch.verify.cases import Request
 
 KEY_VARIABLE = "VLLM_API_KEY"
-"""vLLM's own variable for the key that it asks for."""
+"""vLLM's variable for the API key that a server requires."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: a value (names of models, `Said` or `Streamed`), or the problem that kept it from coming."""
+    """The answer to one request, or the reason why there is none."""
 
-    question: Question
+    request: Request
     value: Any
+    """Names of models, a `ChatReply` or a `StreamReply`; None with a problem."""
     problem: str
+    """The error; "" if there is none."""
     seconds: float
     closed: bool = False
-    """No other question would get further: nobody answers at all, or the key is refused."""
+    """Further requests would fail too: no connection, no answer in time, or the key is rejected."""
 
 
-class Asker:
-    """Asks one service, over connections it keeps. Never retries, never uses a proxy, never shows the API key.
+class ChatClient:
+    """Sends requests to one service over kept connections.
+
+    It never retries, never uses a proxy and never shows the API key.
 
     Args:
         endpoint: With "/v1": "http://192.0.2.10:20004/v1".
-        api_key: Sent as a bearer token; None: the service asks for none.
+        api_key: Sent as a bearer token; None: the service requires none.
         timeout_s: Seconds for a whole answer.
     """
 
@@ -46,7 +59,8 @@ class Asker:
         self._timeout_s = timeout_s
         self._client = openai.AsyncOpenAI(
             base_url=endpoint,
-            api_key=api_key or "none",  # the client wants one; a service without a key ignores it
+            # The client refuses to start without a key; a service without one ignores it.
+            api_key=api_key or "none",
             timeout=timeout_s,
             max_retries=0,
             http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
@@ -59,94 +73,139 @@ class Asker:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self._client.close()
 
-    async def ask(self, question: Question) -> Answer:
-        """Ask, and wait for the whole answer."""
+    async def ask(self, request: Request) -> Answer:
+        """Send the request and wait for the whole answer."""
         import openai
 
-        begun, value, problem, closed = time.monotonic(), None, "", False
+        begun = time.monotonic()
+        value = None
+        problem = ""
+        closed = False
         try:
+            # The client's own time-out starts over with each chunk of a stream.
             async with asyncio.timeout(self._timeout_s):
-                value = await self._send(question, begun)
+                value = await self._send(request, begun)
         except (TimeoutError, openai.APITimeoutError):
-            problem, closed = f"no answer within {self._timeout_s:g} s", True
+            problem = f"no answer within {self._timeout_s:g} s"
+            closed = True
         except openai.APIConnectionError as error:
-            problem, closed = f"no connection: {error.__cause__ or error}", True
+            problem = f"no connection: {error.__cause__ or error}"
+            closed = True
         except openai.AuthenticationError:
-            problem, closed = self._say_refused(), True
+            problem = self._explain_unauthorized()
+            closed = True
         except openai.APIStatusError as error:
-            problem = f"HTTP {error.status_code}: {_say(error.body) or error.message}"
+            message = _error_message(error.body) or error.message
+            problem = f"HTTP {error.status_code}: {message}"
         except (openai.APIError, ValueError, LookupError, AttributeError, TypeError) as error:
-            problem = f"not an answer of an OpenAI API: {error}"  # the client hands on whatever JSON or text came
-        return Answer(question, value, self._without_key(problem), time.monotonic() - begun, closed)
+            # The client does not validate: it returns whatever JSON or text it received.
+            problem = f"not an answer of an OpenAI API: {error}"
+        return Answer(
+            request=request,
+            value=value,
+            problem=self._redact_key(problem),
+            seconds=time.monotonic() - begun,
+            closed=closed,
+        )
 
-    async def _send(self, question: Question, begun: float) -> tuple[str, ...] | Said | Streamed:
-        if question.body is None:
+    async def _send(
+        self, request: Request, begun: float
+    ) -> tuple[str, ...] | ChatReply | StreamReply:
+        if request.body is None:
             return tuple([model.id async for model in self._client.models.list()])
-        body = dict(question.body)
+        headers = {}
+        if request.rank is not None:
+            headers[RANK_HEADER] = str(request.rank)
+        # The client's methods check their own parameters and know none of vLLM's (`ignore_eos`):
+        # all that they do not demand goes through `extra_body`.
+        body = dict(request.body)
         model = body.pop("model")
-        headers = {} if question.rank is None else {RANK_HEADER: str(question.rank)}
-        if question.path == "/completions":
-            text: Any = await self._client.completions.create(
-                model=model, prompt=body.pop("prompt"), extra_body=body, extra_headers=headers
+        if request.path == "/completions":
+            completion = await self._client.completions.create(
+                model=model,
+                prompt=body.pop("prompt"),
+                extra_body=body,
+                extra_headers=headers,
             )
-            return Said(text.choices[0].text or "", finish=text.choices[0].finish_reason or "")
+            first = completion.choices[0]
+            return ChatReply(first.text or "", finish=_or_empty(first.finish_reason))
         chat = self._client.chat.completions
         messages = body.pop("messages")
         if body.pop("stream", False):
             chunks = await chat.create(
-                model=model, messages=messages, stream=True, extra_body=body, extra_headers=headers
+                model=model,
+                messages=messages,
+                stream=True,
+                extra_body=body,
+                extra_headers=headers,
             )
-            return await _collect(chunks, begun)
-        return _read(
-            await chat.create(
-                model=model, messages=messages, extra_body=body, extra_headers=headers
-            )
+            return await _collect_chunks(chunks, begun)
+        answer = await chat.create(
+            model=model,
+            messages=messages,
+            extra_body=body,
+            extra_headers=headers,
         )
+        return _read_chat(answer)
 
-    def _say_refused(self) -> str:
+    def _explain_unauthorized(self) -> str:
         if self._key:
-            return f"HTTP 401: the service asks for another key than ${KEY_VARIABLE} holds"
-        return "HTTP 401: the service asks for a key that its recipe does not name under `secrets`"
+            return f"HTTP 401: the service rejects the key in ${KEY_VARIABLE}"
+        return "HTTP 401: the service requires a key that its recipe does not name under `secrets`"
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, f"${KEY_VARIABLE}") if self._key else text
-
-
-def _say(body: object) -> str:
-    """What vLLM says of an error: {"message": ...}, the outer {"error": ...} taken off by the client."""
-    return str(body.get("message", "")) if isinstance(body, dict) else str(body or "")
+    def _redact_key(self, text: str) -> str:
+        if not self._key:
+            return text
+        return text.replace(self._key, f"${KEY_VARIABLE}")
 
 
-def _read(answer: Any) -> Said:  # noqa: ANN401 - openai's types know neither vLLM's `reasoning` nor a wrong answer
+def _error_message(body: object) -> str:
+    """Return vLLM's error message; the client has removed the outer {"error": ...}."""
+    if isinstance(body, dict):
+        return str(body.get("message", ""))
+    return str(body or "")
+
+
+def _or_empty(finish_reason: str | None) -> str:
+    """Replace null, which OpenAI's types exclude but an unvalidated answer can contain."""
+    return finish_reason or ""
+
+
+def _read_chat(answer: ChatCompletion) -> ChatReply:
     choice = answer.choices[0]
-    return Said(
+    # vLLM has no other kind of tool call than functions.
+    calls = cast("list[FunctionCall]", choice.message.tool_calls or [])
+    return ChatReply(
         content=choice.message.content or "",
         reasoning=_reasoning(choice.message),
-        calls=tuple(
-            (call.function.name, call.function.arguments)
-            for call in choice.message.tool_calls or ()
-        ),
-        finish=choice.finish_reason or "",
+        calls=tuple((call.function.name, call.function.arguments) for call in calls),
+        finish=_or_empty(choice.finish_reason),
         tokens=answer.usage.completion_tokens if answer.usage else 0,
     )
 
 
-async def _collect(chunks: Any, begun: float) -> Streamed:  # noqa: ANN401 - likewise
+async def _collect_chunks(chunks: AsyncIterable[ChatCompletionChunk], begun: float) -> StreamReply:
     pieces: list[tuple[float, str]] = []
     tokens = None
     async for chunk in chunks:
-        at = time.monotonic() - begun
-        texts = (choice.delta.content or _reasoning(choice.delta) for choice in chunk.choices)
-        pieces.extend((at, text) for text in texts if text)
-        tokens = chunk.usage.completion_tokens if chunk.usage else tokens
-    return Streamed(tuple(pieces), tokens)
+        received = time.monotonic() - begun
+        for choice in chunk.choices:
+            text = choice.delta.content or _reasoning(choice.delta)
+            if text:
+                pieces.append((received, text))
+        if chunk.usage:
+            tokens = chunk.usage.completion_tokens
+    return StreamReply(tuple(pieces), tokens)
 
 
-def _reasoning(message: Any) -> str:  # noqa: ANN401 - likewise
-    """A field of vLLM's own: `reasoning` in 0.32, `reasoning_content` before."""
-    more = message.model_extra or {}
-    return str(more.get("reasoning") or more.get("reasoning_content") or "")
+def _reasoning(message: BaseModel) -> str:
+    """Return the reasoning, a field that vLLM adds to OpenAI's.
+
+    It is called `reasoning` in 0.32, `reasoning_content` before.
+    """
+    extra = message.model_extra or {}
+    return str(extra.get("reasoning") or extra.get("reasoning_content") or "")

@@ -1,4 +1,4 @@
-"""Judges the answers to `verify`'s questions. Pure: what a server said goes in, a result and what was seen come out."""
+"""Grades the answers to `verify`'s requests. Pure: an answer in, a verdict out."""
 
 from __future__ import annotations
 
@@ -10,22 +10,37 @@ from dataclasses import dataclass
 from typing import Literal
 
 Result = Literal["passed", "unclear", "failed", "skipped"]
-"""`unclear`: nothing is wrong, but the promise was not seen kept either. `skipped`: the recipe promises nothing."""
+"""`unclear`: no fault was seen, but the promised behaviour was not seen either.
+
+`skipped`: the recipe does not promise it.
+"""
 
 APPEND_THINK = "minimax_m2_append_think"
-"""Puts `<think>` before every answer and keeps all of it in `content` (vLLM 0.32 reasoning/minimax_m2_...py)."""
-SHOWN = 60
-"""Characters of an answer that a line shows."""
-UNREADABLE = 3
-"""So many replacement or control characters are no accident: one alone may be a character that was cut in two."""
+"""Puts `<think>` before every answer and keeps all of it in `content`.
 
+Source: vLLM 0.32, reasoning/minimax_m2_reasoning_parser.py.
+"""
+SHOWN_CHARACTERS = 60
+"""Characters of an answer that a detail quotes."""
+MAX_UNREADABLE = 2
+"""Replacement or control characters in a healthy answer: a character cut in two leaves one."""
 RULERS = " \t\r\n-=_*#~.:|─│"
-"""What healthy answers repeat: rulers and tables. A row of "!" is no ruler, it is what NaN in the logits looks like."""
+"""Characters that healthy answers repeat in rulers and tables.
+
+"!" is not one of them: a row of "!" is the output of NaN logits.
+"""
+_REPETITION = re.compile(r"(.{1,20}?)\1{15,}", re.DOTALL)
+_UNPARSED_CALL = re.compile(r"<[\w:|]*tool_call|<invoke\b")
+"""The markup of tool calls that a parser should have removed from the content."""
+_CHINESE = re.compile("[一-鿿]")
 
 
 @dataclass(frozen=True)
-class Said:
-    """An answer of a model. `calls`: name and arguments of each tool call, the arguments as they came."""
+class ChatReply:
+    """The reply of a model.
+
+    `calls` are name and arguments of each tool call, the arguments as received.
+    """
 
     content: str = ""
     reasoning: str = ""
@@ -33,10 +48,19 @@ class Said:
     finish: str = ""
     tokens: int = 0
 
+    @property
+    def text(self) -> str:
+        """The content, or the reasoning of a reply without content."""
+        return self.content or self.reasoning
+
 
 @dataclass(frozen=True)
-class Streamed:
-    """A streamed answer: when each piece of text came (seconds after the question), and the usage at the end."""
+class StreamReply:
+    """A streamed reply.
+
+    `pieces` are the texts with their arrival in seconds after the request. `tokens` is the usage
+    of the last chunk.
+    """
 
     pieces: tuple[tuple[float, str], ...] = ()
     tokens: int | None = None
@@ -44,198 +68,231 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A result and what was seen."""
+    """A result and the observation behind it."""
 
     result: Result
     detail: str
 
 
 def judge_models(names: Sequence[str], wanted: str) -> Verdict:
-    """The model is listed under its served name."""
+    """Check that the served name is listed."""
+    listed = ", ".join(names)
     if wanted in names:
-        return Verdict("passed", f"{', '.join(names)} is listed")
-    return Verdict("failed", f"{wanted} is not listed, only {', '.join(names) or 'nothing'}")
+        return Verdict("passed", f"{listed} is listed")
+    return Verdict("failed", f"{wanted} is not listed, only {listed or 'nothing'}")
 
 
-def judge_chat(said: Said, *, random_weights: bool = False) -> Verdict:
-    """There is an answer, and it is text. With random weights what it says is not judged."""
-    text = said.content or said.reasoning
-    if not text.strip():
+def judge_chat(reply: ChatReply, *, random_weights: bool = False) -> Verdict:
+    """Check that the reply has text and is not garbled. With random weights any text passes."""
+    quoted = shorten(reply.text)
+    if not reply.text.strip():
+        reason = reply.finish or "none"
         return Verdict(
-            "failed",
-            f"an empty answer of {said.tokens} tokens (finish_reason {said.finish or 'none'})",
+            "failed", f"an empty answer of {reply.tokens} tokens (finish_reason {reason})"
         )
     if random_weights:
-        return Verdict("passed", f"{said.tokens} tokens, of random weights: {shorten(text)}")
-    if problem := find_garbage(text):
-        return Verdict("failed", f"garbled, {problem}: {shorten(text)}")
-    return Verdict("passed", f"{said.tokens} tokens: {shorten(text)}")
+        return Verdict("passed", f"{reply.tokens} tokens, of random weights: {quoted}")
+    garbage = find_garbage(reply.text)
+    if garbage:
+        return Verdict("failed", f"garbled, {garbage}: {quoted}")
+    return Verdict("passed", f"{reply.tokens} tokens: {quoted}")
 
 
-def judge_chinese(said: Said, *, random_weights: bool = False) -> Verdict:
-    """As `judge_chat`, and some of the answer is Chinese."""
-    verdict = judge_chat(said, random_weights=random_weights)
-    if (
-        verdict.result == "passed"
-        and not random_weights
-        and not re.search("[一-鿿]", said.content + said.reasoning)
-    ):
-        return Verdict(
-            "unclear",
-            f"no Chinese character in the answer: {shorten(said.content or said.reasoning)}",
-        )
-    return verdict
+def judge_chinese(reply: ChatReply, *, random_weights: bool = False) -> Verdict:
+    """Check as `judge_chat` does, and that the reply contains Chinese."""
+    verdict = judge_chat(reply, random_weights=random_weights)
+    if verdict.result != "passed" or random_weights:
+        return verdict
+    if _CHINESE.search(reply.content + reply.reasoning):
+        return verdict
+    return Verdict("unclear", f"no Chinese character in the answer: {shorten(reply.text)}")
 
 
-def judge_stream(streamed: Streamed) -> Verdict:
-    """The answer comes in pieces, and the last one holds the usage."""
-    pieces = streamed.pieces
+def judge_stream(reply: StreamReply) -> Verdict:
+    """Check that the answer was streamed in pieces and that its last chunk had the usage."""
+    pieces = reply.pieces
     if len(pieces) < 2:
         return Verdict(
-            "failed", f"{len(pieces)} pieces with text: the answer does not come while it is made"
+            "failed",
+            f"{len(pieces)} pieces with text: the answer was not streamed while it was generated",
         )
-    seen = f"{len(pieces)} pieces, the first after {pieces[0][0]:.2f} s, the last after {pieces[-1][0]:.2f} s"
-    if not streamed.tokens:
+    first = pieces[0][0]
+    last = pieces[-1][0]
+    times = f"the first after {first:.2f} s, the last after {last:.2f} s"
+    seen = f"{len(pieces)} pieces, {times}"
+    if not reply.tokens:
         return Verdict("failed", f"{seen}, but no usage at the end")
-    return Verdict("passed", f"{seen}; usage at the end: {streamed.tokens} tokens")
+    return Verdict("passed", f"{seen}; usage at the end: {reply.tokens} tokens")
 
 
-def judge_call(said: Said, tool: Mapping[str, object]) -> Verdict | None:
-    """The tool was called, with arguments that are JSON and complete. None: no tool was called, nor was it tried."""
+def judge_call(reply: ChatReply, tool: Mapping[str, object]) -> Verdict | None:
+    """Check that the tool was called with complete JSON arguments.
+
+    None: the model did not try to call a tool.
+    """
+    if not reply.calls:
+        return _judge_missing_call(reply)
     function = tool["function"]
     assert isinstance(function, Mapping)
-    if not said.calls:
-        if not re.search(r"<[\w:|]*tool_call|<invoke\b", said.content):
-            return None
-        if said.finish == "length":
-            return Verdict(
-                "unclear", f"cut off after {said.tokens} tokens, in the middle of a call"
-            )
-        return Verdict("failed", f"the parser left a call in the content: {shorten(said.content)}")
-    for name, arguments in said.calls:
-        if problem := _find_call_problem(name, arguments, function):
+    for name, arguments in reply.calls:
+        problem = _find_call_problem(name, arguments, function)
+        if problem:
             return Verdict("failed", problem)
-    return Verdict(
-        "passed", "; ".join(f"{name}({_cut(arguments)})" for name, arguments in said.calls)
-    )
+    calls = [f"{name}({_cut(arguments)})" for name, arguments in reply.calls]
+    return Verdict("passed", "; ".join(calls))
 
 
-def judge_named_call(said: Said, tool: Mapping[str, object]) -> Verdict:
-    """What a call demanded by name shows, after the model has not called by itself: never all that was promised.
+def _judge_missing_call(reply: ChatReply) -> Verdict | None:
+    if not _UNPARSED_CALL.search(reply.content):
+        return None
+    if reply.finish == "length":
+        # A parser cannot remove a call that has no closing tag.
+        return Verdict("unclear", f"cut off after {reply.tokens} tokens, in the middle of a call")
+    quoted = shorten(reply.content)
+    return Verdict("failed", f"the tool parser left a call in the content: {quoted}")
 
-    With a reasoning parser vLLM 0.32 guides only what comes after the thoughts: random weights never come to their end,
-    and no call is made (measured; `structured-outputs-config.enable_in_reasoning` guides from the beginning).
+
+def judge_named_call(reply: ChatReply, tool: Mapping[str, object]) -> Verdict:
+    """Check a call that was demanded by name, after the model made none by itself.
+
+    It never passes: guided decoding proves the path of the arguments, not the tool parser. With a
+    reasoning parser vLLM 0.32 guides only the text after the reasoning: random weights never finish
+    it and no call is made (measured; `structured-outputs-config.enable_in_reasoning` guides from
+    the first token).
     """
-    verdict = judge_call(said, tool)
+    verdict = judge_call(reply, tool)
     by_itself = 'the model called no tool by itself (tool_choice "auto")'
     if verdict is not None and verdict.result == "passed":
-        detail = f"{by_itself}; named in tool_choice (guided decoding) the arguments are JSON: {verdict.detail}"
-        return Verdict("unclear", detail)
+        named = "named in tool_choice (guided decoding) the arguments are JSON"
+        return Verdict("unclear", f"{by_itself}; {named}: {verdict.detail}")
     if verdict is not None:
         return verdict
-    if said.finish == "length":
-        return Verdict(
-            "unclear",
-            f"{by_itself}, nor named: cut off after {said.tokens} tokens, {shorten(said.content)}",
-        )
-    return Verdict("failed", f"{by_itself}, nor when it was named: {shorten(said.content)}")
+    quoted = shorten(reply.content)
+    if reply.finish == "length":
+        cut = f"cut off after {reply.tokens} tokens, {quoted}"
+        return Verdict("unclear", f"{by_itself}, nor when named in tool_choice: {cut}")
+    return Verdict("failed", f"{by_itself}, nor when named in tool_choice: {quoted}")
 
 
-def judge_reasoning(said: Said, parser: str) -> Verdict:
-    """Thoughts are where the parser promises them: `content` for append_think, `reasoning` for all others."""
-    kept = "<think>" in said.content or "</think>" in said.content
+def judge_reasoning(reply: ChatReply, parser: str) -> Verdict:
+    """Check that the reasoning is in the field where the parser puts it.
+
+    That is `content` for append_think and `reasoning` for all others.
+    """
+    content = shorten(reply.content)
     if parser == APPEND_THINK:
-        if said.content.startswith("<think>") and not said.reasoning:
-            return Verdict("passed", f"{parser} keeps <think> in content: {shorten(said.content)}")
-        return Verdict(
-            "failed",
-            f"{parser} promises <think> in content: {shorten(said.content or said.reasoning)}",
-        )
-    if kept:
-        return Verdict("failed", f"{parser} left <think> in content: {shorten(said.content)}")
-    if said.reasoning:
-        return Verdict("passed", f"{parser} fills reasoning: {shorten(said.reasoning)}")
-    return Verdict(
-        "unclear", f"no reasoning in this answer, nor <think> in content: {shorten(said.content)}"
-    )
+        if reply.content.startswith("<think>") and not reply.reasoning:
+            return Verdict("passed", f"{parser} keeps <think> in content: {content}")
+        return Verdict("failed", f"{parser} promises <think> in content: {shorten(reply.text)}")
+    if "<think>" in reply.content or "</think>" in reply.content:
+        return Verdict("failed", f"{parser} left <think> in content: {content}")
+    if reply.reasoning:
+        return Verdict("passed", f"{parser} fills reasoning: {shorten(reply.reasoning)}")
+    return Verdict("unclear", f"no reasoning in this answer, and no <think> in content: {content}")
 
 
 def judge_ranks(
     texts: Mapping[int, str], again: Mapping[int, str], *, random_weights: bool = False
 ) -> dict[int, Verdict]:
-    """Every rank says the same. `again`: what they said when asked a second time, one by one, because they differed.
+    """Check that every rank gives the same answer.
 
-    Two answers of one rank that differ say that other requests change its batches: then nothing can be concluded.
+    A rank that answers differently the second time proves nothing: other requests change its
+    batches, and with them the last digits of the logits.
+
+    Args:
+        texts: The answers of all ranks to the same prompt at the same time.
+        again: If they differed: the answers when the ranks were asked one by one.
+        random_weights: Whether garbled text passes.
     """
     final = {**texts, **again}
     usual = _choose_usual(list(final.values()))
-    return {
-        rank: _judge_rank(text, usual, random_weights=random_weights)
-        if text == texts[rank] or text == usual
-        else Verdict("unclear", f"not the same twice: {shorten(texts[rank])}, then {shorten(text)}")
-        for rank, text in final.items()
-    }
+    verdicts = {}
+    for rank, text in final.items():
+        first = texts[rank]
+        if text in (first, usual):
+            verdicts[rank] = _judge_rank(text, usual, random_weights=random_weights)
+        else:
+            detail = f"two different answers: {shorten(first)}, then {shorten(text)}"
+            verdicts[rank] = Verdict("unclear", detail)
+    return verdicts
 
 
 def find_garbage(text: str) -> str:
-    """What makes `text` look garbled; "" when nothing does."""
-    unreadable = [
-        char for char in text if char == "\ufffd" or (ord(char) < 32 and char not in "\n\r\t")
-    ]
-    if len(unreadable) >= UNREADABLE:
+    """Describe the sign that `text` is garbled; "" if there is none."""
+    unreadable = [char for char in text if _is_unreadable(char)]
+    if len(unreadable) > MAX_UNREADABLE:
         return f"{len(unreadable)} unreadable characters"
-    repeated = re.search(r"(.{1,20}?)\1{15,}", text, re.DOTALL)
+    repeated = _REPETITION.search(text)
     if repeated and repeated[1].strip(RULERS):
-        return f"{shorten(repeated[1])} again and again"
+        return f"{shorten(repeated[1])} repeated at least 16 times"
     return ""
 
 
+def _is_unreadable(char: str) -> bool:
+    """Whether it is the replacement character, or a control character other than white space."""
+    return char == "\ufffd" or (ord(char) < 32 and char not in "\n\r\t")
+
+
 def shorten(text: str) -> str:
-    """The beginning of a text on one line, in quotes."""
+    """Quote the beginning of a text on one line."""
     line = json.dumps(text, ensure_ascii=False)
-    return line if len(line) <= SHOWN else f'{_cut(line)}"'
+    if len(line) <= SHOWN_CHARACTERS:
+        return line
+    return f'{_cut(line)}"'
 
 
 def _cut(line: str) -> str:
-    return line if len(line) <= SHOWN else f"{line[:SHOWN].rstrip()}..."
+    if len(line) <= SHOWN_CHARACTERS:
+        return line
+    return f"{line[:SHOWN_CHARACTERS].rstrip()}..."
 
 
 def _judge_rank(text: str, usual: str | None, *, random_weights: bool) -> Verdict:
-    garbage = "" if random_weights else find_garbage(text)
+    """Grade one rank; `usual` None: no answer has a majority."""
+    quoted = shorten(text)
+    garbage = find_garbage(text)
     if usual is None:
-        return Verdict("failed", f"{'garbled' if garbage else 'the ranks differ'}: {shorten(text)}")
+        is_garbled = garbage and not random_weights
+        reason = "garbled" if is_garbled else "the ranks differ"
+        return Verdict("failed", f"{reason}: {quoted}")
     if text != usual:
-        word = "garbled" if find_garbage(text) else "differs"
-        return Verdict("failed", f"{word}: {shorten(text)}, where the others say {shorten(usual)}")
+        # Garbled counts with random weights too: the other ranks have the same weights.
+        reason = "garbled" if garbage else "differs"
+        return Verdict("failed", f"{reason}: {quoted}, where the others answer {shorten(usual)}")
     if not text.strip():
         return Verdict("failed", "an empty answer")
-    return (
-        Verdict("failed", f"garbled, {garbage}: {shorten(text)}")
-        if garbage
-        else Verdict("passed", shorten(text))
-    )
+    if garbage and not random_weights:
+        return Verdict("failed", f"garbled, {garbage}: {quoted}")
+    return Verdict("passed", quoted)
 
 
 def _choose_usual(texts: list[str]) -> str | None:
-    """What most ranks say; of two equally frequent answers the one that is not garbled, if it is the only one."""
+    """Choose the answer of most ranks.
+
+    Of several equally frequent answers it is the only sound one; None if there is no such answer.
+    """
     counts = Counter(texts).most_common()
     best = [text for text, count in counts if count == counts[0][1]]
-    sound = [text for text in best if text.strip() and not find_garbage(text)]
     if len(best) == 1:
         return best[0]
-    return sound[0] if len(sound) == 1 else None
+    sound = [text for text in best if text.strip() and not find_garbage(text)]
+    if len(sound) == 1:
+        return sound[0]
+    return None
 
 
 def _find_call_problem(name: str, arguments: str, function: Mapping[str, object]) -> str:
+    """Describe what is wrong with a tool call; "" if nothing is."""
     if name != function["name"]:
-        return f"a call of {name!r}, which was not offered"
+        return f"a call of {name!r}, a tool that was not offered"
     try:
         parsed = json.loads(arguments)
     except ValueError as error:
-        return f"the arguments are no JSON ({error}): {shorten(arguments)}"
+        return f"the arguments are not valid JSON ({error}): {shorten(arguments)}"
     parameters = function["parameters"]
     assert isinstance(parameters, Mapping)
-    missing = [
-        one for one in parameters["required"] if not isinstance(parsed, dict) or one not in parsed
-    ]
-    return f"the arguments lack {', '.join(missing)}: {shorten(arguments)}" if missing else ""
+    present = parsed if isinstance(parsed, dict) else {}
+    missing = [field for field in parameters["required"] if field not in present]
+    if not missing:
+        return ""
+    return f"the arguments lack {', '.join(missing)}: {shorten(arguments)}"

@@ -1,39 +1,40 @@
-"""Proves a service as a client sees it: the questions are asked with the `openai` client and the answers judged.
+"""Verifies a service as a client sees it: sends requests with the `openai` client, grades answers.
 
-The ranks are asked first, all at once. When one of them is silent or wrong, the other questions go to a rank that is
-well, so that they show what else is wrong instead of the same again.
+All ranks are asked first and at the same time. If one of them is silent or wrong, the other
+requests go to a healthy rank, so that they show further faults instead of the same one again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raylaunch.errors import RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.verify import cases, grading
-from raylaunch.verify.cases import Question
-from raylaunch.verify.chat_client import KEY_VARIABLE, Answer, Asker
-from raylaunch.verify.grading import Result, Verdict
+from raylaunch.verify.cases import Request
+from raylaunch.verify.chat_client import KEY_VARIABLE, Answer, ChatClient
+from raylaunch.verify.grading import ChatReply, Result, Verdict
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 TIMEOUT_S = 60.0
-COUNTED_S = 3.0
-"""How long a finished request may take to show in `/metrics`."""
-COUNTED_POLL_S = 0.1
+METRICS_WAIT_S = 3.0
+"""Seconds until a finished request must be counted in `/metrics`."""
+METRICS_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Proof:
-    """One check: what came of it, what was seen, and how a person repeats it. `seconds`: of the answer; None: none."""
+    """One check: its result, the observation, and the curl line that repeats it."""
 
     check: str
     result: Result
     detail: str
     seconds: float | None
+    """Seconds until the answer was complete; None if no request was sent."""
     curl: str
     rank: int | None = None
 
@@ -56,7 +57,11 @@ class Verification:
     def result(self) -> Result:
         """The worst result; `skipped` counts as passed."""
         results = {proof.result for proof in self.proofs}
-        return "failed" if "failed" in results else "unclear" if "unclear" in results else "passed"
+        if "failed" in results:
+            return "failed"
+        if "unclear" in results:
+            return "unclear"
+        return "passed"
 
 
 OnProof = Callable[[Proof], None]
@@ -70,12 +75,12 @@ def verify(
     timeout_s: float = TIMEOUT_S,
     on_proof: OnProof | None = None,
 ) -> Verification:
-    """Ask a running deployment everything that its plan promises.
+    """Check everything that the plan of a running deployment promises to a client.
 
     Args:
-        plan: Of the deployment: endpoint, served name, ranks, and the parsers among the primary's flags.
+        plan: The running plan: endpoint, served name, ranks, and the primary's parser flags.
         api_key: Sent as a bearer token, never shown.
-        random_weights: The model is a generated one: what it says is not judged.
+        random_weights: Whether the model is a generated one; its text is then not graded.
         timeout_s: Seconds for one answer.
         on_proof: Called after each check.
 
@@ -83,25 +88,37 @@ def verify(
         RaylaunchError: the `openai` client is not installed.
     """
     _require_client()
-    return _run(_verify(plan, api_key, random_weights, timeout_s, on_proof or _ignore))
+    return _run(
+        _verify(
+            plan,
+            api_key,
+            random_weights,
+            timeout_s,
+            on_proof or _ignore,
+        )
+    )
 
 
 def key_variable(plan: LaunchPlan) -> str:
-    """The variable that holds the key the service asks for; "" when it asks for none."""
-    asked = (
+    """Return the variable that holds the service's API key; "" if it requires none."""
+    required = (
         KEY_VARIABLE in plan.secrets
         or KEY_VARIABLE in plan.primary.env
         or plan.primary.flag("--api-key")
     )
-    return KEY_VARIABLE if asked else ""
+    return KEY_VARIABLE if required else ""
 
 
 async def _verify(
-    plan: LaunchPlan, api_key: str | None, random_weights: bool, timeout_s: float, on_proof: OnProof
+    plan: LaunchPlan,
+    api_key: str | None,
+    random_weights: bool,
+    timeout_s: float,
+    on_proof: OnProof,
 ) -> Verification:
     proofs: list[Proof] = []
-    async with Asker(plan.endpoint, api_key, timeout_s) as asker:
-        service = _Service(plan, asker, random_weights, timeout_s)
+    async with ChatClient(plan.endpoint, api_key, timeout_s) as client:
+        service = _Service(plan, client, random_weights, timeout_s)
         async for proof in _prove(service):
             proofs.append(proof)
             on_proof(proof)
@@ -109,27 +126,35 @@ async def _verify(
 
 
 async def _prove(service: _Service) -> AsyncIterator[Proof]:
-    listed, open_to_us = await _prove_models(service)
-    yield listed
-    if not open_to_us:
+    """Yield one proof per check; stops early where every further request would fail too."""
+    models, reachable = await _prove_models(service)
+    yield models
+    if not reachable:
         return
     ranks, answered = await _prove_ranks(service)
     for proof in ranks:
         yield proof
     if not answered:
         return
-    sound = [proof.rank for proof in ranks if proof.result != "failed"]
-    asked = replace(service, rank=sound[0] if sound and len(sound) < len(ranks) else None)
-    for prove in (_prove_english, _prove_chinese, _prove_stream, _prove_call, _prove_reasoning):
-        yield await prove(asked)
+    healthy = [proof.rank for proof in ranks if proof.result != "failed"]
+    if healthy and len(healthy) < len(ranks):
+        service = replace(service, rank=healthy[0])
+    yield await _prove_english(service)
+    yield await _prove_chinese(service)
+    yield await _prove_stream(service)
+    yield await _prove_call(service)
+    yield await _prove_reasoning(service)
 
 
 @dataclass(frozen=True)
 class _Service:
-    """The service that is asked. `rank`: the one that shall answer where a question names none."""
+    """The service under test.
+
+    `rank` answers the requests that name none; None: vLLM's load balancing chooses.
+    """
 
     plan: LaunchPlan
-    asker: Asker
+    client: ChatClient
     random_weights: bool
     timeout_s: float
     rank: int | None = None
@@ -138,160 +163,196 @@ class _Service:
     def model(self) -> str:
         return self.plan.served_name
 
-    async def ask(self, question: Question) -> Answer:
-        anywhere = question.rank is None and question.body is not None
-        return await self.asker.ask(replace(question, rank=self.rank) if anywhere else question)
+    async def ask(self, request: Request) -> Answer:
+        """Send the request, to the chosen rank if it names none."""
+        # A GET is answered by the API server itself, not by a rank.
+        if request.rank is None and request.body is not None:
+            request = replace(request, rank=self.rank)
+        return await self.client.ask(request)
 
-    def proof(self, check: str, answer: Answer, verdict: Verdict | None) -> Proof:
-        """The proof that an answer is; `verdict` None: there was none to judge."""
-        verdict = verdict or Verdict("failed", answer.problem)
-        other = f" (asked of rank {self.rank})" if self.rank is not None else ""
-        line = self.curl(answer.question)
+    def grade(self, check: str, answer: Answer, judge: Callable[[Any], Verdict]) -> Proof:
+        """Grade the answer with `judge`. A request without an answer has failed."""
+        if answer.problem:
+            return self.proof(check, answer, Verdict("failed", answer.problem))
+        return self.proof(check, answer, judge(answer.value))
+
+    def proof(self, check: str, answer: Answer, verdict: Verdict) -> Proof:
+        """Return the proof for a graded answer."""
+        detail = verdict.detail
+        if self.rank is not None:
+            detail += f" (asked of rank {self.rank})"
         return Proof(
-            check,
-            verdict.result,
-            verdict.detail + other,
-            answer.seconds,
-            line,
-            answer.question.rank,
+            check=check,
+            result=verdict.result,
+            detail=detail,
+            seconds=answer.seconds,
+            curl=self.curl(answer.request),
+            rank=answer.request.rank,
         )
 
-    def skip(self, check: str, why: str, question: Question) -> Proof:
-        return Proof(check, "skipped", why, None, self.curl(question))
+    def skip(self, check: str, why: str, request: Request) -> Proof:
+        return Proof(
+            check=check,
+            result="skipped",
+            detail=why,
+            seconds=None,
+            curl=self.curl(request),
+        )
 
-    def curl(self, question: Question) -> str:
-        return cases.curl(self.plan.endpoint, question, key_variable(self.plan), self.timeout_s)
+    def curl(self, request: Request) -> str:
+        return cases.curl(
+            self.plan.endpoint,
+            request,
+            key_variable(self.plan),
+            self.timeout_s,
+        )
 
 
 async def _prove_models(service: _Service) -> tuple[Proof, bool]:
-    """The model is listed; and whether it makes sense to ask on."""
+    """Check the list of models. The second value: whether further requests make sense."""
+
+    def judge(names: tuple[str, ...]) -> Verdict:
+        return grading.judge_models(names, service.model)
+
     answer = await service.ask(cases.models())
-    verdict = None if answer.problem else grading.judge_models(answer.value, service.model)
-    return service.proof("models", answer, verdict), not answer.closed
+    return service.grade("models", answer, judge), not answer.closed
 
 
 async def _prove_ranks(service: _Service) -> tuple[list[Proof], bool]:
-    """One proof per rank; and whether any of them answers."""
+    """Check each rank. The second value: whether at least one of them answered."""
     before = await _count_finished(service)
-    asked = [cases.fixed_prompt(service.model, rank) for rank in range(service.plan.ranks)]
-    answers = {
-        answer.question.rank or 0: answer
-        for answer in await asyncio.gather(*map(service.ask, asked))
-    }
-    texts = {rank: answer.value.content for rank, answer in answers.items() if not answer.problem}
-    verdicts = grading.judge_ranks(
-        texts, await _ask_again(service, texts), random_weights=service.random_weights
-    )
+    ranks = range(service.plan.ranks)
+    requests = [cases.fixed_prompt(service.model, rank) for rank in ranks]
+    answers = await asyncio.gather(*map(service.ask, requests))
+    texts = _texts_by_rank(answers)
+    again = await _ask_again(service, texts)
+    verdicts = grading.judge_ranks(texts, again, random_weights=service.random_weights)
     uncounted = await _find_uncounted(service, before, set(texts))
-    proofs = [
-        service.proof(
-            f"rank {rank}", answer, _say_where(service, rank, answer, verdicts.get(rank), uncounted)
-        )
-        for rank, answer in answers.items()
-    ]
-    return proofs, not all(answer.closed for answer in answers.values())
+    proofs = []
+    for rank, answer in zip(ranks, answers, strict=True):
+        verdict = verdicts.get(rank) or Verdict("failed", answer.problem)
+        verdict = _qualify(service, rank, verdict, uncounted)
+        proofs.append(service.proof(f"rank {rank}", answer, verdict))
+    return proofs, not all(answer.closed for answer in answers)
+
+
+def _texts_by_rank(answers: Sequence[Answer]) -> dict[int, str]:
+    """Return the text of each rank that answered."""
+    texts = {}
+    for answer in answers:
+        rank = answer.request.rank
+        if rank is not None and not answer.problem:
+            texts[rank] = answer.value.content
+    return texts
 
 
 async def _ask_again(service: _Service, texts: Mapping[int, str]) -> dict[int, str]:
-    """Ranks that differ are asked again, one by one: what else runs changes a batch, and with it the last digits."""
+    """Ask ranks that differ once more, one by one.
+
+    Concurrent requests change a batch, and with it the last digits of the logits.
+    """
     if len(set(texts.values())) < 2:
         return {}
-    answers = [await service.ask(cases.fixed_prompt(service.model, rank)) for rank in texts]
-    return {
-        answer.question.rank or 0: answer.value.content for answer in answers if not answer.problem
-    }
+    answers = []
+    for rank in texts:
+        request = cases.fixed_prompt(service.model, rank)
+        answers.append(await service.ask(request))
+    return _texts_by_rank(answers)
 
 
-def _say_where(
-    service: _Service, rank: int, answer: Answer, verdict: Verdict | None, uncounted: set[int]
-) -> Verdict:
-    """Name the server of a rank that failed, and doubt an answer that the rank has not counted."""
-    verdict = verdict or Verdict("failed", answer.problem)
-    server = next(one for one in service.plan.servers if rank in one.ranks)
+def _qualify(service: _Service, rank: int, verdict: Verdict, uncounted: set[int]) -> Verdict:
+    """Add the server to a failure; downgrade an answer that its rank did not count."""
     if verdict.result == "failed":
-        return replace(
-            verdict, detail=f"{verdict.detail} (server {server.index} on {server.node.ip})"
-        )
+        server = next(server for server in service.plan.servers if rank in server.ranks)
+        where = f"server {server.index} on {server.node.ip}"
+        return Verdict("failed", f"{verdict.detail} ({where})")
     if verdict.result == "passed" and rank in uncounted:
-        detail = f"{verdict.detail}, but /metrics counts no request of rank {rank}: was it this one that answered?"
-        return Verdict("unclear", detail)
+        doubt = (
+            f"/metrics counts no finished request for rank {rank}: another one may have answered"
+        )
+        return Verdict("unclear", f"{verdict.detail}, but {doubt}")
     return verdict
 
 
 async def _find_uncounted(
     service: _Service, before: Mapping[int, int], ranks: set[int]
 ) -> set[int]:
-    """Ranks whose count of finished requests has not moved; none where there are no counts at all."""
-    deadline = time.monotonic() + COUNTED_S
-    while before:
+    """Find the ranks whose count of finished requests has not increased.
+
+    Empty if the service reports no counts at all.
+    """
+    if not before:
+        return set()
+    deadline = time.monotonic() + METRICS_WAIT_S
+    while True:
         after = await _count_finished(service)
-        still = {rank for rank in ranks if after.get(rank, 0) <= before.get(rank, 0)}
-        if not still or time.monotonic() > deadline:
-            return still
-        await asyncio.sleep(COUNTED_POLL_S)  # the engines report their counts on their own time
-    return set()
+        uncounted = {rank for rank in ranks if after.get(rank, 0) <= before.get(rank, 0)}
+        if not uncounted or time.monotonic() > deadline:
+            return uncounted
+        # The engines report their counts some time after the answer.
+        await asyncio.sleep(METRICS_POLL_S)
 
 
 async def _count_finished(service: _Service) -> dict[int, int]:
     async with VllmClient(service.plan.endpoint) as client:
-        seen = await client.metrics(timeout_s=service.timeout_s)
-    return {rank: counters.finished for rank, counters in seen.ranks.items()}
+        metrics = await client.metrics(timeout_s=service.timeout_s)
+    return {rank: counters.finished for rank, counters in metrics.ranks.items()}
 
 
 async def _prove_english(service: _Service) -> Proof:
+    def judge(reply: ChatReply) -> Verdict:
+        return grading.judge_chat(reply, random_weights=service.random_weights)
+
     answer = await service.ask(cases.english(service.model))
-    verdict = (
-        None
-        if answer.problem
-        else grading.judge_chat(answer.value, random_weights=service.random_weights)
-    )
-    return service.proof("chat", answer, verdict)
+    return service.grade("chat", answer, judge)
 
 
 async def _prove_chinese(service: _Service) -> Proof:
+    def judge(reply: ChatReply) -> Verdict:
+        return grading.judge_chinese(reply, random_weights=service.random_weights)
+
     answer = await service.ask(cases.chinese(service.model))
-    verdict = (
-        None
-        if answer.problem
-        else grading.judge_chinese(answer.value, random_weights=service.random_weights)
-    )
-    return service.proof("chinese", answer, verdict)
+    return service.grade("chinese", answer, judge)
 
 
 async def _prove_stream(service: _Service) -> Proof:
     answer = await service.ask(cases.stream(service.model))
-    return service.proof(
-        "stream", answer, None if answer.problem else grading.judge_stream(answer.value)
-    )
+    return service.grade("stream", answer, grading.judge_stream)
 
 
 async def _prove_call(service: _Service) -> Proof:
-    """First as the guide does, then by name: a model may well decide to call nothing."""
-    flags = service.plan.primary
-    if flags.flag("--enable-auto-tool-choice") is None or not flags.flag("--tool-call-parser"):
-        return service.skip(
-            "tool call", "the recipe has no tool calling", cases.tool_call(service.model)
-        )
-    answer = await service.ask(cases.tool_call(service.model))
-    verdict = None if answer.problem else grading.judge_call(answer.value, cases.TOOL)
-    if answer.problem or verdict is not None:
-        return service.proof("tool call", answer, verdict)
+    """Ask as the guide does; if the model calls no tool, ask again with the tool named."""
+    check = "tool call"
+    request = cases.tool_call(service.model)
+    primary = service.plan.primary
+    enabled = primary.flag("--enable-auto-tool-choice") is not None
+    if not enabled or not primary.flag("--tool-call-parser"):
+        return service.skip(check, "the recipe has no tool calling", request)
+    answer = await service.ask(request)
+    if answer.problem:
+        return service.proof(check, answer, Verdict("failed", answer.problem))
+    verdict = grading.judge_call(answer.value, cases.TOOL)
+    if verdict is not None:
+        return service.proof(check, answer, verdict)
+
+    def judge_named(reply: ChatReply) -> Verdict:
+        return grading.judge_named_call(reply, cases.CLOSED_TOOL)
+
     named = await service.ask(cases.named_tool_call(service.model))
-    told = None if named.problem else grading.judge_named_call(named.value, cases.CLOSED_TOOL)
-    return service.proof("tool call", named, told)
+    return service.grade(check, named, judge_named)
 
 
 async def _prove_reasoning(service: _Service) -> Proof:
-    question = cases.reasoning(service.model)
+    request = cases.reasoning(service.model)
     parser = service.plan.primary.flag("--reasoning-parser")
     if not parser:
-        return service.skip("reasoning", "the recipe has no reasoning parser", question)
-    answer = await service.ask(question)
-    return service.proof(
-        "reasoning",
-        answer,
-        None if answer.problem else grading.judge_reasoning(answer.value, parser),
-    )
+        return service.skip("reasoning", "the recipe has no reasoning parser", request)
+
+    def judge(reply: ChatReply) -> Verdict:
+        return grading.judge_reasoning(reply, parser)
+
+    answer = await service.ask(request)
+    return service.grade("reasoning", answer, judge)
 
 
 def _require_client() -> None:
@@ -300,13 +361,16 @@ def _require_client() -> None:
     if find_spec("openai") is None:
         raise RaylaunchError(
             "the openai client is not installed here",
-            why="verify asks the service as its users do; vLLM brings the client, raylaunch alone does not",
+            why=(
+                "verify sends requests as the service's users do; "
+                "vLLM brings the client, raylaunch alone does not"
+            ),
             todo="pip install openai, or run verify where vLLM is installed",
         )
 
 
 def _run(work: Coroutine[Any, Any, Verification]) -> Verification:
-    """Run to the end, also when the caller's thread has an event loop of its own, as in a notebook."""
+    """Run the coroutine to its end, also if the calling thread runs an event loop (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

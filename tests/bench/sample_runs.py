@@ -1,4 +1,4 @@
-"""Plans and runs for the tests of the benchmark's pure part."""
+"""Builds plans and runs for the tests of the benchmark's pure part."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_of(
     changes=(),
     **more,
 ) -> Run:
-    """A run as it would be kept; `more` replaces vLLM's figures."""
+    """A run as it is stored; `more` replaces vLLM's figures."""
     loaded, plan = plan_of(recipe, *sets)
     load = choose(scenario, loaded.recipe.bench).changed(dict(changes))
     load = load.at(concurrency) if concurrency else load

@@ -1,4 +1,4 @@
-"""What the actor makes of processes, logs and counters; without Ray."""
+"""How the bench actor reads processes, logs and counters; without Ray."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raylaunch.runtime.bench.bench_actor import (
         (ProcessState(error="no such file"), "no such file"),
     ],
 )
-def test_why_it_measured_nothing(state, problem):
+def test_the_exit_of_the_client_is_named(state, problem):
     assert _problem(state) == problem
 
 
@@ -40,7 +40,7 @@ def test_why_it_measured_nothing(state, problem):
         ((300, 200), (10, 5), None),
     ],
 )
-def test_the_hit_rate_is_of_what_came_in_between(before, after, rate):
+def test_the_hit_rate_covers_only_the_time_of_the_run(before, after, rate):
     assert _hit_rate(before, after) == rate
 
 

@@ -1,4 +1,4 @@
-"""What vLLM's client prints, as a stage and a count."""
+"""The output of vLLM's client, read as a stage and a count."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ BAR = "\r  0%|          | 0/16 [00:00<?, ?it/s]\r  6%|▋         | 1/16 [00:09<
         ),
     ],
 )
-def test_the_end_of_the_output(text, progress):
+def test_progress_is_read_from_the_end_of_the_output(text, progress):
     assert read_progress(text, 16) == progress

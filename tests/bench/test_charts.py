@@ -1,4 +1,4 @@
-"""What is drawn, over concurrency or over runs, and that pages need nothing from elsewhere."""
+"""Charts over concurrency and over runs, and HTML pages without external resources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_one_concurrency_is_drawn_over_runs():
     ]
 
 
-def test_several_are_drawn_over_concurrency_with_the_newest_as_the_line():
+def test_several_concurrencies_are_drawn_with_the_newest_values_as_the_line():
     runs = [
         run_of(at, concurrency=count, mean_ttft_ms=value)
         for at, count, value in ((1, 4, 40.0), (2, 1, 10.0), (3, 4, 44.0), (4, 8, 80.0))
@@ -65,7 +65,7 @@ def test_pictures_and_a_page_that_needs_no_network():
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|url\((?!#)|@import""", html)
 
 
-def test_a_missing_matplotlib_is_told_before_anything_runs(monkeypatch):
+def test_a_missing_matplotlib_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr(charts, "find_spec", lambda _: None)
     with pytest.raises(RaylaunchError) as refused:
         require_drawing("a.png")
@@ -73,6 +73,6 @@ def test_a_missing_matplotlib_is_told_before_anything_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "png"])
-def test_an_unknown_form_is_refused(name):
+def test_an_unknown_format_is_refused(name):
     with pytest.raises(RaylaunchError, match="no picture can be written"):
         require_drawing(name)

@@ -1,4 +1,4 @@
-"""Runs beside each other: what is comparable, by how much it differs, and what else changed."""
+"""Comparison of runs: which are comparable, by how much they differ, and what else changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def by_key(comparison):
     return {row.metric.key: row for row in comparison.rows()}
 
 
-def test_a_run_survives_its_file():
+def test_a_run_round_trips_through_its_file():
     run = run_of(5.0)
     written = json.loads(json.dumps(run_to_dict(run)))
     assert run_from_dict(written) == run
@@ -39,10 +39,10 @@ def test_the_newest_beside_reference_previous_and_median():
         3000.0,
         2000.0,
     )
-    told = one.as_dict()
-    assert told["newest"] == "run-4"
-    assert told["earlier"] == ["run-1", "run-2", "run-3"]
-    assert told["metrics"]["mean_ttft_ms"]["to_previous"] == pytest.approx(1 / 3)
+    written = one.as_dict()
+    assert written["newest"] == "run-4"
+    assert written["earlier"] == ["run-1", "run-2", "run-3"]
+    assert written["metrics"]["mean_ttft_ms"]["to_previous"] == pytest.approx(1 / 3)
     assert by_key(one)["prefix_hit_rate"].reference == 0.85
 
 
@@ -66,7 +66,7 @@ def test_what_else_changed_is_named():
     assert compare([before])[0].changes() == []
 
 
-def test_ports_are_no_change():
+def test_other_ports_are_not_listed_as_a_change():
     moved = run_of(2, sets=("network.http_port=1234", "network.rpc_port=1235"))
     assert compare([run_of(1), moved])[0].changes() == []
 
@@ -82,5 +82,5 @@ def test_an_older_vllm_does_not_count_failures():
 @pytest.mark.parametrize(
     ("now", "then", "change"), [(110, 100, 0.1), (1, 0, None), (None, 1, None), (1, None, None)]
 )
-def test_difference(now, then, change):
+def test_a_difference_is_relative_to_the_earlier_value(now, then, change):
     assert difference(now, then) == (None if change is None else pytest.approx(change))

@@ -12,7 +12,7 @@ from sample_runs import plan_of
 
 from raylaunch.bench.result import METRICS
 from raylaunch.bench.scenario import (
-    OWNED,
+    OWNED_FLAGS,
     build_argv,
     choose,
     read_changes,
@@ -67,20 +67,22 @@ def test_the_a2_scenario_is_the_guides_command():
 
 
 def test_a_key_or_a_result_file_never_comes_from_a_scenario():
-    assert not [name for scenario in shipped().values() for name in scenario.args if name in OWNED]
+    assert not [
+        name for scenario in shipped().values() for name in scenario.args if name in OWNED_FLAGS
+    ]
     with pytest.raises(RecipeError, match="--header"):
         choose("short", ()).changed({"header": "Authorization=Bearer x"})
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_what_a_recipe_names_exists_and_the_first_fits_it(name):
+def test_a_recipe_names_known_scenarios_and_the_servers_accept_the_first(name):
     loaded, plan = plan_of(name)
     assert set(loaded.recipe.bench) <= shipped().keys()
     refuse_too_long(plan, choose(None, loaded.recipe.bench))
 
 
 @pytest.mark.parametrize("scenario", shipped().values(), ids=shipped().keys())
-def test_a_shipped_scenario_says_what_raylaunch_needs(scenario):
+def test_a_shipped_scenario_has_what_raylaunch_needs(scenario):
     assert scenario.description
     assert scenario.concurrency
     assert scenario.prompts >= scenario.concurrency
@@ -90,7 +92,7 @@ def test_a_shipped_scenario_says_what_raylaunch_needs(scenario):
     assert not scenario.reference or scenario.reference["source"]
 
 
-def test_a_request_longer_than_the_server_takes_is_refused():
+def test_a_request_longer_than_the_server_accepts_is_refused():
     loaded, plan = plan_of("a3-long-context")
     with pytest.raises(RecipeError) as refused:
         refuse_too_long(plan, choose("a3-190k", loaded.recipe.bench))
@@ -119,7 +121,7 @@ def test_a_request_longer_than_the_server_takes_is_refused():
         ({"dataset-name": "sharegpt"}, None),
     ],
 )
-def test_the_longest_request(args, tokens):
+def test_the_longest_request_is_computed_from_the_flags(args, tokens):
     assert tokens_needed(args) == tokens
 
 
@@ -133,19 +135,19 @@ def test_a_reference_counts_only_for_the_recipe_and_the_load_it_was_measured_wit
     assert choose("a2-190k", fitting).changed({"num_prompts": 16}).reference, "no change"
 
 
-def test_more_at_once_means_at_least_as_many_prompts():
+def test_a_higher_concurrency_has_at_least_as_many_prompts():
     more = choose("a2-190k", ()).at(64)
     assert (more.concurrency, more.prompts) == (64, 64)
     assert choose("a2-190k", ()).at(2).prompts == 16
 
 
-def test_an_unknown_name_names_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(RecipeError, match="there is no scenario 'a2-19k'") as refused:
         choose("a2-19k", ())
     assert "did you mean 'a2-190k'?" in refused.value.why
 
 
-def test_changes_are_read_as_yaml_and_null_takes_out():
+def test_changes_are_read_as_yaml_and_null_removes_a_flag():
     changes = read_changes(["num-prompts=8", "ignore-eos=null", "extra-body={temperature: 0}"])
     scenario = choose("small", ()).changed(changes)
     _, plan = plan_of("local-dual")
@@ -165,14 +167,14 @@ def test_changes_are_read_as_yaml_and_null_takes_out():
             read_changes([wrong])
 
 
-def test_the_client_takes_the_servers_tokenizer_mode():
+def test_the_client_gets_the_servers_tokenizer_mode():
     _, plan = plan_of("a2-dual", "args.tokenizer-mode=deepseek_v32")
     argv = build_argv(plan, choose("short", ()))
     assert argv[argv.index("--tokenizer-mode") + 1] == "deepseek_v32"
 
 
 def test_the_installed_vllm_knows_every_flag():
-    """From its sources: importing them takes many seconds."""
+    """Read from its sources: an import needs many seconds."""
     found = find_spec("vllm")
     if found is None or found.origin is None:
         pytest.skip("no vLLM here")

@@ -1,4 +1,4 @@
-"""The servers: stand-in servers that are ended whatever happens."""
+"""The fixture `servers`: stand-in servers that are stopped whatever the test does."""
 
 import pytest
 from standin_servers import StandinServers

@@ -1,4 +1,4 @@
-"""What `verify` makes of answers: the judgements alone, without any server."""
+"""Grading of answers, without any server."""
 
 import shlex
 
@@ -7,8 +7,8 @@ import pytest
 from raylaunch.verify import cases
 from raylaunch.verify.cases import TOOL, curl
 from raylaunch.verify.grading import (
-    Said,
-    Streamed,
+    ChatReply,
+    StreamReply,
     find_garbage,
     judge_call,
     judge_chat,
@@ -25,15 +25,15 @@ GOOD = " 9, 10, 11, 12, 13, 14, 15, 16,"
 
 
 def calling(arguments, name="get_current_weather"):
-    return Said(calls=((name, arguments),), finish="tool_calls")
+    return ChatReply(calls=((name, arguments),), finish="tool_calls")
 
 
 def ranks(*texts, again=(), **more):
-    said = judge_ranks(dict(enumerate(texts)), dict(enumerate(again)), **more)
-    return [said[rank].result for rank in sorted(said)]
+    verdicts = judge_ranks(dict(enumerate(texts)), dict(enumerate(again)), **more)
+    return [verdicts[rank].result for rank in sorted(verdicts)]
 
 
-def test_models():
+def test_the_served_name_must_be_listed():
     assert judge_models(("a", "b"), "b").result == "passed"
     assert "not listed, only nothing" in judge_models((), "b").detail
 
@@ -48,10 +48,10 @@ def test_models():
         "a\x03b\x00c\x1b",
     ],
 )
-def test_garbled(text):
+def test_garbled_text_fails_unless_the_weights_are_random(text):
     assert find_garbage(text)
-    assert judge_chat(Said(text, tokens=9)).result == "failed"
-    assert judge_chat(Said(text, tokens=9), random_weights=True).result == "passed"
+    assert judge_chat(ChatReply(text, tokens=9)).result == "failed"
+    assert judge_chat(ChatReply(text, tokens=9), random_weights=True).result == "passed"
 
 
 @pytest.mark.parametrize(
@@ -65,83 +65,86 @@ def test_garbled(text):
         "",
     ],
 )
-def test_not_garbled(text):
+def test_healthy_text_is_not_garbled(text):
     assert find_garbage(text) == ""
 
 
 def test_an_empty_answer_fails_whatever_the_weights():
-    assert judge_chat(Said(" \n", finish="length", tokens=7)).result == "failed"
+    assert judge_chat(ChatReply(" \n", finish="length", tokens=7)).result == "failed"
     assert (
         "7 tokens (finish_reason length)"
-        in judge_chat(Said("", finish="length", tokens=7), random_weights=True).detail
+        in judge_chat(ChatReply("", finish="length", tokens=7), random_weights=True).detail
     )
-    assert judge_chat(Said("", "I think", tokens=7)).result == "passed"
+    assert judge_chat(ChatReply("", "I think", tokens=7)).result == "passed"
 
 
-def test_chinese():
-    assert judge_chinese(Said("你好,我是助手")).result == "passed"
-    assert judge_chinese(Said("Hello")).result == "unclear"
-    assert judge_chinese(Said("fox jumps"), random_weights=True).result == "passed"
-    assert judge_chinese(Said("")).result == "failed"
+def test_a_chinese_answer_contains_chinese():
+    assert judge_chinese(ChatReply("你好,我是助手")).result == "passed"
+    assert judge_chinese(ChatReply("Hello")).result == "unclear"
+    assert judge_chinese(ChatReply("fox jumps"), random_weights=True).result == "passed"
+    assert judge_chinese(ChatReply("")).result == "failed"
 
 
-def test_stream():
-    assert judge_stream(Streamed(((0.1, "a"), (0.2, "b")), 2)).result == "passed"
-    assert "no usage" in judge_stream(Streamed(((0.1, "a"), (0.2, "b")))).detail
-    assert judge_stream(Streamed(((0.1, "all"),), 2)).result == "failed"
-    assert judge_stream(Streamed((), 2)).result == "failed"
+def test_a_stream_has_pieces_and_usage():
+    assert judge_stream(StreamReply(((0.1, "a"), (0.2, "b")), 2)).result == "passed"
+    assert "no usage" in judge_stream(StreamReply(((0.1, "a"), (0.2, "b")))).detail
+    assert judge_stream(StreamReply(((0.1, "all"),), 2)).result == "failed"
+    assert judge_stream(StreamReply((), 2)).result == "failed"
 
 
-def test_a_call_by_the_model_itself():
+def test_a_call_of_the_models_own_choice():
     assert judge_call(calling('{"city": "上海"}'), TOOL).result == "passed"
-    assert "no JSON" in judge_call(calling('{"city": "上'), TOOL).detail
+    assert "not valid JSON" in judge_call(calling('{"city": "上'), TOOL).detail
     assert "lack city" in judge_call(calling('{"town": "上海"}'), TOOL).detail
     assert "lack city" in judge_call(calling("true"), TOOL).detail
     assert "not offered" in judge_call(calling("{}", "rm"), TOOL).detail
-    assert judge_call(Said("It rains."), TOOL) is None
+    assert judge_call(ChatReply("It rains."), TOOL) is None
 
 
 @pytest.mark.parametrize(
     "left",
     ['<minimax:tool_call>\n<invoke name="x">', "<tool_call>{", "<|tool_calls_section_begin|>"],
 )
-def test_a_call_that_the_parser_did_not_take_out(left):
-    assert judge_call(Said(f"Sure. {left}"), TOOL).result == "failed"
-    assert judge_call(Said(f"Sure. {left}", finish="length"), TOOL).result == "unclear"
+def test_a_call_that_the_parser_left_in_the_content(left):
+    assert judge_call(ChatReply(f"Sure. {left}"), TOOL).result == "failed"
+    assert judge_call(ChatReply(f"Sure. {left}", finish="length"), TOOL).result == "unclear"
 
 
-def test_a_call_by_name():
+def test_a_call_by_name_never_passes():
     assert judge_named_call(calling('{"city": "上海"}'), TOOL).result == "unclear"
     assert "guided decoding" in judge_named_call(calling('{"city": "上海"}'), TOOL).detail
     assert judge_named_call(calling("{"), TOOL).result == "failed"
-    assert judge_named_call(Said("fox " * 9, finish="length", tokens=512), TOOL).result == "unclear"
-    assert judge_named_call(Said("I will not.", finish="stop"), TOOL).result == "failed"
+    assert (
+        judge_named_call(ChatReply("fox " * 9, finish="length", tokens=512), TOOL).result
+        == "unclear"
+    )
+    assert judge_named_call(ChatReply("I will not.", finish="stop"), TOOL).result == "failed"
 
 
 @pytest.mark.parametrize(
-    ("parser", "said", "result"),
+    ("parser", "reply", "result"),
     [
-        ("minimax_m2_append_think", Said("<think>hm</think>9.9"), "passed"),
-        ("minimax_m2_append_think", Said("9.9"), "failed"),
-        ("minimax_m2_append_think", Said("<think>9.9", "hm"), "failed"),
-        ("minimax_m2", Said("9.9", "hm"), "passed"),
-        ("minimax_m2", Said("<think>hm</think>9.9"), "failed"),
-        ("deepseek_r1", Said("hm</think>9.9", "h"), "failed"),
-        ("qwen3", Said("9.9"), "unclear"),
+        ("minimax_m2_append_think", ChatReply("<think>hm</think>9.9"), "passed"),
+        ("minimax_m2_append_think", ChatReply("9.9"), "failed"),
+        ("minimax_m2_append_think", ChatReply("<think>9.9", "hm"), "failed"),
+        ("minimax_m2", ChatReply("9.9", "hm"), "passed"),
+        ("minimax_m2", ChatReply("<think>hm</think>9.9"), "failed"),
+        ("deepseek_r1", ChatReply("hm</think>9.9", "h"), "failed"),
+        ("qwen3", ChatReply("9.9"), "unclear"),
     ],
 )
-def test_reasoning(parser, said, result):
-    assert judge_reasoning(said, parser).result == result
+def test_reasoning_is_where_its_parser_puts_it(parser, reply, result):
+    assert judge_reasoning(reply, parser).result == result
 
 
-def test_ranks_that_agree():
+def test_ranks_that_agree_pass_unless_garbled_or_empty():
     assert ranks(GOOD, GOOD) == ["passed", "passed"]
     assert ranks("!" * 24, "!" * 24) == ["failed", "failed"]
     assert ranks("!" * 24, "!" * 24, random_weights=True) == ["passed", "passed"]
     assert ranks("", "") == ["failed", "failed"]
 
 
-def test_a_rank_that_stands_against_the_others():
+def test_a_rank_that_differs_from_the_majority_fails():
     assert ranks(GOOD, "fox", GOOD, GOOD, again=(GOOD, "fox", GOOD, GOOD)) == [
         "passed",
         "failed",
@@ -149,23 +152,23 @@ def test_a_rank_that_stands_against_the_others():
         "passed",
     ]
     assert ranks(GOOD, "!" * 24, again=(GOOD, "!" * 24)) == ["passed", "failed"], (
-        "of two the garbled one"
+        "of two ranks the garbled one fails"
     )
     assert ranks(GOOD, "fox", again=(GOOD, "fox")) == ["failed", "failed"], (
-        "of two sound ones nobody knows"
+        "of two sound ones neither is preferred"
     )
     assert ranks(GOOD, "") == ["passed", "failed"]
 
 
-def test_ranks_that_agree_when_they_are_asked_one_by_one():
+def test_ranks_that_agree_one_by_one_pass():
     assert ranks(GOOD, "fox", again=(GOOD, GOOD)) == ["passed", "passed"]
 
 
-def test_a_rank_that_never_says_the_same_twice():
+def test_a_rank_that_changes_its_answer_is_unclear():
     assert ranks(GOOD, "fox", GOOD, again=(GOOD, "dog", GOOD)) == ["passed", "unclear", "passed"]
 
 
-def test_nobody_answered():
+def test_without_answers_there_are_no_verdicts():
     assert judge_ranks({}, {}) == {}
 
 

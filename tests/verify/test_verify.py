@@ -1,4 +1,4 @@
-"""`verify` against the stand-in: what a sound service proves, and how each fault is told."""
+"""`verify` against the stand-in: a healthy service passes, and each fault is reported."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from raylaunch.recipe.catalog import read
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
 from raylaunch.verify.cases import CLOSED_TOOL, english, fixed_prompt, models
-from raylaunch.verify.chat_client import Asker
-from raylaunch.verify.grading import Said
+from raylaunch.verify.chat_client import ChatClient
+from raylaunch.verify.grading import ChatReply
 from raylaunch.verify.verification import KEY_VARIABLE, key_variable, verify
 
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m2")
@@ -45,7 +45,7 @@ def detail(found, check):
 
 
 def one_rank_fails(servers, fault, *flags):
-    """A pair of which the second server plays a fault from the beginning."""
+    """A pair of which the second server has a fault from the start."""
     primary = servers.primary(*flags, **QUICK)
     servers.headless(primary, *flags, **QUICK, FAIL=fault, FAIL_AFTER_S=0)
     primary.says("Application startup complete")
@@ -58,7 +58,7 @@ def sound(servers):
     return primary
 
 
-def test_a_sound_service_proves_everything(sound):
+def test_a_healthy_service_passes_every_check(sound):
     seen = []
     found = verify(with_tools(sound.url), random_weights=True, on_proof=seen.append)
     assert results(found) == dict.fromkeys(
@@ -103,7 +103,7 @@ def test_a_garbled_rank_is_named_and_the_rest_is_asked_of_the_other(servers):
     found = verify(plan_for(primary.url), random_weights=True)
     assert [proof.check for proof in found.failed] == ["rank 1"]
     assert re.fullmatch(
-        r'garbled: "!{24}", where the others say " .*" \(server 1 on 127\.0\.0\.1\)',
+        r'garbled: "!{24}", where the others answer " .*" \(server 1 on 127\.0\.0\.1\)',
         detail(found, "rank 1"),
     )
     assert detail(found, "chat").endswith("(asked of rank 0)")
@@ -128,7 +128,7 @@ def test_a_rank_that_hangs_is_named(servers):
     assert detail(found, "rank 1") == "no answer within 2 s (server 1 on 127.0.0.1)"
 
 
-def test_where_no_rank_answers_nothing_else_is_asked(servers):
+def test_without_an_answering_rank_nothing_else_is_asked(servers):
     """One hung rank of an expert-parallel group holds up all."""
     primary = one_rank_fails(servers, "hang", "--enable-expert-parallel")
     found = verify(plan_for(primary.url), timeout_s=2)
@@ -136,7 +136,7 @@ def test_where_no_rank_answers_nothing_else_is_asked(servers):
     assert len(found.proofs) == 3
 
 
-def test_a_model_that_calls_no_tool_is_asked_by_name_and_that_is_said(servers):
+def test_a_model_that_calls_no_tool_is_asked_by_name_and_the_result_is_unclear(servers):
     server = servers.serve("--served-model-name", "tiny", *TOOLS, **QUICK, FAIL="no-tool-call")
     found = verify(plan_for(server.url, "features.tool_calling.enabled=true", "parallel.data=1"))
     assert results(found)["tool call"] == "unclear"
@@ -147,7 +147,7 @@ def test_a_model_that_calls_no_tool_is_asked_by_name_and_that_is_said(servers):
     assert json.dumps(CLOSED_TOOL, ensure_ascii=False) in curl
 
 
-def test_another_place_for_thoughts_than_the_recipe_says(servers):
+def test_reasoning_in_another_field_than_the_recipe_promises_fails(servers):
     server = servers.serve(
         "--served-model-name", "tiny", *TOOLS, "--reasoning-parser", "minimax_m2", **QUICK
     )
@@ -158,14 +158,14 @@ def test_another_place_for_thoughts_than_the_recipe_says(servers):
     assert "fills reasoning" in detail(verify(own, random_weights=True), "reasoning")
 
 
-def test_another_name_is_told(servers):
+def test_another_served_name_is_reported(servers):
     server = servers.serve("--served-model-name", "other")
     found = verify(plan_for(server.url, "parallel.data=1"), random_weights=True)
     assert detail(found, "models") == "tiny is not listed, only other"
     assert detail(found, "chat") == "HTTP 404: The model `tiny` does not exist."
 
 
-def test_a_service_that_is_not_there_is_asked_once(tmp_path):
+def test_an_unreachable_service_is_asked_once(tmp_path):
     found = verify(plan_for(f"http://127.0.0.1:{free_port()}"))
     assert [(proof.check, proof.result) for proof in found.proofs] == [("models", "failed")]
     assert "no connection" in detail(found, "models")
@@ -182,10 +182,7 @@ def test_the_key_is_sent_and_never_shown(servers):
     assert all(f'"Authorization: Bearer ${KEY_VARIABLE}"' in proof.curl for proof in found.proofs)
     assert "hush-hush" not in repr(found)
     refused = verify(plan, "wrong-key", random_weights=True)
-    assert (
-        detail(refused, "models")
-        == f"HTTP 401: the service asks for another key than ${KEY_VARIABLE} holds"
-    )
+    assert detail(refused, "models") == f"HTTP 401: the service rejects the key in ${KEY_VARIABLE}"
     assert len(refused.proofs) == 1
     assert "wrong-key" not in repr(refused)
     assert "does not name" in detail(verify(plan_for(server.url)), "models")
@@ -212,7 +209,7 @@ def deployment(monkeypatch):
     return make
 
 
-def test_a_deployment_takes_the_key_from_the_callers_environment(servers, deployment, monkeypatch):
+def test_a_deployment_reads_the_key_from_the_callers_environment(servers, deployment, monkeypatch):
     server = servers.serve(
         "--served-model-name", "tiny", **QUICK, environ={KEY_VARIABLE: "hush-hush"}
     )
@@ -229,7 +226,7 @@ def test_a_deployment_that_is_not_ready_is_not_asked(deployment):
         deployment(plan_for("http://127.0.0.1:1"), Phase.RESTARTING).verify()
 
 
-async def test_it_also_runs_where_an_event_loop_runs_already(servers):
+async def test_it_also_runs_inside_an_event_loop(servers):
     server = servers.serve("--served-model-name", "tiny", **QUICK)
     assert verify(plan_for(server.url, "parallel.data=1"), random_weights=True).result == "passed"
 
@@ -237,17 +234,17 @@ async def test_it_also_runs_where_an_event_loop_runs_already(servers):
 @pytest.mark.parametrize(
     "body", ["null", "[]", '{"choices": []}', '"text"', "no JSON", '{"choices": [{}]}']
 )
-async def test_what_is_no_answer_is_a_problem_and_no_crash(body, mute_service):
-    async with Asker(mute_service(body), None, 30) as asker:
+async def test_an_invalid_answer_is_a_problem_and_no_crash(body, mute_service):
+    async with ChatClient(mute_service(body), None, 30) as asker:
         for question in (models(), english("m"), fixed_prompt("m", 0)):
             answer = await asker.ask(question)
-            assert answer.problem or answer.value in ((), Said())
+            assert answer.problem or answer.value in ((), ChatReply())
             assert not answer.closed
 
 
 @pytest.fixture
 async def mute_service():
-    """A server that gives the same body to every question."""
+    """A server that gives the same body to every request."""
     import asyncio
 
     bodies = [b""]
