@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+EXAMPLES ?= 5000
 ARGS ?=
 DEMO := local-dual
 
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-stop test test-all lint format lock docs bench bench-all clean
+.PHONY: help install demo demo-stop test test-all fuzz lint format lock docs bench bench-all clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +36,9 @@ test: $(STAMP) ## the test suite, with real Ray and real vLLM on CPU
 
 test-all: $(STAMP) ## the test suite and the tests that take minutes (the whole fault drill, two hosts)
 	@$(BIN)/pytest $(ARGS)
+
+fuzz: $(STAMP) ## a long run of tests/fuzz with new inputs each time (EXAMPLES per test; some hours)
+	@RAYLAUNCH_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz -o timeout=7200 $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, and whether the recipe schema is current
 	@$(BIN)/ruff check .

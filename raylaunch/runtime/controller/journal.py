@@ -88,11 +88,18 @@ class Journal:
 
     @staticmethod
     def load(data: bytes, clock: Clock) -> Journal:
-        """Restore what `dump` wrote, with its monotonic times on this machine's clock."""
+        """Restore what `dump` wrote, with its monotonic times on this machine's clock.
+
+        Raises:
+            ValueError: the copy is damaged, or another version of raylaunch wrote it.
+        """
         # The data comes from our own agents over Ray's channel, which pickles every message anyway.
-        journal = pickle.loads(data)  # noqa: S301
-        assert isinstance(journal, Journal)
-        assert journal.saved_at is not None
+        try:
+            journal = pickle.loads(data)  # noqa: S301
+        except Exception as error:  # pickle raises whatever the damaged bytes lead to
+            raise ValueError(f"the journal cannot be read: {error!r}") from error
+        if not isinstance(journal, Journal) or journal.saved_at is None:
+            raise ValueError("the journal cannot be read: it holds something else")
         shift_s = ClockReading.of(clock).shift_from(journal.saved_at)
         journal.history = _shift(journal.history, shift_s)
         return journal

@@ -34,8 +34,15 @@ class Adopted:
 async def adopt(group: RayGroup, clock: Clock) -> Adopted | None:
     """Find the agents and the newest journal among them; None when no agent has one."""
     hellos = await group.find()
-    copies = [hello.journal for hello in hellos.values() if hello.journal]
-    journals = [Journal.load(copy, clock) for copy in copies]
+    journals = []
+    for index, hello in hellos.items():
+        if not hello.journal:
+            continue
+        try:
+            journals.append(Journal.load(hello.journal, clock))
+        except ValueError as error:
+            # The other agents have copies too.
+            log.warning("the copy of the agent of server %d: %s", index, error)
     newest = max(journals, key=lambda journal: journal.number, default=None)
     if newest is None or newest.plan is None:
         log.warning("found %d agents and no journal", len(hellos))

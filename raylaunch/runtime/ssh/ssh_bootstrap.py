@@ -29,6 +29,11 @@ from typing import Any, BinaryIO
 OLDEST_PYTHON = (3, 11)
 CLIENT_SILENCE_S = 60.0
 """Without a heartbeat of the client for so long, the command is interrupted."""
+MAX_LINE_BYTES = 4 * 1024 * 1024
+"""Variables and words: the kernel allows a third of that on a command line."""
+MAX_PACKAGE_BYTES = 256 * 1024 * 1024
+"""raylaunch itself has under 1 MB; the rest are recipes and files that the user names."""
+REQUEST_TYPES = {"mark": str, "words": list, "env": dict, "needs": list, "file": str, "size": int}
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -44,13 +49,16 @@ def main(stream: BinaryIO) -> None:
         file: The cluster's file, for messages.
         size: Bytes of the zip file.
     """
-    request = json.loads(stream.readline())
+    try:
+        request, package = read_request(stream)
+    except ValueError as error:
+        sys.exit(f"raylaunch: what came over SSH cannot be used: {error}")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.chdir("/")  # Ray's workers search the driver's working directory for modules
     with tempfile.TemporaryDirectory(prefix="raylaunch-") as folder, _kept_from_cleaners(folder):
-        with zipfile.ZipFile(io.BytesIO(stream.read(request["size"]))) as package:
+        with package:
             package.extractall(folder)
         problem = find_problem(request)
         _announce(request["mark"], problem)
@@ -60,6 +68,37 @@ def main(stream: BinaryIO) -> None:
         threading.Thread(target=_interrupt_at_end, args=(stream.fileno(),), daemon=True).start()
         words = [word.replace(request["mark"], folder) for word in request["words"]]
         _run(words, folder)
+
+
+def read_request(stream: BinaryIO) -> tuple[dict[str, Any], zipfile.ZipFile]:
+    """Read the line of JSON and the zip file.
+
+    Raises:
+        ValueError: the stream holds something else, ends too early, or is too large.
+    """
+    line = stream.readline(MAX_LINE_BYTES)
+    try:
+        request = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(request, dict):
+        raise ValueError("it is not a JSON object")
+    for name, kind in REQUEST_TYPES.items():
+        if not isinstance(request.get(name), kind):
+            raise ValueError(f"{name!r} is missing, or of a wrong type")
+    names = [*request["words"], *request["needs"], *request["env"], *request["env"].values()]
+    if not all(isinstance(name, str) and "\0" not in name for name in names):
+        raise ValueError("a word, module or variable is not text")
+    size = request["size"]
+    if isinstance(size, bool) or not 0 < size <= MAX_PACKAGE_BYTES:
+        raise ValueError(f"the package has {size} bytes")
+    data = stream.read(size)
+    if len(data) < size:
+        raise ValueError(f"the stream ended after {len(data)} of {size} bytes of the package")
+    try:
+        return request, zipfile.ZipFile(io.BytesIO(data))
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"the package is no zip file: {error}") from error
 
 
 def find_problem(request: dict[str, Any]) -> dict[str, str] | None:
