@@ -1,7 +1,8 @@
 """Every error raylaunch raises on purpose: what happened, why, what to do next, and the evidence.
 
-Each class has its own process exit code, so scripts can tell failures apart (docs/cli.md lists them).
-Errors travel through Ray between processes, so each one survives pickling with its parts intact.
+Each class has its own process exit code, so scripts can tell failures apart (docs/cli.md lists
+them). Errors travel through Ray between processes, so each one survives pickling with its parts
+intact.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class ChecksFailedError(RaylaunchError):
 
 
 class ClusterError(RaylaunchError):
-    """There is no usable Ray cluster: none found, no answer, or an authentication that does not match."""
+    """There is no usable Ray cluster: none found, no answer, or the authentication differs."""
 
     exit_code = 5
 
@@ -98,7 +99,7 @@ class PlacementError(RaylaunchError):
 
 
 class LaunchError(RaylaunchError):
-    """Servers were started and the deployment failed; the diagnosis and log tails are in the evidence."""
+    """Servers were started and the deployment failed; the evidence has diagnosis and log tails."""
 
     exit_code = 7
 
@@ -140,7 +141,7 @@ class ClusterFileError(RaylaunchError):
 
 
 class HeadError(RaylaunchError):
-    """The cluster's head cannot be reached over SSH, cannot run raylaunch, or the connection was lost."""
+    """The cluster's head cannot be reached over SSH or run raylaunch, or the connection broke."""
 
     exit_code = 14
 

@@ -22,8 +22,8 @@ def stop_deployment(
 ) -> StopReport:
     """Stop a deployment in every phase, also while its embedded cluster starts or does not answer.
 
-    An embedded cluster that does not answer is killed by its marker, together with the servers below
-    its agents; the report says so.
+    An embedded cluster that does not answer is killed by its marker, together with the servers
+    below its agents; the report says so.
 
     Raises:
         UnknownDeploymentError: there is none of that name.

@@ -138,11 +138,11 @@ class CanarySeen:
 class ServerSeen:
     """The last observation of each kind for one server.
 
-    Times (`at`, `..._at`, `..._since`, here and in the parts) are seconds on a monotonic clock, never
-    the wall clock, whose steps would look like silence or progress: in an agent's `Observation` on
-    the monotonic clock of the agent, everywhere else on the clock of the controller, which converts
-    them. They are good for ages and deadlines of this process; to show one, subtract its age from
-    the wall clock.
+    Times (`at`, `..._at`, `..._since`, here and in the parts) are seconds on a monotonic clock,
+    never the wall clock, whose steps would look like silence or progress: in an agent's
+    `Observation` on the monotonic clock of the agent, everywhere else on the clock of the
+    controller, which converts them. They are good for ages and deadlines of this process; to show
+    one, subtract its age from the wall clock.
     """
 
     index: int
@@ -169,7 +169,10 @@ class ServerSeen:
     read_ahead: str = ""
     """What was brought into the page cache of its host, in words."""
     log_error: str = ""
-    """Why the guard cannot write the server's log (errno text); "" while it can. The server runs."""
+    """Why the guard cannot write the server's log (errno text); "" while it can.
+
+    The server runs.
+    """
     agent_error: str = ""
     """The last exception of a task of the agent, with the task's name.
 

@@ -157,8 +157,8 @@ class RemoteActor(Generic[A]):
         """Ray's error as one of ours; an error that did not come from Ray is returned unchanged."""
         from ray import exceptions
 
-        # Ray delivers an error of the remote method as a RayTaskError that carries it. The packaged error
-        # comes first: a RayTaskError of one of our errors is of that class too, but its text
+        # Ray delivers an error of the remote method as a RayTaskError that carries it. The carried
+        # error comes first: a RayTaskError of one of our errors is of that class too, but its text
         # is a traceback.
         cause = getattr(error, "cause", None)
         for known in (cause, error):

@@ -74,7 +74,7 @@ def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Dia
 
 
 def _newest_bundle(folder: Path) -> Path | None:
-    """Return the newest bundle in `folder`; None when there is none, or the folder cannot be read."""
+    """Return the newest bundle in `folder`; None without one that can be read."""
     try:
         return max(folder.glob("*"), key=lambda path: path.stat().st_mtime, default=None)
     except OSError:  # RAYLAUNCH_HOME is too long, or a bundle is being removed
