@@ -265,8 +265,8 @@ def one_scheduling_group() -> Iterator[None]:
     """Have the kernel weigh processes, as in a container, and not whole sessions (autogroups).
 
     Both hosts share the cores of this machine. Where each session gets the same share, a server
-    alone in its session is stalled for seconds by another one's busy workers, and whoever starts
-    both servers from one terminal is not: 10 to 12 requests/s instead of 18 to 19 at 4 clients,
+    alone in its session is stalled for seconds by another one's busy workers. Two servers started from
+    one terminal are not: 10 to 12 requests/s instead of 18 to 19 at 4 clients,
     TTFT p99 1.2 to 3.5 s instead of 0.06 to 0.08 s (measured with the same two scripts). It holds
     for processes that are started inside.
     """
@@ -323,7 +323,7 @@ def cpu_by_owner(pair: TwoHosts) -> dict[str, float]:
 def touch_memory() -> None:
     """Write to as much memory as a peer needs, and free it, before its clock starts.
 
-    A virtual machine gives freed memory back to its host, and what it then takes anew costs 2 s per
+    A virtual machine gives freed memory back to its host, and what it then takes again costs 2 s per
     GB (measured): a peer that needs more than the one before it would pay for that.
     """
     subprocess.run([sys.executable, "-c", f"bytearray(b'x') * {TOUCHED_BYTES}"], check=False)

@@ -22,8 +22,8 @@ HANG_S = 240.0
 QUIET_S = 3.0
 """Requests flow for so long before the fault."""
 LOOK_S, LINGER_S = 0.5, 15.0
-"""How often to look whether it is back, and how long to see who else notices when nobody can bring
-it back."""
+"""How often to check whether it is back, and how long to watch for other symptoms when nothing can
+bring it back."""
 PRIMARY = 0
 """Number of the command with the API."""
 

@@ -6,7 +6,7 @@ runs every peer once, on fresh hosts. The first rounds also measure serving (--s
 of --faults ends with fault k. A Ray cluster stands before the command for those that need one, as
 `ray up` leaves it; its start is not counted.
 
---add puts the rounds behind those of the stored result; --table writes the sections anew from it, without measuring.
+--add puts the rounds behind those of the stored result; --table writes the sections again from it, without measuring.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def stored(model: str) -> dict[str, Any]:
     """Return the stored result to add rounds to it; refuse other versions or another day."""
     found = read_stored(model)
     if other := {name: found[name] for name, value in machine().items() if found[name] != value}:
-        raise SystemExit(f"--add: the stored result is of {other}; measure anew, without it")
+        raise SystemExit(f"--add: the stored result is of {other}; measure again, without it")
     return found
 
 

@@ -16,7 +16,7 @@ NOISE = 0.9
 Run = Mapping[str, Any]
 HOSTS = (
     "Real vLLM on CPU, a generated tiny model, {model}, dp=2 with one rank per host, on two test hosts (network "
-    "namespaces of one machine, an address each), made anew for every run, with the model and vLLM's cache on them."
+    "namespaces of one machine, an address each), made new for every run, with the model and vLLM's cache on them."
 )
 SERVED = {
     "dense": "dense (the shape of Qwen3)",
@@ -266,7 +266,7 @@ def fault_row(one: Mapping[str, Any]) -> list[str]:
         back = f"no: {one['problem']}"
     else:
         back = f"not within {one['waited_s']:.0f} s"
-    by = one["detected_by"] or "nobody"
+    by = one["detected_by"] or "-"
     return [noticed, by, back, f"{one['failed']} of {one['requests']}"]
 
 

@@ -52,7 +52,7 @@ run without the finding, and did.
 # tests exist.
 EARLIER = (
     (
-        "a recipe nobody knows; the nearest name is offered",
+        "an unknown recipe; the nearest name is offered",
         3,
         "recipe/test_load.py",
         "test_an_unknown_recipe_names_the_nearest",
@@ -124,7 +124,7 @@ EARLIER = (
         "test_an_interface_that_is_nowhere_is_refused_with_those_that_are",
     ),
     (
-        "a host whose interface nobody named",
+        "a host without an interface",
         12,
         "plan/test_planner.py",
         "test_a_host_without_an_interface_says_how_to_give_one",

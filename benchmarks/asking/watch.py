@@ -17,7 +17,7 @@ DONE = re.compile(r'^vllm:request_success_total\{.*?engine="(\d+)".*?\} ([\d.e+]
 
 
 def ask(method: str, path: str, body: str | None = None) -> tuple[int, str]:
-    """Status and text; status 0 when nobody answers in time."""
+    """Status and text; status 0 without an answer in time."""
     connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=REQUEST_S)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"})

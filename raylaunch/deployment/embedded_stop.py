@@ -69,7 +69,7 @@ def _connect_in_time(name: str) -> None:
 
     Raises:
         ClusterError: the cluster does not answer within CONNECT_LIMIT_S.
-        UnknownDeploymentError: it has no controller, and nobody is about to create one.
+        UnknownDeploymentError: it has no controller, and gets none within CONTROLLER_WAIT_S.
     """
     outcome: list[RaylaunchError] = []
 

@@ -157,7 +157,7 @@ def steal_port(port: int, hold_s: float) -> None:
             listener.listen(1)
         except OSError:
             listener.close()
-            time.sleep(STEAL_PAUSE_S)  # the kernel notifies nobody that a port is free
+            time.sleep(STEAL_PAUSE_S)  # the kernel does not report that a port is free
             continue
         with listener:
             time.sleep(hold_s)  # holding the port is the fault

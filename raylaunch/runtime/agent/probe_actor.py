@@ -181,7 +181,7 @@ class ProbeActor:
             holders = await asyncio.to_thread(_find_listeners, ports)
             if not holders or time.monotonic() >= deadline:
                 return holders
-            await asyncio.sleep(FREE_POLL_S)  # the kernel notifies nobody of a closed listener
+            await asyncio.sleep(FREE_POLL_S)  # the kernel does not report a closed listener
 
 
 def state_dir() -> Path:

@@ -1,6 +1,6 @@
 """Owns the asyncio tasks of an actor, so that none of them can die unnoticed.
 
-asyncio keeps the exception of a task until somebody awaits it; of a task that nobody awaits the
+asyncio keeps the exception of a task until the task is awaited; of a task that is never awaited the
 exception is lost, and what it did just stops. Every task of the agent and of the controller
 therefore runs here: an exception is logged with its traceback, reported to the owner, and a task
 that must go on is restarted with a back-off.
