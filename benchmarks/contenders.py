@@ -169,7 +169,7 @@ SCRIPTS_BESIDE_RAY = replace(
     SCRIPTS,
     name="scripts-ray",
     title="the two bash scripts, beside an idle Ray cluster",
-    before="a Ray cluster that nobody uses: what its daemons cost on these cores",
+    before="an idle Ray cluster: what its daemons cost on these cores",
     prepare=_prepare_scripts_beside_ray,
     prey={},
 )
