@@ -28,7 +28,7 @@ demo: $(STAMP) ## start local-dual (real vLLM on this machine's CPU, dp=2), chat
 	@$(BIN)/raylaunch start $(DEMO)
 	@$(BIN)/python tools/demo.py $(DEMO)
 
-demo-stop: $(STAMP) ## end what `make demo` started, all of it
+demo-stop: $(STAMP) ## stop everything that `make demo` started
 	@$(BIN)/raylaunch stop $(DEMO)
 
 test: $(STAMP) ## the test suite, with real Ray and real vLLM on CPU
@@ -46,11 +46,11 @@ lint: $(STAMP) ## ruff, mypy --strict, and whether the recipe schema is current
 	@$(BIN)/mypy
 	@$(BIN)/python tools/schema.py --check
 
-format: $(STAMP) ## let ruff mend what it can
+format: $(STAMP) ## let ruff fix what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-lock: $(STAMP) ## resolve requirements/locked.txt anew
+lock: $(STAMP) ## resolve requirements/locked.txt again
 	@$(BIN)/python tools/lock.py $(PIP_ARGS)
 
 docs: $(STAMP) ## the documentation as a site in site/, warnings are errors

@@ -211,4 +211,4 @@ def _sum_up(
 
 
 def _end_of(command: Command, number: int) -> str:
-    return f"command {number + 1} ended with {command.process.returncode} on its terminal"
+    return f"command {number + 1} exited with {command.process.returncode} on its terminal"

@@ -34,8 +34,8 @@ DEFAULTS = "What the defaults of each imply:\n\n" + table(
     [
         (
             "vLLM alone: the scripts, the Ray backend",
-            "the engines that the API's process talks to, for one that has ended; a worker's step, for 300 s",
-            "the API ends, or goes on without the rank; no part starts a server again",
+            "the engines that the API's process talks to, for one that has exited; a worker's step, for 300 s",
+            "the API exits, or continues without the rank; no part restarts a server",
             "vLLM 0.32: `check_health` of `vllm/v1/engine/async_llm.py`, `VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS`",
         ),
         (
@@ -46,9 +46,9 @@ DEFAULTS = "What the defaults of each imply:\n\n" + table(
         ),
         (
             "raylaunch",
-            "the end of each process, told by the kernel; each rank's counters; an idle rank's token, for 15 s; agents",
-            "diagnosis, then the whole group again",
-            "`health` of the recipe, docs/operations.md",
+            "the exit of each process, reported by the kernel; each rank's counters; an idle rank's token, for 15 s; agents",
+            "diagnosis, then the whole group restarts",
+            "`health` of the recipe, docs/supervision.md",
         ),
     ],
 )
@@ -156,7 +156,7 @@ def cpu_shares(runs: Sequence[Run]) -> str:
         return ""
     intro = (
         "Both hosts share the cores, and a launch keeps them busy: every second of CPU counts. Used from the command "
-        "to the first token, seconds (a process that has ended by then is not seen; what an actor of Ray's that serves "
+        "to the first token, seconds (a process that has exited by then is not counted; what an actor of Ray's that serves "
         "vLLM uses stands under Ray):"
     )
     return f"{intro}\n\n{table(['way', *owners, 'all'], rows)}"
@@ -233,7 +233,7 @@ def faults(runs: Sequence[Run]) -> tuple[str, list[str]]:
     head = [
         "fault",
         "way",
-        "noticed after, s",
+        "detected after, s",
         "by",
         "every rank answers again after, s",
         "requests failed",
@@ -242,8 +242,8 @@ def faults(runs: Sequence[Run]) -> tuple[str, list[str]]:
         "SIGKILL to one process while requests flow: the engine of the second host; the server of the second host "
         "(Ray Serve: the replica); the process with the API (Ray Serve: its HTTP proxy). stop-headless is a hang: "
         "SIGSTOP to the server of the second host and all processes below it (Ray backend: to the actor that is the "
-        "engine). Noticed: the first of the API's health, the end of a command on its terminal, and the status that "
-        "Ray Serve or raylaunch shows; it does not mean that anybody acts. Goals of raylaunch: noticed in "
+        "engine). Detected: the first of the API's health, the exit of a command on its terminal, and the status that "
+        "Ray Serve or raylaunch shows; it does not mean that anything is restarted. Goals of raylaunch: detected in "
         f"{DETECTED_S:g} s, a hang in {NOTICED_S['stop-headless']:g} s; then back {BEYOND_S:g} s beyond the servers' "
         "own start."
     )
@@ -256,17 +256,17 @@ def fault_row(one: Mapping[str, Any]) -> list[str]:
         return ["-", one["skipped"], "-", "-"]
     noticed = "never" if one["detection_s"] is None else f"{one['detection_s']:.2f}"
     if one.get("served_on"):
-        back = "not interrupted: the orphaned engine serves on"
+        back = "not interrupted: the orphaned engine keeps serving"
     elif one["recovery_s"] is not None:
         back = f"{one['recovery_s']:.1f}"
         back += f" (own start {one['start_s']:.1f})" if one.get("start_s") else ""
     elif one.get("gone"):
-        back = "never: the API has ended, and nothing starts it again"
+        back = "never: the API has exited, and nothing restarts it"
     elif one.get("problem"):
         back = f"no: {one['problem']}"
     else:
         back = f"not within {one['waited_s']:.0f} s"
-    by = one["detected_by"] or "-"
+    by = one["detected_by"] or "nothing"
     return [noticed, by, back, f"{one['failed']} of {one['requests']}"]
 
 

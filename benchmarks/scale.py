@@ -250,7 +250,7 @@ def _lived(lived: Sequence[dict[str, Any]]) -> str:
     names = ("bare_actors_s", "preflight_s", "place_s", "probe_s", "plan_check_s", "spawn_s", "ready_s", "start_s",
              "stop_s", "detection_s", "recovery_s")  # fmt: skip
     head = ["servers", "as many bare actors of Ray", "`check`", "`start`: to reserved", "probe", "plan, check", "spawn",
-            "servers up", "in all", "`stop`", "a killed server noticed", "all back"]  # fmt: skip
+            "servers up", "in all", "`stop`", "a killed server detected", "all back"]  # fmt: skip
     return table(
         head, [[one["servers"], *(_number(one.get(name)) for name in names)] for one in lived]
     )

@@ -60,7 +60,9 @@ def test_stored_results_become_sections(program, page):
     )
     assert "0.95" in line_of(text, "| 4 |", "raylaunch start")
     assert "not within 90 s" in line_of(text, "kill-engine", "bash scripts")
-    assert "never: the API has ended" in line_of(text, "kill-engine", "--data-parallel-backend ray")
+    assert "never: the API has exited" in line_of(
+        text, "kill-engine", "--data-parallel-backend ray"
+    )
     assert "35.0 (own start 30.0)" in line_of(text, "kill-engine", "raylaunch start")
 
 

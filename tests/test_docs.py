@@ -171,8 +171,18 @@ def test_python_examples_use_what_there_is(page):
 
 
 def test_every_fault_of_the_drill_is_explained():
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs" / "diagnosis.md").read_text()
     assert [fault.name for fault in FAULTS if f"| `{fault.name}` |" not in page] == []
+
+
+def test_every_test_that_holds_a_promise_exists():
+    page = (ROOT / "docs" / "supervision.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 20
+    missing = [
+        f"{file}::{test}" for file, test in named if f"def {test}" not in (ROOT / file).read_text()
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -186,7 +186,7 @@ def test_tune_alone_only_compares(cli, api):
     assert "wants no host settings" in cli("tune", "a2-dual").stderr
 
 
-@pytest.mark.parametrize("page", ["the help", "operations.md"])
+@pytest.mark.parametrize("page", ["the help", "before-a-start.md"])
 def test_examples_tune_what_has_something_to_tune(page):
     text = HELP if page == "the help" else (DOCS / page).read_text()
     names = set(re.findall(r"^.*raylaunch tune ([\w-]+)", text, flags=re.MULTILINE))

@@ -310,7 +310,7 @@ class Agent(ProbeActor):
                 self._on_exit(Exit(exited_at, code, number))
             case {"event": "guard_lost", "at": at}:
                 exited_at = on_monotonic_clock(at)
-                self._on_exit(Exit(exited_at, process="its guard"))
+                self._on_exit(Exit(exited_at, process="the guard"))
 
     def _watch(self, plan: LaunchPlan, server: ServerPlan, pid: int, health: HealthConfig) -> None:
         assert self._follower is not None
