@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import secrets
@@ -26,18 +25,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 from recovery import User, actors
 from report import publish, table
 
+from raylaunch import api
+from raylaunch.errors import RaylaunchError
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.runtime.cluster.connection import disconnect
 from raylaunch.runtime.cluster.local_cleanup import stop_local
+from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.state import Phase
 
 RUNNING_KINDS = (
     "kill-server",
@@ -67,6 +70,7 @@ COMMAND_S = 120.0
 SETTLE_S = 2.0
 """A restart without a fault would begin within this time after the recovery."""
 GONE_S = 20.0
+POLL_S = 0.2
 LOG_DISK_MB = 32
 FILES_LIMIT = 256
 BUG = ("Traceback (most recent call last)", "this is a bug in raylaunch")
@@ -182,7 +186,12 @@ class Product:
         self.name = name
         user = User(home, standin=True)
         self.user = user
-        self.env = user.env
+        # Without what this process uses to follow the running deployment.
+        self.env = {
+            variable: value
+            for variable, value in user.env.items()
+            if not variable.startswith("RAY_")
+        }
         self.port = _free_port()
         settings = {
             "network.http_port": self.port,
@@ -215,7 +224,7 @@ class Product:
             raise UnexpectedError(f"`{words[0]}` took over {COMMAND_S:.0f} s") from error
         text = done.stdout + done.stderr
         refuse_bug(words[0], text)
-        return Done(done.returncode, text if words[0] != "status" else done.stdout)
+        return Done(done.returncode, text)
 
     def begin(self, command: Sequence[str]) -> subprocess.Popen[str]:
         """Begin a command in a session of its own."""
@@ -229,14 +238,16 @@ class Product:
             start_new_session=True,
         )
 
-    def status(self) -> dict[str, Any] | None:
-        """Return the status; None while nothing answers."""
-        done = self.run("status", self.name, "-o", "json")
+    def status(self) -> Status | None:
+        """Return the status; None while nothing answers.
+
+        Asked in this process: a command of its own would take seconds on a small machine.
+        """
+        os.environ["RAYLAUNCH_HOME"] = str(self.home)
         try:
-            found: dict[str, Any] = json.loads(done.text)
-        except ValueError:
+            return api.attach(self.name).status()
+        except RaylaunchError:
             return None
-        return found
 
     def processes(self, *, but_attempt: int | None = None) -> list[str]:
         """Return the marked processes of the deployment, and of its cluster unless it runs."""
@@ -292,7 +303,7 @@ class RunningRounds:
         before = self._status_of(self.attempt, "before the round")
         try:
             what, restarts = self._injure(one, before)
-            self._await_recovery(before["attempt"], restarts)
+            self._await_recovery(before.attempt, restarts)
         except UnexpectedError:
             self.close()  # the next round gets a deployment of its own
             raise
@@ -300,6 +311,7 @@ class RunningRounds:
 
     def close(self) -> None:
         """Stop the deployment."""
+        disconnect()
         if self.is_up:
             self.is_up = False
             try:
@@ -309,6 +321,11 @@ class RunningRounds:
                 require_nothing_left(self.product)
             finally:
                 self.product.remove()
+
+    def stop(self) -> str:
+        """Stop the deployment as the last round."""
+        self.close()
+        return "stopped"
 
     def _ensure_up(self) -> None:
         if self.is_up:
@@ -322,20 +339,20 @@ class RunningRounds:
         self.start_s = time.monotonic() - began
         self.attempt = 1
 
-    def _status_of(self, attempt: int, when: str) -> dict[str, Any]:
+    def _status_of(self, attempt: int, when: str) -> Status:
         status = self.product.status()
         if status is None:
             raise UnexpectedError(f"no status {when}")
-        if (status["phase"], status["attempt"]) != ("ready", attempt):
+        if (status.phase, status.attempt) != (Phase.READY, attempt):
             raise UnexpectedError(
-                f"a restart without a fault {when}: {status['phase']}, "
-                f"attempt {status['attempt']} instead of {attempt}"
+                f"a restart without a fault {when}: {status.phase}, "
+                f"attempt {status.attempt} instead of {attempt}"
             )
         return status
 
-    def _injure(self, one: Draw, status: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    def _injure(self, one: Draw, status: Status) -> tuple[str, tuple[int, ...]]:
         """Do the harm; return what was done, and how many restarts may follow."""
-        server = psutil.Process(status["servers"][one.server]["seen"]["pid"])
+        server = _server_process(status, one.server)
         if one.kind == "kill-controller":
             controller, _ = actors(self.product.user)
             return kill("the controller", controller), (0,)
@@ -349,12 +366,12 @@ class RunningRounds:
         if one.kind == "full-log-disk":
             with full_disk(self.logs):
                 what = kill(f"server {one.server}", server)
-                self._await_recovery(status["attempt"], (1,))
+                self._await_recovery(status.attempt, (1,))
             return f"{what} with a full log disk", (1,)
         if one.kind == "read-only-bundles":
             with read_only(self.bundles):
                 what = kill(f"server {one.server}", server)
-                self._await_recovery(status["attempt"], (1,))
+                self._await_recovery(status.attempt, (1,))
             return f"{what} with read-only bundles", (1,)
         role = one.kind.removeprefix("kill-")
         return kill(f"the {role} of server {one.server}", _target(role, server)), (1,)
@@ -362,23 +379,17 @@ class RunningRounds:
     def _await_recovery(self, before: int, restarts: Sequence[int]) -> None:
         allowed = [before + count for count in restarts]
         deadline = time.monotonic() + READY_S
-        last = "no status"
-        while time.monotonic() < deadline:
+        status = self.product.status()
+        while not _is_recovered(status, allowed):
+            if time.monotonic() > deadline:
+                raise UnexpectedError(f"not ready again within {READY_S:.0f} s: {_brief(status)}")
+            time.sleep(POLL_S)
             status = self.product.status()
-            if status is not None:
-                last = f"{status['phase']}, attempt {status['attempt']}"
-                if status["phase"] == "failed":
-                    error = status.get("error") or {}
-                    raise UnexpectedError(f"failed for good: {error.get('what', '')}")
-                if status["phase"] == "ready" and status["attempt"] in allowed:
-                    break
-        else:
-            raise UnexpectedError(f"not ready again within {READY_S:.0f} s: {last}")
         time.sleep(SETTLE_S)
         settled = self.product.status()
-        if settled is None or settled["phase"] != "ready" or settled["attempt"] not in allowed:
-            raise UnexpectedError(f"not settled after the recovery, it was {last}")
-        self.attempt = settled["attempt"]
+        if settled is None or not _is_recovered(settled, allowed):
+            raise UnexpectedError(f"{_brief(status)} after the recovery, then {_brief(settled)}")
+        self.attempt = settled.attempt
         if not self.product.answers():
             raise UnexpectedError("ready, and a completion failed")
         old = self.product.processes(but_attempt=self.attempt)
@@ -512,6 +523,30 @@ def _target(role: str, server: psutil.Process) -> psutil.Process:
     return keeper if role == "keeper" else _parent(keeper)
 
 
+def _server_process(status: Status, index: int) -> psutil.Process:
+    pid = status.servers[index].seen.pid
+    if pid is None:
+        raise UnexpectedError(f"server {index} is ready without a pid")
+    return psutil.Process(pid)
+
+
+def _is_recovered(status: Status | None, allowed: Sequence[int]) -> bool:
+    """Return whether the deployment is ready, on one of these attempts.
+
+    Raises:
+        UnexpectedError: it failed for good.
+    """
+    if status is None:
+        return False
+    if status.phase is Phase.FAILED:
+        raise UnexpectedError(f"failed for good: {(status.error or {}).get('what', '')}")
+    return status.phase is Phase.READY and status.attempt in allowed
+
+
+def _brief(status: Status | None) -> str:
+    return "no status" if status is None else f"{status.phase}, attempt {status.attempt}"
+
+
 def _agent_of(server: psutil.Process) -> psutil.Process:
     return _target("agent", server)
 
@@ -595,7 +630,7 @@ def run_rounds(
             print(_line(outcomes[-1]), flush=True)
         closing = Draw(len(outcomes), "stop", 0, 0, 0)
         skipped = len(draws) - len(outcomes)
-        outcomes.append(_timed(closing, lambda: running.close() or "stopped"))
+        outcomes.append(_timed(closing, running.stop))
     return outcomes, skipped
 
 

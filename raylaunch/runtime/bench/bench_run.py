@@ -116,8 +116,17 @@ def _run_one(
             evidence=ended.tail,
             todo=f"its whole output is in {launch.log} on {subject.plan.primary.node.ip}",
         )
+    return _describe_run(subject, load, launch, ended, began)
+
+
+def _describe_run(
+    subject: _Subject, load: Scenario, launch: BenchLaunch, ended: BenchExit, began: float
+) -> Run:
+    """Return the run with everything that is needed to repeat it. `began` is in Unix time."""
+    assert ended.result is not None
+    started_at = time.strftime("%Y%m%d-%H%M%S", time.gmtime(began))
     return Run(
-        id=run_id(time.strftime("%Y%m%d-%H%M%S", time.gmtime(began)), load),
+        id=run_id(started_at, load),
         deployment=subject.plan.deployment,
         recipe=subject.loaded.name,
         scenario=load.name,
