@@ -26,8 +26,14 @@ WHOLE = (
     ("saturation.py",),
     ("scale.py",),
     ("commands.py",),
+    ("chaos.py",),
 )
-BRIEF = (("peers.py", "--short"), ("scale.py", "--short"), ("commands.py", "--short"))
+BRIEF = (
+    ("peers.py", "--short"),
+    ("scale.py", "--short"),
+    ("commands.py", "--short"),
+    ("chaos.py", "--short"),
+)
 
 
 def shortfalls(folder: Path, since: float) -> Iterator[str]:

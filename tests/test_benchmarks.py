@@ -271,3 +271,54 @@ def test_a_result_loses_the_folders_of_the_machine_when_it_is_written(program, p
         "what": "SIGKILL to .../vllm serve .../tiny (pid 20)",
         "url": "http://10.77.0.10:8000/v1/completions",
     }
+
+
+def test_a_seed_repeats_its_rounds_and_every_kind_comes_up_before_one_is_repeated(program):
+    chaos = program("chaos")
+    kinds, _ = chaos.possible_kinds(can_mount=True)
+    drawn = chaos.draw(7, 3 * len(kinds) + 2, kinds)
+    assert drawn == chaos.draw(7, 3 * len(kinds) + 2, kinds)
+    assert drawn != chaos.draw(8, 3 * len(kinds) + 2, kinds)
+    assert [one.number for one in drawn] == list(range(3 * len(kinds) + 2))
+    for first in range(0, 3 * len(kinds), len(kinds)):
+        assert sorted(one.kind for one in drawn[first : first + len(kinds)]) == sorted(kinds)
+
+
+def test_faults_that_need_a_mount_are_left_out_with_the_reason(program):
+    chaos = program("chaos")
+    kinds, left_out = chaos.possible_kinds(can_mount=False)
+    assert not set(kinds) & set(chaos.MOUNTING_KINDS)
+    assert left_out.keys() == {"clock-step", *chaos.MOUNTING_KINDS}
+    assert all(left_out.values())
+
+
+def test_a_round_that_went_wrong_is_in_the_table_and_among_the_missed_goals(program):
+    chaos = program("chaos")
+    well = chaos.Outcome(0, "kill-agent", "SIGKILL to the agent", 4.0, ())
+    wrong = chaos.Outcome(1, "kill-agent", "", 9.5, ("failed for good", "left behind"))
+    other = chaos.Outcome(2, "kill-engine", "SIGKILL to the engine", 3.0, ())
+    assert chaos.rows([well, wrong, other]) == [
+        ["kill-agent", "2", "1", "9.5", "round 1: failed for good; left behind"],
+        ["kill-engine", "1", "1", "3.0", "-"],
+    ]
+    assert chaos.missed_goals([well, wrong, other], seed=5) == [
+        "chaos: seed 5, round 1, kill-agent: failed for good",
+        "chaos: seed 5, round 1, kill-agent: left behind",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "number", "is_documented"),
+    [
+        ("stop-during-start", 7, 0, True),
+        ("stop-during-start", 1, 0, False),
+        ("signal-during-start", 130, 15, True),
+        ("signal-during-start", -15, 15, True),
+        ("signal-during-start", -1, 15, False),
+        ("start-with-256-files", 5, 0, True),
+        ("start-with-256-files", -9, 0, False),
+    ],
+)
+def test_which_exit_status_of_a_start_is_documented(program, kind, code, number, is_documented):
+    problem = program("chaos").start_exit_problem(kind, code, number)
+    assert (problem == "") is is_documented

@@ -235,7 +235,9 @@ def weights(
     if not here:
         choose_address(address)
         connect(address)
-    return room.bring(loaded, here=here, download=download, hub=hub, on_progress=on_progress)
+    return room.fetch_weights(
+        loaded, here=here, download=download, hub=hub, on_progress=on_progress
+    )
 
 
 def cluster_file(

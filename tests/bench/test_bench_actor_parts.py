@@ -9,8 +9,9 @@ import pytest
 from raylaunch.node.process.server_process import ProcessState
 from raylaunch.runtime.bench.bench_actor import (
     TAIL_BYTES,
+    CacheCounters,
+    _exit_problem,
     _hit_rate,
-    _problem,
     _read_end,
     _take_result,
 )
@@ -26,18 +27,18 @@ from raylaunch.runtime.bench.bench_actor import (
         (ProcessState(error="no such file"), "no such file"),
     ],
 )
-def test_the_exit_of_the_client_is_named(state, problem):
-    assert _problem(state) == problem
+def test_why_it_measured_nothing(state, problem):
+    assert _exit_problem(state) == problem
 
 
 @pytest.mark.parametrize(
     ("before", "after", "rate"),
     [
-        ((100, 50), (300, 200), 0.75),
-        ((0, 0), (0, 0), None),
-        (None, (300, 200), None),
-        ((100, 50), None, None),
-        ((300, 200), (10, 5), None),
+        (CacheCounters(100, 50), CacheCounters(300, 200), 0.75),
+        (CacheCounters(0, 0), CacheCounters(0, 0), None),
+        (None, CacheCounters(300, 200), None),
+        (CacheCounters(100, 50), None, None),
+        (CacheCounters(300, 200), CacheCounters(10, 5), None),
     ],
 )
 def test_the_hit_rate_covers_only_the_time_of_the_run(before, after, rate):

@@ -258,9 +258,9 @@ def test_an_actor_needs_no_file_of_its_code_once_it_has_started(tmp_path):
 
 def test_it_names_every_public_method_and_keeps_which_are_async():
     from raylaunch.runtime.controller.controller import Controller
-    from raylaunch.runtime.weights.weights_actor import Depot
+    from raylaunch.runtime.weights.weights_actor import WeightsActor
 
-    for kind in (Controller, Depot):
+    for kind in (Controller, WeightsActor):
         stand_in = packaging.packaged(kind)
         for name in dir(kind):
             method = getattr(kind, name)

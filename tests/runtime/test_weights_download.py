@@ -54,11 +54,11 @@ def interrupt(
         processes = held(record)
     finally:
         command.send_signal(number)
-        said = command.communicate(timeout=120)[0]
+        output = command.communicate(timeout=120)[0]
     _, left = psutil.wait_procs(processes, timeout=60)
-    assert not left, said
+    assert not left, output
     (record / "hold").unlink()
-    return command.returncode, said
+    return command.returncode, output
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def words_for(model: Path, *more: str) -> tuple[str, ...]:
     return ("weights", "a2-dual", "--address", "local", "--set", f"model.path={model}", *more)
 
 
-def test_a_download_that_was_interrupted_goes_on(user, record, short_folder):
+def test_a_download_that_was_interrupted_is_resumed(user, record, short_folder):
     model = short_folder / "models" / "m"
     before = user.run(*words_for(model))
     assert before.code == 4, before.out + before.err
@@ -120,7 +120,7 @@ def test_a_download_that_fails_shows_what_the_program_said(user, record, short_f
     failed = user.run(*words_for(short_folder / "m", "--download"))
     assert failed.code == 11, failed.out + failed.err
     assert "connection reset by the hub" in failed.err
-    assert "goes on where it stopped" in failed.err
+    assert "resumes the download" in failed.err
 
 
 def test_without_a_program_it_says_what_to_install(user, short_folder):
@@ -150,7 +150,7 @@ def test_without_a_program_it_says_what_to_install(user, short_folder):
 def test_a_path_that_is_not_absolute_is_refused(user):
     refused = user.run("weights", "a2-dual", "--address", "local", "--set", "model.path=models/m")
     assert refused.code == 3
-    assert "no absolute path" in refused.err
+    assert "is not an absolute path" in refused.err
 
 
 def test_the_tiny_model_of_local_dual_is_made_on_demand(user):

@@ -1,178 +1,214 @@
-"""Downloads over several nodes: who begins when, what failed; depots that answer as told, no cluster."""
+"""Downloads over several nodes: the order, and what failed. Fake nodes, no cluster."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from raylaunch.errors import ClusterError, NodeError
+from raylaunch.errors import ClusterError, NodeError, RaylaunchError
 from raylaunch.plan.facts import Weights
 from raylaunch.plan.wanted_weights import DownloadProgress, Stock, Wanted, WeightsReport
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.model import Sources
 from raylaunch.runtime.weights.weights_fetch import fetch, survey
+from raylaunch.runtime.weights.weights_handle import WeightsNodes
 
 GIB = 2**30
 WANTED = Wanted("model", "/m", Sources(modelscope="a/b"))
 WHOLE = {"config.json": 1, "model.safetensors": 5 * GIB}
 
 
-class Depots:
-    """Plays the nodes. `ticks`: how often a node is asked until its download is over; `disks`: who shares what."""
+@dataclass
+class FakeNode:
+    """A node whose disk is `disk`; its download exits at the `polls`-th poll."""
+
+    cluster: FakeCluster
+    node_id: str
+    host: str
+    disk: str
+    polls: int
+    answers: dict[str, list] = field(default_factory=dict)
+    """What a method answers first, by its name; an error is raised."""
+
+    def _scripted(self, method):
+        scripted = self.answers.get(method)
+        if not scripted:
+            return None
+        answer = scripted.pop(0)
+        if isinstance(answer, RaylaunchError):
+            raise answer
+        return answer
+
+    async def inspect(self):
+        self._scripted("inspect")
+        whole = self.disk in self.cluster.full
+        seen = Weights(
+            "/m",
+            whole,
+            files=WHOLE if whole else {},
+            filesystem=self.cluster.filesystem,
+            place=self.cluster.places[self.node_id],
+        )
+        return [Stock(self.host, "", self.node_id, WANTED, seen)]
+
+    async def start_download(self, *, role, hub, needed_bytes):
+        self._scripted("start_download")
+        self.cluster.calls.append(("start_download", self.node_id, hub, needed_bytes))
+        return "modelscope ..."
+
+    async def wait(self, *, role, wait_s):
+        if scripted := self._scripted("wait"):
+            return scripted
+        self.cluster.calls.append(("wait", self.node_id))
+        self.polls -= 1
+        if self.polls > 0:
+            return DownloadProgress(1, 10)
+        self.cluster.full.add(self.disk)
+        return DownloadProgress(10, 10, running=False, exit_code=0)
+
+    async def make_tiny(self):
+        self.cluster.calls.append(("make_tiny", self.node_id))
+
+
+class FakeCluster:
+    """Fake nodes; `disks` says which of them share one."""
 
     def __init__(
         self,
         disks: dict[str, str],
         *,
         filesystem: str = "ext4",
-        ticks: dict[str, int] | None = None,
+        polls: dict[str, int] | None = None,
     ) -> None:
-        self.nodes = {node: f"192.0.2.{number}" for number, node in enumerate(disks)}
-        self.disks, self.filesystem, self.left = (
-            disks,
-            filesystem,
-            dict.fromkeys(disks, 1) | (ticks or {}),
-        )
+        self.filesystem = filesystem
         self.full: set[str] = set()
-        self.answers: dict[tuple[str, str], list] = {}
-        self.told: list[tuple] = []
+        self.calls: list[tuple] = []
         self.places: dict[str, str] = dict(disks)
+        all_polls = dict.fromkeys(disks, 1) | (polls or {})
+        self.by_id = {
+            node_id: FakeNode(self, node_id, f"192.0.2.{number}", disk, all_polls[node_id])
+            for number, (node_id, disk) in enumerate(disks.items())
+        }
 
-    def ask(self, calls, timeout_s):
-        return [self._call(*call) for call in calls]
-
-    def _call(self, node, method, arguments):
-        if scripted := self.answers.get((node, method)):
-            return scripted.pop(0)
-        return getattr(self, f"_{method}")(node, *arguments)
-
-    def _look(self, node):
-        whole = self.disks[node] in self.full
-        files = WHOLE if whole else {}
-        seen = Weights(
-            "/m", whole, files=files, filesystem=self.filesystem, place=self.places[node]
+    @property
+    def nodes(self) -> WeightsNodes:
+        return WeightsNodes(
+            dict(self.by_id), {node_id: node.host for node_id, node in self.by_id.items()}
         )
-        return [Stock(self.nodes[node], "", node, WANTED, seen)]
 
-    def _fetch(self, node, role, hub, needed):
-        self.told.append(("fetch", node, hub, needed))
-        return "modelscope ..."
-
-    def _wait(self, node, role, timeout_s):
-        self.told.append(("wait", node))
-        self.left[node] -= 1
-        if self.left[node] > 0:
-            return DownloadProgress(1, 10)
-        self.full.add(self.disks[node])
-        return DownloadProgress(10, 10, running=False, exit_code=0)
-
-    def _make_tiny(self, node):
-        self.told.append(("make_tiny", node))
-
-    def fetched(self) -> list[str]:
-        return [one[1] for one in self.told if one[0] == "fetch"]
+    def downloads(self) -> list[str]:
+        return [one[1] for one in self.calls if one[0] == "start_download"]
 
 
-def run(depots: Depots, hub=None, on_progress=None) -> WeightsReport:
+def run(cluster: FakeCluster, hub=None, on_progress=None) -> WeightsReport:
     loaded = read("a2-dual", [])
-    fetch(depots, survey(depots, loaded), hub, on_progress)
-    return survey(depots, loaded)
+
+    async def work():
+        await fetch(cluster.nodes, await survey(cluster.nodes, loaded), hub, on_progress)
+        return await survey(cluster.nodes, loaded)
+
+    return asyncio.run(work())
 
 
 def test_local_disks_are_filled_at_the_same_time():
-    depots = Depots({"a": "one", "b": "two"}, ticks={"a": 3, "b": 3})
-    assert run(depots).is_complete
-    assert depots.told[:2] == [("fetch", "a", None, 0), ("fetch", "b", None, 0)]
+    cluster = FakeCluster({"a": "one", "b": "two"}, polls={"a": 3, "b": 3})
+    assert run(cluster).is_complete
+    assert cluster.calls[:2] == [("start_download", "a", None, 0), ("start_download", "b", None, 0)]
 
 
 def test_a_shared_folder_is_downloaded_once():
-    depots = Depots({"a": "export", "b": "export"}, filesystem="nfs4")
-    assert run(depots).is_complete
-    assert depots.fetched() == ["a"]
+    cluster = FakeCluster({"a": "export", "b": "export"}, filesystem="nfs4")
+    assert run(cluster).is_complete
+    assert cluster.downloads() == ["a"]
 
 
 def test_one_export_under_two_names_is_downloaded_once_and_never_by_two_at_a_time():
-    depots = Depots({"a": "export", "b": "export"}, filesystem="nfs4", ticks={"a": 4})
-    depots.places = {"a": "nas:/export", "b": "192.0.2.5:/export"}
-    assert run(depots).is_complete
-    assert depots.fetched() == ["a"], "the second look found it whole"
+    cluster = FakeCluster({"a": "export", "b": "export"}, filesystem="nfs4", polls={"a": 4})
+    cluster.places = {"a": "nas:/export", "b": "192.0.2.5:/export"}
+    assert run(cluster).is_complete
+    assert cluster.downloads() == ["a"], "the second look found it whole"
 
 
 def test_two_exports_take_turns():
-    depots = Depots({"a": "one", "b": "two"}, filesystem="nfs4", ticks={"a": 3})
-    assert run(depots).is_complete
-    assert [one[:2] for one in depots.told] == [
-        ("fetch", "a"),
+    cluster = FakeCluster({"a": "one", "b": "two"}, filesystem="nfs4", polls={"a": 3})
+    assert run(cluster).is_complete
+    assert [one[:2] for one in cluster.calls] == [
+        ("start_download", "a"),
         *[("wait", "a")] * 3,
-        ("fetch", "b"),
+        ("start_download", "b"),
         ("wait", "b"),
     ]
 
 
 def test_what_is_whole_is_left_alone():
-    depots = Depots({"a": "one", "b": "two"})
-    depots.full = {"one", "two"}
-    assert run(depots).is_complete
-    assert depots.told == []
+    cluster = FakeCluster({"a": "one", "b": "two"})
+    cluster.full = {"one", "two"}
+    assert run(cluster).is_complete
+    assert cluster.calls == []
 
 
 def test_the_size_that_another_node_knows_is_asked_for():
-    depots = Depots({"a": "one", "b": "two"})
-    depots.full = {"one"}
-    run(depots, hub="modelscope")
-    assert depots.told[0] == ("fetch", "b", "modelscope", 5 * GIB + 1)
+    cluster = FakeCluster({"a": "one", "b": "two"})
+    cluster.full = {"one"}
+    run(cluster, hub="modelscope")
+    assert cluster.calls[0] == ("start_download", "b", "modelscope", 5 * GIB + 1)
 
 
 def test_a_failure_does_not_stop_the_others():
-    depots = Depots({"a": "one", "b": "two"}, ticks={"b": 5})
+    cluster = FakeCluster({"a": "one", "b": "two"}, polls={"b": 5})
     broken = DownloadProgress(
         running=False, exit_code=1, log="/logs/m.log", tail=("", "ERROR: no such repository")
     )
-    depots.answers["a", "wait"] = [broken]
+    cluster.by_id["a"].answers["wait"] = [broken]
     with pytest.raises(NodeError) as failure:
-        run(depots)
-    assert "on node 192.0.2.0 ended with exit code 1" in failure.value.what
+        run(cluster)
+    assert "on node 192.0.2.0 failed: exit code 1" in failure.value.what
     assert "no such repository" in failure.value.evidence
     assert "/logs/m.log" in failure.value.todo
-    assert depots.full == {"two"}
+    assert cluster.full == {"two"}
 
 
-def test_several_failures_are_all_told():
-    depots = Depots({"a": "one", "b": "two", "c": "three"})
-    depots.answers["a", "fetch"] = [NodeError("node a has no program", todo="install it")]
-    depots.answers["b", "wait"] = [ClusterError("node b was lost")]
+def test_several_failures_are_all_reported():
+    cluster = FakeCluster({"a": "one", "b": "two", "c": "three"})
+    cluster.by_id["a"].answers["start_download"] = [
+        NodeError("node a has no program", todo="install it")
+    ]
+    cluster.by_id["b"].answers["wait"] = [ClusterError("node b was lost")]
     with pytest.raises(NodeError, match="2 downloads failed") as failure:
-        run(depots)
+        run(cluster)
     assert "node a has no program" in failure.value.evidence
     assert "node b was lost" in failure.value.evidence
     assert failure.value.todo == "install it"
-    assert depots.full == {"three"}
+    assert cluster.full == {"three"}
 
 
-def test_progress_is_told_of_all_that_run():
-    depots, told = Depots({"a": "one", "b": "two"}, ticks={"b": 2}), []
-    run(
-        depots,
-        on_progress=lambda seen: told.append([(stock.node_id, one.running) for stock, one in seen]),
-    )
-    assert told == [[("a", False), ("b", True)], [("b", False)]]
+def test_progress_is_reported_of_all_that_run():
+    cluster = FakeCluster({"a": "one", "b": "two"}, polls={"b": 2})
+    reports = []
+
+    def on_progress(progress):
+        reports.append([(stock.node_id, one.running) for stock, one in progress])
+
+    run(cluster, on_progress=on_progress)
+    assert reports == [[("a", False), ("b", True)], [("b", False)]]
 
 
 def test_a_node_without_an_answer_is_reported_and_not_downloaded_to():
-    depots = Depots({"a": "one", "b": "two"})
-    lost = ClusterError("node 192.0.2.1 did not answer in 90 s (look)")
-    depots.answers["b", "look"] = [lost, lost]
-    report = run(depots)
+    cluster = FakeCluster({"a": "one", "b": "two"})
+    lost = ClusterError("node 192.0.2.1 did not answer in 90 s (inspect)")
+    cluster.by_id["b"].answers["inspect"] = [lost, lost]
+    report = run(cluster)
     assert [stock.state for stock in report.stocks] == ["complete", "unknown"]
     assert not report.is_complete
-    assert depots.fetched() == ["a"]
+    assert cluster.downloads() == ["a"]
 
 
 def test_a_tiny_model_is_made_not_downloaded():
-    depots = Depots({"a": "one"})
+    cluster = FakeCluster({"a": "one"})
     loaded = read("local-dual", [])
-    report = survey(depots, loaded)
+    report = asyncio.run(survey(cluster.nodes, loaded))
     tiny = replace(
         report,
         stocks=tuple(
@@ -180,5 +216,5 @@ def test_a_tiny_model_is_made_not_downloaded():
         ),
     )
     assert tiny.is_complete, "the first start makes it"
-    fetch(depots, tiny, None)
-    assert depots.told == [("make_tiny", "a")]
+    asyncio.run(fetch(cluster.nodes, tiny, None))
+    assert cluster.calls == [("make_tiny", "a")]

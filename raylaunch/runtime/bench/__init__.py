@@ -1,1 +1,1 @@
-"""Running a benchmark on the cluster and keeping its result."""
+"""Runs a benchmark on the cluster and stores its result."""

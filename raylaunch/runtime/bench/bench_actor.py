@@ -1,8 +1,8 @@
-"""The bencher: the Ray actor on the primary's node that owns one `vllm bench serve` at a time.
+"""The Ray actor on the primary's node that runs `vllm bench serve`, one at a time.
 
-It holds no NPU and lives no longer than the command that made it: Ray ends it with its driver, and then the guard ends
-the benchmark. Its marker has a server number beyond the last, so that nothing which ends a server ends it, or the other
-way round.
+It holds no NPU and is not detached: Ray kills it when the command that created it exits, and the
+guard of the benchmark then terminates the benchmark. Its marker has a server index beyond the last
+server, so that nothing that terminates a server terminates it, nor the other way round.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +25,23 @@ from raylaunch.node.process import log_files
 from raylaunch.node.process.process_markers import new_instance
 from raylaunch.node.process.server_process import ProcessState, ServerProcess, ServerSpec, child_env
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.plan.plan_json import plan_from_dict
 from raylaunch.runtime.agent.agent_handle import find_agent
 from raylaunch.runtime.agent.probe_actor import state_dir
 from raylaunch.vllm_api.vllm_client import VllmClient
 
+log = logging.getLogger(__name__)
+
 TAIL_BYTES = 8192
 TAIL_LINES = 25
 TERM_S = 3.0
-"""From SIGTERM to SIGKILL: nothing of an ended benchmark is wanted."""
+"""From SIGTERM to SIGKILL. Short: a terminated benchmark has nothing that must be saved."""
 OOM_SCORE = 500
-"""When memory runs out the benchmark goes before the servers (0), after Ray's workers (1000)."""
+"""The kernel kills the benchmark before the servers (0) and after Ray's workers (1000)."""
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A benchmark that was started: its command line, its seed, and its log on the node."""
+class BenchLaunch:
+    """A benchmark that was launched: its command line, its seed, and its log on the node."""
 
     command: tuple[str, ...]
     seed: int
@@ -46,8 +49,16 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How it ended. `result` None: it wrote none. The hit rate is of the servers' prefix cache, 0 to 1."""
+class BenchExit:
+    """The outcome of a benchmark that has exited.
+
+    Args:
+        result: vLLM's result file; None if there is none.
+        problem: Why it measured nothing; "" when it succeeded.
+        tail: Last lines of its output.
+        niceness: Of its process.
+        prefix_hit_rate: Of the servers' prefix cache during the benchmark, 0 to 1.
+    """
 
     result: dict[str, Any] | None
     problem: str
@@ -56,125 +67,175 @@ class Ended:
     prefix_hit_rate: float | None
 
 
-class Bencher:
-    """Runs benchmarks of one deployment, one after the other."""
+@dataclass(frozen=True)
+class CacheCounters:
+    """Tokens of the prefix caches of all ranks, counted since the servers' start."""
 
-    def __init__(self, deployment: str, plan: dict[str, Any], attempt: int) -> None:
+    queries: int
+    hits: int
+
+
+class BenchActor:
+    """Runs the benchmarks of one deployment, one after the other."""
+
+    def __init__(self, deployment: str, plan: LaunchPlan, attempt: int) -> None:
         self._deployment = deployment
-        self._plan: LaunchPlan = plan_from_dict(plan)
+        self._plan = plan
         self._attempt = attempt
         self._process: ServerProcess | None = None
-        self._result = Path()
-        self._log = Path()
+        self._result_file = Path()
+        self._log_file = Path()
         self._prompts = 0
         self._changed = asyncio.Event()
-        self._over = False
-        self._key = ""
-        self._cached: tuple[int, int] | None = None
-        with contextlib.suppress(
-            PermissionError
-        ):  # only root may; Ray starts workers at niceness 15
+        self._exited = False
+        self._api_key = ""
+        self._cache_before: CacheCounters | None = None
+        # Ray starts workers at niceness 15, which the benchmark inherits. Only root may lower it.
+        with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
 
-    async def launch(self, argv: tuple[str, ...], seed: int, prompts: int) -> Begun:
-        """Start one; `seed` is that of the first on these servers, it is counted up by those that there were.
+    async def launch(self, *, argv: tuple[str, ...], seed: int, prompts: int) -> BenchLaunch:
+        """Launch one benchmark.
+
+        Args:
+            argv: Its command line, without seed and result file.
+            seed: Of the first benchmark on these servers. Each later one adds 1: the servers would
+                find repeated prompts in their prefix cache.
+            prompts: How many requests it sends.
 
         Raises:
-            NodeError: it could not be started.
+            NodeError: the benchmark cannot be started.
         """
         number = await asyncio.to_thread(self._next_number)
-        self._key = await self._api_key()
-        self._cached = await self._read_cache()
-        self._result = state_dir() / "bench-run" / f"{self._deployment}-{os.getpid()}-{number}.json"
-        result = (
+        self._api_key = await self._read_api_key()
+        self._cache_before = await self._read_cache()
+        result_name = f"{self._deployment}-{os.getpid()}-{number}.json"
+        self._result_file = state_dir() / "bench-run" / result_name
+        used_seed = seed + number - 1
+        command = (*argv, "--seed", str(used_seed), *self._result_words())
+        self._prompts = prompts
+        self._exited = False
+        self._changed.clear()
+        await self._spawn(command)
+        log.info("benchmark %d of %s launched, log %s", number, self._deployment, self._log_file)
+        return BenchLaunch(command, used_seed, str(self._log_file))
+
+    async def watch(self, *, wait_s: float) -> tuple[BenchProgress, bool]:
+        """Return the progress, and whether the benchmark has exited.
+
+        A long poll: returns when there is new output, at the latest after `wait_s`.
+        """
+        if not self._exited:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+        self._changed.clear()
+        text = await asyncio.to_thread(_read_end, self._log_file)
+        progress = BenchProgress(STARTING, 0, self._prompts)
+        if text:
+            progress = read_progress(text, self._prompts)
+        return progress, self._exited
+
+    async def read_exit(self) -> BenchExit:
+        """Return the outcome of the benchmark that has exited, and remove its result file."""
+        assert self._process is not None
+        state = self._process.state
+        result = await asyncio.to_thread(_take_result, self._result_file)
+        lines = await asyncio.to_thread(log_files.tail, self._log_file, TAIL_LINES)
+        problem = _exit_problem(state)
+        if not problem and not result:
+            problem = "it wrote no result"
+        cache_after = await self._read_cache()
+        if problem:
+            log.warning("the benchmark of %s failed: %s", self._deployment, problem)
+        return BenchExit(
+            result=result,
+            problem=problem,
+            tail="\n".join(lines),
+            niceness=state.niceness,
+            prefix_hit_rate=_hit_rate(self._cache_before, cache_after),
+        )
+
+    async def stop(self) -> None:
+        """Terminate the benchmark if one runs."""
+        if self._process is not None:
+            await asyncio.to_thread(self._process.terminate, TERM_S)
+        await asyncio.to_thread(_take_result, self._result_file)
+
+    def _result_words(self) -> tuple[str, ...]:
+        return (
             "--save-result",
             "--result-dir",
-            str(self._result.parent),
+            str(self._result_file.parent),
             "--result-filename",
-            self._result.name,
+            self._result_file.name,
         )
-        words = (*argv, "--seed", str(seed + number - 1), *result)
+
+    async def _spawn(self, command: tuple[str, ...]) -> None:
         spec = ServerSpec(
-            words, self._env(), str(self._log), cwd=str(state_dir()), term_timeout_s=TERM_S
+            command,
+            self._env(),
+            str(self._log_file),
+            cwd=str(state_dir()),
+            term_timeout_s=TERM_S,
         )
-        self._prompts, self._over = prompts, False
-        self._changed.clear()
         loop = asyncio.get_running_loop()
 
         def on_event(event: dict[str, Any]) -> None:
+            # Events arrive in the thread that reads from the guard.
             loop.call_soon_threadsafe(self._on_event, event)
 
         self._process = ServerProcess(spec, on_event)
         try:
-            self._result.parent.mkdir(parents=True, exist_ok=True)
+            self._result_file.parent.mkdir(parents=True, exist_ok=True)
             await asyncio.to_thread(self._process.start)
         except OSError as error:
-            raise NodeError("the benchmark could not be started", why=str(error)) from error
-        return Begun(spec.argv, seed + number - 1, str(self._log))
+            raise NodeError("the benchmark cannot be started", why=str(error)) from error
 
-    async def watch(self, timeout_s: float) -> tuple[BenchProgress, bool]:
-        """How far it is, and whether it has ended; answers when it has printed something, or after `timeout_s`."""
-        if not self._over:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-        self._changed.clear()
-        text = await asyncio.to_thread(_read_end, self._log)
-        return (
-            read_progress(text, self._prompts)
-            if text
-            else BenchProgress(STARTING, 0, self._prompts)
-        ), self._over
-
-    async def ended(self) -> Ended:
-        """What came out of the one that has ended."""
-        assert self._process is not None
-        state = self._process.state
-        result = await asyncio.to_thread(_take_result, self._result)
-        tail = "\n".join(await asyncio.to_thread(log_files.tail, self._log, TAIL_LINES))
-        problem = _problem(state) or ("" if result else "it left no result")
-        rate = _hit_rate(self._cached, await self._read_cache())
-        return Ended(result, problem, tail, state.niceness, rate)
-
-    async def end(self) -> None:
-        """End the benchmark if one runs."""
-        if self._process is not None:
-            await asyncio.to_thread(self._process.terminate, TERM_S)
-        await asyncio.to_thread(_take_result, self._result)
-
-    def _on_event(self, event: dict[str, Any]) -> None:
+    def _on_event(self, event: Mapping[str, Any]) -> None:
         match event:
             case {"event": "spawned", "pid": pid}:
+                # It may have exited already.
                 with contextlib.suppress(OSError):
                     Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
             case {"event": "clean"}:
-                self._over = True
+                self._exited = True
         self._changed.set()
 
     def _next_number(self) -> int:
-        """1 for the first benchmark of this attempt. Its log stays beside the servers' and is pruned with them."""
-        folder = log_files.attempt_dir(
-            log_files.log_root(os.environ), self._deployment, self._attempt
-        )
-        found = [
-            re.fullmatch(r"bench-(\d+)\.log", path.name) for path in folder.glob("bench-*.log")
-        ]
-        number = 1 + max((int(match[1]) for match in found if match), default=0)
-        self._log = folder / f"bench-{number}.log"
+        """Return 1 for the first benchmark of this attempt, and choose the log file.
+
+        The log is in the folder of the servers' logs, so it is pruned with them.
+        """
+        root = log_files.log_root(os.environ)
+        folder = log_files.attempt_dir(root, self._deployment, self._attempt)
+        number = 1
+        for path in folder.glob("bench-*.log"):
+            match = re.fullmatch(r"bench-(\d+)\.log", path.name)
+            if match:
+                number = max(number, int(match[1]) + 1)
+        self._log_file = folder / f"bench-{number}.log"
         return number
 
-    async def _api_key(self) -> str:
-        """The key of the servers, from the agent that holds it: it crosses neither the driver nor a command line."""
+    async def _read_api_key(self) -> str:
+        """Return the servers' API key, read from an agent.
+
+        So the key crosses neither the driver nor a command line.
+        """
         agent = await asyncio.to_thread(find_agent, self._deployment, 0)
         if agent is None:
-            raise NodeError("the agent of server 0 is gone", todo="`raylaunch status` shows why")
+            raise NodeError("the agent of server 0 is lost", todo="`raylaunch status` shows why")
         secrets = await agent.read_secrets()
         return secrets.get("VLLM_API_KEY", "")
 
     def _env(self) -> dict[str, str]:
-        """The primary's environment, for the same Python and libraries; and the key, where the client looks for it."""
+        """Return the primary's environment, with the API key as vLLM's client expects it.
+
+        The primary's, so that the benchmark finds the same Python and the same libraries.
+        """
         primary = self._plan.primary
         vllm = os.environ.get("RAYLAUNCH_VLLM") or find_vllm(os.environ) or "vllm"
+        secrets = {"OPENAI_API_KEY": self._api_key} if self._api_key else {}
         env = child_env(
             os.environ,
             primary.environ,
@@ -183,48 +244,60 @@ class Bencher:
             instance=new_instance(),
             attempt=self._attempt,
             server=len(self._plan.servers),
-            secrets={"OPENAI_API_KEY": self._key} if self._key else {},
+            secrets=secrets,
         )
-        path = f"{Path(vllm).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
-        return {**env, "PATH": path, "PYTHONUNBUFFERED": "1"}
+        search_path = env.get("PATH", os.defpath)
+        env["PATH"] = f"{Path(vllm).parent}{os.pathsep}{search_path}"
+        env["PYTHONUNBUFFERED"] = "1"
+        return env
 
-    async def _read_cache(self) -> tuple[int, int] | None:
-        """Tokens looked up in the prefix caches of all ranks, and those found there, since the servers' start."""
-        async with VllmClient(self._plan.endpoint, self._key or None) as client:
+    async def _read_cache(self) -> CacheCounters | None:
+        """Return the prefix cache counters of all ranks; None if the servers do not answer."""
+        async with VllmClient(self._plan.endpoint, self._api_key or None) as client:
             answer = await client.metrics()
-        ranks = answer.ranks.values()
         if not answer.ok:
             return None
-        return sum(rank.prefix_queries for rank in ranks), sum(rank.prefix_hits for rank in ranks)
+        ranks = answer.ranks.values()
+        queries = sum(rank.prefix_queries for rank in ranks)
+        hits = sum(rank.prefix_hits for rank in ranks)
+        return CacheCounters(queries, hits)
 
 
-def _problem(state: ProcessState) -> str:
-    """Why it cannot have measured anything; "" when it ended well."""
+def _exit_problem(state: ProcessState) -> str:
+    """Return why the process cannot have measured anything; "" when it exited with 0."""
     if state.error or state.exit_code == 0:
         return state.error
     if state.exit_code is not None:
         return f"exit code {state.exit_code}"
-    return "its guard died" if state.exit_signal is None else f"signal {state.exit_signal}"
+    if state.exit_signal is not None:
+        return f"signal {state.exit_signal}"
+    return "its guard died"
 
 
-def _hit_rate(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
-    if before is None or after is None or after[0] <= before[0]:
+def _hit_rate(before: CacheCounters | None, after: CacheCounters | None) -> float | None:
+    """Return the share of hits between two readings; None if it is not known."""
+    if before is None or after is None:
         return None
-    return (after[1] - before[1]) / (after[0] - before[0])
+    queries = after.queries - before.queries
+    # Not positive without requests, and after a restart of the servers, which resets the counters.
+    if queries <= 0:
+        return None
+    return (after.hits - before.hits) / queries
 
 
-def _read_end(log: Path) -> str:
-    """The end of the output so far, unfinished line and redrawn bars included."""
+def _read_end(log_file: Path) -> str:
+    """Return the end of the output so far, with its unfinished line and redrawn progress bars."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        with log_file.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - TAIL_BYTES))
             return file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
 
 
 def _take_result(path: Path) -> dict[str, Any] | None:
-    """Read vLLM's result file and remove it; it lives on in the kept run."""
+    """Read vLLM's result file and remove it: the stored run contains it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,10 +1,10 @@
-"""A benchmark from the driver's side: what runs, what to send at it, and its end with whatever ends the command."""
+"""The driver's side of a benchmark: choose the load, run it by the primary, store the run."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,22 +13,25 @@ from typing import Any
 from raylaunch.bench.bench_output import BenchProgress
 from raylaunch.bench.result import Run, run_id
 from raylaunch.bench.scenario import Scenario, build_argv, choose, refuse_too_long
-from raylaunch.errors import BusyError, LaunchError, RaylaunchError
+from raylaunch.errors import BusyError, LaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.bench import bench_store
-from raylaunch.runtime.bench.bench_actor import Begun, Bencher, Ended
-from raylaunch.runtime.cluster.connection import NAMESPACE
-from raylaunch.runtime.cluster.packaging import packaged
+from raylaunch.runtime.bench.bench_actor import BenchExit, BenchLaunch
+from raylaunch.runtime.bench.bench_handle import BenchActorHandle, bench_actor
+from raylaunch.runtime.cluster.remote_call import ActorError
 from raylaunch.runtime.controller.controller_client import require_controller
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
 
-CALL_TIMEOUT_S = 120.0
+log = logging.getLogger(__name__)
+
 POLL_S = 0.5
-"""Between two looks whether the deployment is still what it was: its `stop` should find no client left."""
-END_S = 30.0
+"""Between two checks that the deployment has neither restarted nor stopped.
+
+Short, so that `stop` finds no client of the servers left.
+"""
 
 OnProgress = Callable[[Scenario, BenchProgress], None]
 
@@ -52,29 +55,34 @@ def run_bench(
     on_progress: OnProgress | None = None,
     on_run: Callable[[Run], None] | None = None,
 ) -> list[Run]:
-    """Send the scenario at the deployment, once per concurrency, and keep each result below `home`.
+    """Run the scenario against the deployment, once per concurrency; store each run below `home`.
 
     Raises:
-        BusyError: the deployment is not ready, or somebody else measures it.
-        RecipeError: no such scenario, or the servers would refuse its requests.
-        LaunchError: the benchmark failed, or the deployment did meanwhile.
+        BusyError: the deployment is not ready, or another command runs a benchmark of it.
+        RecipeError: there is no such scenario, or the servers would refuse its requests.
+        LaunchError: the benchmark failed, or the deployment restarted or stopped meanwhile.
     """
-    subject = _look(deployment)
+    subject = _require_ready(deployment)
     chosen = choose(scenario, subject.loaded.recipe.bench).changed(changes)
     loads = [chosen.at(count) for count in concurrency] or [chosen]
     for load in loads:
         refuse_too_long(subject.plan, load)
     runs = []
-    with _bencher(subject) as actor:
+    with bench_actor(subject.plan, subject.status.attempt) as actor:
         for load in loads:
-            runs.append(_run_one(actor, subject, load, on_progress or (lambda _, __: None)))
-            bench_store.save(home, runs[-1])
+            run = _run_one(actor, subject, load, on_progress or _ignore)
+            runs.append(run)
+            bench_store.save(home, run)
             if on_run is not None:
-                on_run(runs[-1])
+                on_run(run)
     return runs
 
 
-def _look(deployment: str) -> _Subject:
+def _ignore(_load: Scenario, _progress: BenchProgress) -> None:
+    """Ignore the progress."""
+
+
+def _require_ready(deployment: str) -> _Subject:
     controller = require_controller(deployment)
     status = controller.status()
     loaded, plan, versions = controller.describe()
@@ -83,73 +91,55 @@ def _look(deployment: str) -> _Subject:
             f"{deployment} is {status.phase}, and a benchmark needs it ready",
             todo=f"`raylaunch status {deployment}` shows why; try again when it is ready",
         )
-    return _Subject(
-        status, loaded, plan, {"raylaunch": metadata.version("raylaunch"), **versions.get(0, {})}
-    )
+    on_primary = versions.get(0, {})
+    all_versions = {"raylaunch": metadata.version("raylaunch"), **on_primary}
+    return _Subject(status, loaded, plan, all_versions)
 
 
-@contextlib.contextmanager
-def _bencher(subject: _Subject) -> Iterator[Any]:
-    """An actor on the primary's node; gone with the block, and with this process if that comes first."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    name, primary = subject.plan.deployment, subject.plan.primary
-    options = ray.remote(packaged(Bencher)).options(
-        name=f"bench:{name}",
-        namespace=NAMESPACE,
-        num_cpus=0,
-        max_restarts=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(primary.node.node_id, soft=False),
-    )
-    try:
-        actor = options.remote(name, plan_to_dict(subject.plan), subject.status.attempt)
-    except ValueError as error:  # Ray: the name is taken
-        raise BusyError(
-            f"somebody else is measuring {name}",
-            why="two benchmarks at once measure each other",
-            todo="try later",
-        ) from error
-    try:
-        yield actor
-    finally:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(actor.end.remote(), timeout=END_S)
-        ray.kill(actor)
-
-
-def _run_one(actor: Any, subject: _Subject, load: Scenario, on_progress: OnProgress) -> Run:  # noqa: ANN401
+def _run_one(
+    actor: BenchActorHandle, subject: _Subject, load: Scenario, on_progress: OnProgress
+) -> Run:
     began = time.time()
-    begun: Begun = _get(
-        actor.launch.remote(build_argv(subject.plan, load), load.seed, load.prompts)
-    )
-    over = False
-    while not over:
-        progress, over = _get(actor.watch.remote(POLL_S))
-        on_progress(load, progress)
-        _require_same(subject)
-    ended: Ended = _get(actor.ended.remote())
+    try:
+        launch, ended = _measure(actor, subject, load, on_progress)
+    except ActorError as error:
+        log.warning("the benchmark of %s is lost: %s", subject.plan.deployment, error.what)
+        why = f"{error.what}: {error.why}" if error.why else error.what
+        raise LaunchError(
+            "the benchmark was lost",
+            why=why,
+            todo="`ray status` shows whether the node of the primary is alive",
+        ) from error
     if ended.problem or ended.result is None:
         raise LaunchError(
             f"the benchmark of {subject.plan.deployment} failed: {ended.problem}",
             evidence=ended.tail,
-            todo=f"its whole output is in {begun.log} on {subject.plan.primary.node.ip}",
+            todo=f"its whole output is in {launch.log} on {subject.plan.primary.node.ip}",
         )
+    return _describe_run(subject, load, launch, ended, began)
+
+
+def _describe_run(
+    subject: _Subject, load: Scenario, launch: BenchLaunch, ended: BenchExit, began: float
+) -> Run:
+    """Return the run with everything that is needed to repeat it. `began` is in Unix time."""
+    assert ended.result is not None
+    started_at = time.strftime("%Y%m%d-%H%M%S", time.gmtime(began))
     return Run(
-        id=run_id(time.strftime("%Y%m%d-%H%M%S", time.gmtime(began)), load),
+        id=run_id(started_at, load),
         deployment=subject.plan.deployment,
         recipe=subject.loaded.name,
         scenario=load.name,
         description=load.description,
         args=dict(load.args),
-        seed=begun.seed,
+        seed=launch.seed,
         concurrency=load.concurrency,
         at=began,
         seconds=time.time() - began,
         attempt=subject.status.attempt,
         node=subject.plan.primary.node.ip,
         niceness=ended.niceness,
-        command=begun.command,
+        command=launch.command,
         versions=dict(subject.versions),
         plan=plan_to_dict(subject.plan),
         result=ended.result,
@@ -158,33 +148,31 @@ def _run_one(actor: Any, subject: _Subject, load: Scenario, on_progress: OnProgr
     )
 
 
-def _require_same(subject: _Subject) -> None:
-    """What a deployment answers while it restarts or stops measures nothing."""
+def _measure(
+    actor: BenchActorHandle, subject: _Subject, load: Scenario, on_progress: OnProgress
+) -> tuple[BenchLaunch, BenchExit]:
+    """Launch one benchmark and wait for its exit."""
+    launch = actor.launch(
+        argv=build_argv(subject.plan, load),
+        seed=load.seed,
+        prompts=load.prompts,
+    )
+    exited = False
+    while not exited:
+        progress, exited = actor.watch(wait_s=POLL_S)
+        on_progress(load, progress)
+        _require_same_attempt(subject)
+    return launch, actor.read_exit()
+
+
+def _require_same_attempt(subject: _Subject) -> None:
+    """Refuse to measure across a restart: answers of servers that restart or stop mean nothing."""
     name = subject.plan.deployment
+    first = subject.status.attempt
     status = require_controller(name).status()
-    if status.phase is not Phase.READY or status.attempt != subject.status.attempt:
+    if status.phase is not Phase.READY or status.attempt != first:
         raise LaunchError(
-            f"the benchmark was ended: {name} is {status.phase}, attempt {status.attempt}",
-            why=f"it began on attempt {subject.status.attempt}, and figures across a restart mean nothing",
+            f"the benchmark was stopped: {name} is {status.phase}, attempt {status.attempt}",
+            why=f"it began on attempt {first}, and figures across a restart mean nothing",
             todo=f"`raylaunch events {name}` shows what happened",
         )
-
-
-def _get(answer: Any) -> Any:  # noqa: ANN401
-    import ray
-
-    try:
-        return ray.get(answer, timeout=CALL_TIMEOUT_S)
-    except RaylaunchError as error:
-        raise getattr(error, "cause", error) from None  # Ray wraps it once
-    except (
-        ray.exceptions.RayActorError,
-        ray.exceptions.ActorUnschedulableError,
-        ray.exceptions.GetTimeoutError,
-    ) as error:
-        said = str(error).strip().splitlines() or ["no answer"]
-        raise LaunchError(
-            "the benchmark was lost",
-            why=f"{type(error).__name__}: {said[0]}",
-            todo="`ray status` shows whether the node of the primary is alive",
-        ) from error

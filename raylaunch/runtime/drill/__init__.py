@@ -1,1 +1,1 @@
-"""Injecting faults into a running deployment under load."""
+"""Injects faults into a running deployment under load and measures the recovery."""

@@ -1,14 +1,17 @@
-"""The drill: one fault at a time into a running deployment, its recovery awaited and measured.
+"""Injects one fault at a time into a running deployment and measures its recovery.
 
-Every time is on the controller's clock: the agent's moment of harm is moved to it, and the rest are the controller's
-own events. The controller itself is killed through Ray, which starts it again.
+All times are on the controller's clock: the agent's time of the injection is converted to it, the
+others are times of the controller's events. The controller itself is killed through Ray, which
+restarts it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from raylaunch.errors import (
@@ -24,40 +27,45 @@ from raylaunch.runtime.controller.controller_client import (
     find_controller,
     require_controller,
 )
-from raylaunch.runtime.drill.traffic import Load
+from raylaunch.runtime.drill.traffic import Traffic
 from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
 from raylaunch.supervise.drills import FAULTS, ON_REQUEST, Fault, Outcome
 from raylaunch.supervise.state import Phase
 
+log = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 POLL_S = 1.0
-UNNOTICED_S = 180.0
-"""A fault that nobody has noticed by then is not going to be."""
+DETECTION_S = 180.0
+"""A fault that has not been detected by then counts as undetected."""
 
 
 def choose(names: Sequence[str]) -> list[Fault]:
-    """The faults by these names; without names all that hit nothing but the deployment.
+    """Return the faults of these names; without names all that affect only the deployment.
 
     Raises:
-        RaylaunchError: no such fault.
+        RaylaunchError: there is no such fault.
     """
     known = {fault.name: fault for fault in FAULTS}
-    if unknown := [name for name in names if name not in known]:
-        raise RaylaunchError(
-            f"there is no fault named {unknown[0]!r}", todo=f"choose from {', '.join(known)}"
-        )
-    return [known[name] for name in names or known if names or name not in ON_REQUEST]
+    for name in names:
+        if name not in known:
+            raise RaylaunchError(
+                f"there is no fault named {name!r}", todo=f"choose from {', '.join(known)}"
+            )
+    if names:
+        return [known[name] for name in names]
+    return [fault for fault in FAULTS if fault.name not in ON_REQUEST]
 
 
 def run_drill(
     deployment: str, faults: Sequence[Fault], on_outcome: Callable[[Outcome], None] | None = None
 ) -> list[Outcome]:
-    """Inject the faults one after the other. Stops at the first from which the deployment does not recover.
+    """Inject the faults one after the other, until one from which the deployment does not recover.
 
     Raises:
-        BusyError: the deployment is not ready, or somebody else's command is under way.
-        RaylaunchError: it failed or was stopped meanwhile.
+        BusyError: the deployment is not ready, or another operator's command is under way.
+        RaylaunchError: the deployment failed or was stopped meanwhile.
     """
     outcomes = []
     for fault in faults:
@@ -73,18 +81,21 @@ def run_drill(
 def _drill_one(deployment: str, fault: Fault) -> Outcome:
     status = _ask(deployment, ControllerClient.status)
     _require_ready(status)
-    server, refusal = _aim(deployment, fault, status)
+    server, refusal = _choose_target(deployment, fault, status)
     if refusal:
+        log.info("fault %s skipped: %s", fault.name, refusal)
         return Outcome(fault.name, skipped=refusal)
-    with Load(status.endpoint, status.served_name, os.environ.get("VLLM_API_KEY")) as load:
-        load.await_flow()
-        last = max((event.number for event in _events(deployment)), default=0)
+    log.info("injecting fault %s into server %d of %s", fault.name, server, deployment)
+    with Traffic(status.endpoint, status.served_name, os.environ.get("VLLM_API_KEY")) as traffic:
+        # Only now: requests that fail before the fault would be counted as its effect.
+        traffic.await_first_answer()
+        last_event = max((event.number for event in _events(deployment)), default=0)
         if fault.name == "kill-controller":
-            outcome = _kill_controller(deployment, status, last)
+            outcome = _kill_controller(deployment, status, last_event)
         else:
-            outcome = _harm(deployment, fault, server, last)
-    left = tuple(_ask(deployment, ControllerClient.leftovers))
-    return _judge(fault, outcome, load, left)
+            outcome = _inject(deployment, fault, server, last_event)
+    orphans = tuple(_ask(deployment, ControllerClient.leftovers))
+    return _judge(fault, outcome, traffic, orphans)
 
 
 def _require_ready(status: Status) -> None:
@@ -95,122 +106,150 @@ def _require_ready(status: Status) -> None:
         )
 
 
-def _aim(deployment: str, fault: Fault, status: Status) -> tuple[int, str]:
-    """The server to hit, and why it cannot be done here ("" when it can)."""
-    headless = [server for server in status.servers if server.role == "headless"]
+def _choose_target(deployment: str, fault: Fault, status: Status) -> tuple[int, str]:
+    """Return the server to injure, and why that is impossible here ("" when it is possible)."""
     match fault.target:
         case "headless":
-            return (
-                (headless[0].index, "")
-                if headless
-                else (0, "the deployment has no headless server")
-            )
+            for server in status.servers:
+                if server.role == "headless":
+                    return server.index, ""
+            return 0, "the deployment has no headless server"
         case "last":
             return status.servers[-1].index, ""
         case "far":
-            return _aim_far(deployment, fault, status.servers)
+            return _choose_far(deployment, fault, status.servers)
     return 0, ""
 
 
-def _aim_far(deployment: str, fault: Fault, servers: Sequence[ServerStatus]) -> tuple[int, str]:
-    """A server whose node can be lost: Ray's head and this process must live on, and another node take its place."""
+def _choose_far(deployment: str, fault: Fault, servers: Sequence[ServerStatus]) -> tuple[int, str]:
+    """Choose a server whose node can be lost.
+
+    Ray's head and this process must survive, and another node must be able to replace it.
+    """
     nodes = _ask(deployment, ControllerClient.node_ids)
-    mine = _unlosable_nodes()
-    far = [server.index for server in servers if nodes.get(server.index) not in mine]
+    needed = _needed_nodes()
+    far = [server.index for server in servers if nodes.get(server.index) not in needed]
     if not far:
-        return (
-            0,
-            "every server is on the node of Ray's head or of this command: losing it would end the cluster",
+        return 0, (
+            "every server is on the node of Ray's head or of this command: "
+            "losing it would end the cluster"
         )
     if fault.name == "kill-raylet":
-        spare = _ask(deployment, ControllerClient.has_spare)
-        return (
-            far[0],
-            ""
-            if spare
-            else "no other node has the NPUs: a lost raylet comes back only by `ray start`",
-        )
-    allowed = [index for index in far if _ask(deployment, ControllerClient.may_cut, index)]
-    if not allowed:
-        return (
-            0,
-            "no node allows it: RAYLAUNCH_DRILL_CUT=INTERFACE in the environment of its `ray start` does",
-        )
-    return allowed[0], ""
+        if _ask(deployment, ControllerClient.has_spare):
+            return far[0], ""
+        return far[0], ("no other node has the NPUs: a lost raylet comes back only by `ray start`")
+    for index in far:
+        if _ask(deployment, ControllerClient.may_cut, index):
+            return index, ""
+    return 0, (
+        "no node allows it: RAYLAUNCH_DRILL_CUT=INTERFACE in the environment "
+        "of its `ray start` does"
+    )
 
 
-def _unlosable_nodes() -> set[str]:
+def _needed_nodes() -> set[str]:
+    """Return the ids of the nodes without which the cluster or this command dies."""
     import ray
 
     from raylaunch.runtime.cluster.connection import alive_nodes
 
-    heads = {
-        node["NodeID"] for node in alive_nodes() if "node:__internal_head__" in node["Resources"]
-    }
-    return heads | {ray.get_runtime_context().get_node_id()}
+    needed = {ray.get_runtime_context().get_node_id()}
+    for node in alive_nodes():
+        if "node:__internal_head__" in node["Resources"]:
+            needed.add(node["NodeID"])
+    return needed
 
 
-def _harm(deployment: str, fault: Fault, server: int, last: int) -> Outcome:
-    done = _ask(deployment, ControllerClient.inject, fault.action, server)
-    noticed = _await_event(deployment, last, lambda event: event.kind == "failure", UNNOTICED_S)
-    if noticed is None:
-        return Outcome(fault.name, done.text, problem=f"not noticed within {UNNOTICED_S:g} s")
-    ready = _await_event(
-        deployment, noticed.number, lambda event: (event.kind, event.text) == ("phase", "ready")
+def _inject(deployment: str, fault: Fault, server: int, last_event: int) -> Outcome:
+    injected = _ask(deployment, ControllerClient.inject, fault.action, server)
+    detected = _await_event(
+        deployment,
+        last_event,
+        lambda event: event.kind == "failure",
+        DETECTION_S,
     )
-    assert ready is not None
-    launched = [
-        event.at
-        for event in _events(deployment, last)
-        if event.text == f"launched attempt {ready.attempt}"
-    ]
+    if detected is None:
+        problem = f"not detected within {DETECTION_S:g} s"
+        return Outcome(fault.name, injected.text, problem=problem)
+    ready = _await_event(
+        deployment,
+        detected.number,
+        lambda event: (event.kind, event.text) == ("phase", "ready"),
+    )
+    assert ready is not None  # awaited without a deadline: the recipe's time-outs end it
+    start_s = None
+    for event in _events(deployment, last_event):
+        if event.text == f"launched attempt {ready.attempt}":
+            start_s = ready.at - event.at
     return Outcome(
         fault.name,
-        done.text,
-        detected_by=noticed.text,
-        detection_s=max(0.0, noticed.at - done.at),
-        recovery_s=ready.at - done.at,
-        start_s=ready.at - launched[-1] if launched else None,
+        injected.text,
+        detected_by=detected.text,
+        # A conversion between clocks is exact to some milliseconds, so it may come out negative.
+        detection_s=max(0.0, detected.at - injected.at),
+        recovery_s=ready.at - injected.at,
+        start_s=start_s,
     )
 
 
-def _kill_controller(deployment: str, status: Status, last: int) -> Outcome:
-    asked = time.time()
-    now = _ask(deployment, ControllerClient.status).now
-    offset = now - (asked + time.time()) / 2
-    at = time.time() + offset
+def _kill_controller(deployment: str, status: Status, last_event: int) -> Outcome:
+    offset_s = _clock_offset(deployment)
+    at = time.time() + offset_s
+    # Not by pid: the controller may be on another node.
     require_controller(deployment).crash()
-    adopted = _await_event(deployment, last, lambda event: event.kind == "adopted", UNNOTICED_S)
+    adopted = _await_event(
+        deployment,
+        last_event,
+        lambda event: event.kind == "adopted",
+        DETECTION_S,
+    )
     if adopted is None:
-        return Outcome("kill-controller", problem=f"not started again within {UNNOTICED_S:g} s")
+        return Outcome("kill-controller", problem=f"not restarted within {DETECTION_S:g} s")
     after = _ask(deployment, ControllerClient.status)
-    kept = (after.phase, after.attempt) == (Phase.READY, status.attempt)
+    problem = ""
+    if (after.phase, after.attempt) != (Phase.READY, status.attempt):
+        problem = f"the servers were not left alone: {after.phase}, attempt {after.attempt}"
     return Outcome(
         "kill-controller",
         "the controller was killed",
-        detected_by=f"Ray started it again; {adopted.text}",
+        detected_by=f"Ray restarted it; {adopted.text}",
         recovery_s=adopted.at - at,
-        problem=""
-        if kept
-        else f"the servers were not left alone: {after.phase}, attempt {after.attempt}",
+        problem=problem,
     )
 
 
-def _judge(fault: Fault, outcome: Outcome, load: Load, left: tuple[str, ...]) -> Outcome:
-    from dataclasses import replace
+def _clock_offset(deployment: str) -> float:
+    """Return the controller's clock minus this machine's, in seconds.
 
+    The controller is assumed to have read its clock half-way between request and answer.
+    """
+    asked_at = time.time()
+    controller_now = _ask(deployment, ControllerClient.status).now
+    answered_at = time.time()
+    return controller_now - (asked_at + answered_at) / 2
+
+
+def _judge(fault: Fault, outcome: Outcome, traffic: Traffic, orphans: tuple[str, ...]) -> Outcome:
     problem = outcome.problem
-    if left:
-        problem = problem or f"{len(left)} processes of an earlier attempt are left"
-    if fault.name == "kill-controller" and load.failed:
-        problem = problem or f"{load.failed} requests failed, and none should"
-    return replace(outcome, requests=load.sent, failed=load.failed, left=left, problem=problem)
+    if not problem and orphans:
+        problem = f"{len(orphans)} processes of an earlier attempt are left"
+    if not problem and fault.name == "kill-controller" and traffic.failed:
+        problem = f"{traffic.failed} requests failed, and none should"
+    if problem:
+        log.warning("fault %s: %s", fault.name, problem)
+    return replace(
+        outcome,
+        requests=traffic.sent,
+        failed=traffic.failed,
+        left=orphans,
+        problem=problem,
+    )
 
 
 def _await_event(
     deployment: str, after: int, wanted: Callable[[Event], bool], patience_s: float | None = None
 ) -> Event | None:
-    """The first event of that kind after number `after`; None when it does not come within `patience_s`.
+    """Return the first wanted event after number `after`; None if `patience_s` passes without it.
 
     Raises:
         RaylaunchError: the deployment failed or was stopped.
@@ -218,9 +257,9 @@ def _await_event(
     deadline = None if patience_s is None else time.monotonic() + patience_s
     version = -1
     while deadline is None or time.monotonic() < deadline:
-        found = next((event for event in _events(deployment, after) if wanted(event)), None)
-        if found is not None:
-            return found
+        for event in _events(deployment, after):
+            if wanted(event):
+                return event
         version, status = _ask(deployment, ControllerClient.wait_change, version, POLL_S)
         _require_alive(status)
     return None
@@ -228,15 +267,15 @@ def _await_event(
 
 def _require_alive(status: Status) -> None:
     if status.phase is Phase.FAILED:
-        raise (
-            from_dict(status.error) if status.error else LaunchError(f"{status.deployment} failed")
-        )
+        if status.error:
+            raise from_dict(status.error)
+        raise LaunchError(f"{status.deployment} failed")
     if status.phase in (Phase.STOPPING, Phase.STOPPED):
         raise BusyError(f"{status.deployment} was stopped during the drill")
 
 
-def _events(deployment: str, after: int = 0) -> Iterator[Event]:
-    return iter(_ask(deployment, ControllerClient.events, after))
+def _events(deployment: str, after: int = 0) -> list[Event]:
+    return _ask(deployment, ControllerClient.events, after)
 
 
 def _ask(

@@ -1,1 +1,1 @@
-"""The weights of a recipe on all nodes: found and downloaded."""
+"""Inspects the weights of a recipe on all nodes and downloads them."""

@@ -1,7 +1,12 @@
-"""What one node has of a recipe's weights, and the downloads into it; in an actor there, or in the command itself."""
+"""One node's share of the work on weights: inspects its folders and downloads into them.
+
+Runs as a Ray actor on that node, or in the process of the command for this machine.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
 import sys
@@ -24,96 +29,137 @@ from raylaunch.plan.wanted_weights import (
 )
 from raylaunch.runtime.agent.probe_actor import state_dir
 
+log = logging.getLogger(__name__)
 
-class Depot:
-    """Looks at the wanted folders of one node, and downloads into them. `label` marks the processes."""
+
+class WeightsActor:
+    """Inspects the wanted folders of one node and downloads into them.
+
+    Args:
+        host: The node's address, for reports.
+        node_id: Ray's id of the node; "" for this machine without a cluster.
+        recipe: Name of the recipe, for the names of the logs.
+        label: Marks the processes of the downloads.
+        wanted: The folders.
+    """
 
     def __init__(
-        self, host: str, node_id: str, title: str, label: str, wanted: tuple[Wanted, ...]
+        self, host: str, node_id: str, recipe: str, label: str, wanted: tuple[Wanted, ...]
     ) -> None:
-        self._host, self._node_id, self._title, self._label = host, node_id, title, label
+        self._host = host
+        self._node_id = node_id
+        self._recipe = recipe
+        self._label = label
         self._wanted = {one.role: one for one in wanted}
         self._running: dict[Role, Download] = {}
 
-    def look(self) -> list[Stock]:
-        """One stock for each wanted folder. Blocks while a network filesystem does not answer."""
-        return [self._look_at(wanted) for wanted in self._wanted.values()]
+    async def inspect(self) -> list[Stock]:
+        """Return one stock for each wanted folder.
 
-    def fetch(self, role: Role, hub: Hub | None, needed_bytes: int) -> str:
-        """Start the download of one folder, from `hub` or from the first that has it; returns the command.
+        Takes as long as a network file system does not answer; other calls are answered meanwhile.
+        """
+        return await asyncio.to_thread(self._inspect_all)
+
+    async def start_download(self, *, role: Role, hub: Hub | None, needed_bytes: int) -> str:
+        """Start the download of one folder and return its command.
+
+        Args:
+            role: Which folder.
+            hub: Where from; None for the first that has the weights and a program on this node.
+            needed_bytes: Size of the whole model, 0 when it is not known.
 
         Raises:
-            RecipeError: no hub is known that has it.
-            NodeError: the node has no program for it, or the folder refuses.
+            RecipeError: the recipe names no such hub for this folder.
+            NodeError: the node has no program for it, or the folder refuses the download.
         """
         wanted = self._wanted[role]
-        argv = self._command(wanted, hub)
-        log = log_root(os.environ) / "weights" / f"{self._title}-{role}.log"
-        number = list(self._wanted).index(wanted.role)
-        download = Download(argv, Path(argv[-1]), log, os.environ, label=self._label, number=number)
-        download.start(needed_bytes)
+        argv = self._download_command(wanted, hub)
+        log_file = log_root(os.environ) / "weights" / f"{self._recipe}-{role}.log"
+        download = Download(
+            argv,
+            Path(argv[-1]),
+            log_file,
+            os.environ,
+            label=self._label,
+            number=list(self._wanted).index(role),
+        )
+        await asyncio.to_thread(download.start, needed_bytes)
         self._running[role] = download
         return " ".join(argv)
 
-    def wait(self, role: Role, timeout_s: float) -> DownloadProgress:
-        """How far a download is: when it ends, or after `timeout_s` seconds."""
-        progress = self._running[role].wait(timeout_s)
+    async def wait(self, *, role: Role, wait_s: float) -> DownloadProgress:
+        """Return the progress of a download: at its exit, at the latest after `wait_s`."""
+        progress = await asyncio.to_thread(self._running[role].wait, wait_s)
         if not progress.running:
             del self._running[role]
+            log.info("the download of the %s of %s has exited", role, self._recipe)
         return progress
 
-    def make_tiny(self) -> None:
-        """Make the tiny model that the recipe wants, unless it is there."""
+    async def make_tiny(self) -> None:
+        """Generate the tiny model that the recipe wants, unless it exists."""
         for wanted in self._wanted.values():
             if wanted.tiny is not None:
-                ensure_tiny_model(wanted.tiny, self._folder(wanted))
+                await asyncio.to_thread(ensure_tiny_model, wanted.tiny, self._folder(wanted))
 
-    def end(self) -> tuple[int, ...]:
-        """End all downloads; returns the pids of processes that resisted."""
-        return tuple(pid for download in self._running.values() for pid in download.stop())
+    async def stop(self) -> tuple[int, ...]:
+        """Stop all downloads; return the pids of processes that survived."""
+        survivors: list[int] = []
+        for download in list(self._running.values()):
+            survivors += await asyncio.to_thread(download.stop)
+        return tuple(survivors)
 
-    def _look_at(self, wanted: Wanted) -> Stock:
+    def _inspect_all(self) -> list[Stock]:
+        return [self._inspect_one(wanted) for wanted in self._wanted.values()]
+
+    def _inspect_one(self, wanted: Wanted) -> Stock:
+        weights = None
+        problem = ""
         try:
-            weights, problem = inspect_weights(str(self._folder(wanted))), ""
+            weights = inspect_weights(str(self._folder(wanted)))
         except OSError as error:
-            weights, problem = None, f"{type(error).__name__}: {error}"
-        programs = find_programs(os.environ, sys.executable)
+            problem = f"{type(error).__name__}: {error}"
         return Stock(
-            self._host,
-            socket.gethostname(),
-            self._node_id,
-            wanted,
-            weights,
-            programs,
-            sys.executable,
-            problem,
+            host=self._host,
+            hostname=socket.gethostname(),
+            node_id=self._node_id,
+            wanted=wanted,
+            weights=weights,
+            programs=find_programs(os.environ, sys.executable),
+            python=sys.executable,
+            problem=problem,
         )
 
     def _folder(self, wanted: Wanted) -> Path:
-        return (
-            Path(wanted.path)
-            if wanted.tiny is None
-            else state_dir() / "models" / f"tiny-{wanted.tiny}"
-        )
+        if wanted.tiny is None:
+            return Path(wanted.path)
+        return state_dir() / "models" / f"tiny-{wanted.tiny}"
 
-    def _command(self, wanted: Wanted, hub: Hub | None) -> tuple[str, ...]:
+    def _download_command(self, wanted: Wanted, hub: Hub | None) -> tuple[str, ...]:
         hubs = [one for one in hubs_of(wanted) if hub in (None, one)]
         if not hubs:
-            example = f"--set '{_field(wanted)}={{{hub or 'modelscope'}: OWNER/NAME}}'"
-            raise RecipeError(
-                f"the recipe names no source{f' on {hub}' if hub else ''} for {wanted.path}",
-                todo=f"copy the weights there, or name one: {example}",
-            )
+            raise _no_source(wanted, hub)
         programs = find_programs(os.environ, sys.executable)
         for one in hubs:
-            if one in programs and (argv := download_argv(one, wanted, programs[one])):
+            if one not in programs:
+                continue
+            argv = download_argv(one, wanted, programs[one])
+            if argv:
                 return argv
+        installs = [f"`{sys.executable} -m {INSTALL[one]}`" for one in hubs]
+        node = f"{self._host} ({socket.gethostname()})"
         raise NodeError(
-            f"node {self._host} ({socket.gethostname()}) has no program that downloads from {' or '.join(hubs)}",
-            todo=" or ".join(f"`{sys.executable} -m {INSTALL[one]}`" for one in hubs)
-            + " on that node, and try again",
+            f"node {node} has no program that downloads from {' or '.join(hubs)}",
+            todo=f"{' or '.join(installs)} on that node, and try again",
         )
 
 
-def _field(wanted: Wanted) -> str:
-    return "model.sources" if wanted.role == "model" else "features.speculative.sources"
+def _no_source(wanted: Wanted, hub: Hub | None) -> RecipeError:
+    field = "model.sources"
+    if wanted.role != "model":
+        field = "features.speculative.sources"
+    where = f" on {hub}" if hub else ""
+    example = f"--set '{field}={{{hub or 'modelscope'}: OWNER/NAME}}'"
+    return RecipeError(
+        f"the recipe names no source{where} for {wanted.path}",
+        todo=f"copy the weights there, or name one: {example}",
+    )

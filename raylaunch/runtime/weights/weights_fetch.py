@@ -1,18 +1,18 @@
-"""The weights of a recipe on all nodes that could run it: looked at together, and downloaded once per folder.
+"""Inspects the weights of a recipe on every node that could run it, and downloads what is missing.
 
-No NPU is reserved: weights may be brought while something else runs. The actors belong to this process, so that the
-downloads end with it, however it ends.
+No NPU is reserved: weights can be downloaded while something else runs. The actors are not
+detached, so the downloads stop when this process exits, whatever the reason.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-from raylaunch.errors import ClusterError, NodeError, PlacementError, RaylaunchError, RecipeError
+from raylaunch.errors import NodeError, RaylaunchError, RecipeError
 from raylaunch.plan.wanted_weights import (
     DownloadProgress,
     Hub,
@@ -23,21 +23,18 @@ from raylaunch.plan.wanted_weights import (
     wanted_weights,
 )
 from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.runtime.cluster.connection import alive_nodes
-from raylaunch.runtime.cluster.packaging import packaged
-from raylaunch.runtime.weights.weights_actor import Depot
+from raylaunch.runtime.weights.weights_handle import WeightsNodes, cluster_weights, local_weights
 
-LOOK_S = 60.0
-TICK_S = 1.0
-ANSWER_S = 60.0
-"""For an actor to be made, or to end a download, beside what it was asked to wait."""
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""Between two reports of the progress."""
 
 OnProgress = Callable[[Sequence[tuple[Stock, DownloadProgress]]], None]
-Call = tuple[str, str, tuple[Any, ...]]
-"""Node id, method of its Depot, arguments."""
+T = TypeVar("T")
 
 
-def bring(
+def fetch_weights(
     loaded: LoadedRecipe,
     *,
     here: bool = False,
@@ -45,281 +42,213 @@ def bring(
     hub: Hub | None = None,
     on_progress: OnProgress | None = None,
 ) -> WeightsReport:
-    """Look at the weights on all nodes; with `download` bring what is missing first.
+    """Inspect the weights on all nodes; with `download` fetch what is missing first.
 
     Args:
         loaded: The recipe.
         here: This machine is the only node; otherwise those of the connected cluster.
         download: Run the hub's own program on the nodes, once per shared folder, and wait for it.
         hub: Where from; by default the first of the recipe's hubs for which the node has a program.
-        on_progress: Called about once a second with what is being downloaded.
+        on_progress: Called about once per second with the running downloads.
 
     Raises:
-        RaylaunchError: no node that fits, or a download failed (the others were finished).
+        RaylaunchError: no node fits, or a download failed (the others were finished).
     """
     _refuse_relative(loaded)
-    with local_depots(loaded) if here else cluster_depots(loaded) as depots:
-        report = survey(depots, loaded)
+    return _run(_fetch_weights(loaded, here, download, hub, on_progress))
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to completion, also if the caller's thread has a running event loop, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+async def _fetch_weights(
+    loaded: LoadedRecipe,
+    here: bool,
+    download: bool,
+    hub: Hub | None,
+    on_progress: OnProgress | None,
+) -> WeightsReport:
+    provide = local_weights if here else cluster_weights
+    async with provide(loaded) as nodes:
+        report = await survey(nodes, loaded)
         if download:
-            fetch(depots, report, hub, on_progress)
-            report = survey(depots, loaded)
+            await fetch(nodes, report, hub, on_progress)
+            report = await survey(nodes, loaded)
     return report
 
 
-class Depots(Protocol):
-    """The depots of all nodes."""
-
-    nodes: dict[str, str]
-    """Node id → address."""
-
-    def ask(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
-        """Call all at once; the answer of one that fails or is late is a RaylaunchError."""
-
-
-def survey(depots: Depots, loaded: LoadedRecipe) -> WeightsReport:
-    """Look at all nodes at once. A node without an answer has a problem instead of weights."""
+async def survey(nodes: WeightsNodes, loaded: LoadedRecipe) -> WeightsReport:
+    """Inspect all nodes in parallel. A node that does not answer has a problem, and no weights."""
     wanted = wanted_weights(loaded.recipe)
-    looks = depots.ask(
-        [(node, "look", ()) for node in depots.nodes], LOOK_S + loaded.recipe.timeouts.probe
-    )
+    answers = await _gather(node.inspect() for node in nodes.nodes.values())
     stocks: list[Stock] = []
-    for (node, host), look in zip(depots.nodes.items(), looks, strict=True):
-        silent = isinstance(look, RaylaunchError)
-        stocks += (
-            [Stock(host, "", node, one, problem=look.what) for one in wanted] if silent else look
-        )
+    for host, answer in zip(nodes.hosts.values(), answers, strict=True):
+        if isinstance(answer, RaylaunchError):
+            stocks += [Stock(host, "", "", one, problem=answer.what) for one in wanted]
+        else:
+            stocks += answer
     return WeightsReport(loaded.name, wanted, tuple(stocks))
 
 
-def fetch(
-    depots: Depots, report: WeightsReport, hub: Hub | None, on_progress: OnProgress | None = None
+async def fetch(
+    nodes: WeightsNodes,
+    report: WeightsReport,
+    hub: Hub | None,
+    on_progress: OnProgress | None = None,
 ) -> None:
-    """Download what is missing, and make what is tiny, until all of it is done or has failed.
+    """Generate tiny models and download what is missing, until each has succeeded or failed.
 
     Raises:
         RaylaunchError: what failed; the rest was downloaded.
     """
     tiny = {stock.node_id for stock in report.stocks if stock.wanted.tiny}
-    made = depots.ask([(node, "make_tiny", ()) for node in sorted(tiny)], ANSWER_S)
-    fetching = _Fetching(depots, report, hub)
-    fetching.failures += [answer for answer in made if isinstance(answer, RaylaunchError)]
-    fetching.run(on_progress)
+    # In parallel also where nodes share the folder: the first rename into place wins.
+    made = await _gather(nodes.nodes[node_id].make_tiny() for node_id in sorted(tiny))
+    fetching = _Fetching(nodes, report, hub)
+    fetching.failures += [answer for answer in made if answer is not None]
+    await fetching.run(on_progress)
     if fetching.failures:
         raise _join(fetching.failures)
 
 
 class _Fetching:
-    """Lanes side by side, the groups of a lane one after the other."""
+    """Downloads lanes in parallel, and the groups of a lane one after the other."""
 
-    def __init__(self, depots: Depots, report: WeightsReport, hub: Hub | None) -> None:
-        self._depots, self._report, self._hub = depots, report, hub
+    def __init__(self, nodes: WeightsNodes, report: WeightsReport, hub: Hub | None) -> None:
+        self._nodes = nodes.nodes
+        self._report = report
+        self._hub = hub
         self._lanes = lanes(report.stocks)
         self._active: dict[int, Stock] = {}
+        """The stock that downloads, by lane."""
         self.failures: list[RaylaunchError] = []
 
-    def run(self, on_progress: OnProgress | None) -> None:
+    async def run(self, on_progress: OnProgress | None) -> None:
         while True:
             for number in range(len(self._lanes)):
-                self._fill(number)
+                await self._start_next(number)
             if not self._active:
                 return
-            seen = self._wait()
+            progress = await self._wait()
             if on_progress is not None:
-                on_progress([one for one in seen if isinstance(one[1], DownloadProgress)])
+                on_progress(progress)
 
-    def _fill(self, number: int) -> None:
-        """Start what comes next in a lane that is idle."""
+    async def _start_next(self, number: int) -> None:
+        """Start the next download of a lane that is idle."""
         lane = self._lanes[number]
         while lane and number not in self._active:
-            group = self._look_again(lane.pop(0))
-            if all(stock.state == "complete" for stock in group):  # the same folder by another name
+            group = await self._inspect_again(lane.pop(0))
+            # Inspected again just now: it may be the same folder under another name,
+            # which this lane has downloaded already.
+            if all(stock.state == "complete" for stock in group):
                 continue
             stock = downloader(group)
-            call = (stock.node_id, "fetch", (stock.wanted.role, self._hub, self._needed(stock)))
-            (answer,) = self._depots.ask([call], ANSWER_S)
+            start = self._nodes[stock.node_id].start_download(
+                role=stock.wanted.role,
+                hub=self._hub,
+                needed_bytes=self._needed_bytes(stock),
+            )
+            answer = await _or_error(start)
             if isinstance(answer, RaylaunchError):
                 self.failures.append(answer)
             else:
+                log.info("node %s downloads into %s: %s", stock.name, stock.wanted.path, answer)
                 self._active[number] = stock
 
-    def _look_again(self, group: list[Stock]) -> list[Stock]:
-        looks = self._depots.ask([(stock.node_id, "look", ()) for stock in group], LOOK_S)
-        fresh = [one for look in looks if isinstance(look, list) for one in look]
+    async def _inspect_again(self, group: list[Stock]) -> list[Stock]:
+        answers = await _gather(self._nodes[stock.node_id].inspect() for stock in group)
         wanted = {(stock.node_id, stock.wanted.role) for stock in group}
-        return [stock for stock in fresh if (stock.node_id, stock.wanted.role) in wanted] or group
+        fresh: list[Stock] = []
+        for answer in answers:
+            if isinstance(answer, RaylaunchError):
+                continue
+            fresh += [stock for stock in answer if (stock.node_id, stock.wanted.role) in wanted]
+        return fresh or group
 
-    def _needed(self, stock: Stock) -> int:
-        """Bytes of the whole, as far as any node knows."""
-        same = [
-            each
-            for each in self._report.stocks
-            if each.wanted == stock.wanted and each.weights is not None
-        ]
-        sizes = [
-            (each.weights.expected_bytes, each.weights.total_bytes) for each in same if each.weights
-        ]
-        return max((size for pair in sizes for size in pair), default=0)
+    def _needed_bytes(self, stock: Stock) -> int:
+        """Return the size of the whole model, as far as any node knows it; 0 if none does."""
+        sizes = [0]
+        for other in self._report.stocks:
+            if other.wanted == stock.wanted and other.weights is not None:
+                sizes += [other.weights.expected_bytes, other.weights.total_bytes]
+        return max(sizes)
 
-    def _wait(self) -> list[tuple[Stock, Any]]:
-        numbers = list(self._active)
-        calls: list[Call] = [
-            (stock.node_id, "wait", (stock.wanted.role, TICK_S)) for stock in self._active.values()
-        ]
-        answers = self._depots.ask(calls, TICK_S + ANSWER_S)
-        seen = [
-            (self._active[number], answer) for number, answer in zip(numbers, answers, strict=True)
-        ]
-        for number, (stock, answer) in zip(numbers, seen, strict=True):
-            if isinstance(answer, RaylaunchError) or not answer.running:
+    async def _wait(self) -> list[tuple[Stock, DownloadProgress]]:
+        """Wait at most `POLL_S` for the running downloads; return the progress of each."""
+        active = dict(self._active)
+        answers = await _gather(
+            self._nodes[stock.node_id].wait(role=stock.wanted.role, wait_s=POLL_S)
+            for stock in active.values()
+        )
+        progress: list[tuple[Stock, DownloadProgress]] = []
+        for (number, stock), answer in zip(active.items(), answers, strict=True):
+            if isinstance(answer, RaylaunchError):
                 del self._active[number]
-                self.failures += _failure(stock, answer)
-        return seen
+                self.failures.append(answer)
+                continue
+            progress.append((stock, answer))
+            if not answer.running:
+                del self._active[number]
+            if answer.failed:
+                self.failures.append(_download_error(stock, answer))
+        return progress
 
 
-@contextmanager
-def local_depots(loaded: LoadedRecipe) -> Iterator[Depots]:
-    """The depot of this machine. On leaving, its downloads are ended."""
-    depot = Depot("127.0.0.1", "", loaded.name, _label(loaded), wanted_weights(loaded.recipe))
+async def _gather(calls: Iterable[Awaitable[T]]) -> list[T | RaylaunchError]:
+    """Await all calls in parallel; the answer of one that failed is its error."""
+    return list(await asyncio.gather(*(_or_error(call) for call in calls)))
+
+
+async def _or_error(call: Awaitable[T]) -> T | RaylaunchError:
     try:
-        yield _LocalDepots(depot)
-    finally:
-        depot.end()
-
-
-class _LocalDepots:
-    def __init__(self, depot: Depot) -> None:
-        self.nodes = {"": "127.0.0.1"}
-        self._depot = depot
-
-    def ask(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
-        del timeout_s  # a person waits for the own disk, and has Ctrl-C
-        return [self._call(method, arguments) for _, method, arguments in calls]
-
-    def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
-        try:
-            return getattr(self._depot, method)(*arguments)
-        except RaylaunchError as error:
-            return error
-
-
-@contextmanager
-def cluster_depots(loaded: LoadedRecipe) -> Iterator[Depots]:
-    """One depot on each node of the connected cluster that could hold a server. On leaving, downloads are ended.
-
-    Raises:
-        PlacementError: there is no such node.
-    """
-    depots = _ClusterDepots(_nodes_for(loaded), loaded)
-    try:
-        yield depots
-    finally:
-        depots.close()
-
-
-class _ClusterDepots:
-    def __init__(self, nodes: dict[str, str], loaded: LoadedRecipe) -> None:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        self.nodes = nodes
-        actor = ray.remote(packaged(Depot))
-        label, wanted = _label(loaded), wanted_weights(loaded.recipe)
-        self._actors = {
-            node: actor.options(
-                num_cpus=0,
-                max_restarts=0,
-                max_concurrency=4,  # a look while a download is waited for
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            ).remote(host, node, loaded.name, label, wanted)
-            for node, host in nodes.items()
-        }
-
-    def ask(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
-        import ray
-
-        refs = [
-            getattr(self._actors[node], method).remote(*arguments)
-            for node, method, arguments in calls
-        ]
-        done = set(ray.wait(refs, num_returns=len(refs), timeout=timeout_s)[0]) if refs else set()
-        return [
-            self._answer(ref if ref in done else None, call, timeout_s)
-            for ref, call in zip(refs, calls, strict=True)
-        ]
-
-    def _answer(self, ref: Any, call: Call, timeout_s: float) -> Any:  # noqa: ANN401
-        import ray
-
-        node, method, _ = call
-        if ref is None:
-            return ClusterError(
-                f"node {self.nodes[node]} did not answer in {timeout_s:g} s ({method})"
-            )
-        try:
-            return ray.get(ref)
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, RaylaunchError):
-                return cause
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return ClusterError(
-                f"node {self.nodes[node]} was lost ({method})", why=why, todo="see `ray status`"
-            )
-
-    def close(self) -> None:
-        """End the downloads in order; an actor that does not answer is ended by Ray, and its guards end the rest."""
-        import ray
-
-        self.ask([(node, "end", ()) for node in self._actors], ANSWER_S)
-        for actor in self._actors.values():
-            ray.kill(actor, no_restart=True)
+        return await call
+    except RaylaunchError as error:
+        log.warning("%s", error.what)
+        return error
 
 
 def _refuse_relative(loaded: LoadedRecipe) -> None:
     for wanted in wanted_weights(loaded.recipe):
         if wanted.tiny is None and not Path(wanted.path).is_absolute():
             raise RecipeError(
-                f"{wanted.path!r} is no absolute path: it would mean another folder on each node",
-                todo="give the folder of the weights from / on, for instance --set model.path=/data/models/NAME",
+                f"{wanted.path!r} is not an absolute path: "
+                "it would mean a different folder on each node",
+                todo="give the folder of the weights from / on, "
+                "for instance --set model.path=/data/models/NAME",
             )
 
 
-def _nodes_for(loaded: LoadedRecipe) -> dict[str, str]:
-    need = loaded.recipe.npus_per_server
-    fitting = [node for node in alive_nodes() if node["Resources"].get("NPU", 0) >= need]
-    if not fitting:
-        raise PlacementError(
-            f"no node of the cluster has the {need} NPUs of one server, so none needs the weights",
-            todo="`ray status` shows the nodes; one whose NPUs Ray does not see needs `--resources '{\"NPU\": 8}'`",
-        )
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in fitting}
-
-
-def _label(loaded: LoadedRecipe) -> str:
-    """Marks the processes. No deployment can have a name with blanks."""
-    return f"weights of {loaded.name} {secrets.token_hex(3)}"
-
-
-def _failure(stock: Stock, answer: DownloadProgress | RaylaunchError) -> list[RaylaunchError]:
-    if isinstance(answer, RaylaunchError):
-        return [answer]
-    if not answer.failed:
-        return []
-    ending = (
-        f"signal {answer.exit_signal}" if answer.exit_signal else f"exit code {answer.exit_code}"
+def _download_error(stock: Stock, progress: DownloadProgress) -> RaylaunchError:
+    if progress.error:
+        reason = progress.error
+    elif progress.exit_signal:
+        reason = f"signal {progress.exit_signal}"
+    else:
+        reason = f"exit code {progress.exit_code}"
+    return NodeError(
+        f"the download into {stock.wanted.path} on node {stock.name} failed: {reason}",
+        evidence="\n".join(progress.tail),
+        todo="the same command resumes the download; "
+        f"the whole output is in {progress.log} on that node",
     )
-    return [
-        NodeError(
-            f"the download into {stock.wanted.path} on node {stock.name} ended with {answer.error or ending}",
-            evidence="\n".join(answer.tail),
-            todo=f"the same command goes on where it stopped; all it said is in {answer.log} on that node",
-        )
-    ]
 
 
 def _join(failures: list[RaylaunchError]) -> RaylaunchError:
     if len(failures) == 1:
         return failures[0]
-    todo = "; ".join(dict.fromkeys(failure.todo for failure in failures if failure.todo))
-    evidence = "\n".join(f"{failure.what}\n{failure.evidence}".rstrip() for failure in failures)
-    return NodeError(f"{len(failures)} downloads failed", evidence=evidence, todo=todo)
+    todos = dict.fromkeys(failure.todo for failure in failures if failure.todo)
+    parts = [f"{failure.what}\n{failure.evidence}".rstrip() for failure in failures]
+    return NodeError(
+        f"{len(failures)} downloads failed",
+        evidence="\n".join(parts),
+        todo="; ".join(todos),
+    )
