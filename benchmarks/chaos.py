@@ -141,11 +141,16 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     made = []
     for kind, same in by_kind.items():
         wrong = [one for one in same if one.problems]
-        texts = [f"round {one.number}: {'; '.join(one.problems)}" for one in wrong]
+        texts = [_cell(f"round {one.number}: {'; '.join(one.problems)}") for one in wrong]
         slowest = max(one.seconds for one in same)
         expected = str(len(same) - len(wrong))
         made.append([kind, str(len(same)), expected, f"{slowest:.1f}", "<br>".join(texts) or "-"])
     return made
+
+
+def _cell(text: str) -> str:
+    """Return a text as it can stand in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def missed_goals(outcomes: Sequence[Outcome], seed: int) -> list[str]:
