@@ -35,11 +35,11 @@ from recovery import User, actors
 from report import publish, table
 
 from raylaunch import api
-from raylaunch.errors import RaylaunchError
+from raylaunch.errors import ClusterError, RaylaunchError
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.runtime.cluster.connection import disconnect
 from raylaunch.runtime.cluster.local_cleanup import stop_local
-from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.deployment_status import Event, Status
 from raylaunch.supervise.state import Phase
 
 RUNNING_KINDS = (
@@ -141,11 +141,16 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     made = []
     for kind, same in by_kind.items():
         wrong = [one for one in same if one.problems]
-        texts = [f"round {one.number}: {'; '.join(one.problems)}" for one in wrong]
+        texts = [_cell(f"round {one.number}: {'; '.join(one.problems)}") for one in wrong]
         slowest = max(one.seconds for one in same)
         expected = str(len(same) - len(wrong))
         made.append([kind, str(len(same)), expected, f"{slowest:.1f}", "<br>".join(texts) or "-"])
     return made
+
+
+def _cell(text: str) -> str:
+    """Return a text as it can stand in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def missed_goals(outcomes: Sequence[Outcome], seed: int) -> list[str]:
@@ -249,6 +254,10 @@ class Product:
         except RaylaunchError:
             return None
 
+    def events(self, after: int = 0) -> list[Event]:
+        """Return the events after number `after`."""
+        return api.attach(self.name).events(after)
+
     def processes(self, *, but_attempt: int | None = None) -> list[str]:
         """Return the marked processes of the deployment, and of its cluster unless it runs."""
         found = []
@@ -332,6 +341,13 @@ class RunningRounds:
             return
         began = time.monotonic()
         started = self.product.run(*self.product.start_words)
+        if started.code == ClusterError.exit_code:
+            # Ray gives its own daemons a fixed time to start, which a busy machine may exceed. The
+            # start is not the fault of this round.
+            print(f"start exited with {started.code}, tried again: {started.text[-200:]}")
+            require_nothing_left(self.product)
+            began = time.monotonic()
+            started = self.product.run(*self.product.start_words)
         if started.code:
             self.product.remove()
             raise UnexpectedError(f"start exited with {started.code}: {started.text[-400:]}")
@@ -363,18 +379,26 @@ class RunningRounds:
             time.sleep(pause_s)
             kill("the agent", agent)
             return f"SIGKILL to server {one.server}, {pause_s:.2f} s later to its agent", (1, 2)
-        if one.kind == "full-log-disk":
-            with full_disk(self.logs):
-                what = kill(f"server {one.server}", server)
-                self._await_recovery(status.attempt, (1,))
-            return f"{what} with a full log disk", (1,)
-        if one.kind == "read-only-bundles":
-            with read_only(self.bundles):
-                what = kill(f"server {one.server}", server)
-                self._await_recovery(status.attempt, (1,))
-            return f"{what} with read-only bundles", (1,)
+        if one.kind in MOUNTING_KINDS:
+            return self._kill_without_disk(one, server, status), (1,)
         role = one.kind.removeprefix("kill-")
         return kill(f"the {role} of server {one.server}", _target(role, server)), (1,)
+
+    def _kill_without_disk(self, one: Draw, server: psutil.Process, status: Status) -> str:
+        """Kill the server while a disk cannot be written; the failed write must be an event."""
+        last = max(event.number for event in self.product.events())
+        spoiled = full_disk(self.logs)
+        reported = "log-failed"
+        if one.kind == "read-only-bundles":
+            spoiled = read_only(self.bundles)
+            reported = "bundle-failed"
+        with spoiled:
+            what = kill(f"server {one.server}", server)
+            self._await_recovery(status.attempt, (1,))
+            kinds = {event.kind for event in self.product.events(last)}
+            if reported not in kinds:
+                raise UnexpectedError(f"recovered, and no {reported} event")
+        return f"{what}, {one.kind}"
 
     def _await_recovery(self, before: int, restarts: Sequence[int]) -> None:
         allowed = [before + count for count in restarts]
@@ -646,7 +670,7 @@ def _timed(one: Draw, act: Callable[[], str]) -> Outcome:
     problems: tuple[str, ...] = ()
     try:
         what = act()
-    except (UnexpectedError, psutil.Error, StopIteration) as error:
+    except (UnexpectedError, RaylaunchError, psutil.Error, StopIteration) as error:
         problems = (f"{type(error).__name__}: {error}".removeprefix("UnexpectedError: "),)
     return Outcome(one.number, one.kind, what, time.monotonic() - began, problems)
 

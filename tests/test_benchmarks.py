@@ -295,15 +295,15 @@ def test_faults_that_need_a_mount_are_left_out_with_the_reason(program):
 def test_a_round_that_went_wrong_is_in_the_table_and_among_the_missed_goals(program):
     chaos = program("chaos")
     well = chaos.Outcome(0, "kill-agent", "SIGKILL to the agent", 4.0, ())
-    wrong = chaos.Outcome(1, "kill-agent", "", 9.5, ("failed for good", "left behind"))
+    wrong = chaos.Outcome(1, "kill-agent", "", 9.5, ("failed for good", "left:\n | pid 7"))
     other = chaos.Outcome(2, "kill-engine", "SIGKILL to the engine", 3.0, ())
     assert chaos.rows([well, wrong, other]) == [
-        ["kill-agent", "2", "1", "9.5", "round 1: failed for good; left behind"],
+        ["kill-agent", "2", "1", "9.5", r"round 1: failed for good; left: \| pid 7"],
         ["kill-engine", "1", "1", "3.0", "-"],
     ]
     assert chaos.missed_goals([well, wrong, other], seed=5) == [
         "chaos: seed 5, round 1, kill-agent: failed for good",
-        "chaos: seed 5, round 1, kill-agent: left behind",
+        "chaos: seed 5, round 1, kill-agent: left:\n | pid 7",
     ]
 
 
