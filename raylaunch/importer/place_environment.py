@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from raylaunch.importer.docker_run import ContainerRun
 from raylaunch.importer.draft import Draft, hides
-from raylaunch.importer.expansion import unknowns
-from raylaunch.importer.script_model import HostSetting, Server, Setting
+from raylaunch.importer.script_model import HostSetting, Server, Setting, shown
 from raylaunch.importer.server_groups import Group
+from raylaunch.importer.shell.expansion import needs_a_run, unknowns
 from raylaunch.recipe.reserved import reserved_env
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -69,6 +69,9 @@ def _place_variable(
     draft: Draft, name: str, group: Group, holders: Sequence[Server], settings: Sequence[Setting]
 ) -> None:
     first = settings[0]
+    if any(needs_a_run(setting.value) for setting in settings):
+        _leave_out(draft, name, settings)
+        return
     differs = len({setting.value for setting in settings}) > 1
     helper = any(name in server.helpers for server in holders)
     if re.search(rf"\$\{{?{name}\b", first.value):
@@ -109,6 +112,14 @@ def _place_variable(
                 f"{name} is not set on every server; raylaunch gives it to all",
                 first.where,
             )
+
+
+def _leave_out(draft: Draft, name: str, settings: Sequence[Setting]) -> None:
+    """Report a variable whose value only a run of the script could tell; never keep half of it."""
+    for setting in settings:
+        what = f"{name} needs the output of a command, and nothing is executed: left out"
+        todo = f"write the value to env.{name}, or set it on the nodes"
+        draft.drop(what, setting.where, shown(name, setting.text), todo)
 
 
 def _place_common(draft: Draft, name: str, settings: Sequence[Setting]) -> None:
@@ -241,7 +252,9 @@ def place_container(draft: Draft, containers: Sequence[ContainerRun]) -> None:
 
 
 def _place_run(draft: Draft, run: ContainerRun, npus: int) -> None:
-    tag = run.tag.removesuffix("-a3")
+    # A recipe's tag is that of A2; raylaunch adds the suffix on A3.
+    is_a3 = draft.get("hardware.platform") == "ascend-a3"
+    tag = run.tag.removesuffix("-a3") if is_a3 else run.tag
     draft.put("container.image", run.image, run.where, run.image)
     draft.put("container.tag", tag or "latest", run.where, run.tag or "(no tag)")
     draft.set("container.name", run.image.rpartition("/")[2] or "vllm")
@@ -264,11 +277,11 @@ def _place_run(draft: Draft, run: ContainerRun, npus: int) -> None:
         if whole and option in npu_options:
             _append(draft, "container.devices", "/dev/davinci*", run.where, option[2], once=True)
         else:
-            _place_option(draft, run.where, *option)
+            _place_option(draft, run.where, *option, serves=run.serves)
 
 
 def _place_option(
-    draft: Draft, where: str, option: str, value: str, words: tuple[str, ...]
+    draft: Draft, where: str, option: str, value: str, words: tuple[str, ...], *, serves: bool
 ) -> None:
     text = " ".join(words)
     if option in ("-d", "--detach"):
@@ -285,6 +298,9 @@ def _place_option(
             where,
             words,
         )
+    elif option in ("--env", "--env-file") and serves:
+        # The walk gave them to the server itself.
+        return
     elif option == "--env":
         _place_container_variable(draft, where, value, text)
     elif option in _TERMINAL:
