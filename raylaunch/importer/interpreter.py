@@ -400,8 +400,8 @@ class _Walk(LaunchCommands):
         self.tested = False
         self.status = None
         kind = self._command(words, statement, where)
-        if statement.negated and self.status is not None:
-            self.status = not self.status
+        if statement.negated:
+            self._negate()
         started = len(self.out.servers) > before
         if statement.redirections and not statement.heredocs and kind in ("serve", "docker"):
             seen = " ".join(statement.redirections)
@@ -415,6 +415,10 @@ class _Walk(LaunchCommands):
             self.out.note("shell", "warning", what, where, seen=" ".join(words[:4]))
         self.kind = kind
         return None
+
+    def _negate(self) -> None:
+        if self.status is not None:
+            self.status = not self.status
 
     def _words(self, statement: Statement) -> list[str]:
         """Expand a statement's words; assignments are not split into several."""

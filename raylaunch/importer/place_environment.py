@@ -31,22 +31,47 @@ def place_variables(draft: Draft, group: Group) -> None:
         if hides(name, settings[0].value):
             draft.add_secret(name, settings[0].where, f"{name}=...")
         elif field := reserved_env(name):
-            _place_owned(draft, name, field, settings)
+            _place_owned(draft, name, field, settings, alone=len(group.servers) == 1)
+        elif any(needs_a_run(setting.value) for setting in settings):
+            _leave_out(draft, name, settings)
         elif name == "LD_PRELOAD":
             _place_preload(draft, settings)
         else:
             _place_variable(draft, name, group, holders, settings)
 
 
-def _place_owned(draft: Draft, name: str, field: str, settings: Sequence[Setting]) -> None:
+_OF_SEVERAL = (
+    *("HCCL_IF_IP", "HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"),
+    "VLLM_HOST_IP",
+)
+"""Network variables that the planner sets only where servers talk to each other."""
+
+
+def _place_owned(
+    draft: Draft, name: str, field: str, settings: Sequence[Setting], *, alone: bool
+) -> None:
     if name == "HCCL_IF_BASE_PORT":
         first = settings[0]
         draft.whole_number(
             "network.hccl_base_port", first.value, first.where, first.text, low=1024, high=65520
         )
         settings = settings[1:]
+    connector = draft.get("args.kv-transfer-config") is not None
+    data = draft.get("parallel.data", 1)
+    single = alone and data == draft.get("parallel.data_local", data)
     for setting in settings:
-        draft.own(f"raylaunch sets {name}: {field}", setting.where, setting.text)
+        if not (single and name in _OF_SEVERAL):
+            draft.own(f"raylaunch sets {name}: {field}", setting.where, setting.text)
+        elif connector:
+            what = (
+                f"{name} is left out, and raylaunch sets it only for several servers: the KV "
+                "connector advertises the address that vLLM finds by itself"
+            )
+            todo = f"set {name} in the environment of Ray on that node"
+            draft.drop(what, setting.where, setting.text, todo)
+        else:
+            what = f"{name} is left out: a single server talks to no other"
+            draft.note("not-needed", "info", what, setting.where, seen=setting.text)
 
 
 def _place_preload(draft: Draft, settings: Sequence[Setting]) -> None:
@@ -69,9 +94,6 @@ def _place_variable(
     draft: Draft, name: str, group: Group, holders: Sequence[Server], settings: Sequence[Setting]
 ) -> None:
     first = settings[0]
-    if any(needs_a_run(setting.value) for setting in settings):
-        _leave_out(draft, name, settings)
-        return
     differs = len({setting.value for setting in settings}) > 1
     helper = any(name in server.helpers for server in holders)
     if re.search(rf"\$\{{?{name}\b", first.value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,7 +80,7 @@ def import_(
     forms = [each for each in output or [] if each in ("table", "json")]
     targets = [Path(each) for each in output or [] if each not in ("table", "json")]
     out.json_errors = "json" in forms
-    made = import_scripts(_read(files), platform=platform, pick=pick)
+    made = import_scripts(_read(files), platform=platform, pick=pick, beside=_beside(files))
     for target in targets:
         _write(target, made.yaml, force=force)
     if "json" in forms:
@@ -107,6 +107,21 @@ def _read(names: Sequence[str]) -> dict[str, str]:
         short = Path(name).name
         texts[name if short in texts else short] = _read_file(Path(name))
     return texts
+
+
+def _beside(names: Sequence[str]) -> Callable[[str, str], str | None]:
+    """Find what a script names (`--config FILE`, `source FILE`) in the folder of that script."""
+    folders = {Path(name).name: Path(name).parent for name in names if name != "-"}
+
+    def find(reader: str, path: str) -> str | None:
+        folder = folders.get(reader)
+        # Only beside the script: a path of a node means another file here.
+        if folder is None or Path(path).is_absolute() or ".." in Path(path).parts:
+            return None
+        file = folder / path
+        return _read_file(file) if file.is_file() else None
+
+    return find
 
 
 def _read_file(path: Path) -> str:
