@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -156,7 +156,11 @@ def render_files(loaded: LoadedRecipe, launch_plan: LaunchPlan, form: RenderForm
 
 
 def import_scripts(
-    scripts: Mapping[str, str], *, platform: str | None = None, pick: int | None = None
+    scripts: Mapping[str, str],
+    *,
+    platform: str | None = None,
+    pick: int | None = None,
+    beside: Callable[[str, str], str | None] | None = None,
 ) -> Imported:
     """Make a recipe from launch scripts (`raylaunch import`). Nothing is executed.
 
@@ -164,13 +168,15 @@ def import_scripts(
         scripts: File name -> text: launch scripts, docker run lines, Markdown.
         platform: "ascend-a2", "ascend-a3" or "cpu"; by default it follows from the scripts.
         pick: Which deployment to import, from 1, when the scripts describe several.
+        beside: Given a script and a path in it (`--config FILE`, `source FILE`), returns the text
+            of that file or None; by default only the given scripts are known.
 
     Raises:
         RecipeError: the scripts start no server, or describe several deployments.
     """
     from raylaunch.importer.import_scripts import import_scripts as make
 
-    return make(scripts, platform=platform, pick=pick)
+    return make(scripts, platform=platform, pick=pick, beside=beside)
 
 
 def default_nodes(recipe: Recipe, *, ask_vllm: bool) -> list[Facts]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylaunch.checks.findings import Finding, Level
-from raylaunch.importer.expansion import unknowns
 from raylaunch.importer.script_model import is_secret
+from raylaunch.importer.shell.expansion import unknowns
 from raylaunch.recipe.load import split_path
 
 SECTIONS = (

@@ -19,8 +19,9 @@ from raylaunch.importer.place_environment import (
     place_variables,
 )
 from raylaunch.importer.recipe_yaml import write_recipe
-from raylaunch.importer.script_model import Server
+from raylaunch.importer.script_model import Beside, Server, Sources
 from raylaunch.importer.server_groups import choose_group
+from raylaunch.importer.unsupported import refuse_unsupported
 from raylaunch.recipe.load import recipe_from_mapping
 from raylaunch.recipe.model import Platform
 
@@ -41,13 +42,19 @@ class Imported:
 
 
 def import_scripts(
-    files: Mapping[str, str], *, platform: str | None = None, pick: int | None = None
+    files: Mapping[str, str],
+    *,
+    platform: str | None = None,
+    pick: int | None = None,
+    beside: Beside | None = None,
 ) -> Imported:
     """Make a recipe from the texts of launch scripts, by file name. Nothing in them is executed.
 
     Args:
         files: Texts by name: node0.sh, node1.sh, a page of documentation, the line that starts the container.
         platform: ascend-a2, ascend-a3 or cpu; by default it follows from images, devices and sizes.
+        beside: Finds a file that a script names (`--config FILE`, `source FILE`); by default
+            only the given texts are known.
         pick: Which deployment to take where the texts describe several, counted from 1.
 
     Raises:
@@ -57,8 +64,9 @@ def import_scripts(
         raise RecipeError(
             f"there is no platform {platform!r}", todo=f"one of {', '.join(get_args(Platform))}"
         )
-    reading = read_scripts(dict(files))
+    reading = read_scripts(Sources(dict(files), beside))
     group = choose_group(reading, pick)
+    refuse_unsupported(reading, group)
     draft = Draft()
     names = ", ".join(files)
     draft.set("description", f"imported from {names}")
@@ -72,7 +80,9 @@ def import_scripts(
     values = {section: draft.values[section] for section in SECTIONS if section in draft.values}
     name = _name(group.primary.model or "imported", values)
     recipe_from_mapping(values, name, "import")
-    return Imported(name, values, tuple(draft.placed), (*reading.findings, *draft.findings))
+    # The rounds of a loop report the same.
+    findings = tuple(dict.fromkeys((*reading.findings, *draft.findings)))
+    return Imported(name, values, tuple(draft.placed), findings)
 
 
 def _report_others(draft: Draft, servers: Sequence[Server], taken: Sequence[Server]) -> None:

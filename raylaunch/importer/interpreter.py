@@ -1,398 +1,588 @@
-"""A walk through launch scripts as a shell would go: variables and words are followed, nothing is run."""
+"""Walks through launch scripts as a shell would: variables and words are followed, nothing is run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from raylaunch.importer.docker_run import command_inside, read_docker
-from raylaunch.importer.expansion import BETWEEN, expand
-from raylaunch.importer.markdown_blocks import Block, scripts_of
-from raylaunch.importer.script_model import HostSetting, Reading, Server, Setting, shown
-from raylaunch.importer.serve_flags import is_flag, read_words
-from raylaunch.importer.shell_parser import Statement, parse
-
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)
-_WRAPPERS = ("exec", "nohup", "sudo", "command", "time", "env", "$")
-_SERVE = (
-    re.compile(r"(?:\S*/)?vllm serve$"),
-    re.compile(
-        r"(?:\S*/)?python[\d.]* -m vllm\.entrypoints\.(?:openai\.api_server|cli\.main serve)$"
-    ),
+from raylaunch.importer.launch_commands import ENGINES, SHELLS, LaunchCommands, serve_words
+from raylaunch.importer.markdown_blocks import Block as TextBlock, scripts_of
+from raylaunch.importer.script_model import Reading, Setting, Sources, shown
+from raylaunch.importer.shell.conditions import matches
+from raylaunch.importer.shell.expansion import BETWEEN, Limits, is_open
+from raylaunch.importer.shell.shell_blocks import Arm, Block, Node
+from raylaunch.importer.shell.shell_parser import Statement
+from raylaunch.importer.shell.shell_process import (
+    ASSIGNMENT,
+    DECLARATIONS,
+    DEEPEST,
+    Call,
+    Shell,
+    first_word,
+    has_effect,
+    mentions_vllm,
+    positional,
 )
+from raylaunch.importer.shell.wrappers import Command, unwrap
+from raylaunch.importer.unit_files import kind_of, read_compose, read_pods, read_unit
+
 _OF_INTEREST = re.compile(
-    r"vllm[ .](?:serve|entrypoints)|docker run|^\s*(?:export\s|sysctl\s|\w+=|--)|scaling_governor|serve",
+    r"vllm[ .](?:serve|entrypoints)|docker (?:run|exec)|^\s*(?:export\s|sysctl\s|\w+=|--)"
+    r"|scaling_governor|serve",
     re.MULTILINE,
 )
 """What a block of a document must hold to be read."""
 
-_OF_NO_ACCOUNT = {
-    "set",
-    "cd",
-    "echo",
-    "mkdir",
-    "source",
-    ".",
-    "ulimit",
-    "sleep",
-    "exit",
-    "true",
-    ":",
-    "wait",
-    "printf",
-}
-_DEEPEST = 3
-"""How many `bash -c` are looked into, one in the other."""
+_MOST_ROUNDS = 1024
+"""Rounds of one loop that are followed."""
+
+_MOST_STEPS = 60_000
+"""Statements that are followed in one file; a step takes some 10 microseconds."""
+
+_MOST_COPIES = 1_000_000
+"""Variables that may be copied in one file, for branches, child shells and servers."""
 
 
-def read_scripts(files: dict[str, str]) -> Reading:
-    """Read the texts of some files, by name. Arbitrary text is fine: what is no launch script is reported."""
+def read_scripts(sources: Sources) -> Reading:
+    """Read the texts of some files. Arbitrary text is fine: what is no launch script is reported."""
     out = Reading()
-    for name, text in files.items():
-        _Walk(name, out).document(text)
+    limits = Limits()
+    ordered = sorted(sources.texts, key=sources.is_named_elsewhere)
+    for name in ordered:
+        # A file that another one has read (`source common.sh`) is no script of its own.
+        if name not in sources.consumed:
+            _Walk(name, out, sources, limits).document(sources.texts[name])
+    if limits.exceeded:
+        what = "words that expand beyond 131072 characters are left as they are written"
+        out.note("shell", "warning", f"not followed: {what}", next(iter(sources.texts), ""))
+    order = {name: number for number, name in enumerate(sources.texts)}
+    out.servers.sort(key=lambda server: order.get(server.where.rpartition(":")[0], 0))
     return out
 
 
-_State = tuple[dict[str, str], dict[str, Setting]]
+class _Walk(LaunchCommands):
+    """One file, statement by statement."""
 
-
-class _Walk:
-    """One file, statement by statement, as a shell would go through it; only variables and words are followed."""
-
-    def __init__(self, name: str, out: Reading) -> None:
-        self.name, self.out = name, out
-        self.variables: dict[str, str] = {}
-        self.exported: dict[str, Setting] = {}
-        self.pending: dict[str, Setting] = {}
-        """Exports of earlier blocks that had no server."""
-        self.used: set[str] = set()
-        self.host: list[HostSetting] = []
-        self.governor: str | None = None
-        self.branches: list[tuple[_State, _State | None]] = []
-        """Open conditions: the state before, and the state behind the first branch."""
-        self.last = ""
-        """What the statement before was."""
+    def __init__(self, name: str, out: Reading, sources: Sources, limits: Limits) -> None:
+        super().__init__(name, out, sources, limits)
+        self.handlers = self._handlers()
 
     def document(self, text: str) -> None:
+        """Read a file of any kind."""
+        kind = kind_of(self.name, text)
+        if kind == "unit":
+            return self._unit(text)
+        if kind == "compose":
+            return self._containers_of(read_compose(text))
+        if kind == "pods":
+            return self._containers_of(read_pods(text))
+        if kind == "data":
+            return self._note("not-placed", "info", "not a script: read only if one names it", 1)
+        return self._scripts(text)
+
+    def _scripts(self, text: str) -> None:
         blocks, skipped = scripts_of(text)
         for line, words in skipped:
-            self.out.note(
-                "not-placed",
-                "info",
-                "not read: no command stands before it",
-                f"{self.name}:{line}",
-                seen=words,
-            )
+            what = "not read: no command stands before it"
+            self._note("not-placed", "info", what, line, seen=words)
         for block in blocks:
             if len(blocks) > 1 and not _OF_INTEREST.search(block.text):
                 first = next(iter(block.text.strip().splitlines()), "")
                 what = "a block of other commands is no part of a recipe"
-                self.out.note(
-                    "not-placed", "info", what, f"{self.name}:{block.offset + 1}", seen=first
-                )
+                self._note("not-placed", "info", what, block.offset + 1, seen=first)
             else:
                 self._block(block)
         self._leftover(self.pending)
 
-    def _block(self, block: Block) -> None:
+    def _block(self, block: TextBlock) -> None:
         before = len(self.out.servers)
-        self.exported, self.host = {}, []
-        self._script(block.text, block.offset, 0)
+        self.shell.exported = {}
+        self.host = []
+        self._script(block.text, block.offset)
+        self._uncalled(before)
+        self._unrun(before)
         served = self.out.servers[before:]
         if served:
             served = [replace(server, host=tuple(self.host)) for server in served]
-            self.out.servers[before:] = served
         else:
             self.out.host += self.host
-        if served and not any(server.env for server in served) and self.pending:
+        if served and self.pending and not any(server.env for server in served):
             served = [replace(server, env=self.pending) for server in served]
-            self.out.servers[before:] = served
             self.pending = {}
-        late = {
-            name: setting
-            for name, setting in self.exported.items()
-            if served and name not in served[-1].env
-        }
+        self.out.servers[before:] = served
+        exported = self.shell.exported
         if served:
+            last = served[-1].env
+            late = {name: each for name, each in exported.items() if name not in last}
             self._leftover(late)
         else:
-            self._leftover(
-                {name: self.pending[name] for name in self.pending if name in self.exported}
-            )
-            self.pending = {**self.pending, **self.exported}
+            again = {name: self.pending[name] for name in self.pending if name in exported}
+            self._leftover(again)
+            self.pending = {**self.pending, **exported}
+
+    def _uncalled(self, before: int) -> None:
+        """Read the functions that nothing in the script calls, if no server was found without."""
+        for name, block in list(self.shell.functions.items()):
+            if len(self.out.servers) > before or name in self.called:
+                continue
+            if mentions_vllm(block.arms[0].body if block.arms else []):
+                what = f"the function {name} is called by nothing here; read as if it were"
+                self._note("shell", "warning", what, block.line)
+                self._call(block, [])
+                self.signal = ""
+
+    def _unrun(self, before: int) -> None:
+        """Read the scripts that the script writes and never starts, if no server was found."""
+        for path, text in list(self.written.items()):
+            if len(self.out.servers) == before and "vllm" in text:
+                what = f"{path} is written here and started elsewhere; read as if it ran here"
+                self._note("shell", "info", what, 1)
+                self._child(text, 0, self.shell.exported)
 
     def _leftover(self, settings: dict[str, Setting]) -> None:
         for name, setting in settings.items():
+            seen = shown(name, setting.text)
             if name not in self.used:
                 what = f"{name} is exported where no `vllm serve` follows"
-                self.out.note(
-                    "not-placed", "warning", what, setting.where, seen=shown(name, setting.text)
-                )
+                self.out.note("not-placed", "warning", what, setting.where, seen=seen)
             else:
                 what = f"{name} only serves the script itself"
-                self.out.note(
-                    "not-needed", "info", what, setting.where, seen=shown(name, setting.text)
-                )
+                self.out.note("not-needed", "info", what, setting.where, seen=seen)
 
-    def _script(self, text: str, offset: int, depth: int) -> None:
-        parsed = parse(text)
-        for oddity in parsed.oddities:
-            where = f"{self.name}:{oddity.line + offset}"
-            self.out.note(
-                "shell", "warning", f"not followed: {oddity.what}", where, seen=oddity.text
-            )
-        for statement in parsed.statements:
-            self._statement(statement, f"{self.name}:{statement.line + offset}", depth)
+    # Compound commands
 
-    def _statement(self, statement: Statement, where: str, depth: int) -> None:
-        words = [
-            each for word in statement.words for each in expand(word, self.variables, self.used)
-        ]
-        if statement.control or statement.array:
-            return (
-                self._branch(statement.control)
-                if statement.control
-                else self._array(statement.array, words)
+    def _run(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if self.signal:
+                break
+            self.steps += 1
+            if self.steps > _MOST_STEPS or self.copies > _MOST_COPIES:
+                self._give_up(node.line)
+                break
+            if not self._skipped(node):
+                if isinstance(node, Block):
+                    self._compound(node)
+                else:
+                    self._statement(node)
+
+    def _give_up(self, line: int) -> None:
+        if self.signal != "exit":
+            what = f"not followed: the script takes over {_MOST_STEPS} steps; the rest is not read"
+            self._note("shell", "warning", what, line + self.offset)
+        self.signal = "exit"
+        self.steps = _MOST_STEPS
+
+    def _skipped(self, node: Node) -> bool:
+        """Return whether `&&` or `||` keeps a node from running."""
+        if node.joined not in ("&&", "||"):
+            return False
+        if self.status is not None:
+            return self.status is (node.joined == "||")
+        if self.tested:
+            harmless = isinstance(node, Statement) and first_word(node) in (
+                "exit",
+                "return",
+                "echo",
             )
-        words, own = self._prefix(words, where)
-        kind = self._take(words, own, where, statement, depth)
-        if statement.redirections and kind in ("serve", "docker"):
-            seen = " ".join(statement.redirections)
-            self.out.note(
-                "set-by-raylaunch", "info", "raylaunch keeps the logs itself", where, seen=seen
-            )
-        if statement.background and kind == "serve":
-            self.out.note(
-                "set-by-raylaunch",
-                "info",
-                "raylaunch runs the servers in the background itself",
-                where,
-                seen="&",
-            )
-        if statement.inside and kind in ("serve", "export"):
-            what = f"stands in a {statement.inside}: read once, as if it ran once"
-            self.out.note("shell", "warning", what, where, seen=" ".join(words[:4]))
-        self.last = kind
+            if not harmless and has_effect([node]):
+                self._unclear(node, "runs on a condition that is not known; read as if it held")
+            return harmless
+        if node.joined == "&&":
+            # A program is taken to succeed.
+            return False
+        if has_effect([node]):
+            self._unclear(node, "only runs when the command before it fails: not read")
+        return True
+
+    def _unclear(self, node: Node, what: str) -> None:
+        words = node.words if isinstance(node, Statement) else ()
+        seen = " ".join(word.raw for word in words[:4])
+        self._note("shell", "warning", f"not followed: {what}", node.line + self.offset, seen=seen)
+
+    def _compound(self, block: Block) -> None:
+        if block.kind == "if":
+            self._if(block)
+        elif block.kind == "case":
+            self._case(block)
+        elif block.kind in ("for", "select"):
+            self._for(block)
+        elif block.kind in ("while", "until"):
+            self._while(block)
+        elif block.kind == "function":
+            self.shell.functions[block.words[0].text] = block
+        elif block.kind == "subshell":
+            self._subshell(block)
+        else:
+            self._run(block.arms[0].body)
+
+    def _subshell(self, block: Block) -> None:
+        outer = self.shell
+        self.shell = self._copy()
+        self._run(block.arms[0].body)
+        self.shell = outer
+        if self.signal in ("exit", "return"):
+            self.signal = ""
+
+    def _if(self, block: Block) -> None:
+        unknown: list[Arm] = []
+        for arm in block.arms:
+            result: bool | None = True
+            if not arm.otherwise:
+                result = self._result(arm)
+            if result is True and not unknown:
+                return self._run(arm.body)
+            if result is not False:
+                unknown.append(arm)
+            if result is True:
+                break
+        self.status = True
+        if unknown:
+            self._branches(block, unknown)
         return None
 
-    def _branch(self, control: str) -> None:
-        """Read every branch of a condition; behind it, what the first branch has set holds."""
-        here = (dict(self.variables), dict(self.exported))
-        if control == "if":
-            self.branches.append((here, None))
-        elif self.branches:
-            start, first = self.branches.pop()
-            if first:
-                self._later_branch(start, first)
-            first = first or here
-            if control == "else":
-                self.branches.append((start, first))
-            variables, exported = start if control == "else" else first
-            self.variables, self.exported = dict(variables), dict(exported)
+    def _result(self, arm: Arm) -> bool | None:
+        """Run the condition of an arm and return its status, None if it is unknown."""
+        self.status = None
+        self._run(arm.condition)
+        return self.status
 
-    def _later_branch(self, start: _State, first: _State) -> None:
+    def _case(self, block: Block) -> None:
+        expander = self._expander()
+        value = expander.text(block.words[0]) if block.words else ""
+        unknown: list[Arm] = []
+        for arm in block.arms:
+            result = matches(value, arm.patterns)
+            if result is True and not unknown:
+                return self._run(arm.body)
+            if result is None:
+                unknown.append(arm)
+        if unknown:
+            self._branches(block, unknown)
+        return None
+
+    def _branches(self, block: Block, arms: Sequence[Arm]) -> None:
+        """Read the branches of an unknown condition; the first that does not exit counts."""
+        if any(has_effect(arm.body) for arm in arms):
+            what = (
+                f"not followed: a condition ({block.kind}) that the script alone does not decide; "
+                "all branches are read, the first counts for what follows"
+            )
+            self._note("shell", "warning", what, block.line + self.offset)
+        start = self.shell
+        kept: Shell | None = None
+        self.uncertain.append("condition")
+        for arm in arms:
+            self.shell = self._copy_of(start)
+            self._run(arm.body)
+            leaves = self.signal != ""
+            self.signal = ""
+            if kept is not None:
+                self._later_branch(start, kept)
+            elif not leaves:
+                kept = self.shell
+        self.uncertain.pop()
+        self.shell = kept or start
+
+    def _copy_of(self, shell: Shell) -> Shell:
+        self.copies += shell.size
+        return shell.copy()
+
+    def _later_branch(self, start: Shell, first: Shell) -> None:
         """Report the exports of a branch that does not count."""
-        for name, setting in self.exported.items():
-            kept = first[1].get(name)
-            if setting != start[1].get(name) and (kept is None or kept.value != setting.value):
-                what = f"{name} is exported in a branch that is not the first: not taken for what follows"
-                self.out.note(
-                    "not-placed", "warning", what, setting.where, seen=shown(name, setting.text)
-                )
+        for name, setting in self.shell.exported.items():
+            kept = first.exported.get(name)
+            differs = kept is None or kept.value != setting.value
+            if setting != start.exported.get(name) and differs:
+                what = f"{name} is exported in a branch that is not the first: left out"
+                seen = shown(name, setting.text)
+                self.out.note("not-placed", "warning", what, setting.where, seen=seen)
+
+    def _for(self, block: Block) -> None:
+        if block.words and block.words[0].raw.startswith("(("):
+            return self._counting_loop(block)
+        raw = [word.raw for word in block.words]
+        name = raw[0] if raw else ""
+        items: list[str] = []
+        expander = self._expander()
+        if raw[1:2] == ["in"]:
+            items = [each for word in block.words[2:] for each in expander.expand(word)]
+        elif "@[@]" in self.shell.variables:
+            items = [each for each in self.shell.variables["@[@]"].split(BETWEEN) if each]
+        known = block.kind == "for" and not any(is_open(item) or "*" in item for item in items)
+        if not known:
+            return self._once(block, f"a loop ({block.kind}) over words that are not known", name)
+        for item in items[:_MOST_ROUNDS]:
+            self.shell.variables[name] = item
+            if not self._round(block):
+                break
+        if len(items) > _MOST_ROUNDS:
+            self._note("shell", "warning", "not followed: a loop of over 1024 rounds", block.line)
+        return None
+
+    def _round(self, block: Block) -> bool:
+        """Run a loop's body once; return whether the loop goes on."""
+        self._run(block.arms[0].body)
+        signal = self.signal
+        if signal in ("break", "continue"):
+            self.signal = ""
+        return signal in ("", "continue")
+
+    def _once(self, block: Block, what: str, name: str = "") -> None:
+        """Read a loop's body once, because its rounds are unknown."""
+        if has_effect(block.arms[0].body):
+            text = f"not followed: {what}; read once"
+            self._note("shell", "warning", text, block.line + self.offset)
+        self.shell.variables.pop(name, None)
+        self.uncertain.append("loop")
+        self._round(block)
+        self.uncertain.pop()
+
+    def _counting_loop(self, block: Block) -> None:
+        parts = block.words[0].text.removeprefix("((").removesuffix("))").split(";")
+        if len(parts) != 3:
+            return self._once(block, "a loop (for)")
+        expander = self._expander()
+        expander.number(parts[0])
+        for _ in range(_MOST_ROUNDS):
+            held = expander.number(parts[1])
+            if held is None:
+                return self._once(block, "a loop (for)")
+            if not held or not self._round(block):
+                return None
+            expander = self._expander()
+            expander.number(parts[2])
+        return self._note(
+            "shell", "warning", "not followed: a loop of over 1024 rounds", block.line
+        )
+
+    def _while(self, block: Block) -> None:
+        arm = block.arms[0]
+        for _ in range(_MOST_ROUNDS):
+            held = self._result(arm)
+            endless = len(arm.condition) == 1 and first_word(arm.condition[0]) in ("true", ":")
+            if held is None or endless:
+                return self._once(block, f"a loop ({block.kind})")
+            if held is (block.kind == "until") or not self._round(block):
+                self.status = True
+                return None
+        return self._note(
+            "shell", "warning", "not followed: a loop of over 1024 rounds", block.line
+        )
+
+    def _call(self, block: Block, arguments: Sequence[str]) -> None:
+        """Run a function with its arguments."""
+        if self.depth >= DEEPEST:
+            return self._note("shell", "warning", "not followed: nested calls", block.line)
+        variables = self.shell.variables
+        outer = {key: variables.pop(key) for key in list(positional(variables))}
+        self._set_arguments(arguments)
+        self.depth += 1
+        self._run(block.arms[0].body if block.arms else [])
+        self.depth -= 1
+        for key in list(positional(variables)):
+            del variables[key]
+        variables.update(outer)
+        if self.signal == "return":
+            self.signal = ""
+        return None
+
+    # Simple commands
+
+    def _statement(self, statement: Statement) -> None:
+        where = f"{self.name}:{statement.line + self.offset}"
+        words = self._words(statement)
+        if statement.array:
+            self.kind = "assign"
+            self.status = True
+            return self._array(statement.array, words)
+        before = len(self.out.servers)
+        self.tested = False
+        self.status = None
+        kind = self._command(words, statement, where)
+        if statement.negated:
+            self._negate()
+        started = len(self.out.servers) > before
+        if statement.redirections and not statement.heredocs and kind in ("serve", "docker"):
+            seen = " ".join(statement.redirections)
+            what = "raylaunch keeps the logs itself"
+            self.out.note("set-by-raylaunch", "info", what, where, seen=seen)
+        if statement.background and (kind == "serve" or started):
+            what = "raylaunch runs the servers in the background itself"
+            self.out.note("set-by-raylaunch", "info", what, where, seen="&")
+        if self.uncertain and kind in ("serve", "export"):
+            what = f"stands in a {self.uncertain[-1]}: read once, as if it ran once"
+            self.out.note("shell", "warning", what, where, seen=" ".join(words[:4]))
+        self.kind = kind
+        return None
+
+    def _negate(self) -> None:
+        if self.status is not None:
+            self.status = not self.status
+
+    def _words(self, statement: Statement) -> list[str]:
+        """Expand a statement's words; assignments are not split into several."""
+        expander = self._expander()
+        found: list[str] = []
+        declares = bool(statement.words) and statement.words[0].raw in DECLARATIONS
+        leading = not statement.array
+        for word in statement.words:
+            assigns = ASSIGNMENT.match(word.raw) is not None
+            if assigns and (leading or declares):
+                found.append(expander.text(word))
+            elif word.raw.startswith("(("):
+                found.append(word.text)
+            else:
+                leading = False
+                found += expander.expand(word)
+        return found
 
     def _array(self, assignment: str, words: list[str]) -> None:
-        name = assignment.rstrip("+=") + "[@]"
-        before = (
-            [self.variables[name]] if assignment.endswith("+=") and name in self.variables else []
-        )
-        self.variables[name] = BETWEEN.join([*before, *words])
+        name = assignment.rstrip("+=")
+        variables = self.shell.variables
+        keyed = [re.fullmatch(r"\[([^\]]*)\]=(.*)", word, re.DOTALL) for word in words]
+        for found in keyed:
+            if found:
+                variables[f"{name}[{found[1]}]"] = found[2]
+        plain = [found[2] if found else word for found, word in zip(keyed, words, strict=True)]
+        before = variables.get(f"{name}[@]")
+        if assignment.endswith("+=") and before is not None:
+            plain = [before, *plain]
+        joined = BETWEEN.join(plain)
+        if self.limits.allow(len(joined)):
+            variables[f"{name}[@]"] = joined
 
-    def _prefix(self, words: list[str], where: str) -> tuple[list[str], dict[str, Setting]]:
-        """Take `nohup`, `exec`, `env` and `A=1` off the front of a command."""
-        own: dict[str, Setting] = {}
-        rest = list(words)
-        while rest:
-            found = _ASSIGNMENT.fullmatch(rest[0])
-            if found and found[2] == "=":
-                own[found[1]] = Setting(found[3], where, rest[0])
-            elif rest[0] not in _WRAPPERS:
-                break
-            rest.pop(0)
-        return rest, own
+    def _command(self, words: list[str], statement: Statement, where: str) -> str:
+        command = unwrap(words)
+        own = {
+            name: Setting(value, where, f"{name}={value}") for name, value in command.own.items()
+        }
+        if not command.words:
+            return self._assign(own)
+        before = len(self.out.servers)
+        if command.clears or command.unset or not command.keeps_env:
+            kind = self._with_less(command.words, command, own, statement, where)
+        else:
+            kind = self._take(command.words, own, statement, where)
+        if len(self.out.servers) > before:
+            for seen in command.lost:
+                name = seen.partition(" ")[0]
+                what = f"what `{name}` asks for is no part of a recipe"
+                self.out.note("not-placed", "warning", what, where, seen=seen)
+        return kind
 
-    def _take(
+    def _with_less(
         self,
         words: list[str],
+        command: Command,
         own: dict[str, Setting],
-        where: str,
         statement: Statement,
-        depth: int,
+        where: str,
     ) -> str:
-        if not words:
-            self.variables.update({name: setting.value for name, setting in own.items()})
-            self._reexport(own)
+        """Take a command whose wrapper takes variables away."""
+        outer = self.shell
+        self.shell = self._copy()
+        exported = self.shell.exported
+        for name in list(exported) if command.clears else command.unset:
+            exported.pop(name, None)
+        before = len(self.out.servers)
+        kind = self._take(words, own, statement, where)
+        if not command.keeps_env and exported and len(self.out.servers) > before:
+            what = "sudo without -E drops exported variables on most systems; they are kept here"
+            seen = ", ".join(exported)
+            self.out.note("assumed", "warning", what, where, seen=seen)
+        self.shell = outer
+        return kind
+
+    def _assign(self, own: dict[str, Setting]) -> str:
+        self.status = True
+        for name, setting in own.items():
+            self.shell.variables[name] = setting.value
+            if self.shell.allexport or name in self.shell.exported:
+                self.shell.exported[name] = setting
+        return "assign"
+
+    def _handlers(self) -> dict[str, Callable[[Call], str]]:
+        """Map the names of commands to what they do; each returns a kind."""
+        return {
+            **dict.fromkeys(ENGINES, self._engine),
+            **dict.fromkeys(DECLARATIONS, self._declare),
+            **dict.fromkeys(SHELLS, self._bash),
+            **dict.fromkeys(("source", "."), self._source),
+            **dict.fromkeys(("[", "[[", "test"), self._test),
+            **dict.fromkeys(("true", ":", "false"), self._constant),
+            **dict.fromkeys(("exit", "return", "break", "continue"), self._leave),
+            **dict.fromkeys(("kubectl", "oc"), self._kubectl),
+            **dict.fromkeys(("su", "runuser", "tmux", "screen"), self._quoted_command),
+            "ssh": self._ssh,
+            "eval": self._eval,
+            "set": self._set,
+            "shift": self._shift,
+            "let": self._let,
+            "unset": self._unset,
+            "sysctl": self._sysctl,
+            "tee": self._tee,
+            "cat": self._cat,
+            "ray": self._ray,
+            "echo": self._echo,
+        }
+
+    def _take(
+        self, words: list[str], own: dict[str, Setting], statement: Statement, where: str
+    ) -> str:
+        serve = serve_words(words)
+        if serve is not None:
+            self.serve(serve, own, where)
+            return "serve"
+        name = words[0].rpartition("/")[2]
+        if words[0].startswith("(("):
+            self._arithmetic(words[0])
+            return "test"
+        if words[0] in self.shell.functions:
+            self.called.add(words[0])
+            self.status = True
+            self._call(self.shell.functions[words[0]], words[1:])
+            return "call"
+        appended = ASSIGNMENT.fullmatch(words[0])
+        if appended and len(words) == 1:
+            self._declare(Call(["", words[0]], where, statement))
             return "assign"
-        serve = _serve_words(words)
-        if serve is not None:
-            self._serve(serve, own, where)
-            return "serve"
-        if words[:2] in (["docker", "run"], ["podman", "run"], ["nerdctl", "run"]):
-            self._docker(words[2:], where, depth)
-            return "docker"
-        if words[0] in ("bash", "sh") and "-c" in words[:-1] and depth < _DEEPEST:
-            self._script(words[words.index("-c") + 1], 0, depth + 1)
-            return "shell"
-        return self._other(words, where, statement)
+        handler = self.handlers.get(name)
+        if handler is None:
+            call = Call(words, where, statement)
+            return self._script_file(words) or self._unknown(call)
+        outer = self.shell.exported
+        if own:
+            self.copies += len(outer)
+            self.shell.exported = {**outer, **own}
+        kind = handler(Call([name, *words[1:]], where, statement))
+        if own:
+            self.shell.exported = outer
+        return kind
 
-    def _other(self, words: list[str], where: str, statement: Statement) -> str:
-        if words[0] in ("export", "declare", "typeset"):
-            self._export(words[1:], where)
-            return "export"
-        if words[0] == "unset":
-            self._unset([word for word in words[1:] if not is_flag(word)], where)
-            return "unset"
-        if words[0] == "sysctl":
-            self._sysctl(words[1:], where)
-            return "sysctl"
-        if words[0] == "tee" and any(word.endswith("scaling_governor") for word in words):
-            text = f"echo {self.governor or ''} | {' '.join(words)}"
-            self.host.append(HostSetting("governor", self.governor or "", where, text))
-            return "governor"
-        if words[0] == "tee" and statement.joined == "|" and self.last == "serve":
-            self.out.note(
-                "set-by-raylaunch",
-                "info",
-                "raylaunch keeps the logs itself",
-                where,
-                seen=" ".join(words),
-            )
-            return "serve"
-        self.governor = words[1] if words[0] == "echo" and len(words) == 2 else None
-        self._unknown(words, where, statement)
-        return "other"
+    # Unit files, compose files and pods
 
-    def _unknown(self, words: list[str], where: str, statement: Statement) -> None:
-        seen = " ".join(words)
-        if is_flag(words[0]):
-            what = "these words belong to no command: the line before ends without a backslash, or with a comment"
-            self.out.note(
-                "not-placed",
-                "warning",
-                what,
-                where,
-                seen=seen,
-                todo="mend the script, or add them to the recipe",
-            )
-        elif words[0] == "echo" and any(
-            "scaling_governor" in each for each in statement.redirections
-        ):
-            self.host.append(
-                HostSetting("governor", words[1] if len(words) > 1 else "", where, seen)
-            )
-        elif words[0] not in _OF_NO_ACCOUNT or "vllm" in seen:
-            self.out.note(
-                "not-placed",
-                "info",
-                f"the command `{words[0]}` is no part of a recipe",
-                where,
-                seen=seen,
-            )
-        elif words[0] in ("source", ".", "ulimit"):
-            self.out.note(
-                "not-needed", "info", "left to the environment Ray is started in", where, seen=seen
-            )
+    def _unit(self, text: str) -> None:
+        unit = read_unit(text)
+        for line, path in unit.env_files:
+            env = self._container_env((), (path,), f"{self.name}:{line}")
+            self.shell.exported.update(env)
+        for line, name, value in unit.variables:
+            where = f"{self.name}:{line}"
+            self._set_variable(name, value, f"{name}={value}", where, exports=True)
+        for line, words in unit.commands:
+            expander = self._expander()
+            expanded = [each for word in words for each in expander.expand(word)]
+            self._command(expanded, Statement(line, ()), f"{self.name}:{line}")
+        for line, seen in unit.others:
+            what = "a unit's setting that is no part of a recipe"
+            self._note("not-placed", "info", what, line, seen=seen)
 
-    def _serve(self, words: list[str], own: dict[str, Setting], where: str) -> None:
-        positional, flags = read_words(words)
-        named = next((flag for flag in reversed(flags) if flag.name == "model"), None)
-        model = positional.pop(0) if positional else named.value if named else None
-        env = {**self.exported, **own}
-        self.out.servers.append(
-            Server(where, model, tuple(flags), env, tuple(positional), frozenset(self.used))
-        )
-
-    def _docker(self, words: list[str], where: str, depth: int) -> None:
-        run = read_docker(words, where)
-        if run is None:
-            return self.out.note(
-                "not-placed",
-                "warning",
-                "a `docker run` without an image",
-                where,
-                seen=" ".join(words),
-            )
-        self.out.containers.append(run)
-        inside = command_inside(run)
-        if isinstance(inside, str) and depth < _DEEPEST:
-            return self._script(inside, 0, depth + 1)
-        serve = _serve_words(list(inside)) if inside and not isinstance(inside, str) else None
-        if serve is not None:
-            return self._serve(serve, {}, where)
-        if run.command and run.command not in (("bash",), ("/bin/bash",), ("sh",)):
-            seen = " ".join(run.command)
-            self.out.note(
-                "not-placed",
-                "info",
-                "the container's own command is no part of a recipe",
-                where,
-                seen=seen,
-            )
-        return None
-
-    def _export(self, words: Sequence[str], where: str) -> None:
-        for word in words:
-            found = _ASSIGNMENT.fullmatch(word)
-            if found:
-                name = found[1]
-                value = self.variables.get(name, "") + found[3] if found[2] == "+=" else found[3]
-                self.variables[name] = value
-            elif re.fullmatch(r"[A-Za-z_]\w*", word) and word in self.variables:
-                name, value = word, self.variables[word]
-            else:
-                if not is_flag(word):
-                    what = "exports something that is not set in the script"
-                    self.out.note("not-placed", "warning", what, where, seen=word)
-                continue
-            if name in self.exported and self.exported[name].value != value:
-                before = self.exported[name]
-                what = f"{name} is exported twice: the later value counts"
-                self.out.note(
-                    "not-placed", "info", what, before.where, seen=shown(name, before.text)
-                )
-            self.exported[name] = Setting(value, where, word if found else f"{name}={value}")
-
-    def _reexport(self, own: dict[str, Setting]) -> None:
-        for name in own.keys() & self.exported.keys():
-            self.exported[name] = own[name]
-
-    def _unset(self, names: Sequence[str], where: str) -> None:
-        for name in names:
-            gone = self.exported.pop(name, None)
-            self.variables.pop(name, None)
-            what = f"{name} is unset; raylaunch itself keeps proxies away from the servers"
-            seen = shown(name, gone.text) if gone else name
-            self.out.note(
-                "not-needed",
-                "info",
-                what if "proxy" in name.lower() else f"{name} is unset",
-                where,
-                seen=seen,
-            )
-
-    def _sysctl(self, words: Sequence[str], where: str) -> None:
-        for word in words:
-            name, equals, value = word.partition("=")
-            if equals and not is_flag(word):
-                self.host.append(HostSetting(name.strip(), value.strip(), where, f"sysctl {word}"))
-            elif not is_flag(word):
-                self.out.note("not-placed", "info", "a sysctl without a value", where, seen=word)
-
-
-def _serve_words(words: list[str]) -> list[str] | None:
-    """The words behind `vllm serve`; None when the command is another one."""
-    for count in (2, 3, 4):
-        head = " ".join(words[:count])
-        if len(words) >= count and any(pattern.match(head) for pattern in _SERVE):
-            return words[count:]
-    return None
+    def _containers_of(self, runs: Sequence[tuple[int, list[str], list[str]]]) -> None:
+        """Read containers that were turned into the words of `docker run`."""
+        for line, words, lost in runs:
+            where = f"{self.name}:{line}"
+            self.docker(words, where)
+            for seen in lost:
+                what = "a container's setting that is no part of a recipe"
+                self.out.note("not-placed", "warning", what, where, seen=seen)

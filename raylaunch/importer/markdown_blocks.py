@@ -18,7 +18,11 @@ SHELLS = (
     "bash-session",
 )
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*\{?\.?([\w+-]*)")
+_FENCE = re.compile(
+    r"^([ \t]*)(`{3,}|~{3,}|:{3,})[ \t]*(?:\{(?:code-block|code)\}[ \t]*|\{?\.?)([\w+-]*)"
+)
+"""A fence of Markdown or MyST, with its language."""
+
 _COMMAND = re.compile(
     r"^\s*(?:#|export\s+\w+=|unset\s|[A-Za-z_]\w*=\S*$|vllm\s+serve|docker\s+run|nohup\s|exec\s|sysctl\s|source\s|"
     r"echo\s+\w+\s*\||--?[A-Za-z][\w-]*(?:[ =]\S+)?(?:\s*\\)?$)"

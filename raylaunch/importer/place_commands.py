@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 from raylaunch.importer.draft import Draft, Placed
-from raylaunch.importer.expansion import unknowns
 from raylaunch.importer.script_model import Server
 from raylaunch.importer.serve_flags import Given, is_bare, plain, value_of
 from raylaunch.importer.server_groups import Group
+from raylaunch.importer.shell.expansion import needs_a_run, unknowns
 from raylaunch.recipe.reserved import reserved_arg
 
 _SIZES = {
@@ -227,6 +227,9 @@ def _place_profiler(draft: Draft, config: dict[str, Any], where: str, text: str)
 def _place_arg(draft: Draft, given: Given, name: str, where: str, text: str) -> None:
     if name != given.name:  # --no-enable-prefix-caching
         return draft.put(f"args.{name}", False, where, text)
+    if given.value is not None and needs_a_run(given.value):
+        what = f"--{name} needs the output of a command, and nothing is executed: left out"
+        return draft.drop(what, where, text, f"write the value to args.{name}")
     head, _, rest = name.partition(".")
     value = value_of(given)
     if not rest:

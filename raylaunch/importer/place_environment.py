@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from raylaunch.importer.docker_run import ContainerRun
 from raylaunch.importer.draft import Draft, hides
-from raylaunch.importer.expansion import unknowns
-from raylaunch.importer.script_model import HostSetting, Server, Setting
+from raylaunch.importer.script_model import HostSetting, Server, Setting, shown
 from raylaunch.importer.server_groups import Group
+from raylaunch.importer.shell.expansion import needs_a_run, unknowns
 from raylaunch.recipe.reserved import reserved_env
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -31,22 +31,47 @@ def place_variables(draft: Draft, group: Group) -> None:
         if hides(name, settings[0].value):
             draft.add_secret(name, settings[0].where, f"{name}=...")
         elif field := reserved_env(name):
-            _place_owned(draft, name, field, settings)
+            _place_owned(draft, name, field, settings, alone=len(group.servers) == 1)
+        elif any(needs_a_run(setting.value) for setting in settings):
+            _leave_out(draft, name, settings)
         elif name == "LD_PRELOAD":
             _place_preload(draft, settings)
         else:
             _place_variable(draft, name, group, holders, settings)
 
 
-def _place_owned(draft: Draft, name: str, field: str, settings: Sequence[Setting]) -> None:
+_OF_SEVERAL = (
+    *("HCCL_IF_IP", "HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"),
+    "VLLM_HOST_IP",
+)
+"""Network variables that the planner sets only where servers talk to each other."""
+
+
+def _place_owned(
+    draft: Draft, name: str, field: str, settings: Sequence[Setting], *, alone: bool
+) -> None:
     if name == "HCCL_IF_BASE_PORT":
         first = settings[0]
         draft.whole_number(
             "network.hccl_base_port", first.value, first.where, first.text, low=1024, high=65520
         )
         settings = settings[1:]
+    connector = draft.get("args.kv-transfer-config") is not None
+    data = draft.get("parallel.data", 1)
+    single = alone and data == draft.get("parallel.data_local", data)
     for setting in settings:
-        draft.own(f"raylaunch sets {name}: {field}", setting.where, setting.text)
+        if not (single and name in _OF_SEVERAL):
+            draft.own(f"raylaunch sets {name}: {field}", setting.where, setting.text)
+        elif connector:
+            what = (
+                f"{name} is left out, and raylaunch sets it only for several servers: the KV "
+                "connector advertises the address that vLLM finds by itself"
+            )
+            todo = f"set {name} in the environment of Ray on that node"
+            draft.drop(what, setting.where, setting.text, todo)
+        else:
+            what = f"{name} is left out: a single server talks to no other"
+            draft.note("not-needed", "info", what, setting.where, seen=setting.text)
 
 
 def _place_preload(draft: Draft, settings: Sequence[Setting]) -> None:
@@ -109,6 +134,14 @@ def _place_variable(
                 f"{name} is not set on every server; raylaunch gives it to all",
                 first.where,
             )
+
+
+def _leave_out(draft: Draft, name: str, settings: Sequence[Setting]) -> None:
+    """Report a variable whose value only a run of the script could tell; never keep half of it."""
+    for setting in settings:
+        what = f"{name} needs the output of a command, and nothing is executed: left out"
+        todo = f"write the value to env.{name}, or set it on the nodes"
+        draft.drop(what, setting.where, shown(name, setting.text), todo)
 
 
 def _place_common(draft: Draft, name: str, settings: Sequence[Setting]) -> None:
@@ -241,7 +274,9 @@ def place_container(draft: Draft, containers: Sequence[ContainerRun]) -> None:
 
 
 def _place_run(draft: Draft, run: ContainerRun, npus: int) -> None:
-    tag = run.tag.removesuffix("-a3")
+    # A recipe's tag is that of A2; raylaunch adds the suffix on A3.
+    is_a3 = draft.get("hardware.platform") == "ascend-a3"
+    tag = run.tag.removesuffix("-a3") if is_a3 else run.tag
     draft.put("container.image", run.image, run.where, run.image)
     draft.put("container.tag", tag or "latest", run.where, run.tag or "(no tag)")
     draft.set("container.name", run.image.rpartition("/")[2] or "vllm")
@@ -264,11 +299,11 @@ def _place_run(draft: Draft, run: ContainerRun, npus: int) -> None:
         if whole and option in npu_options:
             _append(draft, "container.devices", "/dev/davinci*", run.where, option[2], once=True)
         else:
-            _place_option(draft, run.where, *option)
+            _place_option(draft, run.where, *option, serves=run.serves)
 
 
 def _place_option(
-    draft: Draft, where: str, option: str, value: str, words: tuple[str, ...]
+    draft: Draft, where: str, option: str, value: str, words: tuple[str, ...], *, serves: bool
 ) -> None:
     text = " ".join(words)
     if option in ("-d", "--detach"):
@@ -285,6 +320,9 @@ def _place_option(
             where,
             words,
         )
+    elif option in ("--env", "--env-file") and serves:
+        # The walk gave them to the server itself.
+        return
     elif option == "--env":
         _place_container_variable(draft, where, value, text)
     elif option in _TERMINAL:

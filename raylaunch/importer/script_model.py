@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raylaunch.checks.findings import Finding, Level
@@ -67,6 +68,10 @@ class Reading:
     containers: list[ContainerRun] = field(default_factory=list)
     host: list[HostSetting] = field(default_factory=list)
     """Settings of the host in scripts without a server."""
+    ray_nodes: list[str] = field(default_factory=list)
+    """Where `ray start` is called: the nodes of the cluster."""
+    ray_devices: list[int] = field(default_factory=list)
+    """How many devices are listed where `ray start` is called."""
     findings: list[Finding] = field(default_factory=list)
 
     def note(
@@ -74,6 +79,35 @@ class Reading:
     ) -> None:
         """Report something."""
         self.findings.append(Finding(id_, level, what, todo, where, seen))
+
+
+Beside = Callable[[str, str], str | None]
+"""Given the name of a file and a path in it: the text of the file of that path beside it."""
+
+
+@dataclass
+class Sources:
+    """The texts that were given, by file name, and those that lie beside them."""
+
+    texts: dict[str, str]
+    beside: Beside | None = None
+    consumed: set[str] = field(default_factory=set)
+    """Names of the texts that another one has read."""
+
+    def find(self, reader: str, path: str) -> str | None:
+        """Return the text of a file that `reader` names, None if it was not given."""
+        base = path.rpartition("/")[2]
+        if not base or base == reader or "$" in base:
+            return None
+        if base in self.texts:
+            self.consumed.add(base)
+            return self.texts[base]
+        return self.beside(reader, path) if self.beside is not None else None
+
+    def is_named_elsewhere(self, name: str) -> bool:
+        """Return whether another text names this one: it may be read as a part of that one."""
+        others = (text for other, text in self.texts.items() if other != name)
+        return any(name in text for text in others)
 
 
 def is_secret(name: str) -> bool:

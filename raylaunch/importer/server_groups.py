@@ -67,10 +67,13 @@ def choose_group(reading: Reading, pick: int | None) -> Group:
     """
     groups = group_servers(reading.servers)
     if not groups:
+        warnings = [each for each in reading.findings if each.level == "warning"]
+        unread = [f"{each.where}: {each.what}" for each in warnings]
         raise RecipeError(
             "there is no `vllm serve` in it",
             why="a recipe is made from the commands that start the servers",
             todo="give the scripts that run on the nodes, e.g. raylaunch import node0.sh node1.sh",
+            evidence="\n".join(unread[:5]),
         )
     listed = "\n".join(f"{number}  {group.describe()}" for number, group in enumerate(groups, 1))
     if pick is not None and not 1 <= pick <= len(groups):

@@ -6,6 +6,7 @@ The primary exposes the series of all ranks, distinguished by the label `engine`
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -61,8 +62,10 @@ def read_ranks(text: str) -> dict[int, RankCounters]:
     sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
-            if not math.isfinite(sample.value):
-                raise ValueError(f"{sample.name} is {sample.value}")
+            # The parser gives an int for digits alone, and a long one does not fit a float.
+            too_large = abs(sample.value) > sys.float_info.max
+            if too_large or not math.isfinite(sample.value):
+                raise ValueError(f"{sample.name} is not a finite number")
             rank = int(sample.labels.get("engine", "0"))
             # A counter may have several series per rank, one per finish reason.
             sums[rank][_FIELDS[sample.name]] += sample.value

@@ -206,8 +206,14 @@ def test_a_flag_with_several_values_is_left_out_and_reported():
     assert "two" in told
 
 
-def test_a_loop_is_reported():
-    result = made("for port in 8000 8001; do\n vllm serve /m --port $port &\ndone")
+def test_a_loop_over_known_words_is_unrolled():
+    result = made("for port in 8000 8001; do\n vllm serve /m --port $port &\ndone", pick=2)
+    assert result.values["network"]["http_port"] == 8001
+    assert not found(result, "shell")
+
+
+def test_a_loop_over_unknown_words_is_reported():
+    result = made("for port in $PORTS; do\n vllm serve /m --port $port &\ndone")
     told = " ".join(found(result, "shell"))
     assert "a loop" in told
     assert "stands in a loop" in told
@@ -225,11 +231,31 @@ def test_a_comment_between_continued_lines_ends_the_command_and_that_is_reported
     assert "--block-size 16" in found(result, "not-placed", "warning")[0]
 
 
-def test_other_load_balancing_is_reported():
-    result = made("vllm serve /m -dp 4 -dpn 1 --port 9")
-    assert any(
-        "--data-parallel-rank" in told or "-dpn 1" in told for told in found(result, "not-placed")
-    )
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("vllm serve /m -dp 4 -dpn 1 --port 9", "-dpn 1"),
+        ("vllm serve /m -dp 4 -dpl 2 --data-parallel-hybrid-lb", "--data-parallel-hybrid-lb"),
+        (
+            "vllm serve /m -dp 4 -dpl 2 -dpr 0\nvllm serve /m -dp 4 -dpl 2 -dpr 2",
+            "--data-parallel-start-rank 2",
+        ),
+        ("vllm serve /m -dp 4 -dpl 0", "--data-parallel-size-local 0"),
+        ("vllm serve /m -tp 8 -pp 2 --nnodes 2 --node-rank 0", "--nnodes 2"),
+        (
+            (
+                "export ASCEND_RT_VISIBLE_DEVICES=0,1\nray start --head\n"
+                "vllm serve /m -tp 4 --distributed-executor-backend ray"
+            ),
+            "2 NPUs per node",
+        ),
+    ],
+)
+def test_what_no_recipe_can_hold_is_refused_with_the_reason(text, why):
+    with pytest.raises(RecipeError, match="a recipe cannot hold") as caught:
+        made(text)
+    assert why in caught.value.why
+    assert caught.value.todo
 
 
 def test_a_reasoning_parser_without_tool_calling_has_its_own_field():

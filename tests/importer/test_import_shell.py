@@ -2,8 +2,9 @@
 
 import pytest
 
-from raylaunch.importer.expansion import expand, unknowns
-from raylaunch.importer.shell_parser import parse
+from raylaunch.importer.shell.expansion import expand, unknowns
+from raylaunch.importer.shell.shell_blocks import Block, nest
+from raylaunch.importer.shell.shell_parser import parse
 
 
 def words(text, variables=None):
@@ -88,28 +89,47 @@ def test_text_that_opens_and_never_closes_is_read_to_its_end(text):
 
 def test_lines_and_blocks_are_known():
     parsed = parse("a\n\nb \\\n  c\nwhile true; do\n  d\ndone\ne")
-    assert [(statement.line, statement.inside) for statement in parsed.statements] == [
+    assert [(each.line, each.control) for each in parsed.statements] == [
         (1, ""),
         (3, ""),
-        (5, "loop"),
-        (6, "loop"),
+        (5, "while"),
+        (5, ""),
+        (5, "do"),
+        (6, ""),
+        (7, "done"),
         (8, ""),
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "kinds"),
     [
-        ("for i in 1; do a; done", "a loop"),
-        ("if a; then b; fi", "a condition"),
-        ("f() {\n a\n}", "a function"),
-        ("cat <<EOF\nx\nEOF", "here-document"),
-        ("(a)", "a subshell"),
-        ("a \\ \nb", "blanks behind a backslash"),
-        ("a 'b", "a quote that never closes"),
+        ("for i in 1; do a; done", ["for"]),
+        ("if a; then b; else c; fi", ["if"]),
+        ("f() {\n a\n}", ["function"]),
+        ("function f {\n a\n}", ["function"]),
+        ("(a)", ["subshell"]),
+        ("{ a; }; (b)", ["group", "subshell"]),
+        ("case $1 in a|b) c ;; *) d;; esac", ["case"]),
+        ("until a; do b; done", ["until"]),
+        ("fi; done; }; a", []),
+        ("if a; then b", ["if"]),
     ],
 )
-def test_what_is_no_simple_command_is_told(text, what):
+def test_compound_commands_are_nested(text, kinds):
+    nodes = nest(parse(text).statements)
+    assert [node.kind for node in nodes if isinstance(node, Block)] == kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a \\ \nb", "blanks behind a backslash"),
+        ("a 'b", "a quote that never closes"),
+        ("cat <<EOF\nx", "a here-document that never ends"),
+    ],
+)
+def test_text_that_a_shell_reads_otherwise_is_reported(text, what):
     assert [oddity for oddity in parse(text).oddities if what in oddity.what]
 
 

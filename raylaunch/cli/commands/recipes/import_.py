@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,7 +93,12 @@ def import_(
     forms = [each for each in output or [] if each in FORMS]
     targets = [Path(each) for each in output or [] if each not in FORMS]
     out.json_errors = "json" in forms
-    imported = api.import_scripts(_read(files), platform=platform, pick=pick)
+    imported = api.import_scripts(
+        _read(files),
+        platform=platform,
+        pick=pick,
+        beside=_beside(files),
+    )
     for target in targets:
         _write(target, imported.yaml, force=force)
     if "json" in forms:
@@ -121,6 +126,21 @@ def _read(names: Sequence[str]) -> dict[str, str]:
         short = Path(name).name
         texts[name if short in texts else short] = _read_file(Path(name))
     return texts
+
+
+def _beside(names: Sequence[str]) -> Callable[[str, str], str | None]:
+    """Find what a script names (`--config FILE`, `source FILE`) in the folder of that script."""
+    folders = {Path(name).name: Path(name).parent for name in names if name != "-"}
+
+    def find(reader: str, path: str) -> str | None:
+        folder = folders.get(reader)
+        # Only beside the script: a path of a node means another file here.
+        if folder is None or Path(path).is_absolute() or ".." in Path(path).parts:
+            return None
+        file = folder / path
+        return _read_file(file) if file.is_file() else None
+
+    return find
 
 
 def _read_file(path: Path) -> str:

@@ -1,0 +1,1 @@
+vllm serve --config ./conf/serve.yml --seed 7
