@@ -106,8 +106,7 @@ class Agent(ProbeActor):
     async def read_snapshot(self, lines: int) -> Snapshot:
         """Read the end of the log and the process table of this deployment."""
         path = self._follower.log if self._follower else None
-        return await asyncio.to_thread(read_snapshot, self._deployment, self._instance, path, lines
-        )
+        return await asyncio.to_thread(read_snapshot, self._deployment, self._instance, path, lines)
 
     async def read_log(
         self, cursor: log_files.Cursor | None, lines: int | None, wait_s: float
