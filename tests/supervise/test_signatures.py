@@ -83,7 +83,7 @@ def test_healthy_log_has_no_diagnosis() -> None:
             "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8100): address already in use",
             ("port: 8100",),
         ),
-        ("OSError: [Errno 98] Address already in use", ("port: not stated",)),
+        ("OSError: [Errno 98] Address already in use", ("a port that the server needs.",)),
         (
             "KeyError: 'invalid tool call parser: hermez (chose from { hermes })'",
             ("tool call parser called hermez",),

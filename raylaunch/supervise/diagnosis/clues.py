@@ -6,15 +6,25 @@ Pure: evidence in, ranked clues out; `root_cause` compares them over all servers
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from math import inf
 
 from raylaunch.plan.launch_plan import Role
+from raylaunch.supervise.diagnosis.cann_blocks import read_blocks
+from raylaunch.supervise.diagnosis.error_codes import read_numbers
+from raylaunch.supervise.diagnosis.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit, name_exit
+from raylaunch.supervise.diagnosis.flag_rules import read_flags
+from raylaunch.supervise.diagnosis.hang_rules import read_hangs
+from raylaunch.supervise.diagnosis.library_rules import read_libraries
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.memory_rules import read_memory
+from raylaunch.supervise.diagnosis.network_rules import read_network
+from raylaunch.supervise.diagnosis.ray_rules import read_ray
+from raylaunch.supervise.diagnosis.readings import Rank, Reading
 from raylaunch.supervise.diagnosis.signatures import Signature, load_signatures
+from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
 from raylaunch.supervise.state import Exit
 
 LINE_CHARS = 500
@@ -29,21 +39,6 @@ _UNKNOWN_WITHIN_S = 60.0
 _SURVIVED_S = 600.0
 """A server that fails exits within its time-outs: seconds, or HANDSHAKE_TIMEOUT_MINS = 5
 in vLLM 0.32."""
-
-
-class Rank(IntEnum):
-    """Strength of a clue, best first."""
-
-    CAUSE = 0
-    HINT = 1
-    """Points to a peer, or is an exception without a signature."""
-    WRAPPER = 2
-    """Only reports that something else failed."""
-    EXIT = 3
-    """Exit status without a signal: it names no cause."""
-    HANG = 4
-    QUALITY = 5
-    NOTE = 6
 
 
 @dataclass(frozen=True)
@@ -93,23 +88,124 @@ class Clue:
         return self.rank, self.at, self.server.index, self.line or 0
 
 
+_RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
+    read_exceptions,
+    read_libraries,
+    read_flags,
+    read_memory,
+    read_ray,
+    read_network,
+    read_hangs,
+    read_blocks,
+    read_numbers,
+)
+"""The layers below the signatures, in the order in which their readings are preferred."""
+
+
 def find_clues(server: ServerEvidence, log: ServerLog) -> Iterator[Clue]:
-    """Yield the clues in the evidence of one server: signatures, unknown exceptions, its exit."""
-    explained_lines: set[int] = set()
+    """Yield the clues in the evidence of one server: signatures, rules, exceptions, its exit."""
+    life = read_life(log)
+    by_line = _match_signatures(log)
+    readings = _select_readings(log, by_line)
+    replaced = {(reading.reason.id, reading.line) for reading in readings}
+    explained_lines: set[int] = {line for line, _, _ in by_line}
     found: list[Clue] = []
-    for signature in load_signatures():
-        text = log.errors if signature.level == "fatal" else log.everything
-        matches = list(text.find(signature.pattern))
-        explained_lines.update(line for line, _ in matches)
-        for line, match in matches:
-            if not _was_survived(server, log, line):
-                found.append(_signature_clue(signature, server, log, line, match))
-                break  # the first match is the earliest; the rest are repetitions
+    for reading in readings:
+        explained_lines |= {reading.line, *reading.covers}
+        if not _is_no_failure(server, log, life, reading.line, symptom=reading.symptom):
+            found.append(_reading_clue(reading, server, log))
+    found = _first_of_each(found)
+    seen = {clue.reason.id for clue in found}
+    for line, signature, match in by_line:
+        if signature.id in seen or (signature.id, line) in replaced:
+            continue
+        hang = signature.level == "hang"
+        if hang and life.progressed > line:
+            continue
+        if _is_no_failure(server, log, life, line, symptom=signature.symptom):
+            continue
+        seen.add(signature.id)  # the first match is the earliest; the rest are repetitions
+        found.append(_signature_clue(signature, server, log, line, match))
     yield from found
-    if unknown := _unknown_exception(server, log, explained_lines, found):
+    if unknown := _unknown_exception(server, log, explained_lines, found, life):
         yield unknown
     if exited := _exit_clue(server, log, found):
         yield exited
+    for reading in read_unexplained(log, life, explained_lines):
+        yield _reading_clue(reading, server, log)
+
+
+def _match_signatures(log: ServerLog) -> list[tuple[int, Signature, re.Match[str]]]:
+    matches = []
+    for signature in load_signatures():
+        text = log.errors if signature.level == "fatal" else log.everything
+        matches += [(line, signature, match) for line, match in text.find(signature.pattern)]
+    return sorted(matches, key=lambda found: found[0])
+
+
+def _select_readings(
+    log: ServerLog, by_line: Sequence[tuple[int, Signature, re.Match[str]]]
+) -> list[Reading]:
+    """Return what the rules read on lines that no signature explains better."""
+    signatures: dict[int, list[Signature]] = {}
+    for line, signature, _ in by_line:
+        signatures.setdefault(line, []).append(signature)
+    taken: set[int] = set()
+    selected: list[Reading] = []
+    for rule in _RULES:
+        for reading in rule(log):
+            lines = {reading.line, *reading.covers}
+            if not taken.isdisjoint(lines):
+                continue
+            rivals = [each for line in lines for each in signatures.get(line, ())]
+            if any(_is_preferred(rival, reading) for rival in rivals):
+                continue
+            taken |= lines
+            selected.append(reading)
+    return selected
+
+
+def _is_preferred(signature: Signature, reading: Reading) -> bool:
+    """Whether a signature on the same line says more than the reading of a rule."""
+    if signature.level != "fatal" or signature.id == reading.reason.id:
+        return False
+    if signature.wrapper:
+        return reading.rank is Rank.WRAPPER
+    if signature.id == "bad-config-value":
+        return False  # it only repeats the message of another check
+    is_block = reading.reason.id.startswith("cann-")
+    return is_block or not (signature.symptom and reading.rank is Rank.CAUSE)
+
+
+def _first_of_each(clues: Sequence[Clue]) -> list[Clue]:
+    """Return the earliest clue of each id: the rest are repetitions by other processes."""
+    first: dict[str, Clue] = {}
+    for clue in sorted(clues, key=lambda clue: (clue.at, clue.line or 0)):
+        first.setdefault(clue.reason.id, clue)
+    return list(first.values())
+
+
+def _reading_clue(reading: Reading, server: ServerEvidence, log: ServerLog) -> Clue:
+    return Clue(
+        rank=reading.rank,
+        at=_time_of(log, reading.line, server),
+        server=server,
+        reason=reading.reason,
+        line=reading.line,
+        symptom=reading.symptom,
+        certain=reading.certain and reading.rank is not Rank.WRAPPER,
+    )
+
+
+def _is_no_failure(
+    server: ServerEvidence, log: ServerLog, life: Life, line: int, *, symptom: bool
+) -> bool:
+    """Whether the server survived this line, or a peer left after an ordered stop."""
+    if _was_survived(server, log, line):
+        return True
+    if server.exit is not None or server.agent_lost:
+        return False
+    return life.survived(log, line) or (symptom and life.after_stop(line))
 
 
 def _was_survived(server: ServerEvidence, log: ServerLog, line: int) -> bool:
@@ -155,17 +251,34 @@ def _rank(signature: Signature) -> Rank:
 
 
 def _fill(text: str, groups: Sequence[str]) -> str:
+    """Insert the groups that took part; leave out what surrounds a group that did not."""
+    missing = [n for n in _PLACEHOLDER.findall(text) if int(n) >= len(groups)]
+    for number in missing:
+        hole = re.escape(f"{{{number}}}")
+        # A parenthesis, else a clause, else the sentence that needs the value.
+        for piece in (
+            rf" \([^()]*{hole}[^()]*\)",
+            rf"[:,;] [^.:,;()]*{hole}[^.,;()]*(?=[.,;])",
+            rf"(?:(?<=\. )|^)[^.]*{hole}[^.]*\. ?",
+        ):
+            shorter = re.sub(piece, "", text)
+            if shorter != text and shorter.strip():
+                text = shorter
+                break
+
     def group(match: re.Match[str]) -> str:
         number = int(match[1])
-        if number >= len(groups):
-            return "not stated"
-        return groups[number].strip()[:LINE_CHARS]
+        return groups[number].strip()[:LINE_CHARS] if number < len(groups) else "?"
 
     return _PLACEHOLDER.sub(group, text)
 
 
 def _unknown_exception(
-    server: ServerEvidence, log: ServerLog, explained_lines: set[int], found: Sequence[Clue]
+    server: ServerEvidence,
+    log: ServerLog,
+    explained_lines: set[int],
+    found: Sequence[Clue],
+    life: Life,
 ) -> Clue | None:
     """Return the last exception without a signature, from shortly before the server failed.
 
@@ -176,7 +289,9 @@ def _unknown_exception(
     lines = [
         line
         for line, match in log.errors.find(_EXCEPTION)
-        if line not in explained_lines and not _NOISE.search(match[0])
+        if line not in explained_lines
+        and not _NOISE.search(match[0])
+        and not _is_no_failure(server, log, life, line, symptom=True)
     ]
     near = [line for line in lines if _is_near_the_failure(log, line, server, second_hand)]
     second_hand_lines = [clue.line for clue in second_hand if clue.line is not None]

@@ -23,16 +23,36 @@ MAX_LINE_CHARS = 8192
 _CUT_MARK = " [...] "
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
+# with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
+_FOREIGN = re.compile(
+    r"^(?:\s{0,8}(?:[\w.-]{1,60}?[-_]\d{1,4} {1,40}\| ?|\[[A-Z][A-Z ]{2,30}\] "
+    r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| ))"
+)
 # Bounded repetitions: `[^()]*pid=[^()]*` is quadratic in "(pid=1 pid=1 pid=1 ...".
 _PROCESS = re.compile(r"^(?:\s*\([^()]{0,64}\bpid=\d+[^()]{0,64}\) ?|\[rank\d+\]: ?)+")
 _VLLM = re.compile(
     r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) +\d\d-\d\d \d\d:\d\d:\d\d +\[?[^\]\s]+:\d+\] ?"
 )
+# vllm-ascend 0.15 and Ray: `[2026-03-09 09:13:30] INFO modelslim_config.py:296: `.
+_BRACKETED = re.compile(
+    r"^\[\d{4}-\d\d-\d\d [\d:,.]{8,16}\] ?(DEBUG|INFO|WARNING|ERROR|CRITICAL) "
+    r"[\w./-]{1,80}:\d{1,6}:? ?"
+)
 _OTHER_LEVEL = re.compile(
-    r"^(?:(DEBUG|INFO|WARNING):\s|\d{4}-\d\d-\d\d [\d:,.]+\s+(DEBUG|INFO|WARNING)\s)"
+    r"^(?:(DEBUG|INFO|WARNING):\s|\d{4}-\d\d-\d\d [\d:,.]+(?:\+\d\d:\d\d)? (?:- [\w.]{1,80} - )?"
+    r"\s*(DEBUG|INFO|WARNING)\s|\[(?:[ \d-]{0,11})[\d:,. -]{8,30}\] [\w.: ]{0,40}\b(INFO|WARNING)\b)"
 )
 _STAMP = re.compile(
     r"(?<!\d)(?:(\d{4})-)?([01]\d)-([0-3]\d)[ T-]([0-2]\d):([0-5]\d):([0-6]\d)(?:[.,](\d{1,6}))?"
+)
+_NARROWEST_TERMINAL = 72
+_WIDEST_TERMINAL = 400
+_WRAPPED_TIMES = 2
+_BEGINS_A_LINE = re.compile(
+    r"\s|\(|\[|$|[\w.]{1,60}(?:Error|Exception): |Traceback|\w+: |[EWI]\d{4}|\d{4}-|"
+    r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b"
 )
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
 _BELOW_ERROR = frozenset({"DEBUG", "INFO", "WARNING"})
@@ -63,6 +83,8 @@ class ServerLog:
     """The lines as written, cut, without colours and control characters."""
     cleaned: tuple[str, ...]
     """The lines without process, level and time."""
+    processes: tuple[str, ...]
+    """Per line, the prefix that names its process; "" when it has none."""
     times: tuple[float | None, ...]
     """Per line, seconds since the epoch on the controller's wall clock.
 
@@ -101,14 +123,21 @@ def read_log(
         offset_s: Seconds to subtract from a stamp, read as UTC, to get the controller's wall
             clock: time zone plus clock error.
     """
-    raw = tuple(_clean_raw(line) for line in lines)
-    without_process = [_PROCESS.sub("", line) for line in raw]
-    cleaned = tuple(_VLLM.sub("", line) for line in without_process)
+    raw = join_wrapped([_clean_raw(line) for line in lines])
+    bare = [_FOREIGN.sub("", line) for line in raw]
+    processes = []
+    without_process = []
+    for line in bare:
+        prefix = _PROCESS.match(line)
+        processes.append(prefix[0].strip() if prefix else "")
+        without_process.append(line[prefix.end() :] if prefix else line)
+    cleaned = tuple(_BRACKETED.sub("", _VLLM.sub("", line)) for line in without_process)
     stamps = [_parse_time(line, reference, offset_s) for line in raw]
     errors = [index for index, line in enumerate(without_process) if not _is_below_error(line)]
     return ServerLog(
         raw=raw,
         cleaned=cleaned,
+        processes=tuple(processes),
         times=tuple(_fill_gaps(stamps)),
         everything=_join(cleaned, range(len(raw))),
         errors=_join(cleaned, errors),
@@ -118,6 +147,28 @@ def read_log(
 def _clean_raw(line: str) -> str:
     uncoloured = _COLOUR.sub("", cut_line(line)).rstrip("\r\n")
     return strip_control_characters(uncoloured)
+
+
+def join_wrapped(lines: Sequence[str]) -> tuple[str, ...]:
+    """Join the lines that a terminal of fixed width has broken.
+
+    The first piece gets the text; the others become empty, so that line numbers stay right. The
+    width is that of at least `_WRAPPED_TIMES` lines, none of which is longer, and each of which is
+    followed by a line without prefix.
+    """
+    width = max((len(line) for line in lines), default=0)
+    if width < _NARROWEST_TERMINAL or width > _WIDEST_TERMINAL:
+        return tuple(lines)
+    # A wide character that does not fit leaves one column free.
+    broken = [index for index, line in enumerate(lines[:-1]) if len(line) in (width, width - 1)]
+    broken = [index for index in broken if not _BEGINS_A_LINE.match(lines[index + 1])]
+    if len(broken) < _WRAPPED_TIMES:
+        return tuple(lines)
+    joined = list(lines)
+    for index in reversed(broken):
+        joined[index] = cut_line(joined[index] + joined[index + 1])
+        joined[index + 1] = ""
+    return tuple(joined)
 
 
 def _join(cleaned: Sequence[str], indices: Sequence[int]) -> LogText:
@@ -131,7 +182,7 @@ def _join(cleaned: Sequence[str], indices: Sequence[int]) -> LogText:
 
 
 def _is_below_error(line: str) -> bool:
-    found = _VLLM.match(line) or _OTHER_LEVEL.match(line)
+    found = _VLLM.match(line) or _BRACKETED.match(line) or _OTHER_LEVEL.match(line)
     if found is None:
         return False
     # Each pattern has one group per notation of the level; only one of them took part.

@@ -13,15 +13,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from raylaunch.supervise.diagnosis.clues import LINE_CHARS, Clue, Rank, ServerEvidence, find_clues
+from raylaunch.supervise.diagnosis.clues import LINE_CHARS, Clue, ServerEvidence, find_clues
+from raylaunch.supervise.diagnosis.edges import explained_ids
 from raylaunch.supervise.diagnosis.exit_reasons import describe_exit
 from raylaunch.supervise.diagnosis.log_lines import ServerLog, read_log
+from raylaunch.supervise.diagnosis.readings import Rank
 from raylaunch.supervise.diagnosis.signatures import Kind
 
 __all__ = ["Diagnosis", "ServerEvidence", "diagnose", "diagnose_text"]
 
 _DEVICE = re.compile(r"\bDevice:(\d+)|\b[Dd]evice[\[(](\d+)[\])]|\bNPU (\d+);|\bnpu:(\d+)")
 _DEVICE_LINES = 6  # CANN names the device within a few lines of the error
+_SAME_PLACE_LINES = 60
+_ALSO_POSSIBLE = "also possible: "
 _SAME_TIME_S = 1.0  # vLLM stamps in whole seconds
 
 
@@ -70,7 +74,7 @@ def diagnose(evidence: Sequence[ServerEvidence], *, at: float | None = None) -> 
         at: When the failure was detected (epoch, controller's wall clock); it gives the log's
             stamps their year.
     """
-    cases = _open_cases(evidence, at)
+    cases = _demote_explained(_open_cases(evidence, at))
     clue = _find_root(cases)
     if clue is None:
         return _without_evidence(evidence)
@@ -79,11 +83,12 @@ def diagnose(evidence: Sequence[ServerEvidence], *, at: float | None = None) -> 
 
 def diagnose_text(text: str, name: str = "log") -> Diagnosis | None:
     """Diagnose a bare log; None when no known failure is in it."""
-    case = _open_cases([ServerEvidence(0, log_lines=text.splitlines())], None)[0]
+    case = _demote_explained(_open_cases([ServerEvidence(0, log_lines=text.splitlines())], None))[0]
     clue = case.best()
     if clue is None:
         return None
-    return replace(_verdict(clue, [case]), detail=name)
+    found = _verdict(clue, [case])
+    return replace(found, detail=f"{name}; {found.detail}" if _has_rival(found) else name)
 
 
 def _open_cases(evidence: Sequence[ServerEvidence], at: float | None) -> list[_Case]:
@@ -103,6 +108,47 @@ def _open_case(server: ServerEvidence, reference: float | None) -> _Case:
     )
     clues = tuple(find_clues(server, log))
     return _Case(server, log, clues)
+
+
+def _demote_explained(cases: Sequence[_Case]) -> list[_Case]:
+    """Rank a clue that another clue of the group explains as a wrapper of it."""
+    ids = sorted({clue.reason.id for case in cases for clue in case.clues})
+    explained = explained_ids(ids)
+    demoted = []
+    for case in cases:
+        clues = tuple(
+            replace(clue, rank=max(clue.rank, Rank.WRAPPER))
+            if clue.reason.id in explained
+            else clue
+            for clue in case.clues
+        )
+        demoted.append(replace(case, clues=clues))
+    return demoted
+
+
+def _has_rival(found: Diagnosis) -> bool:
+    return _ALSO_POSSIBLE in found.detail
+
+
+def _rivals(root: Clue, cases: Sequence[_Case]) -> list[Clue]:
+    """Return other first-hand causes of the same server at the same time, none explained."""
+    return [
+        clue
+        for case in cases
+        for clue in case.clues
+        if clue.rank is Rank.CAUSE
+        and root.rank is Rank.CAUSE
+        and clue.server is root.server
+        and clue.reason.id != root.reason.id
+        and _is_same_time(clue, root)
+    ]
+
+
+def _is_same_time(clue: Clue, root: Clue) -> bool:
+    if clue.at == root.at:
+        # Also in a log without any time: there, only what stands near is of the same time.
+        return abs((clue.line or 0) - (root.line or 0)) <= _SAME_PLACE_LINES
+    return abs(clue.at - root.at) <= _SAME_TIME_S
 
 
 def _find_root(cases: Sequence[_Case]) -> Clue | None:
@@ -145,6 +191,7 @@ def _verdict(clue: Clue, cases: Sequence[_Case]) -> Diagnosis:
     root = clue.server.index if silent is None else silent
     log = next(case.log for case in cases if case.server is clue.server)
     node = next(case.server.node_ip for case in cases if case.server.index == root)
+    rivals = _rivals(clue, cases)
     line = ""
     line_number = None
     if clue.line is not None:
@@ -152,7 +199,7 @@ def _verdict(clue: Clue, cases: Sequence[_Case]) -> Diagnosis:
         line_number = clue.server.first_line + clue.line
     return Diagnosis(
         id=clue.reason.id,
-        kind=clue.reason.kind,
+        kind=_kind(clue, rivals),
         root=root,
         line=line,
         line_number=line_number,
@@ -160,11 +207,17 @@ def _verdict(clue: Clue, cases: Sequence[_Case]) -> Diagnosis:
         remedy=clue.reason.remedy,
         source=clue.reason.source,
         collateral=_collateral(root, cases),
-        detail=_detail(clue, silent, cases),
+        detail=_detail(clue, silent, rivals, cases),
         node=node,
         device=_device(log, clue) if clue.reason.kind == "device" else None,
-        certain=clue.certain,
+        certain=clue.certain and not rivals,
     )
+
+
+def _kind(clue: Clue, rivals: Sequence[Clue]) -> Kind:
+    """Return the class of the failure; that of an unknown one if the possible causes disagree."""
+    kinds = {each.reason.kind for each in (clue, *rivals)}
+    return clue.reason.kind if len(kinds) == 1 else "transient"
 
 
 def _collateral(root: int, cases: Sequence[_Case]) -> tuple[int, ...]:
@@ -175,9 +228,12 @@ def _collateral(root: int, cases: Sequence[_Case]) -> tuple[int, ...]:
     )
 
 
-def _detail(clue: Clue, silent: int | None, cases: Sequence[_Case]) -> str:
+def _detail(clue: Clue, silent: int | None, rivals: Sequence[Clue], cases: Sequence[_Case]) -> str:
     index = clue.server.index
-    notes = []
+    notes = [
+        f"{_ALSO_POSSIBLE}{rival.reason.cause} (remedy: {rival.reason.remedy})"
+        for rival in rivals[:1]
+    ]
     if silent is not None:
         notes.append(
             f"server {index} reports a lost peer, "

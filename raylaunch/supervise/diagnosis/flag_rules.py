@@ -1,0 +1,75 @@
+"""Flags and configuration values that this release refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+
+_CHOICE = re.compile(
+    r"error: argument (--[\w-]{1,60})(?:/-{1,2}[\w-]{1,40}){0,4}: invalid choice: '?([^'\n(]{1,80}?)'? "
+    r"\(choose from ([^\n]{0,4000})"
+)
+_UNRECOGNISED = re.compile(r"error: unrecognized arguments: (--?[\w.-]{1,80})([^\n]{0,300})")
+_FIELD = re.compile(
+    r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n([\w.]{1,80})\n\s{1,8}([^\n\[]{1,300})"
+)
+_QUANT = re.compile(
+    r"Unknown quantization method: ?'?ascend|quantization method '?ascend'? is not|Invalid quantization method: ?'?ascend"
+)
+
+
+def read_flags(log: ServerLog) -> Iterator[Reading]:
+    """Yield the flags and values that argparse or pydantic refused."""
+    for line, match in log.errors.find(_CHOICE):
+        flag, value, choices = match.groups()
+        if flag == "--quantization" and value == "ascend":
+            yield _no_ascend_quantisation(line)
+            continue
+        yield _flag(
+            line,
+            f"This release of vLLM does not accept `{value}` for {flag}; it knows "
+            f"{shorten(choices.rstrip(')'), 200)}.",
+            f"Choose one of these for {flag} under `args`, or use the release in which `{value}` exists.",
+        )
+    for line, _ in log.errors.find(_QUANT):
+        yield _no_ascend_quantisation(line)
+    for line, match in log.errors.find(_UNRECOGNISED):
+        more = f" (with {shorten(match[2], 80)})" if match[2].strip() else ""
+        yield _flag(
+            line,
+            f"This release of vLLM has no flag {match[1]}{more}: it was removed, renamed, comes "
+            "with a newer release or a plug-in that is not loaded, or is misspelt.",
+            "Correct or remove it under `args`; `vllm serve --help=all` on the node lists the "
+            "flags of this release.",
+        )
+    for line, match in log.errors.find(_FIELD):
+        owner, field, message = match.groups()
+        yield Reading(
+            reason(
+                "bad-config-value",
+                f"vLLM refused `{field}` of {owner}: {shorten(message, 200)}.",
+                f"Correct `{field.replace('_', '-')}` under `args`: `vllm serve --help=all` on the "
+                "node shows its values.",
+                "pydantic",
+                "deterministic",
+            ),
+            line,
+        )
+
+
+def _flag(line: int, cause: str, remedy: str) -> Reading:
+    return Reading(reason("bad-flag", cause, remedy, "argparse", "deterministic"), line)
+
+
+def _no_ascend_quantisation(line: int) -> Reading:
+    return _flag(
+        line,
+        "This release does not know the quantisation `ascend`: the vllm-ascend plug-in adds it, "
+        "and this release of it does not, or the plug-in is not loaded.",
+        "Use a vllm-ascend release that supports it (0.9 or newer; `pip show vllm-ascend`), check "
+        "that the plug-in is activated (`Platform plugin ascend is activated` in the log), or "
+        "serve unquantised weights without `args.quantization`.",
+    )

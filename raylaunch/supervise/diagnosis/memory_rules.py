@@ -1,0 +1,85 @@
+"""Memory of a device, read with its numbers: whose is it?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Reading, reason
+
+_SIZE = r"([\d.]{1,12}) ([KMGT]iB)"
+_OUT = re.compile(
+    r"(NPU|CUDA|HIP|XPU) out of memory\. Tried to allocate " + _SIZE + r"([^\n]{0,700})"
+)
+_TOTAL = re.compile(_SIZE + r" total capacity|total capacity of " + _SIZE)
+_FREE = re.compile(r"(?<![\w.])" + _SIZE + r" (?:is )?free")
+_RESERVED = re.compile(
+    _SIZE + r" reserved in total by PyTorch|this process has " + _SIZE + r" memory in use"
+)
+_OTHER_PROCESS = re.compile(r"Process (\d{1,9}) has " + _SIZE + r" memory in use")
+_UNITS = {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2.0**10}
+_OWN_OVERHEAD_GIB = 8.0
+"""CANN's context, HCCL buffers and graphs of one process are outside PyTorch: 2 to 6 GiB."""
+
+
+def read_memory(log: ServerLog) -> Iterator[Reading]:
+    """Yield each device that ran out of memory, with whoever holds it."""
+    for line, match in log.errors.find(_OUT):
+        yield _out_of_memory(line, match)
+
+
+def _gib(match: re.Match[str] | None) -> float | None:
+    if match is None:
+        return None
+    numbers = [group for group in match.groups() if group]
+    amount, unit = numbers[-2:]
+    return float(amount.rstrip(".")) * _UNITS[unit] if amount.count(".") <= 1 else None
+
+
+def _out_of_memory(line: int, match: re.Match[str]) -> Reading:
+    device, amount, unit, rest = match.groups()
+    asked = f"{amount} {unit}"
+    total = _gib(_TOTAL.search(rest))
+    free = _gib(_FREE.search(rest))
+    reserved = _gib(_RESERVED.search(rest))
+    named = _gib(_OTHER_PROCESS.search(rest))
+    if total is None or free is None or reserved is None:
+        return _own(line, device, asked, "")
+    others = max(0.0, total - free - reserved, named or 0.0)
+    numbers = (
+        f"of {total:.2f} GiB this process has reserved {reserved:.2f} GiB, {free:.2f} GiB are "
+        f"free, so {others:.2f} GiB are held outside PyTorch of this process"
+    )
+    if others <= _OWN_OVERHEAD_GIB or others < total * 0.15:
+        return _own(line, device, asked, f": {numbers} (its own HCCL, graphs and context)")
+    return Reading(
+        reason=reason(
+            "npu-oom-others" if device == "NPU" else "gpu-oom-others",
+            f"The {device}'s memory is held by another process: {numbers}. {asked} more were "
+            "requested.",
+            "`npu-smi info` (GPU: `nvidia-smi`) shows the processes on that device, also of "
+            "other containers: stop the other one or an orphan (`raylaunch clean`), choose other "
+            "devices, or lower `args.gpu-memory-utilization` to what is left.",
+            "arithmetic of the allocator's message",
+            "transient",
+        ),
+        line=line,
+    )
+
+
+def _own(line: int, device: str, asked: str, numbers: str) -> Reading:
+    return Reading(
+        reason=reason(
+            "npu-oom" if device == "NPU" else "gpu-oom",
+            f"Weights, activations and buffers do not fit into the {device}'s memory; {asked} "
+            f"more were requested{numbers}.",
+            "Lower `args.max-num-batched-tokens`, `args.max-num-seqs`, `args.max-model-len` or "
+            "`args.gpu-memory-utilization` (HCCL buffers are outside its share), lower "
+            "`env.HCCL_BUFFSIZE`, or raise `parallel.tensor`. `env.PYTORCH_NPU_ALLOC_CONF: "
+            "expandable_segments:True` helps against fragmentation.",
+            "vllm-ascend#5020, #1987, #3357",
+            "deterministic",
+        ),
+        line=line,
+    )

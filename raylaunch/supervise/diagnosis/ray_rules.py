@@ -1,0 +1,202 @@
+"""What Ray reports about resources, placement groups, versions and its head node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+
+_NO_DEVICE = re.compile(
+    r"Current node has no (NPU|GPU|TPU|\w{2,8}) available\.(?: current_node_resource=\{([^}\n]{0,3000}))?"
+)
+_INFEASIBLE = re.compile(
+    r"No available node types can fulfill resource request[^{\n]{0,60}(\{[^}\n]{0,300}\})"
+    r"|(?:Cannot provide a placement group of|Waiting for creating a placement group of specs"
+    r"[^\[\n]{0,80}specs=|placement_group_specs=?)[^\[\n]{0,40}(\[[^\]\n]{0,600}\])"
+    r"|(?:following resource request cannot be scheduled|is infeasible|cannot be scheduled)"
+    r"[^{\n]{0,120}(\{[^}\n]{0,300}\})"
+    r"|number of required (?:NPU|GPU|device)s exceeds the total number of available"
+)
+_DEMAND = re.compile(
+    r"^\s*(\{[^}\n]{1,300}\} ?\* ?\d{1,4}(?: \([A-Z_]{4,14}\))?): \d{1,4}\+? pending", re.MULTILINE
+)
+_USAGE = re.compile(r"^\s*([\d.]{1,9})/([\d.]{1,9}) (NPU|GPU)\b", re.MULTILINE)
+_VERSIONS = re.compile(r"(Ray|Python): (\d[\w.+]{1,20})")
+_VERSION = re.compile(r"Version mismatch: ")
+_GCS = re.compile(
+    r"(?:(?:[Ff]ailed|[Uu]nable) to connect to (?:the )?(?:GCS|Ray cluster)|Failed to get cluster ID from GCS|"
+    r"GCS (?:server )?at)[^\n]{0,60}?(?:address:? ?|at )[`']?((?:\d{1,3}\.){3}\d{1,3}|[\w.-]{1,80}):(\d{2,5})"
+)
+_ONE_IP = re.compile(r"Every node should have a unique IP address\. Got (\d{1,4}) nodes")
+_NO_DRIVER_DEVICE = re.compile(r"Ray does not allocate any (GPUs|NPUs) on the driver node")
+_DEAD_NODE = re.compile(
+    r"node with node id: (\w{1,60}) and address: ([\w.:-]{1,60})[^\n]{0,80}marked dead"
+)
+_ACTOR_DIED = re.compile(
+    r"ray\.exceptions\.\w*ActorDiedError|The actor died unexpectedly before finishing"
+)
+_VERSION_LINES = 8
+
+
+def read_ray(log: ServerLog) -> Iterator[Reading]:
+    """Yield what Ray says is missing."""
+    for line, match in log.errors.find(_NO_DEVICE):
+        yield _no_device(line, match[1], match[2] or "")
+    usage = {match[3]: match[2] for _, match in log.everything.find(_USAGE)}
+    for text in (log.everything,):
+        for line, match in text.find(_INFEASIBLE):
+            request = next((group for group in match.groups() if group), "")
+            yield _infeasible(log, line, request, usage)
+        for line, match in text.find(_DEMAND):
+            yield _infeasible(log, line, match[1], usage)
+    for line, _ in log.errors.find(_VERSION):
+        if reading := _versions(log, line):
+            yield reading
+    for line, match in log.errors.find(_GCS):
+        yield _gcs(line, match[1], match[2])
+    for line, match in log.errors.find(_ONE_IP):
+        yield _read(
+            line,
+            "ray-same-address",
+            f"Ray's {match[1]} nodes report fewer different addresses: VLLM_HOST_IP is set to one "
+            "address on all nodes, or their containers share an address.",
+            "Set VLLM_HOST_IP on each node to that node's own address before `ray start`.",
+        )
+    for line, match in log.errors.find(_NO_DRIVER_DEVICE):
+        yield _read(
+            line,
+            "ray-driver-without-device",
+            f"The node on which vLLM was started gives no {match[1]} to the placement group: it "
+            "has none free, or it announces another address than vLLM uses.",
+            "Start on a node that has the devices, free them (`ray status`), and set VLLM_HOST_IP "
+            "to the address that `ray list nodes` shows for it.",
+        )
+    for line, match in log.errors.find(_DEAD_NODE):
+        yield _read(
+            line,
+            "node-lost",
+            f"Ray lost the node {match[2]} (marked dead): it was switched off, its raylet died, "
+            "or its network was cut.",
+            "Check that node and `ray status`; join it again with `ray start --address`.",
+            kind="transient",
+        )
+    for line, _ in log.errors.find(_ACTOR_DIED):
+        yield Reading(
+            reason(
+                "ray-actor-died",
+                "A worker process of Ray died; its own error is not in this log.",
+                "Read `worker-*.err` and raylet.out of that node under "
+                "/tmp/ray/session_latest/logs, and `dmesg -T | grep -iE 'oom|killed process'`.",
+                "Ray exceptions.py",
+                "transient",
+            ),
+            line,
+            rank=Rank.WRAPPER,
+            certain=False,
+        )
+
+
+def _read(line: int, id_: str, cause: str, remedy: str, kind: str = "deterministic") -> Reading:
+    kinds = {"deterministic", "transient"}
+    assert kind in kinds
+    told = reason(
+        id_, cause, remedy, "Ray", "transient" if kind == "transient" else "deterministic"
+    )
+    return Reading(told, line)
+
+
+def _no_device(line: int, device: str, resources: str) -> Reading:
+    names = set(re.findall(r"'([\w.:-]{1,120})':", resources))
+    start = f"`ray start ... --resources='{{\"{device}\": 8}}'` (the node's real number)"
+    if any(name.startswith(f"{device}_group_") for name in names) and device not in names:
+        return _read(
+            line,
+            "ray-devices-reserved",
+            f"All {device}s of this node are reserved by a placement group (only "
+            f"`{device}_group_...` is left in the resources): another job, or one that has not "
+            "been cleaned up, or vLLM runs outside the placement group that holds them.",
+            "`ray list placement-groups` shows the owner; stop it or remove the group "
+            "(`raylaunch clean`), or start vLLM inside that placement group.",
+            kind="transient",
+        )
+    if "GPU" in names and device == "NPU":
+        return _read(
+            line,
+            "ray-gpu-instead-of-npu",
+            "Ray registered this node with GPU resources and no NPU: it was started with "
+            "--num-gpus, or this Ray did not detect the NPUs.",
+            f"Stop Ray and start it on every node with NPU resources: {start}, without --num-gpus.",
+        )
+    seen = shorten(", ".join(sorted(names - {"memory", "object_store_memory"})), 160)
+    return _read(
+        line,
+        "ray-no-device",
+        f"Ray knows no {device} on this node" + (f" (it has: {seen})" if seen else "") + ".",
+        f"Start Ray on every node with {start}; `ray status` must show them.",
+    )
+
+
+def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) -> Reading:
+    text = f"{request} {log.cleaned[line]}"
+    device = "NPU" if "NPU" in text else "GPU"
+    has = f"; `ray status` in the log shows {usage[device]} {device}" if device in usage else ""
+    asked = f" ({shorten(request, 200)})" if request else ""
+    nodes = re.findall(r"node:((?:\d{1,3}\.){3}\d{1,3})", request)
+    pinned = ""
+    if nodes:
+        pinned = (
+            f" The request is pinned to node {nodes[0]}: if Ray knows that node under another "
+            "address, it can never be met (VLLM_HOST_IP)."
+        )
+    strict = (
+        " All of it must be on one node (STRICT_PACK)." if "STRICT_PACK" in log_text(log) else ""
+    )
+    return _read(
+        line,
+        "ray-infeasible",
+        f"Ray cannot reserve what the server asks for{asked}: the cluster has fewer {device}s "
+        f"free than that, or none on one node{has}.{strict}{pinned}",
+        f"Ask for no more {device}s than the nodes have (`parallel.tensor`, `parallel.pipeline`), "
+        "add nodes (`ray status` lists who has joined and what is in use), or declare the devices "
+        f"at `ray start` (`--resources='{{\"{device}\": N}}'`).",
+    )
+
+
+def log_text(log: ServerLog) -> str:
+    """Return the text that is searched for words, without its INFO lines."""
+    return log.errors.text
+
+
+def _versions(log: ServerLog, line: int) -> Reading | None:
+    near = "\n".join(log.cleaned[line : line + _VERSION_LINES])
+    found = _VERSIONS.findall(near)
+    by_name = {
+        name: [version for other, version in found if other == name] for name in ("Ray", "Python")
+    }
+    differ = [
+        f"{name} {versions[0]} in the cluster, {versions[1]} here"
+        for name, versions in by_name.items()
+        if len(versions) > 1 and versions[0] != versions[1]
+    ]
+    if not differ:
+        return None
+    return _read(
+        line,
+        "ray-version",
+        f"This node and the Ray cluster run different versions: {'; '.join(differ)}.",
+        "Install the same ray and the same Python minor version on all nodes, then `ray start` again.",
+    )
+
+
+def _gcs(line: int, host: str, port: str) -> Reading:
+    return _read(
+        line,
+        "ray-gcs",
+        f"Ray's head (GCS) does not answer at {host}:{port}: it is not running there, listens on "
+        "another port, or a firewall blocks it.",
+        f"On the head run `ray status` and `ss -ltnp | grep gcs` (its real port); from this node "
+        f"`nc -vz {host} {port}`; start both with the same port, and open it.",
+        kind="transient",
+    )

@@ -1,0 +1,134 @@
+"""What a serving log survived, and which of its error lines nothing explains.
+
+A bare log has no exit status. What comes after an error tells whether the server survived it: an
+answered completion, tokens, a finished start. After an ordered stop, lost peers are no failure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+
+_SERVED = re.compile(
+    r'"POST /(?:v1|v2|generate|pooling|tokenize|invocations|inference)\S{0,80} HTTP/[\d.]{1,3}" 200|'
+    r"Avg generation throughput: (?!0\.0 )[\d.]{1,12} tokens/s|"
+    r"Application startup complete\.|Uvicorn running on |service is ready!"
+)
+_PROGRESSED = re.compile(
+    r"init engine \([^)\n]{1,80}\) took|Graph capturing finished|Loading (?:model )?weights took|"
+    r"\b\d{1,6}/\d{1,6} \[\d|Available KV cache memory|rank \d{1,5} in world size"
+)
+_ANSWERED = re.compile(r'"(?:GET|POST) /\S{0,120} HTTP/[\d.]{1,3}" [234]\d\d')
+_DIED = re.compile(
+    r"EngineDeadError|EngineCore encountered|died unexpectedly|Engine core initialization failed|"
+    r"fatal signal from worker|failed to start\.|shutting down executor|AsyncEngineDeadError|"
+    r"Engine loop (?:is not running|has died)|^Killed\b|Application startup failed|"
+    r"Engine process failed to start",
+    re.MULTILINE,
+)
+_ORDERED_STOP = re.compile(
+    r"SIGTERM|SIGINT|[Rr]eceived signal (?:15|2)\b|^\^C|KeyboardInterrupt|[Gg]raceful(?:ly)? shut|"
+    r"INFO: {4,5}Shutting down|Received exit signal|received stop request|Stopping container",
+    re.MULTILINE,
+)
+_REQUEST_PLACE = re.compile(
+    r"\[?(?:serving\w*|api_server|api_router|protocol|async_llm|preprocess\w*|chat_utils|renderer|"
+    r"tool_parsers?\w*|\w*_tool_parser|\w*_reasoning_parser|abstract_parser|launcher|base_serving|utils)"
+    r"\.py:\d{1,5}\]|Exception in ASGI application"
+)
+_PYTHON_ERROR = re.compile(
+    r"^Traceback \(most recent call last\)|"
+    r"^(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception)(?:: |$)"
+)
+_ERROR_LINE = re.compile(
+    r"^\s{0,8}(?:\([^()]{0,64}\) ?){0,3}(?:\[rank\d{1,5}\]: ?)?(?:ERROR|CRITICAL|FATAL)\b[ :]|"
+    r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|CRITICAL)\][ :]|"
+    r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
+)
+
+
+@dataclass(frozen=True)
+class Life:
+    """Where a log shows that its server was alive, dead, or told to stop. Indices of lines."""
+
+    served: int = -1
+    """Last sign that the engine worked."""
+    progressed: int = -1
+    """Last sign that a start went on: weaker, since one of many workers may have failed."""
+    answered: int = -1
+    """Last answer of the API to anybody."""
+    died: int = -1
+    stopped: int | None = None
+    """First line of an ordered stop."""
+
+    def survived(self, log: ServerLog, line: int) -> bool:
+        """Whether the server worked on after this line."""
+        if self.died >= line and self.died > self.served:
+            return False
+        if self.served > line:
+            return True
+        return self.answered > line and _is_of_a_request(log, line)
+
+    def after_stop(self, line: int) -> bool:
+        """Whether the line was written after the server was told to stop."""
+        return self.stopped is not None and line > self.stopped
+
+
+def read_life(log: ServerLog) -> Life:
+    """Find the signs of life of a log."""
+    served = max((line for line, _ in log.everything.find(_SERVED)), default=-1)
+    answered = max((line for line, _ in log.everything.find(_ANSWERED)), default=-1)
+    went_on = max((line for line, _ in log.everything.find(_PROGRESSED)), default=-1)
+    died = max((line for line, _ in log.errors.find(_DIED)), default=-1)
+    stopped = next((line for line, _ in log.everything.find(_ORDERED_STOP)), None)
+    return Life(served, max(served, went_on), answered, died, stopped)
+
+
+def _is_of_a_request(log: ServerLog, line: int) -> bool:
+    """Whether a line was logged by the API server for one request."""
+    process = log.processes[line].lower()
+    if process and "apiserver" not in process.replace("_", ""):
+        return False
+    near = log.raw[max(0, line - 40) : line + 1]
+    return any(_REQUEST_PLACE.search(text) for text in near)
+
+
+def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> Iterator[Reading]:
+    """Yield one reading for the error lines that no rule explains: first, last, how many."""
+    lines = [
+        line
+        for line in log.errors.lines
+        if line not in explained
+        and (_ERROR_LINE.search(log.raw[line]) or _PYTHON_ERROR.match(log.cleaned[line]))
+        and log.cleaned[line].strip()
+        and not life.survived(log, line)
+        and not life.after_stop(line)
+    ]
+    if not lines:
+        return
+    first, last = lines[0], lines[-1]
+    processes = sorted({log.processes[line].strip("() ") for line in lines} - {""})
+    by = f" from {shorten(', '.join(processes), 120)}" if processes else ""
+    many = f"{len(lines)} error lines{by}" if len(lines) > 1 else f"One error line{by}"
+    cause = (
+        f"{many}, and no known failure explains them. First: `{shorten(log.cleaned[first], 200)}`"
+    )
+    if last != first:
+        cause += f". Last: `{shorten(log.cleaned[last], 200)}`"
+    yield Reading(
+        reason(
+            "unexplained-errors",
+            f"{cause}.",
+            "Read the log from the first of these lines on; on Ascend also "
+            "`~/ascend/log/debug/plog/plog-PID_*.log` of that process.",
+            "raylaunch",
+            "transient",
+        ),
+        first,
+        rank=Rank.UNREAD,
+        certain=False,
+    )

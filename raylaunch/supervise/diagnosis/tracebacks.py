@@ -1,0 +1,96 @@
+"""Python exceptions of a log with the frame that raised them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+
+_EXCEPTION = re.compile(
+    r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|Interrupt|NotFound))"
+    r"(?:: ?([^\n]{0,4000}))?$",
+    re.MULTILINE,
+)
+_FRAME = re.compile(r'^\s*File "([^"\n]{1,400})", line (\d{1,6})(?:, in ([\w<>.]{1,100}))?')
+_PACKAGE = re.compile(
+    r"(?:site-packages|dist-packages|vllm-workspace|vllm-ascend|/workspace)/"
+    r"(?:vllm-ascend/|vllm/(?=vllm/))?((?:\w+/)*\w+\.py)$"
+)
+_KNOWN = re.compile(
+    r"(?:^|/)((?:vllm_ascend|vllm|torch_npu|transformers|ray|torch)/[\w/]{1,200}\.py)$"
+)
+_FRAMES = 12
+_LOOK_BACK = 60
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a traceback."""
+
+    path: str
+    function: str
+
+    @property
+    def module_path(self) -> str:
+        """The path below the package's folder: `vllm_ascend/ops/fused_moe.py`."""
+        found = _KNOWN.search(self.path) or _PACKAGE.search(self.path)
+        return found[1] if found else self.path.rpartition("/")[2]
+
+    @property
+    def package(self) -> str:
+        """Name of the top package."""
+        return self.module_path.partition("/")[0].removesuffix(".py")
+
+
+@dataclass(frozen=True)
+class Raised:
+    """One exception as the log shows it."""
+
+    line: int
+    type: str
+    """Class without its module."""
+    message: str
+    frames: tuple[Frame, ...]
+    """Innermost first; empty when the log has none."""
+    process: str
+
+    @property
+    def innermost(self) -> Frame | None:
+        """The frame that raised."""
+        return self.frames[0] if self.frames else None
+
+
+def find_exceptions(log: ServerLog) -> Iterator[Raised]:
+    """Yield the exceptions of a log, in its order."""
+    for line, match in log.errors.find(_EXCEPTION):
+        yield Raised(
+            line=line,
+            type=match[1].rpartition(".")[2],
+            message=(match[2] or "").strip(),
+            frames=tuple(_frames_before(log, line)),
+            process=log.processes[line],
+        )
+
+
+def _frames_before(log: ServerLog, line: int) -> Iterator[Frame]:
+    """Yield the frames above an exception of the same process, innermost first."""
+    process = log.processes[line]
+    count = 0
+    for index in range(line - 1, max(-1, line - _LOOK_BACK), -1):
+        if log.processes[index] != process:
+            continue
+        text = log.cleaned[index]
+        if text.lstrip().startswith("Traceback (most recent"):
+            return
+        found = _FRAME.match(text)
+        if found is None:
+            # The end of an exception above this one's first frame.
+            if count and _EXCEPTION.match(text):
+                return
+            continue
+        count += 1
+        yield Frame(found[1], found[3] or "")
+        if count == _FRAMES:
+            return
