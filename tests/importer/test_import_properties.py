@@ -77,7 +77,6 @@ SHELLISH = st.lists(
 
 # A recipe refuses control characters other than tab and newline, and Unicode's non-characters.
 WORD = st.text(
-WORD = st.text(
     st.characters(
         codec="utf-8",
         exclude_categories=["Cc"],

@@ -13,12 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raylaunch.supervise.diagnosis.error_codes import (
-    ErrorCode,
-    find_code,
-    find_number,
-    module_of,
-)
+from raylaunch.supervise.diagnosis.error_codes import ErrorCode, find_code, find_number, module_of
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
