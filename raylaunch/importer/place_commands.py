@@ -10,7 +10,7 @@ from raylaunch.importer.draft import Draft, Placed
 from raylaunch.importer.script_model import Server
 from raylaunch.importer.serve_flags import Given, is_bare, plain, value_of
 from raylaunch.importer.server_groups import Group
-from raylaunch.importer.shell.expansion import needs_a_run, unknowns
+from raylaunch.importer.shell.placeholders import needs_a_run, unknowns
 from raylaunch.recipe.reserved import reserved_arg
 
 _SIZES = {

@@ -10,7 +10,7 @@ from raylaunch.importer.docker_run import ContainerRun
 from raylaunch.importer.draft import Draft, hides
 from raylaunch.importer.script_model import HostSetting, Server, Setting, shown
 from raylaunch.importer.server_groups import Group
-from raylaunch.importer.shell.expansion import needs_a_run, unknowns
+from raylaunch.importer.shell.placeholders import needs_a_run, unknowns
 from raylaunch.recipe.reserved import reserved_env
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

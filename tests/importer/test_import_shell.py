@@ -2,7 +2,8 @@
 
 import pytest
 
-from raylaunch.importer.shell.expansion import expand, unknowns
+from raylaunch.importer.shell.expansion import expand
+from raylaunch.importer.shell.placeholders import unknowns
 from raylaunch.importer.shell.shell_blocks import Block, nest
 from raylaunch.importer.shell.shell_parser import parse
 

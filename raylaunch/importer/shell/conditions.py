@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 
-from raylaunch.importer.shell.expansion import is_open
+from raylaunch.importer.shell.placeholders import is_open
 
 _NUMERIC: dict[str, Callable[[int, int], bool]] = {
     "-eq": operator.eq,

@@ -5,12 +5,13 @@ Nothing is executed: what only a run could tell (`$(hostname)`) stays as it is w
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raylaunch.importer.shell.arithmetic import compute
+from raylaunch.importer.shell.placeholders import is_open
+from raylaunch.importer.shell.texts import expand_braces, output_of, trim
 
 MAX_WORD = 131_072
 """Characters of one word: Linux's MAX_ARG_STRLEN (32 pages); execve refuses a longer one."""
@@ -21,12 +22,7 @@ MAX_TOTAL = 8_000_000
 _MAX_EXPANSION = 4096
 """Characters within which `$(...)` or `${...}` must close."""
 
-_MAX_TRIMMED = 512
-"""Characters of a value that `%` and `#` cut: each length is tried, so the cost is its square."""
-
 _MAX_NESTING = 20
-_MAX_BRACE_WORDS = 4096
-
 BETWEEN = "\x1f"
 """Separates the members of an array in its variable."""
 
@@ -270,7 +266,7 @@ class Expander:
         words = [self.substitute(word.strip("\"'")) for word in found[2].split()]
         if is_open(" ".join(words)) or re.search(r"[*?\[{]", found[2]):
             return None
-        return _output(found[1], words)
+        return output_of(found[1], words)
 
     def _parameter(self, text: str) -> str | None:
         if text.startswith("#"):
@@ -333,7 +329,7 @@ class Expander:
             if not old or re.search(r"[*?\[]", old):
                 return None
             return value.replace(old, new, -1 if operator == "//" else 1)
-        return _trim(value, operator, pattern)
+        return trim(value, operator, pattern)
 
     def _default(self, name: str, value: str | None, operator: str, word: str) -> str:
         if value or (value == "" and not operator.startswith(":")):
@@ -376,52 +372,6 @@ def expand(word: Word, variables: dict[str, str], used: set[str]) -> list[str]:
     return Expander(variables, used).expand(word)
 
 
-def is_open(value: str) -> bool:
-    """Return whether a value still holds an expansion or a placeholder."""
-    return re.search(r"\$[\w{(@*#]|`|\{\{|<[A-Za-z_]", value) is not None
-
-
-def needs_a_run(value: str) -> bool:
-    """Return whether a value holds a command substitution: only a run could tell it."""
-    return re.search(r"\$\(|`", value) is not None
-
-
-def expand_braces(text: str) -> list[str]:
-    """Expand `{1..4}` and `{a,b}`, at most one of them, as loops over nodes use it."""
-    span = re.fullmatch(r"([^{}]*)\{(-?\d{1,9})\.\.(-?\d{1,9})\}([^{}]*)", text)
-    if span:
-        first = int(span[2])
-        last = int(span[3])
-        step = 1 if last >= first else -1
-        if abs(last - first) >= _MAX_BRACE_WORDS:
-            return [text]
-        return [f"{span[1]}{number}{span[4]}" for number in range(first, last + step, step)]
-    listed = re.fullmatch(r"([^{}]*)\{([^{}\s\"':]*,[^{}\s\"':]*)\}([^{}]*)", text)
-    if listed:
-        parts = listed[2].split(",")
-        return [f"{listed[1]}{part}{listed[3]}" for part in parts][:_MAX_BRACE_WORDS]
-    return [text]
-
-
-def unknowns(text: str) -> list[str]:
-    """Return what is to be filled in by hand.
-
-    `$NAME`, `{NAME}`, `<name>`, `|name|`, `xxxx`, `x.x.x.1`, `your_...`, `/path/to`.
-    """
-    is_json = text.startswith(("{", "[")) and len(text) > 2
-    if is_json and not re.match(r"\{\w+\}|\{\{[^{}]+\}\}", text):
-        # The braces of JSON are its own.
-        return re.findall(r"\$\{?\w+\}?|\{\{ *\w[^{}\"]*\}\}|/path/to\b", text)
-    found = re.findall(
-        r"\$\([^)]*\)|`[^`]*`|\$\{[^}]*\}|\$\w+|\{\{[^{}]+\}\}|\{[A-Za-z_]\w*\}"
-        r"|<[^<>\s][^<>]*>|\|\w+\|",
-        text,
-    )
-    return found or re.findall(
-        r"(?i)\b(?:x{2,}|(?:[\dx]+\.){1,3}x+(?:\.[\dx/]+)*|your_\w+)(?![\w])|/path/to\b", text
-    )
-
-
 def _unsplit(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     return tuple(Piece(each.text, each.expands, quoted=True) for each in pieces)
 
@@ -434,44 +384,3 @@ def _unquoted(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         return text[1:-1]
     return text
-
-
-def _trim(value: str, operator: str, pattern: str) -> str | None:
-    """Remove the shortest (`#`, `%`) or longest (`##`, `%%`) match from one end."""
-    if len(value) > _MAX_TRIMMED or len(pattern) > 64 or pattern.count("*") > 3:
-        return None
-    lengths = range(len(value) + 1)
-    for length in reversed(lengths) if len(operator) == 2 else lengths:
-        if operator[0] == "#" and fnmatch.fnmatchcase(value[:length], pattern):
-            return value[length:]
-        if operator[0] == "%" and fnmatch.fnmatchcase(value[len(value) - length :], pattern):
-            return value[: len(value) - length]
-    return value
-
-
-def _output(command: str, words: list[str]) -> str | None:
-    if command == "echo":
-        return None if words[:1] in (["-e"], ["-n"]) else " ".join(words)
-    if command in ("which", "command -v"):
-        # The one program whose path matters; a server's own environment finds it.
-        return "vllm" if words == ["vllm"] else None
-    if command == "basename" and words:
-        name = words[0].rstrip("/").rpartition("/")[2]
-        return name.removesuffix(words[1]) if len(words) > 1 else name
-    if command == "dirname" and words:
-        return words[0].rstrip("/").rpartition("/")[0] or "."
-    if command == "seq" and all(re.fullmatch(r"-?\d{1,9}", word) for word in words):
-        return _sequence([int(word) for word in words])
-    return None
-
-
-def _sequence(numbers: list[int]) -> str | None:
-    if not 1 <= len(numbers) <= 3:
-        return None
-    first = numbers[0] if len(numbers) > 1 else 1
-    step = numbers[1] if len(numbers) == 3 else 1
-    last = numbers[-1]
-    if step == 0 or abs(last - first) // abs(step) >= _MAX_BRACE_WORDS:
-        return None
-    end = last + (1 if step > 0 else -1)
-    return " ".join(map(str, range(first, end, step)))

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from raylaunch.importer.shell.expansion import Piece, Word, end_of_expansion
+from raylaunch.importer.shell.expansion import Piece, Word
+from raylaunch.importer.shell.shell_words import MAX_UNCLOSED, Oddity, WordReader
 
 PLACEHOLDER = re.compile(
     r"<[A-Za-z_][\w./:-]*(?: [\w./:-]+)*>|\{\{[ \t]*\.?[A-Za-z_][^{}\n]{0,200}\}\}"
@@ -24,9 +25,6 @@ _REDIRECTION = re.compile(r"&>>?|[<>]&|>>|<<<|<<-?|>\||<>|[<>]")
 _LONGEST_ARRAY = 20_000
 """Characters within which an array must close."""
 
-_MAX_UNCLOSED = 500
-"""Expansions that never close, per script: after so many each `$` is a letter. Keeps it linear."""
-
 _LOOKAHEAD = 60_000
 """Characters that may be read in vain for arrays that never close, per script."""
 
@@ -36,7 +34,6 @@ _OPENERS = ("if", "elif", "while", "until")
 _LISTS = ("for", "select", "case")
 _ARITHMETIC = re.compile(r"\(\(([^\n]{0,500}?)\)\)(?=\s|;|&|\||\)|\Z)")
 _PATTERN = re.compile(r"\(?([^()\n]{1,200})\)")
-_DOUBLE_QUOTED = re.compile(r'["\\$`]')
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,6 @@ class Statement:
     """Behind `!`: its status is inverted."""
 
 
-@dataclass(frozen=True)
-class Oddity:
-    """Something that a shell would take in another way than it was meant."""
-
-    line: int
-    what: str
-    text: str = ""
-
-
 @dataclass
 class Parsed:
     """A script as statements, and what of it is none."""
@@ -89,23 +77,15 @@ def parse(text: str) -> Parsed:
     return _Reader(text.replace("\r\n", "\n").removeprefix("\ufeff")).read()
 
 
-class _Reader:
+class _Reader(WordReader):
     """One pass over the text, character by character."""
 
     def __init__(self, text: str, at: int = 0, line: int = 1, *, in_array: bool = False) -> None:
-        self.text = text
-        self.at = at
-        self.line = line
+        super().__init__(text, at, line)
         self.in_array = in_array
         self.lookahead = _LOOKAHEAD
         self.out = Parsed()
-        self.pieces: list[Piece] | None = None
-        self.began = 0
-        self.words: list[Word] = []
-        self.start = 1
         self.joined = ""
-        self.target: str | None = None
-        """The redirection operator that waits for its file."""
         self.redirections: list[str] = []
         self.heredocs: list[tuple[str, bool, int]] = []
         self.in_test = False
@@ -113,14 +93,13 @@ class _Reader:
         self.cases = 0
         self.expects_pattern = False
         self.negated = False
-        self.unclosed = 0
-        """Expansions that were searched in vain for their end."""
 
     def read(self) -> Parsed:
         while self.at < len(self.text):
             self.step(self.text[self.at])
         self._end_statement("")
         self._read_heredocs()
+        self.out.oddities = self.oddities
         return self.out
 
     def step(self, char: str) -> None:
@@ -140,7 +119,7 @@ class _Reader:
 
     def _parenthesis(self, char: str) -> None:
         at_word = self.pieces is None
-        doubled = at_word and self.text.startswith("((", self.at) and self.unclosed < _MAX_UNCLOSED
+        doubled = at_word and self.text.startswith("((", self.at) and self.unclosed < MAX_UNCLOSED
         computed = _ARITHMETIC.match(self.text, self.at) if doubled else None
         self.unclosed += doubled and computed is None
         if computed:
@@ -160,123 +139,6 @@ class _Reader:
 
     def read_comment(self) -> None:
         self.at = self._find("\n", self.at)
-
-    def _find(self, what: str, start: int) -> int:
-        found = self.text.find(what, start)
-        return len(self.text) if found < 0 else found
-
-    def _open_word(self) -> list[Piece]:
-        if self.pieces is None:
-            self.pieces = []
-            self.began = self.at
-            if not self.words and self.target is None:
-                self.start = self.line
-        return self.pieces
-
-    def _add(
-        self,
-        text: str,
-        *,
-        expands: bool = False,
-        splits: bool = False,
-        quoted: bool = False,
-        length: int | None = None,
-    ) -> None:
-        pieces = self._open_word()
-        last = pieces[-1] if pieces else None
-        if last and not expands and not last.expands and last.quoted == quoted:
-            pieces[-1] = Piece(last.text + text, quoted=quoted)
-        else:
-            pieces.append(Piece(text, expands, splits, quoted))
-        consumed = self.text[self.at : self.at + (len(text) if length is None else length)]
-        self.line += consumed.count("\n")
-        self.at += len(consumed)
-
-    def read_backslash(self) -> None:
-        rest = re.compile(r"\\([ \t\r]*)(\n|\Z)").match(self.text, self.at)
-        if rest is None:
-            return self._add(self.text[self.at + 1], quoted=True, length=2)
-        if rest[1].strip("\r") and rest[2]:
-            self._oddity(
-                "blanks behind a backslash: a shell would end the command here; read as continued"
-            )
-        if rest[1]:
-            self.end_word()
-        self.at = rest.end()
-        self.line += 1
-        return None
-
-    def read_single(self) -> None:
-        start = self.at + (2 if self.text[self.at] == "$" else 1)
-        end = self.text.find("'", start)
-        if end < 0:
-            self._oddity("a quote that never closes; read as a letter", self._rest_of_line())
-            self._add("'", length=start - self.at)
-        else:
-            self._add(self.text[start:end], quoted=True, length=end + 1 - self.at)
-
-    def read_double(self) -> None:
-        """Read a double-quoted string; each `$` in it is a piece of its own."""
-        end = self._closing_quote(self.at + 1)
-        if end is None:
-            self._oddity("a quote that never closes; read as a letter", self._rest_of_line())
-            return self._add('"')
-        start = self.at
-        # An empty "" is a word too.
-        self._add("", quoted=True, length=0)
-        at = start + 1
-        while at < end:
-            at = self._within_quotes(at, end)
-        self.line += self.text.count("\n", start, end)
-        self.at = end + 1
-        return None
-
-    def _within_quotes(self, at: int, end: int) -> int:
-        """Add one part of a double-quoted string; return where the next begins."""
-        found = _DOUBLE_QUOTED.search(self.text, at, end)
-        stop = found.start() if found else end
-        if stop > at:
-            self._add(self.text[at:stop], quoted=True, length=0)
-            return stop
-        if self.text[at] == "\\":
-            escaped = self.text[at + 1 : at + 2]
-            if escaped != "\n":
-                kept = escaped if escaped in ('"', "\\", "$", "`") else f"\\{escaped}"
-                self._add(kept, quoted=True, length=0)
-            return at + 2
-        expansion = self._expansion(at)
-        if expansion is None or expansion > end:
-            self._add(self.text[at], quoted=True, length=0)
-            return at + 1
-        self._add(self.text[at:expansion], expands=True, quoted=True, length=0)
-        return expansion
-
-    def _closing_quote(self, start: int) -> int | None:
-        at = start
-        while found := _DOUBLE_QUOTED.search(self.text, at):
-            if found[0] == '"':
-                return found.start()
-            # A `$(...)` has quotes of its own.
-            escaped = found[0] == "\\"
-            end = found.start() + 2 if escaped else self._expansion(found.start())
-            at = end or found.end()
-        return None
-
-    def _expansion(self, at: int) -> int | None:
-        """Return the end of the expansion at `at`; after many that never close, None."""
-        if self.unclosed >= _MAX_UNCLOSED:
-            return None
-        end = end_of_expansion(self.text, at)
-        self.unclosed += end is None
-        return end
-
-    def read_dollar(self) -> None:
-        if self.text.startswith("$'", self.at):
-            return self.read_single()
-        end = self._expansion(self.at)
-        if end is None:
-            return self._add(self.text[self.at])
-        return self._add(self.text[self.at : end], expands=True, splits=True)
 
     def read_newline(self) -> None:
         self._end_statement("")
@@ -382,7 +244,7 @@ class _Reader:
         self.out.statements.append(
             Statement(self.start, tuple(inner.words), self.joined, array=assignment)
         )
-        self.out.oddities += inner.out.oddities
+        self.oddities += inner.oddities
         self.at = inner.at + 1
         self.line = inner.line
         self.pieces = None
@@ -487,12 +349,6 @@ class _Reader:
     def _control(self, word: str) -> None:
         self.out.statements.append(Statement(self.start, (), self.joined, control=word))
         self.joined = ""
-
-    def _rest_of_line(self) -> str:
-        return self.text[self.at : self._find("\n", self.at)]
-
-    def _oddity(self, what: str, text: str = "", line: int | None = None) -> None:
-        self.out.oddities.append(Oddity(self.line if line is None else line, what, text))
 
 
 _READERS: dict[str, Callable[[_Reader], None]] = {
