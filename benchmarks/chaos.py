@@ -24,9 +24,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
@@ -37,7 +40,6 @@ from report import publish, table
 from raylaunch import api
 from raylaunch.errors import ClusterError, RaylaunchError
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
-from raylaunch.runtime.cluster.connection import disconnect
 from raylaunch.runtime.cluster.local_cleanup import stop_local
 from raylaunch.supervise.deployment_status import Event, Status
 from raylaunch.supervise.state import Phase
@@ -71,6 +73,7 @@ SETTLE_S = 2.0
 """A restart without a fault would begin within this time after the recovery."""
 GONE_S = 20.0
 POLL_S = 0.2
+REFILL_S = 0.005
 LOG_DISK_MB = 32
 FILES_LIMIT = 256
 BUG = ("Traceback (most recent call last)", "this is a bug in raylaunch")
@@ -191,7 +194,7 @@ class Product:
         self.name = name
         user = User(home, standin=True)
         self.user = user
-        # Without what this process uses to follow the running deployment.
+        self._following: ProcessPoolExecutor | None = None
         self.env = {
             variable: value
             for variable, value in user.env.items()
@@ -244,19 +247,29 @@ class Product:
         )
 
     def status(self) -> Status | None:
-        """Return the status; None while nothing answers.
-
-        Asked in this process: a command of its own would take seconds on a small machine.
-        """
-        os.environ["RAYLAUNCH_HOME"] = str(self.home)
-        try:
-            return api.attach(self.name).status()
-        except RaylaunchError:
-            return None
+        """Return the status; None while nothing answers."""
+        return self._follower().submit(_ask_status, self.name).result()
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the events after number `after`."""
-        return api.attach(self.name).events(after)
+        return self._follower().submit(_ask_events, self.name, after).result()
+
+    def _follower(self) -> ProcessPoolExecutor:
+        """Return a process that stays connected to the cluster.
+
+        A command for each question would take seconds on a small machine. This process cannot be
+        the one: Ray reads the cluster's token once, and each cluster has a token of its own.
+        """
+        if self._following is None:
+            os.environ["RAYLAUNCH_HOME"] = str(self.home)
+            self._following = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        return self._following
+
+    def unfollow(self) -> None:
+        """Disconnect from the cluster."""
+        if self._following is not None:
+            self._following.shutdown()
+            self._following = None
 
     def processes(self, *, but_attempt: int | None = None) -> list[str]:
         """Return the marked processes of the deployment, and of its cluster unless it runs."""
@@ -283,11 +296,23 @@ class Product:
 
     def remove(self) -> None:
         """Kill whatever is left, by the markers of this deployment and cluster only."""
+        self.unfollow()
         stop_local(self.home, self.name)
         markers = {one.deployment for one in find_marked()}
         for marker in markers:
             if marker == self.name or marker.startswith(f"@{self.name}-"):
                 terminate_marked(marker, instance=ANY_INSTANCE, grace_s=0)
+
+
+def _ask_status(name: str) -> Status | None:
+    try:
+        return api.attach(name).status()
+    except RaylaunchError:
+        return None
+
+
+def _ask_events(name: str, after: int) -> list[Event]:
+    return api.attach(name).events(after)
 
 
 class RunningRounds:
@@ -320,7 +345,7 @@ class RunningRounds:
 
     def close(self) -> None:
         """Stop the deployment."""
-        disconnect()
+        self.product.unfollow()
         if self.is_up:
             self.is_up = False
             try:
@@ -584,15 +609,27 @@ def _parent(process: psutil.Process) -> psutil.Process:
 
 @contextlib.contextmanager
 def full_disk(folder: Path) -> Iterator[None]:
-    """Fill the file system of `folder`."""
+    """Keep the file system of `folder` full: a new attempt prunes old logs, which frees space."""
     filler = folder / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"\0" * 65536)
-            file.flush()
+    stopping = threading.Event()
+
+    def keep_full() -> None:
+        with filler.open("wb", buffering=0) as file:
+            while not stopping.is_set():
+                try:
+                    file.write(b"\0" * 65536)
+                except OSError:
+                    stopping.wait(REFILL_S)
+
+    thread = threading.Thread(target=keep_full, daemon=True)
+    thread.start()
+    while shutil.disk_usage(folder).free:
+        time.sleep(REFILL_S)
     try:
         yield
     finally:
+        stopping.set()
+        thread.join()
         filler.unlink()
 
 
