@@ -27,30 +27,34 @@ _HUB = re.compile(
     r"outgoing traffic has been disabled|Cannot reach (https?://[\w./-]{1,120})"
 )
 _NOT_ALLOWED = re.compile(
-    r"Access to model ([\w./-]{1,120}) is restricted|\b(401|403) Client Error[^\n]{0,200}url: (\S{1,160})|"
+    r"Access to model ([\w./-]{1,120}) is restricted|\b(401|"
+    r"403) Client Error[^\n]{0,200}url: (\S{1,160})|"
     r"GatedRepoError|You are trying to access a gated repo"
 )
 _C10D_RETRY = re.compile(
-    r"\[c10d\] The (?:server socket on|client socket has (?:failed to connect|timed out[^\n]{0,40}) to) "
+    r"\[c10d\] The (?:server socket on|client socket has (?:failed to connect|"
+    r"timed out[^\n]{0,40}) to) "
     r"\[?(?:::ffff:)?((?:\d{1,3}\.){3}\d{1,3}|[\w.-]{1,80}|[\da-f:]{2,40})\]?:(\d{2,5})\b"
 )
 _STORE = re.compile(
-    r"client socket has timed out after (\w{1,20}) while trying to connect to \(([^,)\n]{1,120}), (\d{2,5})"
+    r"client socket has timed out after (\w{1,20}) while trying to connect to \(([^,)\n]{1,120}),"
+    r" (\d{2,5})"
 )
 _REFUSED = re.compile(
-    r"(?:ConnectionRefusedError|ConnectionResetError|TimeoutError|OSError|ConnectionError|RuntimeError|socket\.timeout)?[^\n]{0,200}?"
-    r"\b(Connection refused|Connection timed out|No route to host|Network is unreachable|Connect call failed)"
-    r"[^\n]{0,200}"
+    r"\b(Connection refused|Connection timed out|No route to host|Network is unreachable|"
+    r"Connect call failed)\b"
 )
 _PEER = re.compile(
-    r"(?:tcp://|\[::ffff:|\(')?((?:\d{1,3}\.){3}\d{1,3}|[a-z][\w-]{0,60}(?:\.[\w-]{1,60}){1,6})\]?(?:'?, |:)(\d{2,5})\b"
+    r"(?<![\w.-])((?:\d{1,3}\.){3}\d{1,3}|[a-z][\w-]{0,60}(?:\.[\w-]{1,60}){1,6})\]?(?:'?, |"
+    r":)(\d{2,5})\b"
 )
 _BIND = re.compile(
     r"bind on address \('([^'\n]{1,80})', (\d{1,5})[^)\n]{0,40}\): cannot assign requested address"
 )
 _GLOG_KV = re.compile(
     r"^[EF](?:\d{8} |\d{4} )\d\d:\d\d:\d\d\.\d{1,6}\s+\d{1,20} "
-    r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|topology|engine)\w*)\."
+    r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|"
+    r"topology|engine)\w*)\."
     r"(?:cpp|h|hpp|cc)):\d{1,5}\] ([^\n]{1,1500})",
     re.MULTILINE,
 )
@@ -89,16 +93,17 @@ def _reading(
     *,
     rank: Rank = Rank.CAUSE,
     certain: bool = True,
+    symptom: bool = False,
 ) -> Reading:
     told = reason(id_, cause, remedy, "network message", kind)
-    return Reading(told, line, rank=rank, certain=certain)
+    return Reading(told, line, rank=rank, symptom=symptom, certain=certain)
 
 
 def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_HTTP):
         yield _http(line, match[1], match[2], match[3] or match[4] or "")
     for line, match in log.errors.find(_HUB):
-        where = match[1] or match[2] or "the model hub"
+        where = match[1] or match[2] or "(no address in the message)"
         yield _reading(
             line,
             "hub-unreachable",
@@ -112,7 +117,8 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
             "hub-not-allowed",
             f"The model hub refuses access to {what}: it is gated or private, and no valid token "
             "was sent.",
-            "Accept the licence on the hub, set `env.HF_TOKEN`, or give a local folder as `model.path`.",
+            "Accept the licence on the hub, set `env.HF_TOKEN`, or give a local folder as "
+            "`model.path`.",
             "deterministic",
         )
     for line, match in log.errors.find(_NAME):
@@ -142,7 +148,9 @@ _HUB_HOSTS = {
 def _host_near(log: ServerLog, line: int) -> str:
     near = " ".join(log.cleaned[max(0, line - 3) : line + 2])
     found = re.search(
-        r"(?:tcp://|https?://|host[= ]'?|for |MASTER_ADDR[= ])([a-zA-Z][\w.-]{1,100})", near
+        r"(?:tcp://|https?://|host[= ]'?|for |addresses of \(|MASTER_ADDR[= ])"
+        r"([a-zA-Z][\w.-]{1,100})",
+        near,
     )
     return found[1] if found else ""
 
@@ -151,13 +159,20 @@ def _http(line: int, host: str, port: str, why: str) -> Reading:
     if why.startswith("Proxy"):
         cause = f"The proxy set in http_proxy or https_proxy does not connect to {host}:{port}."
         remedy = (
-            "Correct or unset `env.http_proxy` and `env.https_proxy`, and set `env.no_proxy` to the "
+            "Correct or unset `env.http_proxy` and `env.https_proxy`, and set `env.no_proxy` to "
+            "the "
             "nodes' addresses; or give a local folder as `model.path`."
         )
         return _reading(line, "proxy-failed", cause, remedy, "deterministic")
     if why.startswith("SSL"):
-        cause = f"The TLS certificate of {host}:{port} is not accepted (usually a proxy that opens TLS)."
-        remedy = "Install the proxy's certificate (`env.REQUESTS_CA_BUNDLE`), or give a local folder as `model.path`."
+        cause = (
+            f"The TLS certificate of {host}:{port} is not accepted (usually a proxy that opens "
+            "TLS)."
+        )
+        remedy = (
+            "Install the proxy's certificate (`env.REQUESTS_CA_BUNDLE`), or give a local folder "
+            "as `model.path`."
+        )
         return _reading(line, "tls-failed", cause, remedy, "deterministic")
     reached = {
         "NameResolutionError": "its name cannot be resolved",
@@ -179,11 +194,16 @@ def _http(line: int, host: str, port: str, why: str) -> Reading:
 
 def _hub(where: str, why: str) -> _Told:
     return (
-        f"The model hub {where} cannot be reached from this node ({why}), and vLLM asks it for "
-        "files of the model.",
-        "Copy the model to the node and give its folder as `model.path` with "
-        "`env.HF_HUB_OFFLINE: 1`; or use a mirror or proxy that the node reaches "
-        "(`env.HF_ENDPOINT`, `env.https_proxy`); for ModelScope set `env.VLLM_USE_MODELSCOPE: true`.",
+        (
+            f"The model hub {where} cannot be reached from this node ({why}), and vLLM asks it for "
+            "files of the model."
+        ),
+        (
+            "Copy the model to the node and give its folder as `model.path` with "
+            "`env.HF_HUB_OFFLINE: 1`; or use a mirror or proxy that the node reaches "
+            "(`env.HF_ENDPOINT`, `env.https_proxy`); for ModelScope set "
+            "`env.VLLM_USE_MODELSCOPE: true`."
+        ),
     )
 
 
@@ -212,7 +232,8 @@ def _no_rendezvous(line: int, host: str, port: str, how_long: str) -> Reading:
             f"The ranks cannot meet at {where} ({how_long}): {host} is {kind_of}, not the head "
             "node's address on the cluster network, so other nodes never reach it.",
             "Set `network.interface` (or VLLM_HOST_IP, GLOO_SOCKET_IFNAME, TP_SOCKET_IFNAME, "
-            "HCCL_SOCKET_IFNAME) to the network between the nodes on every node before `ray start`.",
+            "HCCL_SOCKET_IFNAME) to the network between the nodes on every node before `ray "
+            "start`.",
             "deterministic",
         )
     return _reading(
@@ -225,6 +246,7 @@ def _no_rendezvous(line: int, host: str, port: str, how_long: str) -> Reading:
         "transient",
         rank=Rank.HINT,
         certain=False,
+        symptom=True,
     )
 
 
@@ -258,17 +280,22 @@ def _cannot_bind(host: str, port: str) -> _Told:
             else " (IPv6)"
         )
     return (
-        f"The server tries to listen on {host} port {port}, an address that this node or container "
-        f"does not have{hint}.",
-        "Listen on an address that exists: `network.host` (or --host) 0.0.0.0 or 127.0.0.1; "
-        "`ip -br addr` on the node shows its addresses.",
+        (
+            f"The server tries to listen on {host} port {port}, an address that this node or "
+            "container "
+            f"does not have{hint}."
+        ),
+        (
+            "Listen on an address that exists: `network.host` (or --host) 0.0.0.0 or 127.0.0.1; "
+            "`ip -br addr` on the node shows its addresses."
+        ),
     )
 
 
 def _refused(log: ServerLog) -> Iterator[Reading]:
     """Read a refused, timed-out or unroutable connection with its peer, whoever reports it."""
     for line, match in log.errors.find(_REFUSED):
-        peer = _PEER.search(match[0])
+        peer = _PEER.search(log.cleaned[line])
         if peer is None:
             continue
         where = f"{peer[1]}:{peer[2]}"
@@ -279,7 +306,8 @@ def _refused(log: ServerLog) -> Iterator[Reading]:
             "peer-unreachable",
             f"No connection to {where}{note}: {match[1].lower()}. The service there is not "
             "running, listens on another address, or is blocked.",
-            f"On the peer run `ss -ltnp | grep {peer[2]}`; from this node `nc -vz {peer[1]} {peer[2]}`; "
+            f"On the peer run `ss -ltnp | grep {peer[2]}`; from this node `nc -vz {peer[1]} "
+            f"{peer[2]}`; "
             "open the port and check the address in the recipe (`network`).",
             "transient",
             rank=Rank.HINT,
@@ -300,7 +328,8 @@ def _kv_transfer(log: ServerLog) -> Iterator[Reading]:
             "kv-transfer-failed",
             f"The KV cache could not be transferred: {match[0][:200]}.",
             "Check that the peer server runs, and the link between the NPUs "
-            "(`hccn_tool -i N -ping -g address PEER`); the error lines of the other side name the reason.",
+            "(`hccn_tool -i N -ping -g address PEER`); the error lines of the other side name "
+            "the reason.",
             "transient",
             rank=Rank.HINT,
             certain=False,
@@ -317,20 +346,30 @@ def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:
     ):
         big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
         told = (
-            f"The Mooncake store cannot register its segment{big} with the Mooncake master{where}: "
-            "the call to the master failed (master not running, not reachable, or too slow for a "
-            "segment of this size).",
-            "Check that `mooncake_master` runs and that its port is reachable from this node "
-            "(`nc -vz MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
-            "`global_segment_size`.",
+            (
+                f"The Mooncake store cannot register its segment{big} with the Mooncake "
+                f"master{where}: "
+                "the call to the master failed (master not running, not reachable, or too slow "
+                "for a "
+                "segment of this size)."
+            ),
+            (
+                "Check that `mooncake_master` runs and that its port is reachable from this node "
+                "(`nc -vz MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
+                "`global_segment_size`."
+            ),
         )
         name = "mooncake-master"
     elif re.search(r"metadata", lower):
         told = (
-            f"Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
-            "reachable, or the peer has not registered itself (not started, or gone).",
-            "Check `metadata_server` in the configuration and that the peer server runs; with "
-            "P2PHANDSHAKE check that the peer's address is right and its port open.",
+            (
+                f"Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
+                "reachable, or the peer has not registered itself (not started, or gone)."
+            ),
+            (
+                "Check `metadata_server` in the configuration and that the peer server runs; with "
+                "P2PHANDSHAKE check that the peer's address is right and its port open."
+            ),
         )
         name = "mooncake-metadata"
     elif re.search(
@@ -338,22 +377,34 @@ def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:
     ):
         told = (
             "Mooncake cannot register memory with the network card or NPU.",
-            "Raise `ulimit -l` (unlimited), lower the segment size, and check that no other "
-            "process holds the NPU memory.",
+            (
+                "Raise `ulimit -l` (unlimited), lower the segment size, and check that no other "
+                "process holds the NPU memory."
+            ),
         )
         name = "mooncake-memory"
     elif re.search(r"no (?:rdma )?device|topology|ibv_open|rdma_context|gid", lower):
         told = (
             "Mooncake finds no usable RDMA device.",
-            "Map /dev/infiniband into the container, check `ibv_devices`, or choose another protocol (`tcp`, `ascend`).",
+            (
+                "Map /dev/infiniband into the container, check `ibv_devices`, or choose another "
+                "protocol (`tcp`, `ascend`)."
+            ),
         )
         name = "mooncake-rdma"
     else:
         told = (
-            f"Mooncake cannot transfer KV blocks to its peer{where}: the connection or a transfer failed.",
-            "Check that the peer server runs and is reachable "
-            "(`hccn_tool -i N -ping -g address PEER` between the NPUs; the same CANN, driver and "
-            "Mooncake build on both sides, `use_ascend_direct`), and read the peer's log for its first error.",
+            (
+                f"Mooncake cannot transfer KV blocks to its peer{where}: the connection or a "
+                "transfer failed."
+            ),
+            (
+                "Check that the peer server runs and is reachable "
+                "(`hccn_tool -i N -ping -g address PEER` between the NPUs; the same CANN, driver "
+                "and "
+                "Mooncake build on both sides, `use_ascend_direct`), and read the peer's log for "
+                "its first error."
+            ),
         )
         name = "mooncake-transfer"
     told_reason = reason(name, told[0], told[1], "Mooncake's error lines", "transient")
