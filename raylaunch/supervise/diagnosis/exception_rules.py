@@ -101,6 +101,7 @@ _UNSUPPORTED = (
     "IndexError",
     "UnboundLocalError",
     "NameError",
+    "ValueError",
 )
 
 Rule = Callable[[Raised], Reading | None]

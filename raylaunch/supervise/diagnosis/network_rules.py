@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.signatures import Kind
 
-_HOST = r"((?:\[?[\w.:-]{1,80}\]?))"
 _NAME = re.compile(
     r"(?:host='([\w.-]{1,120})'[^\n]{0,400})?(?:Temporary failure in name resolution|"
     r"Name or service not known|nodename nor servname provided|No address associated with hostname|"
@@ -66,8 +66,6 @@ _KV_FAILED = re.compile(
 )
 _SIZE = re.compile(r"\bsize=(\d{6,16})\b")
 _TUNNEL = ip_network("198.18.0.0/15")
-_DOCKER = ip_network("172.16.0.0/14")
-_SHARED = ip_network("100.64.0.0/10")
 _RETRIES = 2
 _Told = tuple[str, str]
 
@@ -136,13 +134,8 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
         )
 
 
-_HUB_HOSTS = {
-    "huggingface.co",
-    "hf-mirror.com",
-    "www.modelscope.cn",
-    "modelscope.cn",
-    "cdn-lfs.huggingface.co",
-}
+_HUB_HOSTS = ("huggingface.co", "hf-mirror.com", "modelscope.cn", "www.modelscope.cn")
+)
 
 
 def _host_near(log: ServerLog, line: int) -> str:
@@ -337,75 +330,70 @@ def _kv_transfer(log: ServerLog) -> Iterator[Reading]:
 
 
 def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:
-    peer = _PEER.search(text)
-    where = f" at {peer[1]}:{peer[2]}" if peer else ""
-    size = _SIZE.search(text)
     lower = text.lower()
-    if re.search(r"master_client|mount_segment|master", lower) and re.search(
-        r"rpc|timed out|refused|connect", lower
-    ):
-        big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
-        told = (
-            (
-                f"The Mooncake store cannot register its segment{big} with the Mooncake "
-                f"master{where}: "
-                "the call to the master failed (master not running, not reachable, or too slow "
-                "for a "
-                "segment of this size)."
-            ),
-            (
-                "Check that `mooncake_master` runs and that its port is reachable from this node "
-                "(`nc -vz MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
-                "`global_segment_size`."
-            ),
-        )
-        name = "mooncake-master"
-    elif re.search(r"metadata", lower):
-        told = (
-            (
-                f"Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
-                "reachable, or the peer has not registered itself (not started, or gone)."
-            ),
-            (
-                "Check `metadata_server` in the configuration and that the peer server runs; with "
-                "P2PHANDSHAKE check that the peer's address is right and its port open."
-            ),
-        )
-        name = "mooncake-metadata"
-    elif re.search(
-        r"register (?:local )?memory|regmem|registermem|ibv_reg_mr|memory region", lower
-    ):
-        told = (
-            "Mooncake cannot register memory with the network card or NPU.",
-            (
-                "Raise `ulimit -l` (unlimited), lower the segment size, and check that no other "
-                "process holds the NPU memory."
-            ),
-        )
-        name = "mooncake-memory"
-    elif re.search(r"no (?:rdma )?device|topology|ibv_open|rdma_context|gid", lower):
-        told = (
-            "Mooncake finds no usable RDMA device.",
-            (
-                "Map /dev/infiniband into the container, check `ibv_devices`, or choose another "
-                "protocol (`tcp`, `ascend`)."
-            ),
-        )
-        name = "mooncake-rdma"
-    else:
-        told = (
-            (
-                f"Mooncake cannot transfer KV blocks to its peer{where}: the connection or a "
-                "transfer failed."
-            ),
-            (
-                "Check that the peer server runs and is reachable "
-                "(`hccn_tool -i N -ping -g address PEER` between the NPUs; the same CANN, driver "
-                "and "
-                "Mooncake build on both sides, `use_ascend_direct`), and read the peer's log for "
-                "its first error."
-            ),
-        )
-        name = "mooncake-transfer"
-    told_reason = reason(name, told[0], told[1], "Mooncake's error lines", "transient")
-    return Reading(told_reason, line, covers=covers)
+    peer = _PEER.search(text)
+    size = _SIZE.search(text)
+    where = f" at {peer[1]}:{peer[2]}" if peer else ""
+    big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
+    kind = next(each for each in _MOONCAKE if all(re.search(w, lower) for w in each.words))
+    cause = kind.cause.format(where=where, big=big)
+    told = reason(kind.name, cause, kind.remedy, "Mooncake's error lines", "transient")
+    return Reading(told, line, covers=covers)
+
+
+class _Mooncake(NamedTuple):
+    """A kind of Mooncake failure; all `words` are in its error lines."""
+
+    words: tuple[str, ...]
+    name: str
+    cause: str
+    remedy: str
+
+
+# The first that fits counts.
+_MOONCAKE = (
+    _Mooncake(
+        (
+            r"master_client|mount_segment|master|create client",
+            r"rpc|timed out|refused|connect|retries",
+        ),
+        "mooncake-master",
+        "The Mooncake store cannot register its segment{big} with the Mooncake master{where}: the "
+        "call to the master failed (master not running, not reachable, or too slow for a segment "
+        "of this size).",
+        "Check that `mooncake_master` runs and that its port is reachable from this node (`nc -vz "
+        "MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
+        "`global_segment_size`.",
+    ),
+    _Mooncake(
+        (r"metadata",),
+        "mooncake-metadata",
+        "Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
+        "reachable, or the peer has not registered itself (not started, or gone).",
+        "Check `metadata_server` in the configuration and that the peer server runs; with "
+        "P2PHANDSHAKE check that the peer's address is right and its port open.",
+    ),
+    _Mooncake(
+        (r"register (?:local )?mem|regmem|registermem|ibv_reg_mr|memory region",),
+        "mooncake-memory",
+        "Mooncake cannot register memory with the network card or NPU.",
+        "Raise `ulimit -l` (unlimited), use a Mooncake build that fits CANN and driver, and lower "
+        "the segment size or the number of registered blocks.",
+    ),
+    _Mooncake(
+        (r"no (?:rdma )?device|topology|ibv_open|rdma_context|\bgid\b",),
+        "mooncake-rdma",
+        "Mooncake finds no usable RDMA device.",
+        "Map /dev/infiniband into the container, check `ibv_devices`, or choose another protocol "
+        "(`tcp`, `ascend`).",
+    ),
+    _Mooncake(
+        (),
+        "mooncake-transfer",
+        "Mooncake cannot transfer KV blocks to its peer{where}: the connection or a transfer "
+        "failed.",
+        "Check that the peer server runs and is reachable (`hccn_tool -i N -ping -g address PEER` "
+        "between the NPUs; the same CANN, driver and Mooncake build on both sides, "
+        "`use_ascend_direct`; ASCEND_CONNECT_TIMEOUT), and read the peer's log.",
+    ),
+)

@@ -39,7 +39,8 @@ _DEAD_NODE = re.compile(
     r"node with node id: (\w{1,60}) and address: ([\w.:-]{1,60})[^\n]{0,80}marked dead"
 )
 _ACTOR_DIED = re.compile(
-    r"ray\.exceptions\.\w*ActorDiedError|The actor died unexpectedly before finishing"
+    r"ray\.exceptions\.\w{0,40}ActorDiedError|The actor died unexpectedly before finishing|"
+    r"A worker died or was killed while executing a task"
 )
 _VERSION_LINES = 8
 
