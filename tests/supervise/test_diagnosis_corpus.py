@@ -1,4 +1,4 @@
-"""The corpus of public failure reports: how many are named rightly, and none wrongly with certainty.
+"""The corpus of public failure reports: most named rightly, none wrongly with certainty.
 
 One file a case, `tests/data/diagnose/NAME.yaml`:
 

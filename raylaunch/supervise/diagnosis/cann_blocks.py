@@ -28,10 +28,12 @@ _STAMP = re.compile(
     r"\[PID: ?\d{1,9}\] ?|\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d[.\d]{0,12} ?|\(E[A-Z]?\d{4,5}\): ?"
 )
 _PLACE = re.compile(r"\[(?:FUNC|FILE|LINE|THREAD):[^\]\n]{0,120}\]")
-_PYTHON = re.compile(r"Traceback \(most|\s*File \"|During handling|The above exception")
+_PYTHON = re.compile(r"^(?:Traceback \(most|\s{0,40}File \"|During handling|The above exception)")
 _BLOCK_LINES = 14
 _TRACE_LINES = 2
 _LINES_OF_THE_CALL = 5
+_FALLBACK_CODES = ("EE1001", "EL0003", "EH0001")
+"""CANN uses these where it has no code of its own for a failed call."""
 _NO_TEXT = re.compile(r"^(?:Inner Error!?[\s.]*)?$")
 _REPEATED = re.compile(r"Inner Error!? ?|\b[EW][A-Z\d]\d{4}(?:: ?|(?=\[PID))")
 
@@ -77,6 +79,9 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
             # The number of the call says more than "inner error".
             first = max(0, block.line - _LINES_OF_THE_CALL)
             known = find_number(log.cleaned[first : block.line + block.lines]) or known
+        elif block.code in _FALLBACK_CODES:
+            number = find_number(log.cleaned[block.line : block.line + block.lines])
+            known = number if number and number.kind == "device" else known
         if known is None and not (block.text or block.reason or block.trace):
             continue
         yield _reading(block, known)

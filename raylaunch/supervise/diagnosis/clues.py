@@ -35,6 +35,7 @@ _EXCEPTION = re.compile(
 # Exceptions of a connection that the peer closed: they follow a failure and never explain one.
 _NOISE = re.compile(r"(?:^|\.)(?:CancelledError|BrokenPipeError|ConnectionResetError)\b")
 _PLACEHOLDER = re.compile(r"\{(\d)\}")
+_BLOCK_WITHIN_LINES = 10
 _UNKNOWN_WITHIN_S = 60.0
 _SURVIVED_S = 600.0
 """A server that fails exits within its time-outs: seconds, or HANDSHAKE_TIMEOUT_MINS = 5
@@ -173,8 +174,10 @@ def _is_preferred(signature: Signature, reading: Reading) -> bool:
         return reading.rank is Rank.WRAPPER
     if signature.id == "bad-config-value":
         return False  # it only repeats the message of another check
-    is_block = reading.reason.id.startswith("cann-")
-    return is_block or not (signature.symptom and reading.rank is Rank.CAUSE)
+    if reading.reason.id.startswith("cann-") or not signature.symptom:
+        return True
+    names_the_address = reading.reason.id.startswith("rendezvous-")
+    return not (names_the_address or reading.rank is Rank.CAUSE)
 
 
 def _first_of_each(clues: Sequence[Clue]) -> list[Clue]:
@@ -291,6 +294,7 @@ def _unknown_exception(
         for line, match in log.errors.find(_EXCEPTION)
         if line not in explained_lines
         and not _NOISE.search(match[0])
+        and not _is_explained_below(line, found)
         and not _is_no_failure(server, log, life, line, symptom=True)
     ]
     near = [line for line in lines if _is_near_the_failure(log, line, server, second_hand)]
@@ -307,6 +311,14 @@ def _unknown_exception(
     reason = describe_exit("unknown", log.cleaned[line].strip()[:LINE_CHARS])
     at = _time_of(log, line, server)
     return Clue(Rank.HINT, at, server, reason, line, certain=False)
+
+
+def _is_explained_below(line: int, found: Sequence[Clue]) -> bool:
+    """Whether CANN's own block follows: torch_npu appends it to its exception."""
+    return any(
+        clue.reason.id.startswith("cann-") and 0 <= (clue.line or 0) - line <= _BLOCK_WITHIN_LINES
+        for clue in found
+    )
 
 
 def _is_near_the_failure(

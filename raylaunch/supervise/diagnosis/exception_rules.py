@@ -13,21 +13,22 @@ from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorte
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _QUANT_TENSOR = re.compile(
-    r"(?i)\b([\w.]*(?:_scales?|_scale_inv|_offset|zero_point|_zeros|_bias_quant|quant_bias|"
+    r"(?i)(?<![\w.])([\w.]{0,160}?(?:_scales?|_scale_inv|_offset|zero_point|_zeros|_bias_quant|"
+    r"quant_bias|"
     r"qweight|qzeros|g_idx|weight_packed|_scale_bias|scale_second))\b"
 )
 _WEIGHT_NAME = re.compile(
     r"^'?((?:\w{1,40}\.){0,6}(?:layers|blocks|experts)\.\d{1,4}\.[\w.]{1,120})'?$"
 )
 _MISSING_ATTRIBUTE = re.compile(
-    r"(?:'([\w.]{1,80})' object|module '([\w.]{1,80})') has no attribute '(\w{1,80})'"
+    r"(?:'?([\w.]{1,80})'?(?: object)?|module '([\w.]{1,80})') has no attribute '?(\w{1,80})'?"
 )
 _NO_NAME = re.compile(
     r"cannot import name '([\w.]{1,80})' from (?:partially initialized module )?'([\w.]{1,120})'"
     r"(?: \(([^)\n]{1,300})\))?"
 )
 _SIGNATURE = re.compile(
-    r"((?:[\w.]{1,80}\.)?\w{1,80})\(\) (?:got an unexpected keyword argument '(\w{1,60})'|"
+    r"(?<![\w.])([\w.]{1,120})\(\) (?:got an unexpected keyword argument '(\w{1,60})'|"
     r"missing \d{1,2} required [\w-]{1,20} arguments?: ([^\n]{1,120})|"
     r"takes [^\n]{1,60} positional arguments? but)"
 )
@@ -100,6 +101,7 @@ _UNSUPPORTED = (
     "IndexError",
     "UnboundLocalError",
     "NameError",
+    "ValueError",
 )
 
 Rule = Callable[[Raised], Reading | None]
@@ -237,7 +239,9 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     features = _features(f"{found[1]} {own.function} {raised.message}", raised.process)
     names = " with ".join(name for name, _ in features) or f"what `{own.module_path}` does"
     off = [remedy for _, remedy in features if remedy]
-    said = shorten(f"{raised.type}: {raised.message}" if raised.message else raised.type, 200)
+    said = raised.type
+    if raised.message or raised.code:
+        said = shorten(f"{raised.type}: {raised.message or raised.code}", 200)
     switch = f"Switch one off ({'; or '.join(off)}), or use" if off else "Use"
     return Reading(
         reason=reason(
@@ -245,7 +249,7 @@ def _ascend_feature(raised: Raised) -> Reading | None:
             f"This release of vllm-ascend does not support {names} for this model and these "
             f"flags: {own.module_path} ({own.function or 'module'}) raised {said}.",
             f"{switch} a newer release or image of vllm-ascend; its issue list can be searched "
-            f"for `{shorten(raised.message or own.function, 80)}`.",
+            f"for `{shorten(raised.message or raised.code or own.function, 80)}`.",
             "exception by place",
             "deterministic",
         ),

@@ -9,7 +9,8 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
 
 _CHOICE = re.compile(
-    r"error: argument (--[\w-]{1,60})(?:/-{1,2}[\w-]{1,40}){0,4}: invalid choice: '?([^'\n(]{1,80}?)'? "
+    r"error: argument (--[\w-]{1,60})(?:/-{1,2}[\w-]{1,40}){0,4}: invalid choice: "
+    r"'?([^'\n(]{1,80}?)'? "
     r"\(choose from ([^\n]{0,4000})"
 )
 _UNRECOGNISED = re.compile(r"error: unrecognized arguments: (--?[\w.-]{1,80})([^\n]{0,300})")
@@ -17,7 +18,7 @@ _FIELD = re.compile(
     r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n([\w.]{1,80})\n\s{1,8}([^\n\[]{1,300})"
 )
 _QUANT = re.compile(
-    r"Unknown quantization method: ?'?ascend|quantization method '?ascend'? is not|Invalid quantization method: ?'?ascend"
+    r"(?:Unknown|Invalid) quantization method: ?'?ascend|quantization method '?ascend'? is not"
 )
 
 
@@ -32,10 +33,11 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             line,
             f"This release of vLLM does not accept `{value}` for {flag}; it knows "
             f"{shorten(choices.rstrip(')'), 200)}.",
-            f"Choose one of these for {flag} under `args`, or use the release in which `{value}` exists.",
+            f"Choose one of these for {flag} under `args`, or use the release in which `{value}` "
+            "exists.",
         )
     for line, _ in log.errors.find(_QUANT):
-        yield _no_ascend_quantisation(line)
+        yield _no_ascend_quantisation(line, "quant-mismatch")
     for line, match in log.errors.find(_UNRECOGNISED):
         more = f" (with {shorten(match[2], 80)})" if match[2].strip() else ""
         yield _flag(
@@ -64,12 +66,15 @@ def _flag(line: int, cause: str, remedy: str) -> Reading:
     return Reading(reason("bad-flag", cause, remedy, "argparse", "deterministic"), line)
 
 
-def _no_ascend_quantisation(line: int) -> Reading:
-    return _flag(
-        line,
+def _no_ascend_quantisation(line: int, id_: str = "bad-flag") -> Reading:
+    told = reason(
+        id_,
         "This release does not know the quantisation `ascend`: the vllm-ascend plug-in adds it, "
         "and this release of it does not, or the plug-in is not loaded.",
         "Use a vllm-ascend release that supports it (0.9 or newer; `pip show vllm-ascend`), check "
         "that the plug-in is activated (`Platform plugin ascend is activated` in the log), or "
         "serve unquantised weights without `args.quantization`.",
+        "vllm-ascend#902",
+        "deterministic",
     )
+    return Reading(told, line)

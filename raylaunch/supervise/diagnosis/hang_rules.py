@@ -62,16 +62,19 @@ def _repeated_notices(log: ServerLog) -> Iterator[Reading]:
             "shm-broadcast-hang",
             f"Hang: {process} has waited {waited} s for its workers ({len(notices)} notices, no "
             f"progress since){then}. At least one worker is stuck: in a collective operation with "
-            "a dead or late peer, in a compilation, or on the device. It is not the size of /dev/shm.",
+            "a dead or late peer, in a compilation, or on the device. A larger shared memory does "
+            "not help.",
             "Find the worker whose log stops first: `py-spy dump --pid WORKER`, its plog under "
-            "`~/ascend/log/debug/plog`, and the links (`hccn_tool -i N -link -g`, `-net_health -g`). "
+            "`~/ascend/log/debug/plog`, and the links (`hccn_tool -i N -link -g`, `-net_health "
+            "-g`). "
             "raylaunch restarts the group when token counters stall (`health.stall_s`).",
             "vLLM shm_broadcast.py; vllm-ascend#3978, #10591",
             "transient",
         ),
         first,
         frozenset(line for line, _ in notices),
-        rank=Rank.HANG,
+        # A call that timed out ended the hang; its report is then more than a hang line.
+        rank=Rank.HINT if rpc else Rank.HANG,
         certain=False,
     )
 

@@ -13,15 +13,16 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason
 
 _SYMBOL = re.compile(
-    r"((?:/[^\s:/]{1,80}){1,20}|[\w.-]{1,80}\.so[\w.]{0,20}): undefined symbol: ?(\S{1,300})"
+    r"(?<![\w./+~@-])([\w./+~@-]{1,400}\.so[\w.]{0,20}): undefined symbol: ?(\S{1,300})"
 )
 _SYMBOL_VERSION = re.compile(
-    r"version [`']((?:GLIBCXX|GLIBC|CXXABI|GOMP)_[\w.]{1,20})' not found(?: \(required by ([^)\n]{1,300})\))?"
+    r"version [`']((?:GLIBCXX|GLIBC|CXXABI|"
+    r"GOMP)_[\w.]{1,20})' not found(?: \(required by ([^)\n]{1,300})\))?"
 )
 _NO_FUNCTION = re.compile(
     r"[Ff]ailed to find function ((?:acl|hccl|Hccl|rt)\w{2,60})|"
     r"(aclnn\w{2,60}) or \w{2,80} not in (lib\w{1,40}\.so)|"
-    r"(?:dlsym|symbol lookup error)[^\n]{0,160}\b((?:acl|Hccl|rt)[A-Z]\w{2,60})"
+    r"(?:dlsym|symbol lookup error)[^\n]{0,80}\b((?:acl|Hccl|rt)[A-Z]\w{2,60})"
 )
 _NO_LIBRARY = re.compile(
     r"(?<![\w/.-])(lib[\w.+-]{1,60}\.so[\w.]{0,20}): cannot open shared object file"
@@ -102,7 +103,10 @@ _PROVIDERS = (
     (r"_Z\w{0,4}N?K?(?:3c10|2at|5torch|8c10_cuda)", "torch"),
     (r"_Z\w{0,4}N?K?(?:7c10_npu|9at_npu|9torch_npu)", "torch_npu"),
     (
-        r"(?:_Z\w{0,4}N?K?(?:2ge|3ops|2op|4hccl|5optil|3gert)|acl|Acl|Hccl|hccl|rt[A-Z]|ge|hal|dcmi|drv)",
+        (
+            r"(?:_Z\w{0,4}N?K?(?:2ge|3ops|2op|4hccl|5optil|3gert)|acl|Acl|Hccl|hccl|rt[A-Z]|ge|hal|"
+            r"dcmi|drv)"
+        ),
         "CANN",
     ),
     (r"Py[A-Z_]|_Py", "Python"),
@@ -161,25 +165,38 @@ def _function(line: int, match: re.Match[str]) -> Reading:
         f"The installed CANN has no function `{name}`: CANN is older than this torch_npu (or "
         "vllm-ascend) needs.",
         "Upgrade CANN to the release that this vllm-ascend names, or use the release's image. If "
-        "only graph capture needs the function (aclmdlRI...), `args.enforce-eager: true` avoids it.",
+        "only graph capture needs the function (aclmdlRI...), `args.enforce-eager: true` avoids "
+        "it.",
     )
 
 
 def _library(line: int, name: str) -> Reading:
     if re.match(r"libatb|libtbe_adapter|libasdops|libmki", name):
-        remedy = "`source /usr/local/Ascend/nnal/atb/set_env.sh` before `ray start`; install NNAL if it is not there."
+        remedy = (
+            "`source /usr/local/Ascend/nnal/atb/set_env.sh` before `ray start`; install NNAL if "
+            "it is not there."
+        )
         owner = "ATB (package NNAL)"
     elif re.match(r"libascend_hal|libdcmi|libdrv", name):
-        remedy = "Mount /usr/local/Ascend/driver into the container and put driver/lib64 and lib64/driver on LD_LIBRARY_PATH."
+        remedy = (
+            "Mount /usr/local/Ascend/driver into the container and put driver/lib64 and "
+            "lib64/driver on LD_LIBRARY_PATH."
+        )
         owner = "the NPU driver"
     elif re.match(r"libcud|libcublas|libnccl|libnv", name):
-        remedy = "Install the CPU or NPU build of that package (`pip list | grep -iE 'torch|vllm|cuda'`)."
+        remedy = (
+            "Install the CPU or NPU build of that package (`pip list | grep -iE "
+            "'torch|vllm|cuda'`)."
+        )
         owner = "CUDA: a CUDA build is installed on a node without it"
     elif re.match(
         r"libpython|libstdc|libGL|libgomp|libnuma|libibverbs|librdmacm|libjemalloc|libssl|libglog",
         name,
     ):
-        remedy = f"Install the system package that has {name} on this node (`apt-file search {name}`), or use the release's image."
+        remedy = (
+            f"Install the system package that has {name} on this node (`apt-file search "
+            f"{name}`), or use the release's image."
+        )
         owner = "the operating system"
     elif re.match(r"libtorch|libc10", name):
         remedy = (
@@ -188,8 +205,10 @@ def _library(line: int, name: str) -> Reading:
         owner = "torch"
     else:
         remedy = (
-            "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` (/usr/local/Ascend/cann/set_env.sh "
-            "since CANN 8.5) before `ray start`; if the file is nowhere, its package is not installed."
+            "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` "
+            "(/usr/local/Ascend/cann/set_env.sh "
+            "since CANN 8.5) before `ray start`; if the file is nowhere, its package is not "
+            "installed."
         )
         owner = "CANN or another package"
     return _found(
@@ -199,6 +218,15 @@ def _library(line: int, name: str) -> Reading:
 
 def _module(line: int, name: str) -> Reading:
     top = name.partition(".")[0]
+    if re.fullmatch(r"vllm\._\w{0,20}C|vllm_ascend\.(?:\w{0,20}_C|_build_info|_version)", name):
+        return _found(
+            line,
+            "extension-not-built",
+            f"The compiled part `{name}` is missing: {top} was installed from source without "
+            "being built, or Python imports the source folder instead of the installed package.",
+            f"Install the wheel of {top} or build it again (`pip install -v .` with CANN sourced), "
+            "and start from another directory than its source folder.",
+        )
     if name != top and top in ("vllm", "vllm_ascend", "transformers", "torch_npu", "ray"):
         other = "vllm-ascend" if top == "vllm" else "vLLM"
         return _found(
@@ -220,7 +248,10 @@ def _module(line: int, name: str) -> Reading:
     )
 
 
-_CANN_PATH = "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` before `ray start`: it sets PYTHONPATH for CANN's own modules."
+_CANN_PATH = (
+    "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` before `ray start`: it sets PYTHONPATH "
+    "for CANN's own modules."
+)
 _MODULES = {
     "torch_npu": "Install the torch_npu that fits torch and CANN, or use a released image; "
     "`which python vllm` shows whether the right environment is active.",

@@ -42,7 +42,8 @@ _BRACKETED = re.compile(
 )
 _OTHER_LEVEL = re.compile(
     r"^(?:(DEBUG|INFO|WARNING):\s|\d{4}-\d\d-\d\d [\d:,.]+(?:\+\d\d:\d\d)? (?:- [\w.]{1,80} - )?"
-    r"\s*(DEBUG|INFO|WARNING)\s|\[(?:[ \d-]{0,11})[\d:,. -]{8,30}\] [\w.: ]{0,40}\b(INFO|WARNING)\b)"
+    r"\s*(DEBUG|INFO|WARNING)\s|\[(?:[ \d-]{0,11})[\d:,. -]{8,30}\] [\w.: ]{0,40}\b(INFO|"
+    r"WARNING)\b)"
 )
 _STAMP = re.compile(
     r"(?<!\d)(?:(\d{4})-)?([01]\d)-([0-3]\d)[ T-]([0-2]\d):([0-5]\d):([0-6]\d)(?:[.,](\d{1,6}))?"
@@ -51,8 +52,8 @@ _NARROWEST_TERMINAL = 72
 _WIDEST_TERMINAL = 400
 _WRAPPED_TIMES = 2
 _BEGINS_A_LINE = re.compile(
-    r"\s|\(|\[|$|[\w.]{1,60}(?:Error|Exception): |Traceback|\w+: |[EWI]\d{4}|\d{4}-|"
-    r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b"
+    r"^(?:\s|\(|\[|$|[\w.]{1,60}(?:Error|Exception): |Traceback|(?:usage|vllm|error|note): |[EWI]\d{4}|\d{4}-|"
+    r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)"
 )
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
 _BELOW_ERROR = frozenset({"DEBUG", "INFO", "WARNING"})

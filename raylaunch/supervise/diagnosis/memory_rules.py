@@ -1,4 +1,4 @@
-"""Memory of a device, read with its numbers: whose is it?"""
+"""Memory of a device, read with its numbers: who holds it."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.signatures import Kind
 
-_HOST = r"((?:\[?[\w.:-]{1,80}\]?))"
 _NAME = re.compile(
     r"(?:host='([\w.-]{1,120})'[^\n]{0,400})?(?:Temporary failure in name resolution|"
     r"Name or service not known|nodename nor servname provided|No address associated with hostname|"
@@ -27,30 +27,34 @@ _HUB = re.compile(
     r"outgoing traffic has been disabled|Cannot reach (https?://[\w./-]{1,120})"
 )
 _NOT_ALLOWED = re.compile(
-    r"Access to model ([\w./-]{1,120}) is restricted|\b(401|403) Client Error[^\n]{0,200}url: (\S{1,160})|"
+    r"Access to model ([\w./-]{1,120}) is restricted|\b(401|"
+    r"403) Client Error[^\n]{0,200}url: (\S{1,160})|"
     r"GatedRepoError|You are trying to access a gated repo"
 )
 _C10D_RETRY = re.compile(
-    r"\[c10d\] The (?:server socket on|client socket has (?:failed to connect|timed out[^\n]{0,40}) to) "
+    r"\[c10d\] The (?:server socket on|client socket has (?:failed to connect|"
+    r"timed out[^\n]{0,40}) to) "
     r"\[?(?:::ffff:)?((?:\d{1,3}\.){3}\d{1,3}|[\w.-]{1,80}|[\da-f:]{2,40})\]?:(\d{2,5})\b"
 )
 _STORE = re.compile(
-    r"client socket has timed out after (\w{1,20}) while trying to connect to \(([^,)\n]{1,120}), (\d{2,5})"
+    r"client socket has timed out after (\w{1,20}) while trying to connect to \(([^,)\n]{1,120}),"
+    r" (\d{2,5})"
 )
 _REFUSED = re.compile(
-    r"(?:ConnectionRefusedError|ConnectionResetError|TimeoutError|OSError|ConnectionError|RuntimeError|socket\.timeout)?[^\n]{0,200}?"
-    r"\b(Connection refused|Connection timed out|No route to host|Network is unreachable|Connect call failed)"
-    r"[^\n]{0,200}"
+    r"\b(Connection refused|Connection timed out|No route to host|Network is unreachable|"
+    r"Connect call failed)\b"
 )
 _PEER = re.compile(
-    r"(?:tcp://|\[::ffff:|\(')?((?:\d{1,3}\.){3}\d{1,3}|[a-z][\w-]{0,60}(?:\.[\w-]{1,60}){1,6})\]?(?:'?, |:)(\d{2,5})\b"
+    r"(?<![\w.-])((?:\d{1,3}\.){3}\d{1,3}|[a-z][\w-]{0,60}(?:\.[\w-]{1,60}){1,6})\]?(?:'?, |"
+    r":)(\d{2,5})\b"
 )
 _BIND = re.compile(
     r"bind on address \('([^'\n]{1,80})', (\d{1,5})[^)\n]{0,40}\): cannot assign requested address"
 )
 _GLOG_KV = re.compile(
     r"^[EF](?:\d{8} |\d{4} )\d\d:\d\d:\d\d\.\d{1,6}\s+\d{1,20} "
-    r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|topology|engine)\w*)\."
+    r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|"
+    r"topology|engine)\w*)\."
     r"(?:cpp|h|hpp|cc)):\d{1,5}\] ([^\n]{1,1500})",
     re.MULTILINE,
 )
@@ -62,8 +66,6 @@ _KV_FAILED = re.compile(
 )
 _SIZE = re.compile(r"\bsize=(\d{6,16})\b")
 _TUNNEL = ip_network("198.18.0.0/15")
-_DOCKER = ip_network("172.16.0.0/14")
-_SHARED = ip_network("100.64.0.0/10")
 _RETRIES = 2
 _Told = tuple[str, str]
 
@@ -89,16 +91,17 @@ def _reading(
     *,
     rank: Rank = Rank.CAUSE,
     certain: bool = True,
+    symptom: bool = False,
 ) -> Reading:
     told = reason(id_, cause, remedy, "network message", kind)
-    return Reading(told, line, rank=rank, certain=certain)
+    return Reading(told, line, rank=rank, symptom=symptom, certain=certain)
 
 
 def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_HTTP):
         yield _http(line, match[1], match[2], match[3] or match[4] or "")
     for line, match in log.errors.find(_HUB):
-        where = match[1] or match[2] or "the model hub"
+        where = match[1] or match[2] or "(no address in the message)"
         yield _reading(
             line,
             "hub-unreachable",
@@ -112,7 +115,8 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
             "hub-not-allowed",
             f"The model hub refuses access to {what}: it is gated or private, and no valid token "
             "was sent.",
-            "Accept the licence on the hub, set `env.HF_TOKEN`, or give a local folder as `model.path`.",
+            "Accept the licence on the hub, set `env.HF_TOKEN`, or give a local folder as "
+            "`model.path`.",
             "deterministic",
         )
     for line, match in log.errors.find(_NAME):
@@ -130,19 +134,16 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
         )
 
 
-_HUB_HOSTS = {
-    "huggingface.co",
-    "hf-mirror.com",
-    "www.modelscope.cn",
-    "modelscope.cn",
-    "cdn-lfs.huggingface.co",
-}
+_HUB_HOSTS = ("huggingface.co", "hf-mirror.com", "modelscope.cn", "www.modelscope.cn")
+)
 
 
 def _host_near(log: ServerLog, line: int) -> str:
     near = " ".join(log.cleaned[max(0, line - 3) : line + 2])
     found = re.search(
-        r"(?:tcp://|https?://|host[= ]'?|for |MASTER_ADDR[= ])([a-zA-Z][\w.-]{1,100})", near
+        r"(?:tcp://|https?://|host[= ]'?|for |addresses of \(|MASTER_ADDR[= ])"
+        r"([a-zA-Z][\w.-]{1,100})",
+        near,
     )
     return found[1] if found else ""
 
@@ -151,13 +152,20 @@ def _http(line: int, host: str, port: str, why: str) -> Reading:
     if why.startswith("Proxy"):
         cause = f"The proxy set in http_proxy or https_proxy does not connect to {host}:{port}."
         remedy = (
-            "Correct or unset `env.http_proxy` and `env.https_proxy`, and set `env.no_proxy` to the "
+            "Correct or unset `env.http_proxy` and `env.https_proxy`, and set `env.no_proxy` to "
+            "the "
             "nodes' addresses; or give a local folder as `model.path`."
         )
         return _reading(line, "proxy-failed", cause, remedy, "deterministic")
     if why.startswith("SSL"):
-        cause = f"The TLS certificate of {host}:{port} is not accepted (usually a proxy that opens TLS)."
-        remedy = "Install the proxy's certificate (`env.REQUESTS_CA_BUNDLE`), or give a local folder as `model.path`."
+        cause = (
+            f"The TLS certificate of {host}:{port} is not accepted (usually a proxy that opens "
+            "TLS)."
+        )
+        remedy = (
+            "Install the proxy's certificate (`env.REQUESTS_CA_BUNDLE`), or give a local folder "
+            "as `model.path`."
+        )
         return _reading(line, "tls-failed", cause, remedy, "deterministic")
     reached = {
         "NameResolutionError": "its name cannot be resolved",
@@ -179,11 +187,16 @@ def _http(line: int, host: str, port: str, why: str) -> Reading:
 
 def _hub(where: str, why: str) -> _Told:
     return (
-        f"The model hub {where} cannot be reached from this node ({why}), and vLLM asks it for "
-        "files of the model.",
-        "Copy the model to the node and give its folder as `model.path` with "
-        "`env.HF_HUB_OFFLINE: 1`; or use a mirror or proxy that the node reaches "
-        "(`env.HF_ENDPOINT`, `env.https_proxy`); for ModelScope set `env.VLLM_USE_MODELSCOPE: true`.",
+        (
+            f"The model hub {where} cannot be reached from this node ({why}), and vLLM asks it for "
+            "files of the model."
+        ),
+        (
+            "Copy the model to the node and give its folder as `model.path` with "
+            "`env.HF_HUB_OFFLINE: 1`; or use a mirror or proxy that the node reaches "
+            "(`env.HF_ENDPOINT`, `env.https_proxy`); for ModelScope set "
+            "`env.VLLM_USE_MODELSCOPE: true`."
+        ),
     )
 
 
@@ -212,7 +225,8 @@ def _no_rendezvous(line: int, host: str, port: str, how_long: str) -> Reading:
             f"The ranks cannot meet at {where} ({how_long}): {host} is {kind_of}, not the head "
             "node's address on the cluster network, so other nodes never reach it.",
             "Set `network.interface` (or VLLM_HOST_IP, GLOO_SOCKET_IFNAME, TP_SOCKET_IFNAME, "
-            "HCCL_SOCKET_IFNAME) to the network between the nodes on every node before `ray start`.",
+            "HCCL_SOCKET_IFNAME) to the network between the nodes on every node before `ray "
+            "start`.",
             "deterministic",
         )
     return _reading(
@@ -225,6 +239,7 @@ def _no_rendezvous(line: int, host: str, port: str, how_long: str) -> Reading:
         "transient",
         rank=Rank.HINT,
         certain=False,
+        symptom=True,
     )
 
 
@@ -258,17 +273,22 @@ def _cannot_bind(host: str, port: str) -> _Told:
             else " (IPv6)"
         )
     return (
-        f"The server tries to listen on {host} port {port}, an address that this node or container "
-        f"does not have{hint}.",
-        "Listen on an address that exists: `network.host` (or --host) 0.0.0.0 or 127.0.0.1; "
-        "`ip -br addr` on the node shows its addresses.",
+        (
+            f"The server tries to listen on {host} port {port}, an address that this node or "
+            "container "
+            f"does not have{hint}."
+        ),
+        (
+            "Listen on an address that exists: `network.host` (or --host) 0.0.0.0 or 127.0.0.1; "
+            "`ip -br addr` on the node shows its addresses."
+        ),
     )
 
 
 def _refused(log: ServerLog) -> Iterator[Reading]:
     """Read a refused, timed-out or unroutable connection with its peer, whoever reports it."""
     for line, match in log.errors.find(_REFUSED):
-        peer = _PEER.search(match[0])
+        peer = _PEER.search(log.cleaned[line])
         if peer is None:
             continue
         where = f"{peer[1]}:{peer[2]}"
@@ -279,7 +299,8 @@ def _refused(log: ServerLog) -> Iterator[Reading]:
             "peer-unreachable",
             f"No connection to {where}{note}: {match[1].lower()}. The service there is not "
             "running, listens on another address, or is blocked.",
-            f"On the peer run `ss -ltnp | grep {peer[2]}`; from this node `nc -vz {peer[1]} {peer[2]}`; "
+            f"On the peer run `ss -ltnp | grep {peer[2]}`; from this node `nc -vz {peer[1]} "
+            f"{peer[2]}`; "
             "open the port and check the address in the recipe (`network`).",
             "transient",
             rank=Rank.HINT,
@@ -300,7 +321,8 @@ def _kv_transfer(log: ServerLog) -> Iterator[Reading]:
             "kv-transfer-failed",
             f"The KV cache could not be transferred: {match[0][:200]}.",
             "Check that the peer server runs, and the link between the NPUs "
-            "(`hccn_tool -i N -ping -g address PEER`); the error lines of the other side name the reason.",
+            "(`hccn_tool -i N -ping -g address PEER`); the error lines of the other side name "
+            "the reason.",
             "transient",
             rank=Rank.HINT,
             certain=False,
@@ -308,53 +330,70 @@ def _kv_transfer(log: ServerLog) -> Iterator[Reading]:
 
 
 def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:
-    peer = _PEER.search(text)
-    where = f" at {peer[1]}:{peer[2]}" if peer else ""
-    size = _SIZE.search(text)
     lower = text.lower()
-    if re.search(r"master_client|mount_segment|master", lower) and re.search(
-        r"rpc|timed out|refused|connect", lower
-    ):
-        big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
-        told = (
-            f"The Mooncake store cannot register its segment{big} with the Mooncake master{where}: "
-            "the call to the master failed (master not running, not reachable, or too slow for a "
-            "segment of this size).",
-            "Check that `mooncake_master` runs and that its port is reachable from this node "
-            "(`nc -vz MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
-            "`global_segment_size`.",
-        )
-        name = "mooncake-master"
-    elif re.search(r"metadata", lower):
-        told = (
-            f"Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
-            "reachable, or the peer has not registered itself (not started, or gone).",
-            "Check `metadata_server` in the configuration and that the peer server runs; with "
-            "P2PHANDSHAKE check that the peer's address is right and its port open.",
-        )
-        name = "mooncake-metadata"
-    elif re.search(
-        r"register (?:local )?memory|regmem|registermem|ibv_reg_mr|memory region", lower
-    ):
-        told = (
-            "Mooncake cannot register memory with the network card or NPU.",
-            "Raise `ulimit -l` (unlimited), lower the segment size, and check that no other "
-            "process holds the NPU memory.",
-        )
-        name = "mooncake-memory"
-    elif re.search(r"no (?:rdma )?device|topology|ibv_open|rdma_context|gid", lower):
-        told = (
-            "Mooncake finds no usable RDMA device.",
-            "Map /dev/infiniband into the container, check `ibv_devices`, or choose another protocol (`tcp`, `ascend`).",
-        )
-        name = "mooncake-rdma"
-    else:
-        told = (
-            f"Mooncake cannot transfer KV blocks to its peer{where}: the connection or a transfer failed.",
-            "Check that the peer server runs and is reachable "
-            "(`hccn_tool -i N -ping -g address PEER` between the NPUs; the same CANN, driver and "
-            "Mooncake build on both sides, `use_ascend_direct`), and read the peer's log for its first error.",
-        )
-        name = "mooncake-transfer"
-    told_reason = reason(name, told[0], told[1], "Mooncake's error lines", "transient")
-    return Reading(told_reason, line, covers=covers)
+    peer = _PEER.search(text)
+    size = _SIZE.search(text)
+    where = f" at {peer[1]}:{peer[2]}" if peer else ""
+    big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
+    kind = next(each for each in _MOONCAKE if all(re.search(w, lower) for w in each.words))
+    cause = kind.cause.format(where=where, big=big)
+    told = reason(kind.name, cause, kind.remedy, "Mooncake's error lines", "transient")
+    return Reading(told, line, covers=covers)
+
+
+class _Mooncake(NamedTuple):
+    """A kind of Mooncake failure; all `words` are in its error lines."""
+
+    words: tuple[str, ...]
+    name: str
+    cause: str
+    remedy: str
+
+
+# The first that fits counts.
+_MOONCAKE = (
+    _Mooncake(
+        (
+            r"master_client|mount_segment|master|create client",
+            r"rpc|timed out|refused|connect|retries",
+        ),
+        "mooncake-master",
+        "The Mooncake store cannot register its segment{big} with the Mooncake master{where}: the "
+        "call to the master failed (master not running, not reachable, or too slow for a segment "
+        "of this size).",
+        "Check that `mooncake_master` runs and that its port is reachable from this node (`nc -vz "
+        "MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
+        "`global_segment_size`.",
+    ),
+    _Mooncake(
+        (r"metadata",),
+        "mooncake-metadata",
+        "Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
+        "reachable, or the peer has not registered itself (not started, or gone).",
+        "Check `metadata_server` in the configuration and that the peer server runs; with "
+        "P2PHANDSHAKE check that the peer's address is right and its port open.",
+    ),
+    _Mooncake(
+        (r"register (?:local )?mem|regmem|registermem|ibv_reg_mr|memory region",),
+        "mooncake-memory",
+        "Mooncake cannot register memory with the network card or NPU.",
+        "Raise `ulimit -l` (unlimited), use a Mooncake build that fits CANN and driver, and lower "
+        "the segment size or the number of registered blocks.",
+    ),
+    _Mooncake(
+        (r"no (?:rdma )?device|topology|ibv_open|rdma_context|\bgid\b",),
+        "mooncake-rdma",
+        "Mooncake finds no usable RDMA device.",
+        "Map /dev/infiniband into the container, check `ibv_devices`, or choose another protocol "
+        "(`tcp`, `ascend`).",
+    ),
+    _Mooncake(
+        (),
+        "mooncake-transfer",
+        "Mooncake cannot transfer KV blocks to its peer{where}: the connection or a transfer "
+        "failed.",
+        "Check that the peer server runs and is reachable (`hccn_tool -i N -ping -g address PEER` "
+        "between the NPUs; the same CANN, driver and Mooncake build on both sides, "
+        "`use_ascend_direct`; ASCEND_CONNECT_TIMEOUT), and read the peer's log.",
+    ),
+)

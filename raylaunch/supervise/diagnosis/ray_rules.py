@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.signatures import Kind
 
 _NO_DEVICE = re.compile(
-    r"Current node has no (NPU|GPU|TPU|\w{2,8}) available\.(?: current_node_resource=\{([^}\n]{0,3000}))?"
+    r"Current node has no (NPU|GPU|TPU|"
+    r"\w{2,8}) available\.(?: current_node_resource=\{([^}\n]{0,3000}))?"
 )
 _INFEASIBLE = re.compile(
     r"No available node types can fulfill resource request[^{\n]{0,60}(\{[^}\n]{0,300}\})"
@@ -26,8 +28,10 @@ _USAGE = re.compile(r"^\s*([\d.]{1,9})/([\d.]{1,9}) (NPU|GPU)\b", re.MULTILINE)
 _VERSIONS = re.compile(r"(Ray|Python): (\d[\w.+]{1,20})")
 _VERSION = re.compile(r"Version mismatch: ")
 _GCS = re.compile(
-    r"(?:(?:[Ff]ailed|[Uu]nable) to connect to (?:the )?(?:GCS|Ray cluster)|Failed to get cluster ID from GCS|"
-    r"GCS (?:server )?at)[^\n]{0,60}?(?:address:? ?|at )[`']?((?:\d{1,3}\.){3}\d{1,3}|[\w.-]{1,80}):(\d{2,5})"
+    r"(?:(?:[Ff]ailed|[Uu]nable) to connect to (?:the )?(?:GCS|Ray cluster)|"
+    r"Failed to get cluster ID from GCS|"
+    r"GCS (?:server )?at)[^\n]{0,60}?(?:address:? ?|at )[`']?((?:\d{1,3}\.){3}\d{1,3}|"
+    r"[\w.-]{1,80}):(\d{2,5})"
 )
 _ONE_IP = re.compile(r"Every node should have a unique IP address\. Got (\d{1,4}) nodes")
 _NO_DRIVER_DEVICE = re.compile(r"Ray does not allocate any (GPUs|NPUs) on the driver node")
@@ -35,7 +39,8 @@ _DEAD_NODE = re.compile(
     r"node with node id: (\w{1,60}) and address: ([\w.:-]{1,60})[^\n]{0,80}marked dead"
 )
 _ACTOR_DIED = re.compile(
-    r"ray\.exceptions\.\w*ActorDiedError|The actor died unexpectedly before finishing"
+    r"ray\.exceptions\.\w{0,40}ActorDiedError|The actor died unexpectedly before finishing|"
+    r"A worker died or was killed while executing a task"
 )
 _VERSION_LINES = 8
 
@@ -45,17 +50,21 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_NO_DEVICE):
         yield _no_device(line, match[1], match[2] or "")
     usage = {match[3]: match[2] for _, match in log.everything.find(_USAGE)}
-    for text in (log.everything,):
-        for line, match in text.find(_INFEASIBLE):
-            request = next((group for group in match.groups() if group), "")
-            yield _infeasible(log, line, request, usage)
-        for line, match in text.find(_DEMAND):
-            yield _infeasible(log, line, match[1], usage)
+    for line, match in log.everything.find(_INFEASIBLE):
+        request = next((group for group in match.groups() if group), "")
+        yield _infeasible(log, line, request, usage)
+    for line, match in log.everything.find(_DEMAND):
+        yield _infeasible(log, line, match[1], usage)
     for line, _ in log.errors.find(_VERSION):
         if reading := _versions(log, line):
             yield reading
     for line, match in log.errors.find(_GCS):
         yield _gcs(line, match[1], match[2])
+    yield from _read_nodes(log)
+
+
+def _read_nodes(log: ServerLog) -> Iterator[Reading]:
+    """Yield what Ray says about its nodes and workers."""
     for line, match in log.errors.find(_ONE_IP):
         yield _read(
             line,
@@ -86,7 +95,8 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
         yield Reading(
             reason(
                 "ray-actor-died",
-                "A worker process of Ray died; its own error is not in this log.",
+                "A worker process of Ray died, and no known cause stands beside it: killed by the "
+                "kernel for lack of memory, stopped by `ray stop`, or crashed in native code.",
                 "Read `worker-*.err` and raylet.out of that node under "
                 "/tmp/ray/session_latest/logs, and `dmesg -T | grep -iE 'oom|killed process'`.",
                 "Ray exceptions.py",
@@ -98,13 +108,8 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
         )
 
 
-def _read(line: int, id_: str, cause: str, remedy: str, kind: str = "deterministic") -> Reading:
-    kinds = {"deterministic", "transient"}
-    assert kind in kinds
-    told = reason(
-        id_, cause, remedy, "Ray", "transient" if kind == "transient" else "deterministic"
-    )
-    return Reading(told, line)
+def _read(line: int, id_: str, cause: str, remedy: str, kind: Kind = "deterministic") -> Reading:
+    return Reading(reason(id_, cause, remedy, "Ray", kind), line)
 
 
 def _no_device(line: int, device: str, resources: str) -> Reading:
@@ -151,7 +156,7 @@ def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) 
             "address, it can never be met (VLLM_HOST_IP)."
         )
     strict = (
-        " All of it must be on one node (STRICT_PACK)." if "STRICT_PACK" in log_text(log) else ""
+        " All of it must be on one node (STRICT_PACK)." if "STRICT_PACK" in log.errors.text else ""
     )
     return _read(
         line,
@@ -162,11 +167,6 @@ def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) 
         "add nodes (`ray status` lists who has joined and what is in use), or declare the devices "
         f"at `ray start` (`--resources='{{\"{device}\": N}}'`).",
     )
-
-
-def log_text(log: ServerLog) -> str:
-    """Return the text that is searched for words, without its INFO lines."""
-    return log.errors.text
 
 
 def _versions(log: ServerLog, line: int) -> Reading | None:
@@ -186,7 +186,8 @@ def _versions(log: ServerLog, line: int) -> Reading | None:
         line,
         "ray-version",
         f"This node and the Ray cluster run different versions: {'; '.join(differ)}.",
-        "Install the same ray and the same Python minor version on all nodes, then `ray start` again.",
+        "Install the same ray and the same Python minor version on all nodes, then `ray start` "
+        "again.",
     )
 
 

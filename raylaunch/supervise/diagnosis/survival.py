@@ -14,7 +14,8 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
 _SERVED = re.compile(
-    r'"POST /(?:v1|v2|generate|pooling|tokenize|invocations|inference)\S{0,80} HTTP/[\d.]{1,3}" 200|'
+    r'"POST /(?:v1|v2|generate|pooling|tokenize|invocations|'
+    r'inference)\S{0,80} HTTP/[\d.]{1,3}" 200|'
     r"Avg generation throughput: (?!0\.0 )[\d.]{1,12} tokens/s|"
     r"Application startup complete\.|Uvicorn running on |service is ready!"
 )
@@ -35,18 +36,21 @@ _ORDERED_STOP = re.compile(
     r"INFO: {4,5}Shutting down|Received exit signal|received stop request|Stopping container",
     re.MULTILINE,
 )
-_REQUEST_PLACE = re.compile(
-    r"\[?(?:serving\w*|api_server|api_router|protocol|async_llm|preprocess\w*|chat_utils|renderer|"
-    r"tool_parsers?\w*|\w*_tool_parser|\w*_reasoning_parser|abstract_parser|launcher|base_serving|utils)"
-    r"\.py:\d{1,5}\]|Exception in ASGI application"
+_LOGGED_BY = re.compile(r"[\s\[](\w{1,60})\.py:\d{1,5}\]")
+_REQUEST_MODULE = re.compile(
+    r"^(?:serving|base_serving|api_server|api_router|protocol|async_llm|preprocess|chat_utils|"
+    r"renderer|"
+    r"launcher|utils$|abstract_(?:tool_)?parser|\w{0,40}_(?:tool|reasoning)_parser)"
 )
+_ASGI = "Exception in ASGI application"
 _PYTHON_ERROR = re.compile(
     r"^Traceback \(most recent call last\)|"
     r"^(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception)(?:: |$)"
 )
 _ERROR_LINE = re.compile(
     r"^\s{0,8}(?:\([^()]{0,64}\) ?){0,3}(?:\[rank\d{1,5}\]: ?)?(?:ERROR|CRITICAL|FATAL)\b[ :]|"
-    r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|CRITICAL)\][ :]|"
+    r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|"
+    r"CRITICAL)\][ :]|"
     r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
 )
 
@@ -94,7 +98,14 @@ def _is_of_a_request(log: ServerLog, line: int) -> bool:
     if process and "apiserver" not in process.replace("_", ""):
         return False
     near = log.raw[max(0, line - 40) : line + 1]
-    return any(_REQUEST_PLACE.search(text) for text in near)
+    return any(_is_from_a_request_module(text) for text in near)
+
+
+def _is_from_a_request_module(text: str) -> bool:
+    if _ASGI in text:
+        return True
+    module = _LOGGED_BY.search(text, 0, 200)
+    return module is not None and _REQUEST_MODULE.match(module[1]) is not None
 
 
 def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> Iterator[Reading]:

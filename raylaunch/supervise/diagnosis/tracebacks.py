@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 
 _EXCEPTION = re.compile(
-    r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|Interrupt|NotFound))"
+    r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
+    r"Interrupt|NotFound))"
     r"(?:: ?([^\n]{0,4000}))?$",
     re.MULTILINE,
 )
 _FRAME = re.compile(r'^\s*File "([^"\n]{1,400})", line (\d{1,6})(?:, in ([\w<>.]{1,100}))?')
-_PACKAGE = re.compile(
-    r"(?:site-packages|dist-packages|vllm-workspace|vllm-ascend|/workspace)/"
-    r"(?:vllm-ascend/|vllm/(?=vllm/))?((?:\w+/)*\w+\.py)$"
-)
+_FOLDERS = ("site-packages/", "dist-packages/", "vllm-workspace/")
 _KNOWN = re.compile(
     r"(?:^|/)((?:vllm_ascend|vllm|torch_npu|transformers|ray|torch)/[\w/]{1,200}\.py)$"
 )
@@ -35,8 +33,13 @@ class Frame:
     @property
     def module_path(self) -> str:
         """The path below the package's folder: `vllm_ascend/ops/fused_moe.py`."""
-        found = _KNOWN.search(self.path) or _PACKAGE.search(self.path)
-        return found[1] if found else self.path.rpartition("/")[2]
+        if found := _KNOWN.search(self.path):
+            return found[1]
+        for folder in _FOLDERS:
+            _, marker, below = self.path.rpartition(folder)
+            if marker:
+                return below
+        return self.path.rpartition("/")[2]
 
     @property
     def package(self) -> str:
@@ -55,6 +58,8 @@ class Raised:
     frames: tuple[Frame, ...]
     """Innermost first; empty when the log has none."""
     process: str
+    code: str = ""
+    """The statement that raised, as the traceback shows it."""
 
     @property
     def innermost(self) -> Frame | None:
@@ -71,7 +76,18 @@ def find_exceptions(log: ServerLog) -> Iterator[Raised]:
             message=(match[2] or "").strip(),
             frames=tuple(_frames_before(log, line)),
             process=log.processes[line],
+            code=_statement_before(log, line),
         )
+
+
+def _statement_before(log: ServerLog, line: int) -> str:
+    """Return the last line of code above an exception: neither a frame nor its marks."""
+    for index in range(line - 1, max(-1, line - 4), -1):
+        text = log.cleaned[index].strip()
+        if not text.strip("^~ "):
+            continue
+        return "" if _FRAME.match(text) or text.startswith("Traceback") else text[:200]
+    return ""
 
 
 def _frames_before(log: ServerLog, line: int) -> Iterator[Frame]:

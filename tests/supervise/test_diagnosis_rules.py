@@ -1,0 +1,170 @@
+"""The layers below the signatures: how they yield to each other, and what they leave alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylaunch.supervise.diagnosis.cann_blocks import find_blocks
+from raylaunch.supervise.diagnosis.edges import explained_ids, load_edges
+from raylaunch.supervise.diagnosis.error_codes import load_codes
+from raylaunch.supervise.diagnosis.log_lines import read_log
+from raylaunch.supervise.diagnosis.network_rules import describe_address
+from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, diagnose_text
+from raylaunch.supervise.diagnosis.tracebacks import find_exceptions
+
+BLOCK = (
+    "EJ0003: [PID: 159] 2025-03-26-17:01:02.816.428 Failed to bind the IP port. Reason: The IP "
+    "address and port have been bound already.\n"
+    "        Solution: Change the port.\n"
+    "        TraceBack (most recent call last):\n"
+    "        host nic listen start failed, port[60000][FUNC:Start][FILE:network.cc][LINE:1163]"
+)
+PREFIXES = (
+    "",
+    "[rank0]: ",
+    "(Worker_TP0 pid=7) ERROR 10-15 16:32:16 [core.py:708] ",
+    "vllm-1  | (EngineCore_DP0 pid=7) ERROR 10-15 16:32:16 [core.py:708] ",
+    "\x1b[1;36m(EngineCore_DP0 pid=7)\x1b[0;0m ",
+    "2026-01-02T10:00:00.123456789Z stderr F ",
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_cann_block_is_read_behind_every_prefix(prefix: str) -> None:
+    lines = [prefix + line for line in BLOCK.splitlines()]
+    (block,) = find_blocks(read_log(lines))
+    assert block.code == "EJ0003"
+    assert block.text == "Failed to bind the IP port"
+    assert block.reason == "The IP address and port have been bound already"
+    assert block.solution == "Change the port"
+    assert block.trace == ("host nic listen start failed, port[60000]",)
+
+
+def test_a_cann_block_without_newlines_is_the_same_block() -> None:
+    (block,) = find_blocks(read_log([" ".join(BLOCK.split())]))
+    assert block.reason == "The IP address and port have been bound already"
+    assert block.solution == "Change the port"
+
+
+def test_every_edge_names_something_that_can_be_found() -> None:
+    """An id that no rule and no signature has is a typing mistake."""
+    from pathlib import Path
+
+    from raylaunch.supervise.diagnosis import edges
+
+    folder = Path(edges.__file__).parent
+    text = "\n".join(
+        file.read_text(encoding="utf-8")
+        for file in folder.iterdir()
+        if file.suffix in (".py", ".yaml") and file.name != "explains.yaml"
+    )
+    names = {name for edge in load_edges() for name in (*edge.causes, *edge.explain)}
+    plain = {name.split("*")[0].split("?")[0] for name in names}
+    unknown = {
+        name for name in plain if name not in text and name.removeprefix("cann-") not in text
+    }
+    assert unknown == set()
+
+
+def test_two_that_explain_each_other_are_both_kept() -> None:
+    found = explained_ids(["transformers-too-old", "bad-config-value", "port-in-use"])
+    assert found == {"bad-config-value": "transformers-too-old"}
+    assert explained_ids(["hub-unreachable", "name-resolution"]) == {
+        "hub-unreachable": "name-resolution"
+    }
+
+
+def test_codes_are_known_once_and_have_a_remedy() -> None:
+    codes = load_codes()
+    assert len(codes) > 90
+    assert all(code.remedy and code.source for code in codes.values())
+
+
+def test_a_lost_peer_yields_to_the_killed_one_of_another_server() -> None:
+    servers = (
+        ServerEvidence(
+            0, log_lines=("[rank0]: hccl fftsplus task timeout occurred, timeout=1836s",)
+        ),
+        ServerEvidence(1, log_lines=("Out of memory: Killed process 42 (VLLM::Worker)",)),
+    )
+    found = diagnose(servers)
+    assert (found.id, found.root) == ("oom-killer", 1)
+
+
+def test_two_causes_at_once_are_both_named_and_neither_is_certain() -> None:
+    text = (
+        "OSError: [Errno 24] Too many open files\n"
+        "PermissionError: [Errno 13] Permission denied: '/models/config.json'\n"
+        "OSError: [Errno 28] No space left on device\n"
+    )
+    found = diagnose_text(text)
+    assert found is not None
+    assert not found.certain
+    assert found.kind == "transient"
+    assert "also possible: The user that runs Ray may not read" in found.detail
+
+
+def test_error_lines_that_nothing_explains_are_no_all_clear() -> None:
+    text = (
+        "(Worker_TP0 pid=7) ERROR 10-15 16:32:16 [worker.py:8] the frobnicator is upside down\n"
+        "(Worker_TP1 pid=8) ERROR 10-15 16:32:19 [worker.py:8] the frobnicator fell off\n"
+    )
+    found = diagnose_text(text)
+    assert found is not None
+    assert found.id == "unexplained-errors"
+    assert not found.certain
+    for word in ("2 error lines", "upside down", "fell off", "Worker_TP0", "Worker_TP1"):
+        assert word in found.cause
+
+
+def test_an_error_that_the_server_survived_is_no_failure_but_a_later_one_is() -> None:
+    error = "(EngineCore_DP0 pid=7) ERROR 10-15 16:32:16 [core.py:1] ValueError: odd input\n"
+    served = '(APIServer pid=1) INFO:     192.0.2.9:4 - "POST /v1/completions HTTP/1.1" 200 OK\n'
+    assert diagnose_text(error + served) is None
+    assert diagnose_text(served + error) is not None
+
+
+def test_a_dead_engine_is_not_survived_whatever_the_api_answers() -> None:
+    dead = "(APIServer pid=1) ERROR 10-15 16:32:16 [x.py:1] EngineDeadError: EngineCore died\n"
+    metrics = '(APIServer pid=1) INFO:     192.0.2.9:4 - "GET /metrics HTTP/1.1" 200 OK\n'
+    assert diagnose_text(dead + metrics) is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "word"),
+    [
+        ("127.0.1.1", "loopback"),
+        ("198.18.0.1", "tunnel"),
+        ("172.17.0.2", "Docker"),
+        ("169.254.3.4", "link-local"),
+        ("10.0.0.7", ""),
+        ("node0", ""),
+    ],
+)
+def test_addresses_that_no_peer_can_reach_are_told_from_others(address: str, word: str) -> None:
+    said = describe_address(address)
+    assert word in said
+    assert bool(said) == bool(word)
+
+
+def test_the_innermost_frame_is_of_the_same_process() -> None:
+    lines = [
+        '(Worker_TP0 pid=7)   File "/x/vllm_ascend/ops/moe.py", line 3, in dispatch',
+        '(Worker_TP1 pid=8)   File "/x/vllm/v1/core.py", line 9, in run',
+        "(Worker_TP0 pid=7) AttributeError: 'A' object has no attribute 'b'",
+    ]
+    (raised,) = find_exceptions(read_log(lines))
+    assert raised.innermost is not None
+    assert raised.innermost.module_path == "vllm_ascend/ops/moe.py"
+    assert raised.innermost.function == "dispatch"
+
+
+def test_lines_that_a_terminal_broke_are_joined_and_keep_their_numbers() -> None:
+    width = 80
+    text = "(EngineCore pid=3) " + "ValueError: No available memory for the cache blocks. " * 4
+    broken = [text[at : at + width] for at in range(0, len(text), width)]
+    assert len(broken) > 2
+    log = read_log(["x", *broken])
+    assert len(log.raw) == len(broken) + 1
+    assert log.raw[1] == text
+    assert log.raw[2] == ""
