@@ -135,7 +135,6 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
 
 
 _HUB_HOSTS = ("huggingface.co", "hf-mirror.com", "modelscope.cn", "www.modelscope.cn")
-)
 
 
 def _host_near(log: ServerLog, line: int) -> str:
