@@ -28,8 +28,8 @@ WORDS = {
     r"speaks? for": "owns",
     r"on wish": "optionally",
 }
-ALLOWED = re.compile(r"TERM\W+(!=|=|==)?\W*dumb|Recommend|recommend|amend", re.IGNORECASE)
-"""`dumb` is a terminal type."""
+ALLOWED = re.compile(r"TERM\W+(!=|=|==)?\W*dumb|dumb-init|Recommend|recommend|amend", re.IGNORECASE)
+"""`dumb` is a terminal type, `dumb-init` a program."""
 
 
 def texts() -> list[Path]:

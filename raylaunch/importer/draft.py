@@ -57,7 +57,7 @@ class Draft:
         self.placed.append(Placed(where, text, target))
 
     def set(self, path: str, value: Any) -> None:  # noqa: ANN401 - YAML holds anything
-        """Write a value that nobody gave in so many words."""
+        """Write a value that follows from the scripts without being written in them."""
         keys = split_path(path)
         below = self.values
         for key in keys[:-1]:

@@ -198,7 +198,7 @@ _GUESS = "nothing says otherwise"
 def _hints(
     draft: Draft, group: Group, containers: Sequence[ContainerRun]
 ) -> Iterator[tuple[str, str]]:
-    """What speaks for a board, the strongest first."""
+    """Return the evidence for each kind of board, the strongest first."""
     env = group.primary.env
     listed = (
         len(env["ASCEND_RT_VISIBLE_DEVICES"].value.split(","))

@@ -111,7 +111,7 @@ class Sources:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable holds something nobody may read."""
+    """Return whether a variable holds a secret."""
     return re.search(r"(?i)(?:api_?key|token|secret|passw(?:or)?d|credential)s?$", name) is not None
 
 

@@ -24,7 +24,7 @@ _OWN_OVERHEAD_GIB = 8.0
 
 
 def read_memory(log: ServerLog) -> Iterator[Reading]:
-    """Yield each device that ran out of memory, with whoever holds it."""
+    """Yield each device that ran out of memory, with the process that holds the memory."""
     for line, match in log.errors.find(_OUT):
         yield _out_of_memory(line, match)
 

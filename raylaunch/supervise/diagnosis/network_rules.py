@@ -285,7 +285,7 @@ def _cannot_bind(host: str, port: str) -> _Told:
 
 
 def _refused(log: ServerLog) -> Iterator[Reading]:
-    """Read a refused, timed-out or unroutable connection with its peer, whoever reports it."""
+    """Read a refused, timed-out or unroutable connection with its peer, from any reporter."""
     for line, match in log.errors.find(_REFUSED):
         peer = _PEER.search(log.cleaned[line])
         if peer is None:
