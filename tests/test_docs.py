@@ -28,7 +28,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-TOOLS = ["cli_reference", "recipe_reference", "refusals", "architecture"]
+TOOLS = ["cli_reference", "recipe_reference", "refusals", "diagnosis_reference", "architecture"]
 PROGRAM = get_command(app)
 UsageError: type[Exception] = typer.BadParameter.__base__  # typer does not export it
 TAKES_RECIPE = {"show", "plan", "render", "start", "cluster"}

@@ -1,1 +1,4 @@
-"""Recipes from launch scripts that people have. Pure: text in, a recipe and a report out; nothing is executed."""
+"""Recipes from launch scripts that people have.
+
+Pure: text in, a recipe and a report out; nothing is executed.
+"""

@@ -42,7 +42,7 @@ _LONG = {
 
 @dataclass(frozen=True)
 class ContainerRun:
-    """A `docker run`: its options in long form, with the words they stand in, the image, and the command inside."""
+    """A `docker run`: options in long form with their words, the image, the command inside."""
 
     where: str
     image: str

@@ -144,13 +144,13 @@ class Draft:
             names.append(name)
         self.placed.append(Placed(where, text, "secrets"))
         what = (
-            f"{name} is a secret: the recipe only names it, its value comes from the environment of "
+            f"{name} is a secret: the recipe only names it, its value comes from the environment "
             "`raylaunch start`"
         )
         self.note("secret", "info", what, where, seen=text)
 
 
 def hides(name: str, value: str) -> bool:
-    """Whether a variable's value must not be kept: a key or token, or an address with a password in it."""
+    """Return whether a value must not be kept: a key, a token, or an address with a password."""
     head, found, rest = value.partition("://")
     return is_secret(name) or bool(found and head and "@" in rest and ":" in rest.split("@")[0])

@@ -51,14 +51,15 @@ def import_scripts(
     """Make a recipe from the texts of launch scripts, by file name. Nothing in them is executed.
 
     Args:
-        files: Texts by name: node0.sh, node1.sh, a page of documentation, the line that starts the container.
+        files: Texts by name: node0.sh, node1.sh, a page of documentation, a `docker run` line.
         platform: ascend-a2, ascend-a3 or cpu; by default it follows from images, devices and sizes.
         beside: Finds a file that a script names (`--config FILE`, `source FILE`); by default
             only the given texts are known.
         pick: Which deployment to take where the texts describe several, counted from 1.
 
     Raises:
-        RecipeError: There is no `vllm serve` in them, `pick` or `platform` is unknown, or a recipe cannot hold it.
+        RecipeError: There is no `vllm serve` in them, `pick` or `platform` is unknown, or no
+            recipe can hold it.
     """
     if platform is not None and platform not in get_args(Platform):
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""Walks through launch scripts as a shell would: variables and words are followed, nothing is run."""
+"""Walks through launch scripts as a shell would; nothing is run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _OF_INTEREST = re.compile(
 
 
 def read_scripts(sources: Sources) -> Reading:
-    """Read the texts of some files. Arbitrary text is fine: what is no launch script is reported."""
+    """Read the texts of some files.
+
+    Arbitrary text is fine: what is no launch script is reported.
+    """
     out = Reading()
     limits = Limits()
     ordered = sorted(sources.texts, key=sources.is_named_elsewhere)

@@ -109,7 +109,7 @@ class LaunchCommands(BuiltinCommands):
         self.out.servers.append(Server(where, model, tuple(flags), env, tuple(positional), helpers))
 
     def _with_config(self, config: Given, flags: list[Given], where: str) -> list[Given]:
-        """Put the values of `--config FILE` before the flags: the command line overrides the file."""
+        """Put the values of `--config FILE` before the flags, which override them."""
         path = config.value or ""
         text = self.sources.find(self.name, path)
         read = config_flags(text) if text is not None else None

@@ -1,4 +1,4 @@
-"""The scripts in a document: fenced blocks of Markdown, or the lines of a text that are commands."""
+"""Finds the scripts in a document: fenced blocks of Markdown, or lines that are commands."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _close(
 
 
 def _is_prose(lines: list[str]) -> bool:
-    """Whether the text is a page with commands in it rather than a script: most lines of the page are no commands."""
+    """Return whether the text is a page rather than a script: most lines are no commands."""
     if lines[0].startswith("#!"):
         return False
     wanted = [line for line in lines if line.strip()]
@@ -91,7 +91,7 @@ def _is_prose(lines: list[str]) -> bool:
 
 
 def _unfenced(lines: list[str]) -> tuple[list[Block], list[tuple[int, str]]]:
-    """Gather runs of command lines; a line behind a backslash belongs to the run only when it can continue it."""
+    """Gather runs of command lines; a continuation belongs to the run only if it can follow."""
     blocks: list[Block] = []
     skipped: list[tuple[int, str]] = []
     run: list[str] = []

@@ -325,7 +325,7 @@ def _settle_sizes(draft: Draft, group: Group) -> None:
 def _compare(
     draft: Draft, server: Server, given: dict[str, Given], primary: Server, theirs: dict[str, Given]
 ) -> None:
-    """The same flags on every server are placed once; all others are a conflict, and the primary's count."""
+    """Place flags that all servers share; of others, report the conflict and use the primary's."""
     if server.model != primary.model:
         draft.note(
             "conflict",
@@ -362,7 +362,10 @@ def _compare(
             )
     for name, other in theirs.items():
         if name not in given and name not in (*_PER_NODE, *_PRIMARY_ONLY, "api-server-count"):
-            what = f"--{name} is missing here: raylaunch gives it to every server, as {primary.where} has it"
+            what = (
+                f"--{name} is missing here: raylaunch gives it to every server, "
+                f"as {primary.where} has it"
+            )
             draft.note("conflict", "info", what, server.where, seen=show(other))
 
 

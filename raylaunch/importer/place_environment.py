@@ -24,7 +24,7 @@ _PLAIN = {"--user": "user", "--ipc": "ipc", "--shm-size": "shm_size", "--name": 
 
 
 def place_variables(draft: Draft, group: Group) -> None:
-    """Place what all servers share once; report what only raylaunch may set, what differs, what is to be filled in."""
+    """Place shared variables once; report reserved ones, differences and placeholders."""
     for name in dict.fromkeys(name for server in group.servers for name in server.env):
         holders = [server for server in group.servers if name in server.env]
         settings = [server.env[name] for server in holders]
@@ -327,7 +327,7 @@ def _place_option(
         _place_container_variable(draft, where, value, text)
     elif option in _TERMINAL:
         draft.own(
-            "raylaunch runs the container with a terminal, or in the background as container.detach says",
+            "raylaunch runs the container with a terminal, or in the background (container.detach)",
             where,
             text,
         )

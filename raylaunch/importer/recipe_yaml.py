@@ -1,4 +1,4 @@
-"""A recipe as YAML for people: sections in order, JSON values on one line, open questions on top."""
+"""Writes a recipe as YAML: sections in order, JSON values on one line, open questions on top."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def _mapping(values: Mapping[str, Any], depth: int, inside: str) -> Iterator[str
 
 
 def _scalar(value: object) -> str:
-    # allow_unicode keeps names readable; safe_dump quotes and escapes whatever YAML would read as something else.
+    # allow_unicode keeps names readable; safe_dump quotes and escapes whatever YAML would read as
+    # something else.
     text = yaml.safe_dump(
         value, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False
     )
@@ -70,7 +71,7 @@ def _scalar(value: object) -> str:
 
 
 def _escaped(value: object) -> str:
-    """A value with line breaks or invisible letters in it, on one line: every text in double quotes."""
+    """Write a value with line breaks or invisible letters on one line, in double quotes."""
     if isinstance(value, Mapping):
         return (
             "{"

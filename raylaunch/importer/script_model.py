@@ -1,4 +1,4 @@
-"""What launch scripts say, as values: servers with their variables, containers, host settings; and what is odd."""
+"""What launch scripts contain: servers, their variables, containers, host settings, oddities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of `vllm serve` as flags: long and short spellings, `--a=b` and `--a b`, JSON, dotted names."""
+"""Reads the words of `vllm serve` as flags: every spelling, `--a=b`, JSON, dotted names."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ _SHORT = {
 
 _LISTS = frozenset(
     """
-    lora-modules allowed-media-domains served-model-name sleep-preserve-parameter-names logits-processors
-    ignore-patterns numa-bind-nodes numa-bind-cpus kv-cache-dtype-skip-layers cpu-offload-params offload-params
+    lora-modules allowed-media-domains served-model-name sleep-preserve-parameter-names
+    logits-processors
+    ignore-patterns numa-bind-nodes numa-bind-cpus kv-cache-dtype-skip-layers
+    cpu-offload-params offload-params
     lora-target-modules collect-detailed-traces cudagraph-capture-sizes api-key
     """.split()  # noqa: SIM905 - shorter to read
 )
@@ -42,7 +44,10 @@ _LISTS = frozenset(
 
 @dataclass(frozen=True)
 class Given:
-    """One flag as it was given. `value` None: a bare flag. `words`: what stands in the script. `extra`: more values."""
+    """One flag as it was given.
+
+    `value` None: a bare flag. `words`: what stands in the script. `extra`: more values.
+    """
 
     name: str
     value: str | None
@@ -94,7 +99,7 @@ def _most_values(name: str) -> int:
 
 
 def value_of(given: Given) -> Any:  # noqa: ANN401 - YAML holds anything
-    """A flag's value as a recipe writes it: numbers and JSON as such when they come back letter by letter."""
+    """Return a flag's value for a recipe: numbers and JSON only if they come back unchanged."""
     return True if given.value is None else plain(given.value)
 
 
@@ -108,7 +113,7 @@ def plain(text: str) -> Any:  # noqa: ANN401 - YAML holds anything
 
 
 def _json(text: str) -> Any:  # noqa: ANN401 - YAML holds anything
-    """JSON as a value; text that is none, or that Python would change (a key twice, NaN, long numbers), stays text."""
+    """Return JSON as a value; text that Python would change (NaN, a key twice) stays text."""
     try:
         value = json.loads(
             text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_float

@@ -15,7 +15,8 @@ _OTHER_BALANCING = (
     "data-parallel-multi-port-external-lb",
     "kv-transfer-config",
 )
-"""Flags of deployments that raylaunch does not do: load balancing outside of vLLM, prefill apart from decode."""
+"""Flags of deployments that raylaunch does not do: load balancing outside of vLLM, prefill apart
+from decode."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Group:
 
 
 def group_servers(servers: Sequence[Server]) -> list[Group]:
-    """Bring each headless server to the primary it belongs to: the same model and sizes, the nearest one before it."""
+    """Assign each headless server to the nearest primary before it with equal model and sizes."""
     groups: list[list[Server]] = [[server] for server in servers if not server.headless]
     orphans: list[list[Server]] = []
     position = {id(server): number for number, server in enumerate(servers)}
@@ -60,7 +61,7 @@ def group_servers(servers: Sequence[Server]) -> list[Group]:
 
 
 def choose_group(reading: Reading, pick: int | None) -> Group:
-    """Take the deployment number `pick` (from 1), or the one that raylaunch does best: many servers, its own balancing.
+    """Return deployment number `pick` (from 1), or the one that fits raylaunch best.
 
     Raises:
         RecipeError: There is no `vllm serve`, or no deployment of that number.

@@ -1,4 +1,4 @@
-"""Refuses deployments that no recipe can hold, with the reason, instead of importing another one."""
+"""Refuses deployments that no recipe can hold, with the reason."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A shell without a machine: text to words, statements, blocks; variables, conditions, arithmetic."""
+"""A shell that runs nothing: words, statements, blocks, variables, conditions, arithmetic."""

@@ -29,7 +29,10 @@ class Arm:
 
 @dataclass
 class Block:
-    """A compound command. `kind`: if, while, until, for, select, case, group, subshell, function."""
+    """A compound command.
+
+    `kind`: if, while, until, for, select, case, group, subshell, function.
+    """
 
     kind: str
     line: int

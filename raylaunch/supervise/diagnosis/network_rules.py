@@ -11,6 +11,7 @@ from typing import NamedTuple
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.survival import read_life
 
 _NAME = re.compile(
     r"(?:host='([\w.-]{1,120})'[^\n]{0,400})?(?:Temporary failure in name resolution|"
@@ -48,6 +49,8 @@ _PEER = re.compile(
     r"(?<![\w.-])((?:\d{1,3}\.){3}\d{1,3}|[a-z][\w-]{0,60}(?:\.[\w-]{1,60}){1,6})\]?(?:'?, |"
     r":)(\d{2,5})\b"
 )
+_RETRIED = re.compile(r"\[c10d\]|^\[?W\d{4}")  # warnings; the rendezvous has a rule of its own
+_SOURCE_FILE = re.compile(r"\.(?:cpp|cc|hpp|h|py|ts)$")
 _BIND = re.compile(
     r"bind on address \('([^'\n]{1,80})', (\d{1,5})[^)\n]{0,40}\): cannot assign requested address"
 )
@@ -67,7 +70,6 @@ _KV_FAILED = re.compile(
 _SIZE = re.compile(r"\bsize=(\d{6,16})\b")
 _TUNNEL = ip_network("198.18.0.0/15")
 _RETRIES = 2
-_Told = tuple[str, str]
 
 
 def read_network(log: ServerLog) -> Iterator[Reading]:
@@ -137,13 +139,14 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
 _HUB_HOSTS = ("huggingface.co", "hf-mirror.com", "modelscope.cn", "www.modelscope.cn")
 
 
+_NAMED = re.compile(
+    r"(?:tcp://|https?://|host[= ]'?|for |addresses of \(|MASTER_ADDR[= ])"
+    r"([a-zA-Z][\w.-]{1,100})"
+)
+
+
 def _host_near(log: ServerLog, line: int) -> str:
-    near = " ".join(log.cleaned[max(0, line - 3) : line + 2])
-    found = re.search(
-        r"(?:tcp://|https?://|host[= ]'?|for |addresses of \(|MASTER_ADDR[= ])"
-        r"([a-zA-Z][\w.-]{1,100})",
-        near,
-    )
+    found = _NAMED.search(" ".join(log.cleaned[max(0, line - 3) : line + 2]))
     return found[1] if found else ""
 
 
@@ -184,7 +187,7 @@ def _http(line: int, host: str, port: str, why: str) -> Reading:
     )
 
 
-def _hub(where: str, why: str) -> _Told:
+def _hub(where: str, why: str) -> tuple[str, str]:
     return (
         (
             f"The model hub {where} cannot be reached from this node ({why}), and vLLM asks it for "
@@ -201,7 +204,9 @@ def _hub(where: str, why: str) -> _Told:
 
 def _rendezvous(log: ServerLog) -> Iterator[Reading]:
     """Read the endless retries of c10d towards one address."""
-    found = [(line, match[1], match[2] or "") for line, match in log.everything.find(_C10D_RETRY)]
+    progressed = read_life(log).progressed  # a retry that connected is no failure
+    matches = log.everything.find(_C10D_RETRY)
+    found = [(line, match[1], match[2]) for line, match in matches if line > progressed]
     counts = Counter((host, port) for _, host, port in found)
     seen: set[tuple[str, str]] = set()
     for line, host, port in found:
@@ -254,8 +259,6 @@ def describe_address(host: str) -> str:
         return "a loopback address"
     if address.is_link_local:
         return "a link-local address"
-    if address.is_unspecified:
-        return "no address of a node"
     if address.version == 4 and address in _TUNNEL:
         return "an address of a tunnel or proxy (198.18.0.0/15)"
     if address.version == 4 and address in ip_network("172.17.0.0/16"):
@@ -263,14 +266,10 @@ def describe_address(host: str) -> str:
     return ""
 
 
-def _cannot_bind(host: str, port: str) -> _Told:
+def _cannot_bind(host: str, port: str) -> tuple[str, str]:
     hint = ""
-    if ":" in host:
-        hint = (
-            "; `localhost` was resolved to IPv6, which this container does not have"
-            if host == "::1"
-            else " (IPv6)"
-        )
+    if host == "::1":
+        hint = "; `localhost` was resolved to IPv6, which this container does not have"
     return (
         (
             f"The server tries to listen on {host} port {port}, an address that this node or "
@@ -285,10 +284,11 @@ def _cannot_bind(host: str, port: str) -> _Told:
 
 
 def _refused(log: ServerLog) -> Iterator[Reading]:
-    """Read a refused, timed-out or unroutable connection with its peer, from any reporter."""
+    """Read a refused, timed-out or unroutable connection with its peer, whoever reports it."""
     for line, match in log.errors.find(_REFUSED):
-        peer = _PEER.search(log.cleaned[line])
-        if peer is None:
+        text = log.cleaned[line]
+        peer = None if _RETRIED.search(text) else _PEER.search(text)
+        if peer is None or _SOURCE_FILE.search(peer[1]):
             continue
         where = f"{peer[1]}:{peer[2]}"
         kind_of = describe_address(peer[1])

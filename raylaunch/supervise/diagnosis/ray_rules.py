@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.survival import read_life
 
 _NO_DEVICE = re.compile(
     r"Current node has no (NPU|GPU|TPU|"
@@ -50,7 +51,10 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_NO_DEVICE):
         yield _no_device(line, match[1], match[2] or "")
     usage = {match[3]: match[2] for _, match in log.everything.find(_USAGE)}
+    progressed = read_life(log).progressed
     for line, match in log.everything.find(_INFEASIBLE):
+        if progressed > line:
+            continue  # Ray has reserved it in the end
         request = next((group for group in match.groups() if group), "")
         yield _infeasible(log, line, request, usage)
     for line, match in log.everything.find(_DEMAND):
