@@ -52,7 +52,8 @@ _NARROWEST_TERMINAL = 72
 _WIDEST_TERMINAL = 400
 _WRAPPED_TIMES = 2
 _BEGINS_A_LINE = re.compile(
-    r"^(?:\s|\(|\[|$|[\w.]{1,60}(?:Error|Exception): |Traceback|(?:usage|vllm|error|note): |[EWI]\d{4}|\d{4}-|"
+    r"^(?:\s|\(|\[|$|[\w.]{1,60}(?:Error|Exception): |Traceback|"
+    r"(?:usage|vllm|error|note): |[EWI]\d{4}|\d{4}-|"
     r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)"
 )
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
