@@ -27,7 +27,7 @@ os.environ["RAYLAUNCH_HOME"] = sys.argv[1]
 """
 OF_CLASS = """
 import asyncio
-scout = thing("test", 3)
+scout = thing("test", 3, "a1b2c3d4e5f60718")
 recalled = asyncio.run(scout.ping_npus((), 0.0))
 import raylaunch
 print(json.dumps([raylaunch.__file__, type(scout.real).__qualname__, thing.__name__, recalled]))
@@ -41,7 +41,7 @@ WITHOUT_CODE = """
 import shutil
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster.preload import preload
-probe = thing("test", 3)
+probe = thing("test", 3, "a1b2c3d4e5f60718")
 failed = preload()
 shutil.rmtree(os.path.dirname(sys.path[0]))
 from raylaunch.supervise.diagnosis.root_cause import diagnose_text

@@ -21,8 +21,8 @@ _WEIGHT_NAME = re.compile(
     r"^'?((?:\w{1,40}\.){0,6}(?:layers|blocks|experts)\.\d{1,4}\.[\w.]{1,120})'?$"
 )
 _MISSING_ATTRIBUTE = re.compile(
-    r"(?<![\w.'])(?:'?([\w.]{1,80})'?(?: object)?|module '([\w.]{1,80})')"
-    r" has no attribute '?(\w{1,80})'?"
+    r"(?<![\w.'])(?:'?([\w.]{1,80})'?(?: object)?|module '([\w.]{1,80})') "
+    r"has no attribute '?(\w{1,80})'?"
 )
 _NO_NAME = re.compile(
     r"cannot import name '([\w.]{1,80})' from (?:partially initialized module )?'([\w.]{1,120})'"

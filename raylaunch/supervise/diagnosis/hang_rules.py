@@ -47,8 +47,8 @@ def _repeated_notices(log: ServerLog) -> Iterator[Reading]:
 
     One notice is normal during a compilation. Several without progress after them are a hang.
     """
-    progressed = read_life(log).progressed
     notices = [(line, int(match[1])) for line, match in log.everything.find(_NOTICE)]
+    progressed = read_life(log).progressed if notices else -1
     notices = [(line, seconds) for line, seconds in notices if line > progressed]
     if len(notices) < 2:
         return

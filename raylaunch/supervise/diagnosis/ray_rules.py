@@ -51,8 +51,9 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_NO_DEVICE):
         yield _no_device(line, match[1], match[2] or "")
     usage = {match[3]: match[2] for _, match in log.everything.find(_USAGE)}
-    progressed = read_life(log).progressed
-    for line, match in log.everything.find(_INFEASIBLE):
+    requests = list(log.everything.find(_INFEASIBLE))
+    progressed = read_life(log).progressed if requests else -1
+    for line, match in requests:
         if progressed > line:
             continue  # Ray has reserved it in the end
         request = next((group for group in match.groups() if group), "")
