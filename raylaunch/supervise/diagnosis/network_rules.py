@@ -284,7 +284,7 @@ def _cannot_bind(host: str, port: str) -> tuple[str, str]:
 
 
 def _refused(log: ServerLog) -> Iterator[Reading]:
-    """Read a refused, timed-out or unroutable connection with its peer, whoever reports it."""
+    """Read a refused, timed-out or unroutable connection with its peer, from any reporter."""
     for line, match in log.errors.find(_REFUSED):
         text = log.cleaned[line]
         peer = None if _RETRIED.search(text) else _PEER.search(text)
