@@ -10,7 +10,7 @@ from raylaunch.runtime.agent import api_probe
 from raylaunch.runtime.agent.answer_folding import fold_canaries, fold_rank
 from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.cluster.task_owner import TaskOwner
-from raylaunch.runtime.controller.agent_watch import shift_clock
+from raylaunch.runtime.controller.agent_watch import shift_times
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import RankSeen, ServerSeen
 from raylaunch.vllm_api.vllm_client import HttpAnswer, MetricsAnswer, ModelsAnswer, TextAnswer
@@ -54,7 +54,7 @@ def test_reading_counters_does_not_forget_a_mute_rank():
 
 def test_every_time_is_moved_to_the_other_clock():
     seen = fold_canaries(SEEN, {1: LATE}, sent=100.0, now=115.0)
-    assert shift_clock(seen, -10.0).ranks[1].canary_failing_since == 90.0
+    assert shift_times(seen, -10.0).ranks[1].canary_failing_since == 90.0
 
 
 class Api:

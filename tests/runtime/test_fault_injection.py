@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from raylaunch.errors import NodeError
-from raylaunch.node.process.vllm_children import Member
+from raylaunch.node.process.vllm_children import VllmChild
 from raylaunch.runtime.agent import fault_injection
 from raylaunch.runtime.agent.fault_injection import Targets, inject_fault
 
@@ -39,7 +39,7 @@ def process():
 
 
 def targets(**pids) -> Targets:
-    def no_engine() -> Member:
+    def no_engine() -> VllmChild:
         raise NodeError("the server (pid 1) has no engine core")
 
     given = {"server": NEVER, "guard": NEVER, "find_engine": no_engine}
@@ -60,7 +60,7 @@ def test_a_process_is_killed_by_its_pid(process, fault, name):
 
 
 def test_an_engine_core_is_found_when_the_fault_is_injected(process):
-    engine = Member(process.pid, "VLLM::EngineCore_DP0", -1)
+    engine = VllmChild(process.pid, "VLLM::EngineCore_DP0", -1)
     done = inject_fault("kill-engine", 0, targets(find_engine=lambda: engine), never)
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert done.what == f"SIGKILL to VLLM::EngineCore_DP0 (pid {process.pid})"

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from ray_clusters import await_true
 
-from raylaunch import api
+from raylaunch.api import deployment_verbs
 from raylaunch.errors import BusyError, ClusterError, LaunchError, NotReadyError
 from raylaunch.node.process.cluster_records import (
     ClusterRecord,
@@ -29,7 +29,7 @@ from raylaunch.node.process.cluster_records import (
     record_path,
     this_process,
 )
-from raylaunch.node.process.orphans import Running, find_orphans
+from raylaunch.node.process.orphans import KnownDeployments, find_orphans
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.runtime.cluster import connection, local_cleanup, local_cluster, ray_start
 
@@ -78,13 +78,13 @@ def marked(tmp_path):
 def test_an_interrupted_start_is_an_orphan_and_a_running_one_is_not(tmp_path, marked):
     process = marked()
     put_record(tmp_path, starter=this_process())
-    assert find_orphans(Running(), NAME) == []
+    assert find_orphans(KnownDeployments(), NAME) == []
     assert local_cleanup.stale_records(tmp_path, None) == []
     with pytest.raises(NotReadyError, match="is being started"):
         local_cluster.require_started(tmp_path, NAME)
 
     put_record(tmp_path, starter=GONE)
-    assert [found.pid for found in find_orphans(Running(), NAME)] == [process.pid]
+    assert [found.pid for found in find_orphans(KnownDeployments(), NAME)] == [process.pid]
     assert local_cleanup.stale_records(tmp_path, None) == [NAME]
     with pytest.raises(ClusterError, match="was interrupted"):
         local_cluster.require_started(tmp_path, NAME)
@@ -184,13 +184,13 @@ def test_a_damaged_record_never_hides_living_processes(tmp_path, marked):
     process = marked()
     path = put_record(tmp_path)
     record_path(tmp_path, NAME).write_text("{")
-    assert find_orphans(Running()) == [] or process.pid not in {
-        found.pid for found in find_orphans(Running())
+    assert find_orphans(KnownDeployments()) == [] or process.pid not in {
+        found.pid for found in find_orphans(KnownDeployments())
     }
     (line,) = local_cleanup.undecided_records(tmp_path, None)
     assert f"{NAME}.json" in line
     assert f"raylaunch clean --yes --deployment {NAME}" in line
-    assert [found.pid for found in find_orphans(Running(), NAME)] == [process.pid]
+    assert [found.pid for found in find_orphans(KnownDeployments(), NAME)] == [process.pid]
     assert local_cleanup.stale_records(tmp_path, NAME) == [NAME]
     assert path.deployment == NAME
 
@@ -292,11 +292,11 @@ def test_an_interrupt_before_there_is_a_controller_stops_the_cluster(monkeypatch
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "start_embedded", lambda *_: None)
-    monkeypatch.setattr(api, "stop_embedded", stopped.append)
-    monkeypatch.setattr(api, "_create_controller", interrupt)
+    monkeypatch.setattr(deployment_verbs, "start_embedded", lambda *_: None)
+    monkeypatch.setattr(deployment_verbs, "stop_embedded", stopped.append)
+    monkeypatch.setattr(deployment_verbs, "_create_controller", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        api.deploy("local-dual", deployment=NAME, address="local")
+        deployment_verbs.deploy("local-dual", deployment=NAME, address="local")
     assert stopped == [NAME]
 
 

@@ -26,6 +26,7 @@ def test_the_environment_is_the_plans_with_the_folder_of_vllm_first_in_path(tmp_
         "test",
         server,
         3,
+        instance="a1b2c3d4e5f60718",
         vllm="/opt/vllm/bin/vllm",
         secrets={"VLLM_API_KEY": "s3cret"},
         log=tmp_path / "server-1.log",
