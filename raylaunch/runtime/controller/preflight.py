@@ -31,7 +31,7 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
     label = f"check of {deployment} {secrets.token_hex(3)}"
     gang = Gang(
         label,
-        placement.reserve(label, loaded.recipe, detached=False),
+        group=placement.reserve(label, loaded.recipe, detached=False),
         kind=ProbeActor,
         detached=False,
     )
