@@ -228,10 +228,8 @@ def test_without_a_spare_host_a_cut_one_is_waited_for(three, stopped_after):
 
 
 def waits_for(three, host):
-    told = [event["text"] for event in three.events() if event["kind"] == "waiting"]
-    return any(
-        f"waits for {host.ip} to come back: no other node has the NPUs" in text for text in told
-    )
+    texts = [event["text"] for event in three.events() if event["kind"] == "waiting"]
+    return any(f"waiting for {host.ip}: no spare node has enough NPUs" in text for text in texts)
 
 
 def is_ready_again(three, host):
