@@ -306,7 +306,7 @@ def test_a_restart_goes_around_whoever_took_the_port_of_the_handshake(start, tmp
 
 def test_two_operators_at_once(start, cluster):
     handle = start()
-    with pytest.raises(BusyError, match="already there"):
+    with pytest.raises(BusyError, match="already exists"):
         start()
     told = []
 
