@@ -40,7 +40,7 @@ from raylaunch.deployment.deployment_records import (
     remove_record,
     write_record,
 )
-from raylaunch.deployment.names import check_primary, is_name
+from raylaunch.deployment.names import check_primary, is_name, is_target, split_target
 from raylaunch.errors import (
     BusyError,
     ClusterError,
@@ -106,7 +106,7 @@ def deploy(
         from raylaunch.runtime.cluster.local_cluster import signals_as_interrupt
 
         with signals_as_interrupt():
-            start_embedded(title, loaded.recipe)
+            start_embedded(title, loaded)
             try:
                 _create_controller(title, loaded, primary, skip_checks, secrets)
             except BaseException:
@@ -131,19 +131,22 @@ def attach(deployment: str, address: str | None = None) -> Deployment:
     """Find a running deployment by name.
 
     Args:
-        deployment: Its name.
+        deployment: Its name, or NAME/GROUP for one of its groups.
         address: Ray cluster as host:port, "auto" or "local"; by default the deployment's embedded
             cluster, then RAY_ADDRESS, then "auto".
 
     Raises:
-        UnknownDeploymentError: there is none of that name.
+        UnknownDeploymentError: there is none of that name, or it has no such group.
         ClusterError: the cluster does not answer.
     """
-    if not is_name(deployment):
+    name, group = split_target(deployment)
+    if not is_name(name):
         raise unknown_name(deployment)
-    connect_to(deployment, address)
-    handle = Deployment(deployment)
+    connect_to(name, address)
+    handle = Deployment(name, group)
     handle._controller()  # noqa: SLF001 - refuses an unknown name here, not at the first call
+    if group is not None:
+        handle.status()  # refuses an unknown group
     return handle
 
 
@@ -260,9 +263,10 @@ def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
             return log_input.diagnose_log(stream, path.name)
     if kind == "folder" and ("/" in target or (path / "diagnosis.json").is_file()):
         return bundle_reader.diagnose_bundle(path)
-    if kind == "other" or not is_name(target):
+    if kind == "other" or not is_target(target):
         raise log_input.not_a_log(target, kind)
-    return bundle_reader.diagnose_deployment(target, lambda: attach(target, address), home())
+    name, group = split_target(target)
+    return bundle_reader.diagnose_deployment(name, group, lambda: attach(target, address), home())
 
 
 def diagnose_log(stream: BinaryIO, name: str) -> Diagnosis | None:
@@ -291,7 +295,7 @@ def drill(
     """Break a running deployment on purpose, one fault at a time, and measure its recovery.
 
     Args:
-        deployment: Its name.
+        deployment: Its name, or NAME/GROUP; by default the first group is drilled.
         faults: Names of faults; by default all that affect nothing but the deployment.
         address: Ray cluster, as for `attach`.
         on_outcome: Called after each fault.
@@ -303,8 +307,8 @@ def drill(
     from raylaunch.runtime.drill.drill_run import choose, run_drill
 
     chosen = choose(faults)
-    attach(deployment, address)
-    return run_drill(deployment, chosen, on_outcome)
+    handle = attach(deployment, address)
+    return run_drill(handle.name, chosen, on_outcome, handle.group)
 
 
 def verify(

@@ -29,6 +29,7 @@ from raylaunch.deployment.deployment_records import remove_record
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _check_on_cluster(
     choose_address(address)
     connect(address)
     if find_controller(title) is None:
-        return room.preflight(loaded, title)
+        return room.preflight(expand_groups(loaded)[0], title)
     return _plan_of_running(title)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from raylaunch.deployment.deployment_records import read_record
 from raylaunch.deployment.names import check_address, is_name, shortened
 from raylaunch.errors import ClusterError, NodeError, UnknownDeploymentError
-from raylaunch.recipe.model import Recipe
+from raylaunch.recipe.groups import expand_groups
+from raylaunch.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
     from raylaunch.runtime.cluster.local_cluster import LocalCluster
@@ -162,8 +163,8 @@ def _explain(
     return error
 
 
-def start_embedded(deployment: str, recipe: Recipe) -> None:
-    """Start an embedded cluster for the recipe and connect to it.
+def start_embedded(deployment: str, loaded: LoadedRecipe) -> None:
+    """Start an embedded cluster for all groups of the recipe and connect to it.
 
     Raises:
         NodeError: RAYLAUNCH_HOME cannot be used.
@@ -172,12 +173,13 @@ def start_embedded(deployment: str, recipe: Recipe) -> None:
     from raylaunch.runtime.cluster.connection import connect
     from raylaunch.runtime.cluster.local_cluster import start_local
 
+    groups = [spec.loaded.recipe for spec in expand_groups(loaded)]
     cluster = start_local(
         writable_home(),
         deployment,
-        nodes=recipe.parallel.servers,
-        npus_per_node=recipe.npus_per_node,
-        secret_names=recipe.secrets,
+        nodes=sum(group.parallel.servers for group in groups),
+        npus_per_node=max(group.npus_per_node for group in groups),
+        secret_names=loaded.recipe.secrets,
     )
     connect(cluster.address, token_file=cluster.token_file)
 

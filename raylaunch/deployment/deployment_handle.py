@@ -28,6 +28,7 @@ from raylaunch.errors import (
     from_dict,
 )
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
+from raylaunch.supervise.deployment_summary import is_settled, narrow
 from raylaunch.supervise.state import Phase
 
 if TYPE_CHECKING:
@@ -48,10 +49,16 @@ class Deployment:
     """A named, running recipe: the handle to its controller.
 
     As a context manager it stops the deployment when the block is left.
+
+    Args:
+        name: The deployment.
+        group: Only this group of it: what is asked is asked of that group. Without it, questions
+            about servers and plans are about the first group.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, group: str | None = None) -> None:
         self.name = name
+        self.group = group
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +67,12 @@ class Deployment:
         self.stop()
 
     def __repr__(self) -> str:
-        return f"Deployment({self.name!r})"
+        return f"Deployment({self.title!r})"
+
+    @property
+    def title(self) -> str:
+        """The name for people: "NAME", or "NAME/GROUP"."""
+        return self.name if self.group is None else f"{self.name}/{self.group}"
 
     @property
     def endpoint(self) -> str:
@@ -68,8 +80,8 @@ class Deployment:
         return self.status().endpoint
 
     def status(self) -> Status:
-        """Return where the deployment is now."""
-        return self._controller().status()
+        """Return where the deployment, or the group, is now."""
+        return narrow(self._controller().status(), self.group)
 
     def wait_ready(
         self, timeout: float | None = None, on_update: OnUpdate | None = None, *, own: bool = False
@@ -82,32 +94,36 @@ class Deployment:
             own: The caller has just started it: after a failure also stop what is left of it.
 
         Raises:
-            NotReadyError: not ready in time; it keeps starting.
+            NotReadyError: not ready in time, and it keeps starting; or some of its groups failed,
+                while the others serve.
             RaylaunchError: the start failed, as the controller reports.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         version = -1
         while True:
-            version, status = self._controller().wait_change(version, POLL_S)
+            version, whole = self._controller().wait_change(version, POLL_S)
+            status = narrow(whole, self.group)
             if on_update is not None:
                 on_update(status)
             if status.phase is Phase.READY:
                 return status
             if status.phase in (Phase.FAILED, Phase.STOPPING, Phase.STOPPED):
                 raise self._explain_stopped(status, own=own)
+            if status.phase is Phase.DEGRADED and is_settled(status):
+                raise explain_degraded(status)
             if deadline is not None and time.monotonic() >= deadline:
                 raise self._late(status, timeout or 0)
 
     def logs(self, server: int = 0, lines: int = 100) -> str:
         """Return the last lines of a server's log, from whichever node it is on."""
-        chunk = self._controller().read_log(server, None, lines, 0.0)
+        chunk = self._controller().read_log(server, None, lines, 0.0, self.group)
         return chunk.text if chunk is not None else ""
 
     def follow_logs(self, server: int = 0, lines: int = 0) -> Iterator[str]:
         """Yield new lines of a server's log without end; `lines` old ones first."""
         cursor = None
         while True:
-            chunk = self._controller().read_log(server, cursor, lines, POLL_S)
+            chunk = self._controller().read_log(server, cursor, lines, POLL_S, self.group)
             if chunk is None:
                 # Between two attempts the server has no agent.
                 time.sleep(POLL_S)
@@ -120,8 +136,14 @@ class Deployment:
         return self._controller().read_log_of_controller(lines)
 
     def events(self, after: int = 0) -> list[Event]:
-        """Return what happened, oldest first; only events with a number above `after`."""
-        return self._controller().events(after)
+        """Return what happened, oldest first; only events with a number above `after`.
+
+        Of one group, its own and those of the whole deployment.
+        """
+        events = self._controller().events(after)
+        if self.group is None:
+            return events
+        return [event for event in events if event.group in ("", self.group)]
 
     def follow_events(self, after: int = 0) -> Iterator[Event]:
         """Yield events as they happen, until the deployment is stopped."""
@@ -136,7 +158,7 @@ class Deployment:
 
     def describe(self) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
         """Return the recipe, the plan (None before the first), and versions per server."""
-        return self._controller().describe()
+        return self._controller().describe(self.group)
 
     def verify(self, timeout: float | None = None, on_proof: OnProof | None = None) -> Verification:
         """Prove the service as a client sees it, from this machine.
@@ -157,7 +179,7 @@ class Deployment:
         status = self.status()
         if status.phase is not Phase.READY:
             raise NotReadyError(
-                f"{self.name} is {status.phase}, and only a service that is ready can be verified",
+                f"{self.title} is {status.phase}, and only a service that is ready can be verified",
                 todo=f"`raylaunch status {self.name}` shows what it waits for",
             )
         loaded, plan, _ = self.describe()
@@ -198,6 +220,7 @@ class Deployment:
 
         return run_bench(
             self.name,
+            self.group,
             scenario,
             concurrency,
             set or {},
@@ -207,9 +230,18 @@ class Deployment:
         )
 
     def stop(self, on_update: OnUpdate | None = None) -> StopReport:
-        """Stop every process of the deployment and its embedded cluster; verify the exits."""
+        """Stop every process of the deployment and its embedded cluster; verify the exits.
+
+        Raises:
+            RecipeError: this is the handle to one group.
+        """
         from raylaunch.runtime.cluster.connection import disconnect
 
+        if self.group is not None:
+            raise RecipeError(
+                f"{self.title} is one group of a deployment, and groups are not stopped alone",
+                todo=f"`raylaunch stop {self.name}` stops all of them",
+            )
         report = self._controller().stop(on_update)
         remove_record(home(), self.name)
         if find_embedded(self.name) is None:
@@ -244,6 +276,21 @@ class Deployment:
             todo=f"it keeps starting: `raylaunch status {self.name}` follows it, "
             f"`raylaunch stop {self.name}` stops it",
         )
+
+
+def explain_degraded(status: Status) -> NotReadyError:
+    """Return the error of a start after which some groups serve and the others failed."""
+    name = status.deployment
+    failed = [group for group in status.groups if group.phase is Phase.FAILED]
+    errors = {group.name: (group.error or {}).get("what", "") for group in failed}
+    serving = [group.name for group in status.groups if group.phase is Phase.READY]
+    return NotReadyError(
+        f"{len(failed)} of {len(status.groups)} groups of {name} failed",
+        why=f"{', '.join(serving)} serve without them",
+        evidence="\n".join(f"{group}: {what}" for group, what in errors.items()),
+        todo=f"`raylaunch diagnose {name}/{failed[0].name}` names the cause; "
+        f"`raylaunch restart {name} --group {failed[0].name}` tries again",
+    )
 
 
 def kept_runs(deployment: str) -> tuple[list[Run], list[str]]:

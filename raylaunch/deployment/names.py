@@ -11,6 +11,7 @@ MAX_NAME = 60
 """Characters of a deployment's name: it becomes part of file names (255 bytes) and socket paths."""
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
+_GROUP = re.compile(r"[a-z][a-z0-9]{0,19}-[0-9]{1,4}(\.g[0-9]{1,6})?")
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%A-Za-z]+\]|[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 _PORT = re.compile(r"[0-9]{1,5}")
 _MAX_PORT = 65535
@@ -35,6 +36,22 @@ def checked_name(name: str, what: str = "a deployment") -> str:
             f"at most {MAX_NAME}; --name gives another one than the recipe's",
         )
     return name
+
+
+def split_target(text: str) -> tuple[str, str | None]:
+    """Split "NAME/GROUP" into deployment and group; the group of "NAME" is None.
+
+    What is neither comes back whole, for `is_name` to refuse.
+    """
+    name, slash, group = text.partition("/")
+    if slash and _GROUP.fullmatch(group):
+        return name, group
+    return text, None
+
+
+def is_target(text: str) -> bool:
+    """Whether `text` can name a deployment or one of its groups, as "NAME/GROUP"."""
+    return is_name(split_target(text)[0])
 
 
 def check_address(address: str, source: str) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SCHEMA = 1
+FIRST_GROUP = "serve-0"
+"""The only group of a recipe that names none."""
 
 Role = Literal["primary", "headless"]
 
@@ -111,6 +113,8 @@ class LaunchPlan:
     secrets: tuple[str, ...] = ()
     """Names of variables from the launching environment; their values are never in a plan."""
     schema: int = SCHEMA
+    group: str = FIRST_GROUP
+    """The group of the deployment: base name and replica number."""
 
     @property
     def primary(self) -> ServerPlan:

@@ -26,6 +26,8 @@ class Event:
     """
     text: str
     server: int | None = None
+    group: str = ""
+    """The group that it is about; "" for the whole deployment."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,37 @@ class ServerStatus:
     """Absolute path of the current log on its node."""
     seen: ServerSeen
     """Its times are converted to seconds since the epoch, as `Status.now` is."""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class GroupStatus:
+    """One group of a deployment at one moment. Times: seconds since the epoch, for display."""
+
+    name: str
+    role: str
+    phase: Phase
+    attempt: int
+    endpoint: str
+    created_at: float
+    phase_since: float
+    ready_at: float | None = None
+    restarts: int = 0
+    waiting_for: tuple[str, ...] = ()
+    """Conditions of readiness that do not hold yet, for people."""
+    servers: tuple[ServerStatus, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    error: dict[str, str] | None = None
+    """Why the group failed, as `RaylaunchError.as_dict`."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """One deployment at one moment. Times: seconds since the epoch, for display."""
+    """One deployment at one moment. Times: seconds since the epoch, for display.
+
+    With several groups the attempt is the latest, `restarts` counts those of all groups, and
+    servers, findings and events are those of all groups.
+    """
 
     deployment: str
     recipe: str
@@ -67,6 +95,7 @@ class Status:
     """The newest events, oldest first."""
     error: dict[str, str] | None = field(default=None)
     """Why the deployment failed, as `RaylaunchError.as_dict`."""
+    groups: tuple[GroupStatus, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Phase of a deployment's life."""
+    """Phase of a group's life, and of a deployment's, which is derived from its groups."""
 
     PENDING = "pending"
     CHECKING = "checking"
     STARTING = "starting"
     READY = "ready"
+    DEGRADED = "degraded"
+    """Of a deployment only: some groups serve, others do not."""
     RESTARTING = "restarting"
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -33,7 +35,9 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.READY: frozenset({Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
     # A second failure during a restart begins the restart again.
     Phase.RESTARTING: frozenset({Phase.CHECKING, Phase.RESTARTING, Phase.STOPPING, Phase.FAILED}),
-    Phase.FAILED: frozenset({Phase.STOPPING}),
+    # Only by an operator's command.
+    Phase.FAILED: frozenset({Phase.RESTARTING, Phase.STOPPING}),
+    Phase.DEGRADED: frozenset(),
     Phase.STOPPING: frozenset({Phase.STOPPED}),
     Phase.STOPPED: frozenset(),
 }

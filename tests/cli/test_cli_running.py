@@ -13,8 +13,8 @@ from raylaunch.deployment import Deployment
 from raylaunch.plan.facts import Facts, Listener, MarkedProcess
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.controller.journal import Journal
-from raylaunch.runtime.controller.reporting import _servers
+from raylaunch.runtime.controller.group.group_report import _servers
+from raylaunch.runtime.controller.group.journal import Journal
 
 WEAK = Finding("weak", "warning", "swap is on", "turn it off")
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from raylaunch.runtime.cluster.clock import SystemClock
-from raylaunch.runtime.controller.journal import Journal
+from raylaunch.runtime.controller.group.journal import Journal
 
 CLOCK = SystemClock()
 
 
 def good() -> bytes:
     journal = Journal(created_at=1.0)
-    journal.note(2.0, "command", "launched attempt 1")
+    journal.note(2.0, "command", "launched attempt 1", number=1)
     return journal.dump(CLOCK)
 
 

@@ -20,7 +20,7 @@ from raylaunch.checks.reach_checks import check_reach
 from raylaunch.errors import PlanError
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.controller.planning import _ports_to_try
+from raylaunch.runtime.controller.group.planning import _ports_to_try
 
 pytestmark = pytest.mark.hosts
 

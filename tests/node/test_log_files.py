@@ -248,7 +248,7 @@ def test_long_deployment_names_are_shortened_the_same_way_each_time(tmp_path):
     assert planned_log(tmp_path, f"{long}/attempt-{{attempt}}/server-0.log", 1) == path
     set_aside_old_log(path)
     path.write_text("x\n")
-    assert prune_attempts(tmp_path, long, keep=0, current=2) == [path.parent]
+    assert prune_attempts(path.parent.parent, keep=0, current=2) == [path.parent]
     other = server_log(tmp_path, f"{long}!", 1, 0)
     assert other != path, "names that differ late stay different"
     for each in (path, other):
@@ -316,14 +316,14 @@ def test_prune_keeps_the_newest_and_the_current(tmp_path):
         (folder / "server-0.log").write_text("x")
         os.utime(folder, (1e9 - age, 1e9 - age))
     (tmp_path / "d" / "notes").mkdir()
-    removed = prune_attempts(tmp_path, "d", keep=1, current=3)
+    removed = prune_attempts(tmp_path / "d", keep=1, current=3)
     assert sorted(path.name for path in removed) == ["attempt-2", "attempt-4"]
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
         "attempt-1",
         "attempt-3",
         "notes",
     ]
-    assert prune_attempts(tmp_path, "unknown", keep=1, current=1) == []
+    assert prune_attempts(tmp_path / "unknown", keep=1, current=1) == []
 
 
 def mode_of(path):

@@ -9,9 +9,9 @@ from dataclasses import replace
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
 from raylaunch.runtime.cluster.remote_call import ActorLostError
-from raylaunch.runtime.controller.evidence import Case
-from raylaunch.runtime.controller.group_backend import GroupSettings
-from raylaunch.runtime.controller.group_loop import GroupLoop
+from raylaunch.runtime.controller.group.evidence import Case
+from raylaunch.runtime.controller.group.group_backend import GroupSettings
+from raylaunch.runtime.controller.group.group_loop import GroupLoop
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.policy import HealthConfig
 from raylaunch.supervise.state import CanarySeen, Exit, HttpSeen, Phase, RankSeen, ServerSeen

@@ -22,6 +22,7 @@ from raylaunch.runtime.agent import guard_events, log_follower, server_launch
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.api_probe import LAST_STAGE
 from raylaunch.runtime.agent.guard_events import EVENT_DELAY_S
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.task_owner import TaskFailure
 from raylaunch.supervise.detect import find_unready
 from raylaunch.supervise.health_config import GroupShape, HealthConfig
@@ -30,6 +31,7 @@ from raylaunch.supervise.state import Exit, History, ServerSeen
 PATIENCE_S = 60.0
 
 INSTANCE = "a1b2c3d4e5f60718"
+KEY = GroupKey("test", "serve-0")
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def plan(node):
 @contextlib.asynccontextmanager
 async def launched(plan, attempt: int = 1):
     """The agents of a plan with their servers; stopped afterwards."""
-    agents = [Agent(plan.deployment, server.index, INSTANCE) for server in plan.servers]
+    agents = [Agent(GroupKey.of(plan), server.index, INSTANCE) for server in plan.servers]
     launches = [
         agent.launch(plan, attempt, str(STANDIN), HealthConfig(), {"SECRET": "s3cret"})
         for agent in agents
@@ -185,7 +187,7 @@ async def test_a_server_that_cannot_be_started_says_why(plan, monkeypatch):
 
     monkeypatch.setattr(server_launch, "prepare_node", full)
     pair = plan()
-    agent = Agent(pair.deployment, 0, INSTANCE)
+    agent = Agent(GroupKey.of(pair), 0, INSTANCE)
     with pytest.raises(NodeError, match="server 0 could not be started") as raised:
         await agent.launch(pair, 1, str(STANDIN), HealthConfig(), {})
     assert "No space left on device" in raised.value.why
@@ -205,7 +207,7 @@ async def test_a_stop_during_a_launch_leaves_no_server(plan, monkeypatch):
 
     monkeypatch.setattr(server_launch, "prepare_node", slow)
     pair = plan()
-    agent = Agent(pair.deployment, 0, INSTANCE)
+    agent = Agent(GroupKey.of(pair), 0, INSTANCE)
     launch = asyncio.ensure_future(agent.launch(pair, 1, str(STANDIN), HealthConfig(), {}))
     await preparing.wait()
     stop = asyncio.ensure_future(agent.stop(1.0))
@@ -220,7 +222,7 @@ async def test_a_stop_during_a_launch_leaves_no_server(plan, monkeypatch):
 
 async def test_a_stop_right_after_the_spawn_ends_the_launch(plan):
     pair = plan()
-    agent = Agent(pair.deployment, 0, INSTANCE)
+    agent = Agent(GroupKey.of(pair), 0, INSTANCE)
     launch = asyncio.ensure_future(agent.launch(pair, 1, str(STANDIN), HealthConfig(), {}))
     while agent._process is None:  # noqa: ASYNC110 - the moment before the guard reports
         await asyncio.sleep(0)
@@ -240,7 +242,7 @@ def guard_event(agent: Agent, **event) -> None:
 
 
 async def test_a_log_that_cannot_be_written_is_part_of_the_observation_until_it_can():
-    agent = Agent("test", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     guard_event(agent, event="log_failed", error="[Errno 28] No space left on device")
     found = await agent.next_observation(0, PATIENCE_S)
     assert found.seen.log_error == "[Errno 28] No space left on device"
@@ -250,7 +252,7 @@ async def test_a_log_that_cannot_be_written_is_part_of_the_observation_until_it_
 
 @pytest.mark.parametrize("step", [60.0, -60.0], ids=["forward", "backward"])
 async def test_an_exit_during_a_step_of_the_wall_clock_has_a_plausible_time(monkeypatch, step):
-    agent = Agent("test", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     exited_at = time.time()
     wall = time.time
     monkeypatch.setattr(guard_events.time, "time", lambda: wall() + step)
@@ -260,14 +262,14 @@ async def test_an_exit_during_a_step_of_the_wall_clock_has_a_plausible_time(monk
 
 
 async def test_the_time_of_an_exit_is_that_of_the_guard():
-    agent = Agent("test", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     guard_event(agent, event="exit", code=1, signal=None, at=time.time() - 2.0)
     found = await agent.next_observation(0, PATIENCE_S)
     assert 2.0 <= found.now - found.seen.exit.at < 2.0 + PATIENCE_S / 2
 
 
 async def test_an_event_of_an_older_attempt_changes_nothing():
-    agent = Agent("test", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     agent._attempt = 2
     spawned = asyncio.get_running_loop().create_future()
     agent._on_guard_event({"event": "exit", "code": 1, "signal": None, "at": 0.0}, 1, spawned)
@@ -275,14 +277,14 @@ async def test_an_event_of_an_older_attempt_changes_nothing():
 
 
 async def test_a_failed_task_of_the_agent_is_part_of_the_observation():
-    agent = Agent("test", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     agent._on_task_failure(TaskFailure("log follower", ValueError("1.2.3"), 1, 0.1))
     found = await agent.next_observation(0, PATIENCE_S)
     assert found.seen.agent_error.startswith("task log follower failed (1 in a row)")
 
 
 async def test_an_observation_is_sent_as_a_sign_of_life_when_nothing_changes():
-    agent = Agent("test", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     agent._on_exit(Exit(1.0, code=1))
     newest = await agent.next_observation(0, PATIENCE_S)
     again = await agent.next_observation(newest.version, 0.01)
@@ -291,7 +293,7 @@ async def test_an_observation_is_sent_as_a_sign_of_life_when_nothing_changes():
 
 
 async def test_each_waiter_gets_each_change():
-    agent = Agent("test", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     waiters = [asyncio.ensure_future(agent.next_observation(0, PATIENCE_S)) for _ in range(3)]
     await asyncio.sleep(0)
     agent._on_exit(Exit(1.0, code=1))
@@ -301,13 +303,14 @@ async def test_each_waiter_gets_each_change():
 
 
 async def test_an_older_journal_never_replaces_a_newer_one():
-    agent = Agent("test", 0, INSTANCE)
-    await agent.keep_journal(2, b"two")
-    await agent.keep_journal(1, b"one")
-    assert agent._journal == (2, b"two")
+    agent = Agent(KEY, 0, INSTANCE)
+    await agent.keep_journal("serve-0", 2, b"two")
+    await agent.keep_journal("serve-0", 1, b"one")
+    await agent.keep_journal("", 1, b"of the deployment")
+    assert agent._journals == {"serve-0": (2, b"two"), "": (1, b"of the deployment")}
 
 
 async def test_an_agent_that_launched_nothing_has_nothing_to_hit():
     with pytest.raises(NodeError, match="server 3 does not run"):
-        await Agent("test", 3, INSTANCE).inject("kill-server", 0)
-    assert (await Agent("test", 3, INSTANCE).read_log(None, 10, 0.0)).text == ""
+        await Agent(KEY, 3, INSTANCE).inject("kill-server", 0)
+    assert (await Agent(KEY, 3, INSTANCE).read_log(None, 10, 0.0)).text == ""

@@ -10,7 +10,7 @@ from raylaunch.runtime.agent import api_probe
 from raylaunch.runtime.agent.answer_folding import fold_canaries, fold_rank
 from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.cluster.task_owner import TaskOwner
-from raylaunch.runtime.controller.agent_watch import shift_times
+from raylaunch.runtime.controller.group.agent_watch import shift_times
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import RankSeen, ServerSeen
 from raylaunch.vllm_api.vllm_client import HttpAnswer, MetricsAnswer, ModelsAnswer, TextAnswer

@@ -9,11 +9,13 @@ import pytest
 
 from raylaunch.errors import BusyError, RaylaunchError
 from raylaunch.recipe.catalog import read
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.runtime.cluster import placement
-from raylaunch.runtime.controller import controller
-from raylaunch.runtime.controller.controller import ControllerState, StateMachine
+from raylaunch.runtime.controller import controller, takeover
+from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
+from raylaunch.runtime.controller.group import group_supervisor
+from raylaunch.runtime.controller.group.ray_group import RayGroup
 from raylaunch.runtime.controller.launch_request import Request
-from raylaunch.runtime.controller.ray_group import RayGroup
 from raylaunch.supervise.state import Phase
 
 ray = pytest.importorskip("ray")
@@ -42,7 +44,8 @@ class World:
         monkeypatch.setattr(controller, "open_actor_log", lambda _: None)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray, "get_actor", no_actor)
-        monkeypatch.setattr(placement, "find_group", lambda _: self.found)
+        monkeypatch.setattr(takeover, "find_agents", dict)
+        monkeypatch.setattr(placement, "find_reservation", lambda _: self.found)
         monkeypatch.setattr(placement, "release", self.released.append)
         monkeypatch.setattr(RayGroup, "reserve", wait_for_ever)
 
@@ -114,14 +117,15 @@ def test_a_reservation_of_another_owner_is_not_released(monkeypatch, tmp_path):
         raise placement.already_reserved("test")
 
     monkeypatch.setattr(placement, "request", refuse)
-    monkeypatch.setattr(placement, "find_group", lambda _: "of another owner")
+    monkeypatch.setattr(placement, "find_reservation", lambda _: "of another owner")
     monkeypatch.setattr(placement, "release", world.released.append)
 
     async def live():
         from raylaunch.runtime.controller.port_turns import Turns
         from raylaunch.supervise.health_config import HealthConfig
 
-        request = Request("test", read("local-dual"))
+        loaded = read("local-dual")
+        request = Request("test", loaded).of_group(expand_groups(loaded)[0])
         group = RayGroup(request, HealthConfig(), Turns("test"), print)
         with pytest.raises(BusyError):
             await group.reserve((), None)
@@ -174,8 +178,8 @@ def test_a_stop_that_keeps_failing_is_reported_and_not_waited_for(monkeypatch, t
 
 def test_a_loop_that_no_longer_steps_is_replaced(monkeypatch, tmp_path):
     world = World(monkeypatch, tmp_path)
-    monkeypatch.setattr(controller, "WATCHDOG_PERIOD_S", 0.01)
-    monkeypatch.setattr(controller, "STUCK_S", 0.05)
+    monkeypatch.setattr(group_supervisor, "WATCHDOG_PERIOD_S", 0.01)
+    monkeypatch.setattr(group_supervisor, "STUCK_S", 0.05)
 
     async def live():
         alone = world.create()
@@ -188,12 +192,13 @@ def test_a_loop_that_no_longer_steps_is_replaced(monkeypatch, tmp_path):
                 replaced.set()
             await asyncio.Event().wait()
 
-        alone._loop.run = run
-        alone._loop.record.journal.phase = Phase.READY
+        (group,) = alone._groups.values()
+        group.loop.run = run
+        group.journal.phase = Phase.READY
         waiting = asyncio.ensure_future(alone.expect_begin())
         await replaced.wait()
         waiting.cancel()
-        return alone._loop.record.journal.events
+        return group.journal.events
 
     events = asyncio.run(asyncio.wait_for(live(), 60))
     assert "made no step" in next(one.text for one in events if one.kind == "internal")

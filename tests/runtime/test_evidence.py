@@ -11,9 +11,10 @@ from pathlib import Path
 from fake_group import FakeClock, make_plan
 
 from raylaunch.runtime.agent.snapshot import Snapshot
-from raylaunch.runtime.controller.bundle_writer import write_bundle
-from raylaunch.runtime.controller.evidence import EvidenceCollector, unknown
-from raylaunch.runtime.controller.journal import Journal
+from raylaunch.runtime.cluster.group_key import GroupKey
+from raylaunch.runtime.controller.group.bundle_writer import write_bundle
+from raylaunch.runtime.controller.group.evidence import EvidenceCollector, unknown
+from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.supervise.state import Exit, ServerSeen
 
 
@@ -26,7 +27,9 @@ class FakeNodes:
 
 
 def collect(folder: Path, **changes) -> EvidenceCollector:
-    return EvidenceCollector(FakeNodes(), FakeClock(), folder, "test", **changes)
+    return EvidenceCollector(
+        FakeNodes(), FakeClock(), folder, GroupKey("test", "serve-0"), **changes
+    )
 
 
 def journal() -> Journal:
@@ -104,7 +107,9 @@ def test_a_bundle_is_for_its_owner_alone(tmp_path):
     snapshot = Snapshot(("line",), 1, 0.0, "pid 1", "log", npu="ok", plog=("p",), plog_path="/p")
     (tmp_path / "bundles" / "test").mkdir(parents=True, mode=0o755)
     memory = replace(journal(), events=[])
-    folder = write_bundle(tmp_path, "test", memory, {}, {0: snapshot}, unknown("x"))
+    folder = write_bundle(
+        tmp_path, GroupKey("test", "serve-0"), memory, {}, {0: snapshot}, unknown("x")
+    )
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == {0o600}
     for private in (folder, folder.parent, folder.parent.parent):

@@ -12,6 +12,7 @@ from raylaunch.errors import NodeError
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.agent_handle import AgentHandle, agent_handle
 from raylaunch.runtime.agent.gang import Gang
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.remote_call import ActorTimeoutError, RemoteFailureError
 
 pytest.importorskip("ray")
@@ -41,7 +42,7 @@ def gang_of(*actors) -> Gang:
         index: None if actor is None else agent_handle(actor, index)
         for index, actor in enumerate(actors)
     }
-    return Gang("test", agents=agents)
+    return Gang(GroupKey("test", "serve-0"), agents=agents)
 
 
 async def test_every_live_agent_is_asked_and_answers_for_its_server():

@@ -9,8 +9,8 @@ from fake_group import HEALTH, Stage
 
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError, from_dict
 from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
-from raylaunch.runtime.controller import group_loop
-from raylaunch.runtime.controller.journal import Journal
+from raylaunch.runtime.controller.group import group_loop
+from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.supervise.policy import HealthConfig
 from raylaunch.supervise.state import Phase
 

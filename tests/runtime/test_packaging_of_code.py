@@ -45,7 +45,7 @@ probe = thing("test", 3, "a1b2c3d4e5f60718")
 failed = preload()
 shutil.rmtree(os.path.dirname(sys.path[0]))
 from raylaunch.supervise.diagnosis.root_cause import diagnose_text
-from raylaunch.runtime.controller.bundle_writer import write_bundle
+from raylaunch.runtime.controller.group.bundle_writer import write_bundle
 from raylaunch.node.probe.npu_tools import find_npu_smi
 from raylaunch.vllm_api.vllm_metrics import read_ranks
 import yaml, httpx, prometheus_client.parser

@@ -28,7 +28,7 @@ from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import preflight
 
 async def hang(gang, loaded, deployment):
-    gang.create(placement.slots(gang.group))
+    gang.create(placement.slots(gang.reservation))
     await gang.demand_all(lambda agent: agent.hello())
     print("looking", flush=True)
     await asyncio.Event().wait()

@@ -8,11 +8,12 @@ import threading
 import pytest
 
 from raylaunch.recipe.catalog import read
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
-from raylaunch.runtime.controller import ray_group
+from raylaunch.runtime.controller.group import ray_group
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.supervise.health_config import HealthConfig
@@ -24,7 +25,7 @@ class FakeAgents:
     """Stands in for `Gang`: agent 1 answers `hello` as `answers` say, one after the other."""
 
     def __init__(self, *answers, name_taken: int = 0) -> None:
-        self.group = None
+        self.reservation = None
         self.answers = list(answers)
         self.created = 0
         self.given_up: list[int] = []
@@ -53,7 +54,9 @@ def group(monkeypatch):
     monkeypatch.setattr(placement, "release", lambda _: None)
     monkeypatch.setattr(placement, "slots", lambda _: [Slot(0, "a", "1.1.1.1")] * 2)
     monkeypatch.setattr(ray_group, "NAME_POLL_S", 0.0)
-    return ray_group.RayGroup(Request("d", read("local-dual")), HealthConfig(), Turns("d"), print)
+    loaded = read("local-dual")
+    request = Request("d", loaded).of_group(expand_groups(loaded)[0])
+    return ray_group.RayGroup(request, HealthConfig(), Turns("d"), print)
 
 
 def reserve(group, gang) -> None:
@@ -81,10 +84,10 @@ def test_a_dead_node_in_the_reservation_is_reserved_again(group, monkeypatch):
     monkeypatch.setattr(placement, "slots", lambda _: places.pop(0))
     monkeypatch.setattr(placement, "release", released.append)
     gang = FakeAgents(HELLO)
-    gang.group = "the old reservation"
+    gang.reservation = "the old reservation"
     reserve(group, gang)
     assert released == ["the old reservation"]
-    assert gang.group == "the reservation"
+    assert gang.reservation == "the reservation"
 
 
 @pytest.mark.parametrize("stage", ["request", "await_reserved"])

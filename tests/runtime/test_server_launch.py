@@ -12,6 +12,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.agent import snapshot
 from raylaunch.runtime.agent.server_launch import api_url, build_spec, is_first_on_its_node
+from raylaunch.runtime.cluster.group_key import GroupKey
 
 
 def plan_on(*addresses: str, host: str = "node"):
@@ -23,7 +24,7 @@ def plan_on(*addresses: str, host: str = "node"):
 def test_the_environment_is_the_plans_with_the_folder_of_vllm_first_in_path(tmp_path):
     server = plan_on("192.0.2.10", "192.0.2.11").servers[1]
     spec = build_spec(
-        "test",
+        GroupKey("test", "serve-0"),
         server,
         3,
         instance="a1b2c3d4e5f60718",

@@ -125,16 +125,18 @@ def set_aside_old_log(path: Path) -> None:
         path.replace(path.with_suffix(".previous.log"))
 
 
-def prune_attempts(root: Path, deployment: str, keep: int, current: int) -> list[Path]:
+def prune_attempts(folder: Path, keep: int, current: int) -> list[Path]:
     """Remove all but the `keep` attempts last written to; return what was removed.
 
-    The `current` attempt always stays.
+    Args:
+        folder: Holds the attempts of one group.
+        keep: How many stay.
+        current: The number of an attempt that always stays.
     """
-    folder = deployment_dir(root, deployment)
     named = folder.glob("attempt-*")
     attempts = [path for path in named if path.is_dir() and not path.is_symlink()]
     newest_first = sorted(attempts, key=_written_at, reverse=True)
-    running = attempt_dir(root, deployment, current)
+    running = folder / f"attempt-{current}"
     old = [path for path in newest_first[keep:] if path != running]
     for path in old:
         # Another agent of this node may be pruning too, hence no error for what is gone.

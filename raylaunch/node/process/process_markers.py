@@ -24,10 +24,11 @@ from raylaunch.node.process.guard import Process, processes, read_process, send_
 from raylaunch.plan.facts import MarkedProcess
 
 DEPLOYMENT = "RAYLAUNCH_DEPLOYMENT"
+GROUP = "RAYLAUNCH_GROUP"
 INSTANCE = "RAYLAUNCH_INSTANCE"
 ATTEMPT = "RAYLAUNCH_ATTEMPT"
 SERVER = "RAYLAUNCH_SERVER"
-MARKER = (DEPLOYMENT, INSTANCE, ATTEMPT, SERVER)
+MARKER = (DEPLOYMENT, GROUP, INSTANCE, ATTEMPT, SERVER)
 """All variables of the marker."""
 KILL_TIMEOUT_S = 10.0
 COMMAND_CHARS = 200

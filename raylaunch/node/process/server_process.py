@@ -19,6 +19,7 @@ from raylaunch.node.process.log_files import set_aside_old_log
 from raylaunch.node.process.process_markers import (
     ATTEMPT,
     DEPLOYMENT,
+    GROUP,
     INSTANCE,
     MARKER,
     SERVER,
@@ -104,6 +105,7 @@ def child_env(
     attempt: int,
     server: int,
     secrets: Mapping[str, str] | None = None,
+    group: str = "",
 ) -> dict[str, str]:
     """Build the complete environment of a server.
 
@@ -119,6 +121,7 @@ def child_env(
         attempt: For the marker.
         server: Index of the server, for the marker.
         secrets: Values that the recipe only names.
+        group: The server's group, for the marker; "" for a process of no group.
 
     SPT_NOENV keeps setproctitle, with which vLLM renames its processes, from writing the title over
     the environment block, where the marker is read from (measured, setproctitle 1.3.8).
@@ -136,6 +139,8 @@ def child_env(
         SERVER: str(server),
         "SPT_NOENV": "1",
     }
+    if group:
+        marker[GROUP] = group
     return {**inherited, **plan_env, **(secrets or {}), **marker}
 
 

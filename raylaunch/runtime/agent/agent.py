@@ -33,6 +33,7 @@ from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
 from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor, state_dir
 from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
@@ -61,9 +62,9 @@ class Observation:
 class Agent(ProbeActor):
     """Owns one server on this node. Times in seconds."""
 
-    def __init__(self, deployment: str, index: int, instance: str) -> None:
-        super().__init__(deployment, index, instance)
-        open_actor_log(actor_log_path(os.environ, deployment, f"agent-{index}"))
+    def __init__(self, key: GroupKey, index: int, instance: str) -> None:
+        super().__init__(key, index, instance)
+        open_actor_log(actor_log_path(os.environ, key.deployment, f"agent-{key.group}-{index}"))
         self._seen = ServerSeen(index)
         self._version = 0
         self._changed = asyncio.Event()
@@ -78,7 +79,8 @@ class Agent(ProbeActor):
         self._children: ChildWatch | None = None
         self._api: ApiProbe | None = None
         self._secrets: Mapping[str, str] = {}
-        self._journal: tuple[int, bytes] | None = None
+        self._journals: dict[str, tuple[int, bytes]] = {}
+        """By owner: number and copy."""
         self._end_read_ahead = threading.Event()
         """Set once vLLM reads the weights itself, or this attempt is over."""
 
@@ -86,9 +88,9 @@ class Agent(ProbeActor):
 
     async def hello(self) -> Hello:
         """Report where this agent is and what it runs."""
-        journal = self._journal[1] if self._journal else None
+        journals = {owner: journal for owner, (_, journal) in self._journals.items()}
         running = self._attempt if self._process is not None else None
-        return replace(await super().hello(), attempt=running, journal=journal)
+        return replace(await super().hello(), attempt=running, journals=journals)
 
     async def next_observation(self, after: int, wait_s: float) -> Observation:
         """Return the observation once its version is newer than `after`, or after `wait_s`."""
@@ -104,9 +106,10 @@ class Agent(ProbeActor):
         )
 
     async def read_snapshot(self, lines: int) -> Snapshot:
-        """Read the end of the log and the process table of this deployment."""
+        """Read the end of the log and the process table of this group."""
         path = self._follower.log if self._follower else None
-        return await asyncio.to_thread(read_snapshot, self._deployment, self._instance, path, lines)
+        name = self._key.deployment
+        return await asyncio.to_thread(read_snapshot, name, self._instance, path, lines)
 
     async def read_log(
         self, cursor: log_files.Cursor | None, lines: int | None, wait_s: float
@@ -120,18 +123,24 @@ class Agent(ProbeActor):
         return await self._follower.read(cursor, lines, wait_s)
 
     async def find_orphans(self, attempt: int) -> list[str]:
-        """List live processes of other attempts of this deployment on this node."""
-        found = await asyncio.to_thread(find_marked, self._deployment, instance=self._instance)
+        """List live processes of other attempts of this group on this node."""
+        name = self._key.deployment
+        found = await asyncio.to_thread(find_marked, name, instance=self._instance)
         return _describe([process for process in found if process.attempt != attempt])
 
-    async def keep_journal(self, number: int, journal: bytes) -> None:
-        """Keep the controller's journal for the one that may have to take over.
+    async def keep_journal(self, owner: str, number: int, journal: bytes) -> None:
+        """Keep a journal of the controller for the one that may have to take over.
 
         Calls may overtake each other: an older journal never replaces a newer one.
+
+        Args:
+            owner: The group whose journal it is; "" for the deployment's own.
+            number: Grows with every change.
+            journal: The copy.
         """
-        kept_number = self._journal[0] if self._journal else -1
+        kept_number, _ = self._journals.get(owner, (-1, b""))
         if number > kept_number:
-            self._journal = (number, journal)
+            self._journals[owner] = (number, journal)
 
     async def read_secrets(self) -> Mapping[str, str]:
         """Return the secrets of the running attempt, for a restarted controller."""
@@ -167,7 +176,7 @@ class Agent(ProbeActor):
         path = log_files.planned_log(log_root, server.log, attempt)
         self._begin_attempt(attempt, path, secrets)
         spec = server_launch.build_spec(
-            self._deployment,
+            self._key,
             server,
             attempt,
             instance=self._instance,
@@ -191,7 +200,7 @@ class Agent(ProbeActor):
         return pid
 
     async def stop(self, term_timeout_s: float) -> list[str]:
-        """Terminate the server and every process of this deployment with this server's index.
+        """Terminate the server and every process of this group with this server's index.
 
         Returns:
             The processes that survived SIGKILL.
@@ -205,7 +214,7 @@ class Agent(ProbeActor):
             await asyncio.to_thread(process.terminate, term_timeout_s)
         left = await asyncio.to_thread(
             terminate_marked,
-            self._deployment,
+            self._key.deployment,
             None,  # of every attempt
             self._index,
             instance=self._instance,
@@ -214,14 +223,14 @@ class Agent(ProbeActor):
         return _describe(left)
 
     async def kill_orphans(self) -> list[str]:
-        """Kill every process of this deployment on this node, also servers of live agents.
+        """Kill every process of this group on this node, also servers of live agents.
 
         Returns:
             The processes that survived SIGKILL.
         """
         left = await asyncio.to_thread(
             terminate_marked,
-            self._deployment,
+            self._key.deployment,
             instance=self._instance,
             grace_s=0.0,
         )
@@ -275,7 +284,6 @@ class Agent(ProbeActor):
                 server_launch.prepare_node,
                 plan,
                 plan.servers[self._index],
-                self._deployment,
                 attempt,
                 state_dir=state_dir(),
             )

@@ -22,9 +22,12 @@ from raylaunch.runtime.agent.fault_injection import Injected
 from raylaunch.runtime.agent.probe_actor import Hello, RecalledFlags
 from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster.connection import NAMESPACE
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.remote_call import RemoteActor
 from raylaunch.supervise.health_config import HealthConfig
 
+PREFIX = "agent:"
+"""Of the Ray name of an agent."""
 ANSWER_S = 60.0
 """Time-out of a call beyond the time that its own work may take. An agent that has just been
 created answers only after its worker process has started and imported the code."""
@@ -193,14 +196,35 @@ class AgentHandle:
         call = self.remote.call(Agent.read_secrets, timeout_s=timeout_s)
         return await call()
 
-    def keep_journal(self, *, number: int, journal: bytes) -> None:
+    def keep_journal(self, *, owner: str, number: int, journal: bytes) -> None:
         """Send `Agent.keep_journal` without waiting: every agent has a copy, one may be lost."""
-        self.remote.send(Agent.keep_journal)(number=number, journal=journal)
+        self.remote.send(Agent.keep_journal)(owner=owner, number=number, journal=journal)
 
 
-def agent_name(deployment: str, index: int) -> str:
+def agent_name(key: GroupKey, index: int) -> str:
     """Return the Ray name of the agent of server `index`."""
-    return f"agent:{deployment}:{index}"
+    return f"{PREFIX}{key}:{index}"
+
+
+def read_agent_name(name: str) -> tuple[GroupKey, int] | None:
+    """Return group and server of the agent of this Ray name; None for an actor of another kind."""
+    if not name.startswith(PREFIX):
+        return None
+    key, _, index = name.removeprefix(PREFIX).rpartition(":")
+    return GroupKey.parse(key), int(index)
+
+
+def find_agents() -> dict[GroupKey, tuple[int, ...]]:
+    """Return the servers that have a living agent, by group, for the whole cluster."""
+    import ray
+
+    found: dict[GroupKey, tuple[int, ...]] = {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        read = read_agent_name(str(actor["name"])) if actor["namespace"] == NAMESPACE else None
+        if read is not None:
+            key, index = read
+            found[key] = (*found.get(key, ()), index)
+    return found
 
 
 def agent_handle(actor: object, index: int) -> AgentHandle:
@@ -209,12 +233,12 @@ def agent_handle(actor: object, index: int) -> AgentHandle:
     return AgentHandle(RemoteActor(actor, peer), index)
 
 
-def find_agent(deployment: str, index: int) -> AgentHandle | None:
+def find_agent(key: GroupKey, index: int) -> AgentHandle | None:
     """Look the agent of server `index` up by name; None when Ray has no such actor alive."""
     import ray
 
     try:
-        actor = ray.get_actor(agent_name(deployment, index), NAMESPACE)
+        actor = ray.get_actor(agent_name(key, index), NAMESPACE)
     except ValueError:  # Ray: no actor of this name
         return None
     return agent_handle(actor, index)

@@ -1,4 +1,4 @@
-"""All agents of a deployment: created together, found again by name, called in parallel."""
+"""All agents of a group: created together, found again by name, called in parallel."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.agent_handle import AgentHandle, agent_handle, agent_name, find_agent
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster.connection import NAMESPACE
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.placement import Slot
 
@@ -24,15 +25,15 @@ T = TypeVar("T")
 
 @dataclass
 class Gang:
-    """The agents of a deployment by server index.
+    """The agents of a group by server index.
 
     An agent that is lost is None: its index stays known, so that `create` can replace it.
     """
 
-    deployment: str
+    key: GroupKey
     instance: str = field(default_factory=new_instance)
-    """Random id of this start of the deployment, in the marker of every process it starts."""
-    group: Any = None
+    """Id of this start of the group, in the marker of every process it starts."""
+    reservation: Any = None
     """Ray's placement group that holds the NPUs."""
     agents: dict[int, AgentHandle | None] = field(default_factory=dict)
     kind: type[ProbeActor] = Agent
@@ -53,13 +54,13 @@ class Gang:
 
         # One actor class for all agents: Ray then uploads the packed code of raylaunch once.
         actor_class = ray.remote(packaged(self.kind))
-        bundles = ray.util.placement_group_table(self.group)["bundles"]
+        bundles = ray.util.placement_group_table(self.reservation)["bundles"]
         for index, slot in slots.items():
             strategy = PlacementGroupSchedulingStrategy(
-                placement_group=self.group, placement_group_bundle_index=slot.bundle
+                placement_group=self.reservation, placement_group_bundle_index=slot.bundle
             )
             options = actor_class.options(
-                name=agent_name(self.deployment, index),
+                name=agent_name(self.key, index),
                 namespace=NAMESPACE,
                 lifetime="detached" if self.detached else None,
                 num_cpus=0,
@@ -67,20 +68,20 @@ class Gang:
                 scheduling_strategy=strategy,
                 max_restarts=0,
             )
-            actor = options.remote(self.deployment, index, self.instance)
+            actor = options.remote(self.key, index, self.instance)
             self.agents[index] = agent_handle(actor, index)
 
     def find(self, servers: int) -> None:
         """Look up the agents of servers 0 to `servers` - 1 that are alive."""
         for index in range(servers):
-            self.agents[index] = find_agent(self.deployment, index)
+            self.agents[index] = find_agent(self.key, index)
 
     def give_up(self, index: int) -> None:
         """Drop a lost agent. If it comes back from behind a cut network, Ray kills it."""
         agent = self.agents.get(index)
         self.agents[index] = None
         if agent is not None:
-            log.warning("gave up %s of %s", agent.peer, self.deployment)
+            log.warning("gave up %s of %s", agent.peer, self.key)
             agent.kill()
 
     @property

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from raylaunch.node.probe import npu_tools, reachability, vllm_flags
 from raylaunch.node.process import log_files
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
+from raylaunch.runtime.cluster.group_key import GroupKey
 
 FREE_POLL_S = 0.1
 """Between two checks whether a port is free."""
@@ -36,13 +37,13 @@ class Hello:
     """The NPUs that Ray assigned to this agent."""
     pid: int
     instance: str
-    """Random id of the start of the deployment that this agent belongs to."""
+    """Id of the start of the group that this agent belongs to."""
     log_root: str
     """Folder of the server logs on this node."""
     attempt: int | None = None
     """The attempt whose server runs; None when none does."""
-    journal: bytes | None = None
-    """The newest journal that the controller left with this agent."""
+    journals: Mapping[str, bytes] = field(default_factory=dict)
+    """The newest journals that the controller left with this agent, by their owner."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class RecalledFlags:
 class ProbeActor:
     """Holds the NPUs of a server and probes its node. Times in seconds."""
 
-    def __init__(self, deployment: str, index: int, instance: str) -> None:
-        self._deployment = deployment
+    def __init__(self, key: GroupKey, index: int, instance: str) -> None:
+        self._key = key
         self._index = index
         self._instance = instance
-        """Random id of this start of the deployment: only its processes may be terminated."""
+        """Random id of this start of the group: only its processes may be terminated."""
         self._listeners: list[asyncio.Server] = []
         # Ray starts workers at niceness 15, which servers would inherit; only root may lower it.
         with contextlib.suppress(PermissionError):

@@ -10,16 +10,17 @@ from raylaunch.node.process import log_files
 from raylaunch.node.process.server_process import ServerSpec, child_env
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.layout import bracket
+from raylaunch.runtime.cluster.group_key import GroupKey
 
 KEPT_ATTEMPTS = 5
-"""Attempts of a deployment whose logs stay on the node."""
+"""Attempts of a group whose logs stay on the node."""
 OWNER_LOST_GRACE_S = 1.0
 """SIGTERM to SIGKILL of a server whose agent died: its group is broken anyway, and the restart
 waits for it."""
 
 
 def build_spec(
-    deployment: str,
+    key: GroupKey,
     server: ServerPlan,
     attempt: int,
     *,
@@ -35,7 +36,8 @@ def build_spec(
         environ,
         server.environ,
         server.unset,
-        deployment=deployment,
+        deployment=key.deployment,
+        group=key.group,
         instance=instance,
         attempt=attempt,
         server=server.index,
@@ -52,16 +54,15 @@ def build_spec(
     )
 
 
-def prepare_node(
-    plan: LaunchPlan, server: ServerPlan, deployment: str, attempt: int, *, state_dir: Path
-) -> None:
+def prepare_node(plan: LaunchPlan, server: ServerPlan, attempt: int, *, state_dir: Path) -> None:
     """Create the folders of a launch and remove the logs of old attempts.
 
     Raises:
         OSError: A folder cannot be created: the disk is full or read-only.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
-    log_files.prune_attempts(log_files.log_root(os.environ), deployment, KEPT_ATTEMPTS, attempt)
+    log = log_files.planned_log(log_files.log_root(os.environ), server.log, attempt)
+    log_files.prune_attempts(log.parent.parent, KEPT_ATTEMPTS, attempt)
     if plan.platform == "cpu" and "PYTHONPATH" in server.env:
         from raylaunch.node.probe.vllm_cpu_metadata import ensure_vllm_metadata
 

@@ -27,6 +27,7 @@ from raylaunch.node.process.server_process import ProcessState, ServerProcess, S
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.agent.agent_handle import find_agent
 from raylaunch.runtime.agent.probe_actor import state_dir
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 log = logging.getLogger(__name__)
@@ -208,7 +209,8 @@ class BenchActor:
         The log is in the folder of the servers' logs, so it is pruned with them.
         """
         root = log_files.log_root(os.environ)
-        folder = log_files.attempt_dir(root, self._deployment, self._attempt)
+        log = log_files.planned_log(root, self._plan.primary.log, self._attempt)
+        folder = log.parent
         number = 1
         for path in folder.glob("bench-*.log"):
             match = re.fullmatch(r"bench-(\d+)\.log", path.name)
@@ -222,7 +224,7 @@ class BenchActor:
 
         So the key crosses neither the driver nor a command line.
         """
-        agent = await asyncio.to_thread(find_agent, self._deployment, 0)
+        agent = await asyncio.to_thread(find_agent, GroupKey.of(self._plan), 0)
         if agent is None:
             raise NodeError("the agent of server 0 is lost", todo="`raylaunch status` shows why")
         secrets = await agent.read_secrets()
@@ -241,6 +243,7 @@ class BenchActor:
             primary.environ,
             primary.unset,
             deployment=self._deployment,
+            group=self._plan.group,
             instance=new_instance(),
             attempt=self._attempt,
             server=len(self._plan.servers),

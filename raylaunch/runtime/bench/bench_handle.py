@@ -15,6 +15,7 @@ from raylaunch.errors import BusyError, ClusterError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.bench.bench_actor import BenchActor, BenchExit, BenchLaunch
 from raylaunch.runtime.cluster.connection import NAMESPACE
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.remote_call import RemoteActor
 
@@ -80,7 +81,7 @@ def _create(plan: LaunchPlan, attempt: int) -> RemoteActor[BenchActor]:
 
     on_primary = NodeAffinitySchedulingStrategy(plan.primary.node.node_id, soft=False)
     options = ray.remote(packaged(BenchActor)).options(
-        name=f"bench:{plan.deployment}",
+        name=f"bench:{GroupKey.of(plan)}",
         namespace=NAMESPACE,
         num_cpus=0,
         # A restarted actor would not know its benchmark, and the guard has terminated that.

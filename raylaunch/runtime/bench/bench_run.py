@@ -23,6 +23,7 @@ from raylaunch.runtime.bench.bench_handle import BenchActorHandle, bench_actor
 from raylaunch.runtime.cluster.remote_call import ActorError
 from raylaunch.runtime.controller.controller_client import require_controller
 from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.deployment_summary import narrow
 from raylaunch.supervise.state import Phase
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class _Subject:
 
 def run_bench(
     deployment: str,
+    group: str | None,
     scenario: str | None,
     concurrency: Sequence[int],
     changes: Mapping[str, Any],
@@ -55,14 +57,24 @@ def run_bench(
     on_progress: OnProgress | None = None,
     on_run: Callable[[Run], None] | None = None,
 ) -> list[Run]:
-    """Run the scenario against the deployment, once per concurrency; store each run below `home`.
+    """Run the scenario against a group, once per concurrency; store each run below `home`.
+
+    Args:
+        deployment: The deployment.
+        group: The group; None for the first.
+        scenario: By default the first that the recipe names.
+        concurrency: Instead of the scenario's; one run each.
+        changes: To the scenario's flags.
+        home: Folder of this user's raylaunch.
+        on_progress: Called with the scenario and how far it is.
+        on_run: Called after each run.
 
     Raises:
         BusyError: the deployment is not ready, or another command runs a benchmark of it.
         RecipeError: there is no such scenario, or the servers would refuse its requests.
         LaunchError: the benchmark failed, or the deployment restarted or stopped meanwhile.
     """
-    subject = _require_ready(deployment)
+    subject = _require_ready(deployment, group)
     chosen = choose(scenario, subject.loaded.recipe.bench).changed(changes)
     loads = [chosen.at(count) for count in concurrency] or [chosen]
     for load in loads:
@@ -82,10 +94,10 @@ def _ignore(_load: Scenario, _progress: BenchProgress) -> None:
     """Ignore the progress."""
 
 
-def _require_ready(deployment: str) -> _Subject:
+def _require_ready(deployment: str, group: str | None) -> _Subject:
     controller = require_controller(deployment)
-    status = controller.status()
-    loaded, plan, versions = controller.describe()
+    loaded, plan, versions = controller.describe(group)
+    status = _status_of(deployment, plan)
     if status.phase is not Phase.READY or plan is None:
         raise BusyError(
             f"{deployment} is {status.phase}, and a benchmark needs it ready",
@@ -94,6 +106,12 @@ def _require_ready(deployment: str) -> _Subject:
     on_primary = versions.get(0, {})
     all_versions = {"raylaunch": metadata.version("raylaunch"), **on_primary}
     return _Subject(status, loaded, plan, all_versions)
+
+
+def _status_of(deployment: str, plan: LaunchPlan | None) -> Status:
+    """Return the status of the group that has this plan."""
+    status = require_controller(deployment).status()
+    return status if plan is None else narrow(status, plan.group)
 
 
 def _run_one(
@@ -169,7 +187,7 @@ def _require_same_attempt(subject: _Subject) -> None:
     """Refuse to measure across a restart: answers of servers that restart or stop mean nothing."""
     name = subject.plan.deployment
     first = subject.status.attempt
-    status = require_controller(name).status()
+    status = _status_of(name, subject.plan)
     if status.phase is not Phase.READY or status.attempt != first:
         raise LaunchError(
             f"the benchmark was stopped: {name} is {status.phase}, attempt {status.attempt}",

@@ -1,4 +1,4 @@
-"""Reserves all NPUs of a deployment together or none, and says what is missing."""
+"""Reserves all NPUs of a group together or none, and says what is missing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from raylaunch.errors import BusyError, PlacementError
 from raylaunch.recipe.model import Recipe
 from raylaunch.runtime.cluster.connection import alive_nodes
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.missing_workers import missing_workers
 
 PREFIX = "raylaunch:"
@@ -25,7 +26,7 @@ class Slot:
 
 
 def reserve(
-    name: str,
+    key: GroupKey,
     recipe: Recipe,
     excluded: tuple[str, ...] = (),
     timeout_s: float | None = None,
@@ -35,7 +36,7 @@ def reserve(
     """Reserve the NPUs of every server in one placement group. Blocks up to `timeouts.reserve`.
 
     Args:
-        name: Deployment.
+        key: The group.
         recipe: Gives the number of servers and of NPUs for each.
         excluded: Addresses or ids of nodes that must not be used.
         timeout_s: Seconds to wait, also for nodes that may still join; by default
@@ -43,16 +44,16 @@ def reserve(
         detached: Keep the reservation when this process exits.
 
     Raises:
-        BusyError: there is a reservation of that name.
+        BusyError: the group has a reservation.
         PlacementError: the cluster has too few NPUs; nothing stays reserved.
     """
-    group = request(name, recipe, excluded, timeout_s, detached=detached)
+    group = request(key, recipe, excluded, timeout_s, detached=detached)
     await_reserved(group, recipe, excluded, timeout_s)
     return group
 
 
 def request(
-    name: str,
+    key: GroupKey,
     recipe: Recipe,
     excluded: tuple[str, ...] = (),
     timeout_s: float | None = None,
@@ -67,15 +68,15 @@ def request(
     """
     from ray.util.placement_group import placement_group
 
-    if find_group(name) is not None:
-        raise already_reserved(name)
+    if find_reservation(key) is not None:
+        raise already_reserved(key.deployment)
     servers = recipe.parallel.servers
     if timeout_s is None:
         _refuse_impossible(recipe, excluded)
     return placement_group(
         [{"NPU": float(recipe.npus_per_server)}] * servers,
         strategy="STRICT_SPREAD" if recipe.hardware.spread else "PACK",
-        name=PREFIX + name,
+        name=f"{PREFIX}{key}",
         lifetime="detached" if detached else None,
         bundle_label_selector=_avoid(excluded, servers),
     )
@@ -108,14 +109,26 @@ def already_reserved(name: str) -> BusyError:
     )
 
 
-def find_group(name: str) -> Any | None:  # noqa: ANN401 - Ray's PlacementGroup
-    """Return the reservation of a deployment; None when there is none."""
+def find_reservation(key: GroupKey) -> Any | None:  # noqa: ANN401 - Ray's PlacementGroup
+    """Return the reservation of a group; None when there is none."""
     from ray.util.placement_group import get_placement_group
 
     try:
-        return get_placement_group(PREFIX + name)
+        return get_placement_group(f"{PREFIX}{key}")
     except ValueError:
         return None
+
+
+def reserved_groups(deployment: str) -> list[GroupKey]:
+    """Return the groups of a deployment that have a reservation."""
+    from ray.util import placement_group_table
+
+    found = set()
+    for group in placement_group_table().values():
+        name = str(group["name"])
+        if name.startswith(PREFIX) and group["state"] != "REMOVED":
+            found.add(GroupKey.parse(name.removeprefix(PREFIX)))
+    return sorted(key for key in found if key.deployment == deployment)
 
 
 def release(group: Any) -> None:  # noqa: ANN401 - Ray's PlacementGroup
@@ -247,15 +260,17 @@ def _free_npus() -> dict[str, float]:
 
 
 def _holders() -> dict[str, dict[str, int]]:
-    """Return who has reserved how many NPUs, by node id and placement group."""
+    """Return who has reserved how many NPUs, by node id and deployment or placement group."""
     from ray.util import placement_group_table
 
     holders: dict[str, dict[str, int]] = {}
     for group in placement_group_table().values():
         if group["state"] != "CREATED":
             continue
-        name = group["name"].removeprefix(PREFIX)
-        if not name:
+        name = str(group["name"])
+        if name.startswith(PREFIX):
+            name = GroupKey.parse(name.removeprefix(PREFIX)).deployment
+        elif not name:
             name = f"placement group {group['placement_group_id'][:8]}"
         for bundle, node_id in group["bundles_to_node_id"].items():
             npus = int(group["bundles"][bundle].get("NPU", 0))

@@ -55,10 +55,18 @@ def _read_diagnosis(path: Path) -> Diagnosis | None:
     return found
 
 
-def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Diagnosis | None:
+def diagnose_deployment(
+    name: str, group: str | None, attach: Callable[[], Any], home: Path
+) -> Diagnosis | None:
     """Return the diagnosis of the last failure; None if there was none and the logs look fine.
 
     A deployment that runs is asked; of one that does not, the newest bundle below `home` is read.
+
+    Args:
+        name: The deployment.
+        group: Only of this group.
+        attach: Connects to the cluster, and refuses a deployment that does not run.
+        home: Where bundles are kept.
 
     Raises:
         UnknownDeploymentError: it neither runs nor left a bundle.
@@ -66,16 +74,18 @@ def diagnose_deployment(name: str, attach: Callable[[], Any], home: Path) -> Dia
     try:
         attach()
     except (UnknownDeploymentError, ClusterError):
-        newest = _newest_bundle(home / "bundles" / name)
+        newest = _newest_bundle(home / "bundles" / name / (group or ""))
         if newest is None:
             raise
         return diagnose_bundle(newest)
-    return require_controller(name).diagnosis()
+    return require_controller(name).diagnosis(group)
 
 
 def _newest_bundle(folder: Path) -> Path | None:
-    """Return the newest bundle in `folder`; None without one that can be read."""
+    """Return the newest bundle below `folder`; None without one that can be read."""
     try:
-        return max(folder.glob("*"), key=lambda path: path.stat().st_mtime, default=None)
+        found = folder.rglob("diagnosis.json")
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        return None if newest is None else newest.parent
     except OSError:  # RAYLAUNCH_HOME is too long, or a bundle is being removed
         return None

@@ -1,7 +1,8 @@
 """The controller: the detached Ray actor of one deployment. Its methods are commands and questions.
 
-What it supervises is a `GroupLoop`. Ray restarts a dead controller, which then takes over
-(`takeover`): it finds its agents by name, adopts the journal they kept, and touches no server.
+It supervises groups, each with a loop of its own (`group/`). Ray restarts a dead controller, which
+then takes over (`takeover`): it finds its agents by name, adopts the journals they kept, and
+touches no server.
 """
 
 from __future__ import annotations
@@ -10,31 +11,27 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
-import time
 from collections.abc import Mapping
-from enum import StrEnum
 
-from raylaunch.errors import BusyError, LaunchError, RaylaunchError
+from raylaunch.errors import LaunchError
 from raylaunch.node.process.log_files import Chunk, Cursor, state_root, tail
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import takeover
-from raylaunch.runtime.controller.evidence import EvidenceCollector
-from raylaunch.runtime.controller.group_backend import GroupSettings
-from raylaunch.runtime.controller.group_loop import GroupLoop
+from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
+from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
+from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
+from raylaunch.runtime.controller.group.journal import EventNumbers
+from raylaunch.runtime.controller.journal_copies import JournalCopies
 from raylaunch.runtime.controller.launch_request import Request
-from raylaunch.runtime.controller.planning import flatten
 from raylaunch.runtime.controller.port_turns import Ticket, Turns
-from raylaunch.runtime.controller.ray_group import RayGroup
-from raylaunch.runtime.controller.reporting import build_status
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
+from raylaunch.supervise.deployment_summary import summarise, unknown_group
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
-from raylaunch.supervise.health_config import HealthConfig
-from raylaunch.supervise.state import Phase
 
 log = logging.getLogger(__name__)
 
@@ -42,115 +39,38 @@ BEGIN_PATIENCE_S = 10.0
 """How long a controller that Ray restarted, and that finds no journal, waits for `begin`."""
 ORPHAN_S = 90.0
 """How long a new controller waits for `begin`: longer than `raylaunch start` tries to call it."""
-STOP_TRIES = 3
-"""After so many errors in a row a stop is reported as failed."""
-WATCHDOG_PERIOD_S = 10.0
-STUCK_S = 180.0
-"""A loop that supervises steps once a heartbeat; with a failure, evidence, and a diagnosis at its
-deadline, after about a minute. Reserving and restarting may wait for hours."""
-LOOP = "group loop"
-
-
-class ControllerState(StrEnum):
-    """Where a controller is. The phase of its group is another matter."""
-
-    WAITING_FOR_BEGIN = "waiting for begin"
-    """Created, but `raylaunch start` has not handed over the secrets yet."""
-    TAKING_OVER = "taking over"
-    """Ray restarted it: it looks for the agents of its predecessor."""
-    RUNNING = "running"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-
-
-_TRANSITIONS = {
-    ControllerState.WAITING_FOR_BEGIN: {ControllerState.RUNNING, ControllerState.STOPPING},
-    ControllerState.TAKING_OVER: {
-        ControllerState.WAITING_FOR_BEGIN,  # nothing was found: Ray restarted it before `begin`
-        ControllerState.RUNNING,
-        ControllerState.STOPPING,
-    },
-    ControllerState.RUNNING: {ControllerState.STOPPING},
-    ControllerState.STOPPING: {ControllerState.STOPPED},
-    ControllerState.STOPPED: set[ControllerState](),
-}
-
-
-class StateMachine:
-    """Holds the state, refuses illegal transitions, and lets others wait for the next one."""
-
-    def __init__(self, first: ControllerState) -> None:
-        self._state = first
-        self._changed = asyncio.Event()
-
-    @property
-    def now(self) -> ControllerState:
-        """The current state."""
-        return self._state
-
-    def enter(self, state: ControllerState) -> None:
-        """Move to `state`.
-
-        Raises:
-            AssertionError: an illegal transition, which is a bug.
-        """
-        if state not in _TRANSITIONS[self._state]:
-            raise AssertionError(f"illegal transition of a controller: {self._state} -> {state}")
-        log.info("controller: %s -> %s", self._state, state)
-        self._state = state
-        changed = self._changed
-        self._changed = asyncio.Event()
-        changed.set()
-
-    async def leave(self, *states: ControllerState, timeout_s: float | None = None) -> bool:
-        """Wait until the state is none of `states`; return False when `timeout_s` passes first."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self._state in states:
-                    await self._changed.wait()
-        return self._state not in states
-
-    async def know(self) -> None:
-        """Wait until the controller knows what it controls: it can then answer questions."""
-        await self.leave(ControllerState.WAITING_FOR_BEGIN, ControllerState.TAKING_OVER)
 
 
 class Controller:
-    """One deployment. Every public method is a command or a question; none blocks another."""
+    """One deployment. Every public method is a command or a question; none blocks another.
+
+    Where a method takes a group, None means the first one.
+    """
 
     def __init__(self, request: Request) -> None:
         import ray
 
         self._request = request
-        recipe = request.loaded.recipe
         self._log = actor_log_path(os.environ, request.deployment, "controller")
         open_actor_log(self._log)
-        health = HealthConfig(**recipe.health.model_dump(), start_s=recipe.timeouts.start)
         self._clock = SystemClock()
-        self._turns = Turns(request.deployment)
-        self._tasks = TaskOwner(self._report_task)
-        self._group = RayGroup(request, health, self._turns, self._report_task)
-        self._evidence = EvidenceCollector(
-            self._group, self._clock, state_root(os.environ), request.deployment
-        )
-        # One group for now. A deployment with several has one loop for each.
-        self._loop = GroupLoop(
-            GroupSettings(
-                name=request.deployment,
-                health=health,
-                stop_grace_s=recipe.timeouts.stop,
-                waived=request.skipped or {},
-            ),
-            self._group,
-            self._evidence,
+        self._turns = Turns(request.deployment, self._plans)
+        self._numbers = EventNumbers()
+        self._groups: dict[str, GroupSupervisor] = {}
+        self._copies = JournalCopies(self._groups)
+        self._record = DeploymentRecord(
+            DeploymentJournal(request.loaded, expand_groups(request.loaded)),
             self._clock,
-            jitter=random.random,
-            on_change=self._notify,
+            self._numbers,
+            self._copies.spread_deployment,
+            self._notify,
         )
-        self._loop_task: asyncio.Task[None] | None = None
+        self._tasks = TaskOwner(self._report_task)
         self._version = 0
         self._changed = asyncio.Event()
         self._stop_began = 0.0
+        for spec in self._record.journal.specs:
+            self._add_group(spec)
         # Ray starts workers at niceness 15. Only root may lower it.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -171,7 +91,7 @@ class Controller:
 
     async def expect_begin(self) -> None:
         """Reserve meanwhile; fail if `raylaunch start` exits before it has called `begin`."""
-        self._run_loop()
+        self._run_groups()
         await self._await_begin(
             ORPHAN_S, "`raylaunch start` exited before the controller took over"
         )
@@ -180,9 +100,10 @@ class Controller:
         """Start the deployment; returns before it is ready."""
         await self._state.leave(ControllerState.TAKING_OVER)
         if self._state.now is ControllerState.WAITING_FOR_BEGIN:
-            self._loop.begin(secrets)
+            for group in self._groups.values():
+                group.loop.begin(secrets)
             self._state.enter(ControllerState.RUNNING)
-            self._run_loop()
+            self._run_groups()
 
     async def take_over(self) -> None:
         """Continue after the death of the last controller."""
@@ -192,19 +113,28 @@ class Controller:
     async def _take_over(self) -> None:
         if self._state.now is not ControllerState.TAKING_OVER:
             return  # this task was restarted after it had done its work
-        adopted = await takeover.adopt(self._group, self._clock)
-        if adopted is None:  # Ray also restarts a controller that `begin` has not reached yet
+        found = await takeover.search(self._request.deployment, self._clock)
+        if found.deployment is not None:
+            self._record.journal = found.deployment
+            self._groups.clear()
+            for spec in found.deployment.specs:
+                self._add_group(spec)
+        await asyncio.gather(*(group.backend.find() for group in self._groups.values()))
+        if not found.has_plan:  # Ray also restarts a controller that `begin` has not reached yet
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)
             await self._await_begin(
                 BEGIN_PATIENCE_S,
                 "the controller died before anything was launched, and Ray restarted it",
             )
             return
-        self._loop.resume(adopted.journal, adopted.secrets, adopted.seen)
+        self._numbers.skip_lost(found.newest_number)
+        secrets = await takeover.read_secrets(self._groups.values())
+        for name, group in self._groups.items():
+            group.adopt(found.groups.get(name), secrets)
         self._state.enter(ControllerState.RUNNING)
-        if adopted.journal.phase is Phase.STOPPING:
+        if self._record.journal.stopping:
             self._begin_stop()
-        self._run_loop()
+        self._run_groups()
 
     async def _await_begin(self, patience_s: float, otherwise: str) -> None:
         """Fail the deployment if `begin` does not come in time."""
@@ -213,9 +143,10 @@ class Controller:
             return
         name = self._request.deployment
         todo = f"`raylaunch stop {name}`, then start it again"
-        self._loop.abandon(LaunchError(otherwise, todo=todo))
+        for group in self._groups.values():
+            group.loop.abandon(LaunchError(otherwise, todo=todo))
         self._state.enter(ControllerState.RUNNING)
-        self._run_loop()
+        self._run_groups()
 
     # -- questions -----------------------------------------------------------------------------
 
@@ -231,24 +162,27 @@ class Controller:
             await self._clock.wait(self._changed, timeout_s)
         return self._version, self._status()
 
-    async def show_plan(self, ticket: Ticket) -> LaunchPlan | None:
-        """Return the plan, for another deployment that chooses its ports now; None if none runs."""
+    async def show_plans(self, ticket: Ticket) -> list[LaunchPlan]:
+        """Return the plans of what runs, for another deployment that chooses its ports now."""
         await self._state.know()
         await self._turns.wait(ticket)
-        if self._loop.record.journal.phase in (Phase.FAILED, Phase.STOPPED):
-            return None
-        return self._loop.record.journal.plan
+        return self._plans()
 
     async def events(self, after: int) -> list[Event]:
-        """Return the events newer than number `after`."""
+        """Return the events newer than number `after`, in the order they happened."""
         await self._state.know()
-        return [event for event in self._loop.record.journal.events if event.number > after]
+        return [event for event in self._all_events() if event.number > after]
 
     async def read_log(
-        self, server: int, cursor: Cursor | None, lines: int | None, timeout_s: float
+        self,
+        server: int,
+        cursor: Cursor | None,
+        lines: int | None,
+        timeout_s: float,
+        group: str | None = None,
     ) -> Chunk | None:
         """Return a piece of a server's log; see `Agent.read_log`. None when its agent is lost."""
-        agent = self._group.gang.alive.get(server)
+        agent = self._find(group).backend.gang.alive.get(server)
         if agent is None:
             return None
         return await agent.read_log(cursor=cursor, lines=lines, wait_s=timeout_s)
@@ -257,61 +191,54 @@ class Controller:
         """Return the last lines of this controller's log."""
         return "\n".join(await asyncio.to_thread(tail, self._log, lines))
 
-    async def describe(self) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
-        """Return the recipe, its plan, and the versions installed on each server's node."""
+    async def describe(
+        self, group: str | None = None
+    ) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
+        """Return a group's recipe, its plan, and the versions installed on each server's node."""
         await self._state.know()
-        journal = self._loop.record.journal
-        return self._request.loaded, journal.plan, journal.versions
+        found = self._find(group)
+        return found.request.spec.loaded, found.journal.plan, found.journal.versions
 
-    async def diagnosis(self) -> Diagnosis | None:
-        """Return the diagnosis of the last failure; if there was none, of the current logs."""
+    async def diagnosis(self, group: str | None = None) -> Diagnosis | None:
+        """Return the diagnosis of the last failure; if there was none, of the current logs.
+
+        Without a group, the first that was diagnosed counts.
+        """
         await self._state.know()
-        journal = self._loop.record.journal
-        if journal.diagnosis is not None or journal.plan is None:
-            return journal.diagnosis
-        found = (await self._evidence.examine(journal, self._loop.record.seen)).diagnosis
-        return None if found is None or found.id == "no-evidence" else found
+        if group is not None:
+            return await self._find(group).diagnosis()
+        for one in self._groups.values():
+            if one.journal.diagnosis is not None:
+                return one.journal.diagnosis
+        answers = [await one.diagnosis() for one in self._groups.values()]
+        return next((answer for answer in answers if answer is not None), None)
 
-    async def node_ids(self) -> dict[int, str]:
+    async def node_ids(self, group: str | None = None) -> dict[int, str]:
         """Return Ray's id of each server's node."""
-        plan = self._loop.record.journal.plan
-        return {server.index: server.node.node_id for server in plan.servers} if plan else {}
+        return self._find(group).node_ids()
 
-    async def has_spare(self) -> bool:
+    async def has_spare(self, group: str | None = None) -> bool:
         """Return whether another node could take a server's place."""
-        return await self._loop.recovery.has_spare()
+        return await self._find(group).loop.recovery.has_spare()
 
-    async def leftovers(self) -> list[str]:
+    async def leftovers(self, group: str | None = None) -> list[str]:
         """Return the living processes of earlier attempts, as the agents find them."""
-        attempt = self._loop.record.journal.attempt
-        answers = await self._group.gang.ask_all(lambda agent: agent.find_orphans(attempt=attempt))
-        return flatten(answers)
+        return await self._find(group).leftovers()
 
     # -- drills --------------------------------------------------------------------------------
 
-    async def inject(self, fault: str, server: int) -> Event:
+    async def inject(self, fault: str, server: int, group: str | None = None) -> Event:
         """Inject a drill's fault; the event has its time on this controller's clock.
 
         Raises:
-            BusyError: the deployment is not ready, so another command or failure is under way.
+            BusyError: the group is not ready, so another command or failure is under way.
         """
         await self._state.know()
-        plan = self._loop.record.journal.plan
-        if not self._loop.can_be_drilled or plan is None or server not in self._group.servers:
-            name = self._request.deployment
-            raise BusyError(
-                f"{name} is {self._loop.record.journal.phase}, and a drill needs it ready",
-                why="another command, or the last fault, is still under way",
-                todo=f"`raylaunch status {name}` shows it; try again when it is ready",
-            )
-        self._loop.record.expect_drill()
-        done = await self._group.inject(server, fault, plan.primary.ports.rpc)
-        age_s = self._clock.monotonic() - done.at
-        return self._loop.record.note("drill", done.what, server, at=self._clock.wall() - age_s)
+        return await self._find(group).inject(fault, server)
 
-    async def may_cut(self, server: int) -> str:
+    async def may_cut(self, server: int, group: str | None = None) -> str:
         """Return the interface that a drill may take down on the server's node; "" for none."""
-        return await self._group.gang.alive[server].cuttable_interface()
+        return await self._find(group).backend.gang.alive[server].cuttable_interface()
 
     # -- stop ----------------------------------------------------------------------------------
 
@@ -319,71 +246,86 @@ class Controller:
         """Stop everything and verify it. A second caller waits for the same stop."""
         await self._state.leave(ControllerState.TAKING_OVER)
         if self._state.now in (ControllerState.WAITING_FOR_BEGIN, ControllerState.RUNNING):
-            self._loop.record.note("command", "stop")
+            self._record.journal.stopping = True
+            self._record.note("command", "stop")
             self._begin_stop()
-            self._run_loop()
-        stopped = await self._loop.stopped()
+            self._run_groups()
+        groups = dict(self._groups)
+        stopped = await asyncio.gather(*(group.loop.stopped() for group in groups.values()))
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
+        left: list[str] = []
+        for name, one in zip(groups, stopped, strict=True):
+            prefix = f"{name} " if len(groups) > 1 else ""
+            left += [f"{prefix}{survivor}" for survivor in one.left]
         seconds = self._clock.monotonic() - self._stop_began
-        name = self._request.deployment
-        return StopReport(name, stopped.processes, seconds, stopped.left)
+        processes = sum(one.processes for one in stopped)
+        return StopReport(self._request.deployment, processes, seconds, tuple(left))
 
     def _begin_stop(self) -> None:
         self._state.enter(ControllerState.STOPPING)
         self._stop_began = self._clock.monotonic()
-        self._loop.request_stop()
+        for group in self._groups.values():
+            group.loop.request_stop()
 
-    # -- tasks ---------------------------------------------------------------------------------
+    # -- groups --------------------------------------------------------------------------------
 
-    def _run_loop(self) -> None:
-        """Run the loop in a task that is restarted when it raises, and under a watchdog."""
-        if self._loop_task is None:
-            self._loop_task = self._tasks.keep_running(LOOP, self._loop.run)
-            self._tasks.keep_running("watchdog", self._watch_loop)
-
-    async def _watch_loop(self) -> None:
-        """Restart a loop that no longer steps, and report an event loop that was blocked."""
-        while not self._loop.is_stopped:
-            slept_at = time.monotonic()
-            await asyncio.sleep(WATCHDOG_PERIOD_S)
-            late_s = time.monotonic() - slept_at - WATCHDOG_PERIOD_S
-            if late_s > 1.0:
-                log.warning("the controller's event loop was blocked for %.1f s", late_s)
-            stuck_s = self._clock.monotonic() - self._loop.last_step_at
-            if self._loop.must_step and stuck_s - max(late_s, 0.0) > STUCK_S:
-                self._replace_stuck_loop(stuck_s)
-
-    def _replace_stuck_loop(self, stuck_s: float) -> None:
-        self._loop.record.note(
-            "internal", f"the controller made no step for {stuck_s:.0f} s; restarted"
+    def _add_group(self, spec: GroupSpec) -> GroupSupervisor:
+        group = GroupSupervisor(
+            self._request.of_group(spec),
+            self._turns,
+            self._clock,
+            self._numbers,
+            state_root(os.environ),
+            on_change=self._notify,
         )
-        assert self._loop_task is not None
-        self._loop_task.cancel()
-        self._loop_task = self._tasks.keep_running(LOOP, self._loop.run)
+        self._groups[spec.name] = group
+        return group
+
+    def _run_groups(self) -> None:
+        for group in self._groups.values():
+            group.run()
+
+    def _find(self, name: str | None) -> GroupSupervisor:
+        """Return a group by name; without one, the first.
+
+        Raises:
+            UnknownDeploymentError: there is none of that name.
+        """
+        if name is None:
+            return next(iter(self._groups.values()))
+        if name not in self._groups:
+            raise unknown_group(self._request.deployment, name, list(self._groups))
+        return self._groups[name]
+
+    def _plans(self) -> list[LaunchPlan]:
+        return [group.plan for group in self._groups.values() if group.plan is not None]
+
+    def _all_events(self) -> list[Event]:
+        events = list(self._record.journal.events)
+        for group in self._groups.values():
+            events += group.journal.events
+        return sorted(events, key=lambda event: event.number)
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""
-        self._loop.record.note("internal", str(failure))
-        stopping = self._state.now is ControllerState.STOPPING
-        if failure.name == LOOP and stopping and failure.failures >= STOP_TRIES:
-            error = failure.error
-            if not isinstance(error, RaylaunchError):
-                error = RaylaunchError("the deployment could not be stopped", why=repr(error))
-            self._loop.fail_stop(error)
+        self._record.note("internal", str(failure))
 
     def _notify(self) -> None:
+        self._copies.spread_groups(self._record)
         self._version += 1
         changed = self._changed
         self._changed = asyncio.Event()
         changed.set()
 
     def _status(self) -> Status:
-        return build_status(
-            self._request,
-            self._loop.record.journal,
-            self._loop.record.seen,
-            self._group.log_roots,
-            self._loop.record.shape,
-            self._clock,
+        loaded = self._record.journal.loaded
+        return summarise(
+            [group.status() for group in self._groups.values()],
+            self._all_events(),
+            deployment=self._request.deployment,
+            recipe=loaded.name,
+            served_name=loaded.recipe.model.served_name,
+            now=self._clock.wall(),
+            stopping=self._record.journal.stopping,
         )

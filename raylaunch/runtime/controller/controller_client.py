@@ -56,6 +56,7 @@ it was back after that worker's network had been cut.
 class ControllerClient:
     """A handle to the controller of one deployment.
 
+    Where a method takes a group, None means the first one.
     A call waits while Ray restarts the controller. Every method raises, besides what it names:
         ActorLostError: the controller was stopped.
         ActorTimeoutError, ActorUnavailableError: it did not answer in time.
@@ -80,53 +81,61 @@ class ControllerClient:
         call = self._remote.ask(Controller.wait_change, timeout_s=timeout_s + CALL_TIMEOUT_S)
         return call(version=version, timeout_s=timeout_s)
 
-    async def show_plan(self, ticket: Ticket, timeout_s: float) -> LaunchPlan | None:
-        """Return the plan, for another deployment that chooses its ports; None if nothing runs."""
-        return await self._remote.call(Controller.show_plan, timeout_s=timeout_s)(ticket=ticket)
+    async def show_plans(self, ticket: Ticket, timeout_s: float) -> list[LaunchPlan]:
+        """Return the plans of what runs, for another deployment that chooses its ports."""
+        return await self._remote.call(Controller.show_plans, timeout_s=timeout_s)(ticket=ticket)
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the events newer than number `after`."""
         return self._remote.ask(Controller.events, timeout_s=CALL_TIMEOUT_S)(after=after)
 
     def read_log(
-        self, server: int, cursor: Cursor | None, lines: int | None, timeout_s: float
+        self,
+        server: int,
+        cursor: Cursor | None,
+        lines: int | None,
+        timeout_s: float,
+        group: str | None = None,
     ) -> Chunk | None:
         """Return a piece of a server's log; see `Agent.read_log`. None when its agent is lost."""
         call = self._remote.ask(Controller.read_log, timeout_s=timeout_s + CALL_TIMEOUT_S)
-        return call(server=server, cursor=cursor, lines=lines, timeout_s=timeout_s)
+        return call(server=server, cursor=cursor, lines=lines, timeout_s=timeout_s, group=group)
 
-    def describe(self) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
-        """Return the recipe, its plan, and the versions installed on each server's node."""
-        return self._remote.ask(Controller.describe, timeout_s=CALL_TIMEOUT_S)()
+    def describe(
+        self, group: str | None = None
+    ) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
+        """Return a group's recipe, its plan, and the versions installed on each server's node."""
+        return self._remote.ask(Controller.describe, timeout_s=CALL_TIMEOUT_S)(group=group)
 
-    def diagnosis(self) -> Diagnosis | None:
+    def diagnosis(self, group: str | None = None) -> Diagnosis | None:
         """Return the diagnosis of the last failure, or of the current logs if there was none."""
-        return self._remote.ask(Controller.diagnosis, timeout_s=CALL_TIMEOUT_S)()
+        return self._remote.ask(Controller.diagnosis, timeout_s=CALL_TIMEOUT_S)(group=group)
 
-    def inject(self, fault: str, server: int) -> Event:
+    def inject(self, fault: str, server: int, group: str | None = None) -> Event:
         """Inject a drill's fault and return the event.
 
         Raises:
-            BusyError: the deployment is not ready.
+            BusyError: the group is not ready.
         """
         call = self._remote.ask(Controller.inject, timeout_s=CALL_TIMEOUT_S)
-        return call(fault=fault, server=server)
+        return call(fault=fault, server=server, group=group)
 
-    def may_cut(self, server: int) -> str:
+    def may_cut(self, server: int, group: str | None = None) -> str:
         """Return the interface that a drill may take down on the server's node; "" for none."""
-        return self._remote.ask(Controller.may_cut, timeout_s=CALL_TIMEOUT_S)(server=server)
+        call = self._remote.ask(Controller.may_cut, timeout_s=CALL_TIMEOUT_S)
+        return call(server=server, group=group)
 
-    def node_ids(self) -> dict[int, str]:
+    def node_ids(self, group: str | None = None) -> dict[int, str]:
         """Return Ray's id of each server's node."""
-        return self._remote.ask(Controller.node_ids, timeout_s=CALL_TIMEOUT_S)()
+        return self._remote.ask(Controller.node_ids, timeout_s=CALL_TIMEOUT_S)(group=group)
 
-    def has_spare(self) -> bool:
+    def has_spare(self, group: str | None = None) -> bool:
         """Return whether another node could take a server's place."""
-        return self._remote.ask(Controller.has_spare, timeout_s=CALL_TIMEOUT_S)()
+        return self._remote.ask(Controller.has_spare, timeout_s=CALL_TIMEOUT_S)(group=group)
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self, group: str | None = None) -> list[str]:
         """Return the living processes of earlier attempts."""
-        return self._remote.ask(Controller.leftovers, timeout_s=CALL_TIMEOUT_S)()
+        return self._remote.ask(Controller.leftovers, timeout_s=CALL_TIMEOUT_S)(group=group)
 
     def read_log_of_controller(self, lines: int) -> str:
         """Return the last lines of the controller's own log."""
@@ -222,7 +231,7 @@ def _refuse_orphaned_reservation(deployment: str) -> None:
     """
     from raylaunch.runtime.cluster import placement
 
-    if placement.find_group(deployment) is None:
+    if not placement.reserved_groups(deployment):
         return
     if find_controller(deployment) is not None:
         raise BusyError(

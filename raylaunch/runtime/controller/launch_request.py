@@ -1,4 +1,4 @@
-"""The request that creates a controller."""
+"""The request that creates a controller, and the part of each of its groups."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raylaunch.node.process.process_markers import new_instance
+from raylaunch.recipe.groups import GroupSpec
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.cluster.group_key import GroupKey
 
 
 @dataclass(frozen=True)
@@ -23,3 +25,26 @@ class Request:
     """Ids of checks whose errors do not count, with the reason given."""
     instance: str = field(default_factory=new_instance)
     """Random id of this start, kept over restarts and by a controller that Ray restarts."""
+
+    def of_group(self, spec: GroupSpec) -> GroupRequest:
+        """Return what is asked of one group."""
+        return GroupRequest(
+            key=GroupKey(self.deployment, spec.name),
+            spec=spec,
+            primary=self.primary,
+            skipped=self.skipped or {},
+            # Nobody else has this one: processes of one group are found without its siblings'.
+            instance=f"{self.instance}.{spec.name}",
+        )
+
+
+@dataclass(frozen=True)
+class GroupRequest:
+    """What `raylaunch start` asks for, for one group."""
+
+    key: GroupKey
+    spec: GroupSpec
+    primary: str | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    instance: str = field(default_factory=new_instance)
+    """Id in the marker of the group's processes."""

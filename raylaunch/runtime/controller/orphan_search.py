@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from raylaunch.node.process.orphans import (
 )
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.runtime.agent.agent import Agent
-from raylaunch.runtime.agent.agent_handle import find_agent
+from raylaunch.runtime.agent.agent_handle import AgentHandle, find_agent, find_agents
 from raylaunch.runtime.cluster import local_cleanup, placement
-from raylaunch.runtime.cluster.connection import NAMESPACE, alive_nodes
+from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.controller.port_turns import running_names
 from raylaunch.supervise.deployment_status import CleanReport, Leftover
@@ -27,7 +27,6 @@ from raylaunch.supervise.deployment_status import CleanReport, Leftover
 NODE_TIMEOUT_S = 60.0
 AGENT_ANSWER_S = 5.0
 """Within which an orphaned agent must name its instance."""
-_AGENT = "agent:"
 _THIS_PROCESS = ""
 """In place of Ray's node id."""
 
@@ -158,7 +157,7 @@ def _find_headless(deployment: str | None) -> list[str]:
 
     A controller is created before its agents, so it was there and is gone.
     """
-    names = {name.removeprefix(_AGENT).rpartition(":")[0] for name in _agent_names()}
+    names = {key.deployment for key in find_agents()}
     # Those of a check that runs have a name with spaces.
     deployments = {name for name in names if " " not in name}
     headless = deployments.difference(running_names())
@@ -167,40 +166,32 @@ def _find_headless(deployment: str | None) -> list[str]:
 
 def _instances_of(deployments: Iterable[str]) -> tuple[str, ...]:
     """Return the instances of the agents of these deployments; silent agents are left out."""
-    names = set(deployments)
+    agents = _agents_of(set(deployments))
     instances = set()
-    for name in _agent_names():
-        deployment, _, index = name.removeprefix(_AGENT).rpartition(":")
-        if deployment not in names:
-            continue
-        agent = find_agent(deployment, int(index))
-        if agent is None:
-            continue
+    for agent in agents:
         with contextlib.suppress(RaylaunchError):
             hello = agent.remote.ask(Agent.hello, timeout_s=AGENT_ANSWER_S)()
             instances.add(hello.instance)
     return tuple(sorted(instances))
 
 
-def _agent_names() -> list[str]:
-    import ray
-
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    names = [str(actor["name"]) for actor in actors if actor["namespace"] == NAMESPACE]
-    return [name for name in names if name.startswith(_AGENT)]
+def _agents_of(deployments: Collection[str]) -> list[AgentHandle]:
+    """Return the living agents of all groups of these deployments."""
+    agents = []
+    for key, servers in find_agents().items():
+        if key.deployment in deployments:
+            agents += [find_agent(key, index) for index in servers]
+    return [agent for agent in agents if agent is not None]
 
 
 def kill_agents(deployment: str) -> None:
     """Kill the agents of a deployment, whose guards then stop the servers, and release its NPUs."""
-    import ray
-
-    for name in _agent_names():
-        if name.removeprefix(_AGENT).rpartition(":")[0] == deployment:
-            with contextlib.suppress(ValueError):  # Ray: it died meanwhile
-                ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
-    group = placement.find_group(deployment)
-    if group is not None:
-        placement.release(group)
+    for agent in _agents_of([deployment]):
+        agent.kill()
+    for key in placement.reserved_groups(deployment):
+        reservation = placement.find_reservation(key)
+        if reservation is not None:
+            placement.release(reservation)
 
 
 def _flatten(found: Iterable[_Orphans]) -> tuple[Leftover, ...]:

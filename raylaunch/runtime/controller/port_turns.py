@@ -1,8 +1,8 @@
 """Ports of the other deployments, and an order for those that choose theirs at the same moment.
 
-Each controller keeps its own plan and shows it on request. HCCL and vLLM's handshake listen for
-moments only, and a deployment that is still loading does not listen on its API's port yet: a search
-for listeners would miss them.
+Each controller keeps the plans of its groups and shows them on request. HCCL and vLLM's handshake
+listen for moments only, and a deployment that is still loading does not listen on its API's port
+yet: a search for listeners would miss them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from raylaunch.errors import RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
@@ -32,7 +32,7 @@ controllers; nothing is timed by it."""
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The other deployments: their plans, and the names of those that did not answer."""
+    """All other groups: their plans, and the names of deployments that did not answer."""
 
     plans: tuple[LaunchPlan, ...] = ()
     silent: tuple[str, ...] = ()
@@ -41,14 +41,32 @@ class Neighbours:
 class Turns:
     """Orders deployments that plan at the same moment: Lamport's bakery, each asks all others.
 
-    The one that began earlier chooses first; a later one waits for its plan and avoids its ports.
+    The one that began earlier chooses first; a later one waits for its plans and avoids their
+    ports. The groups of one deployment choose one after the other.
+
+    Args:
+        deployment: The deployment that chooses.
+        own_plans: Returns the newest plan of each of its groups that has one.
     """
 
-    def __init__(self, deployment: str) -> None:
+    def __init__(
+        self, deployment: str, own_plans: Callable[[], Sequence[LaunchPlan]] = tuple
+    ) -> None:
         self._deployment = deployment
+        self._own_plans = own_plans
+        self._siblings = asyncio.Lock()
         self._latest = 0.0
         self._ticket: Ticket | None = None
         self._chosen = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def choose(self, group: str) -> AsyncIterator[Neighbours]:
+        """Choose the ports of one group while this context is open, around the given plans."""
+        async with self._siblings:
+            with self.take() as ticket:
+                others = await ask_plans(self._deployment, ticket)
+                siblings = [plan for plan in self._own_plans() if plan.group != group]
+                yield replace(others, plans=(*others.plans, *siblings))
 
     @contextlib.contextmanager
     def take(self) -> Iterator[Ticket]:
@@ -76,13 +94,13 @@ async def ask_plans(deployment: str, ticket: Ticket | None = None) -> Neighbours
     names = [name for name in running if name != deployment]
     own = ticket or (time.time(), deployment)
     answers = await asyncio.gather(*(_ask_one(name, own) for name in names))
-    plans = []
+    plans: list[LaunchPlan] = []
     silent = []
     for name, answer in zip(names, answers, strict=True):
-        if isinstance(answer, LaunchPlan):
-            plans.append(answer)
+        if isinstance(answer, list):
+            plans += answer
         elif isinstance(answer, Exception):
-            log.warning("the deployment %s did not show its plan: %s", name, answer)
+            log.warning("the deployment %s did not show its plans: %s", name, answer)
             silent.append(name)
     return Neighbours(tuple(plans), tuple(silent))
 
@@ -96,13 +114,13 @@ def running_names() -> list[str]:
     return sorted(name.removeprefix(CONTROLLER) for name in names if name.startswith(CONTROLLER))
 
 
-async def _ask_one(name: str, ticket: Ticket) -> LaunchPlan | Exception | None:
+async def _ask_one(name: str, ticket: Ticket) -> list[LaunchPlan] | Exception:
     from raylaunch.runtime.controller.controller_client import find_controller
 
     controller = await asyncio.to_thread(find_controller, name)
     if controller is None:  # stopped in the meantime
-        return None
+        return []
     try:
-        return await controller.show_plan(ticket, ANSWER_S)
+        return await controller.show_plans(ticket, ANSWER_S)
     except (AttributeError, RaylaunchError) as error:  # AttributeError: of an older raylaunch
         return error

@@ -10,16 +10,17 @@ import secrets
 
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.recipe.groups import GroupSpec
 from raylaunch.runtime.agent.flag_lookup import ask_flags, with_flags
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
-from raylaunch.runtime.controller.planning import plan_and_check, probe_nodes
+from raylaunch.runtime.cluster.group_key import GroupKey
+from raylaunch.runtime.controller.group.planning import check_plan, plan_group, probe_nodes
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
-def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
+def preflight(spec: GroupSpec, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
     """Plan and check a recipe on the connected cluster, from the nodes that `start` would use now.
 
     Raises:
@@ -29,28 +30,30 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[LaunchPlan, list[F
     """
     # No deployment can have a name with spaces.
     label = f"check of {deployment} {secrets.token_hex(3)}"
+    key = GroupKey(label, spec.name)
     gang = Gang(
-        label,
-        group=placement.reserve(label, loaded.recipe, detached=False),
+        key,
+        reservation=placement.reserve(key, spec.loaded.recipe, detached=False),
         kind=ProbeActor,
         detached=False,
     )
     try:
-        return asyncio.run(_probe_and_plan(gang, loaded, deployment))
+        return asyncio.run(_probe_and_plan(gang, spec, deployment))
     finally:
         gang.kill()
-        placement.release(gang.group)
+        placement.release(gang.reservation)
 
 
 async def _probe_and_plan(
-    gang: Gang, loaded: LoadedRecipe, deployment: str
+    gang: Gang, spec: GroupSpec, deployment: str
 ) -> tuple[LaunchPlan, list[Finding]]:
-    gang.create(placement.slots(gang.group))
+    gang.create(placement.slots(gang.reservation))
     # Takes the longest, when the answer is not remembered.
     asking = asyncio.ensure_future(ask_flags(gang))
     # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
     await gang.demand_all(lambda agent: agent.hello())
-    nodes = await probe_nodes(gang, loaded.recipe)
-    nodes = with_flags(nodes, await asking)
+    nodes = await probe_nodes(gang, spec.loaded.recipe)
+    facts = list(with_flags(nodes, await asking).values())
     neighbours = await ask_plans(deployment)
-    return await plan_and_check(gang, loaded, deployment, list(nodes.values()), neighbours)
+    plan = plan_group(spec, GroupKey(deployment, spec.name), facts, neighbours)
+    return plan, await check_plan(gang, spec.loaded, facts, plan, neighbours)

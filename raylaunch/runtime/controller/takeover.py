@@ -1,68 +1,94 @@
-"""Taking over after the controller's own death: find agents and journal, adopt what runs.
+"""Taking over after the controller's own death: find the agents and the journals they keep.
 
-Ray restarts a dead controller without its memory. Its agents keep the journal and the secrets.
+Ray restarts a dead controller without its memory. Its agents keep the journals and the secrets.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.runtime.agent.agent_handle import find_agents
+from raylaunch.runtime.agent.gang import Gang
+from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.cluster.connection import alive_nodes
-from raylaunch.runtime.controller.journal import Journal
-from raylaunch.runtime.controller.ray_group import RayGroup
-from raylaunch.supervise.state import ServerSeen
+from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
+from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
+from raylaunch.runtime.controller.group.journal import Journal
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T", Journal, DeploymentJournal)
 RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """What a controller that takes over continues with."""
+class Found:
+    """The newest journals among the agents of a deployment."""
 
-    journal: Journal
-    secrets: Mapping[str, str]
-    seen: Mapping[int, ServerSeen]
+    deployment: DeploymentJournal | None
+    groups: Mapping[str, Journal]
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether anything may have been launched."""
+        return any(journal.plan is not None for journal in self.groups.values())
+
+    @property
+    def newest_number(self) -> int:
+        """The greatest number of an event that is known."""
+        numbers = [journal.number for journal in self.groups.values()]
+        if self.deployment is not None:
+            numbers.append(self.deployment.number)
+        return max(numbers, default=0)
 
 
-async def adopt(group: RayGroup, clock: Clock) -> Adopted | None:
-    """Find the agents and the newest journal among them; None when no agent has one."""
-    hellos = await group.find()
-    journals = []
-    for index, hello in hellos.items():
-        if not hello.journal:
-            continue
+async def search(deployment: str, clock: Clock) -> Found:
+    """Ask all agents of a deployment for the journals they keep."""
+    hellos = await _ask_agents(deployment)
+    copies = [copy for hello in hellos for copy in hello.journals.items()]
+    newest: DeploymentJournal | None = None
+    groups: dict[str, Journal] = {}
+    for owner, data in copies:
         try:
-            journals.append(Journal.load(hello.journal, clock))
+            if owner == OWNER:
+                newest = _newer(newest, DeploymentJournal.load(data))
+            else:
+                groups[owner] = _newer(groups.get(owner), Journal.load(data, clock))
         except ValueError as error:
             # The other agents have copies too.
-            log.warning("the copy of the agent of server %d: %s", index, error)
-    newest = max(journals, key=lambda journal: journal.number, default=None)
-    if newest is None or newest.plan is None:
-        log.warning("found %d agents and no journal", len(hellos))
-        return None
-    newest.skip_lost()
-    seen = last_known(newest.plan, newest.attempt, group.servers)
-    log.info("adopting attempt %d (%s) with %d agents", newest.attempt, newest.phase, len(hellos))
-    return Adopted(newest, await group.read_secrets(), seen)
+            log.warning("a copy of the journal of %s: %s", owner or deployment, error)
+    log.info("found %d agents and the journals of %s", len(hellos), sorted(groups))
+    return Found(newest, groups)
 
 
-def last_known(plan: LaunchPlan, attempt: int, alive: Collection[int]) -> dict[int, ServerSeen]:
-    """Return what is known of the servers of a running attempt; `alive` are those with an agent."""
-    nodes = {node["NodeID"] for node in alive_nodes()}
-    found = {}
-    for server in plan.servers:
-        lost = None
-        if server.index not in alive:
-            lost = "agent died" if server.node.node_id in nodes else "node died"
-        found[server.index] = ServerSeen(server.index, attempt=attempt, agent_lost=lost)
-    return found
+async def _ask_agents(deployment: str) -> list[Hello]:
+    found = await asyncio.to_thread(find_agents)
+    gangs = []
+    for key, servers in found.items():
+        if key.deployment == deployment:
+            gang = Gang(key)
+            gang.find(1 + max(servers))
+            gangs.append(gang)
+    answers = await asyncio.gather(*(gang.ask_all(lambda agent: agent.hello()) for gang in gangs))
+    return [one for some in answers for one in some.values() if isinstance(one, Hello)]
+
+
+def _newer(known: T | None, other: T) -> T:
+    return other if known is None or other.number > known.number else known
+
+
+async def read_secrets(groups: Collection[GroupSupervisor]) -> Mapping[str, str]:
+    """Return the secrets of the deployment, which the agents with a server keep."""
+    for group in groups:
+        secrets = await group.backend.read_secrets()
+        if secrets:
+            return secrets
+    return {}
 
 
 class RepeatedCall:

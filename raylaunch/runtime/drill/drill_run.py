@@ -22,6 +22,7 @@ from raylaunch.errors import (
     UnknownDeploymentError,
     from_dict,
 )
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.controller.controller_client import (
     ControllerClient,
     find_controller,
@@ -29,6 +30,7 @@ from raylaunch.runtime.controller.controller_client import (
 )
 from raylaunch.runtime.drill.traffic import Traffic
 from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
+from raylaunch.supervise.deployment_summary import narrow
 from raylaunch.supervise.drills import FAULTS, ON_REQUEST, Fault, Outcome
 from raylaunch.supervise.state import Phase
 
@@ -59,17 +61,24 @@ def choose(names: Sequence[str]) -> list[Fault]:
 
 
 def run_drill(
-    deployment: str, faults: Sequence[Fault], on_outcome: Callable[[Outcome], None] | None = None
+    deployment: str,
+    faults: Sequence[Fault],
+    on_outcome: Callable[[Outcome], None] | None = None,
+    group: str | None = None,
 ) -> list[Outcome]:
-    """Inject the faults one after the other, until one from which the deployment does not recover.
+    """Inject the faults one after the other, until one from which the group does not recover.
+
+    Without a group it is the first one.
 
     Raises:
-        BusyError: the deployment is not ready, or another operator's command is under way.
+        BusyError: the group is not ready, or another operator's command is under way.
         RaylaunchError: the deployment failed or was stopped meanwhile.
     """
+    status = _ask(deployment, ControllerClient.status)
+    key = GroupKey(deployment, group or status.groups[0].name)
     outcomes = []
     for fault in faults:
-        outcome = _drill_one(deployment, fault)
+        outcome = _drill_one(key, fault)
         outcomes.append(outcome)
         if on_outcome is not None:
             on_outcome(outcome)
@@ -78,23 +87,23 @@ def run_drill(
     return outcomes
 
 
-def _drill_one(deployment: str, fault: Fault) -> Outcome:
-    status = _ask(deployment, ControllerClient.status)
+def _drill_one(key: GroupKey, fault: Fault) -> Outcome:
+    status = _status(key)
     _require_ready(status)
-    server, refusal = _choose_target(deployment, fault, status)
+    server, refusal = _choose_target(key, fault, status)
     if refusal:
         log.info("fault %s skipped: %s", fault.name, refusal)
         return Outcome(fault.name, skipped=refusal)
-    log.info("injecting fault %s into server %d of %s", fault.name, server, deployment)
+    log.info("injecting fault %s into server %d of %s", fault.name, server, key)
     with Traffic(status.endpoint, status.served_name, os.environ.get("VLLM_API_KEY")) as traffic:
         # Only now: requests that fail before the fault would be counted as its effect.
         traffic.await_first_answer()
-        last_event = max((event.number for event in _events(deployment)), default=0)
+        last_event = max((event.number for event in _events(key)), default=0)
         if fault.name == "kill-controller":
-            outcome = _kill_controller(deployment, status, last_event)
+            outcome = _kill_controller(key, status, last_event)
         else:
-            outcome = _inject(deployment, fault, server, last_event)
-    orphans = tuple(_ask(deployment, ControllerClient.leftovers))
+            outcome = _inject(key, fault, server, last_event)
+    orphans = tuple(_ask(key.deployment, ControllerClient.leftovers, key.group))
     return _judge(fault, outcome, traffic, orphans)
 
 
@@ -106,7 +115,7 @@ def _require_ready(status: Status) -> None:
         )
 
 
-def _choose_target(deployment: str, fault: Fault, status: Status) -> tuple[int, str]:
+def _choose_target(key: GroupKey, fault: Fault, status: Status) -> tuple[int, str]:
     """Return the server to injure, and why that is impossible here ("" when it is possible)."""
     match fault.target:
         case "headless":
@@ -117,16 +126,16 @@ def _choose_target(deployment: str, fault: Fault, status: Status) -> tuple[int, 
         case "last":
             return status.servers[-1].index, ""
         case "far":
-            return _choose_far(deployment, fault, status.servers)
+            return _choose_far(key, fault, status.servers)
     return 0, ""
 
 
-def _choose_far(deployment: str, fault: Fault, servers: Sequence[ServerStatus]) -> tuple[int, str]:
+def _choose_far(key: GroupKey, fault: Fault, servers: Sequence[ServerStatus]) -> tuple[int, str]:
     """Choose a server whose node can be lost.
 
     Ray's head and this process must survive, and another node must be able to replace it.
     """
-    nodes = _ask(deployment, ControllerClient.node_ids)
+    nodes = _ask(key.deployment, ControllerClient.node_ids, key.group)
     needed = _needed_nodes()
     far = [server.index for server in servers if nodes.get(server.index) not in needed]
     if not far:
@@ -135,11 +144,11 @@ def _choose_far(deployment: str, fault: Fault, servers: Sequence[ServerStatus]) 
             "losing it would end the cluster"
         )
     if fault.name == "kill-raylet":
-        if _ask(deployment, ControllerClient.has_spare):
+        if _ask(key.deployment, ControllerClient.has_spare, key.group):
             return far[0], ""
         return far[0], ("no other node has the NPUs: a lost raylet comes back only by `ray start`")
     for index in far:
-        if _ask(deployment, ControllerClient.may_cut, index):
+        if _ask(key.deployment, ControllerClient.may_cut, index, key.group):
             return index, ""
     return 0, (
         "no node allows it: RAYLAUNCH_DRILL_CUT=INTERFACE in the environment "
@@ -160,10 +169,10 @@ def _needed_nodes() -> set[str]:
     return needed
 
 
-def _inject(deployment: str, fault: Fault, server: int, last_event: int) -> Outcome:
-    injected = _ask(deployment, ControllerClient.inject, fault.action, server)
+def _inject(key: GroupKey, fault: Fault, server: int, last_event: int) -> Outcome:
+    injected = _ask(key.deployment, ControllerClient.inject, fault.action, server, key.group)
     detected = _await_event(
-        deployment,
+        key,
         last_event,
         lambda event: event.kind == "failure",
         DETECTION_S,
@@ -172,13 +181,13 @@ def _inject(deployment: str, fault: Fault, server: int, last_event: int) -> Outc
         problem = f"not detected within {DETECTION_S:g} s"
         return Outcome(fault.name, injected.text, problem=problem)
     ready = _await_event(
-        deployment,
+        key,
         detected.number,
         lambda event: (event.kind, event.text) == ("phase", "ready"),
     )
     assert ready is not None  # awaited without a deadline: the recipe's time-outs end it
     start_s = None
-    for event in _events(deployment, last_event):
+    for event in _events(key, last_event):
         if event.text == f"launched attempt {ready.attempt}":
             start_s = ready.at - event.at
     return Outcome(
@@ -192,20 +201,20 @@ def _inject(deployment: str, fault: Fault, server: int, last_event: int) -> Outc
     )
 
 
-def _kill_controller(deployment: str, status: Status, last_event: int) -> Outcome:
-    offset_s = _clock_offset(deployment)
+def _kill_controller(key: GroupKey, status: Status, last_event: int) -> Outcome:
+    offset_s = _clock_offset(key)
     at = time.time() + offset_s
     # Not by pid: the controller may be on another node.
-    require_controller(deployment).crash()
+    require_controller(key.deployment).crash()
     adopted = _await_event(
-        deployment,
+        key,
         last_event,
         lambda event: event.kind == "adopted",
         DETECTION_S,
     )
     if adopted is None:
         return Outcome("kill-controller", problem=f"not restarted within {DETECTION_S:g} s")
-    after = _ask(deployment, ControllerClient.status)
+    after = _status(key)
     problem = ""
     if (after.phase, after.attempt) != (Phase.READY, status.attempt):
         problem = f"the servers were not left alone: {after.phase}, attempt {after.attempt}"
@@ -218,13 +227,13 @@ def _kill_controller(deployment: str, status: Status, last_event: int) -> Outcom
     )
 
 
-def _clock_offset(deployment: str) -> float:
+def _clock_offset(key: GroupKey) -> float:
     """Return the controller's clock minus this machine's, in seconds.
 
     The controller is assumed to have read its clock half-way between request and answer.
     """
     asked_at = time.time()
-    controller_now = _ask(deployment, ControllerClient.status).now
+    controller_now = _status(key).now
     answered_at = time.time()
     return controller_now - (asked_at + answered_at) / 2
 
@@ -247,7 +256,7 @@ def _judge(fault: Fault, outcome: Outcome, traffic: Traffic, orphans: tuple[str,
 
 
 def _await_event(
-    deployment: str, after: int, wanted: Callable[[Event], bool], patience_s: float | None = None
+    key: GroupKey, after: int, wanted: Callable[[Event], bool], patience_s: float | None = None
 ) -> Event | None:
     """Return the first wanted event after number `after`; None if `patience_s` passes without it.
 
@@ -257,11 +266,11 @@ def _await_event(
     deadline = None if patience_s is None else time.monotonic() + patience_s
     version = -1
     while deadline is None or time.monotonic() < deadline:
-        for event in _events(deployment, after):
+        for event in _events(key, after):
             if wanted(event):
                 return event
-        version, status = _ask(deployment, ControllerClient.wait_change, version, POLL_S)
-        _require_alive(status)
+        version, status = _ask(key.deployment, ControllerClient.wait_change, version, POLL_S)
+        _require_alive(narrow(status, key.group))
     return None
 
 
@@ -274,8 +283,15 @@ def _require_alive(status: Status) -> None:
         raise BusyError(f"{status.deployment} was stopped during the drill")
 
 
-def _events(deployment: str, after: int = 0) -> list[Event]:
-    return _ask(deployment, ControllerClient.events, after)
+def _events(key: GroupKey, after: int = 0) -> list[Event]:
+    """Return the events of the group and of the whole deployment."""
+    events = _ask(key.deployment, ControllerClient.events, after)
+    return [event for event in events if event.group in ("", key.group)]
+
+
+def _status(key: GroupKey) -> Status:
+    """Return the status of the group."""
+    return narrow(_ask(key.deployment, ControllerClient.status), key.group)
 
 
 def _ask(

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.controller.group_backend import GroupBackend, GroupSettings
-from raylaunch.runtime.controller.journal import GroupRecord
+from raylaunch.runtime.controller.group.group_backend import GroupBackend, GroupSettings
+from raylaunch.runtime.controller.group.journal import GroupRecord
 from raylaunch.supervise.policy import Restart
 from raylaunch.supervise.state import ServerSeen
 
 log = logging.getLogger(__name__)
 
+COMMAND = "command"
+"""Cause of a restart that an operator ordered."""
 FAILED_GRACE_S = 1.0
 """SIGTERM to SIGKILL when a failed group is stopped: its servers wait for a peer that is gone."""
 
@@ -50,6 +52,10 @@ class Recovery:
         self._decision = decision
         self._reservation_is_suspect = reservation_is_suspect
 
+    def hurry(self, decision: Restart) -> None:
+        """Take a decision that only shortens the back-off of the restart under way."""
+        self._decision = decision
+
     async def reserve(self) -> None:
         """Reserve for the first attempt.
 
@@ -72,14 +78,19 @@ class Recovery:
         plan = self._record.journal.plan
         self._lost_nodes |= find_lost_nodes(plan, self._record.seen, decision)
         self.drop_lost_agents()
-        await self._backend.stop_servers(FAILED_GRACE_S)
+        ordered = decision is not None and decision.cause == COMMAND
+        grace_s = self._settings.stop_grace_s if ordered else FAILED_GRACE_S
+        await self._backend.stop_servers(grace_s)
         device_fault = decision is not None and decision.kind == "device"
         if self._lost_nodes or device_fault or self._reservation_is_suspect:
             self._backend.release()
         self._record.seen = {}
         await self._back_off()
         excluded = (*self._excluded_nodes(), *await self._avoided_nodes())
-        await self._backend.reserve(excluded, self._settings.health.restart_window_s)
+        # What an operator orders does not wait for nodes that are not there.
+        fails_early = ordered and not self._lost_nodes
+        timeout_s = None if fails_early else self._settings.health.restart_window_s
+        await self._backend.reserve(excluded, timeout_s)
         self._record.show_reserved(self._backend.servers)
         await self._backend.clean_up()
         self.forget()

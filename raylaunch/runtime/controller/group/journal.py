@@ -37,6 +37,7 @@ class Journal:
     """
 
     created_at: float
+    group: str = ""
     phase: Phase = Phase.PENDING
     phase_since: float = 0.0
     attempt: int = 0
@@ -55,19 +56,21 @@ class Journal:
     versions: dict[int, dict[str, str]] = field(default_factory=dict)
     """What was installed on each server's node when it was last probed."""
     number: int = 0
-    """Grows with every change; the agents keep the newest."""
+    """That of the newest event; the agents keep the newest journal."""
     saved_at: ClockReading | None = None
 
-    def enter(self, phase: Phase, now: float) -> None:
+    def enter(self, phase: Phase, now: float, number: int) -> None:
         """Move to the next phase; an illegal step is a bug and raises AssertionError."""
         self.phase = move(self.phase, phase)
         self.phase_since = now
-        self.note(now, "phase", str(phase))
+        self.note(now, "phase", str(phase), number=number)
 
-    def note(self, now: float, kind: str, text: str, server: int | None = None) -> Event:
-        """Add an event."""
-        self.number += 1
-        event = Event(self.number, now, self.attempt, kind, text, server)
+    def note(
+        self, now: float, kind: str, text: str, server: int | None = None, *, number: int
+    ) -> Event:
+        """Add an event; `number` is greater than that of every earlier one."""
+        self.number = number
+        event = Event(number, now, self.attempt, kind, text, server, self.group)
         self.events.append(event)
         del self.events[:-KEPT_EVENTS]
         return event
@@ -76,10 +79,6 @@ class Journal:
         """Return whether this attempt has an event of that kind and server."""
         wanted = (self.attempt, kind, server)
         return any((one.attempt, one.kind, one.server) == wanted for one in self.events)
-
-    def skip_lost(self) -> None:
-        """After a take-over: do not reuse a number that the last controller may have given."""
-        self.number += UNSAVED_EVENTS
 
     def dump(self, clock: Clock) -> bytes:
         """Return the journal as the agents keep it. It holds no secrets."""
@@ -110,14 +109,35 @@ class Journal:
         self.served = True
 
 
+class EventNumbers:
+    """Numbers the events of a deployment, over all of its groups."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def draw(self) -> int:
+        """Return the next number."""
+        self._last += 1
+        return self._last
+
+    def skip_lost(self, newest: int) -> None:
+        """After a take-over: do not reuse a number that the last controller may have given.
+
+        Args:
+            newest: The greatest number that was found.
+        """
+        self._last = max(self._last, newest + UNSAVED_EVENTS)
+
+
 class GroupRecord:
     """Journal, last observations and shape of one group. Saves the journal, reports each change.
 
     Args:
-        name: Of the group, for the log.
+        name: Of the group.
         clock: Its wall clock stamps events.
         save: Takes the number of the journal and a copy, to keep for the next controller.
         on_change: Called after each change.
+        numbers: Numbers the events.
     """
 
     def __init__(
@@ -126,8 +146,9 @@ class GroupRecord:
         clock: Clock,
         save: Callable[[int, bytes], None],
         on_change: Callable[[], None],
+        numbers: EventNumbers | None = None,
     ) -> None:
-        self.journal = Journal(created_at=clock.wall(), phase_since=clock.wall())
+        self.journal = Journal(clock.wall(), name, phase_since=clock.wall())
         self.shape = GroupShape((), ())
         self.seen: dict[int, ServerSeen] = {}
         self.unreachable: dict[int, str] = {}
@@ -138,11 +159,12 @@ class GroupRecord:
         self._clock = clock
         self._save = save
         self._on_change = on_change
+        self._numbers = numbers or EventNumbers()
 
     def enter(self, phase: Phase) -> None:
         """Move to the next phase."""
         log.info("group %s: %s -> %s", self._name, self.journal.phase, phase)
-        self.journal.enter(phase, self._clock.wall())
+        self.journal.enter(phase, self._clock.wall(), self._numbers.draw())
         self._give_copy()
         self._on_change()
 
@@ -151,10 +173,10 @@ class GroupRecord:
     ) -> Event:
         """Add an event to the journal; `at` is on the wall clock."""
         now = self._clock.wall() if at is None else at
-        event = self.journal.note(now, kind, text, server)
+        event = self.journal.note(now, kind, text, server, number=self._numbers.draw())
         place = "" if server is None else f", server {server}"
         level = logging.WARNING if kind in LOUD else logging.INFO
-        log.log(level, "%s%s: %s", kind, place, text)
+        log.log(level, "group %s%s: %s: %s", self._name, place, kind, text)
         # A controller that takes over learns the stages again from its agents.
         if kind != "stage":
             self._give_copy()
@@ -201,6 +223,13 @@ class GroupRecord:
             return history
         device_faults = tuple(old for old in history.failures if old.kind == "device")
         return replace(history, failures=device_faults)
+
+    def forget_failures(self) -> None:
+        """Begin the restart budget again. Device faults are kept: their nodes stay excluded."""
+        history = self.journal.history
+        device_faults = tuple(old for old in history.failures if old.kind == "device")
+        self.journal.history = replace(history, failures=device_faults, ready_at=None)
+        self._drilled_attempt = None
 
     def remember(self, decision: Restart) -> None:
         """Add the failure that a restart answers to the history, unless a drill caused it."""

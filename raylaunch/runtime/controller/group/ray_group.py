@@ -24,10 +24,10 @@ from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.cluster.remote_call import ActorLostError
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
-from raylaunch.runtime.controller import planning
-from raylaunch.runtime.controller.agent_watch import AgentWatch
-from raylaunch.runtime.controller.launch_request import Request
-from raylaunch.runtime.controller.port_turns import Turns, ask_plans
+from raylaunch.runtime.controller.group import planning
+from raylaunch.runtime.controller.group.agent_watch import AgentWatch
+from raylaunch.runtime.controller.launch_request import GroupRequest
+from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import ServerSeen
 
@@ -42,24 +42,26 @@ class RayGroup:
     """Implements `GroupBackend` and the `Nodes` of the evidence.
 
     Args:
-        request: What `raylaunch start` asked for.
+        request: The group, and what `raylaunch start` asked for.
         health: Thresholds, for the agents and the watches.
-        turns: Orders the deployments that choose their ports at the same moment.
+        turns: Orders the groups that choose their ports at the same moment.
         on_task_failure: Receives each exception of a watch.
     """
 
     def __init__(
         self,
-        request: Request,
+        request: GroupRequest,
         health: HealthConfig,
         turns: Turns,
         on_task_failure: Callable[[TaskFailure], None],
     ) -> None:
-        self.gang = Gang(request.deployment, request.instance)
+        self.gang = Gang(request.key, request.instance)
         self.log_roots: dict[int, str] = {}
         """Folder of each server's logs on its node."""
+        self.chosen: LaunchPlan | None = None
+        """The newest plan. It is known before its checks are done: others avoid its ports."""
         self._request = request
-        self._recipe = request.loaded.recipe
+        self._recipe = request.spec.loaded.recipe
         self._health = health
         self._turns = turns
         self._watches: dict[int, AgentWatch] = {}
@@ -75,22 +77,23 @@ class RayGroup:
 
     async def find(self) -> dict[int, Hello]:
         """Look up the reservation and the agents that a controller left; return who answers."""
-        self.gang.group = await asyncio.to_thread(placement.find_group, self._request.deployment)
+        found = await asyncio.to_thread(placement.find_reservation, self._request.key)
+        self.gang.reservation = found
         self.gang.find(self._recipe.parallel.servers)
         answers = await self.gang.ask_all(lambda agent: agent.hello())
         return self._remember_log_roots(answers)
 
     async def reserve(self, excluded: Sequence[str], timeout_s: float | None) -> None:
         """Have NPUs and a living agent for each server; keep those that are there."""
-        if self.gang.group is None:
-            self.gang.group = await self._reserve_npus(tuple(excluded), timeout_s)
-        slots = await asyncio.to_thread(placement.slots, self.gang.group)
+        if self.gang.reservation is None:
+            self.gang.reservation = await self._reserve_npus(tuple(excluded), timeout_s)
+        slots = await asyncio.to_thread(placement.slots, self.gang.reservation)
         if any(not slot.ip for slot in slots):
             # The node of a bundle is dead, and Ray is looking for another: it may take for ever.
-            log.warning("a reserved node of %s is dead; reserving again", self._request.deployment)
+            log.warning("a reserved node of %s is dead; reserving again", self._request.key)
             self.release()
-            self.gang.group = await self._reserve_npus(tuple(excluded), timeout_s)
-            slots = await asyncio.to_thread(placement.slots, self.gang.group)
+            self.gang.reservation = await self._reserve_npus(tuple(excluded), timeout_s)
+            slots = await asyncio.to_thread(placement.slots, self.gang.reservation)
         await self._create_agents(planning.put_primary_first(slots, self._request.primary))
 
     async def _reserve_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
@@ -105,8 +108,8 @@ class RayGroup:
         return group
 
     async def _request_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
-        name = self._request.deployment
-        work = asyncio.to_thread(placement.request, name, self._recipe, excluded, timeout_s)
+        key = self._request.key
+        work = asyncio.to_thread(placement.request, key, self._recipe, excluded, timeout_s)
         requesting = asyncio.ensure_future(work)
         try:
             return await asyncio.shield(requesting)
@@ -165,13 +168,13 @@ class RayGroup:
         """Kill the agents and release the NPUs, those that are still waited for included."""
         self._stop_watching()
         self.gang.kill()
-        group = self.gang.group
+        reservation = self.gang.reservation
         # A reservation of that name that was there before is another owner's.
-        if group is None and not self._belongs_to_others:
-            group = placement.find_group(self._request.deployment)
-        if group is not None:
-            placement.release(group)
-        self.gang.group = None
+        if reservation is None and not self._belongs_to_others:
+            reservation = placement.find_reservation(self._request.key)
+        if reservation is not None:
+            placement.release(reservation)
+        self.gang.reservation = None
 
     async def has_spare(self, plan: LaunchPlan, excluded: Sequence[str], servers: int) -> bool:
         """Return whether nodes that the plan does not use have the NPUs of so many servers."""
@@ -187,14 +190,14 @@ class RayGroup:
         return await planning.probe_nodes(self.gang, self._recipe)
 
     async def plan(self, facts: Mapping[int, Facts]) -> tuple[LaunchPlan, list[Finding]]:
-        """Plan on these nodes around the ports of other deployments, and check the plan."""
-        name = self._request.deployment
+        """Plan on these nodes around the ports of all other groups, and check the plan."""
+        spec = self._request.spec
         nodes = list(facts.values())
-        with self._turns.take() as ticket:
-            neighbours = await ask_plans(name, ticket)
-            return await planning.plan_and_check(
-                self.gang, self._request.loaded, name, nodes, neighbours
-            )
+        async with self._turns.choose(spec.name) as neighbours:
+            plan = planning.plan_group(spec, self._request.key, nodes, neighbours)
+            self.chosen = plan
+        findings = await planning.check_plan(self.gang, spec.loaded, nodes, plan, neighbours)
+        return plan, findings
 
     async def launch(
         self,
@@ -233,7 +236,7 @@ class RayGroup:
 
     async def clean_up(self) -> None:
         """Kill orphans of earlier attempts, and wait until fixed ports are free."""
-        await planning.clean_up(self.gang, self._request.loaded)
+        await planning.clean_up(self.gang, self._request.spec.loaded, self.chosen)
 
     def remember_flags(self) -> None:
         """Start to ask the nodes' vLLM for its flags, for the next launch; does not wait."""
@@ -243,6 +246,7 @@ class RayGroup:
 
     def watch(self, plan: LaunchPlan, update: Callable[[ServerSeen], None]) -> None:
         """Start to observe every server whose agent and node are alive."""
+        self.chosen = plan
         nodes = {node["NodeID"]: node for node in alive_nodes()}
         for server in plan.servers:
             agent = self.gang.alive.get(server.index)
@@ -273,8 +277,12 @@ class RayGroup:
 
     def keep_journal(self, number: int, journal: bytes) -> None:
         """Give every agent a copy of the journal; one copy may be lost."""
+        self.keep_copy(self._request.spec.name, number, journal)
+
+    def keep_copy(self, owner: str, number: int, journal: bytes) -> None:
+        """Give every agent a copy of any journal; see `Agent.keep_journal`."""
         for agent in self.gang.alive.values():
-            agent.keep_journal(number=number, journal=journal)
+            agent.keep_journal(owner=owner, number=number, journal=journal)
 
     async def read_secrets(self) -> Mapping[str, str]:
         """Return the secrets of the running attempt, which the agents keep."""

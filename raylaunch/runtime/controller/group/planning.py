@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.checks.findings import Finding
@@ -17,10 +18,12 @@ from raylaunch.plan.launch_plan import LaunchPlan, Ports
 from raylaunch.plan.planner import build_plan
 from raylaunch.plan.ports import HCCL_PORTS, is_fixed
 from raylaunch.plan.wanted_weights import drafter_path
+from raylaunch.recipe.groups import GroupSpec
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.recipe_settings import given_args
 from raylaunch.runtime.agent.gang import Gang
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.missing_workers import missing_workers
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.controller.port_turns import Neighbours
@@ -73,19 +76,35 @@ async def probe_nodes(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
     return {index: facts[index] for index in sorted(facts)}
 
 
-async def plan_and_check(
-    gang: Gang,
-    loaded: LoadedRecipe,
-    deployment: str,
-    nodes: Sequence[Facts],
-    neighbours: Neighbours,
-) -> tuple[LaunchPlan, list[Finding]]:
-    """Plan on the nodes as they are; check recipe, nodes, and the links between hosts and NPUs.
+def plan_group(
+    spec: GroupSpec, key: GroupKey, nodes: Sequence[Facts], neighbours: Neighbours
+) -> LaunchPlan:
+    """Plan a group on the nodes as they are, around the ports of the others.
 
     Raises:
         PlanError: the nodes cannot hold the recipe.
     """
-    plan = build_plan(loaded, nodes, deployment=deployment, others=neighbours.plans)
+    plan = build_plan(
+        spec.loaded,
+        nodes,
+        deployment=key.deployment,
+        others=neighbours.plans,
+    )
+    return replace(plan, group=spec.name)
+
+
+async def check_plan(
+    gang: Gang,
+    loaded: LoadedRecipe,
+    nodes: Sequence[Facts],
+    plan: LaunchPlan,
+    neighbours: Neighbours,
+) -> list[Finding]:
+    """Check recipe, nodes, and the links between hosts and NPUs.
+
+    Raises:
+        RaylaunchError: an agent refused or did not answer.
+    """
     flags_are_known = all(node.known_flags for node in nodes)
     findings = [*check_recipe(loaded, nodes[0].versions, flags_asked=flags_are_known)]
     findings += check_nodes(loaded, nodes, plan, neighbours.plans)
@@ -96,7 +115,7 @@ async def plan_and_check(
     interfaces = {server.node.ip: server.node.interface for server in plan.servers}
     findings += check_reach(unreached, interfaces)
     findings += check_pings(loaded, nodes, plan, pinged)
-    return plan, findings
+    return findings
 
 
 async def _try_links(gang: Gang, plan: LaunchPlan) -> list[FailedConnection]:
@@ -173,8 +192,13 @@ def _describe(finding: Finding) -> str:
     return f"  {finding.id}: {place}{finding.what}{seen}"
 
 
-async def clean_up(gang: Gang, loaded: LoadedRecipe) -> None:
+async def clean_up(gang: Gang, loaded: LoadedRecipe, plan: LaunchPlan | None) -> None:
     """Kill orphans of earlier attempts, and wait until the ports that cannot be moved are free.
+
+    Args:
+        gang: The group's agents.
+        loaded: Its recipe.
+        plan: That of the last attempt, if there was one.
 
     Raises:
         LaunchError: a process could not be killed, or another one took a port; it is named.
@@ -187,7 +211,8 @@ async def clean_up(gang: Gang, loaded: LoadedRecipe) -> None:
             todo="a process inside a driver call exits only after that call; see `npu-smi info`",
         )
     network = loaded.recipe.network
-    ports = [network.http_port]
+    # The API of a group beside others may have got another port than the recipe's.
+    ports = [network.http_port if plan is None else plan.primary.ports.http]
     if is_fixed(loaded, "network.rpc_port"):
         ports.append(network.rpc_port)
     # Server 0 is the primary: only it listens on these.

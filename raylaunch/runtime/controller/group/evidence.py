@@ -15,9 +15,10 @@ from typing import Protocol, TypeVar
 
 from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.controller.agent_watch import shift_times
-from raylaunch.runtime.controller.bundle_writer import write_bundle
-from raylaunch.runtime.controller.journal import Journal
+from raylaunch.runtime.cluster.group_key import GroupKey
+from raylaunch.runtime.controller.group.agent_watch import shift_times
+from raylaunch.runtime.controller.group.bundle_writer import write_bundle
+from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, ServerEvidence, diagnose
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 from raylaunch.supervise.state import ServerSeen
@@ -54,13 +55,13 @@ class Nodes(Protocol):
 
 
 class EvidenceCollector:
-    """Collects, diagnoses and keeps the evidence of one deployment.
+    """Collects, diagnoses and keeps the evidence of one group.
 
     Args:
         nodes: Where it is collected.
         clock: For the times in the evidence.
         folder: Where bundles are kept.
-        deployment: Its name.
+        key: The group.
         diagnose: Names the root cause.
         write_bundle: Writes a bundle and returns its folder.
     """
@@ -70,7 +71,7 @@ class EvidenceCollector:
         nodes: Nodes,
         clock: Clock,
         folder: Path,
-        deployment: str,
+        key: GroupKey,
         *,
         diagnose: Callable[..., Diagnosis] = diagnose,
         write_bundle: Callable[..., Path] = write_bundle,
@@ -79,7 +80,7 @@ class EvidenceCollector:
         self._nodes = nodes
         self._clock = clock
         self._folder = folder
-        self._deployment = deployment
+        self._key = key
         self._diagnose = diagnose
         self._write_bundle = write_bundle
         self._diagnosis_timeout_s = diagnosis_timeout_s
@@ -119,7 +120,7 @@ class EvidenceCollector:
         try:
             work = self._in_thread(
                 lambda: self._write_bundle(
-                    self._folder, self._deployment, copy, servers, snapshots, diagnosis
+                    self._folder, self._key, copy, servers, snapshots, diagnosis
                 )
             )
             case.bundle = await asyncio.wait_for(work, BUNDLE_TIMEOUT_S)

@@ -26,17 +26,17 @@ from raylaunch.errors import (
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.controller.evidence import Case
-from raylaunch.runtime.controller.group_backend import (
+from raylaunch.runtime.controller.group.evidence import Case
+from raylaunch.runtime.controller.group.group_backend import (
     Evidence,
     GroupBackend,
     GroupSettings,
     GroupStopped,
 )
-from raylaunch.runtime.controller.journal import GroupRecord, Journal
-from raylaunch.runtime.controller.planning import refuse_errors
-from raylaunch.runtime.controller.recovery import FAILED_GRACE_S, Recovery
-from raylaunch.runtime.controller.reporting import as_raylaunch_error, explain_failure
+from raylaunch.runtime.controller.group.group_report import as_raylaunch_error, explain_failure
+from raylaunch.runtime.controller.group.journal import EventNumbers, GroupRecord, Journal
+from raylaunch.runtime.controller.group.planning import refuse_errors
+from raylaunch.runtime.controller.group.recovery import COMMAND, FAILED_GRACE_S, Recovery
 from raylaunch.supervise import policy
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.state import Phase, ServerSeen
@@ -61,6 +61,7 @@ class GroupLoop:
         clock: Ages and deadlines are monotonic, times in the journal are for display.
         jitter: Draws a number from 0 to 1 for each back-off.
         on_change: Called after each change of `record`.
+        numbers: Numbers the events of all groups of the deployment.
     """
 
     def __init__(
@@ -71,8 +72,11 @@ class GroupLoop:
         clock: Clock,
         jitter: Callable[[], float],
         on_change: Callable[[], None],
+        numbers: EventNumbers | None = None,
     ) -> None:
-        self.record = GroupRecord(settings.name, clock, backend.keep_journal, self._wake_up)
+        self.record = GroupRecord(
+            settings.name, clock, backend.keep_journal, self._wake_up, numbers
+        )
         self.recovery = Recovery(settings, self.record, backend, clock)
         self.last_step_at = clock.monotonic()
         self._settings = settings
@@ -89,6 +93,7 @@ class GroupLoop:
         self._ordered = asyncio.Event()
         self._stop_requested = False
         self._abandoned: RaylaunchError | None = None
+        self._restart_requested = False
         self._finished = asyncio.Event()
         self._stopped: GroupStopped | BaseException | None = None
 
@@ -109,12 +114,13 @@ class GroupLoop:
         """Continue a group whose controller died; running servers are observed, not touched."""
         self.record.journal = journal
         self.begin(secrets)
-        assert journal.plan is not None
-        self.record.shape = policy.GroupShape.of(journal.plan)
+        if journal.plan is not None:
+            self.record.shape = policy.GroupShape.of(journal.plan)
         self.record.note(
             "adopted", f"a restarted controller found {len(self._backend.servers)} agents"
         )
         if journal.phase in (Phase.STARTING, Phase.READY):
+            assert journal.plan is not None, "nothing is launched without a plan"
             self.record.seen = dict(seen)
             self._backend.watch(journal.plan, self.record.observe)
         elif journal.phase is Phase.STOPPING:
@@ -128,6 +134,14 @@ class GroupLoop:
     def abandon(self, error: RaylaunchError) -> None:
         """Interrupt the current step and let the group fail with `error`."""
         self._abandoned = error
+        self._ordered.set()
+
+    def request_restart(self) -> None:
+        """Interrupt the current step, stop the servers and launch the next attempt.
+
+        The restart budget begins again. A group that is pending is on its way anyway.
+        """
+        self._restart_requested = True
         self._ordered.set()
 
     async def stopped(self) -> GroupStopped:
@@ -151,6 +165,11 @@ class GroupLoop:
     def can_be_drilled(self) -> bool:
         """Whether the group is ready, with no command or failure under way."""
         return self._journal.phase is Phase.READY and not self._ordered.is_set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the group was ordered to stop."""
+        return self._stop_requested
 
     @property
     def is_stopped(self) -> bool:
@@ -184,6 +203,11 @@ class GroupLoop:
             self._abandoned = None
             self._ordered.clear()
             await self._fail(error)
+            return
+        if self._restart_requested:
+            self._restart_requested = False
+            self._ordered.clear()
+            self._restart_on_order()
             return
         work = {
             Phase.PENDING: self._reserve,
@@ -356,6 +380,24 @@ class GroupLoop:
         self.record.note("restart", f"{decision.cause}: {decision.reason}", decision.root)
         # A step that failed before the first plan, or in a restart, is done again.
         if self._journal.phase not in (Phase.PENDING, Phase.RESTARTING):
+            self.record.enter(Phase.RESTARTING)
+
+    def _restart_on_order(self) -> None:
+        journal = self._journal
+        self.record.note("command", "restart")
+        journal.error = None
+        self.record.forget_failures()
+        decision = policy.Restart(
+            cause=COMMAND,
+            kind=COMMAND,
+            root=None,
+            not_before=self._clock.monotonic(),
+            reason="ordered",
+        )
+        if journal.phase is Phase.RESTARTING:
+            self.recovery.hurry(decision)
+        elif journal.phase is not Phase.PENDING:
+            self.recovery.begin(decision, reservation_is_suspect=False)
             self.record.enter(Phase.RESTARTING)
 
     # -- the end -------------------------------------------------------------------------------

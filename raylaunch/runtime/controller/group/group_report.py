@@ -1,4 +1,4 @@
-"""What a controller reports: its status, and the error of a deployment that failed."""
+"""What is reported of a group: its status, and the error when it failed."""
 
 from __future__ import annotations
 
@@ -9,48 +9,43 @@ from pathlib import Path
 from raylaunch.errors import LaunchError, RaylaunchError
 from raylaunch.node.process.log_files import planned_log
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.controller.bundle_writer import tail_of
-from raylaunch.runtime.controller.evidence import Case, on_wall_clock
-from raylaunch.runtime.controller.journal import Journal
-from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.group.bundle_writer import tail_of
+from raylaunch.runtime.controller.group.evidence import Case, on_wall_clock
+from raylaunch.runtime.controller.group.journal import GroupRecord, Journal
+from raylaunch.runtime.controller.launch_request import GroupRequest
 from raylaunch.supervise import policy
-from raylaunch.supervise.deployment_status import ServerStatus, Status
+from raylaunch.supervise.deployment_status import GroupStatus, ServerStatus
 from raylaunch.supervise.state import Phase, ServerSeen
 
-SHOWN_EVENTS = 20
 
-
-def build_status(
-    request: Request,
-    journal: Journal,
-    seen: Mapping[int, ServerSeen],
+def build_group_status(
+    request: GroupRequest,
+    record: GroupRecord,
     log_roots: Mapping[int, str],
-    shape: policy.GroupShape,
     clock: Clock,
-) -> Status:
-    """Return the deployment as it is now, with all times on the wall clock."""
+) -> GroupStatus:
+    """Return the group as it is now, with all times on the wall clock."""
+    journal = record.journal
     waiting_for: tuple[str, ...] = ()
     if journal.phase is Phase.STARTING:
-        waiting_for = policy.find_unready(list(seen.values()), journal.history, gang=shape)
+        servers = list(record.seen.values())
+        waiting_for = policy.find_unready(servers, journal.history, gang=record.shape)
     ready_at = journal.history.ready_at
     if ready_at is not None:
         ready_at += clock.wall() - clock.monotonic()
-    return Status(
-        deployment=request.deployment,
-        recipe=request.loaded.name,
+    return GroupStatus(
+        name=request.spec.name,
+        role=request.spec.role,
         phase=journal.phase,
         attempt=journal.attempt,
         endpoint=journal.plan.endpoint if journal.plan else "",
-        served_name=request.loaded.recipe.model.served_name,
-        now=clock.wall(),
         created_at=journal.created_at,
         phase_since=journal.phase_since,
         ready_at=ready_at,
         restarts=journal.restarts,
         waiting_for=waiting_for,
-        servers=_servers(journal, on_wall_clock(seen, clock), log_roots),
+        servers=_servers(journal, on_wall_clock(record.seen, clock), log_roots),
         findings=journal.findings,
-        events=tuple(journal.events[-SHOWN_EVENTS:]),
         error=journal.error,
     )
 
@@ -73,13 +68,14 @@ def _servers(
                 devices=() if on_cpu else server.devices,
                 log=str(planned_log(log_root, server.log, journal.attempt)),
                 seen=seen.get(server.index, ServerSeen(server.index)),
+                group=journal.group,
             )
         )
     return tuple(servers)
 
 
 def explain_failure(decision: policy.GiveUp, case: Case, nodes: tuple[str, ...]) -> LaunchError:
-    """Return the error of a deployment that is given up: root, cause, log tail, remedy."""
+    """Return the error of a group that is given up: root, cause, log tail, remedy."""
     root = decision.root
     found = case.diagnosis
     where = "the group" if root is None else f"server {root} on {nodes[root]}"

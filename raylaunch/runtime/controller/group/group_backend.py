@@ -12,8 +12,8 @@ from typing import Protocol
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.runtime.controller.evidence import Case
-from raylaunch.runtime.controller.journal import Journal
+from raylaunch.runtime.controller.group.evidence import Case
+from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import ServerSeen
 
@@ -84,9 +84,10 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """What a group is told of its deployment and recipe."""
+    """What a loop knows of its group."""
 
     name: str
+    """The group's name within its deployment."""
     health: HealthConfig
     stop_grace_s: float
     """SIGTERM to SIGKILL at `stop`."""

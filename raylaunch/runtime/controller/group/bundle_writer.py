@@ -11,16 +11,18 @@ from pathlib import Path
 
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.runtime.agent.snapshot import Snapshot
-from raylaunch.runtime.controller.journal import Journal
+from raylaunch.runtime.cluster.group_key import GroupKey
+from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.state import ServerSeen
 
 KEPT_BUNDLES = 10
+"""Of each group."""
 
 
 def write_bundle(
     root: Path,
-    deployment: str,
+    key: GroupKey,
     journal: Journal,
     seen: Mapping[int, ServerSeen],
     snapshots: Mapping[int, Snapshot],
@@ -34,10 +36,10 @@ def write_bundle(
         OSError: the folder cannot be written.
     """
     name = f"{int(journal.created_at)}-attempt-{journal.attempt}"
-    folder = root / "bundles" / deployment / name
+    folder = root / "bundles" / key.deployment / key.group / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # `mode` holds for the last folder only, and an older raylaunch made these readable to all.
-    for private in (root / "bundles", folder.parent, folder):
+    for private in (root / "bundles", folder.parent.parent, folder.parent, folder):
         private.chmod(0o700)
     if journal.plan is not None:
         _write_json(folder / "plan.json", plan_to_dict(journal.plan))

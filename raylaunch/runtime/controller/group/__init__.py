@@ -1,0 +1,1 @@
+"""One group under supervision: its reservation, its loop, its journal, its evidence."""
