@@ -2,7 +2,8 @@
 
 The schema comes from the pydantic model; docstrings of fields become descriptions. Two things
 differ from pydantic's own: a recipe that `extends` another may leave out anything, and null (which
-removes a base value) is always allowed.
+removes a base value) is always allowed. What an entry of `groups` changes has the keys of the
+section itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from raylaunch.recipe.layers import GROUP_SECTIONS
 from raylaunch.recipe.model import Recipe
 
 FILE = Path(__file__).resolve().parent.parent / "configs" / "recipe.schema.json"
@@ -45,7 +47,11 @@ def build() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     parts: list[dict[str, Any]] = [schema, *schema["$defs"].values()]
     needs = _required(schema, schema["$defs"])
+    group = schema["$defs"]["Group"]
+    _refer_to_sections(group, schema["properties"])
     for part in parts:
+        if part is group:
+            continue
         part.pop("required", None)
         part["properties"] = {name: _loosen(value) for name, value in part["properties"].items()}
     schema["properties"] = {"extends": EXTENDS, **schema["properties"]}
@@ -59,6 +65,14 @@ def build() -> dict[str, Any]:
             "properties": {name: {"required": keys} for name, keys in needs.items()},
         },
     }
+
+
+def _refer_to_sections(group: dict[str, Any], sections: dict[str, Any]) -> None:
+    """Give each section of a group the keys of the recipe's; the entry itself is never merged."""
+    for name in GROUP_SECTIONS:
+        own = {key: sections[name][key] for key in sections[name] if key != "default"}
+        about = group["properties"][name]["description"]
+        group["properties"][name] = {**_loosen(own), "description": about}
 
 
 def _required(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, list[str]]:

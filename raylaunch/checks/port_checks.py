@@ -27,7 +27,7 @@ def check_ports(context: CheckContext) -> Iterator[Finding]:
     Listeners are read, not probed with bind(): with SO_REUSEPORT a second vLLM can bind the same
     port, and the kernel then splits the traffic between the two.
     """
-    others = index_by_node(context.others)
+    others = index_by_node(context.others, context.plan.deployment)
     for node in context.nodes:
         owners = {process.pid: process.deployment for process in node.facts.marked}
         by_port: dict[int, list[Listener]] = {}
@@ -150,7 +150,7 @@ def _busy(
 def _next_free(context: CheckContext, node: Node, name: str, port: int) -> int:
     """Return the next port (for HCCL: range) that is free; `port` itself when there is none."""
     first_server = node.servers[0]
-    others = index_by_node(context.others)
+    others = index_by_node(context.others, context.plan.deployment)
     taken = set(find_taken(node.facts, first_server.node, others))
     for server in node.servers:
         taken.update(_own_ports(server))

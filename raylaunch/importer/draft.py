@@ -9,7 +9,7 @@ from typing import Any
 from raylaunch.checks.findings import Finding, Level
 from raylaunch.importer.script_model import is_secret
 from raylaunch.importer.shell.placeholders import unknowns
-from raylaunch.recipe.load import split_path
+from raylaunch.recipe.layers import split_path
 
 SECTIONS = (
     *(

@@ -1,13 +1,13 @@
-"""The plan: what runs where, fully resolved; one value for `plan`, `render` and `start`."""
+"""The plan of a group: what runs where, fully resolved; one value for `plan`, `render`, `start`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raylaunch.recipe.group_names import FIRST_GROUP, GroupRole
+
 SCHEMA = 1
-FIRST_GROUP = "serve-0"
-"""The only group of a recipe that names none."""
 
 Role = Literal["primary", "headless"]
 
@@ -101,7 +101,7 @@ class ServerPlan:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A whole deployment, ready to be launched, rendered or printed."""
+    """One group of a deployment, ready to be launched, rendered or printed."""
 
     deployment: str
     recipe: str
@@ -114,7 +114,7 @@ class LaunchPlan:
     """Names of variables from the launching environment; their values are never in a plan."""
     schema: int = SCHEMA
     group: str = FIRST_GROUP
-    """The group of the deployment: base name and replica number."""
+    role: GroupRole = "serve"
 
     @property
     def primary(self) -> ServerPlan:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raylaunch.errors import PlanError
 from raylaunch.plan.facts import Facts, Interface
-from raylaunch.plan.launch_plan import Place
+from raylaunch.plan.launch_plan import LaunchPlan, Place
 
 if TYPE_CHECKING:
+    from raylaunch.recipe.groups import GroupSpec
     from raylaunch.recipe.model import Recipe
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -37,7 +39,7 @@ def lay_out(recipe: Recipe, nodes: Sequence[Facts], primary: str | None = None) 
     Raises:
         PlanError: Too few nodes, an unknown primary, or no usable interface.
     """
-    ordered = _primary_first(nodes, primary)
+    ordered = put_first(nodes, primary)
     servers_on: dict[str, int] = {}
     seats = []
     for index, facts in enumerate(_repeat_nodes(recipe, ordered)):
@@ -49,7 +51,12 @@ def lay_out(recipe: Recipe, nodes: Sequence[Facts], primary: str | None = None) 
     return seats
 
 
-def _primary_first(nodes: Sequence[Facts], primary: str | None) -> list[Facts]:
+def put_first(nodes: Sequence[Facts], primary: str | None) -> list[Facts]:
+    """Return the nodes with the one at address `primary` in front; as given without one.
+
+    Raises:
+        PlanError: It is not among them.
+    """
     if primary is None:
         return list(nodes)
     wanted = _as_address(primary) or primary
@@ -80,6 +87,48 @@ def _repeat_nodes(recipe: Recipe, nodes: Sequence[Facts]) -> list[Facts]:
         raise _too_few_nodes(recipe, len(nodes), per_node)
     repeated = [facts for facts in nodes for _ in range(per_node)]
     return repeated[:servers]
+
+
+def share_nodes(groups: Sequence[GroupSpec], nodes: Sequence[Facts]) -> list[list[Facts]]:
+    """Return the nodes of each group, one entry per server where there are several groups.
+
+    With as many nodes as servers, each server gets the next one. Otherwise a group takes the
+    nodes on which the groups before it use the fewest NPUs, so that groups share a node only when
+    there are too few.
+
+    Raises:
+        PlanError: The nodes do not have enough NPUs for all the groups.
+    """
+    if len(groups) == 1:
+        return [list(nodes)]
+    sizes = [group.loaded.recipe.parallel.servers for group in groups]
+    if len(nodes) == sum(sizes):
+        left = iter(nodes)
+        return [list(itertools.islice(left, size)) for size in sizes]
+    used = [0] * len(nodes)
+    return [[nodes[at] for at in _take_nodes(group, used, sum(sizes))] for group in groups]
+
+
+def _take_nodes(group: GroupSpec, used: list[int], total: int) -> list[int]:
+    """Choose the node of each server of a group, and count its NPUs in `used`."""
+    recipe = group.loaded.recipe
+    servers = recipe.parallel.servers
+    taken: list[int] = []
+    for at in sorted(range(len(used)), key=lambda node: used[node]):
+        free = (recipe.npus_per_node - used[at]) // recipe.npus_per_server
+        most = 1 if recipe.hardware.spread else servers - len(taken)
+        count = max(0, min(free, most, servers - len(taken)))
+        used[at] += count * recipe.npus_per_server
+        taken += [at] * count
+    if len(taken) < servers:
+        raise PlanError(
+            f"group {group.name} does not fit on the {len(used)} node(s)",
+            why=f"it has {servers} server(s) of {recipe.npus_per_server} NPUs, and the groups "
+            "before it use the others",
+            todo=f"give more nodes (--host IP%NIC, repeated; {total} give each server its own), "
+            "or lower the replicas",
+        )
+    return taken
 
 
 def _too_few_nodes(recipe: Recipe, nodes: int, per_node: int) -> PlanError:
@@ -178,13 +227,30 @@ def _as_address(text: str) -> Address | None:
         return None
 
 
-def choose_devices(recipe: Recipe, seat: Seat) -> tuple[int, ...]:
-    """Return the NPU ids of a server, ascending: granted by Ray, or the slot's share."""
+def choose_devices(
+    recipe: Recipe, seat: Seat, others: Sequence[LaunchPlan] = ()
+) -> tuple[int, ...]:
+    """Return the NPU ids of a server, ascending: granted by Ray, or the slot's share.
+
+    The share is one of the ids that the plans in `others` leave free on the node.
+    """
     if seat.facts.devices is not None:
         return tuple(sorted(seat.facts.devices))
+    held: set[int] = set()
+    for plan in others:
+        for server in plan.servers:
+            if _is_on(server.node, seat):
+                held.update(server.devices)
     count = recipe.npus_per_server
     first = seat.slot * count
-    return tuple(range(first, first + count))
+    free = (device for device in itertools.count() if device not in held)
+    return tuple(itertools.islice(free, first, first + count))
+
+
+def _is_on(node: Place, seat: Seat) -> bool:
+    if node.node_id and seat.facts.node_id:
+        return node.node_id == seat.facts.node_id
+    return node.ip in (seat.facts.ip, seat.place.ip)
 
 
 def bracket(ip: str) -> str:

@@ -1,4 +1,4 @@
-"""The ports of a deployment: the API's is fixed by the user, the others move to free ones."""
+"""The ports of a group: the API's is fixed by the user, the others move to free ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Port:
 
 @dataclass(frozen=True)
 class PortChoice:
-    """The ports of a deployment, the same on all of its nodes.
+    """The ports of a group, the same on all of its nodes.
 
     `hccl` is the base port of the first server of a node.
     """
@@ -54,36 +54,46 @@ class PortChoice:
 
 
 def choose_ports(
-    loaded: LoadedRecipe, seats: Sequence[Seat], others: Sequence[LaunchPlan] = ()
+    loaded: LoadedRecipe,
+    seats: Sequence[Seat],
+    others: Sequence[LaunchPlan] = (),
+    deployment: str = "",
 ) -> PortChoice:
-    """Choose the ports of a deployment whose first seat is the primary's.
+    """Choose the ports of a group of `deployment` whose first seat is the primary's.
 
     HCCL's base and the rpc port start at the recipe's number and move to the next free one when a
-    listener, or the plan of another deployment (`others`), has it on one of the nodes. Listeners
-    alone are not enough: HCCL listens only while a communicator is set up. A port given with --set
-    is never moved; the checks refuse it when it is in use.
+    listener, or the plan of another deployment or group (`others`), has it on one of the nodes.
+    Listeners alone are not enough: HCCL listens only while a communicator is set up. A port given
+    with --set is never moved; the checks refuse it when it is in use. The API's port moves only
+    away from another group of the deployment, since one number is given to all of them.
     """
-    by_node = index_by_node(others)
+    by_node = index_by_node(others, deployment)
     taken = [find_taken(seat.facts, seat.place, by_node) for seat in seats]
-    network = loaded.recipe.network
+    siblings = index_by_node([one for one in others if one.deployment == deployment], deployment)
+    primary = seats[0]
+    by_siblings = find_taken(primary.facts, primary.place, siblings, listeners=False)
+    http = _choose_http(loaded, seats, taken[0], by_siblings)
     hccl = None
     if loaded.recipe.hardware.platform != "cpu":
-        hccl = _choose_hccl(loaded, seats, taken)
-    http = Port(network.http_port, loaded.origin("network.http_port"))
-    rpc = _choose_rpc(loaded, seats, taken[0], hccl)
+        hccl = _choose_hccl(loaded, seats, taken, http)
+    rpc = _choose_rpc(loaded, seats, taken[0], hccl, http)
     return PortChoice(http, rpc, hccl)
 
 
-def index_by_node(others: Iterable[LaunchPlan]) -> dict[str, list[tuple[str, ServerPlan]]]:
-    """Index the servers of other deployments by the id and by the address of their node.
+def index_by_node(
+    others: Iterable[LaunchPlan], deployment: str
+) -> dict[str, list[tuple[str, ServerPlan]]]:
+    """Index the servers of other plans by the id and by the address of their node.
 
-    Each server comes with the name of its deployment.
+    Each server comes with its holder: "group serve-0" of `deployment` itself, or "deployment x".
     """
     found: dict[str, list[tuple[str, ServerPlan]]] = {}
     for plan in others:
+        is_own = plan.deployment == deployment
+        holder = f"group {plan.group}" if is_own else f"deployment {plan.deployment}"
         for server in plan.servers:
             for node in filter(None, (server.node.node_id, server.node.ip)):
-                found.setdefault(node, []).append((plan.deployment, server))
+                found.setdefault(node, []).append((holder, server))
     return found
 
 
@@ -104,9 +114,9 @@ def find_taken(
         if collide(listener.address, place.ip):
             taken[listener.port] = describe_holder(listener, owners)
     for node in filter(None, (facts.node_id, facts.ip, place.ip)):
-        for deployment, server in others.get(node, ()):
+        for holder, server in others.get(node, ()):
             for _, port, _ in wanted_ports(server):
-                taken[port] = f"deployment {deployment}"
+                taken[port] = holder
     return taken
 
 
@@ -151,11 +161,30 @@ def is_fixed(loaded: LoadedRecipe, field: str) -> bool:
     return loaded.origin(field) == "--set"
 
 
-def _choose_hccl(loaded: LoadedRecipe, seats: Sequence[Seat], taken: Sequence[Taken]) -> Port:
+def _choose_http(
+    loaded: LoadedRecipe, seats: Sequence[Seat], taken: Taken, by_siblings: Taken
+) -> Port:
+    network = loaded.recipe.network
+    start = network.http_port
+    origin = loaded.origin("network.http_port")
+    if start not in by_siblings:
+        return Port(start, origin)
+    slots = 1 + max(seat.slot for seat in seats)
+    hccl = range(network.hccl_base_port, network.hccl_base_port + slots * HCCL_PORTS)
+    for port in range(start + 1, 65536):
+        if port in taken or port in RAY_WORKERS or port in hccl or port == network.rpc_port:
+            continue
+        return Port(port, f"raylaunch: {start} is used by {by_siblings[start]}")
+    return Port(start, origin)
+
+
+def _choose_hccl(
+    loaded: LoadedRecipe, seats: Sequence[Seat], taken: Sequence[Taken], http: Port
+) -> Port:
     field = "network.hccl_base_port"
     network = loaded.recipe.network
     start = network.hccl_base_port
-    own = {network.http_port, network.rpc_port}
+    own = {http.number, network.rpc_port}
     holder = _find_holder(start, seats, taken)
     if holder is None or is_fixed(loaded, field):
         return Port(start, loaded.origin(field))
@@ -182,14 +211,18 @@ def _find_holder(
 
 
 def _choose_rpc(
-    loaded: LoadedRecipe, seats: Sequence[Seat], taken: Taken, hccl: Port | None
+    loaded: LoadedRecipe,
+    seats: Sequence[Seat],
+    taken: Taken,
+    hccl: Port | None,
+    http: Port,
 ) -> Port:
     field = "network.rpc_port"
     network = loaded.recipe.network
     start = network.rpc_port
     if len(seats) == 1 or start not in taken or is_fixed(loaded, field):
         return Port(start, loaded.origin(field))
-    reserved = {*RAY_WORKERS, network.http_port}
+    reserved = {*RAY_WORKERS, http.number}
     if hccl is not None:
         slots = 1 + max(seat.slot for seat in seats)
         reserved.update(range(hccl.number, hccl.number + slots * HCCL_PORTS))

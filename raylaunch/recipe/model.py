@@ -2,64 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from raylaunch.recipe.field_types import (
+    MAX_GROUP_KINDS,
+    MAX_NPUS_PER_NODE,
+    MAX_RANKS,
+    DraftTokens,
+    EnvName,
+    EnvValue,
+    Factor,
+    GroupName,
+    Npus,
+    Pause,
+    Port,
+    Ranks,
+    Restarts,
+    Seconds,
+    SysctlValue,
+)
+from raylaunch.recipe.group_names import GroupRole
 from raylaunch.recipe.reserved import normalise_flag, reserved_arg, reserved_env
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-MAX_NPUS_PER_NODE = 64
-"""Physical devices of one host in Ascend's driver (ASCEND_PDEV_MAX_NUM, ascend_dev_num.h)."""
-
-MAX_RANKS = 8192
-"""NPUs of the largest supernode announced (Atlas 950 SuperPoD); a rank takes at least one."""
-
-MAX_SECONDS = 2_147_483
-"""24.8 days: poll(2) and epoll_wait(2) take their time-out as an int of milliseconds."""
-
-MAX_COUNT = 2**31 - 1
-"""Largest C int, where the field itself has no smaller bound."""
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-Npus = Annotated[int, Field(ge=1, le=MAX_NPUS_PER_NODE)]
-Ranks = Annotated[int, Field(ge=1, le=MAX_RANKS)]
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-Pause = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
-Factor = Annotated[float, Field(ge=1, le=100)]
-Restarts = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-DraftTokens = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-SysctlValue = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-"""The kernel keeps a numeric sysctl in a long."""
-
-
-def _env_value(value: object) -> object:
-    """Accept text and integers; a boolean or float has several spellings as text."""
-    if isinstance(value, bool | float):
-        lower = str(value).lower()
-        raise ValueError(
-            f"environment values are text: write it in quotes ('{lower}' or '{value}')"
-        )
-    return str(value) if isinstance(value, int) else value
-
-
-EnvValue = Annotated[str, BeforeValidator(_env_value)]
-
-
-def _env_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(
-            f"{name!r} is not a variable name: use letters, digits and _, and no digit first"
-        )
-    return name
-
-
-EnvName = Annotated[str, AfterValidator(_env_name)]
 
 
 class Sources(_Part):
@@ -126,6 +95,8 @@ class Parallel(_Part):
     """Expert parallelism (`--enable-expert-parallel`)."""
     api_servers: Ranks = 1
     """API server processes on the primary. vLLM itself would start one per data-parallel rank."""
+    replicas: Ranks = 1
+    """Equal, independent groups: each has all the sizes above, and restarts on its own."""
 
     @model_validator(mode="after")
     def _divides(self) -> Parallel:
@@ -285,6 +256,36 @@ class Features(_Part):
     speculative: Speculative = Speculative()
 
 
+Changes = dict[str, object] | None
+"""What a group changes in a section of the recipe. The merged section is validated, not this."""
+
+
+class Group(_Part):
+    """Groups that differ from the top level. What is not given here is as there."""
+
+    name: GroupName
+    """Its groups are called NAME-0, NAME-1, and so on."""
+    role: GroupRole = "serve"
+    replicas: Ranks = 1
+    """Equal, independent groups of this kind."""
+    parallel: Changes = {}
+    """Changes to `parallel`."""
+    args: Changes = {}
+    """Changes to `args`: mappings merge, null removes."""
+    env: Changes = {}
+    """Changes to `env`."""
+    hardware: Changes = {}
+    """Changes to `hardware`."""
+    network: Changes = {}
+    """Changes to `network`."""
+
+    @model_validator(mode="after")
+    def _replicas_are_given_once(self) -> Group:
+        if "replicas" in (self.parallel or {}):
+            raise ValueError("give `replicas` of the group, not `parallel.replicas`")
+        return self
+
+
 class Recipe(_Part):
     """What the user wants: a model on some hardware, with these sizes, flags and variables."""
 
@@ -297,6 +298,9 @@ class Recipe(_Part):
     model: Model
     hardware: Hardware
     parallel: Parallel = Parallel()
+    groups: Annotated[tuple[Group, ...], Field(max_length=MAX_GROUP_KINDS)] = ()
+    """Groups that differ from each other; without any, the recipe is `parallel.replicas` equal
+    ones."""
     network: Network = Network()
     args: dict[str, Any] = {}
     """Flags of `vllm serve`, without dashes: true is a bare flag, a mapping or list is JSON."""
@@ -340,6 +344,22 @@ class Recipe(_Part):
                 "(tensor x pipeline x prefill_context x data_local), "
                 f"and no node has more than {MAX_NPUS_PER_NODE}: lower parallel.data_local"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _counts_its_groups(self) -> Recipe:
+        if self.groups and self.parallel.replicas > 1:
+            raise ValueError(
+                "parallel.replicas stands beside groups: give `replicas` of each group"
+            )
+        names: set[str] = set()
+        for index, group in enumerate(self.groups):
+            if group.name in names:
+                raise ValueError(f"groups[{index}].name is {group.name!r}, as that of another one")
+            names.add(group.name)
+        total = sum(group.replicas for group in self.groups)
+        if total > MAX_RANKS:
+            raise ValueError(f"groups: {total} groups, and at most {MAX_RANKS} are possible")
         return self
 
     @property

@@ -234,8 +234,14 @@ class _NodeReader:
             return self._fill({}, node, f"{path}.", depth)
         if isinstance(node, yaml.SequenceNode):
             self._refuse_other_tag(node, "seq", path)
-            return [self.read(item, path, depth + 1) for item in node.value]
+            return [self._read_item(*item, path, depth) for item in enumerate(node.value)]
         return self._read_scalar(node, path)
+
+    def _read_item(self, index: int, node: yaml.Node, path: str, depth: int) -> Json:
+        if isinstance(node, yaml.MappingNode):
+            path = f"{path}.{index}"
+            self.origins.setdefault(path, self._origin(node))
+        return self.read(node, path, depth + 1)
 
     def read_mapping(self, node: yaml.MappingNode, prefix: str, depth: int) -> None:
         """Read the document's own mapping into `root`."""

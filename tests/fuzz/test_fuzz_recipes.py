@@ -10,7 +10,8 @@ from raylaunch.errors import RaylaunchError
 from raylaunch.plan.host_spec import parse_host
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.recipe.catalog import configs_dir, finder, read
-from raylaunch.recipe.load import field_names, load_recipe, recipe_from_mapping
+from raylaunch.recipe.load import load_recipe, recipe_from_mapping
+from raylaunch.recipe.validation import field_names
 from raylaunch.render.container import render_containers
 from raylaunch.render.ray_cluster import render_cluster
 from raylaunch.render.script import render_scripts

@@ -7,7 +7,8 @@ from typing import TypedDict
 
 import yaml
 
-from raylaunch.recipe.load import OPEN_MAPPINGS, LoadedRecipe
+from raylaunch.recipe.layers import OPEN_MAPPINGS
+from raylaunch.recipe.load import LoadedRecipe
 
 ORIGIN_COLUMN = 56
 """Column of the origins; behind a longer value the origin follows directly."""

@@ -10,13 +10,14 @@ import secrets
 
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.plan.planner import plan_group
 from raylaunch.recipe.groups import GroupSpec
 from raylaunch.runtime.agent.flag_lookup import ask_flags, with_flags
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.group_key import GroupKey
-from raylaunch.runtime.controller.group.planning import check_plan, plan_group, probe_nodes
+from raylaunch.runtime.controller.group.planning import check_plan, probe_nodes
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
@@ -55,5 +56,5 @@ async def _probe_and_plan(
     nodes = await probe_nodes(gang, spec.loaded.recipe)
     facts = list(with_flags(nodes, await asking).values())
     neighbours = await ask_plans(deployment)
-    plan = plan_group(spec, GroupKey(deployment, spec.name), facts, neighbours)
+    plan = plan_group(spec, facts, deployment=deployment, others=neighbours.plans)
     return plan, await check_plan(gang, spec.loaded, facts, plan, neighbours)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.checks.findings import Finding
@@ -15,15 +14,12 @@ from raylaunch.checks.reach_checks import FailedConnection, check_reach
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan, Ports
-from raylaunch.plan.planner import build_plan
 from raylaunch.plan.ports import HCCL_PORTS, is_fixed
 from raylaunch.plan.wanted_weights import drafter_path
-from raylaunch.recipe.groups import GroupSpec
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.recipe_settings import given_args
 from raylaunch.runtime.agent.gang import Gang
-from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.missing_workers import missing_workers
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.controller.port_turns import Neighbours
@@ -74,23 +70,6 @@ async def probe_nodes(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
         )
     )
     return {index: facts[index] for index in sorted(facts)}
-
-
-def plan_group(
-    spec: GroupSpec, key: GroupKey, nodes: Sequence[Facts], neighbours: Neighbours
-) -> LaunchPlan:
-    """Plan a group on the nodes as they are, around the ports of the others.
-
-    Raises:
-        PlanError: the nodes cannot hold the recipe.
-    """
-    plan = build_plan(
-        spec.loaded,
-        nodes,
-        deployment=key.deployment,
-        others=neighbours.plans,
-    )
-    return replace(plan, group=spec.name)
 
 
 async def check_plan(

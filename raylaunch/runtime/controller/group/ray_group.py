@@ -14,6 +14,7 @@ from raylaunch.checks.findings import Finding
 from raylaunch.errors import BusyError, LaunchError, RaylaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.plan.planner import plan_group
 from raylaunch.runtime.agent.fault_injection import Injected
 from raylaunch.runtime.agent.flag_lookup import remember_for_next
 from raylaunch.runtime.agent.gang import Gang
@@ -194,7 +195,8 @@ class RayGroup:
         spec = self._request.spec
         nodes = list(facts.values())
         async with self._turns.choose(spec.name) as neighbours:
-            plan = planning.plan_group(spec, self._request.key, nodes, neighbours)
+            name = self._request.key.deployment
+            plan = plan_group(spec, nodes, deployment=name, others=neighbours.plans)
             self.chosen = plan
         findings = await planning.check_plan(self.gang, spec.loaded, nodes, plan, neighbours)
         return plan, findings
