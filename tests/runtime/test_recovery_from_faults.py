@@ -22,7 +22,7 @@ from own_processes import kill_own
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
-from raylaunch.errors import BusyError, LaunchError, UnknownDeploymentError
+from raylaunch.errors import BusyError, LaunchError, NotReadyError, UnknownDeploymentError
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.supervise.state import Phase
 
@@ -160,6 +160,61 @@ def test_a_drill_that_cannot_be_says_why(start, cluster):
     handle = start()
     (outcome,) = api.drill(handle.name, ["cut-node"], address=cluster.address)
     assert "RAYLAUNCH_DRILL_CUT" in outcome.skipped
+
+
+TWO_GROUPS = {"parallel.replicas": 2, "parallel.data": 1, "parallel.data_local": 1}
+
+
+def test_a_groups_failure_touches_no_other_group(start):
+    """Two groups on three nodes: one is killed, then the controller; the other never notices."""
+    from raylaunch.runtime.controller.controller_client import find_controller
+
+    handle = start(**TWO_GROUPS)
+    status = handle.status()
+    assert [group.name for group in status.groups] == ["serve-0", "serve-1"]
+    endpoints = [group.endpoint for group in status.groups]
+    assert len(set(endpoints)) == 2, "both are on this machine"
+    assert [ask(endpoint).status_code for endpoint in endpoints] == [200, 200]
+    before = {one.pid for one in find_marked(handle.name) if one.group == "serve-0"}
+    assert before
+
+    os.kill(status.groups[1].servers[0].seen.pid, signal.SIGKILL)
+    degraded = await_phase(handle, Phase.DEGRADED)
+    assert degraded.groups[0].phase is Phase.READY
+    assert ask(endpoints[0]).status_code == 200
+    status = await_phase(handle, Phase.READY)
+    assert [(group.attempt, group.restarts) for group in status.groups] == [(1, 0), (2, 1)]
+    assert status.groups[1].endpoint == endpoints[1]
+    assert {event.group for event in handle.events() if event.kind == "exit"} == {"serve-1"}
+    assert api.attach(f"{handle.name}/serve-1").status().attempt == 2
+    bundles = Path(os.environ["RAYLAUNCH_HOME"]) / "bundles" / handle.name
+    assert [folder.name for folder in bundles.iterdir()] == ["serve-1"]
+
+    running = {one.pid for one in find_marked(handle.name)}
+    find_controller(handle.name).crash()
+    await_true(lambda: kinds(handle).count("adopted") == 2, "both groups are adopted")
+    assert handle.status().phase is Phase.READY
+    assert {one.pid for one in find_marked(handle.name)} == running >= before
+    numbers = [event.number for event in handle.events()]
+    assert numbers == sorted(set(numbers)), "one numbering over both groups"
+
+
+def test_a_group_that_failed_keeps_the_others_and_is_not_forgotten(start):
+    from raylaunch.runtime.controller.controller_client import find_controller
+
+    broken = {"env__STANDIN_FAIL": "bad-flag", "env__STANDIN_FAIL_GROUPS": "serve-1"}
+    handle = start(wait=False, **TWO_GROUPS, **broken)
+    with pytest.raises(NotReadyError, match="1 of 2 groups") as refused:
+        handle.wait_ready()
+    assert "calculate-kv-scales" in refused.value.evidence
+    status = handle.status()
+    assert [group.phase for group in status.groups] == [Phase.READY, Phase.FAILED]
+    assert ask(status.endpoint).status_code == 200
+    find_controller(handle.name).crash()
+    await_true(lambda: "adopted" in kinds(handle), "a controller that has found its agents")
+    status = handle.status()
+    assert [group.phase for group in status.groups] == [Phase.READY, Phase.FAILED]
+    assert status.groups[1].error == handle.status().groups[1].error
 
 
 def test_failing_again_and_again_ends_as_failed_with_the_diagnosis(start):
@@ -339,7 +394,7 @@ def test_a_bundle_holds_what_a_person_needs(start):
     )
     await_true(lambda: handle.status().attempt == 2, "a second attempt")
     await_phase(handle, Phase.READY)
-    (bundle,) = (Path(os.environ["RAYLAUNCH_HOME"]) / "bundles" / handle.name).iterdir()
+    (bundle,) = (Path(os.environ["RAYLAUNCH_HOME"]) / "bundles" / handle.name / "serve-0").iterdir()
     names = {path.name for path in bundle.iterdir()}
     assert names >= {
         "plan.json",
@@ -385,7 +440,14 @@ def test_a_hundred_rounds_leave_nothing_and_grow_nothing(start):
         assert late <= early * 1.1, f"{what} grew from {early} to {late} over {ROUNDS} rounds"
     logs = Path(handle.status().servers[0].log).parent.parent
     assert len(list(logs.glob("attempt-*"))) <= 6, "old attempts' logs are removed"
-    assert len(list((Path(os.environ["RAYLAUNCH_HOME"]) / "bundles" / handle.name).iterdir())) <= 10
+    assert (
+        len(
+            list(
+                (Path(os.environ["RAYLAUNCH_HOME"]) / "bundles" / handle.name / "serve-0").iterdir()
+            )
+        )
+        <= 10
+    )
 
 
 def ours(process):

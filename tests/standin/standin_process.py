@@ -45,6 +45,8 @@ def _choose_fault(env):
     name = env.get("STANDIN_FAIL")
     if not name or not _listed(env, "RAYLAUNCH_SERVER", "STANDIN_FAIL_SERVERS"):
         return None
+    if not _listed(env, "RAYLAUNCH_GROUP", "STANDIN_FAIL_GROUPS"):
+        return None
     if not _listed(env, "RAYLAUNCH_ATTEMPT", "STANDIN_FAIL_ATTEMPTS"):
         return None
     with open(os.path.join(HERE, "faults.json")) as file:

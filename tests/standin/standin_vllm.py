@@ -20,6 +20,7 @@ the fewest open requests instead of in turn STANDIN_FOLLOW_MAIN=1  an engine sto
 its main process is stopped (real engines do not care) STANDIN_RECORD         folder for
 server-<rank>-<pid>.json: argv, env, cwd, niceness, pgid, sid, ppid, children STANDIN_FAIL
 a fault of faults.json, played by the servers STANDIN_FAIL_SERVERS="0,1" (by RAYLAUNCH_SERVER)
+                       of the groups STANDIN_FAIL_GROUPS="serve-0" (by RAYLAUNCH_GROUP)
                        in the attempts STANDIN_FAIL_ATTEMPTS="1,2" (by RAYLAUNCH_ATTEMPT); unset: all
 STANDIN_FAIL_AFTER_S   faults of a running server: seconds after ready (0.5) STANDIN_LIFETIME_S
 every process ends itself after this (1800): what a broken test leaves behind goes away

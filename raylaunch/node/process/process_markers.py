@@ -115,6 +115,7 @@ def terminate_marked(
 class _Found:
     process: Process
     deployment: str
+    group: str
     instance: str
     attempt: int
     server: int | None
@@ -164,6 +165,7 @@ def _read_marked(process: Process) -> _Found | None:
     return _Found(
         process=process,
         deployment=marker[DEPLOYMENT],
+        group=marker.get(GROUP, ""),
         instance=marker.get(INSTANCE, ""),
         attempt=_number(marker.get(ATTEMPT)) or 0,
         server=_number(marker.get(SERVER)),
@@ -200,6 +202,7 @@ def _describe(found: _Found) -> MarkedProcess:
         age_s=max(0.0, age_s),
         command=_command(found.process.pid),
         instance=found.instance,
+        group=found.group,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from raylaunch.checks.findings import waive
@@ -35,6 +35,7 @@ from raylaunch.runtime.controller.group.group_backend import (
 )
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error, explain_failure
 from raylaunch.runtime.controller.group.journal import EventNumbers, GroupRecord, Journal
+from raylaunch.runtime.controller.group.orders import Orders
 from raylaunch.runtime.controller.group.planning import refuse_errors
 from raylaunch.runtime.controller.group.recovery import COMMAND, FAILED_GRACE_S, Recovery
 from raylaunch.supervise import policy
@@ -90,10 +91,7 @@ class GroupLoop:
         self._facts: dict[int, Facts] = {}
         self._case = Case()
         self._wake = asyncio.Event()
-        self._ordered = asyncio.Event()
-        self._stop_requested = False
-        self._abandoned: RaylaunchError | None = None
-        self._restart_requested = False
+        self._orders = Orders()
         self._finished = asyncio.Event()
         self._stopped: GroupStopped | BaseException | None = None
 
@@ -128,21 +126,18 @@ class GroupLoop:
 
     def request_stop(self) -> None:
         """Interrupt the current step and stop the group for good; see `stopped`."""
-        self._stop_requested = True
-        self._ordered.set()
+        self._orders.stop()
 
     def abandon(self, error: RaylaunchError) -> None:
         """Interrupt the current step and let the group fail with `error`."""
-        self._abandoned = error
-        self._ordered.set()
+        self._orders.abandon(error)
 
     def request_restart(self) -> None:
         """Interrupt the current step, stop the servers and launch the next attempt.
 
         The restart budget begins again. A group that is pending is on its way anyway.
         """
-        self._restart_requested = True
-        self._ordered.set()
+        self._orders.restart()
 
     async def stopped(self) -> GroupStopped:
         """Wait for the end of a requested stop.
@@ -164,12 +159,12 @@ class GroupLoop:
     @property
     def can_be_drilled(self) -> bool:
         """Whether the group is ready, with no command or failure under way."""
-        return self._journal.phase is Phase.READY and not self._ordered.is_set()
+        return self._journal.phase is Phase.READY and not self._orders.are_pending
 
     @property
     def is_stopping(self) -> bool:
         """Whether the group was ordered to stop."""
-        return self._stop_requested
+        return self._orders.stop_requested
 
     @property
     def is_stopped(self) -> bool:
@@ -195,18 +190,14 @@ class GroupLoop:
     async def step(self) -> None:
         """Do one step. Whatever fails in it is a failure of the group, which the policy judges."""
         self.last_step_at = self._clock.monotonic()
-        if self._stop_requested:
+        if self._orders.stop_requested:
             await self._finish()
             return
-        if self._abandoned is not None:
-            error = self._abandoned
-            self._abandoned = None
-            self._ordered.clear()
+        error = self._orders.take_abandon()
+        if error is not None:
             await self._fail(error)
             return
-        if self._restart_requested:
-            self._restart_requested = False
-            self._ordered.clear()
+        if self._orders.take_restart():
             self._restart_on_order()
             return
         work = {
@@ -215,25 +206,12 @@ class GroupLoop:
             Phase.STARTING: self._supervise,
             Phase.READY: self._supervise,
             Phase.RESTARTING: self._rebuild,
-            Phase.FAILED: self._ordered.wait,
+            Phase.FAILED: self._orders.wait,
         }
         try:
-            await self._until_ordered(work[self._journal.phase]())
-        except Exception as error:  # noqa: BLE001 - a bug costs one restart, not the service
-            await self._judge_error(error)
-
-    async def _until_ordered(self, work: Awaitable[object]) -> None:
-        """Do some work, but cancel it as soon as there is an order."""
-        working = asyncio.ensure_future(work)
-        ordered = asyncio.ensure_future(self._ordered.wait())
-        try:
-            await asyncio.wait({working, ordered}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ordered.cancel()
-            working.cancel()  # does nothing to work that is done
-        await asyncio.wait({working})
-        if not working.cancelled():
-            working.result()
+            await self._orders.interrupt(work[self._journal.phase]())
+        except Exception as raised:  # noqa: BLE001 - a bug costs one restart, not the service
+            await self._judge_error(raised)
 
     async def _reserve(self) -> None:
         await self.recovery.reserve()
