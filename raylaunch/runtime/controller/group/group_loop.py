@@ -91,7 +91,7 @@ class GroupLoop:
         self._facts: dict[int, Facts] = {}
         self._case = Case()
         self._wake = asyncio.Event()
-        self._orders = Orders()
+        self.orders = Orders()
         self._finished = asyncio.Event()
         self._stopped: GroupStopped | BaseException | None = None
 
@@ -126,18 +126,11 @@ class GroupLoop:
 
     def request_stop(self) -> None:
         """Interrupt the current step and stop the group for good; see `stopped`."""
-        self._orders.stop()
+        self.orders.stop()
 
     def abandon(self, error: RaylaunchError) -> None:
         """Interrupt the current step and let the group fail with `error`."""
-        self._orders.abandon(error)
-
-    def request_restart(self) -> None:
-        """Interrupt the current step, stop the servers and launch the next attempt.
-
-        The restart budget begins again. A group that is pending is on its way anyway.
-        """
-        self._orders.restart()
+        self.orders.abandon(error)
 
     async def stopped(self) -> GroupStopped:
         """Wait for the end of a requested stop.
@@ -159,12 +152,7 @@ class GroupLoop:
     @property
     def can_be_drilled(self) -> bool:
         """Whether the group is ready, with no command or failure under way."""
-        return self._journal.phase is Phase.READY and not self._orders.are_pending
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the group was ordered to stop."""
-        return self._orders.stop_requested
+        return self._journal.phase is Phase.READY and not self.orders.are_pending
 
     @property
     def is_stopped(self) -> bool:
@@ -190,14 +178,14 @@ class GroupLoop:
     async def step(self) -> None:
         """Do one step. Whatever fails in it is a failure of the group, which the policy judges."""
         self.last_step_at = self._clock.monotonic()
-        if self._orders.stop_requested:
+        if self.orders.stop_requested:
             await self._finish()
             return
-        error = self._orders.take_abandon()
+        error = self.orders.take_abandon()
         if error is not None:
             await self._fail(error)
             return
-        if self._orders.take_restart():
+        if self.orders.take_restart():
             self._restart_on_order()
             return
         work = {
@@ -206,10 +194,10 @@ class GroupLoop:
             Phase.STARTING: self._supervise,
             Phase.READY: self._supervise,
             Phase.RESTARTING: self._rebuild,
-            Phase.FAILED: self._orders.wait,
+            Phase.FAILED: self.orders.wait,
         }
         try:
-            await self._orders.interrupt(work[self._journal.phase]())
+            await self.orders.interrupt(work[self._journal.phase]())
         except Exception as raised:  # noqa: BLE001 - a bug costs one restart, not the service
             await self._judge_error(raised)
 
@@ -361,20 +349,15 @@ class GroupLoop:
             self.record.enter(Phase.RESTARTING)
 
     def _restart_on_order(self) -> None:
-        journal = self._journal
+        """Begin the next attempt, with a new restart budget; a pending group is on its way."""
         self.record.note("command", "restart")
-        journal.error = None
+        self._journal.error = None
         self.record.forget_failures()
-        decision = policy.Restart(
-            cause=COMMAND,
-            kind=COMMAND,
-            root=None,
-            not_before=self._clock.monotonic(),
-            reason="ordered",
-        )
-        if journal.phase is Phase.RESTARTING:
+        now = self._clock.monotonic()
+        decision = policy.Restart(COMMAND, COMMAND, None, not_before=now, reason="ordered")
+        if self._journal.phase is Phase.RESTARTING:
             self.recovery.hurry(decision)
-        elif journal.phase is not Phase.PENDING:
+        elif self._journal.phase is not Phase.PENDING:
             self.recovery.begin(decision, reservation_is_suspect=False)
             self.record.enter(Phase.RESTARTING)
 

@@ -203,7 +203,11 @@ class GroupSupervisor:
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""
         self.loop.record.note("internal", str(failure))
-        if failure.name == LOOP and self.loop.is_stopping and failure.failures >= STOP_TRIES:
+        if (
+            failure.name == LOOP
+            and self.loop.orders.stop_requested
+            and failure.failures >= STOP_TRIES
+        ):
             error = failure.error
             if not isinstance(error, RaylaunchError):
                 error = RaylaunchError("the deployment could not be stopped", why=repr(error))
