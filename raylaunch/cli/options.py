@@ -66,6 +66,19 @@ def refuse_long_path(value: str) -> str:
     return value
 
 
+def target(name: str, group: str | None) -> str:
+    """Return what names a deployment, or with a group one of its groups: "NAME/GROUP".
+
+    Raises:
+        typer.BadParameter: the group is given twice.
+    """
+    if group is None:
+        return name
+    if "/" in name:
+        raise typer.BadParameter(f"{name!r} names a group already: leave out --group")
+    return f"{name}/{group}"
+
+
 RecipeName = Annotated[
     str,
     typer.Argument(
@@ -76,6 +89,10 @@ RecipeName = Annotated[
     ),
 ]
 DeploymentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the deployment.")]
+DeploymentOrGroup = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name of the deployment, or NAME/GROUP for one group."),
+]
 NameOfNew = Annotated[
     str | None,
     typer.Option("--name", metavar="NAME", help="Name of the deployment; by default the recipe's."),
@@ -85,6 +102,10 @@ Sets = Annotated[
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be repeated."
     ),
+]
+Group = Annotated[
+    str | None,
+    typer.Option("--group", metavar="GROUP", help="Only this group, e.g. serve-0."),
 ]
 Hosts = Annotated[
     list[str] | None,

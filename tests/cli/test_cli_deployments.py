@@ -304,7 +304,7 @@ def test_the_live_table_counts_on_between_two_looks():
         look(10, Phase.STARTING, ServerSeen(0, pid=4, stage="weights", stage_detail="3/47 shards")),
         waiting_for=("x",),
     )
-    head, _, row, waiting = progress_lines(status, {0: CREATED + 8}, CREATED + 75, Style())
+    head, _, row, waiting = progress_lines(status, {("", 0): CREATED + 8}, CREATED + 75, Style())
     assert head == "a2-dual  starting  attempt 1  1 min 15 s"
     assert row.split() == [
         "0",

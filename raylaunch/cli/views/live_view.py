@@ -52,14 +52,15 @@ class Picture:
         self._style = style
         self._status: Status | None = None
         self._received_at = 0.0
-        self._stages: dict[int, tuple[str, float]] = {}
+        self._stages: dict[tuple[str, int], tuple[str, float]] = {}
 
     def update(self, status: Status) -> None:
         """Show `status` from now on."""
         for server in status.servers:
-            stage, _ = self._stages.get(server.index, ("", 0.0))
+            place = (server.group, server.index)
+            stage, _ = self._stages.get(place, ("", 0.0))
             if stage != server.seen.stage:
-                self._stages[server.index] = (server.seen.stage, status.now)
+                self._stages[place] = (server.seen.stage, status.now)
         self._status = status
         self._received_at = time.monotonic()
 
@@ -75,7 +76,7 @@ class Picture:
             return iter(["waiting for the cluster ..."])
         # The controller's clock, extrapolated by the time since the status arrived.
         now = self._status.now + time.monotonic() - self._received_at
-        stage_since = {index: at for index, (_, at) in self._stages.items()}
+        stage_since = {place: at for place, (_, at) in self._stages.items()}
         return progress_lines(self._status, stage_since, now, self._style)
 
 

@@ -11,11 +11,12 @@ from raylaunch.checks.findings import Finding
 from raylaunch.cli.output import Style, error_lines, table, to_json
 from raylaunch.cli.views.plan_view import compress, count, finding_lines
 from raylaunch.errors import from_dict
-from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
+from raylaunch.supervise.deployment_status import Event, GroupStatus, ServerStatus, Status
 from raylaunch.supervise.state import HttpSeen, Phase, RankSeen, ServerSeen
 
 PHASE_KINDS = {
     Phase.READY: "good",
+    Phase.DEGRADED: "warn",
     Phase.FAILED: "bad",
     Phase.RESTARTING: "warn",
     Phase.STOPPED: "dim",
@@ -31,25 +32,42 @@ RUNNING_HEADER = ("NAME", "PHASE", "SINCE", "ATTEMPT", "RESTARTS", "SERVERS", "R
 PROGRESS_HEADER = ("SERVER", "NODE", "PID", "STAGE", "FOR", "DETAIL")
 PLACE_HEADER = ("SERVER", "ROLE", "NODE", "INTERFACE", "RANKS", "NPUS", "PID", "LOG")
 OBSERVED_HEADER = ("SERVER", "STAGE", "AGENT", "HEALTH", "CANARY")
+GROUPS_HEADER = ("GROUP", "PHASE", "SINCE", "ATTEMPT", "RESTARTS", "SERVERS", "ENDPOINT")
 RANKS_HEADER = ("RANK", "RUNNING", "WAITING", "TOKENS", "FINISHED", "PROGRESS")
 
 
 def status_lines(status: Status, style: Style) -> Iterator[str]:
     """Lay out one deployment: its servers, the last observation of each kind, what is wrong."""
+    several = has_several(status)
     yield from _head(status, style)
     yield ""
-    places = [_place_row(server) for server in status.servers]
+    if several:
+        groups = [_group_row(group, status.now) for group in status.groups]
+        yield from table(groups, style, header=GROUPS_HEADER)
+        yield ""
+    places = [_place_row(server, several=several) for server in status.servers]
     yield from table(places, style, header=PLACE_HEADER)
     yield ""
-    observed = [_observed_row(server, status.now) for server in status.servers]
+    observed = [_observed_row(server, status.now, several=several) for server in status.servers]
     yield from table(observed, style, header=OBSERVED_HEADER)
     ranks: list[tuple[str, ...]] = []
     for server in status.servers:
-        ranks.extend(_rank_row(rank, status.now) for rank in server.seen.ranks)
+        group = server.group if several else ""
+        ranks.extend(_rank_row(rank, group, status.now) for rank in server.seen.ranks)
     if ranks:
         yield ""
         yield from table(ranks, style, header=RANKS_HEADER)
     yield from _problems(status, style)
+
+
+def has_several(status: Status) -> bool:
+    """Return whether the deployment has several groups: of a single one no name is shown."""
+    return len(status.groups) > 1
+
+
+def server_name(server: ServerStatus, *, several: bool) -> str:
+    """Return the name of a server: "0", or "serve-1/0" where there are several groups."""
+    return f"{server.group}/{server.index}" if several else str(server.index)
 
 
 def running_row(status: Status) -> tuple[str, ...]:
@@ -67,13 +85,14 @@ def running_row(status: Status) -> tuple[str, ...]:
 
 
 def progress_lines(
-    status: Status, stage_since: Mapping[int, float], now: float, style: Style
+    status: Status, stage_since: Mapping[tuple[str, int], float], now: float, style: Style
 ) -> Iterator[str]:
     """Lay out the table that is shown while a deployment starts or stops.
 
     Args:
         status: The newest status.
-        stage_since: Server index -> when its present stage was first seen (controller's clock).
+        stage_since: Group and index of a server -> when its present stage was first seen
+            (controller's clock).
         now: The controller's clock, now.
         style: Style of the stream that the lines are for.
     """
@@ -83,8 +102,8 @@ def progress_lines(
     yield f"{name}  {phase}  attempt {status.attempt}  {elapsed}"
     rows = []
     for server in status.servers:
-        in_stage = now - stage_since.get(server.index, now)
-        rows.append(_progress_row(server, in_stage))
+        in_stage = now - stage_since.get((server.group, server.index), now)
+        rows.append(_progress_row(server, in_stage, several=has_several(status)))
     if rows:
         yield from table(rows, style, header=PROGRESS_HEADER, indent=2)
     if status.waiting_for:
@@ -144,12 +163,17 @@ def again(verb: str, deployment: str, address: str | None) -> str:
     return shlex.join(words)
 
 
-def event_line(event: Event, style: Style) -> str:
-    """Lay out one event; the time is in the time zone of this machine."""
+def event_line(event: Event, style: Style, *, several: bool = False) -> str:
+    """Lay out one event; the time is in the time zone of this machine.
+
+    With `several` groups the event's own is named.
+    """
     milliseconds = int(event.at % 1 * 1000)
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at)) + f".{milliseconds:03d}"
     kind = style.paint(event.kind.ljust(9), EVENT_KINDS.get(event.kind, "name"))
-    return f"{style.paint(at, 'dim')}  {event.attempt}  {kind}  {_event_text(event)}"
+    return (
+        f"{style.paint(at, 'dim')}  {event.attempt}  {kind}  {_event_text(event, several=several)}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -184,35 +208,53 @@ def _identity(finding: Finding) -> tuple[str, str]:
 
 
 def _new_stages(before: Status | None, after: Status, stamp: str) -> Iterator[str]:
-    known = {server.index: _stage(server.seen) for server in before.servers} if before else {}
+    known: dict[tuple[str, int], str] = {}
+    for server in before.servers if before else ():
+        known[server.group, server.index] = _stage(server.seen)
     for server in after.servers:
         stage = _stage(server.seen)
-        if stage != known.get(server.index):
-            yield f"{stamp} server {server.index} {server.ip} {stage}"
+        if stage != known.get((server.group, server.index)):
+            name = server_name(server, several=has_several(after))
+            yield f"{stamp} server {name} {server.ip} {stage}"
 
 
 def _new_events(before: Status | None, after: Status, stamp: str) -> Iterator[str]:
     last = before.events[-1].number if before and before.events else 0
     for event in after.events:
         if event.number > last and event.kind in LOUD_EVENTS:
-            yield f"{stamp} {_event_text(event)}"
+            yield f"{stamp} {_event_text(event, several=has_several(after))}"
 
 
 def _head(status: Status, style: Style) -> Iterator[str]:
     name = style.paint(status.deployment, "title")
     phase = style.paint(status.phase.value, PHASE_KINDS.get(status.phase, "title"))
     in_phase = duration(status.now - status.phase_since)
-    numbers = f"attempt {status.attempt}, {count(status.restarts, 'restart')}"
+    first = f"attempt {status.attempt}"
+    if has_several(status):
+        first = count(len(status.groups), "group")
+    numbers = f"{first}, {count(status.restarts, 'restart')}"
     yield f"{name}  {phase} for {in_phase}  (recipe {status.recipe}, {numbers})"
     yield f"endpoint  {status.endpoint}  (model {status.served_name})"
     if status.waiting_for:
         yield f"waiting   for {', '.join(status.waiting_for)}"
 
 
-def _progress_row(server: ServerStatus, in_stage: float) -> tuple[str, ...]:
+def _group_row(group: GroupStatus, now: float) -> tuple[str, ...]:
+    return (
+        group.name,
+        group.phase.value,
+        duration(now - group.phase_since),
+        str(group.attempt),
+        str(group.restarts),
+        str(len(group.servers)),
+        group.endpoint,
+    )
+
+
+def _progress_row(server: ServerStatus, in_stage: float, *, several: bool) -> tuple[str, ...]:
     seen = server.seen
     return (
-        str(server.index),
+        server_name(server, several=several),
         server.ip,
         _text(seen.pid),
         seen.stage,
@@ -221,9 +263,9 @@ def _progress_row(server: ServerStatus, in_stage: float) -> tuple[str, ...]:
     )
 
 
-def _place_row(server: ServerStatus) -> tuple[str, ...]:
+def _place_row(server: ServerStatus, *, several: bool) -> tuple[str, ...]:
     return (
-        str(server.index),
+        server_name(server, several=several),
         server.role,
         server.ip,
         server.interface,
@@ -234,10 +276,11 @@ def _place_row(server: ServerStatus) -> tuple[str, ...]:
     )
 
 
-def _observed_row(server: ServerStatus, now: float) -> tuple[str, ...]:
+def _observed_row(server: ServerStatus, now: float, *, several: bool) -> tuple[str, ...]:
     seen = server.seen
     agent = "-" if seen.agent_at is None else f"{duration(now - seen.agent_at)} ago"
-    return (str(server.index), _stage(seen), agent, _health(seen.http, now), _canary(seen, now))
+    name = server_name(server, several=several)
+    return (name, _stage(seen), agent, _health(seen.http, now), _canary(seen, now))
 
 
 def _stage(seen: ServerSeen) -> str:
@@ -279,12 +322,12 @@ def _canary(seen: ServerSeen, now: float) -> str:
     return text
 
 
-def _rank_row(rank: RankSeen, now: float) -> tuple[str, ...]:
+def _rank_row(rank: RankSeen, group: str, now: float) -> tuple[str, ...]:
     progress = "ok"
     if rank.still_since is not None:
         progress = f"still for {duration(now - rank.still_since)}"
     return (
-        str(rank.rank),
+        f"{group}/{rank.rank}" if group else str(rank.rank),
         f"{rank.running:.0f}",
         f"{rank.waiting:.0f}",
         f"{rank.tokens:.0f}",
@@ -297,11 +340,17 @@ def _problems(status: Status, style: Style) -> Iterator[str]:
     for server in status.servers:
         if server.seen.hang_lines:
             lines = count(server.seen.hang_lines, "hang line")
-            yield f"server {server.index}: {lines} in the log since tokens last moved"
+            name = server_name(server, several=has_several(status))
+            yield f"server {name}: {lines} in the log since tokens last moved"
+    several = has_several(status)
     yield from _section(finding_lines(status.findings, style))
-    yield from _section(event_line(event, style) for event in status.events)
+    yield from _section(event_line(event, style, several=several) for event in status.events)
     if status.error:
         yield from _section(error_lines(from_dict(status.error), style))
+    elif several:
+        for group in status.groups:
+            if group.error:
+                yield from _section(error_lines(from_dict(group.error), style))
 
 
 def _section(lines: Iterable[str]) -> Iterator[str]:
@@ -312,8 +361,12 @@ def _section(lines: Iterable[str]) -> Iterator[str]:
         yield line
 
 
-def _event_text(event: Event) -> str:
-    return event.text if event.server is None else f"server {event.server}: {event.text}"
+def _event_text(event: Event, *, several: bool) -> str:
+    group = event.group if several else ""
+    if event.server is None:
+        return f"{group}: {event.text}" if group else event.text
+    name = f"{group}/{event.server}" if group else str(event.server)
+    return f"server {name}: {event.text}"
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.cli.command import INTERRUPTED, command
-from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput
+from raylaunch.cli.options import Address, DeploymentOrGroup, Format, Group, JsonOutput, target
 from raylaunch.cli.output import Output, table
 from raylaunch.errors import LaunchError, NodeError
 
@@ -46,7 +46,8 @@ def complete_scenario(incomplete: str) -> Iterator[str]:
 
 def bench(
     out: Output,
-    name: DeploymentName,
+    name: DeploymentOrGroup,
+    group: Group = None,
     scenario: Annotated[
         str | None,
         typer.Option(
@@ -108,13 +109,16 @@ def bench(
         raise typer.BadParameter(
             "--list and --compare run nothing: leave out --concurrency and --set"
         )
+    subject = target(name, group)
+    # Runs are kept by deployment.
+    name = subject.partition("/")[0]
     pictures = picture or []
     for path in pictures:
         require_drawing(str(path))  # before anything runs
     if listing or compare:
         _show_kept(out, name, scenario, output, listing=listing)
         return _draw(out, name, scenario, pictures)
-    runs = _run(out, name, scenario, concurrency or [], sets or [], address)
+    runs = _run(out, subject, scenario, concurrency or [], sets or [], address)
     _show_new(out, name, runs, output)
     _draw(out, name, runs[-1].scenario, pictures)
     return _refuse_failed(runs)

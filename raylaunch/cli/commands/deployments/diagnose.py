@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.options import Address, Format, JsonOutput
+from raylaunch.cli.options import Address, Format, Group, JsonOutput, target
 from raylaunch.cli.output import Output, Style, table
 
 if TYPE_CHECKING:
@@ -31,13 +31,14 @@ def add_command(app: typer.Typer) -> None:
 
 def diagnose(
     out: Output,
-    target: Annotated[
+    subject: Annotated[
         str,
         typer.Argument(
             metavar="NAME|FILE|DIR",
-            help="A deployment, a log (- is stdin), or a bundle of evidence.",
+            help="A deployment (or NAME/GROUP), a log (- is stdin), or a bundle of evidence.",
         ),
     ],
+    group: Group = None,
     address: Address = None,
     output: JsonOutput = Format.TABLE,
 ) -> None:
@@ -49,10 +50,10 @@ def diagnose(
     """
     from raylaunch import api
 
-    if target == "-":
+    if subject == "-":
         found = api.diagnose_log(sys.stdin.buffer, "stdin")
-    elif target:
-        found = api.diagnose(target, address=address)
+    elif subject:
+        found = api.diagnose(target(subject, group), address=address)
     else:
         raise typer.BadParameter("give a deployment, a file or a folder")
     if output is Format.JSON:

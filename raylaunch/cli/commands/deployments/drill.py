@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput
+from raylaunch.cli.options import Address, DeploymentOrGroup, Format, Group, JsonOutput, target
 from raylaunch.cli.output import Output, table
 from raylaunch.errors import LaunchError
 
@@ -34,7 +34,8 @@ def add_command(app: typer.Typer) -> None:
 
 def drill(
     out: Output,
-    name: DeploymentName,
+    name: DeploymentOrGroup,
+    group: Group = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,7 +64,7 @@ def drill(
     def report(outcome: Outcome) -> None:
         out.note(_line(outcome))
 
-    outcomes = api.drill(name, fault or (), address=address, on_outcome=report)
+    outcomes = api.drill(target(name, group), fault or (), address=address, on_outcome=report)
     if output is Format.JSON:
         out.json([as_dict(outcome) for outcome in outcomes])
     else:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.options import Address, DeploymentName, Follow, Format, JsonOutput
+from raylaunch.cli.options import (
+    Address,
+    DeploymentOrGroup,
+    Follow,
+    Format,
+    Group,
+    JsonOutput,
+    target,
+)
 from raylaunch.cli.output import Output, to_json
 
 if TYPE_CHECKING:
@@ -30,7 +38,8 @@ def add_command(app: typer.Typer) -> None:
 
 def events(
     out: Output,
-    name: DeploymentName,
+    name: DeploymentOrGroup,
+    group: Group = None,
     follow: Follow = False,
     address: Address = None,
     output: JsonOutput = Format.TABLE,
@@ -42,13 +51,17 @@ def events(
     from raylaunch import api
     from raylaunch.cli.views.status_view import event_line
 
-    deployment = api.attach(name, address=address)
+    subject = target(name, group)
+    deployment = api.attach(subject, address=address)
     style = out.style
+    # Of a single group no name is shown. The groups of a deployment begin with it.
+    groups: set[str] = set()
     for event in _each_once(deployment, follow=follow):
+        groups.add(event.group)
         if output is Format.JSON:
             out.line(to_json(dataclasses.asdict(event)))
         else:
-            out.line(event_line(event, style))
+            out.line(event_line(event, style, several=len(groups - {""}) > 1))
 
 
 def _each_once(deployment: Deployment, *, follow: bool) -> Iterator[Event]:

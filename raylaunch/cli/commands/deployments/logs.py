@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.options import Address, DeploymentName, Follow
+from raylaunch.cli.options import Address, DeploymentOrGroup, Follow, Group, target
 from raylaunch.cli.output import Output
 
 
@@ -26,7 +26,8 @@ def add_command(app: typer.Typer) -> None:
 
 def logs(
     out: Output,
-    name: DeploymentName,
+    name: DeploymentOrGroup,
+    group: Group = None,
     server: Annotated[
         int | None,
         typer.Option(
@@ -52,7 +53,7 @@ def logs(
         )
     from raylaunch import api
 
-    deployment = api.attach(name, address=address)
+    deployment = api.attach(target(name, group), address=address)
     if controller:
         return out.lines(deployment.controller_log(lines=lines).splitlines())
     index = server or 0

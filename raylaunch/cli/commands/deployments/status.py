@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.options import Address, Format, JsonOutput
+from raylaunch.cli.options import Address, Format, Group, JsonOutput, target
 from raylaunch.cli.output import Output
 
 
@@ -29,8 +29,11 @@ def status(
     out: Output,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Name of the deployment; all without it."),
+        typer.Argument(
+            metavar="[NAME]", help="Name of the deployment, or NAME/GROUP; all without it."
+        ),
     ] = None,
+    group: Group = None,
     address: Address = None,
     output: JsonOutput = Format.TABLE,
 ) -> None:
@@ -39,6 +42,8 @@ def status(
     Exit codes: 0 ready, 7 failed, 8 not ready yet, 9 unknown or stopped.
     """
     if name is None:
+        if group is not None:
+            raise typer.BadParameter("--group needs the name of its deployment")
         from raylaunch.cli.overview import show_overview
 
         return show_overview(out, address, output)
@@ -46,7 +51,7 @@ def status(
     from raylaunch.cli.exit_codes import exit_code
     from raylaunch.cli.views.status_view import status_lines
 
-    current = api.attach(name, address=address).status()
+    current = api.attach(target(name, group), address=address).status()
     if output is Format.JSON:
         out.json(dataclasses.asdict(current))
     elif out.quiet:

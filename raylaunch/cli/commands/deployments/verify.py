@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.cli.command import command
-from raylaunch.cli.options import Address, DeploymentName, Format, JsonOutput, refuse_nan
+from raylaunch.cli.options import (
+    Address,
+    DeploymentOrGroup,
+    Format,
+    Group,
+    JsonOutput,
+    refuse_nan,
+    target,
+)
 from raylaunch.cli.output import Output, Style, table
 from raylaunch.errors import VerifyError
 
@@ -33,7 +41,8 @@ def add_command(app: typer.Typer) -> None:
 
 def verify(
     out: Output,
-    name: DeploymentName,
+    name: DeploymentOrGroup,
+    group: Group = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -61,7 +70,7 @@ def verify(
     def report(proof: Proof) -> None:
         out.note(f"{proof.check}: {proof.result}")
 
-    found = api.verify(name, timeout=timeout, address=address, on_proof=report)
+    found = api.verify(target(name, group), timeout=timeout, address=address, on_proof=report)
     if output is Format.JSON:
         out.json(as_dict(found))
     else:
