@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 PAUSE_FIRST_S = 0.05
 PAUSE_MAX_S = 1.0
+POLL_S = 0.01
 STABLE_S = 10.0
 """After so long without an exit the next restart comes without a pause."""
 
@@ -40,6 +41,17 @@ async def spawn(
         limit=limit,
         cwd="/",
     )
+
+
+async def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait for something that no event announces.
+
+    Raises:
+        TimeoutError: It does not come true.
+    """
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
 
 
 class KeptProcess:

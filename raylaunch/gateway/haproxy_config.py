@@ -12,14 +12,14 @@ from pathlib import Path
 
 from raylaunch.gateway.gateway_messages import GatewayOptions
 from raylaunch.gateway.openai_errors import error_body
-from raylaunch.gateway.request_body import INFERENCE
+from raylaunch.gateway.server_routes import INFERENCE
 
 BUFFER_BYTES = 64 << 10
 """A larger request is not sent again when the relay itself dies under it. Buffers of 1 MB cost a
 factor of ten in requests/s (measured, HAProxy 2.8.25)."""
-RELAY_RETRIES = 100
-"""Once each CONNECT_MS: a relay that starts on a busy machine takes some seconds."""
-CONNECT_MS = 250
+RELAY_RETRIES = 3
+"""Relays that may die under a request. While one starts, the request waits in the backlog."""
+CONNECT_S = 10
 REQUEST_S = 30
 """For the headers, and for a body up to the buffer. Later than that is 408."""
 CLIENT_S = 60
@@ -73,6 +73,9 @@ def haproxy_config(options: GatewayOptions, files: HaproxyFiles, listener: int) 
         *_limits(options),
         *(_keys(options, files) if options.key_hashes else []),
         "    http-request del-header Expect",
+        # Below the refusals: a body that is refused anyway is not waited for. A request that is in
+        # the buffer can be sent again, and a slow client does not occupy the relay.
+        f"    http-request wait-for-body time {REQUEST_S}s",
         "    default_backend relay",
         *_relay(files),
     ]
@@ -110,13 +113,12 @@ def _defaults() -> list[str]:
     return [
         "defaults",
         "    mode http",
-        "    option http-buffer-request",
         "    option http-no-delay",
         "    option abortonclose",
         f"    timeout http-request {REQUEST_S}s",
         "    timeout http-keep-alive 75s",
         f"    timeout client {CLIENT_S}s",
-        f"    timeout connect {CONNECT_MS}ms",
+        f"    timeout connect {CONNECT_S}s",
         f"    timeout server {LONG}",
         f"    timeout queue {LONG}",
         f"    timeout tunnel {LONG}",

@@ -76,6 +76,23 @@ def ask_admin(path: Path, command: str) -> str:
     return answer.decode(errors="replace").strip()
 
 
+def serves(admin: Path, pid: int) -> bool:
+    """Return whether the HAProxy with this pid answers at the runtime API."""
+    try:
+        return f"Pid: {pid}" in ask_admin(admin, "show info").splitlines()
+    except OSError:
+        return False
+
+
+def holds_socket(pid: int, inode: int) -> bool:
+    """Return whether a process of ours has this socket open."""
+    try:
+        links = [os.fspath(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it has exited
+        return False
+    return f"socket:[{inode}]" in links
+
+
 def replace_keys(admin: Path, keys: Path, hashes: Mapping[str, str]) -> None:
     """Exchange the accepted keys of a running HAProxy in one step.
 

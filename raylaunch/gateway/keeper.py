@@ -5,8 +5,8 @@ Run as `python -m raylaunch.gateway.keeper STATE_DIR` with the first message on 
 a shell. One line on stdout says whether the gateway is up. Afterwards owners talk to it over a unix
 socket, one JSON line each way. Without a message for `orphan_grace_s` it stops by itself.
 
-The listening socket belongs to the keeper and is inherited by HAProxy. So while HAProxy is started
-again, new connections wait in the kernel's backlog: none is refused.
+Both listening sockets, HAProxy's and the relay's, belong to the keeper and are inherited. So while
+one of the two is started again, connections wait in the kernel's backlog: none is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import NodeError, RaylaunchError
-from raylaunch.gateway.child_process import KeptProcess, spawn
+from raylaunch.gateway.child_process import KeptProcess, spawn, until
 from raylaunch.gateway.gateway_messages import (
     GatewayOptions,
     GatewayStatus,
@@ -33,16 +33,28 @@ from raylaunch.gateway.gateway_messages import (
     read_options,
 )
 from raylaunch.gateway.haproxy_config import HaproxyFiles, haproxy_config, keys_map
-from raylaunch.gateway.haproxy_process import check_config, find_haproxy, replace_keys
-from raylaunch.gateway.keeper_socket import listen_for_clients, lock_folder, serve_owners
-from raylaunch.gateway.relay_link import RelayLink
+from raylaunch.gateway.haproxy_process import (
+    check_config,
+    find_haproxy,
+    holds_socket,
+    replace_keys,
+    serves,
+)
+from raylaunch.gateway.keeper_socket import (
+    listen_for_clients,
+    listen_for_haproxy,
+    lock_folder,
+    serve_owners,
+)
+from raylaunch.gateway.relay_link import START_S, RelayExitedError, RelayLink
 from raylaunch.node.process.guard import GUARD_OOM_SCORE, SERVER_OOM_SCORE, Log, set_oom_score
 
 log = logging.getLogger(__name__)
 
 LOG_BYTES = 8 << 20
 LOG_FILES = 3
-RELAY_START_S = 60.0
+RELAY = (sys.executable, "-m", "raylaunch.gateway.relay")
+RELOAD_S = 10.0
 STOP_S = 5.0
 
 
@@ -56,14 +68,14 @@ class Keeper:
         self.members: list[Any] = list(first.get("members", []))
         self.files = HaproxyFiles(folder)
         self.log = Log(str(folder / "gateway.log"), LOG_BYTES, LOG_FILES)
-        self.link = RelayLink(self._relay_command(), self.log.write)
+        self.link: RelayLink
         self.relay = KeptProcess("relay", self._start_relay)
         self.haproxy = KeptProcess("haproxy", self._start_haproxy)
         self.draining = False
         self.last_sign = time.monotonic()
+        self._sign = asyncio.Event()
         self._done = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._replaced: int | None = None
 
     def open(self) -> None:
         """Write the files and take the port.
@@ -74,6 +86,8 @@ class Keeper:
         self.program = find_haproxy()
         self.listener = listen_for_clients(self.options.address, self.options.port)
         self.port = self.listener.getsockname()[1]
+        self.inner = listen_for_haproxy(self.files.relay)
+        self.link = RelayLink(RELAY, self.inner.fileno(), self._relay_state(), self._write_log)
         self._write_files(self.options)
         check_config(self.program, self.files.config, self.listener.fileno())
 
@@ -82,7 +96,7 @@ class Keeper:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._done.set)
         owners = await serve_owners(self.files.folder / "keeper.sock", self.on_message)
         self._spawn(self.relay.run())
-        await self.link.ready(RELAY_START_S)
+        await self.link.ready(START_S)
         self._spawn(self.haproxy.run())
         self._spawn(self._watch_owners())
         ready.set()
@@ -90,6 +104,7 @@ class Keeper:
         owners.close()
         self.relay.expect_exit()
         self.listener.close()
+        self.inner.close()
         await self.haproxy.stop(signal.SIGTERM, STOP_S)
         await self.relay.stop(signal.SIGTERM, STOP_S)
         self._remove_files()
@@ -107,7 +122,10 @@ class Keeper:
                 log.warning("no owner for %.0f s: the gateway stops", silent_s)
                 self._done.set()
                 return
-            await asyncio.sleep(remaining_s)
+            self._sign.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(remaining_s):
+                    await self._sign.wait()
 
     async def on_message(self, message: Mapping[str, Any]) -> object:
         """Run one message of an owner; return its result as JSON.
@@ -117,6 +135,7 @@ class Keeper:
             ValueError: The message makes no sense.
         """
         self.last_sign = time.monotonic()
+        self._sign.set()
         match message.get("do"):
             case "status":
                 return (await self.status()).as_json()
@@ -125,7 +144,7 @@ class Keeper:
                 return None
             case "drain":
                 ids, timeout_s = message["ids"], float(message["timeout_s"])
-                return await self.link.call({"do": "drain", "ids": ids, "timeout_s": timeout_s})
+                return await self._drain(ids, timeout_s)
             case "keys":
                 await self._rotate_keys(message["key_hashes"])
                 return None
@@ -159,7 +178,7 @@ class Keeper:
             options = read_options(message["options"])
             if options != self.options:
                 await self._apply(options)
-        await self.link.call({"do": "configure", **self._relay_state()})
+        await self.link.push(self._relay_state())
 
     async def _apply(self, options: GatewayOptions) -> None:
         """Take other options. The port stays: clients have it.
@@ -182,9 +201,25 @@ class Keeper:
             self._replace_keys()
 
     async def _reload(self) -> None:
-        """Start another HAProxy on the same socket; the old one finishes what it has."""
-        self._replaced = self.haproxy.pid
-        await self.haproxy.launch()
+        """Start another HAProxy on the same socket; the old one finishes what it has.
+
+        Returns when only the new one accepts connections.
+        """
+        old = self.haproxy.pid
+        process = await self.haproxy.launch()
+        await until(lambda: serves(self.files.admin, process.pid), RELOAD_S)
+        if old is None:
+            return
+        inode = os.fstat(self.listener.fileno()).st_ino
+        with contextlib.suppress(ProcessLookupError):  # it exited: nothing is left to replace
+            os.kill(old, signal.SIGUSR1)
+        await until(lambda: not holds_socket(old, inode), RELOAD_S)
+
+    async def _drain(self, ids: list[str], timeout_s: float) -> object:
+        try:
+            return await self.link.call({"do": "drain", "ids": ids, "timeout_s": timeout_s})
+        except RelayExitedError:
+            return False  # its requests were sent again by the next relay
 
     async def _rotate_keys(self, hashes: Mapping[str, str]) -> None:
         changed = GatewayOptions(**{**self.options.as_json(), "key_hashes": dict(hashes)})
@@ -194,7 +229,7 @@ class Keeper:
             self.options = changed
             self.files.keys.write_text(keys_map(hashes))
             self._replace_keys()
-        await self.link.call({"do": "configure", **self._relay_state()})
+        await self.link.push(self._relay_state())
 
     def _replace_keys(self) -> None:
         if self.haproxy.pid is None:
@@ -215,18 +250,12 @@ class Keeper:
     def _relay_state(self) -> dict[str, Any]:
         return {"options": self.options.as_json(), "members": self.members}
 
-    def _relay_command(self) -> list[str]:
-        return [sys.executable, "-m", "raylaunch.gateway.relay", str(self.files.relay)]
-
     async def _start_relay(self) -> asyncio.subprocess.Process:
-        return await self.link.start(self._relay_state())
+        return await self.link.start()
 
     async def _start_haproxy(self) -> asyncio.subprocess.Process:
         fd = self.listener.fileno()
         command = [str(self.program), "-f", str(self.files.config), "-db"]
-        if self._replaced is not None:
-            command += ["-sf", str(self._replaced)]
-            self._replaced = None
         process = await spawn(command, pass_fds=(fd,))
         for pipe in (process.stdout, process.stderr):
             assert pipe is not None
@@ -235,8 +264,11 @@ class Keeper:
 
     async def _copy_to_log(self, pipe: asyncio.StreamReader) -> None:
         while data := await pipe.read(65536):
-            with contextlib.suppress(OSError):  # a full disk costs lines, not the gateway
-                self.log.write(data)
+            self._write_log(data)
+
+    def _write_log(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs lines, not the gateway
+            self.log.write(data)
 
     def _write_files(self, options: GatewayOptions) -> None:
         files = self.files

@@ -75,6 +75,15 @@ def listen_for_clients(address: str, port: int) -> socket.socket:
     )
 
 
+def listen_for_haproxy(path: Path) -> socket.socket:
+    """Listen on the relay's socket. The folder is private, so only this user connects."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(os.fspath(path))
+    listener.listen(BACKLOG)
+    return listener
+
+
 async def serve_owners(path: Path, on_message: OnMessage) -> asyncio.Server:
     """Listen for owners; each message is one JSON line, answered with one."""
 

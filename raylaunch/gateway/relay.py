@@ -1,7 +1,8 @@
 """The relay process: behind HAProxy on a unix socket, in front of the groups.
 
-Run as `python -m raylaunch.gateway.relay SOCKET`. Commands and replies are JSON lines on stdin and
-stdout; the end of stdin means that the keeper is gone, and ends the relay too. Its log is stderr.
+Run as `python -m raylaunch.gateway.relay FD`, the number of an inherited listening socket. While
+the relay is started again, requests wait in its backlog. Commands and replies are JSON lines on
+stdin and stdout. At the end of stdin the keeper is gone, and the relay exits too. Its log is stderr.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 HEALTH = frozenset({"/health", "/ping"})
 """Answered here: the question is whether this address can answer, not whether one server can."""
 SHUTDOWN_S = 1.0
+BACKLOG = 4096
 
 
 class Relay:
@@ -106,7 +108,7 @@ class Relay:
             self.members.configure([read_member(member) for member in message["members"]])
 
 
-async def serve(socket_path: str) -> None:
+async def serve(listener: socket.socket) -> None:
     """Serve until stdin is closed or SIGTERM comes."""
     async with make_session() as session:
         relay = Relay(session)
@@ -115,20 +117,20 @@ async def serve(socket_path: str) -> None:
         await runner.setup()
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-        control = asyncio.create_task(_follow_commands(relay, runner, socket_path))
+        control = asyncio.create_task(_follow_commands(relay, runner, listener))
         control.add_done_callback(lambda _task: stopped.set())
         await stopped.wait()
         control.cancel()
         await runner.cleanup()
 
 
-async def _follow_commands(relay: Relay, runner: web.ServerRunner, socket_path: str) -> None:
+async def _follow_commands(relay: Relay, runner: web.ServerRunner, listener: socket.socket) -> None:
     """Run commands; listen as soon as the first one has said what to serve."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=MESSAGE_LIMIT)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     running: set[asyncio.Task[None]] = set()
-    site: web.UnixSite | None = None
+    site: web.SockSite | None = None
     while line := await reader.readline():
         message = json.loads(line)
         task = asyncio.create_task(_run(relay, message))
@@ -136,14 +138,8 @@ async def _follow_commands(relay: Relay, runner: web.ServerRunner, socket_path: 
         task.add_done_callback(running.discard)
         if site is None:
             await task
-            _forget_socket(socket_path)
-            site = web.UnixSite(runner, socket_path, backlog=4096)
+            site = web.SockSite(runner, listener, backlog=BACKLOG)
             await site.start()
-
-
-def _forget_socket(path: str) -> None:
-    """Remove the socket of a relay that was killed."""
-    Path(path).unlink(missing_ok=True)
 
 
 async def _run(relay: Relay, message: Mapping[str, Any]) -> None:
@@ -157,9 +153,9 @@ async def _run(relay: Relay, message: Mapping[str, Any]) -> None:
 
 
 def main() -> int:
-    """Run the relay of the socket that is the first argument."""
+    """Run the relay on the socket that is the first argument."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s relay: %(message)s")
-    asyncio.run(serve(sys.argv[1]))
+    asyncio.run(serve(socket.socket(fileno=int(sys.argv[1]))))
     return 0
 
 

@@ -14,12 +14,26 @@ from raylaunch.errors import NodeError
 from raylaunch.gateway.child_process import spawn
 from raylaunch.gateway.gateway_messages import MESSAGE_LIMIT, RelayCounters
 
+START_S = 60.0
+
+
+class RelayExitedError(Exception):
+    """The relay exited, and the next one has not answered yet."""
+
 
 class RelayLink:
     """Survives restarts of the relay: the counters of earlier ones are added."""
 
-    def __init__(self, command: Sequence[str], write_log: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        listener: int,
+        state: Mapping[str, Any],
+        write_log: Callable[[bytes], None],
+    ) -> None:
         self._command = command
+        self._listener = listener
+        self._state = state
         self._write_log = write_log
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[object]] = {}
@@ -29,19 +43,24 @@ class RelayLink:
         self._last: dict[str, Any] = {"counters": asdict(RelayCounters()), "members": []}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, state: Mapping[str, Any]) -> asyncio.subprocess.Process:
-        """Start the relay and send it options and members.
+    async def start(self) -> asyncio.subprocess.Process:
+        """Start the relay and send it the last state that was pushed.
 
         Raises:
             OSError: It cannot be started.
         """
         self._before = _sum(self._last["counters"])
         self._ready.clear()
-        process = await spawn(self._command, stdin=asyncio.subprocess.PIPE, limit=MESSAGE_LIMIT)
+        process = await spawn(
+            [*self._command, str(self._listener)],
+            stdin=asyncio.subprocess.PIPE,
+            pass_fds=(self._listener,),
+            limit=MESSAGE_LIMIT,
+        )
         self._process = process
         self._spawn(self._read_replies(process))
         self._spawn(self._copy_log(process))
-        self._spawn(self._first(state))
+        self._spawn(self._first())
         return process
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -49,10 +68,23 @@ class RelayLink:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _first(self, state: Mapping[str, Any]) -> None:
-        with contextlib.suppress(NodeError):  # it exited: the next one is on its way
-            await self.call({"do": "configure", **state})
+    async def _first(self) -> None:
+        with contextlib.suppress(RelayExitedError):  # the next one is on its way
+            await self.call({"do": "configure", **self._state})
             self._ready.set()
+
+    async def push(self, state: Mapping[str, Any]) -> None:
+        """Send options and members; a relay that is being started gets them as its first.
+
+        Raises:
+            NodeError: The relay refuses them.
+            TimeoutError: No relay starts.
+        """
+        self._state = state
+        try:
+            await self.call({"do": "configure", **state})
+        except RelayExitedError:
+            await self.ready(START_S)
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the relay has its configuration.
@@ -67,7 +99,8 @@ class RelayLink:
         """Send a command and return its result.
 
         Raises:
-            NodeError: The relay refuses, or exited before it had answered.
+            NodeError: The relay refuses.
+            RelayExitedError: It exited before it had answered, or has not started yet.
         """
         number = next(self._numbers)
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
@@ -81,12 +114,12 @@ class RelayLink:
     def _send(self, message: Mapping[str, Any]) -> None:
         process = self._process
         if process is None or process.stdin is None or process.stdin.is_closing():
-            raise NodeError("the gateway's relay is being started again")
+            raise RelayExitedError
         process.stdin.write(json.dumps(message).encode() + b"\n")
 
     async def status(self) -> dict[str, Any]:
         """Return counters and members; the last known ones while the relay starts."""
-        with contextlib.suppress(NodeError):
+        with contextlib.suppress(RelayExitedError):
             found = cast("dict[str, Any]", await self.call({"do": "status"}))
             self._last = {
                 "counters": asdict(_sum(asdict(self._before), found["counters"])),
@@ -114,7 +147,7 @@ class RelayLink:
         self._process = None
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(NodeError("the gateway's relay exited"))
+                future.set_exception(RelayExitedError())
 
     async def _copy_log(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None

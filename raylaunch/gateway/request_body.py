@@ -16,6 +16,7 @@ from raylaunch.gateway.balancer import Wish
 from raylaunch.gateway.gateway_messages import GatewayOptions
 from raylaunch.gateway.openai_errors import body_too_large, body_too_slow, hold_queue_full
 from raylaunch.gateway.prefix_index import prefix_hashes
+from raylaunch.gateway.server_routes import INFERENCE
 from raylaunch.gateway.stream_rules import StreamRule, stream_rule, with_token_ids
 
 HOP_BY_HOP = frozenset(
@@ -25,15 +26,6 @@ HOP_BY_HOP = frozenset(
         "expect",  # answered here: the body has arrived
     }
 )
-INFERENCE = frozenset(
-    {
-        *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"),
-        *("/v1/embeddings", "/v1/score", "/v1/rerank", "/v2/rerank", "/score", "/rerank"),
-        *("/pooling", "/classify", "/tokenize", "/detokenize", "/generate", "/invocations"),
-        *("/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
-    }
-)
-"""POST routes of vLLM that change nothing on the server: a repeated request is the same request."""
 RANK_HEADER = "x-data-parallel-rank"
 
 
