@@ -2,7 +2,7 @@
 
 Run as `python -m raylaunch.gateway.relay FD`, the number of an inherited listening socket. While
 the relay is started again, requests wait in its backlog. Commands and replies are JSON lines on
-stdin and stdout. At the end of stdin the keeper is gone, and the relay exits too. Its log is stderr.
+stdin and stdout. At the end of stdin the keeper is gone, and the relay exits. Its log is stderr.
 """
 
 from __future__ import annotations

@@ -341,3 +341,25 @@ async def test_a_client_that_sends_a_byte_a_second_never_reaches_a_server(gatewa
     assert (await gateway.post(COMPLETIONS, PLAIN))[0] == 200
     assert len(servers[0].requests) == 1
     writer.close()
+
+
+async def test_a_body_of_8_mb_passes_and_is_sent_again(gateway, servers):
+    servers[0].die_before_answer = 1
+    body = {**PLAIN, "prompt": "x" * (8 << 20)}
+    assert (await gateway.post(COMPLETIONS, body))[0] == 200
+    assert servers[0].requests == [body, body]
+
+
+async def test_a_cancelled_request_is_cancelled_at_the_server(gateway, servers):
+    servers[0].answer_s = 600
+    asked = asyncio.create_task(gateway.post(COMPLETIONS, PLAIN))
+    await until(lambda: servers[0].requests)
+    asked.cancel()
+    await until(lambda: servers[0].cancelled == 1)
+
+
+async def test_errors_of_the_gateway_have_the_form_of_openai(gateway, servers):
+    await gateway.configure(member_of(servers[0], "down"), hold_s=0.1)
+    status, answer = await gateway.post(COMPLETIONS, PLAIN)
+    assert status == 503
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
