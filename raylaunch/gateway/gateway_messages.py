@@ -48,7 +48,7 @@ def read_member(data: Mapping[str, Any]) -> Member:
     if state not in get_args(MemberState):
         raise ValueError(f"member {data.get('id')}: unknown state {state!r}")
     url = str(data["url"]).rstrip("/")
-    if not url.startswith(("http://", "https://")):
+    if not url.startswith("http://"):
         raise ValueError(f"member {data.get('id')}: {url!r} is not an http URL")
     return Member(
         id=str(data["id"]),

@@ -159,7 +159,8 @@ class DummyServer:
         frame = {"id": f"{self.name}-{len(self.requests)}", "created": 1, "model": "tiny"}
         chunks: list[dict[str, Any]] = []
         if chat:
-            first = {"index": 0, "delta": {"role": "assistant", "content": ""}}
+            first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+            first["finish_reason"] = None
             ids = {"prompt_token_ids": prompt if ids_wanted else None}
             chunks.append({**frame, "object": "chat.completion.chunk", "choices": [first], **ids})
         pending = b""
