@@ -167,6 +167,45 @@ def stop(
     return stop_deployment(deployment, address, on_update)
 
 
+def restart(
+    deployment: str, address: str | None = None, on_update: OnUpdate | None = None
+) -> Status:
+    """Restart a deployment, group after group, each drained before; return when all serve again.
+
+    Args:
+        deployment: Its name, or NAME/GROUP for one group.
+        address: Ray cluster, as for `attach`.
+        on_update: Called with every new status.
+
+    Raises:
+        BusyError: another operation is under way.
+        RaylaunchError: a group failed; those that were to follow were not touched.
+    """
+    return attach(deployment, address).restart(on_update)
+
+
+def scale(
+    deployment: str,
+    replicas: int,
+    address: str | None = None,
+    on_update: OnUpdate | None = None,
+) -> Status:
+    """Change the number of a deployment's equal groups; return when there are so many.
+
+    Args:
+        deployment: Its name.
+        replicas: The number.
+        address: Ray cluster, as for `attach`.
+        on_update: Called with every new status.
+
+    Raises:
+        BusyError: another operation is under way.
+        RecipeError: the groups of the recipe differ.
+        RaylaunchError: a new group failed; the deployment stays as it was.
+    """
+    return attach(deployment, address).scale(replicas, on_update)
+
+
 def deployments(address: str | None = None) -> list[Status]:
     """Return the status of every deployment that answers; arguments as for `overview`."""
     return list(overview(address).running)

@@ -229,6 +229,42 @@ class Deployment:
             on_run,
         )
 
+    def restart(self, on_update: OnUpdate | None = None) -> Status:
+        """Restart the group, or all groups one after the other; return when they serve again.
+
+        Args:
+            on_update: Called with every new status.
+
+        Raises:
+            BusyError: another operation is under way.
+            RaylaunchError: a group failed; those that were to follow were not touched.
+        """
+        self._controller().restart(self.group)
+        return self._await_operation(on_update)
+
+    def scale(self, replicas: int, on_update: OnUpdate | None = None) -> Status:
+        """Add or remove replicas; return when there are so many.
+
+        Raises:
+            BusyError: another operation is under way.
+            RecipeError: the groups of the recipe differ.
+            RaylaunchError: a new group failed; the deployment stays as it was.
+        """
+        self._controller().scale(replicas)
+        return self._await_operation(on_update)
+
+    def _await_operation(self, on_update: OnUpdate | None) -> Status:
+        version = -1
+        while True:
+            version, status = self._controller().wait_change(version, POLL_S)
+            if on_update is not None:
+                on_update(status)
+            if not status.operation:
+                break
+        if status.operation_error:
+            raise from_dict(status.operation_error)
+        return status
+
     def stop(self, on_update: OnUpdate | None = None) -> StopReport:
         """Stop every process of the deployment and its embedded cluster; verify the exits.
 

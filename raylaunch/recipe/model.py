@@ -23,6 +23,7 @@ from raylaunch.recipe.field_types import (
     Seconds,
     SysctlValue,
 )
+from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GroupRole
 from raylaunch.recipe.reserved import normalise_flag, reserved_arg, reserved_env
 
@@ -308,6 +309,8 @@ class Recipe(_Part):
     """Environment of every server."""
     secrets: tuple[EnvName, ...] = ()
     """Variables passed from the launching environment to the servers; never printed or stored."""
+    gateway: Gateway = Gateway()
+    """The one address in front of all groups."""
     features: Features = Features()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()

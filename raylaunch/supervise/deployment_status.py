@@ -96,6 +96,10 @@ class Status:
     error: dict[str, str] | None = field(default=None)
     """Why the deployment failed, as `RaylaunchError.as_dict`."""
     groups: tuple[GroupStatus, ...] = ()
+    operation: str = ""
+    """The command that changes the deployment at this moment; "" for none."""
+    operation_error: dict[str, str] | None = None
+    """Why the last such command failed, as `RaylaunchError.as_dict`."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,19 @@ def summarise(
     )
 
 
+def behind_gateway(status: Status, endpoint: str) -> Status:
+    """Return the status with the gateway's address as the deployment's.
+
+    Args:
+        status: Made of the groups alone.
+        endpoint: The gateway's; "" while it is not up.
+    """
+    if endpoint or status.phase is not Phase.READY:
+        return replace(status, endpoint=endpoint)
+    waiting = (*status.waiting_for, "the gateway")
+    return replace(status, endpoint="", phase=Phase.STARTING, waiting_for=waiting)
+
+
 def narrow(status: Status, name: str | None) -> Status:
     """Return the status of one group in the form of a deployment's; all of it without a name.
 

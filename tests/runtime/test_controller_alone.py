@@ -192,7 +192,7 @@ def test_a_loop_that_no_longer_steps_is_replaced(monkeypatch, tmp_path):
                 replaced.set()
             await asyncio.Event().wait()
 
-        (group,) = alone._groups.values()
+        (group,) = alone._groups
         group.loop.run = run
         group.journal.phase = Phase.READY
         waiting = asyncio.ensure_future(alone.expect_begin())

@@ -12,11 +12,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
-from raylaunch.errors import LaunchError
+from raylaunch.errors import BusyError, LaunchError
 from raylaunch.node.process.log_files import Chunk, Cursor, state_root, tail
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.recipe.groups import GroupSpec, expand_groups
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
@@ -24,19 +25,23 @@ from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
-from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
+from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
+from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.journal import EventNumbers
+from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.journal_copies import JournalCopies
 from raylaunch.runtime.controller.launch_request import Request
-from raylaunch.runtime.controller.port_turns import Ticket, Turns
+from raylaunch.runtime.controller.operations import Operations
+from raylaunch.runtime.controller.port_turns import Ticket
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
-from raylaunch.supervise.deployment_summary import summarise, unknown_group
+from raylaunch.supervise.deployment_summary import behind_gateway, summarise
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 
 log = logging.getLogger(__name__)
 
 BEGIN_PATIENCE_S = 10.0
 """How long a controller that Ray restarted, and that finds no journal, waits for `begin`."""
+GATEWAY = "gateway"
 ORPHAN_S = 90.0
 """How long a new controller waits for `begin`: longer than `raylaunch start` tries to call it."""
 
@@ -54,9 +59,9 @@ class Controller:
         self._log = actor_log_path(os.environ, request.deployment, "controller")
         open_actor_log(self._log)
         self._clock = SystemClock()
-        self._turns = Turns(request.deployment, self._plans)
         self._numbers = EventNumbers()
-        self._groups: dict[str, GroupSupervisor] = {}
+        self._changes = Changes(self._clock)
+        self._groups = GroupSet(request, self._clock, self._numbers, self._notify)
         self._copies = JournalCopies(self._groups)
         self._record = DeploymentRecord(
             DeploymentJournal(request.loaded, expand_groups(request.loaded)),
@@ -66,11 +71,13 @@ class Controller:
             self._notify,
         )
         self._tasks = TaskOwner(self._report_task)
-        self._version = 0
-        self._changed = asyncio.Event()
+        self._operations = Operations(
+            request.deployment, self._groups, self._record, self._changes, self._tasks
+        )
         self._stop_began = 0.0
         for spec in self._record.journal.specs:
-            self._add_group(spec)
+            self._groups.add(spec)
+        self._gateway = self._make_gateway(request.loaded)
         # Ray starts workers at niceness 15. Only root may lower it.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -91,7 +98,7 @@ class Controller:
 
     async def expect_begin(self) -> None:
         """Reserve meanwhile; fail if `raylaunch start` exits before it has called `begin`."""
-        self._run_groups()
+        self._groups.run()
         await self._await_begin(
             ORPHAN_S, "`raylaunch start` exited before the controller took over"
         )
@@ -100,10 +107,10 @@ class Controller:
         """Start the deployment; returns before it is ready."""
         await self._state.leave(ControllerState.TAKING_OVER)
         if self._state.now is ControllerState.WAITING_FOR_BEGIN:
-            for group in self._groups.values():
-                group.loop.begin(secrets)
+            self._groups.begin(secrets)
+            self._run_gateway(secrets)
             self._state.enter(ControllerState.RUNNING)
-            self._run_groups()
+            self._groups.run()
 
     async def take_over(self) -> None:
         """Continue after the death of the last controller."""
@@ -116,10 +123,10 @@ class Controller:
         found = await takeover.search(self._request.deployment, self._clock)
         if found.deployment is not None:
             self._record.journal = found.deployment
-            self._groups.clear()
+            self._groups.by_name.clear()
             for spec in found.deployment.specs:
-                self._add_group(spec)
-        await asyncio.gather(*(group.backend.find() for group in self._groups.values()))
+                self._groups.add(spec)
+        await asyncio.gather(*(group.backend.find() for group in self._groups))
         if not found.has_plan:  # Ray also restarts a controller that `begin` has not reached yet
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)
             await self._await_begin(
@@ -128,13 +135,14 @@ class Controller:
             )
             return
         self._numbers.skip_lost(found.newest_number)
-        secrets = await takeover.read_secrets(self._groups.values())
-        for name, group in self._groups.items():
-            group.adopt(found.groups.get(name), secrets)
+        secrets = await takeover.read_secrets(self._groups)
+        for group in self._groups:
+            group.adopt(found.groups.get(group.name), secrets)
+        self._run_gateway(secrets)
         self._state.enter(ControllerState.RUNNING)
         if self._record.journal.stopping:
-            self._begin_stop()
-        self._run_groups()
+            await self._begin_stop()
+        self._groups.run()
 
     async def _await_begin(self, patience_s: float, otherwise: str) -> None:
         """Fail the deployment if `begin` does not come in time."""
@@ -143,10 +151,10 @@ class Controller:
             return
         name = self._request.deployment
         todo = f"`raylaunch stop {name}`, then start it again"
-        for group in self._groups.values():
+        for group in self._groups:
             group.loop.abandon(LaunchError(otherwise, todo=todo))
         self._state.enter(ControllerState.RUNNING)
-        self._run_groups()
+        self._groups.run()
 
     # -- questions -----------------------------------------------------------------------------
 
@@ -158,15 +166,14 @@ class Controller:
     async def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
         """Return the status as soon as it is newer than `version`, or after `timeout_s`."""
         await self._state.know()
-        if self._version <= version:
-            await self._clock.wait(self._changed, timeout_s)
-        return self._version, self._status()
+        await self._changes.wait(version, timeout_s)
+        return self._changes.version, self._status()
 
     async def show_plans(self, ticket: Ticket) -> list[LaunchPlan]:
         """Return the plans of what runs, for another deployment that chooses its ports now."""
         await self._state.know()
-        await self._turns.wait(ticket)
-        return self._plans()
+        await self._groups.turns.wait(ticket)
+        return self._groups.plans()
 
     async def events(self, after: int) -> list[Event]:
         """Return the events newer than number `after`, in the order they happened."""
@@ -182,7 +189,7 @@ class Controller:
         group: str | None = None,
     ) -> Chunk | None:
         """Return a piece of a server's log; see `Agent.read_log`. None when its agent is lost."""
-        agent = self._find(group).backend.gang.alive.get(server)
+        agent = self._groups.find(group).backend.gang.alive.get(server)
         if agent is None:
             return None
         return await agent.read_log(cursor=cursor, lines=lines, wait_s=timeout_s)
@@ -196,7 +203,7 @@ class Controller:
     ) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
         """Return a group's recipe, its plan, and the versions installed on each server's node."""
         await self._state.know()
-        found = self._find(group)
+        found = self._groups.find(group)
         return found.request.spec.loaded, found.journal.plan, found.journal.versions
 
     async def diagnosis(self, group: str | None = None) -> Diagnosis | None:
@@ -206,24 +213,24 @@ class Controller:
         """
         await self._state.know()
         if group is not None:
-            return await self._find(group).diagnosis()
-        for one in self._groups.values():
+            return await self._groups.find(group).diagnosis()
+        for one in self._groups:
             if one.journal.diagnosis is not None:
                 return one.journal.diagnosis
-        answers = [await one.diagnosis() for one in self._groups.values()]
+        answers = [await one.diagnosis() for one in self._groups]
         return next((answer for answer in answers if answer is not None), None)
 
     async def node_ids(self, group: str | None = None) -> dict[int, str]:
         """Return Ray's id of each server's node."""
-        return self._find(group).node_ids()
+        return self._groups.find(group).node_ids()
 
     async def has_spare(self, group: str | None = None) -> bool:
         """Return whether another node could take a server's place."""
-        return await self._find(group).loop.recovery.has_spare()
+        return await self._groups.find(group).loop.recovery.has_spare()
 
     async def leftovers(self, group: str | None = None) -> list[str]:
         """Return the living processes of earlier attempts, as the agents find them."""
-        return await self._find(group).leftovers()
+        return await self._groups.find(group).leftovers()
 
     # -- drills --------------------------------------------------------------------------------
 
@@ -234,11 +241,37 @@ class Controller:
             BusyError: the group is not ready, so another command or failure is under way.
         """
         await self._state.know()
-        return await self._find(group).inject(fault, server)
+        return await self._groups.find(group).inject(fault, server)
 
     async def may_cut(self, server: int, group: str | None = None) -> str:
         """Return the interface that a drill may take down on the server's node; "" for none."""
-        return await self._find(group).backend.gang.alive[server].cuttable_interface()
+        return await self._groups.find(group).backend.gang.alive[server].cuttable_interface()
+
+    # -- changes -------------------------------------------------------------------------------
+
+    async def restart(self, group: str | None) -> None:
+        """Begin to restart a group, or all of them one after the other; see `Status.operation`.
+
+        Raises:
+            BusyError: another operation is under way, or the deployment is being stopped.
+        """
+        await self._require_running()
+        self._operations.restart(group)
+
+    async def scale(self, replicas: int) -> None:
+        """Begin to add or remove replicas; see `Status.operation`.
+
+        Raises:
+            BusyError: another operation is under way, or the deployment is being stopped.
+            RecipeError: the groups differ.
+        """
+        await self._require_running()
+        self._operations.scale(replicas)
+
+    async def _require_running(self) -> None:
+        await self._state.know()
+        if self._state.now is not ControllerState.RUNNING:
+            raise BusyError(f"{self._request.deployment} is {self._state.now}")
 
     # -- stop ----------------------------------------------------------------------------------
 
@@ -248,80 +281,77 @@ class Controller:
         if self._state.now in (ControllerState.WAITING_FOR_BEGIN, ControllerState.RUNNING):
             self._record.journal.stopping = True
             self._record.note("command", "stop")
-            self._begin_stop()
-            self._run_groups()
-        groups = dict(self._groups)
-        stopped = await asyncio.gather(*(group.loop.stopped() for group in groups.values()))
+            await self._begin_stop()
+        groups = list(self._groups)
+        stopped = await asyncio.gather(*(group.loop.stopped() for group in groups))
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
         left: list[str] = []
-        for name, one in zip(groups, stopped, strict=True):
-            prefix = f"{name} " if len(groups) > 1 else ""
+        for group, one in zip(groups, stopped, strict=True):
+            prefix = f"{group.name} " if len(groups) > 1 else ""
             left += [f"{prefix}{survivor}" for survivor in one.left]
         seconds = self._clock.monotonic() - self._stop_began
         processes = sum(one.processes for one in stopped)
         return StopReport(self._request.deployment, processes, seconds, tuple(left))
 
-    def _begin_stop(self) -> None:
+    async def _begin_stop(self) -> None:
         self._state.enter(ControllerState.STOPPING)
         self._stop_began = self._clock.monotonic()
-        for group in self._groups.values():
+        self._operations.cancel()
+        self._groups.run()
+        if self._gateway is not None:
+            await self._gateway.stop()
+        for group in self._groups:
             group.loop.request_stop()
 
     # -- groups --------------------------------------------------------------------------------
 
-    def _add_group(self, spec: GroupSpec) -> GroupSupervisor:
-        group = GroupSupervisor(
-            self._request.of_group(spec),
-            self._turns,
-            self._clock,
-            self._numbers,
-            state_root(os.environ),
-            on_change=self._notify,
-        )
-        self._groups[spec.name] = group
-        return group
-
-    def _run_groups(self) -> None:
-        for group in self._groups.values():
-            group.run()
-
-    def _find(self, name: str | None) -> GroupSupervisor:
-        """Return a group by name; without one, the first.
-
-        Raises:
-            UnknownDeploymentError: there is none of that name.
-        """
-        if name is None:
-            return next(iter(self._groups.values()))
-        if name not in self._groups:
-            raise unknown_group(self._request.deployment, name, list(self._groups))
-        return self._groups[name]
-
-    def _plans(self) -> list[LaunchPlan]:
-        return [group.plan for group in self._groups.values() if group.plan is not None]
-
     def _all_events(self) -> list[Event]:
-        events = list(self._record.journal.events)
-        for group in self._groups.values():
-            events += group.journal.events
+        events = [*self._record.journal.events, *self._groups.events()]
         return sorted(events, key=lambda event: event.number)
+
+    def _make_gateway(self, loaded: LoadedRecipe) -> GatewayLink | None:
+        import ray
+
+        settings = loaded.recipe.gateway
+        if not settings.enabled:
+            return None
+        return GatewayLink(
+            self._request,
+            settings,
+            self._groups,
+            state_root(os.environ),
+            str(ray.util.get_node_ip_address()),
+            self._clock,
+            self._notify,
+        )
+
+    def _run_gateway(self, secrets: Mapping[str, str]) -> None:
+        self._operations.secrets = secrets
+        self._operations.gateway = self._gateway
+        if self._gateway is not None:
+            self._gateway.begin(secrets)
+            self._tasks.keep_running(GATEWAY, self._gateway.run)
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""
         self._record.note("internal", str(failure))
+        never_served = not any(group.journal.served for group in self._groups)
+        if failure.name == GATEWAY and never_served:
+            error = as_raylaunch_error(failure.error)
+            for group in self._groups:
+                group.loop.abandon(error)
 
     def _notify(self) -> None:
         self._copies.spread_groups(self._record)
-        self._version += 1
-        changed = self._changed
-        self._changed = asyncio.Event()
-        changed.set()
+        if self._gateway is not None:
+            self._gateway.mark_changed()
+        self._changes.note()
 
     def _status(self) -> Status:
         loaded = self._record.journal.loaded
-        return summarise(
-            [group.status() for group in self._groups.values()],
+        status = summarise(
+            [group.status() for group in self._groups],
             self._all_events(),
             deployment=self._request.deployment,
             recipe=loaded.name,
@@ -329,3 +359,9 @@ class Controller:
             now=self._clock.wall(),
             stopping=self._record.journal.stopping,
         )
+        status = replace(
+            status, operation=self._operations.current, operation_error=self._operations.error
+        )
+        if self._gateway is None:
+            return status
+        return behind_gateway(status, self._gateway.endpoint)

@@ -143,6 +143,23 @@ class ControllerClient:
             lines=lines
         )
 
+    def restart(self, group: str | None = None) -> None:
+        """Begin to restart a group, or all of them one after the other; see `Status.operation`.
+
+        Raises:
+            BusyError: another operation is under way, or the deployment is being stopped.
+        """
+        self._remote.ask(Controller.restart, timeout_s=CALL_TIMEOUT_S)(group=group)
+
+    def scale(self, replicas: int) -> None:
+        """Begin to add or remove replicas; see `Status.operation`.
+
+        Raises:
+            BusyError: another operation is under way, or the deployment is being stopped.
+            RecipeError: the groups differ.
+        """
+        self._remote.ask(Controller.scale, timeout_s=CALL_TIMEOUT_S)(replicas=replicas)
+
     def stop(self, on_update: Callable[[Status], None] | None = None) -> StopReport:
         """Stop every server, then the controller itself.
 

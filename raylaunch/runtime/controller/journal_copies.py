@@ -7,10 +7,9 @@ copies too, renewed whenever a group enters a phase.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentRecord
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
+from raylaunch.runtime.controller.group_set import GroupSet
 from raylaunch.supervise.state import Phase
 
 
@@ -18,22 +17,22 @@ class JournalCopies:
     """Spreads the copies.
 
     Args:
-        groups: The groups by name; the mapping may change.
+        groups: The groups of the deployment.
     """
 
-    def __init__(self, groups: Mapping[str, GroupSupervisor]) -> None:
+    def __init__(self, groups: GroupSet) -> None:
         self._groups = groups
         self._spread: dict[str, tuple[Phase, int]] = {}
         """Phase and attempt of each group when its journal was spread."""
 
     def spread_deployment(self, number: int, journal: bytes) -> None:
         """Give the deployment's journal to every agent."""
-        for group in self._groups.values():
+        for group in self._groups:
             group.backend.keep_copy(OWNER, number, journal)
 
     def spread_groups(self, record: DeploymentRecord) -> None:
         """Spread the journal of each group that has entered a phase."""
-        for name, group in self._groups.items():
+        for name, group in self._groups.by_name.items():
             state = (group.journal.phase, group.journal.attempt)
             if self._spread.get(name) == state:
                 continue
@@ -45,7 +44,7 @@ class JournalCopies:
 
     def _give(self, group: GroupSupervisor) -> None:
         """Give a group's journal to the agents of the others."""
-        others = [one for one in self._groups.values() if one is not group]
+        others = [one for one in self._groups if one is not group]
         if not others:
             return
         number, journal = group.copy()
@@ -55,6 +54,6 @@ class JournalCopies:
     def _complete(self, group: GroupSupervisor, record: DeploymentRecord) -> None:
         """Give the agents of a group what the others know already."""
         group.backend.keep_copy(OWNER, *record.copy())
-        for other in self._groups.values():
+        for other in self._groups:
             if other is not group:
                 group.backend.keep_copy(other.name, *other.copy())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -82,7 +82,7 @@ def _newer(known: T | None, other: T) -> T:
     return other if known is None or other.number > known.number else known
 
 
-async def read_secrets(groups: Collection[GroupSupervisor]) -> Mapping[str, str]:
+async def read_secrets(groups: Iterable[GroupSupervisor]) -> Mapping[str, str]:
     """Return the secrets of the deployment, which the agents with a server keep."""
     for group in groups:
         secrets = await group.backend.read_secrets()

@@ -278,6 +278,7 @@ class GroupLoop:
 
     async def _judge_failure(self, failure: policy.FailureSeen) -> None:
         """Freeze the evidence, have it diagnosed, and do what the policy decides."""
+        self.record.is_failing = True
         self.record.note("failure", failure.reason, failure.root)
         self._case = await self._evidence.examine(self._journal, self.record.seen)
         diagnosis = self._case.diagnosis

@@ -153,6 +153,8 @@ class GroupRecord:
         self.seen: dict[int, ServerSeen] = {}
         self.unreachable: dict[int, str] = {}
         """Servers of this attempt on nodes out of reach, where nothing can be verified."""
+        self.is_failing = False
+        """A failure was detected, and what follows from it is not carried out yet."""
         self._drilled_attempt: int | None = None
         """The attempt that a drill is about to break."""
         self._name = name
@@ -164,6 +166,7 @@ class GroupRecord:
     def enter(self, phase: Phase) -> None:
         """Move to the next phase."""
         log.info("group %s: %s -> %s", self._name, self.journal.phase, phase)
+        self.is_failing = False
         self.journal.enter(phase, self._clock.wall(), self._numbers.draw())
         self._give_copy()
         self._on_change()

@@ -1,0 +1,227 @@
+"""Starts or adopts the deployment's gateway on the controller's node, and tells it who serves.
+
+The gateway's keeper outlives the controller. A controller that takes over finds it by its folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import raylaunch
+from raylaunch.errors import NodeError, RaylaunchError
+from raylaunch.gateway.gateway_client import (
+    GatewayClient,
+    connect_gateway,
+    gateway_options,
+    start_gateway,
+)
+from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
+from raylaunch.plan.ports import wanted_ports
+from raylaunch.recipe.gateway_settings import Gateway
+from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.gateway.membership import members_of
+from raylaunch.runtime.controller.group_set import GroupSet
+from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.supervise.state import Phase
+
+log = logging.getLogger(__name__)
+
+SIGN_S = 1.0
+"""The keeper hears from its owner at least this often: the owner also notices its death."""
+LOAD_PERIOD_S = 1.0
+"""Least time between two messages that only have new counters."""
+PLANNED = (Phase.STARTING, Phase.READY, Phase.RESTARTING)
+"""Phases of a group whose ports are chosen: the gateway's port avoids them."""
+
+
+class GatewayLink:
+    """The gateway of one deployment.
+
+    Args:
+        request: Names the deployment and its instance.
+        settings: The section `gateway` of the recipe.
+        groups: Those of the deployment.
+        home: Holds the folders of gateways.
+        address: Of this node.
+        clock: Of this process.
+        on_change: Called when the gateway is up or gone.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        settings: Gateway,
+        groups: GroupSet,
+        home: Path,
+        address: str,
+        clock: Clock,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._request = request
+        self._settings = settings
+        self._groups = groups
+        # Short: a unix socket below it may have a path of 107 bytes.
+        name = f"{request.deployment[:20]}-{request.instance[:8]}"
+        self._folder = home / "gateways" / name
+        self._address = address
+        self._clock = clock
+        self._on_change = on_change
+        self._secrets: Mapping[str, str] = {}
+        self._client: GatewayClient | None = None
+        self._status: GatewayStatus | None = None
+        self._draining: set[str] = set()
+        self._dirty = asyncio.Event()
+        self._pushed: tuple[Member, ...] = ()
+        self._pushed_at = 0.0
+        self._is_stopping = False
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL for clients; "" while the gateway is not up."""
+        return f"{self._status.url}/v1" if self._status else ""
+
+    def begin(self, secrets: Mapping[str, str]) -> None:
+        """Hand over the secrets, before `run`."""
+        self._secrets = secrets
+
+    def mark_changed(self) -> None:
+        """Note that a group changed: what the gateway must know is sent without delay."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Start the gateway once ports are chosen, then keep its membership until `stop`.
+
+        Raises:
+            RaylaunchError: it cannot be started.
+        """
+        while not self._is_stopping:
+            if self._client is None and self._ports_are_chosen():
+                await self._start()
+            if self._client is not None and self._is_due():
+                await self._push()
+            await self._clock.wait(self._dirty, self._pause_s())
+            self._dirty.clear()
+
+    async def drain(self, group: str) -> bool:
+        """Send a group no new request, and wait for its running ones for `gateway.drain_s`.
+
+        Return whether all of them have finished.
+        """
+        self._draining.add(group)
+        if self._client is None:
+            return True
+        await self._push()
+        ids = [member.id for member in self._pushed if member.id.startswith(f"{group}/")]
+        return await asyncio.to_thread(self._client.drain, ids, self._settings.drain_s)
+
+    def undrain(self, group: str) -> None:
+        """Let a group have requests again, as soon as it is ready."""
+        self._draining.discard(group)
+        self._dirty.set()
+
+    async def apply(self, settings: Gateway) -> None:
+        """Change the settings of the running gateway.
+
+        Raises:
+            RaylaunchError: they are refused; the old ones stay.
+        """
+        previous, self._settings = self._settings, settings
+        try:
+            if self._client is not None:
+                await asyncio.to_thread(self._client.configure, None, self._options())
+        except RaylaunchError:
+            self._settings = previous
+            raise
+
+    async def stop(self) -> None:
+        """Refuse new requests, let running ones finish for `gateway.drain_s`, and stop it."""
+        self._is_stopping = True
+        self._dirty.set()
+        client, self._client = self._client, None
+        if client is None:
+            # Another controller started it, or the start is under way.
+            client = await asyncio.to_thread(connect_gateway, self._folder)
+        if client is None:
+            return
+        try:
+            finished = await asyncio.to_thread(client.stop, self._settings.drain_s)
+            log.info("the gateway stopped; all requests finished: %s", finished)
+        except NodeError as error:
+            log.warning("the gateway could not be stopped in order: %s", error)
+        self._status = None
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self._folder)
+        self._on_change()
+
+    def _ports_are_chosen(self) -> bool:
+        return any(group.journal.phase in PLANNED for group in self._groups)
+
+    async def _start(self) -> None:
+        members = members_of(self._groups, self._draining)
+        code = str(Path(raylaunch.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH", ""))))
+        client = await asyncio.to_thread(
+            start_gateway,
+            self._folder,
+            self._options(),
+            deployment=self._request.deployment,
+            instance=self._request.instance,
+            env={**os.environ, "PYTHONPATH": path},
+            members=members,
+        )
+        self._client = client
+        self._status = await asyncio.to_thread(client.status)
+        log.info("the gateway is up: %s", self._status.url)
+        self._on_change()
+
+    def _options(self) -> GatewayOptions:
+        settings = self._settings
+        if self._status is not None:
+            # A gateway that runs keeps its port.
+            settings = settings.model_copy(update={"port": self._status.port})
+        else:
+            settings = settings.model_copy(update={"port": self._choose_port()})
+        server_key = self._secrets.get("VLLM_API_KEY", "")
+        return gateway_options(settings, self._address, self._secrets, server_key)
+
+    def _choose_port(self) -> int:
+        """Return the first port from the wanted one on that no server of the deployment wants."""
+        planned = set()
+        for group in self._groups:
+            for server in group.plan.servers if group.plan else ():
+                planned |= {port for _, port, _ in wanted_ports(server)}
+        return next(port for port in range(self._settings.port, 65536) if port not in planned)
+
+    def _is_due(self) -> bool:
+        members = members_of(self._groups, self._draining)
+        if _without_load(members) != _without_load(self._pushed):
+            return True
+        return self._clock.monotonic() - self._pushed_at >= LOAD_PERIOD_S
+
+    def _pause_s(self) -> float:
+        if self._client is None:
+            return SIGN_S
+        return max(0.01, self._pushed_at + SIGN_S - self._clock.monotonic())
+
+    async def _push(self) -> None:
+        assert self._client is not None
+        members = members_of(self._groups, self._draining)
+        try:
+            await asyncio.to_thread(self._client.configure, members)
+        except NodeError as error:
+            # The keeper is dead: the next round starts another one on the same port.
+            log.warning("the gateway is lost: %s", error)
+            self._client = None
+            return
+        self._pushed = members
+        self._pushed_at = self._clock.monotonic()
+
+
+def _without_load(members: tuple[Member, ...]) -> list[tuple[str, str, str]]:
+    return [(member.id, member.url, member.state) for member in members]

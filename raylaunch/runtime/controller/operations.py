@@ -1,0 +1,206 @@
+"""Commands that change a running deployment: one at a time, group after group.
+
+A group is drained before it is stopped, and the next one waits until it serves again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from raylaunch.errors import BusyError, NodeError, RaylaunchError, from_dict
+from raylaunch.recipe.groups import GroupSpec, expand_groups
+from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.cluster.task_owner import TaskOwner
+from raylaunch.runtime.controller.deployment_record import DeploymentRecord
+from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
+from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
+from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
+from raylaunch.runtime.controller.group_set import Changes, GroupSet
+from raylaunch.supervise.replicas import with_replicas
+from raylaunch.supervise.state import Phase
+
+log = logging.getLogger(__name__)
+
+SETTLED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
+
+
+class Operations:
+    """Restarts and scales the groups of a deployment.
+
+    Args:
+        deployment: Its name.
+        groups: Its groups.
+        record: Its journal.
+        changes: Wakes it after each change.
+        tasks: Runs the operation.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        groups: GroupSet,
+        record: DeploymentRecord,
+        changes: Changes,
+        tasks: TaskOwner,
+    ) -> None:
+        self.current = ""
+        """What is under way, for people; "" for nothing."""
+        self.error: dict[str, str] | None = None
+        """Why the last operation failed, as `RaylaunchError.as_dict`; None if it did not."""
+        self.gateway: GatewayLink | None = None
+        self.secrets: Mapping[str, str] = {}
+        self._deployment = deployment
+        self._groups = groups
+        self._record = record
+        self._changes = changes
+        self._tasks = tasks
+        self._task: asyncio.Task[None] | None = None
+
+    def restart(self, group: str | None) -> None:
+        """Begin to restart one group, or all of them one after the other.
+
+        Raises:
+            BusyError: another operation is under way.
+            UnknownDeploymentError: there is no such group.
+        """
+        chosen = [self._groups.find(group)] if group else list(self._groups)
+        self._begin(f"restart {group or 'all groups'}", lambda: self._restart_all(chosen))
+
+    def scale(self, replicas: int) -> None:
+        """Begin to add or remove groups, until there are so many replicas.
+
+        Raises:
+            BusyError: another operation is under way.
+            RecipeError: the groups of this recipe are no replicas of one.
+        """
+        loaded = with_replicas(self._record.journal.loaded, replicas)
+        self._begin(f"scale to {replicas} replicas", lambda: self._scale(loaded))
+
+    def cancel(self) -> None:
+        """Stop what is under way: the deployment is to be stopped."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        if self.current:
+            raise BusyError(
+                f"{self._deployment}: {self.current} is under way",
+                todo="try again when it has finished",
+            )
+        self.current = what
+        self.error = None
+        self._record.note("command", what)
+        self._task = self._tasks.run_once("operation", lambda: self._run(what, work))
+
+    async def _run(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:
+            log.warning("%s failed", what, exc_info=error)
+            self.error = as_raylaunch_error(error).as_dict()
+            self._record.note("failure", f"{what}: {self.error['what']}")
+        else:
+            self._record.note("command", f"done: {what}")
+        finally:
+            self.current = ""
+            self._changes.note()
+
+    # -- restart -------------------------------------------------------------------------------
+
+    async def _restart_all(self, groups: list[GroupSupervisor]) -> None:
+        for group in groups:
+            await self._drain(group)
+            attempt = group.journal.attempt
+            group.loop.orders.restart()
+            try:
+                await self._await_settled(group, after=attempt)
+            finally:
+                # Also when it failed: it may be restarted later.
+                if self.gateway is not None:
+                    self.gateway.undrain(group.name)
+
+    async def _await_settled(self, group: GroupSupervisor, after: int) -> None:
+        """Wait until a group serves in an attempt later than `after`.
+
+        Raises:
+            RaylaunchError: it failed for good.
+        """
+
+        def is_settled() -> bool:
+            journal = group.journal
+            if group.loop.orders.are_pending:
+                return False
+            launched = journal.attempt > after or journal.phase is not Phase.READY
+            return launched and journal.phase in SETTLED
+
+        await self._changes.until(is_settled)
+        if group.journal.phase is not Phase.READY:
+            raise self._why(group)
+
+    def _why(self, group: GroupSupervisor) -> RaylaunchError:
+        if group.journal.error:
+            return from_dict(group.journal.error)
+        return RaylaunchError(f"group {group.name} is {group.journal.phase}")
+
+    async def _drain(self, group: GroupSupervisor) -> None:
+        if self.gateway is not None and group.journal.phase is Phase.READY:
+            finished = await self.gateway.drain(group.name)
+            if not finished:
+                log.warning("requests of %s were still running after gateway.drain_s", group.name)
+
+    # -- scale ---------------------------------------------------------------------------------
+
+    async def _scale(self, loaded: LoadedRecipe) -> None:
+        wanted = expand_groups(loaded)
+        names = [spec.name for spec in wanted]
+        added = [spec for spec in wanted if spec.name not in self._groups.by_name]
+        removed = [group for group in self._groups if group.name not in names]
+        try:
+            await self._add(added)
+        except Exception:
+            # The deployment stays as it was.
+            await self._remove([self._groups.find(spec.name) for spec in added])
+            raise
+        await self._remove(removed)
+        self._record.journal.loaded = loaded
+        self._record.changed()
+
+    async def _add(self, specs: Sequence[GroupSpec]) -> None:
+        groups = [self._groups.add(spec) for spec in specs]
+        self._save_specs()
+        for group in groups:
+            group.loop.begin(self.secrets)
+            group.run()
+        for group in groups:
+            await self._await_settled(group, after=0)
+
+    async def _remove(self, groups: Sequence[GroupSupervisor]) -> None:
+        """Drain, stop and forget groups.
+
+        Raises:
+            NodeError: a process of one of them is left.
+        """
+        for group in groups:
+            await self._drain(group)
+            group.loop.orders.stop()
+            group.run()
+        left: list[str] = []
+        for group in groups:
+            stopped = await group.loop.stopped()
+            left += [f"{group.name} {survivor}" for survivor in stopped.left]
+            self._groups.by_name.pop(group.name)
+            if self.gateway is not None:
+                self.gateway.undrain(group.name)
+        self._save_specs()
+        if left:
+            raise NodeError(
+                "processes of a removed group are left",
+                evidence="\n".join(left),
+                todo=f"`raylaunch clean --deployment {self._deployment}` names them",
+            )
+
+    def _save_specs(self) -> None:
+        self._record.journal.specs = tuple(group.request.spec for group in self._groups)
+        self._record.changed()
