@@ -86,6 +86,10 @@ Sets = Annotated[
         "--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be repeated."
     ),
 ]
+Group = Annotated[
+    str | None,
+    typer.Option("--group", metavar="GROUP", help="Only this group, e.g. serve-0."),
+]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
