@@ -148,6 +148,7 @@ def type_text(form: Any) -> str:  # noqa: ANN401 - a type form
         float: "number",
         bool: "true or false",
         Any: "anything",
+        object: "anything",
     }[form]
 
 

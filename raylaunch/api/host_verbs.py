@@ -14,7 +14,7 @@ from raylaunch.api.recipe_arguments import (
     merge_settings,
     starts_embedded,
 )
-from raylaunch.api.recipe_verbs import default_nodes, plan_on
+from raylaunch.api.recipe_verbs import default_nodes, plan_on, refuse_unknown_group
 from raylaunch.checks.check_all import check_recipe
 from raylaunch.checks.findings import Finding, refuse_unknown_ids, waive
 from raylaunch.deployment import (
@@ -27,9 +27,9 @@ from raylaunch.deployment import (
 )
 from raylaunch.deployment.deployment_records import remove_record
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def preflight(
     deployment: str | None = None,
     address: str | None = None,
     skip_checks: Mapping[str, str] | None = None,
-) -> tuple[LaunchPlan, list[Finding]]:
+    group: str | None = None,
+) -> tuple[DeploymentPlan, list[Finding]]:
     """Plan and check a recipe where `deploy` would run it, and launch nothing (`raylaunch check`).
 
     The NPUs are reserved while it lasts. A recipe for CPU without a cluster is checked on this
@@ -64,6 +65,7 @@ def preflight(
         deployment: Name; by default the recipe's.
         address: Ray cluster, as for `deploy`.
         skip_checks: Ids of checks whose errors count as warnings, with the reason.
+        group: Only this group of the deployment, e.g. "serve-0".
 
     Raises:
         RaylaunchError: no cluster, too few NPUs, or no plan. What the checks find is no error.
@@ -72,22 +74,26 @@ def preflight(
     title = checked_name(deployment or loaded.name)
     skipped = skip_checks or {}
     refuse_unknown_ids(skipped)
+    refuse_unknown_group(loaded, title, group)
     if starts_embedded(loaded.recipe, address):
-        launch_plan, findings = _check_here(loaded, title)
+        plan, findings = _check_here(loaded, title, group)
     else:
-        launch_plan, findings = _check_on_cluster(loaded, title, address)
-    return launch_plan, waive(findings, skipped)
+        plan, findings = _check_on_cluster(loaded, title, address)
+        plan = plan if group is None else plan.only(group)
+    return plan, waive(findings, skipped)
 
 
-def _check_here(loaded: LoadedRecipe, title: str) -> tuple[LaunchPlan, list[Finding]]:
-    nodes = default_nodes(loaded.recipe, ask_vllm=True)
+def _check_here(
+    loaded: LoadedRecipe, title: str, group: str | None
+) -> tuple[DeploymentPlan, list[Finding]]:
+    nodes = default_nodes(loaded, ask_vllm=True)
     running = _find_running_embedded(title)
     if running is not None:
         nodes = [_without_own(node, title) for node in nodes]
-    _, launch_plan, findings = plan_on(loaded, nodes, title, None)
+    _, plan, findings = plan_on(loaded, nodes, title, None, group)
     if running is not None:
         findings.insert(0, running)
-    return launch_plan, findings
+    return plan, findings
 
 
 def _find_running_embedded(title: str) -> Finding | None:
@@ -114,7 +120,7 @@ def _without_own(facts: Facts, deployment: str) -> Facts:
 
 def _check_on_cluster(
     loaded: LoadedRecipe, title: str, address: str | None
-) -> tuple[LaunchPlan, list[Finding]]:
+) -> tuple[DeploymentPlan, list[Finding]]:
     from raylaunch.runtime.cluster.connection import connect
     from raylaunch.runtime.controller import preflight as room
     from raylaunch.runtime.controller.controller_client import find_controller
@@ -122,22 +128,27 @@ def _check_on_cluster(
     choose_address(address)
     connect(address)
     if find_controller(title) is None:
-        return room.preflight(expand_groups(loaded)[0], title)
+        return room.preflight(loaded, title)
     return _plan_of_running(title)
 
 
-def _plan_of_running(title: str) -> tuple[LaunchPlan, list[Finding]]:
+def _plan_of_running(title: str) -> tuple[DeploymentPlan, list[Finding]]:
     """Return the plan of a running deployment. Its NPUs are reserved, so no node can be probed."""
-    handle = Deployment(title)
-    phase = handle.status().phase.value
-    loaded, launch_plan, versions = handle.describe()
-    if launch_plan is None:
-        raise BusyError(
-            f"{title} is {phase}, and its own checks have not finished",
-            todo=f"`raylaunch status {title}` follows it",
-        )
-    recipe_findings = check_recipe(loaded, versions.get(0, {}))
-    return launch_plan, [_running(title, phase), *recipe_findings]
+    status = Deployment(title).status()
+    phase = status.phase.value
+    plans: list[LaunchPlan] = []
+    # What equal groups have in common is reported once.
+    findings = {_running(title, phase): None}
+    for group in status.groups:
+        loaded, plan, versions = Deployment(title, group.name).describe()
+        if plan is None:
+            raise BusyError(
+                f"{title} is {phase}, and its own checks have not finished",
+                todo=f"`raylaunch status {title}` follows it",
+            )
+        plans.append(plan)
+        findings.update(dict.fromkeys(check_recipe(loaded, versions.get(0, {}))))
+    return DeploymentPlan(title, status.recipe, tuple(plans)), list(findings)
 
 
 def _running(title: str, phase: str) -> Finding:

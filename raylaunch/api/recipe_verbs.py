@@ -8,15 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, merge_settings
-from raylaunch.checks.check_all import check_nodes, check_recipe
+from raylaunch.checks.check_all import check_deployment
 from raylaunch.checks.findings import Finding
 from raylaunch.deployment import checked_name, home
 from raylaunch.deployment.names import check_primary
+from raylaunch.errors import RecipeError
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.host_spec import example_hosts, parse_hosts
-from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.plan.planner import build_deployment_plan
+from raylaunch.plan.wanted_weights import shorten
 from raylaunch.recipe.catalog import recipe_names
+from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 
@@ -43,7 +47,8 @@ def make_plan(
     sets: Sequence[str] | None = None,
     deployment: str | None = None,
     ask_vllm: bool = False,
-) -> tuple[LoadedRecipe, LaunchPlan, list[Finding]]:
+    group: str | None = None,
+) -> tuple[LoadedRecipe, DeploymentPlan, list[Finding]]:
     """Plan a recipe on given hosts, without a cluster, and check it.
 
     Args:
@@ -56,6 +61,7 @@ def make_plan(
         deployment: Name; by default the recipe's.
         ask_vllm: Ask this machine's vLLM for its flags if the plan is for this machine and the
             answer is not cached.
+        group: Only this group of the deployment, e.g. "serve-0". It is planned among the others.
 
     Raises:
         RecipeError: the recipe, the name or a host is wrong.
@@ -64,23 +70,39 @@ def make_plan(
     check_primary(primary)
     loaded = load(name, set=merge_settings(set, sets))
     title = checked_name(deployment or loaded.name)
-    nodes = parse_hosts(hosts, shared=not loaded.recipe.hardware.spread)
+    refuse_unknown_group(loaded, title, group)
+    groups = expand_groups(loaded)
+    nodes = parse_hosts(hosts, shared=len(groups) > 1 or not loaded.recipe.hardware.spread)
     if not nodes:
-        nodes = default_nodes(loaded.recipe, ask_vllm=ask_vllm)
-    return plan_on(loaded, nodes, title, primary)
+        nodes = default_nodes(loaded, ask_vllm=ask_vllm)
+    return plan_on(loaded, nodes, title, primary, group)
+
+
+def refuse_unknown_group(loaded: LoadedRecipe, deployment: str, group: str | None) -> None:
+    """Refuse a group that the recipe does not have.
+
+    Raises:
+        RecipeError: `group` is not None and not one of its groups.
+    """
+    known = [spec.name for spec in expand_groups(loaded)]
+    if group is None or group in known:
+        return
+    raise RecipeError(
+        f"{deployment} has no group {group!r}", todo=f"its groups are {shorten(known, 20)}"
+    )
 
 
 def plan_on(
-    loaded: LoadedRecipe, nodes: Sequence[Facts], deployment: str, primary: str | None
-) -> tuple[LoadedRecipe, LaunchPlan, list[Finding]]:
+    loaded: LoadedRecipe,
+    nodes: Sequence[Facts],
+    deployment: str,
+    primary: str | None,
+    group: str | None = None,
+) -> tuple[LoadedRecipe, DeploymentPlan, list[Finding]]:
     """Plan a loaded recipe on nodes with these facts, and check it."""
-    launch_plan = build_plan(loaded, nodes, deployment=deployment, primary=primary)
-    flags_asked = all(node.known_flags for node in nodes)
-    findings = [
-        *check_recipe(loaded, nodes[0].versions, flags_asked=flags_asked),
-        *check_nodes(loaded, nodes, launch_plan),
-    ]
-    return loaded, launch_plan, findings
+    plan = build_deployment_plan(loaded, nodes, deployment=deployment, primary=primary)
+    findings = list(check_deployment(loaded, nodes, plan, only=group))
+    return loaded, plan if group is None else plan.only(group), findings
 
 
 def plan(
@@ -92,7 +114,8 @@ def plan(
     sets: Sequence[str] | None = None,
     deployment: str | None = None,
     ask_vllm: bool = False,
-) -> LaunchPlan:
+    group: str | None = None,
+) -> DeploymentPlan:
     """Plan a recipe on given hosts, without a cluster. Arguments and errors as for `make_plan`."""
     _, launch_plan, _ = make_plan(
         name,
@@ -101,6 +124,7 @@ def plan(
         set=merge_settings(set, sets),
         deployment=deployment,
         ask_vllm=ask_vllm,
+        group=group,
     )
     return launch_plan
 
@@ -114,6 +138,7 @@ def check(
     sets: Sequence[str] | None = None,
     deployment: str | None = None,
     ask_vllm: bool = False,
+    group: str | None = None,
 ) -> list[Finding]:
     """Check a recipe on given hosts, without a cluster. Arguments and errors as for `make_plan`.
 
@@ -126,11 +151,14 @@ def check(
         set=merge_settings(set, sets),
         deployment=deployment,
         ask_vllm=ask_vllm,
+        group=group,
     )
     return findings
 
 
-def render_files(loaded: LoadedRecipe, launch_plan: LaunchPlan, form: RenderForm) -> dict[str, str]:
+def render_files(
+    loaded: LoadedRecipe, launch_plan: DeploymentPlan, form: RenderForm
+) -> dict[str, str]:
     """Return a plan as files, name -> text (`raylaunch render`).
 
     Args:
@@ -141,9 +169,9 @@ def render_files(loaded: LoadedRecipe, launch_plan: LaunchPlan, form: RenderForm
     if form == "json":
         import json
 
-        from raylaunch.plan.plan_json import plan_to_dict
+        from raylaunch.plan.plan_json import deployment_plan_to_dict
 
-        text = json.dumps(plan_to_dict(launch_plan), indent=2, ensure_ascii=False)
+        text = json.dumps(deployment_plan_to_dict(launch_plan), indent=2, ensure_ascii=False)
         return {"plan.json": f"{text}\n"}
     from raylaunch.render.script import render_scripts
 
@@ -152,7 +180,7 @@ def render_files(loaded: LoadedRecipe, launch_plan: LaunchPlan, form: RenderForm
         return scripts
     from raylaunch.render.container import render_containers
 
-    return {**render_containers(loaded.recipe, launch_plan), **scripts}
+    return {**render_containers(loaded, launch_plan), **scripts}
 
 
 def import_scripts(
@@ -179,12 +207,20 @@ def import_scripts(
     return make(scripts, platform=platform, pick=pick, beside=beside)
 
 
-def default_nodes(recipe: Recipe, *, ask_vllm: bool) -> list[Facts]:
+def default_nodes(loaded: LoadedRecipe, *, ask_vllm: bool) -> list[Facts]:
     """Return this machine for a CPU recipe, documentation addresses for any other."""
-    servers = recipe.parallel.servers
-    if recipe.hardware.platform == "cpu":
-        return [_this_machine(recipe, ask_vllm=ask_vllm)] * servers
-    return example_hosts(servers, EXAMPLE_NIC)
+    groups = expand_groups(loaded)
+    if loaded.recipe.hardware.platform == "cpu":
+        servers = sum(group.loaded.recipe.parallel.servers for group in groups)
+        return [_this_machine(loaded.recipe, ask_vllm=ask_vllm)] * servers
+    return example_hosts(_example_count(groups), EXAMPLE_NIC)
+
+
+def _example_count(groups: Sequence[GroupSpec]) -> int:
+    """Return one host per server for one group, else as many as the groups need."""
+    if len(groups) == 1:
+        return groups[0].loaded.recipe.parallel.servers
+    return nodes_needed(groups)
 
 
 def _this_machine(recipe: Recipe, *, ask_vllm: bool) -> Facts:

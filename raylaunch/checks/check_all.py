@@ -14,7 +14,7 @@ from raylaunch.checks.board_checks import check_boards, check_image
 from raylaunch.checks.check_context import build_context
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.flag_checks import FLAG_CHECKS
-from raylaunch.checks.group_checks import GROUP_CHECKS
+from raylaunch.checks.group_checks import GROUP_CHECKS, check_shared_nodes
 from raylaunch.checks.link_checks import LINK_CHECKS
 from raylaunch.checks.network_checks import NETWORK_CHECKS
 from raylaunch.checks.node_checks import NODE_CHECKS
@@ -23,8 +23,10 @@ from raylaunch.checks.recipe_checks import RECIPE_CHECKS, check_flags, check_fla
 from raylaunch.checks.secret_checks import check_open_api, check_secrets
 from raylaunch.checks.variable_checks import VARIABLE_CHECKS, check_dead_env
 from raylaunch.checks.weight_checks import WEIGHT_CHECKS
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.recipe_settings import Versions
 
@@ -61,6 +63,40 @@ def check_recipe(
         yield from check_flags(loaded, versions)
 
 
+def check_deployment(
+    loaded: LoadedRecipe,
+    nodes: Sequence[Facts],
+    plan: DeploymentPlan,
+    *,
+    only: str | None = None,
+) -> Iterator[Finding]:
+    """Yield what is wrong with a recipe, and with the nodes for the plan of all its groups.
+
+    What equal groups have in common is reported once.
+
+    Args:
+        loaded: The recipe with the origin of each value.
+        nodes: Facts that the plan was built from.
+        plan: The plan.
+        only: Check this group alone, among the others.
+
+    Raises:
+        RecipeError: See `expand_groups`.
+    """
+    flags_asked = all(node.known_flags for node in nodes)
+    findings: dict[Finding, None] = {}
+    for spec, group in zip(expand_groups(loaded), plan.groups, strict=True):
+        if only is not None and spec.name != only:
+            continue
+        siblings = [one for one in plan.groups if one is not group]
+        versions = nodes[0].versions
+        findings.update(dict.fromkeys(check_recipe(spec.loaded, versions, flags_asked=flags_asked)))
+        findings.update(dict.fromkeys(check_nodes(spec.loaded, nodes, group, siblings)))
+        context = build_context(spec.loaded, nodes, group, siblings)
+        findings.update(dict.fromkeys(check_shared_nodes(context)))
+    yield from findings
+
+
 def check_nodes(
     loaded: LoadedRecipe,
     nodes: Sequence[Facts],
@@ -75,7 +111,7 @@ def check_nodes(
         loaded: The recipe with the origin of each value.
         nodes: Facts that the plan was built from.
         plan: The plan.
-        others: Plans of the cluster's other deployments.
+        others: Plans of the deployment's other groups, and of the cluster's other deployments.
     """
     context = build_context(loaded, nodes, plan, others)
     findings = (finding for check in _CONTEXT_CHECKS for finding in check(context))

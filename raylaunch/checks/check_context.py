@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raylaunch.plan.facts import Facts, Interface
-from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
+from raylaunch.plan.launch_plan import LaunchPlan, Place, ServerPlan
 
 if TYPE_CHECKING:
     from raylaunch.recipe.load import LoadedRecipe
@@ -48,7 +48,7 @@ class CheckContext:
     plan: LaunchPlan
     nodes: tuple[Node, ...]
     others: tuple[LaunchPlan, ...] = ()
-    """Plans of the other deployments of the cluster."""
+    """Plans of the deployment's other groups, and of the other deployments of the cluster."""
 
     @property
     def recipe(self) -> Recipe:
@@ -59,6 +59,17 @@ class CheckContext:
     def several_addresses(self) -> bool:
         """Whether the servers run on nodes with different addresses."""
         return len({node.facts.ip for node in self.nodes}) > 1
+
+    def siblings_on(self, node: Node) -> list[ServerPlan]:
+        """Return the servers of the deployment's other groups that run on `node`."""
+        here = {node.facts.ip, *(server.node.ip for server in node.servers)}
+        return [
+            server
+            for plan in self.others
+            if plan.deployment == self.plan.deployment
+            for server in plan.servers
+            if _is_on(server.node, node.facts.node_id, here)
+        ]
 
 
 def build_context(
@@ -96,6 +107,12 @@ def is_loopback(address: str) -> bool:
 def interface_of(facts: Facts, name: str) -> Interface | None:
     """Return the interface called `name`; None when the probe found no such interface."""
     return next((nic for nic in facts.interfaces if nic.name == name), None)
+
+
+def _is_on(place: Place, node_id: str, addresses: set[str]) -> bool:
+    if place.node_id and node_id:
+        return place.node_id == node_id
+    return place.ip in addresses
 
 
 def _addresses(facts: Facts) -> list[str]:

@@ -48,6 +48,25 @@ def check_devices(context: CheckContext) -> Iterator[Finding]:
         yield from _in_use(context, node, npus)
 
 
+def check_shared_nodes(context: CheckContext) -> Iterator[Finding]:
+    """Find nodes whose NPUs do not suffice for all the groups that share them.
+
+    Only a plan from given hosts can ask that of a node: `start` reserves the NPUs of each group.
+    """
+    if context.plan.platform == "cpu":
+        return
+    per_node = context.recipe.npus_per_node
+    for node in context.nodes:
+        siblings = context.siblings_on(node)
+        if not siblings:
+            continue
+        servers = (*node.servers, *siblings)
+        wanted = [device for server in servers for device in server.devices]
+        available = len(node.facts.npus) or per_node
+        if len(wanted) > available or len(set(wanted)) < len(wanted):
+            yield _too_few(node, len(wanted), available)
+
+
 def check_versions(context: CheckContext) -> Iterator[Finding]:
     """Find differing versions: vLLM's handshake, Ray and HCCL refuse them, or misbehave."""
     nodes = [node for node in context.nodes if node.answered("versions")]

@@ -49,16 +49,19 @@ def check_ports(context: CheckContext) -> Iterator[Finding]:
 def check_moved_ports(context: CheckContext) -> Iterator[Finding]:
     """Report ports that the planner moved because they are in use.
 
-    The handshake's and HCCL's ports may be any; that of the API stays what the user asked for.
+    The handshake's and HCCL's ports may be any; that of the API stays what the user asked for. A
+    port that makes room for another group of the deployment is no news: nothing else was possible.
     """
     primary = context.plan.primary
     network = context.recipe.network
     rpc = next((flag for flag in primary.flags if flag.name == "--data-parallel-rpc-port"), None)
-    if rpc and primary.ports.rpc != network.rpc_port:
+    if rpc and primary.ports.rpc != network.rpc_port and not _makes_room(rpc.origin):
         yield _moved(context, "network.rpc_port", network.rpc_port, primary.ports.rpc, rpc.origin)
     base = primary.ports.hccl_base
     variable = primary.env.get("HCCL_IF_BASE_PORT")
-    if base is not None and base != network.hccl_base_port and variable is not None:
+    if base is None or variable is None or _makes_room(variable.origin):
+        return
+    if base != network.hccl_base_port:
         yield _moved(context, _HCCL_FIELD, network.hccl_base_port, base, variable.origin)
 
 
@@ -101,7 +104,9 @@ def check_reserved_ports(context: CheckContext) -> Iterator[Finding]:
     They are ephemeral ports: the kernel may use one as the source of an outgoing connection.
     """
     for node in context.nodes:
-        all_bases = [server.ports.hccl_base for server in node.servers]
+        # One setting for all the groups on the node: the sysctl replaces the whole list.
+        servers = (*node.servers, *context.siblings_on(node))
+        all_bases = [server.ports.hccl_base for server in servers]
         bases = [base for base in all_bases if base is not None]
         if not bases or not node.answered("host"):
             continue
@@ -135,6 +140,8 @@ def _busy(
     setting = f"--set {name}={_next_free(context, node, name, port)}"
     if owner.startswith("deployment "):
         todo = f"{setting}, or `raylaunch stop {owner.partition(' ')[2]}`"
+    elif owner.startswith("group "):
+        todo = f"leave {name} out, so that each group gets ports of its own"
     else:
         todo = f"stop that one process, or set another {name}: {setting}"
     return Finding(
@@ -167,6 +174,11 @@ def _next_free(context: CheckContext, node: Node, name: str, port: int) -> int:
 
 def _own_ports(server: ServerPlan) -> Iterator[int]:
     yield from (port for _, port, _ in wanted_ports(server))
+
+
+def _makes_room(origin: str) -> bool:
+    """Return whether the planner moved a port away from another group of the deployment."""
+    return " is used by group " in origin
 
 
 def _moved(context: CheckContext, field: str, asked: int, used: int, origin: str) -> Finding:

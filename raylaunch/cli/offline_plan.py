@@ -11,7 +11,7 @@ from raylaunch.errors import ChecksFailedError
 
 if TYPE_CHECKING:
     from raylaunch.checks.findings import Finding
-    from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.plan.deployment_plan import DeploymentPlan
     from raylaunch.recipe.load import LoadedRecipe
 
 EXAMPLE_NET = "192.0.2."
@@ -25,28 +25,30 @@ def make_plan(
     primary: str | None,
     deployment: str | None,
     sets: list[str] | None,
-) -> tuple[LoadedRecipe, LaunchPlan, list[Finding]]:
+    group: str | None = None,
+) -> tuple[LoadedRecipe, DeploymentPlan, list[Finding]]:
     """Plan a recipe on the given hosts, and note when the addresses are examples.
 
     Raises:
-        RecipeError: the recipe, a host or the name is wrong.
+        RecipeError: the recipe, a host, the name or the group is wrong.
         PlanError: the recipe cannot be laid out on the hosts.
     """
     from raylaunch import api
 
-    loaded, launch_plan, findings = api.make_plan(
+    loaded, plan, findings = api.make_plan(
         name,
         hosts=hosts or (),
         primary=primary,
         deployment=deployment,
         set=sets or (),
+        group=group,
     )
-    if not hosts and launch_plan.primary.node.ip.startswith(EXAMPLE_NET):
+    if not hosts and plan.primary.node.ip.startswith(EXAMPLE_NET):
         out.note(
             "note: planned on example addresses; "
             "give the real ones with --host IP%NIC, once per node"
         )
-    return loaded, launch_plan, findings
+    return loaded, plan, findings
 
 
 def report_findings(out: Output, findings: list[Finding]) -> None:

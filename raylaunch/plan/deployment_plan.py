@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 
@@ -43,13 +43,13 @@ class DeploymentPlan:
         """The servers of all groups. Their indexes start at 0 in each group."""
         return tuple(server for group in self.groups for server in group.servers)
 
-    def group(self, name: str) -> LaunchPlan:
-        """Return the plan of the group `name` ("serve-0").
+    def only(self, name: str) -> DeploymentPlan:
+        """Return the plan with the group `name` ("serve-0") alone.
 
         Raises:
             KeyError: There is no such group.
         """
-        for plan in self.groups:
-            if plan.group == name:
-                return plan
-        raise KeyError(name)
+        found = tuple(group for group in self.groups if group.group == name)
+        if not found:
+            raise KeyError(name)
+        return replace(self, groups=found)

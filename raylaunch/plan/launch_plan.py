@@ -122,6 +122,11 @@ class LaunchPlan:
         return self.servers[0]
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is the deployment's only group: others have a folder of logs per group."""
+        return not self.primary.log.startswith(f"{self.deployment}/{self.group}/")
+
+    @property
     def ranks(self) -> int:
         """Number of data-parallel ranks over all servers."""
         return sum(len(server.ranks) for server in self.servers)

@@ -109,6 +109,27 @@ def share_nodes(groups: Sequence[GroupSpec], nodes: Sequence[Facts]) -> list[lis
     return [[nodes[at] for at in _take_nodes(group, used, sum(sizes))] for group in groups]
 
 
+def nodes_needed(groups: Sequence[GroupSpec]) -> int:
+    """Return on how many nodes the groups fit, when each takes free NPUs of those before it."""
+    used: list[int] = []
+    for group in groups:
+        recipe = group.loaded.recipe
+        own: set[int] = set()
+        for _ in range(recipe.parallel.servers):
+            free = (
+                at
+                for at, npus in enumerate(used)
+                if npus + recipe.npus_per_server <= recipe.npus_per_node
+                and not (recipe.hardware.spread and at in own)
+            )
+            at = next(free, len(used))
+            if at == len(used):
+                used.append(0)
+            own.add(at)
+            used[at] += recipe.npus_per_server
+    return len(used)
+
+
 def _take_nodes(group: GroupSpec, used: list[int], total: int) -> list[int]:
     """Choose the node of each server of a group, and count its NPUs in `used`."""
     recipe = group.loaded.recipe

@@ -1,17 +1,63 @@
-"""The plan as JSON (schema 1) and back."""
+"""Plans as JSON and back: of a deployment (schema 2), and of one group (schema 1)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from raylaunch.plan.deployment_plan import DEPLOYMENT_SCHEMA, DeploymentPlan, GatewayPlan
 from raylaunch.plan.launch_plan import SCHEMA, Flag, LaunchPlan, Place, Ports, ServerPlan, Value
+from raylaunch.recipe.group_names import FIRST_GROUP
 
 
-def plan_to_dict(plan: LaunchPlan) -> dict[str, Any]:
-    """Return the plan as plain JSON values; `argv` repeats the `flags` as words."""
+def deployment_plan_to_dict(plan: DeploymentPlan) -> dict[str, Any]:
+    """Return the plan of a deployment as plain JSON values."""
+    gateway = plan.gateway
     return {
         "schema": plan.schema,
         "deployment": plan.deployment,
+        "recipe": plan.recipe,
+        "endpoint": plan.endpoint,
+        "gateway": None if gateway is None else _gateway_to_dict(gateway),
+        "groups": [plan_to_dict(group) for group in plan.groups],
+    }
+
+
+def deployment_plan_from_dict(data: dict[str, Any]) -> DeploymentPlan:
+    """Rebuild the plan of a deployment. One of schema 1 is that of its only group.
+
+    Raises:
+        ValueError: The schema is neither 1 nor 2.
+        KeyError: A part is missing.
+    """
+    if data["schema"] == SCHEMA:
+        plan = plan_from_dict(data)
+        return DeploymentPlan(plan.deployment, plan.recipe, (plan,))
+    if data["schema"] != DEPLOYMENT_SCHEMA:
+        raise ValueError(f"plan schema {data['schema']} is neither {SCHEMA} nor 2")
+    gateway = data["gateway"]
+    return DeploymentPlan(
+        deployment=data["deployment"],
+        recipe=data["recipe"],
+        groups=tuple(plan_from_dict(group) for group in data["groups"]),
+        gateway=None if gateway is None else _gateway_from_dict(gateway),
+    )
+
+
+def _gateway_to_dict(gateway: GatewayPlan) -> dict[str, Any]:
+    return {"endpoint": gateway.endpoint, "port": gateway.port, "nodes": list(gateway.nodes)}
+
+
+def _gateway_from_dict(data: dict[str, Any]) -> GatewayPlan:
+    return GatewayPlan(data["endpoint"], data["port"], tuple(data["nodes"]))
+
+
+def plan_to_dict(plan: LaunchPlan) -> dict[str, Any]:
+    """Return the plan of a group as plain JSON values; `argv` repeats the `flags` as words."""
+    return {
+        "schema": plan.schema,
+        "deployment": plan.deployment,
+        "group": plan.group,
+        "role": plan.role,
         "recipe": plan.recipe,
         "platform": plan.platform,
         "model": plan.model,
@@ -23,7 +69,7 @@ def plan_to_dict(plan: LaunchPlan) -> dict[str, Any]:
 
 
 def plan_from_dict(data: dict[str, Any]) -> LaunchPlan:
-    """Rebuild a plan.
+    """Rebuild the plan of a group; older ones name no group.
 
     Raises:
         ValueError: The schema is not the one this version writes.
@@ -40,6 +86,8 @@ def plan_from_dict(data: dict[str, Any]) -> LaunchPlan:
         endpoint=data["endpoint"],
         servers=tuple(_server_from_dict(server) for server in data["servers"]),
         secrets=tuple(data["secrets"]),
+        group=data.get("group", FIRST_GROUP),
+        role=data.get("role", "serve"),
     )
 
 

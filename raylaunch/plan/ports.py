@@ -64,8 +64,8 @@ def choose_ports(
     HCCL's base and the rpc port start at the recipe's number and move to the next free one when a
     listener, or the plan of another deployment or group (`others`), has it on one of the nodes.
     Listeners alone are not enough: HCCL listens only while a communicator is set up. A port given
-    with --set is never moved; the checks refuse it when it is in use. The API's port moves only
-    away from another group of the deployment, since one number is given to all of them.
+    with --set is moved for another group of the deployment only, since one number is given to all
+    of them; the checks refuse it when something else uses it. The same holds for the API's port.
     """
     by_node = index_by_node(others, deployment)
     taken = [find_taken(seat.facts, seat.place, by_node) for seat in seats]
@@ -161,6 +161,10 @@ def is_fixed(loaded: LoadedRecipe, field: str) -> bool:
     return loaded.origin(field) == "--set"
 
 
+def _may_move(loaded: LoadedRecipe, field: str, holder: str) -> bool:
+    return holder.startswith("group ") or not is_fixed(loaded, field)
+
+
 def _choose_http(
     loaded: LoadedRecipe, seats: Sequence[Seat], taken: Taken, by_siblings: Taken
 ) -> Port:
@@ -186,7 +190,7 @@ def _choose_hccl(
     start = network.hccl_base_port
     own = {http.number, network.rpc_port}
     holder = _find_holder(start, seats, taken)
-    if holder is None or is_fixed(loaded, field):
+    if holder is None or not _may_move(loaded, field, holder[1]):
         return Port(start, loaded.origin(field))
     last_slot = max(seat.slot for seat in seats)
     size = HCCL_PORTS * (1 + last_slot)
@@ -220,7 +224,7 @@ def _choose_rpc(
     field = "network.rpc_port"
     network = loaded.recipe.network
     start = network.rpc_port
-    if len(seats) == 1 or start not in taken or is_fixed(loaded, field):
+    if len(seats) == 1 or start not in taken or not _may_move(loaded, field, taken[start]):
         return Port(start, loaded.origin(field))
     reserved = {*RAY_WORKERS, http.number}
     if hccl is not None:

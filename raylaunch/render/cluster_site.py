@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raylaunch.errors import PlanError, RecipeError
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.recipe.groups import GroupSpec, expand_groups
+from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.yaml_reader import describe_unprintable, shorten
 
@@ -48,7 +51,7 @@ class Site:
     asked: tuple[str, ...]
 
 
-def check_site(recipe: Recipe, site: Site) -> None:
+def check_site(loaded: LoadedRecipe, site: Site) -> None:
     """Check the hosts, names and ports of a cluster file.
 
     Raises:
@@ -63,8 +66,10 @@ def check_site(recipe: Recipe, site: Site) -> None:
         )
     _check_text(site.ssh_user, "--ssh-user")
     _check_text(site.ssh_key, "--ssh-key")
-    _check_hosts(recipe, (site.head, *site.workers))
-    _check_ports(recipe)
+    groups = expand_groups(loaded)
+    _check_hosts(groups, (site.head, *site.workers))
+    for group in groups:
+        _check_ports(group.loaded.recipe)
 
 
 def _check_text(text: str | None, option: str) -> None:
@@ -81,14 +86,14 @@ def _check_text(text: str | None, option: str) -> None:
         )
 
 
-def _check_hosts(recipe: Recipe, hosts: Sequence[str]) -> None:
+def _check_hosts(groups: Sequence[GroupSpec], hosts: Sequence[str]) -> None:
     seen: set[str] = set()
     for host in hosts:
         _check_address(host)
         if host in seen:
             raise PlanError(f"host {host} is given twice", todo="give each host once")
         seen.add(host)
-    needed = _hosts_needed(recipe)
+    needed = nodes_needed(groups)
     if len(hosts) < needed:
         raise PlanError(
             f"the recipe needs {needed} hosts, and {len(hosts)} are given",
@@ -117,13 +122,6 @@ def _check_address(host: str) -> None:
             "(Ray 2.60, local/node_provider.py)",
             todo="give the address in the network between the hosts",
         ) from error
-
-
-def _hosts_needed(recipe: Recipe) -> int:
-    if recipe.hardware.spread:
-        return recipe.parallel.servers
-    per_host = max(1, recipe.npus_per_node // recipe.npus_per_server)
-    return -(-recipe.parallel.servers // per_host)
 
 
 def recipe_ports(recipe: Recipe) -> dict[int, str]:

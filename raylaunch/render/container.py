@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 
 from raylaunch.errors import RecipeError
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
+from raylaunch.recipe.groups import expand_groups
+from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Container, Recipe
 from raylaunch.render.script import comment, file_part, script_name
 
 EVERY_NPU = "/dev/davinci*"
 
 
-def render_containers(recipe: Recipe, plan: LaunchPlan) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Resident:
+    """A server on a node, with its group."""
+
+    group: LaunchPlan
+    server: ServerPlan
+
+
+def render_containers(loaded: LoadedRecipe, plan: DeploymentPlan) -> dict[str, str]:
     """Return a bash script per node that starts the node's container, by file name.
 
-    A file name is "container-192.0.2.10.sh".
+    A file name is "container-192.0.2.10.sh". Groups that share a node share its container.
 
     Raises:
         RecipeError: The recipe names no container.
     """
-    nodes: dict[str, list[ServerPlan]] = {}
-    for server in plan.servers:
-        nodes.setdefault(server.node.ip, []).append(server)
+    recipes = {spec.name: spec.loaded.recipe for spec in expand_groups(loaded)}
+    nodes: dict[str, list[_Resident]] = {}
+    for group in plan.groups:
+        for server in group.servers:
+            nodes.setdefault(server.node.ip, []).append(_Resident(group, server))
     return {
-        f"container-{file_part(ip)}.sh": _script(recipe, plan, ip, servers)
-        for ip, servers in nodes.items()
+        f"container-{file_part(ip)}.sh": _script(recipes[here[0].group.group], plan, ip, here)
+        for ip, here in nodes.items()
     }
 
 
@@ -114,7 +128,7 @@ def _devices(recipe: Recipe, box: Container) -> list[str]:
     return devices
 
 
-def _script(recipe: Recipe, plan: LaunchPlan, ip: str, servers: list[ServerPlan]) -> str:
+def _script(recipe: Recipe, plan: DeploymentPlan, ip: str, servers: list[_Resident]) -> str:
     box = _container(recipe)
     then = "Then, from a second shell on the node:"
     if box.detach:
@@ -124,8 +138,8 @@ def _script(recipe: Recipe, plan: LaunchPlan, ip: str, servers: list[ServerPlan]
         "Run this on the node, beside its server script(s).",
         then,
     ]
-    for server in servers:
-        text += [f"  {line}" for line in _inside(plan, box, server)]
+    for one in servers:
+        text += [f"  {line}" for line in _inside(box, one)]
     comments = [f"#{_indented(line)}" for line in text]
     command = _one_option_per_line(docker_command(recipe))
     lines = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", "", command]
@@ -138,14 +152,14 @@ def _indented(text: str) -> str:
     return " " * (1 + indentation) + comment(text).removeprefix("# ")
 
 
-def _inside(plan: LaunchPlan, box: Container, server: ServerPlan) -> list[str]:
+def _inside(box: Container, one: _Resident) -> list[str]:
     """Copy the server script into the container and run it there.
 
     `bash -i` because the images set up CANN in ~/.bashrc, which only an interactive shell sources.
     """
     name = shlex.quote(box.name)
-    script = script_name(server)
-    secrets = "".join(f" -e {secret}" for secret in plan.secrets)
+    script = script_name(one.group, one.server)
+    secrets = "".join(f" -e {secret}" for secret in one.group.secrets)
     return [
         f"docker cp {script} {name}:/root/{script}",
         f"docker exec -it{secrets} {name} bash -ic 'bash /root/{script}'",

@@ -89,7 +89,7 @@ def render_cluster(
         bare=bare,
         asked=tuple(asked),
     )
-    check_site(loaded.recipe, site)
+    check_site(loaded, site)
     text = "\n".join(_lines(loaded, site)) + "\n"
     _check_by_reading(text, loaded.recipe, site)
     return text

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.launch_plan import Flag, LaunchPlan, ServerPlan, Value
 
 _HOME = "$HOME/"
@@ -14,18 +15,22 @@ _HOME = "$HOME/"
 _LITERAL = "SC1003,SC1110,SC1111,SC1112,SC2016,SC2088"
 
 
-def render_scripts(plan: LaunchPlan) -> dict[str, str]:
+def render_scripts(plan: DeploymentPlan) -> dict[str, str]:
     """Return a bash script per server, by file name ("server-0-192.0.2.10.sh").
 
     A script gives its server the planned variables and flags and nothing else, so argv and
     environment are those of `raylaunch start`. Secrets are not in it: the script reads them from
     its own environment and fails without them.
     """
-    return {script_name(server): render_script(plan, server) for server in plan.servers}
+    return {
+        script_name(group, server): render_script(group, server)
+        for group in plan.groups
+        for server in group.servers
+    }
 
 
 def render_script(plan: LaunchPlan, server: ServerPlan) -> str:
-    """Return the bash script of one server."""
+    """Return the bash script of one server of a group."""
     exports = [_export(name, value) for name, value in server.env.items()]
     parts = [
         _header(plan, server),
@@ -39,9 +44,13 @@ def render_script(plan: LaunchPlan, server: ServerPlan) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def script_name(server: ServerPlan) -> str:
-    """Return the file name of a server's script; the colons of an IPv6 address become dashes."""
-    return f"server-{server.index}-{file_part(server.node.ip)}.sh"
+def script_name(plan: LaunchPlan, server: ServerPlan) -> str:
+    """Return the file name of a server's script; the colons of an IPv6 address become dashes.
+
+    In a deployment of several groups it begins with the name of the group.
+    """
+    name = f"server-{server.index}-{file_part(server.node.ip)}.sh"
+    return name if plan.is_alone else f"{plan.group}-{name}"
 
 
 def file_part(ip: str) -> str:
@@ -64,12 +73,14 @@ def _header(plan: LaunchPlan, server: ServerPlan) -> str:
 def _instructions(plan: LaunchPlan, server: ServerPlan) -> Iterator[str]:
     """Yield what an operator who has only this file needs to know, line by line."""
     position = f"server {server.index} of {len(plan.servers)}"
+    if not plan.is_alone:
+        position = f"group {plan.group}, {position}"
     yield f"Deployment {plan.deployment}, recipe {plan.recipe}: {position}."
     role = "the primary, with the API" if server.role == "primary" else "headless"
     ranks = ", ".join(map(str, server.ranks))
     node = f"{server.node.ip} ({server.node.interface})"
     yield f"Role: {role}; data-parallel rank(s) {ranks} of {plan.ranks}; node {node}."
-    yield f"Run on that node, where `vllm` is on the PATH: bash {script_name(server)}"
+    yield f"Run on that node, where `vllm` is on the PATH: bash {script_name(plan, server)}"
     if len(plan.servers) > 1:
         yield (
             "Order: any, but start all servers within 5 minutes: "

@@ -6,8 +6,9 @@ from raylaunch.bench.result import Run
 from raylaunch.bench.scenario import choose
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.plan_json import plan_to_dict
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.planner import plan_group
 from raylaunch.recipe.catalog import read
+from raylaunch.recipe.groups import expand_groups
 
 REAL = {
     "backend": "vllm",
@@ -34,7 +35,7 @@ def plan_of(recipe: str = "a2-dual", *sets: str):
         Facts(f"192.0.2.{10 + number}", interface="enp67s0f0np0")
         for number in range(loaded.recipe.parallel.servers)
     ]
-    return loaded, build_plan(loaded, nodes)
+    return loaded, plan_group(expand_groups(loaded)[0], nodes)
 
 
 def run_of(

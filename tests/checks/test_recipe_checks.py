@@ -196,7 +196,7 @@ def test_what_is_right_is_left_alone(sections):
 def test_shipped_recipes_are_clean(name):
     loaded = read(name)
     # This one follows upstream after FLASHCOMM1 was removed there, on an image that may still want it.
-    expected = {"ep-without-flashcomm1": "warning"} if name == "a2-single" else {}
+    expected = {"ep-without-flashcomm1": "warning"} if name in ("a2-single", "a2-replicas") else {}
     assert levels(check_recipe(loaded, {})) == expected
     assert levels(check_recipe(loaded, {"vllm": "0.32.0"})) == expected
 

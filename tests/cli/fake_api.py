@@ -13,9 +13,11 @@ from raylaunch.checks.findings import Finding, waive
 from raylaunch.deployment import Overview, Silent
 from raylaunch.errors import UnknownDeploymentError
 from raylaunch.plan.facts import Facts, TuningStep
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.plan.wanted_weights import DownloadProgress, Stock, WeightsReport
 from raylaunch.recipe.catalog import read
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.supervise.deployment_status import CleanReport, Event, ServerStatus, Status
 from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
 
@@ -63,21 +65,19 @@ class StopReport:
     killed_because: str = ""
 
 
-def make_plan(name, *, hosts=(), primary=None, set=(), deployment=None):  # noqa: A002
+def make_plan(name, *, hosts=(), primary=None, set=(), deployment=None, group=None):  # noqa: A002
     asked.append(
         ("make_plan", {"hosts": hosts, "primary": primary, "set": set, "deployment": deployment})
     )
     loaded = read(name, list(set))
-    example = [f"192.0.2.{10 + n}%enp67s0f0np0" for n in range(loaded.recipe.parallel.servers)]
+    needed = nodes_needed(expand_groups(loaded))
+    example = [f"192.0.2.{10 + n}%enp67s0f0np0" for n in range(needed)]
     nodes = [
         Facts(ip, interface=nic)
         for ip, _, nic in (host.partition("%") for host in hosts or example)
     ]
-    return (
-        loaded,
-        build_plan(loaded, nodes, deployment=deployment or "", primary=primary),
-        list(findings),
-    )
+    plan = build_deployment_plan(loaded, nodes, deployment=deployment or "", primary=primary)
+    return loaded, plan if group is None else plan.only(group), list(findings)
 
 
 def preflight(name, **given):

@@ -44,7 +44,7 @@ def run_of(at, concurrency=4, **figures):
         niceness=0,
         command=("vllm", "bench", "serve"),
         versions={"vllm": "0.23.0"},
-        plan=plan_to_dict(plan),
+        plan=plan_to_dict(plan.groups[0]),
         result={**FIGURES, **figures},
         reference=dict(load.reference),
     )

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from raylaunch.checks.findings import Finding
-from raylaunch.plan.plan_json import plan_from_dict
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.plan_json import deployment_plan_from_dict
+from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.recipe.catalog import read, recipe_names
 
 HOSTS = ("--host", "192.0.2.20%enp67s0f0np0", "--host", "192.0.2.21%enp67s0f0np0")
@@ -83,7 +83,7 @@ def test_plan_tells_common_values_once_and_own_values_per_server(cli):
 def test_plan_shows_every_value_and_origin_of_every_server(cli):
     text = " ".join(cli("plan", "a2-dual", *HOSTS).stdout.split())
     data = json.loads(cli("plan", "a2-dual", *HOSTS, "-o", "json").stdout)
-    for server in plan_from_dict(data).servers:
+    for server in deployment_plan_from_dict(data).servers:
         for flag in server.flags:
             assert " ".join(part for part in (flag.name, flag.value, flag.origin) if part) in text
         for name, value in server.env.items():
@@ -99,7 +99,7 @@ def test_plan_of_one_server_has_one_block(cli):
 @pytest.mark.parametrize(("form", "parse"), [("json", json.loads), ("yaml", yaml.safe_load)])
 def test_plan_as_data_is_the_plan(cli, form, parse):
     result = cli("plan", "a2-dual", *HOSTS, "-o", form)
-    given = plan_from_dict(parse(result.stdout))
+    given = deployment_plan_from_dict(parse(result.stdout))
     assert given.primary.node.ip == "192.0.2.20"
     assert given.servers[1].flag("--headless") == ""
 
@@ -165,7 +165,7 @@ def test_render_docker_brings_the_scripts_the_containers_run(cli, tmp_path):
 
 def test_render_json_is_the_plan(cli, tmp_path):
     cli("render", "a2-dual", "--as", "json", "--out", str(tmp_path))
-    plan = plan_from_dict(json.loads((tmp_path / "plan.json").read_text()))
+    plan = deployment_plan_from_dict(json.loads((tmp_path / "plan.json").read_text()))
     assert plan.recipe == "a2-dual"
     assert (tmp_path / "plan.json").stat().st_mode & 0o111 == 0
 
@@ -217,7 +217,7 @@ def test_a_thousand_servers_are_laid_out():
 
     nodes = [Facts(f"10.0.{n // 250}.{n % 250 + 1}", interface="eth0") for n in range(1000)]
     text = "\n".join(
-        plan_lines(build_plan(read("a2-dual", ["parallel.data=1000"]), nodes), Style())
+        plan_lines(build_deployment_plan(read("a2-dual", ["parallel.data=1000"]), nodes), Style())
     )
     assert text.count("HCCL_BUFFSIZE") == 1
     assert text.count("Only on server ") == 1000

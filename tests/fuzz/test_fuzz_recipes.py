@@ -8,8 +8,10 @@ from hypothesis import given, settings, strategies as st
 from raylaunch import api
 from raylaunch.errors import RaylaunchError
 from raylaunch.plan.host_spec import parse_host
-from raylaunch.plan.plan_json import plan_to_dict
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.plan.plan_json import deployment_plan_to_dict
 from raylaunch.recipe.catalog import configs_dir, finder, read
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import load_recipe, recipe_from_mapping
 from raylaunch.recipe.validation import field_names
 from raylaunch.render.container import render_containers
@@ -62,11 +64,12 @@ def use(loaded):
         return
     values = loaded.recipe.model_dump(exclude_unset=True)
     _, plan, _ = api.make_plan(values)
-    json.dumps(plan_to_dict(plan)).encode()
+    json.dumps(deployment_plan_to_dict(plan)).encode()
     "".join(render_scripts(plan).values()).encode()
-    more = [f"192.0.2.{20 + number}" for number in range(1, loaded.recipe.parallel.servers)]
+    hosts = nodes_needed(expand_groups(loaded))
+    more = [f"192.0.2.{20 + number}" for number in range(1, hosts)]
     render_cluster(loaded, head="192.0.2.20", workers=more, ssh_user="u", name="c").encode()
-    "".join(render_containers(loaded.recipe, plan).values()).encode()
+    "".join(render_containers(loaded, plan).values()).encode()
 
 
 @pytest.fixture(scope="session")

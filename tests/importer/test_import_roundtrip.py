@@ -13,6 +13,7 @@ import pytest
 
 from raylaunch.checks.check_all import check_recipe
 from raylaunch.importer.import_scripts import import_scripts
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.load import recipe_from_mapping
@@ -212,12 +213,14 @@ def test_the_file_reads_back_plans_without_errors_and_renders(case, tmp_path):
     loaded = read(str(file))
     assert loaded.recipe == recipe_from_mapping(made.values, made.name).recipe
     assert not [finding for finding in check_recipe(loaded, {}) if finding.level == "error"]
-    assert len(render_scripts(plan)) == len(plan.servers)
+    assert len(render_scripts(DeploymentPlan(plan.deployment, plan.recipe, (plan,)))) == len(
+        plan.servers
+    )
 
 
 def test_the_rendered_scripts_can_be_imported_again():
     _, plan = plan_of(CASES["minimax"][0])
-    again = import_scripts(render_scripts(plan))
+    again = import_scripts(render_scripts(DeploymentPlan(plan.deployment, plan.recipe, (plan,))))
     loaded = recipe_from_mapping(again.values, again.name)
     replanned = build_plan(loaded, [Facts(ip, interface=NIC) for ip in HOSTS])
     for before, after in zip(plan.servers, replanned.servers, strict=True):

@@ -8,9 +8,11 @@ from hypothesis import given, strategies as st
 
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import Flag, LaunchPlan, Place, Ports, ServerPlan, Value
+from raylaunch.plan.layout import nodes_needed
 from raylaunch.plan.plan_json import plan_from_dict, plan_to_dict
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.planner import build_deployment_plan, build_plan
 from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.groups import expand_groups
 
 text = st.text(max_size=20)
 numbers = st.lists(st.integers(0, 99), max_size=4).map(tuple)
@@ -39,6 +41,8 @@ plans = st.builds(
     endpoint=text,
     servers=st.lists(servers, min_size=1, max_size=3).map(tuple),
     secrets=st.lists(text, max_size=2).map(tuple),
+    group=text,
+    role=st.sampled_from(["serve", "prefill", "decode"]),
 )
 
 
@@ -56,9 +60,10 @@ def test_any_plan_survives_json(plan):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_survives_json(name):
     loaded = read(name)
-    nodes = [Facts(f"192.0.2.{n}", interface="eth0") for n in range(loaded.recipe.parallel.servers)]
-    plan = build_plan(loaded, nodes)
-    assert plan_from_dict(json.loads(json.dumps(plan_to_dict(plan)))) == plan
+    needed = nodes_needed(expand_groups(loaded))
+    nodes = [Facts(f"192.0.2.{n}", interface="eth0") for n in range(needed)]
+    for plan in build_deployment_plan(loaded, nodes).groups:
+        assert plan_from_dict(json.loads(json.dumps(plan_to_dict(plan)))) == plan
 
 
 def test_the_json_has_the_promised_shape():

@@ -7,8 +7,10 @@ import pytest
 
 from raylaunch.errors import PlanError
 from raylaunch.plan.facts import Facts, Interface
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.plan.planner import build_deployment_plan, build_plan
 from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import recipe_from_mapping
 
 NICS = (
@@ -42,7 +44,8 @@ def recipe(**parts):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_part_of_every_plan_has_an_origin(name):
     loaded = read(name)
-    plan = build_plan(loaded, [host(10 + n) for n in range(loaded.recipe.parallel.servers)])
+    needed = nodes_needed(expand_groups(loaded))
+    plan = build_deployment_plan(loaded, [host(10 + n) for n in range(needed)])
     for server in plan.servers:
         origins = [
             *(f.origin for f in server.flags),

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from raylaunch.checks.check_all import check_nodes, check_recipe
+from raylaunch.checks.check_all import check_deployment, check_recipe
 from raylaunch.cli.views.recipe_view import recipe_summary
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.known_flags import read_flags
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.recipe.catalog import configs_dir, read, recipe_names
 
 NODES = {"single": 1, "dual": 2, "quad": 4}
@@ -54,14 +54,15 @@ def test_it_says_what_it_is(name):
 @pytest.mark.parametrize("name", recipe_names())
 def test_it_plans_and_checks_without_errors(name):
     loaded, nodes = plan_of(name)
-    plan = build_plan(loaded, nodes)
+    plan = build_deployment_plan(loaded, nodes)
     findings = [
         *check_recipe(loaded, {}),
         *check_recipe(loaded, {"vllm": "0.23.0"}),
-        *check_nodes(loaded, nodes, plan),
+        *check_deployment(loaded, nodes, plan),
     ]
     assert not [finding for finding in findings if finding.level == "error"]
-    assert len(plan.servers) == loaded.recipe.parallel.servers
+    replicas = loaded.recipe.parallel.replicas
+    assert len(plan.servers) == loaded.recipe.parallel.servers * replicas
     for server in plan.servers:
         assert len(server.devices) == loaded.recipe.npus_per_server
         assert max(server.devices, default=0) < loaded.recipe.npus_per_node
@@ -70,7 +71,7 @@ def test_it_plans_and_checks_without_errors(name):
 @pytest.mark.parametrize("name", recipe_names())
 def test_its_flags_are_known(name):
     loaded, nodes = plan_of(name)
-    for flag in build_plan(loaded, nodes).primary.flags[1:]:
+    for flag in build_deployment_plan(loaded, nodes).primary.flags[1:]:
         assert flag.name.removeprefix("--") in read_flags()
 
 
@@ -80,7 +81,7 @@ def test_a_models_recipe_is_what_its_name_and_source_say(name):
     recipe = loaded.recipe
     board, size = name.split("-")[-2:]
     assert recipe.hardware.platform == f"ascend-{board}"
-    assert len(nodes) == len(build_plan(loaded, nodes).servers) == NODES[size]
+    assert len(nodes) == len(build_deployment_plan(loaded, nodes).servers) == NODES[size]
     parallel = recipe.parallel
     sizes = (
         parallel.tensor,

@@ -7,7 +7,7 @@ import pytest
 
 from raylaunch.errors import RecipeError
 from raylaunch.plan.facts import Facts
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.render.container import docker_command, image, render_containers
 
@@ -102,7 +102,7 @@ def plan_of(name):
     nodes = [
         Facts(f"192.0.2.{10 + n}", interface="eth0") for n in range(loaded.recipe.parallel.servers)
     ]
-    return loaded.recipe, build_plan(loaded, nodes)
+    return loaded, build_deployment_plan(loaded, nodes)
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_docker_run_is_the_guides(name, guide, deviations):
 
 
 def test_the_script_runs_docker_run_as_it_is():
-    recipe, plan = plan_of("a2-dual")
-    for text in render_containers(recipe, plan).values():
+    loaded, plan = plan_of("a2-dual")
+    for text in render_containers(loaded, plan).values():
         command = text[text.index("\ndocker run") :].replace("\\\n", " ")
-        assert shlex.split(command) == docker_command(recipe)
+        assert shlex.split(command) == docker_command(loaded.recipe)
 
 
 def test_each_node_has_one_container_and_says_how_to_start_its_servers():
-    recipe, plan = plan_of("a2-dual")
-    files = render_containers(recipe, plan)
+    loaded, plan = plan_of("a2-dual")
+    files = render_containers(loaded, plan)
     assert list(files) == ["container-192.0.2.10.sh", "container-192.0.2.11.sh"]
     second = files["container-192.0.2.11.sh"]
     assert "docker cp server-1-192.0.2.11.sh minimax2_5:/root/server-1-192.0.2.11.sh" in second
@@ -145,10 +145,19 @@ def test_several_servers_of_a_node_share_its_container():
     loaded = read(
         "a2-dual", ["hardware.spread=false", "hardware.npus_per_server=4", "parallel.tensor=4"]
     )
-    plan = build_plan(loaded, [Facts("192.0.2.10", interface="eth0")])
-    files = render_containers(loaded.recipe, plan)
+    plan = build_deployment_plan(loaded, [Facts("192.0.2.10", interface="eth0")])
+    files = render_containers(loaded, plan)
     assert list(files) == ["container-192.0.2.10.sh"]
     assert files["container-192.0.2.10.sh"].count("docker exec") == 2
+
+
+def test_groups_that_share_a_node_share_its_container():
+    loaded = read("a3-single", ["parallel.data=2", "parallel.replicas=2"])
+    plan = build_deployment_plan(loaded, [Facts("192.0.2.10", interface="eth0")])
+    (text,) = render_containers(loaded, plan).values()
+    for group in ("serve-0", "serve-1"):
+        assert f"bash /root/{group}-server-0-192.0.2.10.sh" in text
+    assert text.count("\ndocker run") == 1
 
 
 def test_davinci_stands_for_every_npu_of_the_node():
@@ -172,12 +181,14 @@ def test_the_tag_follows_the_board():
 
 def test_secrets_are_handed_in_by_name():
     loaded = read("a2-dual", ["secrets=[VLLM_API_KEY]"])
-    plan = build_plan(loaded, [Facts(f"192.0.2.{n}", interface="eth0") for n in (10, 11)])
-    text = render_containers(loaded.recipe, plan)["container-192.0.2.10.sh"]
+    plan = build_deployment_plan(
+        loaded, [Facts(f"192.0.2.{n}", interface="eth0") for n in (10, 11)]
+    )
+    text = render_containers(loaded, plan)["container-192.0.2.10.sh"]
     assert "docker exec -it -e VLLM_API_KEY minimax2_5" in text
 
 
 def test_a_recipe_without_container_says_so():
-    recipe, plan = plan_of("local-dual")
+    loaded, plan = plan_of("local-dual")
     with pytest.raises(RecipeError, match="names no container"):
-        render_containers(recipe, plan)
+        render_containers(loaded, plan)

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import Flag, Value
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.render.container import render_containers
 from raylaunch.render.script import render_scripts, script_name
 
@@ -89,17 +92,26 @@ def run(tmp_path):
     return run
 
 
-def plan_of(name, sets=(), **parts):
+def deployment_of(name, sets=(), **parts):
     loaded = read(name, sets)
-    hosts = [f"192.0.2.{10 + n}" for n in range(loaded.recipe.parallel.servers)]
-    return build_plan(
-        loaded, [Facts(ip, **({"interface": "enp67s0f0np0"} | parts)) for ip in hosts]
-    )
+    hosts = [f"192.0.2.{10 + n}" for n in range(nodes_needed(expand_groups(loaded)))]
+    nodes = [Facts(ip, **({"interface": "enp67s0f0np0"} | parts)) for ip in hosts]
+    return build_deployment_plan(loaded, nodes)
+
+
+def plan_of(name, sets=(), **parts):
+    (plan,) = deployment_of(name, sets, **parts).groups
+    return plan
+
+
+def whole(plan):
+    return DeploymentPlan(plan.deployment, plan.recipe, (plan,))
 
 
 def scripts(plan):
-    texts = render_scripts(plan)
-    return [(server, script_name(server), texts[script_name(server)]) for server in plan.servers]
+    texts = render_scripts(whole(plan))
+    names = [script_name(plan, server) for server in plan.servers]
+    return [(server, name, texts[name]) for server, name in zip(plan.servers, names, strict=True)]
 
 
 def cpu_plan(tmp_path):
@@ -119,15 +131,26 @@ def shellcheck(*paths):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_script_starts_what_the_plan_says(run, name):
-    plan = plan_of(name)
-    for server, file, text in scripts(plan):
-        seen = run(file, text)
-        home = seen["argv"][2].removesuffix(server.argv[2].removeprefix("$HOME"))
-        expected = [
-            word.replace("$HOME", home) if word == plan.model else word for word in server.argv
-        ]
-        assert seen["argv"] == expected
-        assert seen["env"] == server.environ
+    for plan in deployment_of(name).groups:
+        for server, file, text in scripts(plan):
+            seen = run(file, text)
+            home = seen["argv"][2].removesuffix(server.argv[2].removeprefix("$HOME"))
+            expected = [
+                word.replace("$HOME", home) if word == plan.model else word for word in server.argv
+            ]
+            assert seen["argv"] == expected
+            assert seen["env"] == server.environ
+
+
+def test_scripts_of_several_groups_have_the_group_in_their_name():
+    plan = deployment_of("a2-replicas")
+    texts = render_scripts(plan)
+    assert list(texts) == ["serve-0-server-0-192.0.2.10.sh", "serve-1-server-0-192.0.2.11.sh"]
+    second = texts["serve-1-server-0-192.0.2.11.sh"]
+    assert "recipe a2-replicas: group serve-1, server 0 of 1." in second
+    assert "bash serve-1-server-0-192.0.2.11.sh" in second
+    assert "Order:" not in second, "the groups do not wait for each other"
+    assert render_scripts(plan.only("serve-1")) == {"serve-1-server-0-192.0.2.11.sh": second}
 
 
 def test_only_the_unprobed_home_is_left_to_the_node(run, tmp_path):
@@ -146,7 +169,7 @@ def test_values_arrive_as_they_are(run, value):
         flags=(Flag("", f"/m{value}", "x"), Flag("--nasty", value, "x"), Flag("--last", None, "x")),
     )
     plan = replace(plan, servers=(server, *plan.servers[1:]))
-    seen = run("s.sh", render_scripts(plan)[script_name(server)])
+    seen = run("s.sh", render_scripts(whole(plan))[script_name(plan, server)])
     assert seen["argv"] == ["vllm", "serve", f"/m{value}", "--nasty", value, "--last"]
     assert seen["env"] == server.environ
 
@@ -203,7 +226,7 @@ def test_the_header_tells_a_person_what_to_do():
     assert first.startswith("#!/usr/bin/env bash\n")
     assert "the primary, with the API" in first
     assert "headless; data-parallel rank(s) 1 of 2; node 192.0.2.11" in second
-    for name, text in zip(render_scripts(plan), (first, second), strict=True):
+    for name, text in zip(render_scripts(whole(plan)), (first, second), strict=True):
         assert f"bash {name}" in text
         assert "within 5 minutes" in text
         assert "raylaunch tune" in text
@@ -222,13 +245,14 @@ def test_a_name_with_a_line_break_stays_a_comment(run):
 
 
 def test_file_names_tell_server_and_node():
-    assert list(render_scripts(plan_of("a2-dual"))) == [
+    assert list(render_scripts(deployment_of("a2-dual"))) == [
         "server-0-192.0.2.10.sh",
         "server-1-192.0.2.11.sh",
     ]
     hosts = [Facts(f"2001:db8::{n}", interface="eth0") for n in (1, 2)]
     assert (
-        next(iter(render_scripts(build_plan(read("a2-dual"), hosts)))) == "server-0-2001-db8--1.sh"
+        next(iter(render_scripts(build_deployment_plan(read("a2-dual"), hosts))))
+        == "server-0-2001-db8--1.sh"
     )
 
 
@@ -238,10 +262,10 @@ def test_all_scripts_pass_shellcheck(tmp_path):
     for name in recipe_names():
         loaded, plan = (
             read(name, ["secrets=[VLLM_API_KEY]"]),
-            plan_of(name, ["secrets=[VLLM_API_KEY]"]),
+            deployment_of(name, ["secrets=[VLLM_API_KEY]"]),
         )
         texts = render_scripts(plan) | (
-            render_containers(loaded.recipe, plan) if loaded.recipe.container else {}
+            render_containers(loaded, plan) if loaded.recipe.container else {}
         )
         files |= {f"{name}-{file}": text for file, text in texts.items()}
     nasty = plan_of("a2-dual")
@@ -259,9 +283,9 @@ def test_all_scripts_pass_shellcheck(tmp_path):
 @pytest.mark.parametrize("name", ["a2-dual", "a3-single", "local-dual"])
 def test_scripts_look_as_they_did(name):
     """RAYLAUNCH_GOLDEN=write takes the new look over; read the diff."""
-    plan = plan_of(name)
+    plan = deployment_of(name)
     texts = render_scripts(plan) | (
-        render_containers(read(name).recipe, plan) if name != "local-dual" else {}
+        render_containers(read(name), plan) if name != "local-dual" else {}
     )
     for file, text in texts.items():
         golden = GOLDEN / f"{name}-{file}"

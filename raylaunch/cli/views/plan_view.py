@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raylaunch.checks.findings import Finding
 from raylaunch.cli.output import Style, table
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.ports import HCCL_PORTS
 
@@ -27,15 +28,28 @@ class _Settings:
     unset: list[Row]
 
 
-def plan_lines(plan: LaunchPlan, style: Style) -> Iterator[str]:
-    """Lay out a plan."""
+@dataclass(frozen=True)
+class _Planned:
+    """A server of the plan, with the name that people know it by: "0", or "serve-1/0"."""
+
+    name: str
+    group: LaunchPlan
+    server: ServerPlan
+
+
+def plan_lines(plan: DeploymentPlan, style: Style) -> Iterator[str]:
+    """Lay out a plan. A deployment's only group is not named."""
+    planned = [
+        _Planned(_name(group, one), group, one) for group in plan.groups for one in group.servers
+    ]
     yield from _head(plan, style)
     yield ""
-    rows = [_server_row(plan, server) for server in plan.servers]
-    yield from table(rows, style, header=SERVER_HEADER)
-    settings = [_settings(server) for server in plan.servers]
+    yield from table([_server_row(one) for one in planned], style, header=SERVER_HEADER)
+    settings = [_settings(one.server) for one in planned]
     if len(settings) == 1:
-        yield from _block(f"Server 0 ({plan.primary.node.ip})", settings[0], style)
+        only = planned[0]
+        title = f"Server {only.name} ({only.server.node.ip})"
+        yield from _block(title, settings[0], style)
         return
     env = _shared([one.env for one in settings])
     flags = _shared([one.flags for one in settings])
@@ -47,14 +61,18 @@ def plan_lines(plan: LaunchPlan, style: Style) -> Iterator[str]:
         unset=[row for row in first.unset if row in unset],
     )
     yield from _block("Same on all servers", same, style)
-    for server, one in zip(plan.servers, settings, strict=True):
-        own = _Settings(
-            env=[row for row in one.env if row not in env],
-            flags=[row for row in one.flags if row not in flags],
-            unset=[row for row in one.unset if row not in unset],
+    for one, own in zip(planned, settings, strict=True):
+        different = _Settings(
+            env=[row for row in own.env if row not in env],
+            flags=[row for row in own.flags if row not in flags],
+            unset=[row for row in own.unset if row not in unset],
         )
-        title = f"Only on server {server.index} ({server.role}, {server.node.ip})"
-        yield from _block(title, own, style)
+        title = f"Only on server {one.name} ({one.server.role}, {one.server.node.ip})"
+        yield from _block(title, different, style)
+
+
+def _name(group: LaunchPlan, server: ServerPlan) -> str:
+    return str(server.index) if group.is_alone else f"{group.group}/{server.index}"
 
 
 def finding_lines(findings: Iterable[Finding], style: Style) -> Iterator[str]:
@@ -86,33 +104,56 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
-def _head(plan: LaunchPlan, style: Style) -> Iterator[str]:
-    sizes = [count(len(plan.servers), "server"), count(plan.ranks, "data-parallel rank")]
+def _head(plan: DeploymentPlan, style: Style) -> Iterator[str]:
+    is_alone = plan.groups[0].is_alone
+    sizes = [] if is_alone else [count(len(plan.groups), "group")]
+    sizes.append(count(len(plan.servers), "server"))
+    if is_alone:
+        sizes.append(count(plan.groups[0].ranks, "data-parallel rank"))
     # A CPU plan numbers Ray's stand-in resource "NPU"; there is no NPU behind it.
-    if plan.platform != "cpu":
-        npus = sum(len(server.devices) for server in plan.servers)
+    npus = sum(len(one.devices) for group in plan.groups for one in _on_npus(group))
+    if npus:
         sizes.append(count(npus, "NPU"))
     name = style.paint(plan.deployment, "title")
     recipe = "" if plan.recipe == plan.deployment else f" (recipe {plan.recipe})"
-    yield f"{name}{recipe}: {', '.join(sizes)} on {plan.platform}"
-    yield f"endpoint  {style.paint(plan.endpoint, 'good')}  (model {plan.served_name})"
-    if plan.secrets:
-        names = ", ".join(plan.secrets)
+    platforms = ", ".join(dict.fromkeys(group.platform for group in plan.groups))
+    yield f"{name}{recipe}: {', '.join(sizes)} on {platforms}"
+    yield from _endpoints(plan, style)
+    secrets = plan.groups[0].secrets
+    if secrets:
+        names = ", ".join(secrets)
         yield f"secrets   {names}  (from the launching environment, never shown)"
 
 
-def _server_row(plan: LaunchPlan, server: ServerPlan) -> tuple[str, ...]:
+def _on_npus(group: LaunchPlan) -> tuple[ServerPlan, ...]:
+    return () if group.platform == "cpu" else group.servers
+
+
+def _endpoints(plan: DeploymentPlan, style: Style) -> Iterator[str]:
+    """Yield the address of the gateway, and that of each group."""
+    if plan.gateway is not None:
+        yield f"endpoint  {style.paint(plan.endpoint, 'good')}  (gateway)"
+    for group in plan.groups:
+        about = f"model {group.served_name}"
+        if not group.is_alone:
+            role = "" if group.role == "serve" else f"{group.role}, "
+            about = f"{group.group}, {role}{about}"
+        yield f"endpoint  {style.paint(group.endpoint, 'good')}  ({about})"
+
+
+def _server_row(planned: _Planned) -> tuple[str, ...]:
+    server = planned.server
     ports = f"http {server.ports.http}, rpc {server.ports.rpc}"
     base = server.ports.hccl_base
     if base is not None:
         ports += f", hccl {base}-{base + HCCL_PORTS - 1}"
     return (
-        str(server.index),
+        planned.name,
         server.role,
         server.node.ip,
         server.node.interface,
         compress(server.ranks),
-        "-" if plan.platform == "cpu" else compress(server.devices),
+        "-" if planned.group.platform == "cpu" else compress(server.devices),
         ports,
     )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TypedDict
 
 import yaml
 
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.layers import OPEN_MAPPINGS
 from raylaunch.recipe.load import LoadedRecipe
 
@@ -33,17 +36,16 @@ class Summary(TypedDict):
 def recipe_summary(loaded: LoadedRecipe) -> Summary:
     """Summarize a recipe for `list`."""
     recipe = loaded.recipe
-    servers = recipe.parallel.servers
-    servers_per_node = max(1, recipe.npus_per_node // recipe.npus_per_server)
-    if recipe.hardware.spread:
-        servers_per_node = 1
+    groups = expand_groups(loaded)
+    sizes = [group.loaded.recipe for group in groups]
+    npus = sum(one.npus_per_server * one.parallel.servers for one in sizes)
     on_cpu = recipe.hardware.platform == "cpu"
     return {
         "name": loaded.name,
         "model": recipe.model.served_name,
         "hardware": recipe.hardware.platform,
-        "nodes": -(-servers // servers_per_node),
-        "npus": 0 if on_cpu else servers * recipe.npus_per_server,
+        "nodes": nodes_needed(groups),
+        "npus": 0 if on_cpu else npus,
         "context": recipe.args.get("max-model-len"),
         "description": recipe.description,
         "good_for": recipe.good_for,
@@ -69,7 +71,12 @@ def list_row(summary: Summary) -> tuple[str, ...]:
 def yaml_lines(loaded: LoadedRecipe) -> Iterator[str]:
     """Yield the resolved recipe as YAML, each value with a comment that names its origin."""
     yield f"# {loaded.name}: every value of the recipe, and where it comes from"
-    yield from _mapping(loaded.recipe.model_dump(mode="json"), loaded, "")
+    values = loaded.recipe.model_dump(mode="json")
+    # An entry of `groups` holds only what differs, and a null there removes a value.
+    values["groups"] = [
+        group.model_dump(mode="json", exclude_unset=True) for group in loaded.recipe.groups
+    ]
+    yield from _mapping(values, loaded, "")
 
 
 def origin_of(loaded: LoadedRecipe, path: str) -> str:
@@ -92,14 +99,26 @@ def _mapping(values: Mapping[str, object], loaded: LoadedRecipe, prefix: str) ->
     for key, value in values.items():
         path = f"{prefix}{key}"
         head = f"{indent}{_scalar(key)}:"
-        if isinstance(value, dict) and value and prefix not in ("args.", "env."):
+        is_free = _in_group(prefix) in ("args.", "env.")
+        if isinstance(value, dict) and value and not is_free:
             yield head
             yield from _mapping(value, loaded, f"{path}.")
+        elif path == "groups" and isinstance(value, list) and value:
+            yield head
+            for index, group in enumerate(value):
+                first, *others = _mapping(group, loaded, f"groups.{index}.")
+                yield f"  - {first.lstrip()}"
+                yield from others
         elif isinstance(value, list) and value and path.startswith("container."):
             yield _commented(head, origin_of(loaded, path))
             yield from (f"{indent}  - {_scalar(item)}" for item in value)
         else:
             yield _commented(f"{head} {_scalar(value)}", origin_of(loaded, path))
+
+
+def _in_group(path: str) -> str:
+    """Return `path` without "groups.0." in front."""
+    return re.sub(r"^groups\.\d+\.", "", path)
 
 
 def _commented(text: str, origin: str) -> str:

@@ -1,17 +1,22 @@
 """The checks of a recipe on the cluster, without a launch: reserve, probe, plan, check, release.
 
-Reservation and agents belong to this process: Ray removes them with it, however it exits.
+Reservations and agents belong to this process: Ray removes them with it, however it exits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 
 from raylaunch.checks.findings import Finding
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import plan_group
-from raylaunch.recipe.groups import GroupSpec
+from raylaunch.recipe.groups import GroupSpec, expand_groups
+from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.agent.flag_lookup import ask_flags, with_flags
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import ProbeActor
@@ -21,8 +26,10 @@ from raylaunch.runtime.controller.group.planning import check_plan, probe_nodes
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
-def preflight(spec: GroupSpec, deployment: str) -> tuple[LaunchPlan, list[Finding]]:
+def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[DeploymentPlan, list[Finding]]:
     """Plan and check a recipe on the connected cluster, from the nodes that `start` would use now.
+
+    The NPUs of all groups are reserved together.
 
     Raises:
         PlacementError: the cluster cannot give the NPUs.
@@ -31,22 +38,29 @@ def preflight(spec: GroupSpec, deployment: str) -> tuple[LaunchPlan, list[Findin
     """
     # No deployment can have a name with spaces.
     label = f"check of {deployment} {secrets.token_hex(3)}"
-    key = GroupKey(label, spec.name)
-    gang = Gang(
-        key,
-        reservation=placement.reserve(key, spec.loaded.recipe, detached=False),
-        kind=ProbeActor,
-        detached=False,
-    )
-    try:
-        return asyncio.run(_probe_and_plan(gang, spec, deployment))
-    finally:
-        gang.kill()
-        placement.release(gang.reservation)
+    plans: list[LaunchPlan] = []
+    # What equal groups have in common is reported once.
+    findings: dict[Finding, None] = {}
+    with ExitStack() as stack:
+        specs = expand_groups(loaded)
+        gangs = [_reserve(GroupKey(label, spec.name), spec, stack) for spec in specs]
+        for spec, gang in zip(specs, gangs, strict=True):
+            plan, found = asyncio.run(_probe_and_plan(gang, spec, deployment, plans))
+            plans.append(plan)
+            findings.update(dict.fromkeys(found))
+    return DeploymentPlan(deployment, loaded.name, tuple(plans)), list(findings)
+
+
+def _reserve(key: GroupKey, spec: GroupSpec, stack: ExitStack) -> Gang:
+    reservation = placement.reserve(key, spec.loaded.recipe, detached=False)
+    stack.callback(placement.release, reservation)
+    gang = Gang(key, reservation=reservation, kind=ProbeActor, detached=False)
+    stack.callback(gang.kill)
+    return gang
 
 
 async def _probe_and_plan(
-    gang: Gang, spec: GroupSpec, deployment: str
+    gang: Gang, spec: GroupSpec, deployment: str, siblings: Sequence[LaunchPlan]
 ) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.reservation))
     # Takes the longest, when the answer is not remembered.
@@ -55,6 +69,7 @@ async def _probe_and_plan(
     await gang.demand_all(lambda agent: agent.hello())
     nodes = await probe_nodes(gang, spec.loaded.recipe)
     facts = list(with_flags(nodes, await asking).values())
-    neighbours = await ask_plans(deployment)
+    others = await ask_plans(deployment)
+    neighbours = replace(others, plans=(*others.plans, *siblings))
     plan = plan_group(spec, facts, deployment=deployment, others=neighbours.plans)
     return plan, await check_plan(gang, spec.loaded, facts, plan, neighbours)

@@ -12,6 +12,7 @@ from raylaunch.cli.command import command
 from raylaunch.cli.options import (
     Address,
     Format,
+    Group,
     JsonOutput,
     NameOfNew,
     RecipeName,
@@ -24,7 +25,7 @@ from raylaunch.errors import ChecksFailedError
 
 if TYPE_CHECKING:
     from raylaunch.checks.findings import Finding
-    from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.plan.deployment_plan import DeploymentPlan
 
 
 def add_command(app: typer.Typer) -> None:
@@ -46,6 +47,7 @@ def check(
     deployment: NameOfNew = None,
     address: Address = None,
     sets: Sets = None,
+    group: Group = None,
     skip_check: SkipChecks = None,
     strict: Annotated[
         bool,
@@ -65,37 +67,39 @@ def check(
     from raylaunch.checks.findings import LEVELS, worst
 
     skipped = read_skips(skip_check or [])
-    launch_plan, found = api.preflight(
+    plan, found = api.preflight(
         name,
         set=sets or (),
         deployment=deployment,
         address=address,
         skip_checks=skipped,
+        group=group,
     )
     findings = sorted(found, key=lambda finding: LEVELS.index(finding.level))
     counted = [finding for finding in findings if finding.id not in skipped]
     strict_fails = strict and worst(counted) == "warning"
     if output is Format.JSON:
-        out.json(_as_dict(launch_plan, findings))
+        out.json(_as_dict(plan, findings))
     else:
-        _show(out, launch_plan, findings, strict_fails=strict_fails)
+        _show(out, plan, findings, strict_fails=strict_fails)
     if worst(findings) == "error" or strict_fails:
         raise typer.Exit(ChecksFailedError.exit_code)
 
 
-def _as_dict(launch_plan: LaunchPlan, findings: Sequence[Finding]) -> dict[str, object]:
+def _as_dict(plan: DeploymentPlan, findings: Sequence[Finding]) -> dict[str, object]:
     from raylaunch.checks.findings import worst
 
     return {
-        "deployment": launch_plan.deployment,
-        "hosts": [server.node.ip for server in launch_plan.servers],
+        "deployment": plan.deployment,
+        "hosts": [server.node.ip for server in plan.servers],
+        "groups": [group.group for group in plan.groups],
         "worst": worst(list(findings)),
         "findings": [dataclasses.asdict(finding) for finding in findings],
     }
 
 
 def _show(
-    out: Output, launch_plan: LaunchPlan, findings: Sequence[Finding], *, strict_fails: bool
+    out: Output, plan: DeploymentPlan, findings: Sequence[Finding], *, strict_fails: bool
 ) -> None:
     from raylaunch.cli.views.plan_view import count, finding_lines
 
@@ -111,5 +115,5 @@ def _show(
     else:
         verdict = "ready to start"
     counts = f"{count(len(errors), 'error')}, {count(len(warnings), 'warning')}"
-    hosts = ", ".join(dict.fromkeys(server.node.ip for server in launch_plan.servers))
-    out.note(f"{launch_plan.deployment} on {hosts}: {counts}; {verdict}")
+    hosts = ", ".join(dict.fromkeys(server.node.ip for server in plan.servers))
+    out.note(f"{plan.deployment} on {hosts}: {counts}; {verdict}")

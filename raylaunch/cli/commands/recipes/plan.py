@@ -9,6 +9,7 @@ import typer
 from raylaunch.cli.command import command
 from raylaunch.cli.offline_plan import make_plan, report_findings
 from raylaunch.cli.options import (
+    Group,
     Hosts,
     NameOfNew,
     PlanFormat,
@@ -20,7 +21,7 @@ from raylaunch.cli.options import (
 from raylaunch.cli.output import Output
 
 if TYPE_CHECKING:
-    from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.plan.deployment_plan import DeploymentPlan
 
 
 def add_command(app: typer.Typer) -> None:
@@ -30,6 +31,7 @@ def add_command(app: typer.Typer) -> None:
         examples="""
         raylaunch plan a2-dual --host 192.0.2.10%enp67s0f0np0 --host 192.0.2.11%enp67s0f0np0
         raylaunch plan a2-dual --set args.max-num-seqs=64 --set env.HCCL_BUFFSIZE=512
+        raylaunch plan a2-replicas --group serve-1
         raylaunch plan a3-single -o json
         """,
     )(plan)
@@ -42,6 +44,7 @@ def plan(
     primary: Primary = None,
     deployment: NameOfNew = None,
     sets: Sets = None,
+    group: Group = None,
     output: PlanOutput = PlanFormat.TABLE,
 ) -> None:
     """Show what would run where; needs no cluster.
@@ -49,21 +52,21 @@ def plan(
     Every variable and flag is shown with its origin: a line of the recipe, the node, --set, or
     raylaunch and why. Findings go to stderr. Exit code 4: the checks found an error.
     """
-    _, launch_plan, findings = make_plan(out, name, host, primary, deployment, sets)
-    _show_plan(out, launch_plan, output)
+    _, deployment_plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
+    _show_plan(out, deployment_plan, output)
     report_findings(out, findings)
 
 
-def _show_plan(out: Output, launch_plan: LaunchPlan, output: PlanFormat) -> None:
-    from raylaunch.plan.plan_json import plan_to_dict
+def _show_plan(out: Output, plan: DeploymentPlan, output: PlanFormat) -> None:
+    from raylaunch.plan.plan_json import deployment_plan_to_dict
 
     if output is PlanFormat.JSON:
-        out.json(plan_to_dict(launch_plan))
+        out.json(deployment_plan_to_dict(plan))
     elif output is PlanFormat.YAML:
         import yaml
 
         text = yaml.safe_dump(
-            plan_to_dict(launch_plan),
+            deployment_plan_to_dict(plan),
             sort_keys=False,
             allow_unicode=True,
             width=10**9,  # never folded: a value stays on one line for grep
@@ -72,4 +75,4 @@ def _show_plan(out: Output, launch_plan: LaunchPlan, output: PlanFormat) -> None
     else:
         from raylaunch.cli.views.plan_view import plan_lines
 
-        out.lines(plan_lines(launch_plan, out.style))
+        out.lines(plan_lines(plan, out.style))

@@ -10,7 +10,7 @@ import typer
 
 from raylaunch.cli.command import command
 from raylaunch.cli.offline_plan import make_plan, report_findings
-from raylaunch.cli.options import Hosts, NameOfNew, Primary, RecipeName, Sets
+from raylaunch.cli.options import Group, Hosts, NameOfNew, Primary, RecipeName, Sets
 from raylaunch.cli.output import Output
 
 
@@ -48,21 +48,23 @@ def render(
     primary: Primary = None,
     deployment: NameOfNew = None,
     sets: Sets = None,
+    group: Group = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite files that raylaunch did not render.")
     ] = False,
 ) -> None:
     """Write the plan as scripts, docker commands or JSON.
 
-    One bash script per server; with --as docker also the container of each node.
+    One bash script per server; with --as docker also the container of each node. With several
+    groups the names of the scripts begin with the group.
 
     Exit code 4: the checks found an error; the files are written nevertheless.
     """
     from raylaunch import api
     from raylaunch.cli.file_writer import write_files
 
-    loaded, launch_plan, findings = make_plan(out, name, host, primary, deployment, sets)
-    files = api.render_files(loaded, launch_plan, form.value)
+    loaded, plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
+    files = api.render_files(loaded, plan, form.value)
     for path in write_files(folder, files, force=force):
         out.line(str(path))
     report_findings(out, findings)
