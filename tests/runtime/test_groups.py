@@ -1,0 +1,283 @@
+"""A controller with several groups, in memory: each lives and fails on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from fake_group import FakeEvidence, FakeGang
+
+from raylaunch.errors import (
+    BusyError,
+    LaunchError,
+    PlacementError,
+    RecipeError,
+    UnknownDeploymentError,
+)
+from raylaunch.recipe.catalog import read
+from raylaunch.runtime.cluster.clock import SystemClock
+from raylaunch.runtime.controller import controller, takeover
+from raylaunch.runtime.controller.controller import Controller
+from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
+from raylaunch.runtime.controller.group import group_supervisor
+from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.supervise.state import Phase
+
+ray = pytest.importorskip("ray")
+
+TWO = (
+    "parallel.replicas=2",
+    "parallel.data=1",
+    "health.agent_silent_s=86400",
+    "health.backoff_first_s=0",
+    "health.device_pause_s=0",
+    "health.canary_idle_s=86400",
+)
+DEADLINE_S = 60
+
+
+class RealClock:
+    @property
+    def now(self) -> float:
+        return time.monotonic()
+
+
+class FakeBackend(FakeGang):
+    """The group of `fake_group` in the place of `RayGroup`, on the clock of the process."""
+
+    def __init__(self, request, health, turns, on_failure) -> None:
+        super().__init__(RealClock())
+        self.name = request.spec.name
+        self.plan_made = replace(self.plan_made, group=self.name)
+        self.chosen = None
+        self.log_roots: dict[int, str] = {}
+        self.kept: dict[str, tuple[int, bytes]] = {}
+        """What its agents keep, by owner."""
+
+    def keep_journal(self, number, journal) -> None:
+        self.keep_copy(self.name, number, journal)
+
+    def keep_copy(self, owner, number, journal) -> None:
+        if self.agents and number > self.kept.get(owner, (-1, b""))[0]:
+            self.kept[owner] = (number, journal)
+
+    def release(self) -> None:
+        super().release()
+        self.kept = {}
+
+    async def find(self):
+        self.agents = {0, 1}
+
+    async def read_secrets(self):
+        return {"VLLM_API_KEY": "k"}
+
+
+@pytest.fixture
+def create(monkeypatch, tmp_path):
+    """Makes controllers; `reconstructed` ones take over."""
+    context = SimpleNamespace(
+        current_actor=SimpleNamespace(
+            expect_begin=SimpleNamespace(remote=lambda: None),
+            take_over=SimpleNamespace(remote=lambda: None),
+        )
+    )
+    monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
+    monkeypatch.setattr(controller, "open_actor_log", lambda _: None)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(group_supervisor, "RayGroup", FakeBackend)
+    monkeypatch.setattr(group_supervisor, "EvidenceCollector", lambda *_: FakeEvidence())
+    monkeypatch.setattr(group_supervisor, "alive_nodes", list)
+
+    def create(*settings, reconstructed=False):
+        context.was_current_actor_reconstructed = reconstructed
+        return Controller(Request("test", read("local-dual", (*TWO, *settings))))
+
+    return create
+
+
+def run(live) -> None:
+    asyncio.run(asyncio.wait_for(live(), DEADLINE_S))
+
+
+async def await_status(one: Controller, condition):
+    version, status = await one.wait_change(-1, 0.1)
+    while not condition(status):
+        version, status = await one.wait_change(version, 1.0)
+    return status
+
+
+async def begin(create, *settings) -> Controller:
+    one = create(*settings)
+    await one.begin({})
+    await await_status(one, lambda status: status.phase is Phase.READY)
+    return one
+
+
+async def finish(one: Controller):
+    """Wait for the operation under way and return the status."""
+    return await await_status(one, lambda status: not status.operation)
+
+
+def attempts(status) -> dict[str, int]:
+    return {group.name: group.attempt for group in status.groups}
+
+
+def test_a_group_that_fails_restarts_alone(create):
+    async def live():
+        one = await begin(create)
+        first, second = one._groups
+        second.backend.kill_server(0)
+        degraded = await one.status()
+        assert second.journal.phase is Phase.READY, "the loop has not stepped yet"
+        status = await await_status(one, lambda now: attempts(now)["serve-1"] == 2)
+        status = await await_status(one, lambda now: now.phase is Phase.READY)
+        assert attempts(status) == {"serve-0": 1, "serve-1": 2}
+        assert "stop_servers" not in first.backend.calls
+        assert degraded.restarts == 0
+        assert status.restarts == 1
+        assert {event.group for event in await one.events(0) if event.kind == "restart"} == {
+            "serve-1"
+        }
+        numbers = [event.number for event in await one.events(0)]
+        assert numbers == sorted(set(numbers))
+        report = await one.stop()
+        assert report.left == ()
+        assert (await one.status()).phase is Phase.STOPPED
+
+    run(live)
+
+
+def test_a_stop_names_the_group_of_what_is_left(create):
+    async def live():
+        one = await begin(create)
+        one._groups.find("serve-1").backend.left = ["server 0: pid 7 vllm"]
+        assert (await one.stop()).left == ("serve-1 server 0: pid 7 vllm",)
+
+    run(live)
+
+
+def test_groups_are_restarted_one_after_the_other(create):
+    async def live():
+        one = await begin(create)
+        await one.restart(None)
+        with pytest.raises(BusyError, match="restart all groups is under way"):
+            await one.scale(3)
+        status = await finish(one)
+        assert status.operation_error is None
+        assert attempts(status) == {"serve-0": 2, "serve-1": 2}
+        phases = [
+            (event.group, event.text) for event in await one.events(0) if event.kind == "phase"
+        ]
+        ready_again = len(phases) - 1 - phases[::-1].index(("serve-0", "ready"))
+        assert ready_again < phases.index(("serve-1", "restarting"))
+        await one.restart("serve-1")
+        assert attempts(await finish(one)) == {"serve-0": 2, "serve-1": 3}
+        with pytest.raises(UnknownDeploymentError, match="serve-7"):
+            await one.restart("serve-7")
+        await one.stop()
+
+    run(live)
+
+
+def test_a_restart_stops_at_a_group_that_fails_and_a_failed_one_is_tried_again(create):
+    async def live():
+        one = await begin(create)
+        first = one._groups.find("serve-0")
+        first.backend.faults["plan"] = [LaunchError("no place")] * 9
+        await one.restart(None)
+        status = await finish(one)
+        assert status.operation_error["what"] == "no place"
+        assert status.phase is Phase.DEGRADED
+        assert attempts(status)["serve-1"] == 1, "the next one was not touched"
+        first.backend.faults.clear()
+        await one.restart("serve-0")
+        status = await finish(one)
+        assert (status.operation_error, status.phase) == (None, Phase.READY)
+        assert first.journal.error is None
+        await one.stop()
+
+    run(live)
+
+
+def test_replicas_are_added_and_removed(create):
+    async def live():
+        one = await begin(create)
+        await one.scale(3)
+        status = await finish(one)
+        assert attempts(status) == {"serve-0": 1, "serve-1": 1, "serve-2": 1}
+        removed = one._groups.find("serve-2")
+        await one.scale(1)
+        status = await finish(one)
+        assert list(attempts(status)) == ["serve-0"]
+        assert status.phase is Phase.READY
+        assert removed.backend.calls[-1] == "release"
+        with pytest.raises(RecipeError, match="0 replicas"):
+            await one.scale(0)
+        await one.stop()
+
+    run(live)
+
+
+def test_a_new_replica_that_fails_is_removed_again(create, monkeypatch):
+    async def live():
+        one = await begin(create)
+
+        async def refuse(self, excluded, timeout_s):
+            raise PlacementError("no NPUs")
+
+        monkeypatch.setattr(FakeBackend, "reserve", refuse)
+        await one.scale(3)
+        status = await finish(one)
+        assert "no NPUs" in str(status.operation_error)
+        assert list(attempts(status)) == ["serve-0", "serve-1"]
+        assert len(one._record.journal.specs) == 2
+        await one.stop()
+
+    run(live)
+
+
+def test_a_new_controller_adopts_scaled_and_failed_groups(create, monkeypatch):
+    async def live():
+        old = await begin(create)
+        await old.scale(3)
+        await finish(old)
+        failed = old._groups.find("serve-1")
+        failed.loop.abandon(LaunchError("broken"))
+        await await_status(old, lambda status: status.groups[1].phase is Phase.FAILED)
+        assert failed.backend.kept == {}, "its agents are gone"
+        for group in old._groups:
+            group._tasks.cancel()
+
+        copies = [group.backend.kept for group in old._groups]
+        clock = SystemClock()
+        groups = {}
+        for kept in copies:
+            for owner, (_, data) in kept.items():
+                if owner != OWNER:
+                    journal = Journal.load(data, clock)
+                    groups[owner] = takeover._newer(groups.get(owner), journal)
+        deployment = DeploymentJournal.load(copies[0][OWNER][1])
+
+        async def search(*_):
+            return takeover.Found(deployment, groups)
+
+        monkeypatch.setattr(takeover, "search", search)
+        new = create(reconstructed=True)
+        await new.take_over()
+        status = await new.status()
+        assert [(group.name, group.phase) for group in status.groups] == [
+            ("serve-0", Phase.READY),
+            ("serve-1", Phase.FAILED),
+            ("serve-2", Phase.READY),
+        ]
+        assert status.groups[1].error["what"] == "broken"
+        assert attempts(status) == attempts(await old.status())
+        for group in new._groups:
+            assert "launch" not in group.backend.calls
+        await new.stop()
+
+    run(live)
