@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 LOG_BYTES = 8 << 20
 LOG_FILES = 3
-RELAY = (sys.executable, "-m", "raylaunch.gateway.relay")
+RELAY = (sys.executable, "-m", "raylaunch.gateway.relay.relay_process")
 RELOAD_S = 10.0
 STOP_S = 5.0
 
@@ -92,7 +92,7 @@ class Keeper:
         check_config(self.program, self.files.config, self.listener.fileno())
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Run until it is stopped or nobody has asked for it for too long."""
+        """Run until it is stopped, or no owner has sent a message for too long."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._done.set)
         owners = await serve_owners(self.files.folder / "keeper.sock", self.on_message)
         self._spawn(self.relay.run())

@@ -13,9 +13,9 @@ import aiohttp
 from aiohttp import web
 from dummy_server import DummyServer
 
-from raylaunch.gateway.forwarder import make_session
 from raylaunch.gateway.gateway_messages import Member
-from raylaunch.gateway.relay import Relay
+from raylaunch.gateway.relay.forwarder import make_session
+from raylaunch.gateway.relay.relay_process import Relay
 
 DEADLINE_S = 60.0
 

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from hypothesis import given, strategies as st
 
-from raylaunch.gateway.balancer import Balancer, Candidate, Wish
 from raylaunch.gateway.gateway_messages import GatewayOptions, Member
-from raylaunch.gateway.member_table import MemberTable
-from raylaunch.gateway.prefix_index import BLOCK_BYTES, PrefixIndex, prefix_hashes
+from raylaunch.gateway.relay.balancer import Balancer, Candidate, Wish
+from raylaunch.gateway.relay.member_table import MemberTable
+from raylaunch.gateway.relay.prefix_index import BLOCK_BYTES, PrefixIndex, prefix_hashes
 
 LONG = b"a" * (3 * BLOCK_BYTES)
 

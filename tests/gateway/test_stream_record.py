@@ -8,9 +8,9 @@ import pytest
 from dummy_server import DummyServer, expected_text
 from hypothesis import given, settings, strategies as st
 
-from raylaunch.gateway.sse_events import EventSplitter, payload
-from raylaunch.gateway.stream_record import StreamDivergedError, StreamRecord
-from raylaunch.gateway.stream_rules import (
+from raylaunch.gateway.relay.sse_events import EventSplitter, payload
+from raylaunch.gateway.relay.stream_record import StreamDivergedError, StreamRecord
+from raylaunch.gateway.relay.stream_rules import (
     DEFAULT_MAX_TOKENS,
     StreamRule,
     stream_rule,

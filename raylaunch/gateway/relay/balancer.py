@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raylaunch.gateway.gateway_messages import Policy
-from raylaunch.gateway.prefix_index import PrefixIndex
+from raylaunch.gateway.relay.prefix_index import PrefixIndex
 
 LOAD_FACTOR = 1.5
 LOAD_SLACK = 4.0

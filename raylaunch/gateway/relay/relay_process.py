@@ -1,8 +1,8 @@
 """The relay process: behind HAProxy on a unix socket, in front of the groups.
 
-Run as `python -m raylaunch.gateway.relay FD`, the number of an inherited listening socket. While
-the relay is started again, requests wait in its backlog. Commands and replies are JSON lines on
-stdin and stdout. At the end of stdin the keeper is gone, and the relay exits. Its log is stderr.
+Run as `python -m raylaunch.gateway.relay.relay_process FD`, the number of an inherited listening
+socket. While the relay is started again, requests wait in its backlog. Commands and replies are
+JSON lines on stdin and stdout. At the end of stdin the keeper is gone, and the relay exits.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from raylaunch.gateway.forwarder import ClientGoneError, Forwarder, make_session
 from raylaunch.gateway.gateway_messages import (
     MESSAGE_LIMIT,
     GatewayOptions,
     read_member,
     read_options,
 )
-from raylaunch.gateway.member_table import MemberTable
 from raylaunch.gateway.openai_errors import GatewayError, no_group_ready
-from raylaunch.gateway.request_body import BodyMemory, read_body, read_exchange
-from raylaunch.gateway.websocket_bridge import bridge
+from raylaunch.gateway.relay.forwarder import ClientGoneError, Forwarder, make_session
+from raylaunch.gateway.relay.member_table import MemberTable
+from raylaunch.gateway.relay.request_body import BodyMemory, read_body, read_exchange
+from raylaunch.gateway.relay.websocket_bridge import bridge
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from raylaunch.gateway.balancer import Wish
-from raylaunch.gateway.forwarder import BROKEN
 from raylaunch.gateway.gateway_messages import GatewayOptions
-from raylaunch.gateway.member_table import MemberTable
 from raylaunch.gateway.openai_errors import GatewayError
-from raylaunch.gateway.request_body import forwarded_headers
+from raylaunch.gateway.relay.balancer import Wish
+from raylaunch.gateway.relay.forwarder import BROKEN
+from raylaunch.gateway.relay.member_table import MemberTable
+from raylaunch.gateway.relay.request_body import forwarded_headers
 
 HANDSHAKE = frozenset(
     {

@@ -12,12 +12,12 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from raylaunch.gateway.balancer import Wish
 from raylaunch.gateway.gateway_messages import GatewayOptions
 from raylaunch.gateway.openai_errors import body_too_large, body_too_slow, hold_queue_full
-from raylaunch.gateway.prefix_index import prefix_hashes
+from raylaunch.gateway.relay.balancer import Wish
+from raylaunch.gateway.relay.prefix_index import prefix_hashes
+from raylaunch.gateway.relay.stream_rules import StreamRule, stream_rule, with_token_ids
 from raylaunch.gateway.server_routes import INFERENCE
-from raylaunch.gateway.stream_rules import StreamRule, stream_rule, with_token_ids
 
 HOP_BY_HOP = frozenset(
     {

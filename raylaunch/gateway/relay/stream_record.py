@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from raylaunch.gateway.stream_rules import COMPLETIONS, StreamRule, continuation
+from raylaunch.gateway.relay.stream_rules import COMPLETIONS, StreamRule, continuation
 
 TEXTS = ("content", "reasoning", "reasoning_content", "refusal")
 IDENTITY = ("id", "created", "model")

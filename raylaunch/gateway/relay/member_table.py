@@ -8,9 +8,9 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from raylaunch.gateway.balancer import Balancer, Candidate, Wish
 from raylaunch.gateway.gateway_messages import GatewayOptions, Member, MemberStatus, RelayCounters
 from raylaunch.gateway.openai_errors import hold_queue_full, no_group_ready
+from raylaunch.gateway.relay.balancer import Balancer, Candidate, Wish
 
 SUSPECT_S = 1.0
 """For so long a member that refused or broke a connection comes after the others."""

@@ -14,7 +14,6 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from raylaunch.gateway.gateway_messages import Member
-from raylaunch.gateway.member_table import Lease, MemberTable
 from raylaunch.gateway.openai_errors import (
     GatewayError,
     error_event,
@@ -22,9 +21,10 @@ from raylaunch.gateway.openai_errors import (
     not_repeatable,
     server_died,
 )
-from raylaunch.gateway.request_body import HOP_BY_HOP, Exchange
-from raylaunch.gateway.sse_events import DONE, ERROR, EventSplitter, payload
-from raylaunch.gateway.stream_record import StreamDivergedError, StreamRecord
+from raylaunch.gateway.relay.member_table import Lease, MemberTable
+from raylaunch.gateway.relay.request_body import HOP_BY_HOP, Exchange
+from raylaunch.gateway.relay.sse_events import DONE, ERROR, EventSplitter, payload
+from raylaunch.gateway.relay.stream_record import StreamDivergedError, StreamRecord
 
 log = logging.getLogger(__name__)
 
