@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         scale,
         stop,
         tune,
+        upgrade,
         verify,
         weights,
     )
@@ -62,6 +63,7 @@ __all__ = [
     "scale",
     "stop",
     "tune",
+    "upgrade",
     "verify",
     "weights",
 ]

@@ -1,5 +1,6 @@
 """The verbs of the command line as functions. Ray is loaded only where a cluster is needed."""
 
+from raylaunch.api.change_verbs import restart, scale, upgrade
 from raylaunch.api.deployment_verbs import (
     attach,
     deploy,
@@ -8,9 +9,7 @@ from raylaunch.api.deployment_verbs import (
     diagnose_log,
     drill,
     overview,
-    restart,
     run_on_head,
-    scale,
     stop,
     verify,
 )
@@ -54,6 +53,7 @@ __all__ = [
     "scale",
     "stop",
     "tune",
+    "upgrade",
     "verify",
     "weights",
 ]

@@ -99,7 +99,7 @@ def deploy(
     loaded = load(name, set=merge_settings(set, sets))
     title = checked_name(deployment or loaded.name)
     refuse_unknown_ids(skip_checks or {})
-    secrets = _read_secrets(loaded.recipe)
+    secrets = read_secrets(loaded.recipe)
     cluster = choose_address(address)
     is_embedded = starts_embedded(loaded.recipe, address)
     if is_embedded:
@@ -165,45 +165,6 @@ def stop(
         ClusterError: the cluster does not answer.
     """
     return stop_deployment(deployment, address, on_update)
-
-
-def restart(
-    deployment: str, address: str | None = None, on_update: OnUpdate | None = None
-) -> Status:
-    """Restart a deployment, group after group, each drained before; return when all serve again.
-
-    Args:
-        deployment: Its name, or NAME/GROUP for one group.
-        address: Ray cluster, as for `attach`.
-        on_update: Called with every new status.
-
-    Raises:
-        BusyError: another operation is under way.
-        RaylaunchError: a group failed; those that were to follow were not touched.
-    """
-    return attach(deployment, address).restart(on_update)
-
-
-def scale(
-    deployment: str,
-    replicas: int,
-    address: str | None = None,
-    on_update: OnUpdate | None = None,
-) -> Status:
-    """Change the number of a deployment's equal groups; return when there are so many.
-
-    Args:
-        deployment: Its name.
-        replicas: The number.
-        address: Ray cluster, as for `attach`.
-        on_update: Called with every new status.
-
-    Raises:
-        BusyError: another operation is under way.
-        RecipeError: the groups of the recipe differ.
-        RaylaunchError: a new group failed; the deployment stays as it was.
-    """
-    return attach(deployment, address).scale(replicas, on_update)
 
 
 def deployments(address: str | None = None) -> list[Status]:
@@ -361,7 +322,12 @@ def verify(
     return attach(deployment, address).verify(timeout, on_proof)
 
 
-def _read_secrets(recipe: Recipe) -> dict[str, str]:
+def read_secrets(recipe: Recipe) -> dict[str, str]:
+    """Return the values of a recipe's secrets from this environment.
+
+    Raises:
+        RecipeError: one is not set.
+    """
     missing = [name for name in recipe.secrets if name not in os.environ]
     if missing:
         raise RecipeError(

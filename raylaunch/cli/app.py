@@ -24,6 +24,7 @@ from raylaunch.cli.commands.deployments import (
     start,
     status,
     stop,
+    upgrade,
     verify,
 )
 from raylaunch.cli.commands.hosts import check, clean, cluster, tune
@@ -46,6 +47,7 @@ VERBS = (
     stop,
     restart,
     scale,
+    upgrade,
     verify,
     bench,
     logs,

@@ -12,9 +12,10 @@ from raylaunch.deployment.cluster_choice import (
     unknown_name,
     writable_home,
 )
-from raylaunch.deployment.deployment_handle import Deployment, OnUpdate, kept_runs, run_file
+from raylaunch.deployment.deployment_handle import Deployment, OnUpdate
 from raylaunch.deployment.deployment_records import Overview, Silent
 from raylaunch.deployment.embedded_stop import stop_deployment
+from raylaunch.deployment.kept_benchmarks import kept_runs, run_file
 from raylaunch.deployment.names import checked_name
 
 __all__ = [

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from raylaunch.deployment.cluster_choice import (
@@ -18,7 +17,6 @@ from raylaunch.deployment.cluster_choice import (
     writable_home,
 )
 from raylaunch.deployment.deployment_records import remove_record
-from raylaunch.deployment.names import checked_name
 from raylaunch.errors import (
     LaunchError,
     NotReadyError,
@@ -253,6 +251,42 @@ class Deployment:
         self._controller().scale(replicas)
         return self._await_operation(on_update)
 
+    def upgrade(
+        self,
+        loaded: LoadedRecipe,
+        secrets: Mapping[str, str],
+        on_update: OnUpdate | None = None,
+        verify: Callable[[str], str] | None = None,
+    ) -> Status:
+        """Replace the groups that differ in another recipe; return when it is served.
+
+        Args:
+            loaded: The other recipe.
+            secrets: Values of its secrets.
+            on_update: Called with every new status.
+            verify: Called with the name of each new group before it gets traffic; returns what is
+                wrong with it, "" for nothing. By default nothing is asked.
+
+        Raises:
+            BusyError: another operation is under way.
+            RecipeError: the recipes differ in what an upgrade cannot change.
+            RaylaunchError: a new group failed, or was refused; the old ones serve.
+        """
+        self._controller().upgrade(loaded, secrets)
+
+        def confirm(status: Status) -> None:
+            if on_update is not None:
+                on_update(status)
+            if status.awaits:
+                found = [verify(group) for group in status.awaits] if verify else []
+                self._controller().confirm("; ".join(filter(None, found)))
+
+        return self._await_operation(confirm)
+
+    def recipe(self) -> LoadedRecipe:
+        """Return the recipe of the whole deployment."""
+        return self._controller().recipe()
+
     def _await_operation(self, on_update: OnUpdate | None) -> Status:
         version = -1
         while True:
@@ -327,26 +361,6 @@ def explain_degraded(status: Status) -> NotReadyError:
         todo=f"`raylaunch diagnose {name}/{failed[0].name}` names the cause; "
         f"`raylaunch restart {name} --group {failed[0].name}` tries again",
     )
-
-
-def kept_runs(deployment: str) -> tuple[list[Run], list[str]]:
-    """Return the benchmarks of a deployment that are kept here, oldest first.
-
-    The second value names the files that could not be read.
-
-    Raises:
-        RecipeError: no deployment can have this name.
-    """
-    from raylaunch.runtime.bench import bench_store
-
-    return bench_store.load(home(), checked_name(deployment))
-
-
-def run_file(run: Run) -> Path:
-    """Return the file that a benchmark is kept in."""
-    from raylaunch.runtime.bench import bench_store
-
-    return bench_store.file_of(home(), run)
 
 
 def _read_key(plan: LaunchPlan) -> str | None:

@@ -61,6 +61,18 @@ def load_recipe(name: str, find: Finder, sets: Sequence[str] = ()) -> LoadedReci
     return LoadedRecipe(validate(layer, path.name), path.stem, layer.origins)
 
 
+def change_recipe(loaded: LoadedRecipe, sets: Sequence[str]) -> LoadedRecipe:
+    """Return a recipe with more `--set` assignments applied.
+
+    Raises:
+        RecipeError: A path or a value that the schema refuses.
+    """
+    layer = Document(loaded.recipe.model_dump(exclude_unset=True), dict(loaded.origins))
+    for assignment in sets:
+        _apply_set(layer, assignment)
+    return LoadedRecipe(validate(layer, loaded.name), loaded.name, layer.origins)
+
+
 def recipe_from_mapping(
     values: Mapping[str, Any], name: str, origin: str = "caller"
 ) -> LoadedRecipe:

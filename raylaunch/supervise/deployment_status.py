@@ -98,6 +98,8 @@ class Status:
     groups: tuple[GroupStatus, ...] = ()
     operation: str = ""
     """The command that changes the deployment at this moment; "" for none."""
+    awaits: tuple[str, ...] = ()
+    """Groups that an upgrade has started, and that wait to be verified."""
     operation_error: dict[str, str] | None = None
     """Why the last such command failed, as `RaylaunchError.as_dict`."""
 

@@ -65,6 +65,8 @@ def summarise(
     phase = derive_phase([group.phase for group in groups], stopping=stopping)
     errors = [group.error for group in groups if group.error]
     ready = [group.ready_at for group in groups if group.ready_at is not None]
+    # What equal groups have in common is shown once.
+    findings = dict.fromkeys(finding for group in groups for finding in group.findings)
     waiting: list[str] = []
     for group in groups:
         prefix = f"{group.name}: " if len(groups) > 1 else ""
@@ -83,7 +85,7 @@ def summarise(
         restarts=sum(group.restarts for group in groups),
         waiting_for=tuple(waiting),
         servers=tuple(server for group in groups for server in group.servers),
-        findings=tuple(finding for group in groups for finding in group.findings),
+        findings=tuple(findings),
         events=tuple(sorted(events, key=lambda event: event.number)[-SHOWN_EVENTS:]),
         error=errors[0] if errors and (phase is Phase.FAILED or len(groups) == 1) else None,
         groups=tuple(groups),

@@ -59,6 +59,9 @@ class FakeBackend(FakeGang):
         super().release()
         self.kept = {}
 
+    def apply(self, request, health) -> None:
+        self.calls.append("apply")
+
     async def find(self):
         self.agents = {0, 1}
 

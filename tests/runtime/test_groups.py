@@ -12,6 +12,7 @@ from raylaunch.errors import (
     RecipeError,
     UnknownDeploymentError,
 )
+from raylaunch.recipe.load import change_recipe
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
@@ -138,6 +139,24 @@ def test_a_new_replica_that_fails_is_removed_again(create, monkeypatch):
     run(live)
 
 
+def search_in(old):
+    """Return a `takeover.search` that finds what the agents of a controller keep."""
+    clock = SystemClock()
+    groups: dict[str, Journal] = {}
+    deployment = None
+    for group in old._groups:
+        for owner, (_, data) in group.backend.kept.items():
+            if owner == OWNER:
+                deployment = takeover._newer(deployment, DeploymentJournal.load(data))
+            else:
+                groups[owner] = takeover._newer(groups.get(owner), Journal.load(data, clock))
+
+    async def search(*_):
+        return takeover.Found(deployment, groups)
+
+    return search
+
+
 def test_a_new_controller_adopts_scaled_and_failed_groups(create, monkeypatch):
     async def live():
         old = await begin(create)
@@ -150,20 +169,7 @@ def test_a_new_controller_adopts_scaled_and_failed_groups(create, monkeypatch):
         for group in old._groups:
             group._tasks.cancel()
 
-        copies = [group.backend.kept for group in old._groups]
-        clock = SystemClock()
-        groups = {}
-        for kept in copies:
-            for owner, (_, data) in kept.items():
-                if owner != OWNER:
-                    journal = Journal.load(data, clock)
-                    groups[owner] = takeover._newer(groups.get(owner), journal)
-        deployment = DeploymentJournal.load(copies[0][OWNER][1])
-
-        async def search(*_):
-            return takeover.Found(deployment, groups)
-
-        monkeypatch.setattr(takeover, "search", search)
+        monkeypatch.setattr(takeover, "search", search_in(old))
         new = create(reconstructed=True)
         await new.take_over()
         status = await new.status()
@@ -176,6 +182,90 @@ def test_a_new_controller_adopts_scaled_and_failed_groups(create, monkeypatch):
         assert attempts(status) == attempts(await old.status())
         for group in new._groups:
             assert "launch" not in group.backend.calls
+        await new.stop()
+
+    run(live)
+
+
+NEW = "args.max-num-seqs=4"
+
+
+def changed(one, *settings):
+    return change_recipe(one._record.journal.loaded, settings)
+
+
+async def await_verdict(one) -> tuple[str, ...]:
+    return (await await_status(one, lambda status: status.awaits)).awaits
+
+
+def test_an_upgrade_replaces_group_after_group(create):
+    async def live():
+        one = await begin(create)
+        await one.upgrade(changed(one, NEW), {})
+        assert await await_verdict(one) == ("serve-0.g2",)
+        assert list(attempts(await one.status())) == ["serve-1", "serve-0.g2"]
+        await one.confirm("")
+        await await_status(one, lambda status: status.awaits == ("serve-1.g2",))
+        await one.confirm("")
+        status = await finish(one)
+        assert status.operation_error is None
+        assert list(attempts(status)) == ["serve-0.g2", "serve-1.g2"]
+        assert one._record.journal.loaded.recipe.args["max-num-seqs"] == 4
+        await one.scale(3)
+        assert list(attempts(await finish(one)))[2] == "serve-2.g2"
+        await one.stop()
+
+    run(live)
+
+
+def test_an_upgrade_that_is_refused_brings_the_old_groups_back(create):
+    async def live():
+        one = await begin(create)
+        await one.upgrade(changed(one, NEW), {})
+        await await_verdict(one)
+        await one.confirm("rank 0: another answer")
+        status = await finish(one)
+        assert status.operation_error["why"] == "rank 0: another answer"
+        assert (list(attempts(status)), status.phase) == (["serve-0", "serve-1"], Phase.READY)
+        assert "max-num-seqs" not in changed(one).recipe.args or (
+            changed(one).recipe.args["max-num-seqs"] != 4
+        )
+        assert one._record.journal.restore is None
+        await one.stop()
+
+    run(live)
+
+
+def test_settings_that_no_server_reads_are_applied_without_a_restart(create):
+    async def live():
+        one = await begin(create)
+        await one.upgrade(changed(one, "health.max_restarts=9"), {})
+        status = await finish(one)
+        assert status.operation_error is None
+        assert attempts(status) == {"serve-0": 1, "serve-1": 1}
+        for group in one._groups:
+            assert group.loop.settings.health.max_restarts == 9
+            assert "stop_servers" not in group.backend.calls
+        await one.stop()
+
+    run(live)
+
+
+def test_a_controller_that_dies_during_an_upgrade_is_followed_by_a_roll_back(create, monkeypatch):
+    async def live():
+        old = await begin(create)
+        before = old._record.journal.specs
+        await old.upgrade(changed(old, NEW), {})
+        await await_verdict(old)
+        for group in old._groups:
+            group._tasks.cancel()
+        old._tasks.cancel()
+        monkeypatch.setattr(takeover, "search", search_in(old))
+        new = create(reconstructed=True)
+        await new.take_over()
+        status = await finish(new)
+        assert (list(attempts(status)), status.phase) == (["serve-0", "serve-1"], Phase.READY)
+        assert new._record.journal.specs == before
         await new.stop()
 
     run(live)

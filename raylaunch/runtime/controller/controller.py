@@ -143,6 +143,8 @@ class Controller:
         if self._record.journal.stopping:
             await self._begin_stop()
         self._groups.run()
+        if self._record.journal.restore is not None and not self._record.journal.stopping:
+            self._operations.restore(self._record.journal.restore)
 
     async def _await_begin(self, patience_s: float, otherwise: str) -> None:
         """Fail the deployment if `begin` does not come in time."""
@@ -268,6 +270,25 @@ class Controller:
         await self._require_running()
         self._operations.scale(replicas)
 
+    async def upgrade(self, loaded: LoadedRecipe, secrets: Mapping[str, str]) -> None:
+        """Begin to replace what differs from another recipe; see `Status.operation`.
+
+        Raises:
+            BusyError: another operation is under way, or the deployment is being stopped.
+            RecipeError: the recipes differ in what an upgrade cannot change.
+        """
+        await self._require_running()
+        self._operations.upgrade(loaded, secrets)
+
+    async def confirm(self, problem: str) -> None:
+        """Take the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
+        self._operations.confirm(problem)
+
+    async def recipe(self) -> LoadedRecipe:
+        """Return the recipe of the whole deployment."""
+        await self._state.know()
+        return self._record.journal.loaded
+
     async def _require_running(self) -> None:
         await self._state.know()
         if self._state.now is not ControllerState.RUNNING:
@@ -360,7 +381,10 @@ class Controller:
             stopping=self._record.journal.stopping,
         )
         status = replace(
-            status, operation=self._operations.current, operation_error=self._operations.error
+            status,
+            operation=self._operations.current,
+            operation_error=self._operations.error,
+            awaits=self._operations.awaits,
         )
         if self._gateway is None:
             return status

@@ -160,6 +160,24 @@ class ControllerClient:
         """
         self._remote.ask(Controller.scale, timeout_s=CALL_TIMEOUT_S)(replicas=replicas)
 
+    def upgrade(self, loaded: LoadedRecipe, secrets: Mapping[str, str]) -> None:
+        """Begin to replace what differs from another recipe; see `Status.operation`.
+
+        Raises:
+            BusyError: another operation is under way, or the deployment is being stopped.
+            RecipeError: the recipes differ in what an upgrade cannot change.
+        """
+        call = self._remote.ask(Controller.upgrade, timeout_s=CALL_TIMEOUT_S)
+        call(loaded=loaded, secrets=secrets)
+
+    def confirm(self, problem: str) -> None:
+        """Give the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
+        self._remote.ask(Controller.confirm, timeout_s=CALL_TIMEOUT_S)(problem=problem)
+
+    def recipe(self) -> LoadedRecipe:
+        """Return the recipe of the whole deployment."""
+        return self._remote.ask(Controller.recipe, timeout_s=CALL_TIMEOUT_S)()
+
     def stop(self, on_update: Callable[[Status], None] | None = None) -> StopReport:
         """Stop every server, then the controller itself.
 

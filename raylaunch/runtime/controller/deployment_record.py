@@ -30,6 +30,10 @@ class DeploymentJournal:
     """The whole recipe that is served now."""
     specs: tuple[GroupSpec, ...]
     """The groups that the deployment has, in the order in which they are shown."""
+    generation: int = 1
+    """Counts upgrades; part of the names of the groups that they start."""
+    restore: tuple[GroupSpec, ...] | None = None
+    """The groups to return to if the upgrade under way fails; None without one."""
     stopping: bool = False
     events: list[Event] = field(default_factory=list)
     number: int = 0

@@ -9,9 +9,17 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from raylaunch.errors import BusyError, NodeError, RaylaunchError, from_dict
+from raylaunch.errors import (
+    BusyError,
+    NodeError,
+    RaylaunchError,
+    RecipeError,
+    VerifyError,
+    from_dict,
+)
 from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.task_owner import TaskOwner
 from raylaunch.runtime.controller.deployment_record import DeploymentRecord
 from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
@@ -20,9 +28,22 @@ from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.supervise.replicas import with_replicas
 from raylaunch.supervise.state import Phase
+from raylaunch.supervise.upgrade_plan import (
+    Confirm,
+    Remove,
+    Start,
+    Step,
+    Switch,
+    describe,
+    kept_and_new,
+    name_generation,
+    plan_upgrade,
+)
 
 log = logging.getLogger(__name__)
 
+VERDICT_S = 1800.0
+"""For the verification of new groups, a benchmark included."""
 SETTLED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
 
 
@@ -47,6 +68,8 @@ class Operations:
     ) -> None:
         self.current = ""
         """What is under way, for people; "" for nothing."""
+        self.awaits: tuple[str, ...] = ()
+        """Groups of an upgrade that wait for a verdict."""
         self.error: dict[str, str] | None = None
         """Why the last operation failed, as `RaylaunchError.as_dict`; None if it did not."""
         self.gateway: GatewayLink | None = None
@@ -57,6 +80,7 @@ class Operations:
         self._changes = changes
         self._tasks = tasks
         self._task: asyncio.Task[None] | None = None
+        self._verdict: asyncio.Future[str] | None = None
 
     def restart(self, group: str | None) -> None:
         """Begin to restart one group, or all of them one after the other.
@@ -77,6 +101,37 @@ class Operations:
         """
         loaded = with_replicas(self._record.journal.loaded, replicas)
         self._begin(f"scale to {replicas} replicas", lambda: self._scale(loaded))
+
+    def upgrade(self, loaded: LoadedRecipe, secrets: Mapping[str, str]) -> None:
+        """Begin to replace what differs from another recipe; see `Upgrade`.
+
+        Raises:
+            BusyError: another operation is under way.
+            RecipeError: the recipes differ in what an upgrade cannot change.
+        """
+        running = self._record.journal.loaded
+        if running.recipe.gateway.enabled != loaded.recipe.gateway.enabled:
+            raise RecipeError(
+                "an upgrade cannot add or remove the gateway",
+                why="the deployment's address would change",
+                todo=f"`raylaunch stop {self._deployment}`, and start it with the new recipe",
+            )
+        self.secrets = {**self.secrets, **secrets}
+        self._begin(f"upgrade to {loaded.name}", lambda: self._upgrade(loaded))
+
+    def restore(self, specs: Sequence[GroupSpec]) -> None:
+        """Begin to return to these groups: a controller died during an upgrade."""
+        if self.gateway is not None:
+            known = [spec.name for spec in specs]
+            for name in self._groups.by_name:
+                if name not in known:
+                    self.gateway.hold_back(name)
+        self._begin("roll back", lambda: self._roll_back(specs))
+
+    def confirm(self, problem: str) -> None:
+        """Take the verdict on the groups in `awaits`; "" if nothing is wrong with them."""
+        if self._verdict is not None and not self._verdict.done():
+            self._verdict.set_result(problem)
 
     def cancel(self) -> None:
         """Stop what is under way: the deployment is to be stopped."""
@@ -153,7 +208,9 @@ class Operations:
     # -- scale ---------------------------------------------------------------------------------
 
     async def _scale(self, loaded: LoadedRecipe) -> None:
-        wanted = expand_groups(loaded)
+        old = [group.request.spec for group in self._groups]
+        named = name_generation(expand_groups(loaded), self._record.journal.generation)
+        wanted = kept_and_new(old, named)
         names = [spec.name for spec in wanted]
         added = [spec for spec in wanted if spec.name not in self._groups.by_name]
         removed = [group for group in self._groups if group.name not in names]
@@ -200,6 +257,105 @@ class Operations:
                 evidence="\n".join(left),
                 todo=f"`raylaunch clean --deployment {self._deployment}` names them",
             )
+
+    # -- upgrade -------------------------------------------------------------------------------
+
+    async def _upgrade(self, loaded: LoadedRecipe) -> None:
+        journal = self._record.journal
+        old = tuple(group.request.spec for group in self._groups)
+        generation = journal.generation + 1
+        new = name_generation(expand_groups(loaded), generation)
+        beside = self.gateway is not None and await self._has_room(old, new)
+        steps = plan_upgrade(old, new, beside=beside)
+        journal.restore = old
+        try:
+            for step in steps:
+                await self._take(step)
+                # From here on the new groups serve: what is left is to remove the old ones.
+                if beside and isinstance(step, Switch):
+                    journal.restore = None
+            if self.gateway is not None:
+                await self.gateway.apply(loaded.recipe.gateway)
+            self._finish_upgrade(loaded, kept_and_new(old, new), new)
+        except Exception:
+            if journal.restore is not None:
+                await self._roll_back(old)
+            raise
+        journal.generation = generation
+        journal.restore = None
+        self._save_specs()
+
+    async def _take(self, step: Step) -> None:
+        self._record.note("command", describe(step))
+        match step:
+            case Start(specs):
+                for spec in specs:
+                    if self.gateway is not None:
+                        self.gateway.hold_back(spec.name)
+                await self._add(specs)
+            case Confirm(groups):
+                await self._await_verdict(groups)
+            case Switch(groups):
+                for name in groups:
+                    if self.gateway is not None:
+                        self.gateway.undrain(name)
+            case Remove(groups):
+                await self._remove([self._groups.find(name) for name in groups])
+
+    async def _await_verdict(self, groups: tuple[str, ...]) -> None:
+        """Wait until the command that ordered the upgrade has verified these groups.
+
+        Raises:
+            VerifyError: they did not pass, or no verdict came.
+        """
+        self._verdict = asyncio.get_running_loop().create_future()
+        self.awaits = groups
+        self._changes.note()
+        try:
+            async with asyncio.timeout(VERDICT_S):
+                problem = await self._verdict
+        except TimeoutError:
+            problem = f"`raylaunch upgrade` did not report within {VERDICT_S:g} s"
+        finally:
+            self.awaits = ()
+            self._verdict = None
+        if problem:
+            raise VerifyError(f"the new groups {', '.join(groups)} were refused", why=problem)
+
+    async def _roll_back(self, specs: Sequence[GroupSpec]) -> None:
+        """Remove the groups that are not among these, and start those that are missing."""
+        self._record.note("command", "roll back")
+        names = [spec.name for spec in specs]
+        await self._remove([group for group in self._groups if group.name not in names])
+        missing = [spec for spec in specs if spec.name not in self._groups.by_name]
+        await self._add(missing)
+        self._sort(specs)
+        self._record.journal.restore = None
+        self._save_specs()
+
+    async def _has_room(self, old: Sequence[GroupSpec], new: Sequence[GroupSpec]) -> bool:
+        """Return whether free nodes have the NPUs of every group that an upgrade starts."""
+        kept = [spec.name for spec in kept_and_new(old, new)]
+        started = [spec for spec in new if spec.name in kept]
+        if not started:
+            return True
+        # The largest stands for all: a guess too small only makes the upgrade slower.
+        largest = max((spec.loaded.recipe for spec in started), key=lambda one: one.npus_per_server)
+        servers = sum(spec.loaded.recipe.parallel.servers for spec in started)
+        return await asyncio.to_thread(placement.has_spare, largest, (), (), servers)
+
+    def _finish_upgrade(
+        self, loaded: LoadedRecipe, specs: Sequence[GroupSpec], new: Sequence[GroupSpec]
+    ) -> None:
+        for spec, wanted in zip(specs, new, strict=True):
+            self._groups.find(spec.name).apply(wanted.loaded)
+        self._sort(specs)
+        self._record.journal.loaded = loaded
+
+    def _sort(self, specs: Sequence[GroupSpec]) -> None:
+        groups = [self._groups.find(spec.name) for spec in specs]
+        self._groups.by_name.clear()
+        self._groups.by_name.update({group.name: group for group in groups})
 
     def _save_specs(self) -> None:
         self._record.journal.specs = tuple(group.request.spec for group in self._groups)

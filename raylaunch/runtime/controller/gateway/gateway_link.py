@@ -22,8 +22,10 @@ from raylaunch.gateway.gateway_client import (
     start_gateway,
 )
 from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
+from raylaunch.node.process.process_markers import GROUP
 from raylaunch.plan.ports import wanted_ports
 from raylaunch.recipe.gateway_settings import Gateway
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.controller.gateway.membership import members_of
 from raylaunch.runtime.controller.group_set import GroupSet
@@ -120,6 +122,11 @@ class GatewayLink:
         ids = [member.id for member in self._pushed if member.id.startswith(f"{group}/")]
         return await asyncio.to_thread(self._client.drain, ids, self._settings.drain_s)
 
+    def hold_back(self, group: str) -> None:
+        """Send a group no request yet, also when it is ready; `undrain` ends that."""
+        self._draining.add(group)
+        self._dirty.set()
+
     def undrain(self, group: str) -> None:
         """Let a group have requests again, as soon as it is ready."""
         self._draining.discard(group)
@@ -172,7 +179,8 @@ class GatewayLink:
             self._options(),
             deployment=self._request.deployment,
             instance=self._request.instance,
-            env={**os.environ, "PYTHONPATH": path},
+            # The marker tells its processes from those that a group left behind.
+            env={**os.environ, "PYTHONPATH": path, GROUP: GATEWAY_GROUP},
             members=members,
         )
         self._client = client

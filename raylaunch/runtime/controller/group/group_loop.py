@@ -80,7 +80,7 @@ class GroupLoop:
         )
         self.recovery = Recovery(settings, self.record, backend, clock)
         self.last_step_at = clock.monotonic()
-        self._settings = settings
+        self.settings = settings
         self._backend = backend
         self._evidence = evidence
         self._clock = clock
@@ -218,7 +218,7 @@ class GroupLoop:
             self.record.observe(replace(seen, stage="probed"))
         plan, findings = await self._backend.plan(self._facts)
         self._journal.plan = plan
-        self._journal.findings = tuple(waive(findings, self._settings.waived))
+        self._journal.findings = tuple(waive(findings, self.settings.waived))
         for server, facts in zip(plan.servers, self._facts.values(), strict=True):
             self._journal.ray_addresses[server.node.ip] = facts.ip
         self.record.shape = policy.GroupShape.of(plan)
@@ -244,7 +244,7 @@ class GroupLoop:
         now = self._clock.monotonic()
         servers = list(self.record.seen.values())
         history = self.record.judged_history()
-        health = self._settings.health
+        health = self.settings.health
         failure = policy.find_failure(
             self._journal.phase, servers, history, health, now, gang=self.record.shape
         )
@@ -301,7 +301,7 @@ class GroupLoop:
         """Let the policy decide after a step that raised: a second fault is a failure like any."""
         known = as_raylaunch_error(error)
         if not isinstance(error, RaylaunchError):
-            log.error("a step of group %s failed", self._settings.name, exc_info=error)
+            log.error("a step of group %s failed", self.settings.name, exc_info=error)
         if self._is_final(error):
             await self._fail(known)
             return
@@ -333,7 +333,7 @@ class GroupLoop:
             failure,
             self._journal.phase,
             self.record.judged_history(),
-            self._settings.health,
+            self.settings.health,
             self._clock.monotonic(),
             gang=self.record.shape,
             diagnosis=diagnosis,
@@ -370,14 +370,14 @@ class GroupLoop:
             return
         self._journal.error = error.as_dict()
         self.record.note("failure", error.what)
-        log.error("group %s failed: %s", self._settings.name, error)
+        log.error("group %s failed: %s", self.settings.name, error)
         self.recovery.drop_lost_agents()
         await self._backend.stop_servers(FAILED_GRACE_S)
         try:
             self._backend.release()
         except Exception:
             # `stop` releases once more. The decision to give up stands.
-            log.exception("the NPUs of group %s could not be released", self._settings.name)
+            log.exception("the NPUs of group %s could not be released", self.settings.name)
         self.recovery.forget()
         self.record.enter(Phase.FAILED)
 
@@ -388,7 +388,7 @@ class GroupLoop:
             one for one in self.record.seen.values() if one.pid is not None and one.exit is None
         ]
         self.recovery.drop_lost_agents()
-        left = await self._backend.stop_servers(self._settings.stop_grace_s)
+        left = await self._backend.stop_servers(self.settings.stop_grace_s)
         for index, node in self.record.unreachable.items():
             left.append(f"server {index}: {node} cannot be reached")
         self._backend.release()

@@ -11,10 +11,12 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from raylaunch.errors import BusyError, RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
@@ -64,16 +66,9 @@ class GroupSupervisor:
         home: Path,
         on_change: Callable[[], None],
     ) -> None:
-        recipe = request.spec.loaded.recipe
-        health = HealthConfig(**recipe.health.model_dump(), start_s=recipe.timeouts.start)
-        settings = GroupSettings(
-            name=request.spec.name,
-            health=health,
-            stop_grace_s=recipe.timeouts.stop,
-            waived=request.skipped,
-        )
+        settings = _settings_of(request)
         self.request = request
-        self.backend = RayGroup(request, health, turns, self._report_task)
+        self.backend = RayGroup(request, settings.health, turns, self._report_task)
         self._evidence = EvidenceCollector(self.backend, clock, home, request.key)
         self.loop = GroupLoop(
             settings,
@@ -108,6 +103,17 @@ class GroupSupervisor:
     def copy(self) -> tuple[int, bytes]:
         """Return the number of the group's journal and a copy of it."""
         return self.journal.number, self.journal.dump(self._clock)
+
+    def apply(self, loaded: LoadedRecipe) -> None:
+        """Take over settings that no server reads (`health`, `timeouts`) from another recipe.
+
+        The periods of the probes beside a server are those of its launch until the next one.
+        """
+        self.request = replace(self.request, spec=replace(self.request.spec, loaded=loaded))
+        settings = _settings_of(self.request)
+        self.loop.settings = settings
+        self.loop.recovery.settings = settings
+        self.backend.apply(self.request, settings.health)
 
     def adopt(self, journal: Journal | None, secrets: Mapping[str, str]) -> None:
         """Continue what a controller that died has left; see `RayGroup.find`.
@@ -212,6 +218,16 @@ class GroupSupervisor:
             if not isinstance(error, RaylaunchError):
                 error = RaylaunchError("the deployment could not be stopped", why=repr(error))
             self.loop.fail_stop(error)
+
+
+def _settings_of(request: GroupRequest) -> GroupSettings:
+    recipe = request.spec.loaded.recipe
+    return GroupSettings(
+        name=request.spec.name,
+        health=HealthConfig(**recipe.health.model_dump(), start_s=recipe.timeouts.start),
+        stop_grace_s=recipe.timeouts.stop,
+        waived=request.skipped,
+    )
 
 
 def last_known(plan: LaunchPlan, attempt: int, alive: Collection[int]) -> dict[int, ServerSeen]:

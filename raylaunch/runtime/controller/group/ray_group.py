@@ -74,6 +74,12 @@ class RayGroup:
         """The servers whose agents are not lost."""
         return tuple(self.gang.alive)
 
+    def apply(self, request: GroupRequest, health: HealthConfig) -> None:
+        """Take over settings that no server reads: for the next launch and the next watches."""
+        self._request = request
+        self._recipe = request.spec.loaded.recipe
+        self._health = health
+
     # -- reservation and agents ----------------------------------------------------------------
 
     async def find(self) -> dict[int, Hello]:

@@ -33,7 +33,7 @@ class Recovery:
         backend: GroupBackend,
         clock: Clock,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._record = record
         self._backend = backend
         self._clock = clock
@@ -79,7 +79,7 @@ class Recovery:
         self._lost_nodes |= find_lost_nodes(plan, self._record.seen, decision)
         self.drop_lost_agents()
         ordered = decision is not None and decision.cause == COMMAND
-        grace_s = self._settings.stop_grace_s if ordered else FAILED_GRACE_S
+        grace_s = self.settings.stop_grace_s if ordered else FAILED_GRACE_S
         await self._backend.stop_servers(grace_s)
         device_fault = decision is not None and decision.kind == "device"
         if self._lost_nodes or device_fault or self._reservation_is_suspect:
@@ -89,7 +89,7 @@ class Recovery:
         excluded = (*self._excluded_nodes(), *await self._avoided_nodes())
         # What an operator orders does not wait for nodes that are not there.
         fails_early = ordered and not self._lost_nodes
-        timeout_s = None if fails_early else self._settings.health.restart_window_s
+        timeout_s = None if fails_early else self.settings.health.restart_window_s
         await self._backend.reserve(excluded, timeout_s)
         self._record.show_reserved(self._backend.servers)
         await self._backend.clean_up()
