@@ -273,6 +273,16 @@ def test_each_spoilt_fact_brings_only_its_own_findings():
         assert found - allowed.get(finding, set()) == {finding}, changes
 
 
+def test_processes_of_other_groups_are_no_leftovers():
+    loaded = read("a2-dual")
+    marks = [replace(MARKED, group=group) for group in ("serve-1", "gateway")]
+    nodes = [good(10, marked=tuple(marks)), good(11)]
+    plan = build_plan(loaded, nodes, deployment="a2-dual")
+    sibling = replace(plan, group="serve-1")
+    assert "leftovers" not in [one.id for one in check_nodes(loaded, nodes, plan, [sibling])]
+    assert "leftovers" in [one.id for one in check_nodes(loaded, nodes, plan)]
+
+
 def test_only_the_primary_wants_the_api_and_rpc_ports():
     assert check(good(10), good(11, **listener(20004))) == []
     assert check(good(10), good(11, **listener(2347))) == []

@@ -1,0 +1,103 @@
+"""The phase of a deployment is derived from those of its groups, and one group can be shown alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from raylaunch.errors import UnknownDeploymentError
+from raylaunch.supervise.deployment_status import Event, GroupStatus, Status
+from raylaunch.supervise.deployment_summary import (
+    behind_gateway,
+    derive_phase,
+    is_settled,
+    narrow,
+    summarise,
+)
+from raylaunch.supervise.state import Phase
+
+GROUP_PHASES = sorted(set(Phase) - {Phase.DEGRADED})
+
+DERIVED = [
+    (["ready", "ready"], "ready"),
+    (["ready", "restarting"], "degraded"),
+    (["ready", "failed"], "degraded"),
+    (["failed", "failed"], "failed"),
+    (["failed", "restarting"], "restarting"),
+    (["pending", "starting"], "pending"),
+    (["checking", "restarting"], "checking"),
+    (["starting", "restarting", "failed"], "starting"),
+    (["stopped", "stopped"], "stopped"),
+]
+
+
+@pytest.mark.parametrize(("phases", "derived"), DERIVED)
+def test_the_phase_of_a_deployment(phases, derived):
+    for order in itertools.permutations(Phase(phase) for phase in phases):
+        assert derive_phase(order) == derived
+
+
+@pytest.mark.parametrize("phase", GROUP_PHASES)
+def test_one_group_has_the_phase_of_its_deployment(phase):
+    assert derive_phase([phase]) is phase
+
+
+def test_a_stop_is_over_when_every_group_is_stopped():
+    assert derive_phase([Phase.READY, Phase.STOPPED], stopping=True) is Phase.STOPPING
+    assert derive_phase([Phase.STOPPED], stopping=True) is Phase.STOPPED
+
+
+def group(name: str, phase: Phase, **changes) -> GroupStatus:
+    values = {
+        "attempt": 1,
+        "endpoint": f"http://{name}/v1",
+        "created_at": 1.0,
+        "phase_since": 2.0,
+        **changes,
+    }
+    return GroupStatus(name, "serve", phase, **values)
+
+
+def status_of(*groups: GroupStatus) -> Status:
+    events = [
+        Event(3, 3.0, 1, "exit", "signal 9", 0, "serve-1"),
+        Event(1, 1.0, 0, "command", "stop"),
+        Event(2, 2.0, 1, "phase", "ready", None, "serve-0"),
+    ]
+    names = {"deployment": "d", "recipe": "r", "served_name": "m"}
+    return summarise(groups, events, now=9.0, stopping=False, **names)
+
+
+def test_several_groups_make_one_status():
+    broken = group("serve-1", Phase.FAILED, attempt=3, restarts=2, error={"what": "x"})
+    waiting = group("serve-2", Phase.STARTING, phase_since=5.0, waiting_for=("health",))
+    status = status_of(group("serve-0", Phase.READY, ready_at=4.0), broken, waiting)
+    assert status.phase is Phase.DEGRADED
+    assert (status.attempt, status.restarts, status.phase_since) == (3, 2, 5.0)
+    assert status.endpoint == "http://serve-0/v1"
+    assert status.waiting_for == ("serve-2: health",)
+    assert status.error is None, "the deployment did not fail"
+    assert [event.number for event in status.events] == [1, 2, 3]
+    assert not is_settled(status)
+    assert is_settled(status_of(group("serve-0", Phase.READY), broken))
+
+
+def test_one_group_is_shown_as_a_deployment_of_its_own():
+    broken = group("serve-1", Phase.FAILED, error={"what": "x"})
+    status = status_of(group("serve-0", Phase.READY), broken)
+    shown = narrow(status, "serve-1")
+    assert (shown.phase, shown.error, shown.groups) == (Phase.FAILED, {"what": "x"}, (broken,))
+    assert [event.number for event in shown.events] == [1, 3]
+    assert narrow(status, None) == status
+    with pytest.raises(UnknownDeploymentError, match="no group named 'serve-7'") as refused:
+        narrow(status, "serve-7")
+    assert "serve-0, serve-1" in refused.value.why
+
+
+def test_behind_a_gateway_the_deployment_is_ready_when_its_address_is():
+    status = status_of(group("serve-0", Phase.READY))
+    assert behind_gateway(status, "http://g/v1").endpoint == "http://g/v1"
+    waiting = behind_gateway(status, "")
+    assert (waiting.phase, waiting.waiting_for) == (Phase.STARTING, ("the gateway",))
+    assert behind_gateway(status_of(group("serve-0", Phase.FAILED)), "").phase is Phase.FAILED
