@@ -8,6 +8,7 @@ from raylaunch.checks.check_context import CheckContext, Node
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.facts import ProbeFailure
 from raylaunch.plan.wanted_weights import drafter_path, shorten
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 
 MIN_OPEN_FILES = 65536
 MIN_SHM = 2**30
@@ -160,10 +161,15 @@ def check_conflicts(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_leftovers(context: CheckContext) -> Iterator[Finding]:
-    """Find orphans of an earlier run of this deployment: they hold its NPUs and ports."""
+    """Find orphans of an earlier run of this deployment: they hold its NPUs and ports.
+
+    The deployment's other groups are no orphans: each looks for its own.
+    """
     deployment = context.plan.deployment
+    own = [plan.group for plan in context.others if plan.deployment == deployment]
     for node in context.nodes:
-        orphans = [one for one in node.facts.marked if one.deployment == deployment]
+        marked = [one for one in node.facts.marked if one.deployment == deployment]
+        orphans = [one for one in marked if one.group not in (*own, GATEWAY_GROUP)]
         if not orphans:
             continue
         first = orphans[0]

@@ -126,6 +126,8 @@ class MarkedProcess:
     command: str
     instance: str = ""
     """Random id of the start it belongs to; "" when its marker has none."""
+    group: str = ""
+    """Its group of the deployment; "" when its marker has none."""
 
 
 @dataclass(frozen=True)

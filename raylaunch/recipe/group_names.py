@@ -12,3 +12,6 @@ DEFAULT_NAME = "serve"
 
 FIRST_GROUP = f"{DEFAULT_NAME}-0"
 """The only group of a recipe without `groups` and replicas."""
+
+GATEWAY_GROUP = "gateway"
+"""In the marker of the gateway's processes. The name of a group ends in a number."""
