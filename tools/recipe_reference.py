@@ -97,7 +97,7 @@ def shipped() -> Iterator[str]:
 def section(path: str, model: type[BaseModel]) -> Iterator[str]:
     """A table of one part's fields, then the parts below it."""
     if path:
-        yield f"### {path}"
+        yield f"### {path.removesuffix('[]')}"
         yield ""
         yield " ".join((model.__doc__ or "").split())
         yield ""
@@ -108,8 +108,11 @@ def section(path: str, model: type[BaseModel]) -> Iterator[str]:
         full = f"{path}.{name}" if path else name
         inner = part_of(field.annotation)
         if inner is not None:
-            below.append((full, inner))
-            kind, about = "section", meaning(inner.__doc__)
+            # A field of an entry of a list: groups[].name.
+            is_list = get_origin(field.annotation) is tuple
+            below.append((f"{full}[]" if is_list else full, inner))
+            kind = "list of sections" if is_list else "section"
+            about = meaning(field.description if is_list else inner.__doc__)
             shown = f"[`{full}`](#{full.replace('.', '')})"  # the anchor of a heading has no dots
         else:
             kind, about = (

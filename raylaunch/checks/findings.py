@@ -24,6 +24,7 @@ CHECK_IDS = frozenset(
         "cuda-torchvision",
         "dead-env",
         "dead-flag",
+        "dense-data-parallel",
         "devices-too-few",
         "drafter-missing",
         "ep-without-flashcomm1",

@@ -145,7 +145,7 @@ def _flashcomm1_conditions(loaded: LoadedRecipe) -> Iterator[Finding]:
         )
     elif not parallel.expert:
         # For a dense model, or one of unknown type, vllm-ascend may accept it.
-        level: Level = "error" if _is_moe(recipe.model.type or "") else "warning"
+        level: Level = "error" if is_moe(recipe.model.type or "") else "warning"
         yield Finding(
             id="flashcomm1",
             level=level,
@@ -367,7 +367,8 @@ def _is_minimax_m2(recipe: Recipe) -> bool:
     return "minimax_m2" in name.lower().replace("-", "_")
 
 
-def _is_moe(model_type: str) -> bool:
+def is_moe(model_type: str) -> bool:
+    """Return whether a model of this type has experts, by its name."""
     return "moe" in model_type or model_type.startswith(
         ("minimax_m", "deepseek_v", "kimi_k", "glm_moe")
     )

@@ -8,6 +8,7 @@ from typing import Any
 from raylaunch.checks.check_context import CheckContext, Node
 from raylaunch.checks.findings import Finding, Level
 from raylaunch.checks.group_checks import memory_share
+from raylaunch.checks.recipe_checks import is_moe
 from raylaunch.plan.facts import Weights
 from raylaunch.plan.wanted_weights import WEIGHT_SUFFIXES
 
@@ -86,6 +87,41 @@ def _split_counts(context: CheckContext, dimensions: dict[str, Any]) -> dict[str
     if not parallel.expert:
         counts["moe_intermediate_size"] = all_workers
     return counts
+
+
+def check_dense_ranks(context: CheckContext) -> Iterator[Finding]:
+    """Report data parallelism of a dense model: its ranks need no collective, so may be replicas.
+
+    vLLM treats such ranks as independent engines behind one API (0.32 v1/engine/core.py:1478), and
+    refuses to run them behind separate ones ("Non-MoE models do not support external data parallel
+    mode", engine/arg_utils.py:2421).
+    """
+    parallel = context.recipe.parallel
+    if parallel.data == 1:
+        return
+    for _, weights in loadable_weights(context)[:1]:
+        dimensions = _dimensions(weights)
+        # A config without the sizes of its layers was not understood.
+        if "num_attention_heads" not in dimensions or _has_experts(dimensions):
+            continue
+        # Weights of another model than the recipe's are a finding of their own.
+        is_wanted = weights.model_type == (context.recipe.model.type or weights.model_type)
+        if not is_wanted or is_moe(weights.model_type or ""):
+            continue
+        yield Finding(
+            id="dense-data-parallel",
+            level="info",
+            what=(
+                f"the model is dense: its {parallel.data} data-parallel ranks need no collective, "
+                "and still all restart when one fails"
+            ),
+            todo=(
+                f"parallel.replicas={parallel.data} with parallel.data=1 makes groups that fail "
+                "and restart one by one"
+            ),
+            where=context.loaded.origin("parallel.data"),
+            seen=weights.model_type or "no experts",
+        )
 
 
 def check_fits_npus(context: CheckContext) -> Iterator[Finding]:
@@ -210,6 +246,7 @@ def check_load_time(context: CheckContext) -> Iterator[Finding]:
 WEIGHT_SIZE_CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_heads,
     check_layer_sizes,
+    check_dense_ranks,
     check_fits_npus,
     check_memory,
     check_load_time,

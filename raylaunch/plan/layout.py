@@ -94,7 +94,7 @@ def share_nodes(groups: Sequence[GroupSpec], nodes: Sequence[Facts]) -> list[lis
 
     With as many nodes as servers, each server gets the next one. Otherwise a group takes the
     nodes on which the groups before it use the fewest NPUs, so that groups share a node only when
-    there are too few.
+    there are too few. If they do not fit so, each takes the first nodes with enough free NPUs.
 
     Raises:
         PlanError: The nodes do not have enough NPUs for all the groups.
@@ -105,8 +105,19 @@ def share_nodes(groups: Sequence[GroupSpec], nodes: Sequence[Facts]) -> list[lis
     if len(nodes) == sum(sizes):
         left = iter(nodes)
         return [list(itertools.islice(left, size)) for size in sizes]
-    used = [0] * len(nodes)
-    return [[nodes[at] for at in _take_nodes(group, used, sum(sizes))] for group in groups]
+    for emptiest_first in (True, False):
+        used = [0] * len(nodes)
+        taken = [_take_nodes(group, used, emptiest_first=emptiest_first) for group in groups]
+        if None not in taken:
+            return [[nodes[at] for at in places or ()] for places in taken]
+    failed = groups[taken.index(None)]
+    raise PlanError(
+        f"group {failed.name} does not fit on the {len(nodes)} node(s)",
+        why=f"it has {failed.loaded.recipe.parallel.servers} server(s) of "
+        f"{failed.loaded.recipe.npus_per_server} NPUs, and the groups before it use the others",
+        todo=f"give more nodes (--host IP%NIC, repeated; {sum(sizes)} give each server its own), "
+        "or lower the replicas",
+    )
 
 
 def nodes_needed(groups: Sequence[GroupSpec]) -> int:
@@ -130,26 +141,23 @@ def nodes_needed(groups: Sequence[GroupSpec]) -> int:
     return len(used)
 
 
-def _take_nodes(group: GroupSpec, used: list[int], total: int) -> list[int]:
-    """Choose the node of each server of a group, and count its NPUs in `used`."""
+def _take_nodes(group: GroupSpec, used: list[int], *, emptiest_first: bool) -> list[int] | None:
+    """Choose the node of each server of a group, and count its NPUs in `used`.
+
+    Returns:
+        The nodes' places in `used`; None if there are too few NPUs.
+    """
     recipe = group.loaded.recipe
     servers = recipe.parallel.servers
+    order = range(len(used))
     taken: list[int] = []
-    for at in sorted(range(len(used)), key=lambda node: used[node]):
+    for at in sorted(order, key=lambda node: used[node]) if emptiest_first else order:
         free = (recipe.npus_per_node - used[at]) // recipe.npus_per_server
-        most = 1 if recipe.hardware.spread else servers - len(taken)
+        most = 1 if recipe.hardware.spread else servers
         count = max(0, min(free, most, servers - len(taken)))
         used[at] += count * recipe.npus_per_server
         taken += [at] * count
-    if len(taken) < servers:
-        raise PlanError(
-            f"group {group.name} does not fit on the {len(used)} node(s)",
-            why=f"it has {servers} server(s) of {recipe.npus_per_server} NPUs, and the groups "
-            "before it use the others",
-            todo=f"give more nodes (--host IP%NIC, repeated; {total} give each server its own), "
-            "or lower the replicas",
-        )
-    return taken
+    return taken if len(taken) == servers else None
 
 
 def _too_few_nodes(recipe: Recipe, nodes: int, per_node: int) -> PlanError:

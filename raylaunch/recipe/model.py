@@ -267,6 +267,7 @@ class Group(_Part):
     name: GroupName
     """Its groups are called NAME-0, NAME-1, and so on."""
     role: GroupRole = "serve"
+    """What its servers do. It is shown with the plan; nothing else depends on it so far."""
     replicas: Ranks = 1
     """Equal, independent groups of this kind."""
     parallel: Changes = {}

@@ -15,8 +15,9 @@ from raylaunch.plan.facts import (
     ProbeFailure,
     Weights,
 )
-from raylaunch.plan.planner import build_plan
+from raylaunch.plan.planner import build_deployment_plan, build_plan
 from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.groups import expand_groups
 
 KEY = "secrets=[VLLM_API_KEY]"
 """With an API key the healthy hosts below give no finding at all."""
@@ -387,6 +388,28 @@ def test_weights_that_cannot_be_listed_are_refused_with_their_path():
     assert drafter.seen == denied
 
 
+def test_running_groups_of_the_deployment_are_no_orphans():
+    loaded = read("a2-replicas")
+    facts = [Facts(f"192.0.2.{n}", interface="eth0", clock=1.0) for n in (10, 11)]
+    plan = build_deployment_plan(loaded, facts)
+    marked = replace(MARKED, deployment="a2-replicas", group="serve-0")
+    nodes = [replace(one, marked=(marked,)) for one in facts]
+    found = {
+        group.group: [
+            one.where
+            for one in check_nodes(
+                expand_groups(loaded)[0].loaded,
+                nodes,
+                group,
+                [other for other in plan.groups if other is not group],
+            )
+            if one.id == "leftovers"
+        ]
+        for group in plan.groups
+    }
+    assert found == {"serve-0": ["192.0.2.10"], "serve-1": []}
+
+
 def test_idle_npus_suit_every_recipe():
     """What the driver keeps of an idle card (recorded) is no use of it, whatever share of the memory a recipe takes."""
     idle = {"ascend-a2": (3445, 65536), "ascend-a3": (3416, 65536)}
@@ -417,6 +440,7 @@ def test_memory_in_use_is_refused_with_its_amount_and_its_owner():
 
 
 def npu_findings(loaded, used_mb, total_mb, **changes):
+    loaded = expand_groups(loaded)[0].loaded
     count = loaded.recipe.npus_per_node
     npus = tuple(Npu(n, n, 0, "910B1", "OK", None, used_mb, total_mb) for n in range(count))
     parts = {"npus": npus, "devices": tuple(range(count)), **changes}

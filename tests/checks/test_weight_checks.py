@@ -28,6 +28,7 @@ WEIGHTS = Weights(
 )
 NPUS = tuple(Npu(n, n, 0, "910B1", "OK", "0000:C1:00.0", 3400, 65536) for n in range(8))
 IDS = {
+    "dense-data-parallel",
     "drafter-missing",
     "layer-size",
     "weights-differ",
@@ -194,6 +195,24 @@ def test_feed_forward_layers_are_split_evenly(config, sets, named):
     assert [(one.id, one.level, one.seen) for one in found] == (
         [("layer-size", "warning", named)] if named else []
     )
+
+
+def test_ranks_of_a_dense_model_may_be_replicas():
+    dense = {"num_attention_heads": 48, "num_key_value_heads": 8}
+    sets = ["model.type=llama"]
+
+    def of(config, sets=sets, kind="llama"):
+        both = weights(config=config, model_type=kind)
+        return check(node(10, **both), node(11, **both), sets=sets)
+
+    (found,) = of(dense)
+    assert (found.id, found.level) == ("dense-data-parallel", "info")
+    assert "its 2 data-parallel ranks need no collective" in found.what
+    assert found.todo.startswith("parallel.replicas=2 with parallel.data=1")
+    assert of(dense | {"n_routed_experts": 8}) == []
+    assert of({"text_config": dense | {"num_experts": 8}}) == []
+    assert of(dense, [*sets, "parallel.data=1"]) == []
+    assert of(dense, ["model.type=qwen3_moe"], "qwen3_moe") == [], "the type names experts"
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,8 @@ class StopReport:
 
 
 def make_plan(name, *, hosts=(), primary=None, set=(), deployment=None, group=None):  # noqa: A002
-    asked.append(
-        ("make_plan", {"hosts": hosts, "primary": primary, "set": set, "deployment": deployment})
-    )
+    given = {"hosts": hosts, "primary": primary, "set": set, "deployment": deployment}
+    asked.append(("make_plan", {**given, "group": group}))
     loaded = read(name, list(set))
     needed = nodes_needed(expand_groups(loaded))
     example = [f"192.0.2.{10 + n}%enp67s0f0np0" for n in range(needed)]

@@ -96,6 +96,36 @@ def test_plan_of_one_server_has_one_block(cli):
     assert "\nServer 0 (192.0.2.10)\n" in text
 
 
+def test_plan_of_several_groups_names_them(cli):
+    text = cli("plan", "a2-replicas", *HOSTS).stdout
+    assert "a2-replicas: 2 groups, 2 servers, 16 NPUs on ascend-a2" in text
+    assert "http://192.0.2.21:8000/v1  (serve-1, model MiniMax-M2.7)" in text
+    assert "\nserve-1/0  primary" in text
+    assert "Only on server" not in text, "equal groups on hosts of their own differ in nothing"
+
+
+def test_plan_of_one_of_the_groups_shows_no_other(cli, api):
+    text = cli("plan", "a2-replicas", *HOSTS, "--group", "serve-1").stdout
+    assert api.asked[0][1]["group"] == "serve-1"
+    assert "192.0.2.20" not in text
+    assert "\nServer serve-1/0 (192.0.2.21)\n" in text
+
+
+def test_groups_that_differ_show_what_each_has(cli, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "extends: a3-single\nparallel: {data: 2}\n"
+        "groups: [{name: a}, {name: b, role: decode, args: {max-num-seqs: 7}}]\n"
+    )
+    text = cli("plan", str(file)).stdout
+    assert "mine: 2 groups, 2 servers, 16 NPUs on ascend-a3" in text
+    assert "http://192.0.2.10:8001/v1  (b-0, decode, model MiniMax-M2.5)" in text
+    _, _, second = text.partition("Only on server b-0/0 (primary, 192.0.2.10)")
+    rows = [" ".join(line.split()) for line in second.splitlines()]
+    assert "--max-num-seqs 7 recipe mine.yaml:3" in rows
+    assert "--port 8001 raylaunch: 8000 is used by group a-0" in rows
+
+
 @pytest.mark.parametrize(("form", "parse"), [("json", json.loads), ("yaml", yaml.safe_load)])
 def test_plan_as_data_is_the_plan(cli, form, parse):
     result = cli("plan", "a2-dual", *HOSTS, "-o", form)

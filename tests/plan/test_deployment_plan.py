@@ -133,6 +133,15 @@ def test_spare_hosts_keep_the_groups_apart_and_few_hosts_bring_them_together():
     assert nodes[5] == ["192.0.2.10", "192.0.2.11", "192.0.2.12"]
 
 
+def test_groups_are_packed_where_they_fit_in_no_other_way():
+    groups = [
+        {"name": f"g{number}", "parallel": {"tensor": tensor}}
+        for number, tensor in enumerate((4, 4, 8, 8, 8))
+    ]
+    nodes = [group.primary.node.ip[-2:] for group in plan(2, groups=groups).groups]
+    assert nodes == ["10", "10", "10", "11", "11"]
+
+
 def test_the_primary_is_that_of_the_first_group():
     loaded = recipe_from_mapping({**BASE, "parallel": {"tensor": 8, "replicas": 2}}, "r")
     deployment = build_deployment_plan(loaded, hosts(2), primary="192.0.2.11")
@@ -218,7 +227,7 @@ kinds = st.lists(
 
 
 @given(kinds, st.integers(0, 3))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_no_two_servers_share_a_port_an_npu_or_a_log(kinds, spare):
     groups = [
         {
