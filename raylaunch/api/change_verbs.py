@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raylaunch.api.deployment_verbs import attach, read_secrets
+from raylaunch.api.deployment_verbs import attach, read_secrets, refuse_unsupported
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, settings_texts
 from raylaunch.deployment import Deployment, OnUpdate
 from raylaunch.errors import RaylaunchError
@@ -88,6 +88,7 @@ def upgrade(
         wanted = load(recipe, set=set)
     if on_changes is not None:
         on_changes(recipe_changes(running, wanted))
+    refuse_unsupported(wanted)
     secrets = read_secrets(wanted.recipe)
     check = (lambda group: _problem_of(handle, group)) if verify_groups else None
     return handle.upgrade(wanted, secrets, on_update, check)

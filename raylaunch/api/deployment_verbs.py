@@ -49,6 +49,7 @@ from raylaunch.errors import (
     RecipeError,
     UnknownDeploymentError,
 )
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.deployment_status import Status, StopReport
@@ -99,6 +100,7 @@ def deploy(
     loaded = load(name, set=merge_settings(set, sets))
     title = checked_name(deployment or loaded.name)
     refuse_unknown_ids(skip_checks or {})
+    refuse_unsupported(loaded, primary)
     secrets = read_secrets(loaded.recipe)
     cluster = choose_address(address)
     is_embedded = starts_embedded(loaded.recipe, address)
@@ -320,6 +322,28 @@ def verify(
 ) -> Verification:
     """Prove the service of a running deployment as a client sees it; see `Deployment.verify`."""
     return attach(deployment, address).verify(timeout, on_proof)
+
+
+def refuse_unsupported(loaded: LoadedRecipe, primary: str | None = None) -> None:
+    """Refuse what a recipe can say and a running deployment cannot do yet.
+
+    Raises:
+        RecipeError: gateways on all nodes, or a primary for several groups.
+    """
+    gateway = loaded.recipe.gateway
+    if gateway.enabled and gateway.nodes == "all":
+        raise RecipeError(
+            "gateway.nodes: all is not supported yet",
+            why="the controller starts the gateway on its own node only",
+            todo="--set gateway.nodes=head",
+        )
+    groups = expand_groups(loaded)
+    if primary is not None and len(groups) > 1:
+        raise RecipeError(
+            f"--primary {primary} does not say which of the {len(groups)} groups it is for",
+            why="each group has a primary of its own, on the first of its nodes",
+            todo="leave --primary out",
+        )
 
 
 def read_secrets(recipe: Recipe) -> dict[str, str]:
