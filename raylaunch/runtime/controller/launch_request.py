@@ -33,7 +33,7 @@ class Request:
             spec=spec,
             primary=self.primary,
             skipped=self.skipped or {},
-            # Nobody else has this one: processes of one group are found without its siblings'.
+            # Its own: the group's processes are found without those of its siblings.
             instance=f"{self.instance}.{spec.name}",
         )
 

@@ -32,7 +32,7 @@ def restart(
     """Restart the groups of a deployment one after the other.
 
     Each group is drained if the deployment has a gateway, and the next one is restarted when it
-    serves again. A group that failed is tried again. The restart budget begins anew.
+    serves again. A group that failed is tried again. The restart budget is reset.
     Exit codes: 0 all serve, 7 a group failed (those that were to follow were not touched),
     10 another command changes the deployment.
     """

@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import raylaunch
 from raylaunch.errors import NodeError, RaylaunchError
+from raylaunch.gateway import gateway_client
 from raylaunch.gateway.gateway_client import (
     GatewayClient,
     connect_gateway,
@@ -171,7 +171,8 @@ class GatewayLink:
 
     async def _start(self) -> None:
         members = members_of(self._groups, self._draining)
-        code = str(Path(raylaunch.__file__).parent.parent)
+        # Where this process has raylaunch from: its node may have none installed.
+        code = str(Path(gateway_client.__file__).parents[2])
         path = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH", ""))))
         client = await asyncio.to_thread(
             start_gateway,
