@@ -13,6 +13,7 @@ import yaml
 
 from raylaunch.errors import ClusterFileError, RecipeError
 from raylaunch.recipe.cluster_yaml import ClusterFile, read_cluster_file
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.yaml_reader import shorten
@@ -131,10 +132,13 @@ def _check_by_reading(text: str, recipe: Recipe, site: Site) -> None:
         )
 
 
-def _worker_ports(recipe: Recipe) -> tuple[int, int]:
+def _worker_ports(loaded: LoadedRecipe) -> tuple[int, int]:
     """Return the longest range of Ray's usual worker ports without a port of the recipe."""
     first, last = WORKER_PORTS
-    own = sorted(port for port in recipe_ports(recipe) if first <= port <= last)
+    ports: set[int] = set()
+    for group in expand_groups(loaded):
+        ports.update(recipe_ports(group.loaded.recipe))
+    own = sorted(port for port in ports if first <= port <= last)
     edges = [first - 1, *own, last + 1]
     below, above = max(pairwise(edges), key=lambda gap: gap[1] - gap[0])
     return below + 1, above - 1
@@ -147,7 +151,7 @@ def _lines(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
     yield from _hosts(site)
     yield from _files(site)
     yield from _containers(loaded.recipe, site) if not site.bare else _bare(site)
-    yield from _start(loaded.recipe, site)
+    yield from _start(loaded, site)
 
 
 def _title(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
@@ -301,13 +305,13 @@ _CONTAINER_COMMENT = """\
 # `ray stop` stops every Ray that it sees: in the container only this cluster's."""
 
 
-def _start(recipe: Recipe, site: Site) -> Iterator[str]:
+def _start(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
     yield from _START_COMMENT.splitlines()
     yield from (_BARE_COMMENT if site.bare else _CONTAINER_COMMENT).splitlines()
     stop = _kill_marked(site) if site.bare else ["ray stop"]
     for role in ("head", "worker"):
         yield f"{role}_start_ray_commands:"
-        for command in (stop, _ray_start(recipe, site, role)):
+        for command in (stop, _ray_start(loaded, site, role)):
             yield "  - >-"
             for line in command:
                 yield f"    {line}"
@@ -323,7 +327,7 @@ def _kill_marked(site: Site) -> list[str]:
     ]
 
 
-def _ray_start(recipe: Recipe, site: Site, role: str) -> Iterator[str]:
+def _ray_start(loaded: LoadedRecipe, site: Site, role: str) -> Iterator[str]:
     if role == "head":
         yield "export RAY_enable_autoscaler_v2=0;"
         metrics = " ".join(f"{name}={port}" for name, port in METRIC_PORTS.items())
@@ -341,7 +345,7 @@ def _ray_start(recipe: Recipe, site: Site, role: str) -> Iterator[str]:
     else:
         yield f"ray start --address=$RAY_HEAD_IP:{FIXED_PORTS['port']}"
         yield "--include-log-monitor=false"
-    npus = json.dumps({"NPU": recipe.npus_per_node})
+    npus = json.dumps({"NPU": loaded.recipe.npus_per_node})
     yield f"--resources='{npus}'"
     yield f"--object-store-memory={OBJECT_STORE_BYTES}"
     ports = dict(FIXED_PORTS)
@@ -352,7 +356,7 @@ def _ray_start(recipe: Recipe, site: Site, role: str) -> Iterator[str]:
         del ports["port"]
     for name, port in ports.items():
         yield f"--{name}={port}"
-    low, high = _worker_ports(recipe)
+    low, high = _worker_ports(loaded)
     yield f"--min-worker-port={low} --max-worker-port={high}"
 
 

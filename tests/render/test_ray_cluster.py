@@ -327,6 +327,14 @@ def test_worker_ports_leave_the_recipes_alone():
     assert ports("network.hccl_base_port=10500") == [10516, 19999]
 
 
+def test_a_cluster_has_the_hosts_of_all_groups():
+    with pytest.raises(PlanError, match="needs 2 hosts, and 1 are given"):
+        render("a2-replicas", workers=[])
+    assert ours("a2-replicas")["provider"]["worker_ips"]
+    both_on_one = ["parallel.data=2", "parallel.replicas=2"]
+    assert ours("a3-single", workers=[], sets=both_on_one)["provider"]["worker_ips"] == []
+
+
 @pytest.mark.parametrize("port", [6379, 6387, 8265])
 def test_a_port_that_ray_needs_is_refused(port):
     with pytest.raises(RecipeError, match=f"network.http_port: Ray itself needs port {port}"):

@@ -11,7 +11,9 @@ from raylaunch.errors import ClusterError, NodeError, RaylaunchError
 from raylaunch.plan.facts import Weights
 from raylaunch.plan.wanted_weights import DownloadProgress, Stock, Wanted, WeightsReport
 from raylaunch.recipe.catalog import read
+from raylaunch.recipe.load import recipe_from_mapping
 from raylaunch.recipe.model import Sources
+from raylaunch.runtime.weights import weights_handle
 from raylaunch.runtime.weights.weights_fetch import fetch, survey
 from raylaunch.runtime.weights.weights_handle import WeightsNodes
 
@@ -218,3 +220,22 @@ def test_a_tiny_model_is_made_not_downloaded():
     assert tiny.is_complete, "the first start makes it"
     asyncio.run(fetch(cluster.nodes, tiny, None))
     assert cluster.calls == [("make_tiny", "a")]
+
+
+def test_the_nodes_of_the_smallest_group_need_the_weights_too(monkeypatch):
+    sizes = {"192.0.2.10": 16, "192.0.2.11": 8, "192.0.2.12": 4}
+    nodes = [
+        {"NodeID": ip, "NodeManagerAddress": ip, "Resources": {"NPU": npus}}
+        for ip, npus in sizes.items()
+    ]
+    monkeypatch.setattr(weights_handle, "alive_nodes", lambda: nodes)
+    loaded = recipe_from_mapping(
+        {
+            "model": {"path": "/m", "served_name": "m"},
+            "hardware": {"platform": "ascend-a3"},
+            "parallel": {"tensor": 16},
+            "groups": [{"name": "big"}, {"name": "small", "parallel": {"tensor": 8}}],
+        },
+        "r",
+    )
+    assert list(weights_handle._fitting_hosts(loaded)) == ["192.0.2.10", "192.0.2.11"]

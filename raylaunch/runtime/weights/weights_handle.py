@@ -15,6 +15,7 @@ from typing import Protocol
 
 from raylaunch.errors import ClusterError, PlacementError
 from raylaunch.plan.wanted_weights import DownloadProgress, Hub, Role, Stock, wanted_weights
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.packaging import packaged
@@ -159,8 +160,8 @@ def _create(hosts: dict[str, str], loaded: LoadedRecipe) -> dict[str, WeightsAct
 
 
 def _fitting_hosts(loaded: LoadedRecipe) -> dict[str, str]:
-    """Return the addresses of the nodes with enough NPUs for a server, by node id."""
-    need = loaded.recipe.npus_per_server
+    """Return the addresses of the nodes with enough NPUs for a server of any group, by node id."""
+    need = min(group.loaded.recipe.npus_per_server for group in expand_groups(loaded))
     hosts = {}
     for node in alive_nodes():
         if node["Resources"].get("NPU", 0) >= need:
