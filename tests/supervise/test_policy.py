@@ -315,10 +315,19 @@ def after(*failures: Failure, ready_ago: float | None = None) -> History:
 
 
 UNSURE = found(name="unknown", certain=False)
+PROBABLY_A_FLAG = found("deterministic", "bad-flag", certain=False)
 ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
     ("transient", after(), found(), False, Restart),
     ("not diagnosed", after(), None, False, Restart),
     ("deterministic", after(), found("deterministic", "bad-flag"), False, GiveUp),
+    ("deterministic, not certain", after(), PROBABLY_A_FLAG, False, Restart),
+    (
+        "deterministic, not certain, again",
+        after(failed(50, was_ready=False, cause="bad-flag")),
+        PROBABLY_A_FLAG,
+        False,
+        GiveUp,
+    ),
     (
         "deterministic, but this launch did run",
         after(ready_ago=60),
