@@ -67,7 +67,7 @@ class Shim:
 
 
 def require_preloaded(actors: tuple[psutil.Process, Sequence[psutil.Process]]) -> None:
-    """Refuse a round whose fault would reach nobody.
+    """Refuse a round whose fault would not reach every actor.
 
     Raises:
         UnexpectedError: the controller or an agent has not loaded the library.

@@ -35,6 +35,7 @@ __all__ = [
     "spent_restarts",
 ]
 
+LOST_CAUSES = ("agent-lost", "node-lost")
 HANG_CAUSES = ("stalled", "http-dead", "canary-failed")
 """Detectors of a server that runs but does not serve."""
 
@@ -158,7 +159,7 @@ def decide_on_failure(
         return Stop()
     failure = _classify(seen, history, now, gang, diagnosis)
     collateral = diagnosis.collateral if diagnosis else seen.collateral
-    certain = diagnosis is None or diagnosis.certain
+    certain = diagnosis is None or diagnosis.certain or _is_known(failure)
     refusal = _why_not_restart(failure, history, health, now, gang, certain=certain)
     if refusal:
         reason = f"{seen.reason}; {refusal}"
@@ -203,6 +204,11 @@ def _explains(diagnosis: Diagnosis, seen: FailureSeen) -> bool:
     # The log of a server that still runs may hold exceptions of single requests: an uncertain
     # diagnosis made from them does not explain a hang.
     return diagnosis.certain or seen.cause not in HANG_CAUSES
+
+
+def _is_known(failure: Failure) -> bool:
+    """Return whether the cause itself was seen: no log has to explain it."""
+    return failure.cause in LOST_CAUSES
 
 
 def _why_not_restart(
