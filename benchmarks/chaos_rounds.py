@@ -27,7 +27,7 @@ from chaos_faults import (
 from chaos_product import Product, Server, refuse_bug, require_nothing_left
 from recovery import actors
 
-from raylaunch.errors import ClusterError, RaylaunchError
+from raylaunch.errors import RaylaunchError
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.state import Phase
 
@@ -40,6 +40,7 @@ WRITE_DELAY_US = 50_000
 POLL_S = 0.2
 LOG_DISK_MB = 32
 FILES_LIMIT = 256
+START_TRIES = 10
 RAY_TOO_SLOW = "The current node timed out during startup"
 
 
@@ -115,15 +116,14 @@ class RunningRounds:
     def _ensure_up(self) -> None:
         if self.is_up:
             return
-        began = time.monotonic()
-        started = self.product.run(*self.product.start_words)
-        if started.code == ClusterError.exit_code:
-            # Ray gives its own daemons a fixed time to start, which a busy machine may exceed. The
-            # start is not the fault of this round.
-            print(f"start exited with {started.code}, tried again: {started.text[-200:]}")
-            require_nothing_left(self.product)
+        for _ in range(START_TRIES):
             began = time.monotonic()
             started = self.product.run(*self.product.start_words)
+            if RAY_TOO_SLOW not in started.text:
+                break
+            # The start is not the fault of this round.
+            print("Ray was too slow for its own time-out: `start` is tried again", flush=True)
+            require_nothing_left(self.product)
         if started.code:
             self.product.remove()
             raise UnexpectedError(f"start exited with {started.code}: {started.text[-400:]}")
