@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from raylaunch.supervise.diagnosis.cann_blocks import find_blocks
 from raylaunch.supervise.diagnosis.edges import explained_ids, load_edges
-from raylaunch.supervise.diagnosis.error_codes import load_codes
 from raylaunch.supervise.diagnosis.log_lines import read_log
-from raylaunch.supervise.diagnosis.network_rules import describe_address
 from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, diagnose_text
+from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks
+from raylaunch.supervise.diagnosis.rules.error_codes import load_codes
+from raylaunch.supervise.diagnosis.rules.network_rules import describe_address
 from raylaunch.supervise.diagnosis.tracebacks import find_exceptions
 
 BLOCK = (
@@ -55,7 +55,7 @@ def test_every_edge_names_something_that_can_be_found() -> None:
     folder = Path(edges.__file__).parent
     text = "\n".join(
         file.read_text(encoding="utf-8")
-        for file in folder.iterdir()
+        for file in folder.rglob("*")
         if file.suffix in (".py", ".yaml") and file.name != "explains.yaml"
     )
     names = {name for edge in load_edges() for name in (*edge.causes, *edge.explain)}

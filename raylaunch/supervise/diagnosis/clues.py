@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from math import inf
 
 from raylaunch.plan.launch_plan import Role
-from raylaunch.supervise.diagnosis.cann_blocks import read_blocks
-from raylaunch.supervise.diagnosis.error_codes import read_numbers
-from raylaunch.supervise.diagnosis.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit, name_exit
-from raylaunch.supervise.diagnosis.flag_rules import read_flags
-from raylaunch.supervise.diagnosis.hang_rules import read_hangs
-from raylaunch.supervise.diagnosis.library_rules import read_libraries
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.memory_rules import read_memory
-from raylaunch.supervise.diagnosis.network_rules import read_network
-from raylaunch.supervise.diagnosis.ray_rules import read_ray
 from raylaunch.supervise.diagnosis.readings import Rank, Reading
+from raylaunch.supervise.diagnosis.rules.cann_blocks import read_blocks
+from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
+from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
+from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
+from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
+from raylaunch.supervise.diagnosis.rules.library_rules import read_libraries
+from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
+from raylaunch.supervise.diagnosis.rules.network_rules import read_network
+from raylaunch.supervise.diagnosis.rules.ray_rules import read_ray
 from raylaunch.supervise.diagnosis.signatures import Signature, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
 from raylaunch.supervise.state import Exit

@@ -13,9 +13,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raylaunch.supervise.diagnosis.error_codes import ErrorCode, find_code, find_number, module_of
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.error_codes import (
+    ErrorCode,
+    find_code,
+    find_number,
+    module_of,
+)
 
 _CODE = re.compile(
     r"(?<![\w.])(?:[A-Z]\w{2,40}(?:[/ ]\w{2,20})?\()?([EW](?:[A-Z]\d{4}|\d{5}))(?![\w.])"
