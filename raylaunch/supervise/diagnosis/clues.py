@@ -15,14 +15,21 @@ from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading
 from raylaunch.supervise.diagnosis.rules.cann_blocks import read_blocks
+from raylaunch.supervise.diagnosis.rules.compile_rules import read_compilers
+from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
 from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
 from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
 from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
+from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
+from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
 from raylaunch.supervise.diagnosis.rules.library_rules import read_libraries
 from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
 from raylaunch.supervise.diagnosis.rules.network_rules import read_network
+from raylaunch.supervise.diagnosis.rules.os_rules import read_os_errors
 from raylaunch.supervise.diagnosis.rules.ray_rules import read_ray
+from raylaunch.supervise.diagnosis.rules.refusal_rules import read_refusals
+from raylaunch.supervise.diagnosis.rules.weight_rules import read_weights
 from raylaunch.supervise.diagnosis.signatures import Signature, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
 from raylaunch.supervise.state import Exit
@@ -90,15 +97,22 @@ class Clue:
 
 
 _RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
+    read_weights,
     read_exceptions,
     read_libraries,
+    read_compilers,
     read_flags,
     read_memory,
+    read_os_errors,
     read_ray,
+    read_kv_transfer,
     read_network,
+    read_hccl,
     read_hangs,
+    read_devices,
     read_blocks,
     read_numbers,
+    read_refusals,
 )
 """The layers below the signatures, in the order in which their readings are preferred."""
 
@@ -126,7 +140,8 @@ def find_clues(server: ServerEvidence, log: ServerLog) -> Iterator[Clue]:
         if _is_no_failure(server, log, life, line, symptom=signature.symptom):
             continue
         seen.add(signature.id)  # the first match is the earliest; the rest are repetitions
-        found.append(_signature_clue(signature, server, log, line, match))
+        fullest = _fullest(by_line, signature, line, match)
+        found.append(_signature_clue(signature, server, log, line, fullest))
     yield from found
     if unknown := _unknown_exception(server, log, explained_lines, found, life):
         yield unknown
@@ -134,6 +149,21 @@ def find_clues(server: ServerEvidence, log: ServerLog) -> Iterator[Clue]:
         yield exited
     for reading in read_unexplained(log, life, explained_lines):
         yield _reading_clue(reading, server, log)
+
+
+def _fullest(
+    by_line: Sequence[tuple[int, Signature, re.Match[str]]],
+    signature: Signature,
+    first: int,
+    match: re.Match[str],
+) -> re.Match[str]:
+    """Return the match near the first one that has the most values: one failure, several lines."""
+    near = [
+        other
+        for line, each, other in by_line
+        if each is signature and first <= line <= first + _BLOCK_WITHIN_LINES
+    ]
+    return max((match, *near), key=lambda each: sum(group is not None for group in each.groups()))
 
 
 def _match_signatures(log: ServerLog) -> list[tuple[int, Signature, re.Match[str]]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.log_lines import ServerLog, strip_foreign
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
 _SERVED = re.compile(
@@ -108,14 +108,22 @@ def _is_from_a_request_module(text: str) -> bool:
     return module is not None and _REQUEST_MODULE.match(module[1]) is not None
 
 
+def _is_error(log: ServerLog, line: int) -> bool:
+    cleaned = log.cleaned[line]
+    if not cleaned.strip():
+        return False
+    if _PYTHON_ERROR.match(cleaned):
+        return True
+    return _ERROR_LINE.search(strip_foreign(log.raw[line])) is not None
+
+
 def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> Iterator[Reading]:
     """Yield one reading for the error lines that no rule explains: first, last, how many."""
     lines = [
         line
         for line in log.errors.lines
         if line not in explained
-        and (_ERROR_LINE.search(log.raw[line]) or _PYTHON_ERROR.match(log.cleaned[line]))
-        and log.cleaned[line].strip()
+        and _is_error(log, line)
         and not life.survived(log, line)
         and not life.after_stop(line)
     ]

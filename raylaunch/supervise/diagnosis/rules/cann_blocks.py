@@ -26,6 +26,11 @@ _CODE = re.compile(
     r"(?<![\w.])(?:[A-Z]\w{2,40}(?:[/ ]\w{2,20})?\()?([EW](?:[A-Z]\d{4}|\d{5}))(?![\w.])"
     r"(?:\)?:|\)|(?=\[PID))"
 )
+_TBE_ERROR = re.compile(
+    r"'errCode': '([E][\dA-Z]\w{4})'(?:, 'op_name': '([\w.]{1,80})')?[^\n]{0,400}?\}, "
+    r"['\"]([^'\"\n]{1,400})"
+)
+"""TBE raises its errors as a Python tuple of a dictionary and a text."""
 _SECTION = re.compile(
     r"(Possible Cause|Reason|Solution|TraceBack \(most recent call last\)|TraceBack)\s?: ?",
 )
@@ -78,6 +83,8 @@ def find_blocks(log: ServerLog) -> Iterator[CannBlock]:
 
 def read_blocks(log: ServerLog) -> Iterator[Reading]:
     """Yield the failures that CANN's own error blocks name."""
+    for line, match in log.errors.find(_TBE_ERROR):
+        yield _tbe_error(line, match)
     for block in find_blocks(log):
         known = find_code(block.code)
         if block.is_inner_error:
@@ -90,6 +97,22 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
         if known is None and not (block.text or block.reason or block.trace):
             continue
         yield _reading(block, known)
+
+
+def _tbe_error(line: int, match: re.Match[str]) -> Reading:
+    operator = f" for operator {match[2]}" if match[2] else ""
+    return Reading(
+        reason(
+            f"cann-{match[1]}",
+            f"The operator compiler (TBE) refused its input{operator} ({match[1]}): "
+            f"{shorten(match[3])}.",
+            "The operator of this CANN does not accept what the model gives it: use another "
+            "release of vllm-ascend and its CANN, or switch off the feature that calls it.",
+            "CANN tbe errormgr",
+            "deterministic",
+        ),
+        line,
+    )
 
 
 def _read_block(log: ServerLog, first: int, found: re.Match[str]) -> CannBlock:

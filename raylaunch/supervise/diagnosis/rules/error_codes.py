@@ -30,9 +30,10 @@ _MODULES = {
     "E5": "the operator compiler (TBE)",
 }
 _NUMBER = re.compile(
-    r"(?:error code(?: is|:)|runtime result =|ret(?:urn)?(?:Code)? ?[=:]|status:|errno:) ?"
-    r"([1-5]\d{5})(?!\d)"
+    r"(?:error code(?: is ?:?|:)|result ?=|ret(?:urn)?(?:Code)? ?[=:]|status:|errno:|ErrCode=|"
+    r"failed ?:) ?([1-5]\d{5})(?!\d)"
 )
+_ONLY_FAILED = "5000"
 _CALL = re.compile(r"(?:NPU function error:?|call) ?((?:\w{1,30}::){0,3}\w{3,60})")
 
 
@@ -69,12 +70,14 @@ def find_code(code: str) -> ErrorCode | None:
 
 
 def find_number(lines: Sequence[str]) -> ErrorCode | None:
-    """Return what is known about the first numeric code in these lines."""
-    for line in lines:
-        for match in _NUMBER.finditer(line):
-            if known := find_code(match[1]):
-                return known
-    return None
+    """Return what is known about the numeric codes in these lines.
+
+    The first one, unless it only reports that a call failed.
+    """
+    numbers = [match[1] for line in lines for match in _NUMBER.finditer(line)]
+    known = [code for number in numbers if (code := find_code(number))]
+    telling = [code for code in known if not code.code.startswith(_ONLY_FAILED)]
+    return next(iter(telling or known), None)
 
 
 def module_of(code: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _QUANT_TENSOR = re.compile(
@@ -180,6 +181,23 @@ def _missing_name(raised: Raised) -> Reading | None:
     )
 
 
+def _no_such_user(raised: Raised) -> Reading | None:
+    found = _NO_USER.search(raised.message)
+    if found is None:
+        return None
+    return _deterministic(
+        raised,
+        "no-such-user",
+        f"The server runs as user id {found[1]}, which has no entry in /etc/passwd of this node or "
+        "container, and torch asks for the user's name.",
+        "Set `env.USER` and `env.TORCHINDUCTOR_CACHE_DIR` (a writable folder), or add the user to "
+        "/etc/passwd of the image.",
+    )
+
+
+_NO_USER = re.compile(r"getpwuid\(\): uid not found: (\d{1,12})")
+
+
 def _wrong_call(raised: Raised) -> Reading | None:
     found = _SIGNATURE.search(raised.message) if raised.type == "TypeError" else None
     packages = {frame.package for frame in raised.frames}
@@ -283,9 +301,15 @@ def _refused_configuration(raised: Raised) -> Reading | None:
         raised,
         "config-refused",
         f"{frame.package.replace('_', '-')} refused the configuration: {shorten(raised.message)}",
-        "Correct the option that the message names, under `args`, `env` or `parallel`; the "
-        f"check is in {frame.module_path}.",
+        f"{_correct(raised.message)}; the check is in {frame.module_path}.",
     )
+
+
+def _correct(message: str) -> str:
+    options = name_options(message)
+    if options:
+        return f"Correct {' or '.join(options)}"
+    return "Correct the option that the message names, under `args`, `env` or `parallel`"
 
 
 _CONFIG_PLACE = re.compile(
@@ -303,6 +327,7 @@ def _deterministic(raised: Raised, id_: str, cause: str, remedy: str) -> Reading
 
 
 _RULES: tuple[Rule, ...] = (
+    _no_such_user,
     _quant_tensor,
     _unknown_weight,
     _missing_name,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
 
 _CHOICE = re.compile(
     r"error: argument (--[\w-]{1,60})(?:/-{1,2}[\w-]{1,40}){0,4}: invalid choice: "
@@ -17,6 +18,20 @@ _UNRECOGNISED = re.compile(r"error: unrecognized arguments: (--?[\w.-]{1,80})([^
 _FIELD = re.compile(
     r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n([\w.]{1,80})\n\s{1,8}([^\n\[]{1,300})"
 )
+_VALUE_ERROR = re.compile(
+    r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n\s{0,8}(?:Value|Assertion) error, "
+    r"([^\n]{1,1000})"
+)
+_PYDANTIC_TAIL = re.compile(r" ?\[type=\w{1,60}, input_(?:value|type)=")
+_CONFIGS = {
+    "SpeculativeConfig": "features.speculative",
+    "CompilationConfig": "args.compilation-config",
+    "KVTransferConfig": "args.kv-transfer-config",
+    "ParallelConfig": "parallel",
+    "LoRAConfig": "args.lora-modules, args.max-lora-rank",
+    "StructuredOutputsConfig": "args.structured-outputs-config",
+    "MultiModalConfig": "args.limit-mm-per-prompt",
+}
 _QUANT = re.compile(
     r"(?:Unknown|Invalid) quantization method: ?'?ascend|quantization method '?ascend'? is not"
 )
@@ -47,6 +62,7 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             "Correct or remove it under `args`; `vllm serve --help=all` on the node lists the "
             "flags of this release.",
         )
+    yield from _read_pydantic(log)
     for line, match in log.errors.find(_FIELD):
         owner, field, message = match.groups()
         yield Reading(
@@ -55,6 +71,26 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
                 f"vLLM refused `{field}` of {owner}: {shorten(message, 200)}.",
                 f"Correct `{field.replace('_', '-')}` under `args`: `vllm serve --help=all` on the "
                 "node shows its values.",
+                "pydantic",
+                "deterministic",
+            ),
+            line,
+        )
+
+
+def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
+    """Read the checks of vLLM's configuration classes, with the option that each is about."""
+    for line, match in log.errors.find(_VALUE_ERROR):
+        owner, said = match.groups()
+        message = _PYDANTIC_TAIL.split(said)[0]
+        options = name_options(message) or [f"`{_CONFIGS[owner]}`"] if owner in _CONFIGS else []
+        options = options or name_options(message) or ["the option of that name under `args`"]
+        yield Reading(
+            reason(
+                "bad-config-value",
+                f"vLLM refused a value of {owner}: {shorten(message)}",
+                f"Correct {' or '.join(options)}; `vllm serve --help=all` on the node shows the "
+                "values of this release.",
                 "pydantic",
                 "deterministic",
             ),

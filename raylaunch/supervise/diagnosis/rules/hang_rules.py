@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.survival import read_life
+from raylaunch.supervise.diagnosis.tracebacks import find_exceptions
 
 _WATCHDOG = re.compile(
     r"\[Rank (\d{1,5})\][^\n]{0,60}Watchdog caught collective operation timeout: "
@@ -24,6 +25,7 @@ _RPC = re.compile(r"RPC call to (\w{1,60}) timed out")
 def read_hangs(log: ServerLog) -> Iterator[Reading]:
     """Yield the time-outs of collective operations and of calls to workers."""
     yield from _repeated_notices(log)
+    yield from _unanswered_calls(log)
     ranks = {match[1] for _, match in log.errors.find(_WATCHDOG)}
     for line, match in log.errors.find(_WATCHDOG):
         waits = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(sorted(ranks, key=int))}"
@@ -77,6 +79,33 @@ def _repeated_notices(log: ServerLog) -> Iterator[Reading]:
         rank=Rank.HINT if rpc else Rank.HANG,
         certain=False,
     )
+
+
+def _unanswered_calls(log: ServerLog) -> Iterator[Reading]:
+    """Read the time-out of the queue between engine and workers, which has no message."""
+    for raised in find_exceptions(log):
+        places = [frame.module_path for frame in raised.frames[:4]]
+        queue = any(path.endswith("shm_broadcast.py") for path in places)
+        if raised.type != "TimeoutError" or raised.message or not queue:
+            continue
+        rpc = next((match[1] for _, match in log.errors.find(_RPC)), "")
+        call = f" to `{rpc}`" if rpc else ""
+        yield Reading(
+            reason(
+                "rpc-timeout",
+                f"The engine's call{call} was not answered by its workers in time "
+                "(VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS): at least one worker hangs, usually in a "
+                "collective operation with a peer that is gone, or on the device.",
+                "Find the worker or rank whose log stops first: `py-spy dump --pid WORKER` and its "
+                "plog under `~/ascend/log/debug/plog`. For steps that are really that long raise "
+                "`env.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS`.",
+                "vLLM shm_broadcast.py; vllm-ascend#2264",
+                "transient",
+            ),
+            raised.line,
+            rank=Rank.WRAPPER,
+            certain=False,
+        )
 
 
 def _waits(line: int, cause: str) -> Reading:

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
@@ -45,7 +44,7 @@ _REFUSED = re.compile(
     r"\b(Connection refused|Connection timed out|No route to host|Network is unreachable|"
     r"Connect call failed)\b"
 )
-_PEER = re.compile(
+PEER = re.compile(
     r"(?<![\w.-])((?:\d{1,3}\.){3}\d{1,3}|[a-z][\w-]{0,60}(?:\.[\w-]{1,60}){1,6})\]?(?:'?, |"
     r":)(\d{2,5})\b"
 )
@@ -54,20 +53,6 @@ _SOURCE_FILE = re.compile(r"\.(?:cpp|cc|hpp|h|py|ts)$")
 _BIND = re.compile(
     r"bind on address \('([^'\n]{1,80})', (\d{1,5})[^)\n]{0,40}\): cannot assign requested address"
 )
-_GLOG_KV = re.compile(
-    r"^[EF](?:\d{8} |\d{4} )\d\d:\d\d:\d\d\.\d{1,6}\s+\d{1,20} "
-    r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|"
-    r"topology|engine)\w*)\."
-    r"(?:cpp|h|hpp|cc)):\d{1,5}\] ([^\n]{1,1500})",
-    re.MULTILINE,
-)
-_KV_FAILED = re.compile(
-    r"(?:Mooncake transfer failed|Failed to transfer KV cache|Sync batch data transfer timeout|"
-    r"Initialize mooncake failed|Failed to (?:initialize|init) (?:mooncake|transfer engine)"
-    r"|KV transfer (?:failed|timed out)|Failed to register mooncake memory)[^\n]{0,300}",
-    re.IGNORECASE,
-)
-_SIZE = re.compile(r"\bsize=(\d{6,16})\b")
 _TUNNEL = ip_network("198.18.0.0/15")
 _RETRIES = 2
 
@@ -80,7 +65,6 @@ def read_network(log: ServerLog) -> Iterator[Reading]:
         yield _reading(
             line, "address-not-local", *_cannot_bind(match[1], match[2]), "deterministic"
         )
-    yield from _kv_transfer(log)
     yield from _refused(log)
 
 
@@ -115,8 +99,8 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
         yield _reading(
             line,
             "hub-not-allowed",
-            f"The model hub refuses access to {what}: it is gated or private, and no valid token "
-            "was sent.",
+            f"The model hub refuses access to {what}: it is gated or private, and the token, if "
+            "one was sent, has no access.",
             "Accept the licence on the hub, set `env.HF_TOKEN`, or give a local folder as "
             "`model.path`.",
             "deterministic",
@@ -287,7 +271,7 @@ def _refused(log: ServerLog) -> Iterator[Reading]:
     """Read a refused, timed-out or unroutable connection with its peer, from any reporter."""
     for line, match in log.errors.find(_REFUSED):
         text = log.cleaned[line]
-        peer = None if _RETRIED.search(text) else _PEER.search(text)
+        peer = None if _RETRIED.search(text) else PEER.search(text)
         if peer is None or _SOURCE_FILE.search(peer[1]):
             continue
         where = f"{peer[1]}:{peer[2]}"
@@ -305,94 +289,3 @@ def _refused(log: ServerLog) -> Iterator[Reading]:
             rank=Rank.HINT,
             certain=False,
         )
-
-
-def _kv_transfer(log: ServerLog) -> Iterator[Reading]:
-    """Read the error lines of Mooncake and of the KV connectors, the first one of each kind."""
-    lines = list(log.errors.find(_GLOG_KV))
-    if lines:
-        text = " ".join(f"{match[1]} {match[2]}" for _, match in lines[:40])
-        yield _mooncake(lines[0][0], text, frozenset(line for line, _ in lines))
-        return
-    for line, match in log.errors.find(_KV_FAILED):
-        yield _reading(
-            line,
-            "kv-transfer-failed",
-            f"The KV cache could not be transferred: {match[0][:200]}.",
-            "Check that the peer server runs, and the link between the NPUs "
-            "(`hccn_tool -i N -ping -g address PEER`); the error lines of the other side name "
-            "the reason.",
-            "transient",
-            rank=Rank.HINT,
-            certain=False,
-        )
-
-
-def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:
-    lower = text.lower()
-    peer = _PEER.search(text)
-    size = _SIZE.search(text)
-    where = f" at {peer[1]}:{peer[2]}" if peer else ""
-    big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
-    kind = next(each for each in _MOONCAKE if all(re.search(w, lower) for w in each.words))
-    cause = kind.cause.format(where=where, big=big)
-    told = reason(kind.name, cause, kind.remedy, "Mooncake's error lines", "transient")
-    return Reading(told, line, covers=covers)
-
-
-class _Mooncake(NamedTuple):
-    """A kind of Mooncake failure; all `words` are in its error lines."""
-
-    words: tuple[str, ...]
-    name: str
-    cause: str
-    remedy: str
-
-
-# The first that fits counts.
-_MOONCAKE = (
-    _Mooncake(
-        (
-            r"master_client|mount_segment|master|create client",
-            r"rpc|timed out|refused|connect|retries",
-        ),
-        "mooncake-master",
-        "The Mooncake store cannot register its segment{big} with the Mooncake master{where}: the "
-        "call to the master failed (master not running, not reachable, or too slow for a segment "
-        "of this size).",
-        "Check that `mooncake_master` runs and that its port is reachable from this node (`nc -vz "
-        "MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
-        "`global_segment_size`.",
-    ),
-    _Mooncake(
-        (r"metadata",),
-        "mooncake-metadata",
-        "Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
-        "reachable, or the peer has not registered itself (not started, or gone).",
-        "Check `metadata_server` in the configuration and that the peer server runs; with "
-        "P2PHANDSHAKE check that the peer's address is right and its port open.",
-    ),
-    _Mooncake(
-        (r"register (?:local )?mem|regmem|registermem|ibv_reg_mr|memory region",),
-        "mooncake-memory",
-        "Mooncake cannot register memory with the network card or NPU.",
-        "Raise `ulimit -l` (unlimited), use a Mooncake build that fits CANN and driver, and lower "
-        "the segment size or the number of registered blocks.",
-    ),
-    _Mooncake(
-        (r"no (?:rdma )?device|topology|ibv_open|rdma_context|\bgid\b",),
-        "mooncake-rdma",
-        "Mooncake finds no usable RDMA device.",
-        "Map /dev/infiniband into the container, check `ibv_devices`, or choose another protocol "
-        "(`tcp`, `ascend`).",
-    ),
-    _Mooncake(
-        (),
-        "mooncake-transfer",
-        "Mooncake cannot transfer KV blocks to its peer{where}: the connection or a transfer "
-        "failed.",
-        "Check that the peer server runs and is reachable (`hccn_tool -i N -ping -g address PEER` "
-        "between the NPUs; the same CANN, driver and Mooncake build on both sides, "
-        "`use_ascend_direct`; ASCEND_CONNECT_TIMEOUT), and read the peer's log.",
-    ),
-)

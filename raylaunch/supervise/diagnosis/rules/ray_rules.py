@@ -43,6 +43,21 @@ _ACTOR_DIED = re.compile(
     r"ray\.exceptions\.\w{0,40}ActorDiedError|The actor died unexpectedly before finishing|"
     r"A worker died or was killed while executing a task"
 )
+_NODE_START = re.compile(
+    r"current node timed out during startup|Failed to start the (dashboard|raylet|log monitor)|"
+    r"[Rr]aylet (?:is terminated|exited unexpectedly|failed to start)|"
+    r"Can't find a `node_ip_address\.json` file|node did not register with the GCS"
+)
+_SESSION = re.compile(
+    r"[Ss]ession name ([\w.-]{1,80}) does not match persisted value ([\w.-]{1,80})"
+)
+_OTHER_ADDRESS = re.compile(
+    r"This node has an IP address of ([\d.]{7,15}), (?:but|while) we (?:can not|cannot) find the "
+    r"matched Raylet address|expects? this (?:node|IP address)[^\n]{0,60}?([\d.]{7,15})"
+)
+_RUNTIME_ENV = re.compile(
+    r"(?:RuntimeEnvSetupError|Failed to set(?: |-)?up runtime environment)[^\n]{0,300}"
+)
 _VERSION_LINES = 8
 
 
@@ -96,6 +111,7 @@ def _read_nodes(log: ServerLog) -> Iterator[Reading]:
             "Check that node and `ray status`; join it again with `ray start --address`.",
             kind="transient",
         )
+    yield from _read_node_start(log)
     for line, _ in log.errors.find(_ACTOR_DIED):
         yield Reading(
             reason(
@@ -110,6 +126,52 @@ def _read_nodes(log: ServerLog) -> Iterator[Reading]:
             line,
             rank=Rank.WRAPPER,
             certain=False,
+        )
+
+
+def _read_node_start(log: ServerLog) -> Iterator[Reading]:
+    """Yield why Ray's processes of a node did not come up."""
+    for line, match in log.errors.find(_NODE_START):
+        part = "raylet" if match[1] in (None, "raylet") else f"{match[1]} or its raylet"
+        yield Reading(
+            reason(
+                "ray-node-start",
+                f"Ray's {part} on this node did not start: an orphan of an earlier Ray, a used "
+                "port, a full /tmp or too little memory, or a slow start of an overloaded node.",
+                "Read raylet.out, gcs_server.out and dashboard.log under "
+                "/tmp/ray/session_latest/logs on that node; run `ray stop` there, check `df -h "
+                "/tmp` and `free -g`, and `ray start` again.",
+                "Ray _private/node.py, services.py",
+                "transient",
+            ),
+            line,
+            certain=False,
+        )
+    for line, match in log.errors.find(_SESSION):
+        yield _read(
+            line,
+            "ray-session",
+            f"Ray's head was started again (session {match[2]}) while this node still belongs to "
+            f"session {match[1]}.",
+            "Run `ray stop` on this node and `ray start --address` again.",
+        )
+    for line, match in log.errors.find(_OTHER_ADDRESS):
+        yield _read(
+            line,
+            "ray-other-address",
+            f"Ray knows this node under another address than {match[1] or match[2]}: it was "
+            "started with another --node-ip-address, or the node has several networks.",
+            "Start Ray on this node with `--node-ip-address` of the network between the nodes "
+            "(`network.interface`), and set VLLM_HOST_IP to the same address.",
+        )
+    for line, match in log.errors.find(_RUNTIME_ENV):
+        yield _read(
+            line,
+            "ray-runtime-env",
+            f"Ray could not set up the environment of a worker: {shorten(match[0], 240)}.",
+            "Read runtime_env_agent.log and runtime_env_setup-*.log under "
+            "/tmp/ray/session_latest/logs on that node; check its disk (`df -h /tmp`).",
+            kind="transient",
         )
 
 
@@ -153,7 +215,7 @@ def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) 
     device = "NPU" if "NPU" in text else "GPU"
     has = f"; `ray status` in the log shows {usage[device]} {device}" if device in usage else ""
     asked = f" ({shorten(request, 200)})" if request else ""
-    nodes = re.findall(r"node:((?:\d{1,3}\.){3}\d{1,3})", request)
+    nodes = re.findall(r"node:(?!__)([\w.-]{2,80})", request)
     pinned = ""
     if nodes:
         pinned = (
@@ -170,7 +232,16 @@ def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) 
         f"free than that, or none on one node{has}.{strict}{pinned}",
         f"Ask for no more {device}s than the nodes have (`parallel.tensor`, `parallel.pipeline`), "
         "add nodes (`ray status` lists who has joined and what is in use), or declare the devices "
-        f"at `ray start` (`--resources='{{\"{device}\": N}}'`).",
+        f"at `ray start` (`--resources='{{\"{device}\": N}}'`).{_set_address(nodes)}",
+    )
+
+
+def _set_address(nodes: list[str]) -> str:
+    if not nodes:
+        return ""
+    return (
+        " Set VLLM_HOST_IP on each node, before `ray start`, to the address that `ray list nodes` "
+        "shows for it."
     )
 
 
