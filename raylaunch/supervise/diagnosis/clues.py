@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from raylaunch.plan.launch_plan import Role
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit, name_exit
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Rank, Reading
-from raylaunch.supervise.diagnosis.rules.cann_blocks import read_blocks
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, shorten
+from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block, read_blocks
 from raylaunch.supervise.diagnosis.rules.compile_rules import read_compilers
 from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
 from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
@@ -130,6 +130,7 @@ def find_clues(server: ServerEvidence, log: ServerLog) -> Iterator[Clue]:
         if not _is_no_failure(server, log, life, reading.line, symptom=reading.symptom):
             found.append(_reading_clue(reading, server, log))
     found = _first_of_each(found)
+    blocks = {block.line: quote_block(block) for block in find_blocks(log)}
     seen = {clue.reason.id for clue in found}
     for line, signature, match in by_line:
         if signature.id in seen or (signature.id, line) in replaced:
@@ -141,7 +142,8 @@ def find_clues(server: ServerEvidence, log: ServerLog) -> Iterator[Clue]:
             continue
         seen.add(signature.id)  # the first match is the earliest; the rest are repetitions
         fullest = _fullest(by_line, signature, line, match)
-        found.append(_signature_clue(signature, server, log, line, fullest))
+        clue = _signature_clue(signature, server, log, line, fullest)
+        found.append(_with_block(clue, blocks.get(line, "")))
     yield from found
     if unknown := _unknown_exception(server, log, explained_lines, found, life):
         yield unknown
@@ -273,6 +275,14 @@ def _signature_clue(
         symptom=signature.symptom,
         certain=not signature.wrapper,
     )
+
+
+def _with_block(clue: Clue, quoted: str) -> Clue:
+    """Add what CANN's block on the same line says: it has the values that a code alone lacks."""
+    if not quoted or quoted in clue.reason.cause:
+        return clue
+    cause = f"{clue.reason.cause} CANN reports: {shorten(quoted)}."
+    return replace(clue, reason=replace(clue.reason, cause=cause))
 
 
 def _rank(signature: Signature) -> Rank:

@@ -17,6 +17,7 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.error_codes import (
     ErrorCode,
+    find_call,
     find_code,
     find_number,
     module_of,
@@ -40,6 +41,7 @@ _STAMP = re.compile(
 _PLACE = re.compile(r"\[(?:FUNC|FILE|LINE|THREAD):[^\]\n]{0,120}\]")
 _PYTHON = re.compile(r"^(?:Traceback \(most|\s{0,40}File \"|During handling|The above exception)")
 _BLOCK_LINES = 14
+_WITHIN_LINES = 60
 _TRACE_LINES = 2
 _LINES_OF_THE_CALL = 5
 _FALLBACK_CODES = ("EE1001", "EL0003", "EH0001")
@@ -54,7 +56,8 @@ class CannBlock:
 
     code: str
     line: int
-    lines: int
+    lines: tuple[int, ...]
+    """Indices in the log; lines of other processes stand between them."""
     text: str
     reason: str
     solution: str
@@ -69,15 +72,15 @@ class CannBlock:
 
 def find_blocks(log: ServerLog) -> Iterator[CannBlock]:
     """Yield the error blocks of a log, in its order."""
-    ends_at = -1
+    taken: set[int] = set()
     for index in log.errors.lines:
-        if index < ends_at:
+        if index in taken:
             continue
         found = _CODE.search(log.cleaned[index])
         if found is None:
             continue
         block = _read_block(log, index, found)
-        ends_at = index + block.lines
+        taken.update(block.lines)
         yield block
 
 
@@ -87,16 +90,19 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
         yield _tbe_error(line, match)
     for block in find_blocks(log):
         known = find_code(block.code)
+        call = ""
         if block.is_inner_error:
             # The number of the call says more than "inner error".
             first = max(0, block.line - _LINES_OF_THE_CALL)
-            known = find_number(log.cleaned[first : block.line + block.lines]) or known
+            near = [*log.cleaned[first : block.line], *(log.cleaned[line] for line in block.lines)]
+            known = find_number(near) or known
+            call = find_call(near)
         elif block.code in _FALLBACK_CODES:
-            number = find_number(log.cleaned[block.line : block.line + block.lines])
+            number = find_number([log.cleaned[line] for line in block.lines])
             known = number if number and number.kind == "device" else known
         if known is None and not (block.text or block.reason or block.trace):
             continue
-        yield _reading(block, known)
+        yield _reading(block, known, call)
 
 
 def _tbe_error(line: int, match: re.Match[str]) -> Reading:
@@ -118,22 +124,26 @@ def _tbe_error(line: int, match: re.Match[str]) -> Reading:
 def _read_block(log: ServerLog, first: int, found: re.Match[str]) -> CannBlock:
     code = found[1]
     parts = [log.cleaned[first][found.end() :]]
-    last = min(first + _BLOCK_LINES, len(log.cleaned))
+    lines = [first]
+    last = min(first + _WITHIN_LINES, len(log.cleaned))
     process = log.processes[first]
     for index in range(first + 1, last):
         line = log.cleaned[index]
-        if log.processes[index] != process and log.processes[index]:
+        if len(lines) == _BLOCK_LINES:
             break
+        if log.processes[index] != process and log.processes[index]:
+            continue
         other = _CODE.search(line)
         if _PYTHON.match(line) or (other is not None and other[1] != code):
             break
         parts.append(line)
+        lines.append(index)
     sections = _sections("\n".join(parts))
     trace = [_clean(line) for line in sections.get("TraceBack", "").splitlines()]
     return CannBlock(
         code=code,
         line=first,
-        lines=len(parts),
+        lines=tuple(lines),
         text=_clean(sections[""]),
         reason=_clean(sections.get("Reason", sections.get("Possible Cause", ""))),
         solution=_clean(sections.get("Solution", "")),
@@ -156,11 +166,12 @@ def _clean(text: str) -> str:
     return shorten(bare).strip(" .:|()")
 
 
-def _reading(block: CannBlock, known: ErrorCode | None) -> Reading:
-    quoted = _quote(block)
+def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
+    quoted = quote_block(block)
     module = module_of(block.code)
     if known is not None and known.cause:
-        cause = f"{known.cause} ({block.code}: {quoted})"
+        where = f" in `{call}`" if call and call not in quoted else ""
+        cause = f"{known.cause}{where} ({block.code}: {quoted})"
     else:
         cause = f"{module} reports {block.code}: {quoted}."
     remedy = known.remedy if known and known.remedy else ""
@@ -182,14 +193,14 @@ def _reading(block: CannBlock, known: ErrorCode | None) -> Reading:
             known.kind if known else "transient",
         ),
         line=block.line,
-        covers=frozenset(range(block.line, block.line + block.lines)),
+        covers=frozenset(block.lines),
         rank=rank,
         symptom=symptom,
         certain=known is not None and not symptom and not block.is_inner_error,
     )
 
 
-def _quote(block: CannBlock) -> str:
+def quote_block(block: CannBlock) -> str:
     """Return text, reason and first trace message of a block, without repeating any."""
     quoted: list[str] = []
     for part in (block.text, block.reason, *block.trace):

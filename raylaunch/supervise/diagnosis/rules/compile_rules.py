@@ -14,6 +14,16 @@ _NO_COMPILER = re.compile(
     r"Ninja is required to load C\+\+ extensions"
 )
 _NO_HEADER = re.compile(r"fatal error: ([\w./+-]{2,80}\.h(?:pp)?): No such file")
+_HEADERS = (
+    (r"Python\.h", "python3-dev of this Python version"),
+    (r"torch_npu/", "torch_npu where the code is built (its headers are in the wheel)"),
+    (r"(?:torch|ATen|c10)/", "torch where the code is built"),
+    (
+        r"(?:acl|hccl|aclnn|graph|register|exe_graph|runtime)/",
+        "CANN toolkit, and source its set_env.sh",
+    ),
+    (r"atb/", "NNAL (ATB), and source its set_env.sh"),
+)
 _TRITON = re.compile(
     r"MLIRCompilationError|triton\.compiler\.errors\.\w{1,40}|\[ERROR\]\[Triton\]|"
     r"Failed to run BiShengIR pipeline|Failed to compile BiShengLIR[^\n]{0,40}|"
@@ -50,15 +60,16 @@ def read_compilers(log: ServerLog) -> Iterator[Reading]:
             "torch's own compilation, not Triton's.",
         )
     for line, match in log.errors.find(_NO_HEADER):
-        python = match[1] == "Python.h"
-        package = "python3-dev of this Python version" if python else f"that has {match[1]}"
+        package = next(
+            (package for words, package in _HEADERS if re.match(words, match[1])),
+            f"that has {match[1]} (`apt-file search {match[1]}`)",
+        )
         yield _found(
             line,
             "header-missing",
             f"The C compiler does not find {match[1]}: a development package is not installed on "
             "this node, and Triton or torch compiles code at start-up.",
-            f"Install the package {package} (`apt-file search {match[1]}`), or use the release's "
-            "image.",
+            f"Install the package {package}, or use the release's image.",
         )
     yield from _failed_compilations(log)
     yield from _cann_compiler(log)

@@ -80,6 +80,12 @@ def find_number(lines: Sequence[str]) -> ErrorCode | None:
     return next(iter(telling or known), None)
 
 
+def find_call(lines: Sequence[str]) -> str:
+    """Return the call that failed by these lines, as in `aclnnMatmul`; "" when none is named."""
+    calls = [match[1] for line in lines for match in _CALL.finditer(line)]
+    return next((call for call in calls if call.startswith("aclnn")), "")
+
+
 def module_of(code: str) -> str:
     """Return the part of CANN that a code such as EI0006 belongs to."""
     return _MODULES.get(code[:2], "CANN")

@@ -26,6 +26,10 @@ _TRANSPORT = re.compile(
     r"[^\n]{0,40}?"
     r"dst_rank\[(\d{1,6})\][^\n]{0,80}?remote_ip_addr\[([\da-fA-F.:/%]{3,60})\]"
 )
+_ONE_SIDED = re.compile(
+    r"Failed to invoke (HcclBatch(?:Get|Put))[^\n]{0,80}|"
+    r"(HcclBatch(?:Get|Put)): HcclException[^\n]{0,200}"
+)
 _SHOWN = 4
 
 
@@ -36,6 +40,8 @@ def read_hccl(log: ServerLog) -> Iterator[Reading]:
         yield _links(rows)
     for line, match in log.errors.find(_TRANSPORT):
         yield _transport(line, match)
+    for line, match in log.errors.find(_ONE_SIDED):
+        yield _one_sided(line, match[1] or match[2], match[0])
     ranks = list(log.errors.find(_REMOTE_RANK))
     if ranks:
         yield _waited_for(log, ranks)
@@ -98,6 +104,26 @@ def _transport(line: int, match: re.Match[str]) -> Reading:
         line,
         rank=Rank.CAUSE if shared else Rank.HINT,
         symptom=not shared,
+        certain=False,
+    )
+
+
+def _one_sided(line: int, call: str, text: str) -> Reading:
+    return Reading(
+        reason(
+            "hccl-one-sided",
+            f"A one-sided transfer of KV blocks between NPUs failed in {call}: {text[:200]}. The "
+            "link to the peer is broken or too slow, the peer is gone, or its memory is no longer "
+            "registered.",
+            "Read the peer's log and plog at the same moment; check the link with `hccn_tool -i N "
+            "-link -g` and `-ping -g address PEER`; with time-outs under load raise "
+            "`env.ASCEND_TRANSFER_TIMEOUT`.",
+            "hcomm hccl_one_sided_service.cc; vllm-ascend#13934",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
         certain=False,
     )
 

@@ -25,7 +25,8 @@ _NO_FUNCTION = re.compile(
     r"(?:dlsym|symbol lookup error)[^\n]{0,80}\b((?:acl|Hccl|rt)[A-Z]\w{2,60})"
 )
 _NO_LIBRARY = re.compile(
-    r"(?<![\w/.-])(lib[\w.+-]{1,60}\.so[\w.]{0,20}): cannot open shared object file"
+    r"(?<![\w/.-])([A-Za-z][\w.+-]{1,60}\.so[\w.]{0,20}): cannot open shared object file|"
+    r"Could not load this library: (\S{3,300}\.so[\w.]{0,20})"
 )
 _NO_MODULE = re.compile(r"(?:ModuleNotFoundError|ImportError): No module named '?([\w.]{1,120})'?")
 _MODEL_TYPE = re.compile(
@@ -55,7 +56,7 @@ def read_libraries(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_NO_FUNCTION):
         yield _function(line, match)
     for line, match in log.errors.find(_NO_LIBRARY):
-        yield _library(line, match[1])
+        yield _library(line, match[1]) if match[1] else _unloadable(line, match[2])
     for line, match in log.errors.find(_NO_MODULE):
         yield _module(line, match[1])
     for line, match in log.errors.find(_MODEL_TYPE):
@@ -198,6 +199,12 @@ def _library(line: int, name: str) -> Reading:
             f"{name}`), or use the release's image."
         )
         owner = "the operating system"
+    elif re.match(r"ascend_transport|libtransfer_engine|libmooncake", name):
+        remedy = (
+            "Put the folder of Mooncake's libraries (usually /usr/local/lib) on LD_LIBRARY_PATH "
+            "of the shell that starts Ray, or use the release's image."
+        )
+        owner = "Mooncake"
     elif re.match(r"libtorch|libc10", name):
         remedy = (
             "Install torch and torch_npu in this environment, of releases that belong together."
@@ -213,6 +220,20 @@ def _library(line: int, name: str) -> Reading:
         owner = "CANN or another package"
     return _found(
         line, "so-missing", f"{name} is not on the library path; it belongs to {owner}.", remedy
+    )
+
+
+def _unloadable(line: int, path: str) -> Reading:
+    parts = path.split("/")
+    after = parts.index("site-packages") + 1 if "site-packages" in parts else -1
+    package = parts[after]
+    return _found(
+        line,
+        "library-unloadable",
+        f"A compiled library of the package {package} cannot be loaded ({path}): it was built for "
+        "another torch or Python, or a library that it needs is missing.",
+        f"`pip uninstall -y {package}` if the model does not need it (audio, video, images), or "
+        f"install the {package} release that fits this torch; `ldd {path}` shows what is missing.",
     )
 
 

@@ -48,6 +48,7 @@ _NODE_START = re.compile(
     r"[Rr]aylet (?:is terminated|exited unexpectedly|failed to start)|"
     r"Can't find a `node_ip_address\.json` file|node did not register with the GCS"
 )
+_NOT_RUNNING = re.compile(r"Could not find any running Ray instance")
 _SESSION = re.compile(
     r"[Ss]ession name ([\w.-]{1,80}) does not match persisted value ([\w.-]{1,80})"
 )
@@ -146,6 +147,15 @@ def _read_node_start(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
             certain=False,
+        )
+    for line, _ in log.errors.find(_NOT_RUNNING):
+        yield _read(
+            line,
+            "ray-not-running",
+            "No Ray is running on this machine, or it belongs to another user, and no address was "
+            "given.",
+            "Run `ray start --head` here (other nodes: `ray start --address HEAD:6379`), or give "
+            "the cluster's address (`--address`, RAY_ADDRESS).",
         )
     for line, match in log.errors.find(_SESSION):
         yield _read(

@@ -70,7 +70,10 @@ _TOPICS: tuple[tuple[str, str], ...] = (
     (r"\blora\b", "the LoRA options under `args`"),
     (r"bfloat16|float16|\bdtype\b", "`args.dtype`"),
     (r"chat template", "`args.chat-template`"),
-    (r"cudagraph|graph mode|aclgraph|capture", "`args.compilation-config` or `args.enforce-eager`"),
+    (
+        r"captur|cuda ?graph|acl ?graph|graph mode",
+        "`args.compilation-config` or `args.enforce-eager`",
+    ),
     (r"kv[ _-]?(?:connector|transfer)", "`args.kv-transfer-config`"),
     (r"block[_ ]size", "`args.block-size`"),
     (r"tokenizer", "`args.tokenizer-mode`, and the tokenizer files under `model.path`"),
@@ -86,27 +89,28 @@ def read_refusals(log: ServerLog) -> Iterator[Reading]:
 
 
 def _refusal(raised: Raised) -> Reading | None:
-    own = next((frame for frame in raised.frames if frame.package in _OWN), None)
     innermost = raised.innermost
-    if own is None or innermost is None or innermost.package not in _OWN:
+    if innermost is not None and innermost.package not in _OWN:
         return None
     message = raised.message or (raised.code if raised.code.startswith("assert ") else "")
     if raised.type not in _TYPES or len(message.split()) < _MIN_WORDS:
         return None
-    if _WRAPPERS.search(message) or _REQUEST_PLACE.match(own.module_path):
+    place = innermost.module_path if innermost else ""
+    if _WRAPPERS.search(message) or _REQUEST_PLACE.match(place):
         return None
-    package = innermost.package.replace("_", "-")
+    package = innermost.package.replace("_", "-") if innermost else "The server"
     options = name_options(f"{raised.message} {raised.code}")
-    if not options and raised.type not in ("ValueError", "NotImplementedError", "AssertionError"):
+    speaks = raised.type in ("ValueError", "NotImplementedError", "AssertionError")
+    if not options and not (speaks and innermost):
         return None
+    where = f" in {place}" if place else ""
+    release = f"a release of {package}" if innermost else "a release"
     what = f"Correct {' or '.join(options)}" if options else "Correct what the message names"
     return Reading(
         reason(
             "refused",
-            f"{package} refused: {shorten(message, QUOTE_CHARS)} "
-            f"({raised.type} in {innermost.module_path}).",
-            f"{what}; if the option is needed, use a release of {package} that supports it with "
-            "this model.",
+            f"{package} refused: {shorten(message, QUOTE_CHARS)} ({raised.type}{where}).",
+            f"{what}; if the option is needed, use {release} that supports it with this model.",
             "exception with a message",
             "deterministic",
         ),
