@@ -163,7 +163,9 @@ def _sections(text: str) -> dict[str, str]:
 
 def _clean(text: str) -> str:
     bare = _REPEATED.sub("", _PLACE.sub("", _STAMP.sub("", text)))
-    return shorten(bare).strip(" .:|()")
+    stripped = shorten(bare).strip(" .:|")
+    # A lost opening of a parenthesis is noise; a closing one may belong to a range.
+    return stripped.lstrip(")") if "(" in stripped or "[" in stripped else stripped.strip("()")
 
 
 def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:

@@ -48,7 +48,7 @@ def read_devices(log: ServerLog) -> Iterator[Reading]:
     yield Reading(
         reason(
             "npu-kernel-fault",
-            f"A kernel failed on {_device(cores, tasks)}: {_core(cores)}{_explained(text)}.",
+            f"A kernel failed on {_device(cores, tasks)}: {_core(cores, text)}{_explained(text)}.",
             _REMEDY,
             "CANN device_error_core_proc.cc; vllm-ascend#2976, #16654",
             "transient",
@@ -64,9 +64,10 @@ def _device(cores: list[tuple[int, re.Match[str]]], tasks: list[tuple[int, re.Ma
     return f"NPU {numbers[0]}" if numbers else "an NPU"
 
 
-def _core(cores: list[tuple[int, re.Match[str]]]) -> str:
+def _core(cores: list[tuple[int, re.Match[str]]], text: str) -> str:
     if not cores:
-        return "it raised an exception"
+        core = "AI CPU" if re.search(r"[Aa]icpu [Kk]ernel", text) else "core"
+        return f"the {core} raised an exception"
     words = cores[0][1][2].split()
     core = next((_CORES[word] for word in words if word in _CORES), words[-1])
     return f"the {core} raised an exception ({cores[0][1][2]} error)"

@@ -31,8 +31,28 @@ _MODULES = {
 }
 _NUMBER = re.compile(
     r"(?:error code(?: is ?:?|:)|result ?=|ret(?:urn)?(?:Code)? ?[=:]|status:|errno:|ErrCode=|"
-    r"failed ?:) ?([1-5]\d{5})(?!\d)"
+    r"failed ?:|\bret\[) ?([1-5]\d{5})(?!\d)"
 )
+_REASON = re.compile(r"(?:reason|desc)=\[?((?:driver error: ?)?[a-z][a-z ]{3,40})")
+# The runtime's words for its numbers (rt_error_codes.h); a block often has only these.
+_BY_REASON = {
+    "device id error": "107001",
+    "task timeout": "107020",
+    "feature not support": "207000",
+    "driver error:out of memory": "207001",
+    "driver error:no valid device": "207004",
+    "the model stream execute failed": "507011",
+    "aicore timeout": "507014",
+    "aicore exception": "507015",
+    "aicpu timeout": "507017",
+    "aicpu exception": "507018",
+    "vector core timeout": "507034",
+    "vector core exception": "507035",
+    "stream sync timeout": "507046",
+    "event sync timeout": "507047",
+    "suspect remote error": "507057",
+    "driver error:internal error": "507899",
+}
 _ONLY_FAILED = "5000"
 _CALL = re.compile(r"(?:NPU function error:?|call) ?((?:\w{1,30}::){0,3}\w{3,60})")
 
@@ -70,11 +90,13 @@ def find_code(code: str) -> ErrorCode | None:
 
 
 def find_number(lines: Sequence[str]) -> ErrorCode | None:
-    """Return what is known about the numeric codes in these lines.
+    """Return what is known about the numeric codes in these lines, or about their words.
 
     The first one, unless it only reports that a call failed.
     """
     numbers = [match[1] for line in lines for match in _NUMBER.finditer(line)]
+    words = [match[1].strip() for line in lines for match in _REASON.finditer(line)]
+    numbers += [_BY_REASON[each] for each in words if each in _BY_REASON]
     known = [code for number in numbers if (code := find_code(number))]
     telling = [code for code in known if not code.code.startswith(_ONLY_FAILED)]
     return next(iter(telling or known), None)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.rules.refusal_rules import name_flags, name_options
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _QUANT_TENSOR = re.compile(
@@ -34,6 +34,7 @@ _SIGNATURE = re.compile(
     r"missing \d{1,2} required [\w-]{1,20} arguments?: ([^\n]{1,120})|"
     r"takes [^\n]{1,60} positional arguments? but)"
 )
+_INIT_FAILED = re.compile(r"init failed, error is\b|NPUModelRunner failed, error is")
 _ASCEND = re.compile(r"^vllm_ascend/(.+)\.py$")
 # Ordered: the more special feature first. Word in the path, function or message, name, remedy.
 _FEATURES: tuple[tuple[str, str, str], ...] = (
@@ -251,11 +252,15 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     """Read an exception whose innermost own frame is in `vllm_ascend/<feature>/`."""
     own = next((f for f in raised.frames if not f.module_path.startswith("torch/")), None)
     found = _ASCEND.match(own.module_path) if own else None
-    if own is None or found is None or raised.type not in _UNSUPPORTED:
+    if own is None or found is None:
+        return None
+    wraps = raised.type == "RuntimeError" and _INIT_FAILED.search(raised.message) is not None
+    if raised.type not in _UNSUPPORTED and not wraps:
         return None
     if raised.type in ("KeyError", "IndexError") and "patch/" in found[1]:
         return None
-    features = _features(f"{found[1]} {own.function} {raised.message}", raised.process)
+    calls = " ".join(frame.function for frame in raised.frames) if wraps else own.function
+    features = _features(f"{found[1]} {calls} {raised.message}", raised.process)
     names = " with ".join(name for name, _ in features) or f"what `{own.module_path}` does"
     off = [remedy for _, remedy in features if remedy]
     said = raised.type
@@ -295,7 +300,11 @@ def _refused_configuration(raised: Raised) -> Reading | None:
     ):
         return None
     frame = raised.innermost
-    if frame is None or not _CONFIG_PLACE.search(frame.module_path):
+    if frame is None or frame.package not in ("vllm", "vllm_ascend"):
+        return None
+    in_config = _CONFIG_PLACE.search(frame.module_path) is not None
+    at_start = not _REQUEST.match(frame.module_path) and bool(name_flags(raised.message))
+    if not in_config and not at_start:
         return None
     return _deterministic(
         raised,

@@ -20,6 +20,7 @@ _LINK = re.compile(
 _REMOTE_RANK = re.compile(
     r"[Nn]otify record from remote rank:? ?\[?(\d{1,6})\]?|remote rank ?[:=] ?\[(\d{1,6})\]"
 )
+_HEARTBEAT = re.compile(r"serverId\[([\w.:-]{3,60})\], deviceId\[(\d{1,4})\], Heartbeat Lost")
 _OPERATION = re.compile(r"\btag\[([A-Za-z]{3,30})_")
 _TRANSPORT = re.compile(
     r"createLink para: ?rank\[(\d{1,6})\][^\n]{0,80}?localIpAddr\[([\da-fA-F.:/%]{3,60})\]"
@@ -133,12 +134,14 @@ def _waited_for(log: ServerLog, found: Sequence[tuple[int, re.Match[str]]]) -> R
     ranks = sorted({each[1] or each[2] for _, each in found}, key=int)
     operation = _OPERATION.search(log.cleaned[line])
     during = f" in {operation[1]}" if operation else " in a collective operation"
+    lost = [f"NPU {each[2]} of {each[1]}" for _, each in log.errors.find(_HEARTBEAT)]
+    heard = f" HCCL lost the heartbeat of {', '.join(dict.fromkeys(lost))}." if lost else ""
     named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks[:8])}"
     return Reading(
         reason(
             "hccl-notify-EI0002",
             f"An NPU waited{during} for {named} until HCCL_EXEC_TIMEOUT expired. That rank died, "
-            "hung, ran other code, or its RoCE link drops packets.",
+            f"hung, ran other code, or its RoCE link drops packets.{heard}",
             f"Read the log of the server with {named}: the one whose log stops first is the likely "
             "cause. Check the links with `hccn_tool -i N -stat -g` and `-ping`. A larger "
             "`env.HCCL_EXEC_TIMEOUT` only lengthens the wait.",

@@ -75,7 +75,9 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         "`args.compilation-config` or `args.enforce-eager`",
     ),
     (r"kv[ _-]?(?:connector|transfer)", "`args.kv-transfer-config`"),
-    (r"block[_ ]size", "`args.block-size`"),
+    (r"\bblock[_ ]size\b(?!_)", "`args.block-size`"),
+    (r"swap space", "`args.swap-space`"),
+    (r"multi-?modal|\bmm_|image processor|video", "`args.limit-mm-per-prompt` and its like"),
     (r"tokenizer", "`args.tokenizer-mode`, and the tokenizer files under `model.path`"),
     (r"rope[_ ]scaling|rope[_ ]type", "config.json under `model.path`, or another transformers"),
 )
@@ -99,9 +101,10 @@ def _refusal(raised: Raised) -> Reading | None:
     if _WRAPPERS.search(message) or _REQUEST_PLACE.match(place):
         return None
     package = innermost.package.replace("_", "-") if innermost else "The server"
+    function = innermost.function if innermost else ""
     options = name_options(f"{raised.message} {raised.code}")
-    speaks = raised.type in ("ValueError", "NotImplementedError", "AssertionError")
-    if not options and not (speaks and innermost):
+    options = options or _name_topics(f"{place} {function}".replace("/", " "))
+    if not options and innermost is None:
         return None
     where = f" in {place}" if place else ""
     release = f"a release of {package}" if innermost else "a release"
@@ -110,7 +113,7 @@ def _refusal(raised: Raised) -> Reading | None:
         reason(
             "refused",
             f"{package} refused: {shorten(message, QUOTE_CHARS)} ({raised.type}{where}).",
-            f"{what}; if the option is needed, use {release} that supports it with this model.",
+            f"{what}; if that is needed as it is, use {release} that supports it with this model.",
             "exception with a message",
             "deterministic",
         ),
@@ -121,15 +124,22 @@ def _refusal(raised: Raised) -> Reading | None:
 
 
 def name_options(message: str) -> list[str]:
-    """Return the recipe fields that a message names, at most three."""
+    """Return the recipe fields that a message names or is about, at most three."""
+    return name_flags(message) or _name_topics(message)
+
+
+def name_flags(message: str) -> list[str]:
+    """Return the recipe fields that a message calls by the name of a flag or variable."""
     flags = read_flags()
     named = [match.rstrip("-") for match in _FLAG.findall(message)]
     named += [match.replace("_", "-") for match in _NAME.findall(message)]
     fields = [_field(name) for name in named if name in flags or name in _FIELDS]
     fields += [f"`env.{name}`" for name in _VARIABLE.findall(message)]
-    if not fields:
-        fields = [field for words, field in _TOPICS if re.search(words, message, re.IGNORECASE)]
     return list(dict.fromkeys(fields))[:3]
+
+
+def _name_topics(text: str) -> list[str]:
+    return [field for words, field in _TOPICS if re.search(words, text, re.IGNORECASE)][:3]
 
 
 def _field(flag: str) -> str:
