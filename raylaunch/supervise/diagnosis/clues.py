@@ -228,7 +228,7 @@ def _reading_clue(reading: Reading, server: ServerEvidence, log: ServerLog) -> C
         reason=reading.reason,
         line=reading.line,
         symptom=reading.symptom,
-        certain=reading.certain and reading.rank is not Rank.WRAPPER,
+        certain=reading.certain and not reading.symptom and reading.rank is not Rank.WRAPPER,
     )
 
 
@@ -273,7 +273,7 @@ def _signature_clue(
         reason=reason,
         line=line,
         symptom=signature.symptom,
-        certain=not signature.wrapper,
+        certain=signature.certain and not (signature.wrapper or signature.symptom),
     )
 
 
