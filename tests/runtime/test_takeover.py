@@ -16,7 +16,7 @@ from raylaunch.runtime.controller.journal import Journal
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.runtime.controller.ray_group import RayGroup
-from raylaunch.runtime.controller.takeover_key import create_key, file_of, read_key, remove_key
+from raylaunch.runtime.cluster.takeover_key import create_key, file_of, read_key, remove_key
 from raylaunch.supervise.health_config import HealthConfig
 
 HELLO = Hello("10.0.0.1", "node-0", (), 1, "a1b2c3d4e5f60718", "/logs")

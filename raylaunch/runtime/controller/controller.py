@@ -23,7 +23,8 @@ from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
-from raylaunch.runtime.controller import takeover, takeover_key
+from raylaunch.runtime.cluster import takeover_key
+from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.evidence import EvidenceCollector
 from raylaunch.runtime.controller.group_backend import GroupSettings
 from raylaunch.runtime.controller.group_loop import GroupLoop
