@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylaunch.deployment.cluster_choice import home
 from raylaunch.deployment.names import checked_name
+from raylaunch.home import home
 
 if TYPE_CHECKING:
     from raylaunch.bench.result import Run

@@ -44,6 +44,7 @@ class FakeBackend(FakeGang):
         self.name = request.spec.name
         self.plan_made = replace(self.plan_made, group=self.name)
         self.chosen = None
+        self.takeover_key = ""
         self.log_roots: dict[int, str] = {}
         self.kept: dict[str, tuple[int, bytes]] = {}
         """What its agents keep, by owner."""
@@ -61,6 +62,9 @@ class FakeBackend(FakeGang):
 
     def apply(self, request, health) -> None:
         self.calls.append("apply")
+
+    def lacks_any(self, secrets) -> bool:
+        return False
 
     async def find(self):
         self.agents = {0, 1}

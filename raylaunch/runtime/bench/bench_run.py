@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class _Subject:
     loaded: LoadedRecipe
     plan: LaunchPlan
     versions: Mapping[str, str]
+    api_key: str = field(repr=False)
+    """Of the service; "" if it requires none."""
 
 
 def run_bench(
@@ -54,6 +56,7 @@ def run_bench(
     concurrency: Sequence[int],
     changes: Mapping[str, Any],
     home: Path,
+    read_key: Callable[[LaunchPlan], str | None],
     on_progress: OnProgress | None = None,
     on_run: Callable[[Run], None] | None = None,
 ) -> list[Run]:
@@ -66,15 +69,17 @@ def run_bench(
         concurrency: Instead of the scenario's; one run each.
         changes: To the scenario's flags.
         home: Folder of this user's raylaunch.
+        read_key: Returns the API key that the service requires; None if it requires none.
         on_progress: Called with the scenario and how far it is.
         on_run: Called after each run.
 
     Raises:
         BusyError: the deployment is not ready, or another command runs a benchmark of it.
-        RecipeError: there is no such scenario, or the servers would refuse its requests.
+        RecipeError: there is no such scenario, the servers would refuse its requests, or their API
+            key is not known here.
         LaunchError: the benchmark failed, or the deployment restarted or stopped meanwhile.
     """
-    subject = _require_ready(deployment, group)
+    subject = _require_ready(deployment, group, read_key)
     chosen = choose(scenario, subject.loaded.recipe.bench).changed(changes)
     loads = [chosen.at(count) for count in concurrency] or [chosen]
     for load in loads:
@@ -94,7 +99,9 @@ def _ignore(_load: Scenario, _progress: BenchProgress) -> None:
     """Ignore the progress."""
 
 
-def _require_ready(deployment: str, group: str | None) -> _Subject:
+def _require_ready(
+    deployment: str, group: str | None, read_key: Callable[[LaunchPlan], str | None]
+) -> _Subject:
     controller = require_controller(deployment)
     loaded, plan, versions = controller.describe(group)
     status = _status_of(deployment, plan)
@@ -105,7 +112,7 @@ def _require_ready(deployment: str, group: str | None) -> _Subject:
         )
     on_primary = versions.get(0, {})
     all_versions = {"raylaunch": metadata.version("raylaunch"), **on_primary}
-    return _Subject(status, loaded, plan, all_versions)
+    return _Subject(status, loaded, plan, all_versions, read_key(plan) or "")
 
 
 def _status_of(deployment: str, plan: LaunchPlan | None) -> Status:
@@ -174,6 +181,7 @@ def _measure(
         argv=build_argv(subject.plan, load),
         seed=load.seed,
         prompts=load.prompts,
+        api_key=subject.api_key,
     )
     exited = False
     while not exited:

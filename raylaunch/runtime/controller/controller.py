@@ -14,11 +14,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from raylaunch.errors import BusyError, LaunchError
-from raylaunch.node.process.log_files import Chunk, Cursor, state_root, tail
+from raylaunch.errors import BusyError, LaunchError, NodeError
+from raylaunch.home import home
+from raylaunch.node.process.log_files import Chunk, Cursor, tail
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
@@ -58,6 +60,7 @@ class Controller:
         self._request = request
         self._log = actor_log_path(os.environ, request.deployment, "controller")
         open_actor_log(self._log)
+        self._key_file = takeover_key.file_of(home(), request.deployment, request.instance)
         self._clock = SystemClock()
         self._numbers = EventNumbers()
         self._changes = Changes(self._clock)
@@ -107,10 +110,19 @@ class Controller:
         """Start the deployment; returns before it is ready."""
         await self._state.leave(ControllerState.TAKING_OVER)
         if self._state.now is ControllerState.WAITING_FOR_BEGIN:
+            if secrets:
+                await asyncio.to_thread(self._create_takeover_key)
             self._groups.begin(secrets)
             self._run_gateway(secrets)
             self._state.enter(ControllerState.RUNNING)
             self._groups.run()
+
+    def _create_takeover_key(self) -> None:
+        try:
+            self._groups.use_key(takeover_key.create_key(self._key_file))
+        except (OSError, NodeError) as error:
+            # The service matters more. After the controller's death it cannot be relaunched.
+            self._record.note("internal", f"cannot keep the takeover key: {error}")
 
     async def take_over(self) -> None:
         """Continue after the death of the last controller."""
@@ -120,6 +132,7 @@ class Controller:
     async def _take_over(self) -> None:
         if self._state.now is not ControllerState.TAKING_OVER:
             return  # this task was restarted after it had done its work
+        self._groups.use_key(await asyncio.to_thread(takeover_key.read_key, self._key_file))
         found = await takeover.search(self._request.deployment, self._clock)
         if found.deployment is not None:
             self._record.journal = found.deployment
@@ -127,7 +140,8 @@ class Controller:
             for spec in found.deployment.specs:
                 self._groups.add(spec)
         await asyncio.gather(*(group.backend.find() for group in self._groups))
-        if not found.has_plan:  # Ray also restarts a controller that `begin` has not reached yet
+        secrets = await takeover.read_secrets(self._groups)
+        if not found.may_be_adopted(self._groups.lack_any(secrets)):
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)
             await self._await_begin(
                 BEGIN_PATIENCE_S,
@@ -135,7 +149,6 @@ class Controller:
             )
             return
         self._numbers.skip_lost(found.newest_number)
-        secrets = await takeover.read_secrets(self._groups)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
         self._run_gateway(secrets)
@@ -191,7 +204,7 @@ class Controller:
         group: str | None = None,
     ) -> Chunk | None:
         """Return a piece of a server's log; see `Agent.read_log`. None when its agent is lost."""
-        agent = self._groups.find(group).backend.gang.alive.get(server)
+        agent = self._groups.find(group).backend.agent_of(server)
         if agent is None:
             return None
         return await agent.read_log(cursor=cursor, lines=lines, wait_s=timeout_s)
@@ -307,6 +320,7 @@ class Controller:
         stopped = await asyncio.gather(*(group.loop.stopped() for group in groups))
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
+            await asyncio.to_thread(takeover_key.remove_key, self._key_file)
         left: list[str] = []
         for group, one in zip(groups, stopped, strict=True):
             prefix = f"{group.name} " if len(groups) > 1 else ""
@@ -341,7 +355,7 @@ class Controller:
             self._request,
             settings,
             self._groups,
-            state_root(os.environ),
+            home(),
             str(ray.util.get_node_ip_address()),
             self._clock,
             self._notify,

@@ -6,14 +6,13 @@ The agents of all groups keep a copy of this journal, as of those of the groups.
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raylaunch.recipe.groups import GroupSpec
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.controller.group.journal import KEPT_EVENTS, EventNumbers
+from raylaunch.runtime.controller.group.journal import KEPT_EVENTS, EventNumbers, seal, unseal
 from raylaunch.supervise.deployment_status import Event
 
 log = logging.getLogger(__name__)
@@ -46,11 +45,7 @@ class DeploymentJournal:
         Raises:
             ValueError: the copy is damaged, or another version of raylaunch wrote it.
         """
-        # As for the journal of a group: the data comes from our own agents over Ray's channel.
-        try:
-            journal = pickle.loads(data)  # noqa: S301
-        except Exception as error:  # pickle raises whatever the damaged bytes lead to
-            raise ValueError(f"the deployment's journal cannot be read: {error!r}") from error
+        journal = unseal(data)
         if not isinstance(journal, DeploymentJournal):
             raise ValueError("the deployment's journal cannot be read: it holds something else")
         return journal
@@ -95,9 +90,9 @@ class DeploymentRecord:
     def changed(self) -> None:
         """Save the journal after a change of it."""
         self.journal.number = self._numbers.draw()
-        self._save(self.journal.number, pickle.dumps(self.journal))
+        self._save(self.journal.number, seal(self.journal))
         self._on_change()
 
     def copy(self) -> tuple[int, bytes]:
         """Return the number of the newest change and a copy, for an agent that has none yet."""
-        return self.journal.number, pickle.dumps(self.journal)
+        return self.journal.number, seal(self.journal)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator, Mapping
 
-from raylaunch.node.process.log_files import state_root
+from raylaunch.home import home
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.groups import GroupSpec
 from raylaunch.runtime.cluster.clock import Clock
@@ -67,6 +66,7 @@ class GroupSet:
         self._clock = clock
         self._numbers = numbers
         self._on_change = on_change
+        self._takeover_key = ""
 
     def __iter__(self) -> Iterator[GroupSupervisor]:
         return iter(self.by_name.values())
@@ -81,11 +81,22 @@ class GroupSet:
             self.turns,
             self._clock,
             self._numbers,
-            state_root(os.environ),
+            home(),
             on_change=self._on_change,
         )
+        group.backend.takeover_key = self._takeover_key
         self.by_name[spec.name] = group
         return group
+
+    def use_key(self, takeover_key: str) -> None:
+        """Have the agents of all groups hand out the secrets for this key."""
+        self._takeover_key = takeover_key
+        for group in self:
+            group.backend.takeover_key = takeover_key
+
+    def lack_any(self, secrets: Mapping[str, str]) -> bool:
+        """Return whether a secret that one of the groups needs is missing."""
+        return any(group.backend.lacks_any(secrets) for group in self)
 
     def begin(self, secrets: Mapping[str, str]) -> None:
         """Hand the secrets over to every group."""

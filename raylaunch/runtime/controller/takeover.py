@@ -33,10 +33,16 @@ class Found:
     deployment: DeploymentJournal | None
     groups: Mapping[str, Journal]
 
-    @property
-    def has_plan(self) -> bool:
-        """Whether anything may have been launched."""
-        return any(journal.plan is not None for journal in self.groups.values())
+    def may_be_adopted(self, secrets_are_missing: bool) -> bool:
+        """Return whether anything may have been launched.
+
+        Without the secrets only what runs can be adopted; Ray also restarts a controller that
+        `begin` has not reached yet.
+        """
+        journals = self.groups.values()
+        if not any(journal.plan is not None for journal in journals):
+            return False
+        return not secrets_are_missing or any(journal.attempt > 0 for journal in journals)
 
     @property
     def newest_number(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -52,8 +53,11 @@ def plan(
     Every variable and flag is shown with its origin: a line of the recipe, the node, --set, or
     raylaunch and why. Findings go to stderr. Exit code 4: the checks found an error.
     """
+    from raylaunch.checks.secret_checks import mask_secrets
+
     _, deployment_plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
-    _show_plan(out, deployment_plan, output)
+    masked = tuple(mask_secrets(one) for one in deployment_plan.groups)
+    _show_plan(out, replace(deployment_plan, groups=masked), output)
     report_findings(out, findings)
 
 

@@ -5,6 +5,7 @@ The agents keep a copy, so that a controller that Ray restarted continues where 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOUD = ("failure", "restart", "bundle-failed", "log-failed", "internal")
 """Kinds of events that the log shows as warnings."""
+DIGEST_BYTES = 32
 KEPT_EVENTS = 500
 UNSAVED_EVENTS = 1000
 """More than can have been noted since the last copy was given away."""
@@ -81,9 +83,9 @@ class Journal:
         return any((one.attempt, one.kind, one.server) == wanted for one in self.events)
 
     def dump(self, clock: Clock) -> bytes:
-        """Return the journal as the agents keep it. It holds no secrets."""
+        """Return the journal as the agents keep it, behind its digest. It holds no secrets."""
         self.saved_at = ClockReading.of(clock)
-        return pickle.dumps(self)
+        return seal(self)
 
     @staticmethod
     def load(data: bytes, clock: Clock) -> Journal:
@@ -92,11 +94,7 @@ class Journal:
         Raises:
             ValueError: the copy is damaged, or another version of raylaunch wrote it.
         """
-        # The data comes from our own agents over Ray's channel, which pickles every message anyway.
-        try:
-            journal = pickle.loads(data)  # noqa: S301
-        except Exception as error:  # pickle raises whatever the damaged bytes lead to
-            raise ValueError(f"the journal cannot be read: {error!r}") from error
+        journal = unseal(data)
         if not isinstance(journal, Journal) or journal.saved_at is None:
             raise ValueError("the journal cannot be read: it holds something else")
         shift_s = ClockReading.of(clock).shift_from(journal.saved_at)
@@ -107,6 +105,29 @@ class Journal:
         """Remember when the current attempt became ready; `now` is monotonic."""
         self.history = replace(self.history, ready_at=now)
         self.served = True
+
+
+def seal(journal: object) -> bytes:
+    """Return a copy of a journal behind its digest."""
+    data = pickle.dumps(journal)
+    return hashlib.sha256(data).digest() + data
+
+
+def unseal(data: bytes) -> object:
+    """Restore what `seal` wrote.
+
+    Raises:
+        ValueError: the copy is damaged, or another version of raylaunch wrote it.
+    """
+    digest, data = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    # Damaged bytes may unpickle to a journal that lacks fields, or has others.
+    if hashlib.sha256(data).digest() != digest:
+        raise ValueError("the journal cannot be read: it is damaged")
+    # The data comes from our own agents over Ray's channel, which pickles every message anyway.
+    try:
+        return pickle.loads(data)  # noqa: S301
+    except Exception as error:  # of another version: pickle raises whatever that leads to
+        raise ValueError(f"the journal cannot be read: {error!r}") from error
 
 
 class EventNumbers:
