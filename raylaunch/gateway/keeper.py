@@ -89,6 +89,7 @@ class Keeper:
         self.inner = listen_for_haproxy(self.files.relay)
         self.link = RelayLink(RELAY, self.inner.fileno(), self._relay_state(), self._write_log)
         self._write_files(self.options)
+        self._certificate = _certificate_times(self.options)
         check_config(self.program, self.files.config, self.listener.fileno())
 
     async def run(self, ready: asyncio.Event) -> None:
@@ -176,7 +177,7 @@ class Keeper:
             self.members = list(message["members"])
         if "options" in message:
             options = read_options(message["options"])
-            if options != self.options:
+            if options != self.options or _certificate_times(options) != self._certificate:
                 await self._apply(options)
         await self.link.push(self._relay_state())
 
@@ -195,7 +196,9 @@ class Keeper:
             raise
         old, self.options = self.options, options
         changed = self.files.config.read_text() != before
-        if changed or (old.certificate and old.certificate == options.certificate):
+        times = _certificate_times(options)
+        renewed, self._certificate = times != self._certificate, times
+        if changed or renewed:
             await self._reload()
         elif old.key_hashes != options.key_hashes:
             self._replace_keys()
@@ -289,6 +292,12 @@ class Keeper:
 
 def _key_beside(files: HaproxyFiles) -> Path:
     return Path(f"{files.certificate}.key")
+
+
+def _certificate_times(options: GatewayOptions) -> list[int]:
+    """Return when certificate and key were written: a renewed one has the same name."""
+    files = [Path(name) for name in (options.certificate, options.key) if name]
+    return [file.stat().st_mtime_ns for file in files if file.exists()]
 
 
 async def _serve(keeper: Keeper) -> None:

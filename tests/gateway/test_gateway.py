@@ -283,6 +283,10 @@ async def test_tls_is_terminated(tmp_path, gateway, servers):
     trusting = ssl.create_default_context(cafile=certificate)
     status, _ = await gateway.post(COMPLETIONS, PLAIN, ssl=trusting)
     assert status == 200
+    make_certificate(tmp_path, "127.0.0.1")
+    await gateway.configure(member_of(servers[0]))
+    renewed = ssl.create_default_context(cafile=certificate)
+    assert (await gateway.post(COMPLETIONS, PLAIN, ssl=renewed))[0] == 200
 
 
 async def test_a_wrong_certificate_changes_nothing(tmp_path, gateway, servers):
