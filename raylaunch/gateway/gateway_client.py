@@ -235,7 +235,7 @@ def _start_keeper(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**_without_ray(env), **marker},
+        env={**_without_ray(env), **marker, "PYTHONPATH": _python_path(env)},
         start_new_session=True,
     ) as parent:
         assert parent.stdin is not None
@@ -280,6 +280,12 @@ def _await_keeper(state_dir: Path) -> bool:
 
 def _without_ray(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("RAY_")}
+
+
+def _python_path(env: Mapping[str, str]) -> str:
+    """Return where raylaunch is found: on a node it lies in the code store, off Python's path."""
+    root = os.fspath(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH", "")])])
 
 
 def _read_line(pipe: IO[bytes], timeout_s: float) -> bytes:

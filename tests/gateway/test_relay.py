@@ -174,6 +174,21 @@ async def test_bodies_that_wait_are_bounded_in_bytes(relay, servers):
     assert relay.relay.memory.used == 0
 
 
+async def test_a_hundred_streams_survive_a_server_that_dies_under_each(relay, servers):
+    servers[0].die_after_chunks = 25
+    servers[0].chunk_s = servers[1].chunk_s = 0.001
+    relay.configure(*map(member_of, servers))
+    answers = await asyncio.gather(
+        *(
+            relay.stream(*((COMPLETIONS, GREEDY), (CHAT, QUESTION))[number % 2])
+            for number in range(100)
+        )
+    )
+    texts = {text_of(chunks) for chunks, done in answers if done}
+    assert (len(answers), texts) == (100, {expected_text("hello", 90)})
+    assert relay.counting.continued >= 50
+
+
 @pytest.mark.parametrize("state", ["down", "draining"])
 async def test_health_is_answered_for_the_address(relay, servers, state):
     relay.configure(member_of(servers[0]))
