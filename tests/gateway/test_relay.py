@@ -184,7 +184,8 @@ async def test_a_hundred_streams_survive_a_server_that_dies_under_each(relay, se
             for number in range(100)
         )
     )
-    texts = {text_of(chunks) for chunks, done in answers if done}
+    assert all(done for _, done in answers)
+    texts = {text_of(chunks) for chunks, _ in answers}
     assert (len(answers), texts) == (100, {expected_text("hello", 90)})
     assert relay.counting.continued >= 50
 
