@@ -129,7 +129,7 @@ def gateway(urls: list[str]) -> Iterator[tuple[GatewayClient, str]]:
         try:
             client = start_gateway(
                 Path(folder) / "g",
-                GatewayOptions(port=28990),
+                GatewayOptions(port=28990, orphan_grace_s=60.0),
                 deployment="gateway-bench",
                 instance=instance,
                 env=os.environ,

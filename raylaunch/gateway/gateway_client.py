@@ -69,12 +69,17 @@ def gateway_options(
     return GatewayOptions(
         **shared,
         address=address if settings.host == "node" else settings.host,
-        certificate=settings.tls.certificate if settings.tls else "",
-        key=settings.tls.key if settings.tls else "",
+        certificate=_absolute(settings.tls.certificate) if settings.tls else "",
+        key=_absolute(settings.tls.key) if settings.tls else "",
         key_hashes={hash_key(secrets[name]): name for name in settings.api_keys},
         server_key=server_key,
         orphan_grace_s=orphan_grace_s,
     )
+
+
+def _absolute(path: str) -> str:
+    """Return the path as the keeper, which runs in another folder, can use it."""
+    return os.fspath(Path(path).absolute())
 
 
 class GatewayClient:

@@ -47,6 +47,7 @@ from raylaunch.gateway.keeper_socket import (
     serve_owners,
 )
 from raylaunch.gateway.relay_link import START_S, RelayExitedError, RelayLink
+from raylaunch.gateway.tls_certificate import require_certificate
 from raylaunch.node.process.guard import GUARD_OOM_SCORE, SERVER_OOM_SCORE, Log, set_oom_score
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Keeper:
             NodeError: HAProxy is missing or refuses, or no port is free.
         """
         self.program = find_haproxy()
+        require_certificate(self.options.certificate, self.options.key)
         self.listener = listen_for_clients(self.options.address, self.options.port)
         self.port = self.listener.getsockname()[1]
         self.inner = listen_for_haproxy(self.files.relay)
@@ -192,6 +194,7 @@ class Keeper:
         Raises:
             NodeError: HAProxy refuses them; the old ones stay in force.
         """
+        require_certificate(options.certificate, options.key)
         before = self.files.config.read_text()
         self._write_files(options)
         try:
