@@ -88,5 +88,5 @@ def _check_certificate(found: CertificateFacts, now: float) -> Iterator[GatewayP
             "gateway-certificate",
             "warning",
             f"the gateway's certificate expires in {days:.0f} days",
-            "renew it; `raylaunch upgrade` takes the new one without a restart",
+            "renew it: the gateway takes the new files when its settings are sent again",
         )

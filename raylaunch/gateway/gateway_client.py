@@ -69,12 +69,17 @@ def gateway_options(
     return GatewayOptions(
         **shared,
         address=address if settings.host == "node" else settings.host,
-        certificate=settings.tls.certificate if settings.tls else "",
-        key=settings.tls.key if settings.tls else "",
+        certificate=_absolute(settings.tls.certificate) if settings.tls else "",
+        key=_absolute(settings.tls.key) if settings.tls else "",
         key_hashes={hash_key(secrets[name]): name for name in settings.api_keys},
         server_key=server_key,
         orphan_grace_s=orphan_grace_s,
     )
+
+
+def _absolute(path: str) -> str:
+    """Return the path as the keeper, which runs in another folder, can use it."""
+    return os.fspath(Path(path).absolute())
 
 
 class GatewayClient:
@@ -235,7 +240,7 @@ def _start_keeper(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**_without_ray(env), **marker},
+        env={**_without_ray(env), **marker, "PYTHONPATH": _python_path(env)},
         start_new_session=True,
     ) as parent:
         assert parent.stdin is not None
@@ -280,6 +285,12 @@ def _await_keeper(state_dir: Path) -> bool:
 
 def _without_ray(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("RAY_")}
+
+
+def _python_path(env: Mapping[str, str]) -> str:
+    """Return where raylaunch is found: on a node it lies in the code store, off Python's path."""
+    root = os.fspath(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH", "")])])
 
 
 def _read_line(pipe: IO[bytes], timeout_s: float) -> bytes:

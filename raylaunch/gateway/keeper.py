@@ -47,6 +47,7 @@ from raylaunch.gateway.keeper_socket import (
     serve_owners,
 )
 from raylaunch.gateway.relay_link import START_S, RelayExitedError, RelayLink
+from raylaunch.gateway.tls_certificate import require_certificate
 from raylaunch.node.process.guard import GUARD_OOM_SCORE, SERVER_OOM_SCORE, Log, set_oom_score
 
 log = logging.getLogger(__name__)
@@ -84,11 +85,13 @@ class Keeper:
             NodeError: HAProxy is missing or refuses, or no port is free.
         """
         self.program = find_haproxy()
+        require_certificate(self.options.certificate, self.options.key)
         self.listener = listen_for_clients(self.options.address, self.options.port)
         self.port = self.listener.getsockname()[1]
         self.inner = listen_for_haproxy(self.files.relay)
         self.link = RelayLink(RELAY, self.inner.fileno(), self._relay_state(), self._write_log)
         self._write_files(self.options)
+        self._certificate = _certificate_times(self.options)
         check_config(self.program, self.files.config, self.listener.fileno())
 
     async def run(self, ready: asyncio.Event) -> None:
@@ -112,7 +115,12 @@ class Keeper:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the keeper failed", exc_info=error)
 
     async def _watch_owners(self) -> None:
         while not self._done.is_set():
@@ -176,7 +184,7 @@ class Keeper:
             self.members = list(message["members"])
         if "options" in message:
             options = read_options(message["options"])
-            if options != self.options:
+            if options != self.options or _certificate_times(options) != self._certificate:
                 await self._apply(options)
         await self.link.push(self._relay_state())
 
@@ -186,6 +194,7 @@ class Keeper:
         Raises:
             NodeError: HAProxy refuses them; the old ones stay in force.
         """
+        require_certificate(options.certificate, options.key)
         before = self.files.config.read_text()
         self._write_files(options)
         try:
@@ -195,7 +204,9 @@ class Keeper:
             raise
         old, self.options = self.options, options
         changed = self.files.config.read_text() != before
-        if changed or (old.certificate and old.certificate == options.certificate):
+        times = _certificate_times(options)
+        renewed, self._certificate = times != self._certificate, times
+        if changed or renewed:
             await self._reload()
         elif old.key_hashes != options.key_hashes:
             self._replace_keys()
@@ -289,6 +300,12 @@ class Keeper:
 
 def _key_beside(files: HaproxyFiles) -> Path:
     return Path(f"{files.certificate}.key")
+
+
+def _certificate_times(options: GatewayOptions) -> list[int]:
+    """Return when certificate and key were written: a renewed one has the same name."""
+    files = [Path(name) for name in (options.certificate, options.key) if name]
+    return [file.stat().st_mtime_ns for file in files if file.exists()]
 
 
 async def _serve(keeper: Keeper) -> None:

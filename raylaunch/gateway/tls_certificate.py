@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raylaunch.errors import NodeError
+
 Problem = Literal["missing", "unreadable", "key-mismatch", "expired", "not-yet-valid"]
 EXPIRED = 10
 NOT_YET_VALID = 9
@@ -37,6 +39,23 @@ def read_certificate(certificate: Path, key: Path) -> CertificateFacts:
     except (OSError, ValueError) as error:
         return CertificateFacts("unreadable", str(error))
     return _shake_hands(server, certificate)
+
+
+def require_certificate(certificate: str, key: str) -> None:
+    """Accept certificate and key, or none of them.
+
+    Raises:
+        NodeError: HAProxy could not serve with them now.
+    """
+    if not certificate:
+        return
+    found = read_certificate(Path(certificate), Path(key))
+    if found.problem is not None:
+        raise NodeError(
+            f"the gateway's certificate {certificate} cannot be used: {found.problem}",
+            why=found.detail,
+            todo="correct gateway.tls.certificate and gateway.tls.key",
+        )
 
 
 def _shake_hands(server: ssl.SSLContext, certificate: Path) -> CertificateFacts:

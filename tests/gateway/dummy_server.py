@@ -56,7 +56,8 @@ class DummyServer:
         self.status = 200
         self.empty = False
         self.ids_per_chunk = 1
-        self.arrived = asyncio.Event()
+        self.keep = True
+        """Remember requests."""
         self._runner: web.ServerRunner | None = None
         self.port = 0
 
@@ -84,14 +85,15 @@ class DummyServer:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self._echo(request)
         data = await request.content.read()
-        self.paths.append(request.path_qs)
-        self.headers.append(dict(request.headers))
+        if self.keep:
+            self.paths.append(request.path_qs)
+            self.headers.append(dict(request.headers))
         try:
             body = json.loads(data) if data else {}
         except (ValueError, RecursionError):
             return web.json_response({"error": {"message": "not JSON"}}, status=400)
-        self.requests.append(body)
-        self.arrived.set()
+        if self.keep:
+            self.requests.append(body)
         try:
             answer = await self._answer(request, body)
         except asyncio.CancelledError:

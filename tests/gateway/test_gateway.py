@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import psutil
@@ -283,15 +284,22 @@ async def test_tls_is_terminated(tmp_path, gateway, servers):
     trusting = ssl.create_default_context(cafile=certificate)
     status, _ = await gateway.post(COMPLETIONS, PLAIN, ssl=trusting)
     assert status == 200
+    make_certificate(tmp_path, "127.0.0.1")
+    await gateway.configure(member_of(servers[0]))
+    renewed = ssl.create_default_context(cafile=certificate)
+    assert (await gateway.post(COMPLETIONS, PLAIN, ssl=renewed))[0] == 200
 
 
-async def test_a_wrong_certificate_changes_nothing(tmp_path, gateway, servers):
-    certificate, _ = make_certificate(tmp_path / "one", "127.0.0.1")
-    _, other_key = make_certificate(tmp_path / "two", "127.0.0.1")
-    with pytest.raises(NodeError):
-        await gateway.configure(
-            member_of(servers[0]), certificate=str(certificate), key=str(other_key)
-        )
+@pytest.mark.parametrize("problem", ["key-mismatch", "expired", "missing"])
+async def test_a_wrong_certificate_changes_nothing(tmp_path, gateway, servers, problem):
+    begins = datetime.now(UTC) - timedelta(days=9 if problem == "expired" else 0)
+    certificate, key = make_certificate(tmp_path / "one", "127.0.0.1", begins=begins)
+    if problem == "key-mismatch":
+        _, key = make_certificate(tmp_path / "two", "127.0.0.1")
+    if problem == "missing":
+        certificate = tmp_path / "none.pem"
+    with pytest.raises(NodeError, match=problem):
+        await gateway.configure(member_of(servers[0]), certificate=str(certificate), key=str(key))
     os.kill((await gateway.refresh()).haproxy_pid, signal.SIGKILL)
     assert (await gateway.post(COMPLETIONS, PLAIN))[0] == 200
 

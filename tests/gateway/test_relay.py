@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
 import pytest
 from dummy_server import expected_text
 from relay_harness import member_of, read_stream, text_of, until
 from yarl import URL
+
+from raylaunch.gateway.gateway_messages import Member
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -172,6 +179,22 @@ async def test_bodies_that_wait_are_bounded_in_bytes(relay, servers):
     relay.configure(member_of(servers[0]))
     assert (await held)[0] == 200
     assert relay.relay.memory.used == 0
+
+
+async def test_a_hundred_streams_survive_a_server_that_dies_under_each(relay, servers):
+    servers[0].die_after_chunks = 25
+    servers[0].chunk_s = servers[1].chunk_s = 0.001
+    relay.configure(*map(member_of, servers))
+    answers = await asyncio.gather(
+        *(
+            relay.stream(*((COMPLETIONS, GREEDY), (CHAT, QUESTION))[number % 2])
+            for number in range(100)
+        )
+    )
+    assert all(done for _, done in answers)
+    texts = {text_of(chunks) for chunks, _ in answers}
+    assert (len(answers), texts) == (100, {expected_text("hello", 90)})
+    assert relay.counting.continued >= 50
 
 
 @pytest.mark.parametrize("state", ["down", "draining"])
@@ -351,3 +374,28 @@ async def test_a_broken_stream_continues_on_another_server(
     }
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert relay.counting.continued == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda one: one.name)
+async def test_streams_of_a_process_that_is_killed_or_hangs_continue(relay, servers, number):
+    program = Path(__file__).with_name("dummy_server.py")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, program, "0", "c", "0.05", stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        port = int(await process.stdout.readline())
+        other = Member(id="c", url=f"http://127.0.0.1:{port}")
+        relay.configure(other)
+        streams = [asyncio.create_task(relay.stream(COMPLETIONS, GREEDY)) for _ in range(4)]
+        await until(lambda: relay.relay.members.in_flight(["c"]) == 4)
+        plain = asyncio.create_task(relay.post(COMPLETIONS, PLAIN))
+        process.send_signal(number)
+        relay.configure(replace(other, state="down"), member_of(servers[0]))
+        texts = [text_of(chunks) for chunks, done in await asyncio.gather(*streams) if done]
+        assert texts == [expected_text("hello", 90)] * 4
+        assert (await plain)[0] == 200
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -81,8 +81,8 @@ class Relay:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             deadline = time.monotonic() + self.options.hold_s
             return await bridge(request, self.members, self.session, self.options, deadline)
-        body = await read_body(request, self.options)
-        with self.memory.reserve(len(body), self.options.hold_bytes):
+        with self.memory.account(self.options.hold_bytes) as account:
+            body = await read_body(request, self.options, account)
             exchange = read_exchange(request, body, self.options)
             return await self.forwarder.forward(request, exchange)
 

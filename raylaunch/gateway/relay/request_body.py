@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,23 +52,32 @@ class BodyMemory:
         self.used = 0
 
     @contextmanager
-    def reserve(self, count: int, limit: int) -> Iterator[None]:
-        """Keep `count` bytes.
+    def account(self, limit: int) -> Iterator[Callable[[int], None]]:
+        """Yield a function that adds bytes of one body; they are given back at the end.
 
-        Raises:
-            GatewayError: There is no room for them.
+        The function raises GatewayError when there is no room for them.
         """
-        if self.used + count > limit:
-            raise hold_queue_full("bytes")
-        self.used += count
+        own = 0
+
+        def add(count: int) -> None:
+            nonlocal own
+            if self.used + count > limit:
+                raise hold_queue_full("bytes")
+            self.used += count
+            own += count
+
         try:
-            yield
+            yield add
         finally:
-            self.used -= count
+            self.used -= own
 
 
-async def read_body(request: web.BaseRequest, options: GatewayOptions) -> bytes:
-    """Return the whole body.
+async def read_body(
+    request: web.BaseRequest,
+    options: GatewayOptions,
+    account: Callable[[int], None],
+) -> bytes:
+    """Return the whole body. `account` is called with the size of each part.
 
     Raises:
         GatewayError: It is too large, or took too long to arrive.
@@ -84,6 +93,7 @@ async def read_body(request: web.BaseRequest, options: GatewayOptions) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise body_too_large(limit)
+                account(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise body_too_slow(options.body_s) from None
