@@ -177,6 +177,9 @@ def _instances_of(deployments: Iterable[str]) -> tuple[str, ...]:
 
 def _agents_of(deployments: Collection[str]) -> list[AgentHandle]:
     """Return the living agents of all groups of these deployments."""
+    if not deployments:
+        # Without a connection Ray would start a cluster of its own to answer.
+        return []
     agents = []
     for key, servers in find_agents().items():
         if key.deployment in deployments:
