@@ -174,7 +174,7 @@ async def test_an_agent_hands_the_secrets_out_for_their_key_only(plan):
 
 
 async def test_an_agent_that_was_given_no_key_accepts_none():
-    agent = Agent("d", 0, INSTANCE)
+    agent = Agent(KEY, 0, INSTANCE)
     with pytest.raises(NodeError):
         await agent.read_secrets("")
     assert "s3cret" not in repr(SECRETS)
