@@ -52,8 +52,10 @@ def plan(
     Every variable and flag is shown with its origin: a line of the recipe, the node, --set, or
     raylaunch and why. Findings go to stderr. Exit code 4: the checks found an error.
     """
+    from raylaunch.checks.secret_checks import mask_secrets
+
     _, deployment_plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
-    _show_plan(out, deployment_plan, output)
+    _show_plan(out, mask_secrets(deployment_plan), output)
     report_findings(out, findings)
 
 
