@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from raylaunch.checks.check_context import CheckContext, is_loopback
 from raylaunch.checks.findings import Finding
+from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.launch_plan import Flag, LaunchPlan, Value
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.recipe_settings import given_args
@@ -60,8 +61,12 @@ def check_secrets(loaded: LoadedRecipe) -> Iterator[Finding]:
             yield _in_recipe(loaded, f"env.{name}", f"env.{path}", variable)
 
 
-def mask_secrets(plan: LaunchPlan) -> LaunchPlan:
+def mask_secrets(plan: DeploymentPlan) -> DeploymentPlan:
     """Return the plan with MASK in place of each value that `check_secrets` finds."""
+    return replace(plan, groups=tuple(_mask_group(group) for group in plan.groups))
+
+
+def _mask_group(plan: LaunchPlan) -> LaunchPlan:
     servers = (
         replace(server, env=_mask_variables(server.env), flags=_mask_flags(server.flags))
         for server in plan.servers

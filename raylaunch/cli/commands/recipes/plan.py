@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -56,8 +55,7 @@ def plan(
     from raylaunch.checks.secret_checks import mask_secrets
 
     _, deployment_plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
-    masked = tuple(mask_secrets(one) for one in deployment_plan.groups)
-    _show_plan(out, replace(deployment_plan, groups=masked), output)
+    _show_plan(out, mask_secrets(deployment_plan), output)
     report_findings(out, findings)
 
 
