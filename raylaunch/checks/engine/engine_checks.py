@@ -201,7 +201,7 @@ def listed_values(words: str) -> list[str]:
     """
     lists = re.findall(
         r"(?:choo?se from|[Aa]vailable \w+:|should be|[Mm]ust be one of|[Vv]alid \w+ are)"
-        r" *([^)\];]{1,4000})",
+        r" *([^()\[\];]{1,4000})",
         words,
     )
     values: list[str] = []
