@@ -175,7 +175,7 @@ class FakeGang:
         self.journals.append(journal)
 
     def dry_run(self, plan, facts, report) -> None:
-        self.calls.append("dry run")
+        self.calls.append("dry_run")
         self.report = report
 
     def remember_flags(self) -> None:
