@@ -138,18 +138,19 @@ IGNORED = (
 BLOCK = "Block size is set to 128 if prefix cache or chunked prefill is enabled."
 
 
-@pytest.mark.parametrize(
-    ("level", "text", "sets", "expected"),
-    [
-        ("info", FALLS_BACK, [], ("engine-deprecated", "info")),
-        ("warning", IGNORED, ["args.enable-dbo=true"], ("engine-warns", "warning")),
-        ("info", BLOCK, ["args.block-size=64"], ("engine-warns", "info")),
-    ],
-)
-def test_a_message_about_a_setting_becomes_a_finding(level, text, sets, expected):
-    answer = EngineAnswer(BECAME, messages=(Message(level, text),))
+# id, level of the finding, level of the message, its text, what is set
+MESSAGES = [
+    ("engine-deprecated", "info", "info", FALLS_BACK, []),
+    ("engine-warns", "warning", "warning", IGNORED, ["args.enable-dbo=true"]),
+    ("engine-warns", "info", "info", BLOCK, ["args.block-size=64"]),
+]
+
+
+@pytest.mark.parametrize(("finding", "level", "logged", "text", "sets"), MESSAGES)
+def test_a_message_about_a_setting_becomes_a_finding(finding, level, logged, text, sets):
+    answer = EngineAnswer(BECAME, messages=(Message(logged, text),))
     [one] = check({0: answer, 1: answer}, sets=sets)
-    assert (one.id, one.level) == expected
+    assert (one.id, one.level) == (finding, level)
     assert one.where
     assert one.todo
 

@@ -233,21 +233,30 @@ def _warnings(cases: Sequence[_Case]) -> Iterator[Finding]:
                 nodes.setdefault((message, setting), []).append(case.node)
     for (message, setting), where in nodes.items():
         level = judge_message(message)
-        if level is None:
-            continue
-        deprecated = _DEPRECATED.search(message.text)
-        yield Finding(
-            id="engine-deprecated" if deprecated else "engine-warns",
+        if level is not None:
+            yield _message_finding(message, level, setting, shorten_node_names(where))
+
+
+def _message_finding(message: Message, level: Level, setting: Setting, names: str) -> Finding:
+    words = shorten_words(message.text)
+    seen = _as_given([setting]).removesuffix(";")
+    if _DEPRECATED.search(message.text):
+        return Finding(
+            id="engine-deprecated",
             level=level,
-            what=f"vLLM on {shorten_node_names(where)}: {shorten_words(message.text)}",
-            todo=(
-                "it works with this version; the next one may refuse it"
-                if deprecated
-                else "take it out, or accept what vLLM makes of it"
-            ),
+            what=f"vLLM on {names}: {words}",
+            todo="it works with this version; the next one may refuse it",
             where=setting.origin,
-            seen=_as_given([setting]).removesuffix(";"),
+            seen=seen,
         )
+    return Finding(
+        id="engine-warns",
+        level=level,
+        what=f"vLLM on {names}: {words}",
+        todo="take it out, or accept what vLLM makes of it",
+        where=setting.origin,
+        seen=seen,
+    )
 
 
 def judge_message(message: Message) -> Level | None:

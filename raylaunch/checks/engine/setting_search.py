@@ -103,6 +103,7 @@ def find_settings(refusal: Refusal, server: ServerPlan) -> list[Setting]:
         points = (
             _parser_points(refusal, setting)
             + text_points(refusal.words, setting)
+            + _value_points(refusal.words, setting)
             + _source_points(refusal, setting)
             + _derived_points(refusal, setting, given)
         )
@@ -113,7 +114,7 @@ def find_settings(refusal: Refusal, server: ServerPlan) -> list[Setting]:
 
 
 def text_points(text: str, setting: Setting) -> int:
-    """Return how surely a text names a setting; NAMED and more is a mention."""
+    """Return how surely a text names a setting, by its name; NAMED and more is a mention."""
     plain = _plain(text)
     name = _plain(setting.own_name).strip()
     points, mention = _mention(plain, name)
@@ -125,11 +126,25 @@ def text_points(text: str, setting: Setting) -> int:
         # Between two that are mentioned the first one counts.
         points += max(0, 8 - plain.find(mention) // 10) if mention else 0
         points += _DEEPER * len(setting.path)
-    value = _value_points(text, setting.value)
-    flag = _plain(setting.name).strip()
-    if value and setting.path and _mention(plain, flag)[0]:
-        value += _OF_NAMED_FLAG
-    return points + value
+    return points
+
+
+def _value_points(text: str, setting: Setting) -> int:
+    """Return points for the value of a setting in a text.
+
+    In another case it counts only if the flag is mentioned: "Ascend" is a word of many messages,
+    and a quantisation.
+    """
+    value = setting.value
+    if len(value) < 2 or value.startswith(("{", "[")) or value.lower() in ("true", "false"):
+        return 0
+    if value.isdigit():
+        return _BARE_VALUE if re.search(rf"(?<![\d.]){value}(?![\d.])", text) else 0
+    alone = rf"(?<![\w-]){re.escape(value)}(?![\w-])"
+    named = bool(setting.path) and _mention(_plain(text), _plain(setting.name).strip())[0] > 0
+    if len(value) < 3 or not re.search(alone, text, re.IGNORECASE if named else 0):
+        return 0
+    return _QUOTED_VALUE + (_OF_NAMED_FLAG if named else 0)
 
 
 def _mention(plain: str, name: str) -> tuple[int, str]:
@@ -141,16 +156,6 @@ def _mention(plain: str, name: str) -> tuple[int, str]:
         return 0, ""
     longest = max(shorts, key=len)
     return (_LONG_SHORT_NAME if len(longest.split()) > 2 else _SHORT_NAME), longest
-
-
-def _value_points(text: str, value: str) -> int:
-    if len(value) < 2 or value.startswith(("{", "[")) or value.lower() in ("true", "false"):
-        return 0
-    if value.isdigit():
-        return _BARE_VALUE if re.search(rf"(?<![\d.]){value}(?![\d.])", text) else 0
-    if len(value) > 2 and re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", text, re.IGNORECASE):
-        return _QUOTED_VALUE
-    return 0
 
 
 def _parser_points(refusal: Refusal, setting: Setting) -> int:
@@ -168,7 +173,8 @@ def _parser_points(refusal: Refusal, setting: Setting) -> int:
     if setting.path:
         # A key of the flag is meant only if the message has more of it.
         rest = refusal.words.removeprefix(named[0] if named else "")
-        return _CERTAIN if text_points(rest, setting) >= NAMED else 0
+        points = text_points(rest, setting) + _value_points(rest, setting)
+        return _CERTAIN if points >= NAMED else 0
     return _CERTAIN
 
 
