@@ -135,6 +135,7 @@ FALLS_BACK = (
 IGNORED = (
     "Parameter is currently ignored on Ascend. parameter=enable_dbo, action: resetting to False."
 )
+EAGER = "Enforce eager set, disabling torch.compile and CUDAGraphs."
 BLOCK = "Block size is set to 128 if prefix cache or chunked prefill is enabled."
 
 
@@ -143,6 +144,7 @@ MESSAGES = [
     ("engine-deprecated", "info", "info", FALLS_BACK, []),
     ("engine-warns", "warning", "warning", IGNORED, ["args.enable-dbo=true"]),
     ("engine-warns", "info", "info", BLOCK, ["args.block-size=64"]),
+    ("engine-warns", "info", "warning", EAGER, ["args.enforce-eager=true"]),
 ]
 
 

@@ -31,11 +31,13 @@ _MAX_NAMED = 3
 OF_ONE_SERVER = frozenset({"data_parallel_rank", "data_parallel_local"})
 """Settings that differ between the servers of a group by design."""
 
-_CHANGED = re.compile(
-    r"\bignor|\bunsupported\b|not support|no effect|cannot be|disabl|adjusted|overrid|overwrit"
-    r"|\bset(ting)? .*\bto\b|\bset to\b|falls? ?back|clamp|instead",
+_IGNORED = re.compile(
+    r"\bignor|\bunsupported\b|not support|no effect|cannot be|adjusted|overrid|overwrit|clamp"
+    r"|falls? ?back|resetting",
     re.IGNORECASE,
 )
+_CHANGED = re.compile(r"\bset(ting)? .*\bto\b|\binstead\b", re.IGNORECASE)
+_SWITCHED_OFF = re.compile(r"disabl", re.IGNORECASE)
 _DEPRECATED = re.compile(r"deprecat|will be removed", re.IGNORECASE)
 
 
@@ -262,13 +264,17 @@ def _message_finding(message: Message, level: Level, setting: Setting, names: st
 def judge_message(message: Message) -> Level | None:
     """Return the level of a finding for a message; None for one that changes nothing.
 
-    Deprecated is a note: it works with the vLLM of the node. Ignored and changed are warnings where
-    vLLM itself warns, else notes.
+    Deprecated is a note: it works with the vLLM of the node. A setting that is ignored or not
+    supported is a warning where vLLM itself warns. What a setting changes or switches off may be
+    what it is for, so that is a note.
     """
     if _DEPRECATED.search(message.text):
         return "info"
-    if _CHANGED.search(message.text):
-        return "warning" if message.level in ("warning", "error", "critical") else "info"
+    vllm_warns = message.level in ("warning", "error", "critical")
+    if _IGNORED.search(message.text):
+        return "warning" if vllm_warns else "info"
+    if _CHANGED.search(message.text) or (vllm_warns and _SWITCHED_OFF.search(message.text)):
+        return "info"
     return None
 
 
