@@ -38,6 +38,7 @@ BY_HAND = {
     "npu-smi info -t board": "`npu-smi info -t board -i 0`",
     "hccn_tool": "`/usr/local/Ascend/driver/tools/hccn_tool -i 0 -link -g` as root",
     "vLLM's flags": "`vllm serve --help`",
+    "vLLM's engine configuration": "`vllm serve` with the words of `raylaunch plan`",
 }
 """Probe -> the command by hand instead. Those of the weights need the path and are not here."""
 
