@@ -19,6 +19,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import recipe_names
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
+from raylaunch.recipe.recipe_settings import image_versions
 
 if TYPE_CHECKING:
     from raylaunch.importer.import_scripts import Imported
@@ -76,8 +77,10 @@ def plan_on(
     """Plan a loaded recipe on nodes with these facts, and check it."""
     launch_plan = build_plan(loaded, nodes, deployment=deployment, primary=primary)
     flags_asked = all(node.known_flags for node in nodes)
+    # A node that was not probed will run the recipe's own image.
+    versions = nodes[0].versions or image_versions(loaded.recipe)
     findings = [
-        *check_recipe(loaded, nodes[0].versions, flags_asked=flags_asked),
+        *check_recipe(loaded, versions, flags_asked=flags_asked),
         *check_nodes(loaded, nodes, launch_plan),
     ]
     return loaded, launch_plan, findings
