@@ -130,7 +130,9 @@ _NAMED = re.compile(
 
 
 _LISTENS = re.compile(r"\.bind\(|in create_server_socket")
-_ECHOED_HOST = re.compile(r"non-default args: [^\n]{0,4000}?'host': '([\w.:-]{1,120})'")
+_ECHOED_HOST = re.compile(
+    r"^non-default args: [^\n]{0,4000}?'host': '([\w.:-]{1,120})'", re.MULTILINE
+)
 
 
 def _host_near(log: ServerLog, line: int) -> str:
