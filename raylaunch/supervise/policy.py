@@ -35,6 +35,7 @@ __all__ = [
     "spent_restarts",
 ]
 
+LOST_CAUSES = ("agent-lost", "node-lost")
 HANG_CAUSES = ("stalled", "http-dead", "canary-failed")
 """Detectors of a server that runs but does not serve."""
 
@@ -158,7 +159,7 @@ def decide_on_failure(
         return Stop()
     failure = _classify(seen, history, now, gang, diagnosis)
     collateral = diagnosis.collateral if diagnosis else seen.collateral
-    certain = diagnosis is None or diagnosis.certain
+    certain = diagnosis is None or diagnosis.certain or _is_known(failure)
     refusal = _why_not_restart(failure, history, health, now, gang, certain=certain)
     if refusal:
         reason = f"{seen.reason}; {refusal}"
@@ -205,6 +206,11 @@ def _explains(diagnosis: Diagnosis, seen: FailureSeen) -> bool:
     return diagnosis.certain or seen.cause not in HANG_CAUSES
 
 
+def _is_known(failure: Failure) -> bool:
+    """Return whether the cause itself was seen: no log has to explain it."""
+    return failure.cause in LOST_CAUSES
+
+
 def _why_not_restart(
     failure: Failure,
     history: History,
@@ -215,9 +221,9 @@ def _why_not_restart(
     certain: bool,
 ) -> str:
     """Return why there is no restart; "" when there is one."""
-    # A launch that became ready once is not wrong as such, whatever the signature claims.
-    # Several plausible causes are no reason to give up at the first failure.
-    if certain and failure.kind == "deterministic" and not failure.was_ready:
+    # A launch that became ready once is not wrong as such, whatever the signature claims. And a
+    # diagnosis that is not certain is one of several: tried again like an unknown failure.
+    if failure.kind == "deterministic" and certain and not failure.was_ready:
         return f"{failure.cause} would fail the same way again"
     if certain and failure.kind == "device" and not gang.spare:
         return (
