@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, merge_settings
 from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.checks.findings import Finding
-from raylaunch.deployment import checked_name, home
+from raylaunch.deployment import checked_name
 from raylaunch.deployment.names import check_primary
+from raylaunch.home import home
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.host_spec import example_hosts, parse_hosts
 from raylaunch.plan.launch_plan import LaunchPlan

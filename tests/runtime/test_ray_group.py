@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
+from raylaunch.errors import RecipeError
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster import placement
@@ -47,7 +49,8 @@ class FakeAgents:
 
 @pytest.fixture
 def group(monkeypatch):
-    monkeypatch.setattr(placement, "reserve", lambda *_: "the reservation")
+    monkeypatch.setattr(placement, "request", lambda *_: "the reservation")
+    monkeypatch.setattr(placement, "await_reserved", lambda *_: None)
     monkeypatch.setattr(placement, "release", lambda _: None)
     monkeypatch.setattr(placement, "slots", lambda _: [Slot(0, "a", "1.1.1.1")] * 2)
     monkeypatch.setattr(ray_group, "NAME_POLL_S", 0.0)
@@ -67,6 +70,14 @@ def test_an_agent_that_died_unnoticed_is_replaced(group):
     assert group.log_roots == {0: "/logs", 1: "/logs"}
 
 
+@pytest.mark.parametrize("server", [2, 99, -1])
+def test_a_server_that_does_not_exist_is_refused_with_those_that_do(group, server):
+    assert group.agent_of(1) is None, "known, and without an agent now"
+    with pytest.raises(RecipeError, match=f"d has no server {server}") as refused:
+        group.agent_of(server)
+    assert "servers 0 to 1" in refused.value.why
+
+
 def test_an_agent_that_does_not_answer_is_an_error_for_the_policy(group):
     with pytest.raises(ActorTimeoutError):
         reserve(group, FakeAgents(ActorTimeoutError("silent")))
@@ -83,3 +94,30 @@ def test_a_dead_node_in_the_reservation_is_reserved_again(group, monkeypatch):
     reserve(group, gang)
     assert released == ["the old reservation"]
     assert gang.group == "the reservation"
+
+
+@pytest.mark.parametrize("stage", ["request", "await_reserved"])
+def test_a_reservation_that_comes_after_the_stop_is_released(group, monkeypatch, stage):
+    """`stop` kills the controller when it is done: what comes later would stay for ever."""
+    begun, go = threading.Event(), threading.Event()
+    released = []
+
+    def be_slow(*_):
+        begun.set()
+        go.wait(60)
+        return "late"
+
+    monkeypatch.setattr(placement, stage, be_slow)
+    monkeypatch.setattr(placement, "release", released.append)
+
+    async def live():
+        reserving = asyncio.ensure_future(group.reserve((), None))
+        await asyncio.to_thread(begun.wait, 60)
+        reserving.cancel()
+        asyncio.get_running_loop().call_later(0.1, go.set)
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+        return list(released)
+
+    late = "late" if stage == "request" else "the reservation"
+    assert asyncio.run(asyncio.wait_for(live(), 60)) == [late]

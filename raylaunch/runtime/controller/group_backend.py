@@ -10,12 +10,32 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raylaunch.checks.findings import Finding
+from raylaunch.errors import LaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.controller.evidence import Case
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import ServerSeen
+
+
+class SecretsLostError(LaunchError):
+    """Nothing can be launched any more: no agent handed the secrets to a restarted controller."""
+
+
+def refuse_missing_secrets(names: Sequence[str], secrets: Mapping[str, str]) -> None:
+    """Refuse a launch without a secret that the recipe names: it could serve without an API key.
+
+    Raises:
+        SecretsLostError: one is missing.
+    """
+    missing = [name for name in names if name not in secrets]
+    if missing:
+        raise SecretsLostError(
+            f"the secrets of this deployment are lost: {', '.join(missing)}",
+            why="Ray restarted the controller, and no agent that had them was left",
+            todo="stop it and start it again, from an environment that has them",
+        )
 
 
 class GroupBackend(Protocol):

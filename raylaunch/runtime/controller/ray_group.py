@@ -9,16 +9,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from raylaunch.checks.findings import Finding
-from raylaunch.errors import BusyError, LaunchError, RaylaunchError
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError, RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.runtime.agent.agent_handle import AgentHandle
 from raylaunch.runtime.agent.fault_injection import Injected
 from raylaunch.runtime.agent.flag_lookup import remember_for_next
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.connection import alive_nodes
@@ -27,6 +28,7 @@ from raylaunch.runtime.cluster.remote_call import ActorLostError
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import planning
 from raylaunch.runtime.controller.agent_watch import AgentWatch
+from raylaunch.runtime.controller.group_backend import refuse_missing_secrets
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns, ask_plans
 from raylaunch.supervise.health_config import HealthConfig
@@ -59,6 +61,8 @@ class RayGroup:
         self.gang = Gang(request.deployment, request.instance)
         self.log_roots: dict[int, str] = {}
         """Folder of each server's logs on its node."""
+        self.takeover_key = ""
+        """What the agents demand before they hand out the secrets."""
         self._request = request
         self._recipe = request.loaded.recipe
         self._health = health
@@ -95,18 +99,31 @@ class RayGroup:
         await self._create_agents(planning.put_primary_first(slots, self._request.primary))
 
     async def _reserve_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
-        name = self._request.deployment
-        work = asyncio.to_thread(placement.reserve, name, self._recipe, excluded, timeout_s)
-        reserving = asyncio.ensure_future(work)
+        group = await self._request_npus(excluded, timeout_s)
         try:
-            return await asyncio.shield(reserving)
+            await asyncio.to_thread(
+                placement.await_reserved, group, self._recipe, excluded, timeout_s
+            )
+        except asyncio.CancelledError:
+            placement.release(group)
+            raise
+        return group
+
+    async def _request_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
+        name = self._request.deployment
+        work = asyncio.to_thread(placement.request, name, self._recipe, excluded, timeout_s)
+        requesting = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(requesting)
         except BusyError:
             self._belongs_to_others = True
             raise
         except asyncio.CancelledError:
-            # The thread cannot be cancelled. `release` removes a group that it waits for, by name;
-            # one that it has not created yet is removed when it comes.
-            reserving.add_done_callback(_release_late)
+            # The thread cannot be cancelled, and `stop` kills this process when it has released
+            # everything: a group created after that would hold its NPUs for ever.
+            await asyncio.wait({requesting})
+            if requesting.exception() is None:
+                placement.release(requesting.result())
             raise
 
     async def _create_agents(self, slots: Sequence[Slot]) -> None:
@@ -197,7 +214,10 @@ class RayGroup:
 
         Raises:
             LaunchError: a server could not be launched.
+            SecretsLostError: a secret of the recipe is not among `secrets`.
         """
+        refuse_missing_secrets(self._recipe.secrets, secrets)
+        kept = SecretKeeper(secrets, self.takeover_key)
         read_ahead = planning.read_ahead_folder(self._recipe)
         answers = await self.gang.ask_all(
             lambda agent: agent.launch(
@@ -205,7 +225,7 @@ class RayGroup:
                 attempt=attempt,
                 vllm=facts[agent.index].vllm_executable or "vllm",
                 health=self._health,
-                secrets=secrets,
+                secrets=kept,
                 read_ahead=read_ahead,
             ),
             servers=facts.keys(),
@@ -259,24 +279,44 @@ class RayGroup:
         """Return each node's wall clock minus this one's, in seconds."""
         return {index: watch.wall_offset_s for index, watch in self._watches.items()}
 
+    def agent_of(self, server: int) -> AgentHandle | None:
+        """Return the agent of a server; None when it is lost.
+
+        Raises:
+            RecipeError: there is no such server.
+        """
+        count = self._recipe.parallel.servers
+        if not 0 <= server < count:
+            known = "server 0" if count == 1 else f"servers 0 to {count - 1}"
+            raise RecipeError(
+                f"{self._request.deployment} has no server {server}", why=f"it has {known}"
+            )
+        return self.gang.alive.get(server)
+
     def keep_journal(self, number: int, journal: bytes) -> None:
         """Give every agent a copy of the journal; one copy may be lost."""
         for agent in self.gang.alive.values():
             agent.keep_journal(number=number, journal=journal)
 
     async def read_secrets(self) -> Mapping[str, str]:
-        """Return the secrets of the running attempt, which the agents keep."""
-        answers = await self.gang.ask_all(lambda agent: agent.read_secrets())
+        """Return the secrets that the agents keep; empty when the recipe has none.
+
+        Empty, too, when no agent hands them out.
+        """
+        if not self._recipe.secrets:
+            return {}
+        answers = await self.gang.ask_all(
+            lambda agent: agent.read_secrets(takeover_key=self.takeover_key)
+        )
         known = (one for one in answers.values() if isinstance(one, Mapping))
         return next(known, {})
+
+    def lacks_any(self, secrets: Mapping[str, str]) -> bool:
+        """Return whether a secret that the recipe names is missing."""
+        return any(name not in secrets for name in self._recipe.secrets)
 
     async def inject(self, server: int, fault: str, port: int) -> Injected:
         """Inject a drill's fault; `at` is on this process's monotonic clock."""
         done = await self.gang.alive[server].inject(fault=fault, port=port)
         offset_s = self._watches[server].clock_offset_s or 0.0
         return Injected(done.at - offset_s, done.what)
-
-
-def _release_late(reserving: asyncio.Future[Any]) -> None:
-    if not reserving.cancelled() and reserving.exception() is None:
-        placement.release(reserving.result())

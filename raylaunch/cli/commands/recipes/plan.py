@@ -49,8 +49,10 @@ def plan(
     Every variable and flag is shown with its origin: a line of the recipe, the node, --set, or
     raylaunch and why. Findings go to stderr. Exit code 4: the checks found an error.
     """
+    from raylaunch.checks.secret_checks import mask_secrets
+
     _, launch_plan, findings = make_plan(out, name, host, primary, deployment, sets)
-    _show_plan(out, launch_plan, output)
+    _show_plan(out, mask_secrets(launch_plan), output)
     report_findings(out, findings)
 
 
