@@ -18,6 +18,7 @@ from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
 from raylaunch.api.recipe_verbs import (
     EXAMPLE_NIC,
     check,
+    configure_engine,
     import_scripts,
     make_plan,
     plan,
@@ -35,6 +36,7 @@ __all__ = [
     "check",
     "clean",
     "cluster_file",
+    "configure_engine",
     "deploy",
     "deployments",
     "diagnose",

@@ -12,11 +12,13 @@ from raylaunch.checks.check_all import check_deployment
 from raylaunch.checks.findings import Finding
 from raylaunch.deployment import checked_name
 from raylaunch.deployment.names import check_primary
-from raylaunch.errors import RecipeError
+from raylaunch.errors import NodeError, RecipeError
 from raylaunch.home import home
 from raylaunch.plan.deployment_plan import DeploymentPlan
-from raylaunch.plan.facts import Facts
+from raylaunch.plan.engine_answer import EngineReport
+from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.host_spec import example_hosts, parse_hosts
+from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.layout import nodes_needed
 from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.plan.wanted_weights import shorten
@@ -104,6 +106,70 @@ def plan_on(
     plan = build_deployment_plan(loaded, nodes, deployment=deployment, primary=primary)
     findings = list(check_deployment(loaded, nodes, plan, only=group))
     return loaded, plan if group is None else plan.only(group), findings
+
+
+def dry_run_here(
+    nodes: Sequence[Facts], launch_plan: LaunchPlan
+) -> tuple[list[Facts], EngineReport]:
+    """Have this machine's vLLM build the engine configuration of all servers of a plan.
+
+    Returns:
+        The facts with what that vLLM knows, and its answers.
+    """
+    from raylaunch.node.probe import engine_dry_run
+    from raylaunch.node.probe.vllm_flags import merge_answer
+
+    indices = range(len(launch_plan.servers))
+    report = engine_dry_run.dry_run(launch_plan, indices, os.environ, home())
+    failures = [one for one in report.answers.values() if isinstance(one, ProbeFailure)]
+    informed = []
+    for facts in nodes:
+        known = merge_answer(facts, report.known_flags)
+        informed.append(merge_answer(known, failures[0] if failures else None))
+    return informed, report
+
+
+def configure_engine(
+    loaded: LoadedRecipe, plan: DeploymentPlan
+) -> tuple[EngineReport, list[Finding]]:
+    """Return what this machine's vLLM makes of a plan, and findings (`raylaunch plan --engine`).
+
+    Raises:
+        RecipeError: the plan has several groups.
+        NodeError: this machine has no vLLM, or not the model.
+    """
+    from raylaunch.checks.engine.engine_checks import check_engines
+    from raylaunch.node.probe.engine_dry_run import has_model
+    from raylaunch.node.probe.vllm_question import find
+
+    launch_plan, *more = plan.groups
+    if more:
+        names = [group.group for group in plan.groups]
+        raise RecipeError(
+            f"the plan has {len(names)} groups, and vLLM is asked about one",
+            todo=f"give one of {', '.join(names)} to --group",
+        )
+    specs = {spec.name: spec for spec in expand_groups(loaded)}
+    vllm = find(os.environ, home())
+    if vllm is None:
+        raise NodeError(
+            "this machine has no vLLM to ask",
+            todo="run it in the recipe's image, or use `raylaunch check`, which asks the nodes",
+        )
+    if not has_model(launch_plan.primary):
+        raise NodeError(
+            f"there is no config.json at {launch_plan.model} on this machine",
+            todo="give a folder that has one with --set model.path=DIR (no weights are needed)",
+        )
+    ips = dict.fromkeys(server.node.ip for server in launch_plan.servers)
+    nodes = [Facts(ip, vllm_executable=vllm.executable) for ip in ips]
+    informed, report = dry_run_here(nodes, launch_plan)
+    for answer in report.answers.values():
+        if isinstance(answer, ProbeFailure):
+            raise NodeError("vLLM did not answer", why=answer.reason)
+    return report, [
+        *check_engines(specs[launch_plan.group].loaded, informed, launch_plan, report.answers)
+    ]
 
 
 def plan(

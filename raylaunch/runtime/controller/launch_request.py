@@ -23,6 +23,8 @@ class Request:
     primary: str | None = None
     skipped: Mapping[str, str] | None = None
     """Ids of checks whose errors do not count, with the reason given."""
+    dry_run: bool = True
+    """Whether the nodes' vLLM builds the engine configuration beside the start."""
     instance: str = field(default_factory=new_instance)
     """Random id of this start, kept over restarts and by a controller that Ray restarts."""
 
@@ -33,6 +35,7 @@ class Request:
             spec=spec,
             primary=self.primary,
             skipped=self.skipped or {},
+            dry_run=self.dry_run,
             # Its own: the group's processes are found without those of its siblings.
             instance=f"{self.instance}.{spec.name}",
         )
@@ -46,5 +49,6 @@ class GroupRequest:
     spec: GroupSpec
     primary: str | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    dry_run: bool = True
     instance: str = field(default_factory=new_instance)
     """Id in the marker of the group's processes."""

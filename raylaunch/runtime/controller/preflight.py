@@ -17,7 +17,6 @@ from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import plan_group
 from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.runtime.agent.flag_lookup import ask_flags, with_flags
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
@@ -63,13 +62,12 @@ async def _probe_and_plan(
     gang: Gang, spec: GroupSpec, deployment: str, siblings: Sequence[LaunchPlan]
 ) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.reservation))
-    # Takes the longest, when the answer is not remembered.
-    asking = asyncio.ensure_future(ask_flags(gang))
     # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
     await gang.demand_all(lambda agent: agent.hello())
     nodes = await probe_nodes(gang, spec.loaded.recipe)
-    facts = list(with_flags(nodes, await asking).values())
+    facts = list(nodes.values())
     others = await ask_plans(deployment)
     neighbours = replace(others, plans=(*others.plans, *siblings))
     plan = plan_group(spec, facts, deployment=deployment, others=neighbours.plans)
-    return plan, await check_plan(gang, spec.loaded, facts, plan, neighbours)
+    findings = await check_plan(gang, spec.loaded, facts, plan, neighbours, dry_run=True)
+    return plan, findings

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from raylaunch.checks.findings import waive
+from raylaunch.checks.findings import Finding, waive
 from raylaunch.errors import (
     BusyError,
     ChecksFailedError,
@@ -229,17 +229,15 @@ class GroupLoop:
         await self._launch(plan)
 
     async def _launch(self, plan: LaunchPlan) -> None:
-        self._journal.attempt += 1
-        self.record.unreachable = {}
-        started_at = self._clock.monotonic()
-        self._journal.history = replace(self._journal.history, started_at=started_at, ready_at=None)
-        attempt = self._journal.attempt
-        self.record.seen = {
-            index: ServerSeen(index, attempt=attempt) for index in self._backend.servers
-        }
+        attempt = self.record.begin_attempt(self._backend.servers)
         self._backend.watch(plan, self.record.observe)
         self.record.note("command", f"launched attempt {attempt}")
         await self._backend.launch(plan, attempt, self._facts, self._secrets)
+        if self.settings.dry_run and attempt == 1:
+            self._backend.dry_run(plan, self._facts, self._note_dry_run)
+
+    def _note_dry_run(self, findings: list[Finding]) -> None:
+        self.record.add_findings(waive(findings, self.settings.waived))
 
     async def _supervise(self) -> None:
         """Observe, decide, act: once."""

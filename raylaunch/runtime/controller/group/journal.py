@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from raylaunch.checks.findings import Finding
@@ -207,10 +207,32 @@ class GroupRecord:
         self._on_change()
         return event
 
+    def add_findings(self, findings: Sequence[Finding]) -> None:
+        """Add what a dry run found beside the start, with an event for each error.
+
+        It changes no decision: the server itself refuses what its dry run refused.
+        """
+        self.journal.findings = (*self.journal.findings, *findings)
+        for finding in findings:
+            if finding.level == "error":
+                self.note(finding.id, finding.what)
+        self._on_change()
+
     def show_reserved(self, servers: Iterable[int]) -> None:
         """Show servers that have an agent, and nothing more yet."""
         for index in servers:
             self.observe(ServerSeen(index))
+
+    def begin_attempt(self, servers: Iterable[int]) -> int:
+        """Count the next attempt, of which nothing is observed yet, and return its number."""
+        self.journal.attempt += 1
+        attempt = self.journal.attempt
+        started_at = self._clock.monotonic()
+        history = replace(self.journal.history, started_at=started_at, ready_at=None)
+        self.journal.history = history
+        self.unreachable = {}
+        self.seen = {index: ServerSeen(index, attempt=attempt) for index in servers}
+        return attempt
 
     def observe(self, seen: ServerSeen) -> None:
         """Take an observation of a server, and note what changed."""
