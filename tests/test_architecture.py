@@ -21,6 +21,7 @@ MAX_LINES = 400
 LONGER = {
     "guard.py": 860,  # one file by necessity: it is run by path, on a node without the package
     "interpreter.py": 430,
+    "clues.py": 410,
     "agent.py": 490,  # likewise
 }
 

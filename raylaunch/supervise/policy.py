@@ -171,7 +171,7 @@ def decide_on_failure(
         not_before=now + _back_off(failure, history, health, now, gang, jitter),
         reason=seen.reason,
         collateral=collateral,
-        excluded=_excluded_nodes(failure, history, gang),
+        excluded=_excluded_nodes(failure, history, gang, certain=certain),
     )
 
 
@@ -225,7 +225,7 @@ def _why_not_restart(
     # diagnosis that is not certain is one of several: tried again like an unknown failure.
     if failure.kind == "deterministic" and certain and not failure.was_ready:
         return f"{failure.cause} would fail the same way again"
-    if failure.kind == "device" and not gang.spare:
+    if certain and failure.kind == "device" and not gang.spare:
         return (
             f"{failure.cause}: node {failure.node} is not used again, "
             f"and no other node has enough NPUs"
@@ -281,10 +281,12 @@ def _back_off(
     return max(delay, health.device_pause_s) if gang.holds_devices else delay
 
 
-def _excluded_nodes(failure: Failure, history: History, gang: GroupShape) -> tuple[str, ...]:
+def _excluded_nodes(
+    failure: Failure, history: History, gang: GroupShape, *, certain: bool
+) -> tuple[str, ...]:
     """Return nodes with a device fault, and a lost node if a spare one can replace it."""
     nodes = list(history.excluded_nodes)
-    has_device_fault = failure.kind == "device"
+    has_device_fault = certain and failure.kind == "device"
     # Without a spare node the lost one must come back, so it stays allowed.
     can_be_replaced = failure.cause == "node-lost" and gang.spare
     if has_device_fault or can_be_replaced:

@@ -10,13 +10,13 @@ from fake_group import FakeClock, make_plan
 
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.agent.probe_actor import Hello
+from raylaunch.runtime.cluster.takeover_key import create_key, file_of, read_key, remove_key
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.group_backend import SecretsLostError, refuse_missing_secrets
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.runtime.controller.ray_group import RayGroup
-from raylaunch.runtime.controller.takeover_key import create_key, file_of, read_key, remove_key
 from raylaunch.supervise.health_config import HealthConfig
 
 HELLO = Hello("10.0.0.1", "node-0", (), 1, "a1b2c3d4e5f60718", "/logs")

@@ -329,6 +329,20 @@ ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
         GiveUp,
     ),
     (
+        "several plausible causes are no reason to give up at once",
+        after(),
+        found("deterministic", "ascend-unsupported", certain=False),
+        False,
+        Restart,
+    ),
+    (
+        "nor to give up the node",
+        after(),
+        found("device", "set-device", certain=False),
+        False,
+        Restart,
+    ),
+    (
         "deterministic, but this launch did run",
         after(ready_ago=60),
         found("deterministic", "npu-oom"),

@@ -20,10 +20,11 @@ from raylaunch.home import home
 from raylaunch.node.process.log_files import Chunk, Cursor, tail
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
-from raylaunch.runtime.controller import takeover, takeover_key
+from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.evidence import EvidenceCollector
 from raylaunch.runtime.controller.group_backend import GroupSettings
 from raylaunch.runtime.controller.group_loop import GroupLoop
@@ -47,8 +48,7 @@ STOP_TRIES = 3
 """After so many errors in a row a stop is reported as failed."""
 WATCHDOG_PERIOD_S = 10.0
 STUCK_S = 180.0
-"""A loop that supervises steps once a heartbeat; with a failure, evidence, and a diagnosis at its
-deadline, after about a minute. Reserving and restarting may wait for hours."""
+"""A loop that supervises steps once a heartbeat; after a failure, within about a minute."""
 LOOP = "group loop"
 
 
