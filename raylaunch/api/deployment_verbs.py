@@ -28,7 +28,6 @@ from raylaunch.deployment import (
     choose_address,
     connect_to,
     embedded_names,
-    home,
     start_embedded,
     stop_deployment,
     stop_embedded,
@@ -49,6 +48,8 @@ from raylaunch.errors import (
     RecipeError,
     UnknownDeploymentError,
 )
+from raylaunch.home import home
+from raylaunch.interrupts import StartUndone, signals_as_interrupt
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.deployment_status import Status, StopReport
@@ -97,6 +98,7 @@ def deploy(
 
     Raises:
         RaylaunchError: see `raylaunch.errors`; when waiting, a failed start leaves nothing running.
+        StartUndone: Ctrl-C before a controller took over, on an embedded cluster.
     """
     check_primary(primary)
     loaded = load(name, set=merge_settings(set, sets))
@@ -106,14 +108,14 @@ def deploy(
     cluster = choose_address(address)
     is_embedded = starts_embedded(loaded.recipe, address)
     if is_embedded:
-        from raylaunch.runtime.cluster.local_cluster import signals_as_interrupt
-
         with signals_as_interrupt():
             start_embedded(title, loaded.recipe)
             try:
                 _create_controller(title, loaded, primary, skip_checks, secrets, dry_run_engine)
+            except KeyboardInterrupt as interrupt:
+                raise StartUndone(stop_embedded(title)) from interrupt
             except BaseException:
-                # Ctrl-C too: a cluster without a controller would be an orphan.
+                # A cluster without a controller would be an orphan.
                 stop_embedded(title)
                 raise
     else:

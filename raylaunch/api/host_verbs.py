@@ -19,16 +19,10 @@ from raylaunch.api.recipe_verbs import check_plan, default_nodes, dry_run_here
 from raylaunch.checks.check_all import check_recipe
 from raylaunch.checks.engine.engine_checks import check_engines
 from raylaunch.checks.findings import Finding, refuse_unknown_ids, waive
-from raylaunch.deployment import (
-    Deployment,
-    checked_name,
-    choose_address,
-    connect_to,
-    find_embedded,
-    home,
-)
+from raylaunch.deployment import Deployment, checked_name, choose_address, connect_to, find_embedded
 from raylaunch.deployment.deployment_records import remove_record
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError
+from raylaunch.home import home
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_plan

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, merge_settings
 from raylaunch.checks.check_all import check_nodes, check_recipe, common_names
 from raylaunch.checks.findings import Finding
-from raylaunch.deployment import checked_name, home
+from raylaunch.deployment import checked_name
 from raylaunch.deployment.names import check_primary
 from raylaunch.errors import NodeError
+from raylaunch.home import home
 from raylaunch.plan.engine_answer import EngineReport
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.host_spec import example_hosts, parse_hosts

@@ -315,10 +315,33 @@ def after(*failures: Failure, ready_ago: float | None = None) -> History:
 
 
 UNSURE = found(name="unknown", certain=False)
+PROBABLY_A_FLAG = found("deterministic", "bad-flag", certain=False)
 ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
     ("transient", after(), found(), False, Restart),
     ("not diagnosed", after(), None, False, Restart),
     ("deterministic", after(), found("deterministic", "bad-flag"), False, GiveUp),
+    ("deterministic, not certain", after(), PROBABLY_A_FLAG, False, Restart),
+    (
+        "deterministic, not certain, again",
+        after(failed(50, was_ready=False, cause="bad-flag")),
+        PROBABLY_A_FLAG,
+        False,
+        GiveUp,
+    ),
+    (
+        "several plausible causes are no reason to give up at once",
+        after(),
+        found("deterministic", "ascend-unsupported", certain=False),
+        False,
+        Restart,
+    ),
+    (
+        "nor to give up the node",
+        after(),
+        found("device", "set-device", certain=False),
+        False,
+        Restart,
+    ),
     (
         "deterministic, but this launch did run",
         after(ready_ago=60),
@@ -570,3 +593,17 @@ def test_a_health_that_was_never_asked_is_not_called_bad() -> None:
     assert "server 0: /health not asked yet" in reasons
     reasons = find_unready((refused, pair()[1]), STARTED, gang=GANG)
     assert "server 0: /health is not 200" in reasons
+
+
+@pytest.mark.parametrize("lost", ["agent died", "node unreachable"])
+def test_a_start_that_loses_its_agent_again_is_no_unknown_failure(lost: str) -> None:
+    """Seen on an overloaded machine: an agent was silent for 6 s in two starts in a row."""
+    cause = "agent-lost" if lost == "agent died" else "node-lost"
+    history = after(failed(50, was_ready=False, cause=cause))
+    silent = pair(None, {"agent_lost": lost})
+    nothing_found = found(name="no-evidence", certain=False)
+    decision = decide(
+        Phase.STARTING, silent, history, HEALTH, NOW, gang=GANG, diagnosis=nothing_found
+    )
+    assert isinstance(decision, Restart)
+    assert decision.cause == cause

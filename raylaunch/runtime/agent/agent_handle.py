@@ -21,6 +21,7 @@ from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.agent.agent import Agent, Observation
 from raylaunch.runtime.agent.fault_injection import Injected
 from raylaunch.runtime.agent.probe_actor import Hello, RecalledFlags
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.remote_call import RemoteActor
@@ -137,7 +138,7 @@ class AgentHandle:
         attempt: int,
         vllm: str,
         health: HealthConfig,
-        secrets: Mapping[str, str],
+        secrets: SecretKeeper,
         read_ahead: str,
         timeout_s: float = ANSWER_S,
     ) -> int:
@@ -197,10 +198,12 @@ class AgentHandle:
         call = self.remote.call(Agent.cuttable_interface, timeout_s=timeout_s)
         return await call()
 
-    async def read_secrets(self, *, timeout_s: float = ANSWER_S) -> Mapping[str, str]:
+    async def read_secrets(
+        self, *, takeover_key: str, timeout_s: float = ANSWER_S
+    ) -> Mapping[str, str]:
         """Call `Agent.read_secrets`."""
         call = self.remote.call(Agent.read_secrets, timeout_s=timeout_s)
-        return await call()
+        return await call(takeover_key=takeover_key)
 
     def keep_journal(self, *, number: int, journal: bytes) -> None:
         """Send `Agent.keep_journal` without waiting: every agent has a copy, one may be lost."""

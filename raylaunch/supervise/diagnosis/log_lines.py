@@ -26,7 +26,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(
-    r"^(?:\s{0,8}(?:[\w.-]{1,60}?[-_]\d{1,4} {1,40}\| ?|\[[A-Z][A-Z ]{2,30}\] "
+    r"^(?:\s{0,8}(?:[a-z][\w.-]{1,60} {1,40}\| ?"
+    r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT)[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| ))"
 )
@@ -105,6 +106,11 @@ class ServerLog:
         return self.times[-1] if self.times else None
 
 
+def strip_foreign(line: str) -> str:
+    """Return `line` without what a container runtime or a launcher writes before it."""
+    return _FOREIGN.sub("", line)
+
+
 def cut_line(line: str) -> str:
     """Return `line` with its middle removed when it is longer than `MAX_LINE_CHARS`."""
     if len(line) <= MAX_LINE_CHARS:
@@ -126,7 +132,7 @@ def read_log(
             clock: time zone plus clock error.
     """
     raw = join_wrapped([_clean_raw(line) for line in lines])
-    bare = [_FOREIGN.sub("", line) for line in raw]
+    bare = [strip_foreign(line) for line in raw]
     processes = []
     without_process = []
     for line in bare:

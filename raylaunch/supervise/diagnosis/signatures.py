@@ -36,6 +36,8 @@ class Signature:
     """Only reports that something else failed."""
     symptom: bool = False
     """Reports that a peer is gone or late."""
+    certain: bool = True
+    """False when the line has several plausible causes."""
 
 
 @cache

@@ -60,6 +60,7 @@ def plan(
     With --engine the model's config.json must be on this machine; no device is opened.
     """
     from raylaunch import api
+    from raylaunch.checks.secret_checks import mask_secrets
 
     loaded, launch_plan, findings = make_plan(out, name, host, primary, deployment, sets)
     answers: EngineAnswers | None = None
@@ -67,7 +68,7 @@ def plan(
         report, refused = api.configure_engine(loaded, launch_plan)
         answers = report.answers
         findings = [*findings, *refused]
-    _show_plan(out, launch_plan, answers, output)
+    _show_plan(out, mask_secrets(launch_plan), answers, output)
     report_findings(out, findings)
 
 
