@@ -22,6 +22,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import recipe_names
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
+from raylaunch.recipe.recipe_settings import image_versions
 
 if TYPE_CHECKING:
     from raylaunch.importer.import_scripts import Imported
@@ -85,8 +86,10 @@ def check_plan(
     loaded: LoadedRecipe, nodes: Sequence[Facts], launch_plan: LaunchPlan
 ) -> list[Finding]:
     """Check a recipe and the plan of it on nodes with these facts."""
+    # A node that was not probed will run the recipe's own image.
+    versions = nodes[0].versions or image_versions(loaded.recipe)
     return [
-        *check_recipe(loaded, nodes[0].versions, known=common_names(nodes)),
+        *check_recipe(loaded, versions, known=common_names(nodes)),
         *check_nodes(loaded, nodes, launch_plan),
     ]
 

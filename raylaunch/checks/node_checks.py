@@ -132,7 +132,7 @@ def check_vllm(context: CheckContext) -> Iterator[Finding]:
                 level="error",
                 what=f"node {node.name} has no `vllm` command beside Ray's Python or on its PATH",
                 todo=(
-                    "install raylaunch[ascend] (or [cpu]) into the environment that Ray runs in, "
+                    "run Ray in the image of vllm-ascend (for CPU: install raylaunch[cpu]), "
                     "or start Ray inside the vllm-ascend container"
                 ),
                 where=node.facts.ip,

@@ -316,10 +316,18 @@ def check_flags(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
                 seen=installed,
             )
             continue
-        removed_in = known[flag]
-        if not removed_in:
-            continue
-        if not version or version_number(version) >= version_number(removed_in):
+        lifetime = known[flag]
+        removed_in, absent_in = lifetime.removed_in, lifetime.absent_in
+        if absent_in and version and version_number(version) <= version_number(absent_in):
+            yield Finding(
+                id="unknown-flag",
+                level="error",
+                what=f"`vllm serve` {version} has no flag --{flag}: it came after {absent_in}",
+                todo=f"remove args.{name}, or use an image with a later vLLM",
+                where=where,
+                seen=installed,
+            )
+        if removed_in and (not version or version_number(version) >= version_number(removed_in)):
             yield Finding(
                 id="dead-flag",
                 level="error" if version else "warning",

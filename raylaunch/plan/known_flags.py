@@ -46,19 +46,31 @@ class KnownFlags:
     """The files that the report depends on, with their modification times (ns)."""
 
 
-@cache
-def read_flags() -> dict[str, str]:
-    """Read the list of flags.
+@dataclass(frozen=True)
+class Lifetime:
+    """The versions of vLLM that have a flag, as far as the list knows them; "" where it does not.
 
-    Returns:
-        Flag names without dashes -> the version that removed the flag, "" for a current one.
+    `absent_in` is the last version that was found without it, `removed_in` the first after it.
     """
+
+    absent_in: str = ""
+    removed_in: str = ""
+
+
+@cache
+def read_flags() -> dict[str, Lifetime]:
+    """Read the list of flags: names without dashes, with the versions that have them."""
     text = Path(__file__).with_name("vllm_flags.txt").read_text(encoding="utf-8")
     flags = {}
     for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, _, removed_in = line.partition(" <")
-            flags[name] = removed_in
+        if not line or line.startswith("#"):
+            continue
+        name, _, mark = line.partition(" ")
+        version = mark[1:]
+        if mark.startswith("<"):
+            flags[name] = Lifetime(removed_in=version)
+        else:
+            flags[name] = Lifetime(absent_in=version)
     return flags
 
 

@@ -26,7 +26,7 @@ REFUSALS = json.loads((DATA / "refusals.json").read_text())
 def known_names() -> KnownFlags:
     keys = json.loads((DATA / "ascend_keys.json").read_text())
     below = {key: tuple(names) for key, names in keys["config_keys_below"].items()}
-    flags = {name: Option() for name, until in read_flags().items() if not until}
+    flags = {name: Option() for name, life in read_flags().items() if not life.removed_in}
     return KnownFlags(flags, config_keys=tuple(keys["config_keys"]), config_keys_below=below)
 
 

@@ -14,7 +14,7 @@ KEY = "secrets=[VLLM_API_KEY]"
 """With an API key the healthy hosts below give no finding at all."""
 
 BARE = ("headless", "enable-", "no-", "async-scheduling", "trust-remote-code")
-LIVING = {name for name, until in read_flags().items() if not until}
+LIVING = {name for name, life in read_flags().items() if not life.removed_in}
 FLAGS = {name: Option("none" if name.startswith(BARE) else "one") for name in LIVING} | {
     "mm-processor-cache-type": Option("one", ("lru", "shm")),
     "served-model-name": Option("many"),

@@ -135,7 +135,6 @@ SILENT = [
     {"env": HIER},
     {"env": MC2 | HIER},
     {"env": FLASH, "args": FLASH_OFF},
-    {"args": {"enable-fault-tolerance": False}},
     {
         "args": {
             "additional-config": {
@@ -199,10 +198,8 @@ def test_what_is_right_is_left_alone(sections):
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_clean(name):
     loaded = read(name)
-    # This one follows upstream after FLASHCOMM1 was removed there, on an image that may still want it.
-    expected = {"ep-without-flashcomm1": "warning"} if name == "a2-single" else {}
-    assert levels(check_recipe(loaded, {})) == expected
-    assert levels(check_recipe(loaded, {"vllm": "0.32.0"})) == expected
+    assert list(check_recipe(loaded, {})) == []
+    assert list(check_recipe(loaded, {"vllm": "0.32.0"})) == []
 
 
 def test_all_findings_come_at_once_with_the_line_they_rest_on():
@@ -245,6 +242,13 @@ def test_a_release_without_flashcomm1_needs_no_pair():
 )
 def test_the_pair_is_wanted_only_of_the_model_it_is_known_of(model, expected):
     assert list(levels(check(parallel=EP, model={"served_name": "m", **model}))) == expected
+
+
+def test_fault_tolerance_that_is_off_is_no_mistake():
+    args = {"enable-fault-tolerance": False}
+    assert check(args=args, versions={"vllm": "0.32.0"}) == []
+    old = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
+    assert levels(check(args=args, versions=old)) == {"unknown-flag": "error"}
 
 
 def test_a_flag_that_is_gone_is_refused_only_by_the_versions_without_it():
@@ -293,6 +297,15 @@ def test_a_finding_by_raylaunch_s_list_says_so():
     assert typo.seen == LIST
     [key] = check(args={"additional-config": {"enable_cpu_bindings": True}})
     assert key.seen == ADDITIONAL_CONFIG_LIST
+
+
+@pytest.mark.parametrize("flag", ["max-num-queued-reqs", "log-level", "device-ids"])
+def test_a_flag_that_came_later_is_refused_only_where_it_is_missing(flag):
+    args = {flag: "1"}
+    old = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
+    assert levels(check(args=args, versions=old)) == {"unknown-flag": "error"}
+    assert check(args=args, versions={"vllm": "0.32.0"}) == []
+    assert check(args=args, versions={}) == []
 
 
 def test_on_cpu_nothing_is_said_about_npu_features():

@@ -229,7 +229,7 @@ def test_the_command_is_the_one_a_server_is_started_with(tmp_path):
 def test_the_installed_vllm_answers_for_itself(tmp_path):
     vllm = find({"PATH": os.environ["PATH"]}, tmp_path)
     known = ask(vllm, os.environ, 300)
-    living = {name for name, until in read_flags().items() if not until}
+    living = {name for name, life in read_flags().items() if not life.removed_in}
     assert set(known.flags) == living
     assert known.flags["dtype"].choices
     assert known.flags["enforce-eager"].takes == "none"
