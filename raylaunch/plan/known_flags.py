@@ -26,11 +26,22 @@ class Option:
 
 @dataclass(frozen=True)
 class KnownFlags:
-    """What a node's own vLLM reports: flags by long name without dashes, and registered parsers."""
+    """What a node's own vLLM reports: flags by long name without dashes, and other names it knows.
+
+    Without vllm-ascend, `config_keys` and `vllm_versions` are empty.
+    """
 
     flags: Mapping[str, Option]
     tool_parsers: tuple[str, ...] = ()
     reasoning_parsers: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    """Environment variables that vLLM and vllm-ascend read."""
+    config_keys: tuple[str, ...] = ()
+    """Keys of additional-config that vllm-ascend reads."""
+    config_keys_below: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Key of additional-config -> the keys of its mapping, where they could be read."""
+    vllm_versions: tuple[str, ...] = ()
+    """Versions of vLLM that vllm-ascend itself tests for."""
     sources: Mapping[str, int] = field(default_factory=dict)
     """The files that the report depends on, with their modification times (ns)."""
 
