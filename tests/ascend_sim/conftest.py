@@ -1,6 +1,6 @@
 """These tests run in an environment of their own: `make test-ascend`.
 
-Elsewhere vllm-ascend is not installed and none of them is collected; `.ci/run` runs both.
+Elsewhere vllm-ascend is not installed and none of them is collected.
 """
 
 from __future__ import annotations
