@@ -35,16 +35,6 @@ QUICK = {
     "health.progress_period_s": 0.5,
 }
 READY_S = 120
-BROKEN_SERVER = {
-    "kill-engine": 1,
-    "kill-headless": 1,
-    "kill-primary": 0,
-    "stop-headless": 1,
-    "kill-agent": 1,
-    "kill-guard": 1,
-    "steal-port": 0,
-}
-"""The server that each fault of the drill breaks: the diagnosis must name it as the root."""
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +139,6 @@ def test_every_fault_of_the_drill_is_recovered_from(start, cluster):
     assert "agent died" in by_name["kill-agent"].detected_by
     assert "rank 1" in by_name["stop-headless"].detected_by
     assert by_name["kill-controller"].failed == 0
-    diagnosed = [event for event in handle.events() if event.kind == "diagnosis"]
-    broken = [one.fault for one in outcomes if one.fault != "kill-controller"]
-    print(*(f"{event.server} {event.text}" for event in diagnosed), sep="\n")
-    roots = dict(zip(broken, (event.server for event in diagnosed), strict=True))
-    assert roots == {fault: BROKEN_SERVER[fault] for fault in broken}
     status = handle.status()
     assert status.phase is Phase.READY
     assert status.attempt == len(outcomes), "all but the controller's death start the gang again"
@@ -180,7 +165,7 @@ def test_a_drill_that_cannot_be_says_why(start, cluster):
 TWO_GROUPS = {"parallel.replicas": 2, "parallel.data": 1, "parallel.data_local": 1}
 
 
-def test_a_groups_failure_touches_no_other_group(start):
+def test_a_groups_failure_touches_no_other_group(start, cluster):
     """Two groups on three nodes: one is killed, then the controller; the other never notices."""
     from raylaunch.runtime.controller.controller_client import find_controller
 
@@ -201,7 +186,7 @@ def test_a_groups_failure_touches_no_other_group(start):
     assert [(group.attempt, group.restarts) for group in status.groups] == [(1, 0), (2, 1)]
     assert status.groups[1].endpoint == endpoints[1]
     assert {event.group for event in handle.events() if event.kind == "exit"} == {"serve-1"}
-    assert api.attach(f"{handle.name}/serve-1").status().attempt == 2
+    assert api.attach(f"{handle.name}/serve-1", cluster.address).status().attempt == 2
     bundles = Path(os.environ["RAYLAUNCH_HOME"]) / "bundles" / handle.name
     assert [folder.name for folder in bundles.iterdir()] == ["serve-1"]
 

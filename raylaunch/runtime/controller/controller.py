@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 from raylaunch.errors import BusyError, LaunchError, NodeError
 from raylaunch.home import home
@@ -394,12 +393,5 @@ class Controller:
             now=self._clock.wall(),
             stopping=self._record.journal.stopping,
         )
-        status = replace(
-            status,
-            operation=self._operations.current,
-            operation_error=self._operations.error,
-            awaits=self._operations.awaits,
-        )
-        if self._gateway is None:
-            return status
-        return behind_gateway(status, self._gateway.endpoint)
+        status = self._operations.show_in(status)
+        return behind_gateway(status, self._gateway.endpoint) if self._gateway else status

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from raylaunch.errors import (
     BusyError,
@@ -26,6 +27,7 @@ from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
+from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.replicas import with_replicas
 from raylaunch.supervise.state import Phase
 from raylaunch.supervise.upgrade_plan import (
@@ -81,6 +83,12 @@ class Operations:
         self._tasks = tasks
         self._task: asyncio.Task[None] | None = None
         self._verdict: asyncio.Future[str] | None = None
+
+    def show_in(self, status: Status) -> Status:
+        """Return the status with what is under way."""
+        return replace(
+            status, operation=self.current, operation_error=self.error, awaits=self.awaits
+        )
 
     def restart(self, group: str | None) -> None:
         """Begin to restart one group, or all of them one after the other.

@@ -227,7 +227,6 @@ def _settings_of(request: GroupRequest) -> GroupSettings:
         health=HealthConfig(**recipe.health.model_dump(), start_s=recipe.timeouts.start),
         stop_grace_s=recipe.timeouts.stop,
         waived=request.skipped,
-        dry_run=request.dry_run,
     )
 
 
