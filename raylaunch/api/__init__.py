@@ -17,6 +17,7 @@ from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
 from raylaunch.api.recipe_verbs import (
     EXAMPLE_NIC,
     check,
+    configure_engine,
     import_scripts,
     make_plan,
     plan,
@@ -34,6 +35,7 @@ __all__ = [
     "check",
     "clean",
     "cluster_file",
+    "configure_engine",
     "deploy",
     "deployments",
     "diagnose",

@@ -74,6 +74,7 @@ def deploy(
     on_update: OnUpdate | None = None,
     primary: str | None = None,
     skip_checks: Mapping[str, str] | None = None,
+    dry_run_engine: bool = True,
 ) -> Deployment:
     """Start a recipe on a Ray cluster and, with `wait`, return when it is ready.
 
@@ -92,6 +93,8 @@ def deploy(
         on_update: Called with every new status while waiting.
         primary: Address of the node that becomes the primary.
         skip_checks: Ids of checks whose errors count as warnings, with the reason.
+        dry_run_engine: Have the nodes' vLLM build the engine configuration beside the start, which
+            does not wait for it.
 
     Raises:
         RaylaunchError: see `raylaunch.errors`; when waiting, a failed start leaves nothing running.
@@ -108,7 +111,7 @@ def deploy(
         with signals_as_interrupt():
             start_embedded(title, loaded.recipe)
             try:
-                _create_controller(title, loaded, primary, skip_checks, secrets)
+                _create_controller(title, loaded, primary, skip_checks, secrets, dry_run_engine)
             except KeyboardInterrupt as interrupt:
                 raise StartUndone(stop_embedded(title)) from interrupt
             except BaseException:
@@ -119,7 +122,7 @@ def deploy(
         from raylaunch.runtime.cluster.connection import connect
 
         connect(address)
-        _create_controller(title, loaded, primary, skip_checks, secrets)
+        _create_controller(title, loaded, primary, skip_checks, secrets, dry_run_engine)
     handle = Deployment(title)
     log.info("%s: the controller has taken over", title)
     if not is_embedded:
@@ -337,6 +340,7 @@ def _create_controller(
     primary: str | None,
     skipped: Mapping[str, str] | None,
     secrets: Mapping[str, str],
+    dry_run: bool,
 ) -> None:
     from raylaunch.runtime.controller.controller_client import create_controller, find_controller
     from raylaunch.runtime.controller.launch_request import Request
@@ -347,4 +351,5 @@ def _create_controller(
             todo=f"`raylaunch status {deployment}` shows it, "
             f"`raylaunch stop {deployment}` stops it; or use --name",
         )
-    create_controller(Request(deployment, loaded, primary, dict(skipped or {})), secrets)
+    request = Request(deployment, loaded, primary, dict(skipped or {}), dry_run)
+    create_controller(request, secrets)

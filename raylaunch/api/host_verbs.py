@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from raylaunch.api.recipe_arguments import (
     RecipeLike,
@@ -14,7 +15,13 @@ from raylaunch.api.recipe_arguments import (
     merge_settings,
     starts_embedded,
 )
-from raylaunch.api.recipe_verbs import default_nodes, plan_on, refuse_unknown_group
+from raylaunch.api.recipe_verbs import (
+    check_answers,
+    check_plan,
+    default_nodes,
+    dry_run_here,
+    refuse_unknown_group,
+)
 from raylaunch.checks.check_all import check_recipe
 from raylaunch.checks.findings import Finding, refuse_unknown_ids, waive
 from raylaunch.deployment import Deployment, checked_name, choose_address, connect_to, find_embedded
@@ -23,6 +30,7 @@ from raylaunch.errors import BusyError, ClusterError, RaylaunchError
 from raylaunch.home import home
 from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -79,14 +87,27 @@ def preflight(
 def _check_here(
     loaded: LoadedRecipe, title: str, group: str | None
 ) -> tuple[DeploymentPlan, list[Finding]]:
-    nodes = default_nodes(loaded, ask_vllm=True)
+    nodes = default_nodes(loaded, ask_vllm=False)
     running = _find_running_embedded(title)
     if running is not None:
         nodes = [_without_own(node, title) for node in nodes]
-    _, plan, findings = plan_on(loaded, nodes, title, None, group)
+    plan = build_deployment_plan(loaded, nodes, deployment=title)
+    _create_tiny_model(loaded.recipe.model.tiny, plan.groups[0].model)
+    nodes, reports = dry_run_here(loaded, nodes, plan)
+    findings = check_plan(loaded, nodes, plan, group)
+    asked = plan if group is None else plan.only(group)
+    findings += check_answers(loaded, nodes, asked, reports, findings)
     if running is not None:
         findings.insert(0, running)
-    return plan, findings
+    return asked, findings
+
+
+def _create_tiny_model(kind: Literal["qwen3", "minimax_m2"] | None, path: str) -> None:
+    """Create the model that `start` would: the dry run reads its configuration."""
+    if kind is not None:
+        from raylaunch.node.model.tiny_model import ensure_tiny_model
+
+        ensure_tiny_model(kind, Path(path))
 
 
 def _find_running_embedded(title: str) -> Finding | None:

@@ -15,6 +15,11 @@ from raylaunch.render.script import comment, file_part, script_name
 
 EVERY_NPU = "/dev/davinci*"
 
+_NO_VARIABLES = (
+    "Unlike the guide it names neither -e ASCEND_RT_VISIBLE_DEVICES nor PYTORCH_NPU_ALLOC_CONF:",
+    "each server script sets its own (Ray would shuffle the first).",
+)
+
 
 @dataclass(frozen=True)
 class _Resident:
@@ -136,6 +141,7 @@ def _script(recipe: Recipe, plan: DeploymentPlan, ip: str, servers: list[_Reside
     text = [
         f"Deployment {plan.deployment}, recipe {plan.recipe}: the container of node {ip}.",
         "Run this on the node, beside its server script(s).",
+        *_NO_VARIABLES,
         then,
     ]
     for one in servers:

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings, strategies as st
 from raylaunch.errors import NodeError
 from raylaunch.node.model import storage
 from raylaunch.node.probe import (
+    engine_dry_run,
     hccn_parsers,
     network,
     npu_parsers,
@@ -23,6 +24,7 @@ from raylaunch.node.probe import (
     software,
     tool_text,
     vllm_flags,
+    vllm_question,
 )
 
 DATA = Path(__file__).parents[1] / "data"
@@ -182,13 +184,19 @@ def test_a_probe_of_npus_turns_any_output_into_facts_and_failures(text):
 @example(b"#!/bin/py\x00thon\n")
 def test_a_vllm_command_has_an_interpreter_or_is_refused(content):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_flags, "_read_head", lambda executable: content.decode(errors="replace"))
+        patch.setattr(
+            vllm_question, "_read_head", lambda executable: content.decode(errors="replace")
+        )
         with contextlib.suppress(NodeError):
-            assert vllm_flags.interpreter("/nonexistent/vllm")
+            assert vllm_question.interpreter("/nonexistent/vllm")
 
 
 @fuzz
 @given(st.text() | st.just('{"flags": {"a": 1}}') | st.just("[" * 100_000))
-def test_an_answer_about_flags_is_read_or_refused(text):
-    with pytest.raises(NodeError, match="cannot be read"):
-        vllm_flags._parse_answer(text)
+def test_an_answer_of_a_vllm_is_read_or_refused(text):
+    answers = vllm_question._parse(text, "")
+    assert answers.failure or not text.strip()
+    with pytest.raises(vllm_question.UNREADABLE):
+        vllm_flags._known_flags({"flags": text})
+    with pytest.raises(vllm_question.UNREADABLE):
+        engine_dry_run._engine_answer({"messages": [], "became": text})

@@ -26,7 +26,6 @@ from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, d
 from raylaunch.supervise.state import Exit
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-NOBODY = 65534
 
 
 @dataclass
@@ -38,7 +37,6 @@ class Start:
     port: int
     flags: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
-    user: int | None = None
     held: list[socket.socket] = field(default_factory=list)
     mounted: list[Path] = field(default_factory=list)
 
@@ -109,9 +107,6 @@ def full_disk(start: Start) -> None:
 
 
 def no_permission(start: Start) -> None:
-    if os.geteuid() == 0:
-        start.user = NOBODY
-        start.env["HOME"] = "/nonexistent"
     (start.model / "config.json").chmod(0)
 
 
@@ -245,7 +240,6 @@ def run(start: Start, vllm: subprocess.Popen[str]) -> tuple[int, str]:
         "flags": [str(start.model), *start.flags],
         "env": start.env,
         "log": str(log),
-        "user": start.user,
     }
     print(json.dumps(wanted), file=stdin_of(vllm), flush=True)
     code = int(await_line(vllm))

@@ -1,6 +1,6 @@
 """Run `vllm serve` many times for the price of one import: each start is a fork of this process.
 
-One JSON object a line on stdin: `flags`, `env`, `log`, `user` (or null). One line with the exit
+One JSON object a line on stdin: `flags`, `env`, `log`. One line with the exit
 code, or minus the signal, on stdout for each. What vLLM reads while it is imported must be in the
 environment of this process.
 """
@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 
+CAPABILITY_VERSION = 0x20080522
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2  # capabilities(7)
 PR_SET_PDEATHSIG = 1  # prctl(2): a server does not outlive the process that started it
 
 
@@ -70,9 +72,21 @@ def become(wanted: dict) -> None:
     os.chdir("/")
     os.environ.clear()
     os.environ.update(wanted["env"])
-    if wanted["user"] is not None:
-        os.setuid(wanted["user"])
+    drop_access_to_everything()
     sys.argv = ["vllm", "serve", *wanted["flags"]]
+
+
+def drop_access_to_everything() -> None:
+    """Let root, too, meet the permissions of files: give up the capabilities that ignore them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    for index in range(3):  # effective, permitted, inheritable
+        sets[index] &= ~(CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 if __name__ == "__main__":

@@ -66,9 +66,16 @@ def marked(tmp_path):
     """Start processes that carry the marker of the cluster, in the home of this test."""
     with contextlib.ExitStack() as stack:
 
-        def start(marker: str = MARKER) -> subprocess.Popen[bytes]:
-            env = {"RAYLAUNCH_DEPLOYMENT": marker, "RAYLAUNCH_HOME": str(tmp_path)}
-            program = "print(flush=True); import time; time.sleep(600)"
+        def start(
+            marker: str = MARKER,
+            instance: str = "",
+            program: str = "print(flush=True); import time; time.sleep(600)",
+        ) -> subprocess.Popen[bytes]:
+            env = {
+                "RAYLAUNCH_DEPLOYMENT": marker,
+                "RAYLAUNCH_INSTANCE": instance,
+                "RAYLAUNCH_HOME": str(tmp_path),
+            }
             command = [sys.executable, "-c", program]
             process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
             stack.callback(process.wait)
@@ -77,6 +84,30 @@ def marked(tmp_path):
             return process
 
         yield start
+
+
+RAYLET_WITH_SERVER = """
+import os, subprocess, sys, time
+env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": "test-embedded", "RAYLAUNCH_INSTANCE": "1" * 16}
+program = "print(flush=True); import time; time.sleep(600)"
+with subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE) as server:
+    server.stdout.readline()
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_servers_of_a_killed_cluster_are_those_of_its_instance(tmp_path, marked, monkeypatch):
+    """One server has lost its guard, so that nothing but its instance leads to the cluster."""
+    monkeypatch.setattr(local_cleanup, "SERVER_GRACE_S", 0.0)
+    record = put_record(tmp_path, starter=GONE)
+    marked(program=RAYLET_WITH_SERVER)
+    guardless = marked(NAME, "1" * 16)
+    of_another_cluster = marked(NAME, "2" * 16)
+    killed = local_cleanup.kill_cluster(tmp_path, record)
+    assert killed == local_cleanup.KilledCluster(3)
+    assert guardless.wait(60) == -signal.SIGTERM
+    assert of_another_cluster.poll() is None
 
 
 def test_an_interrupted_start_is_an_orphan_and_a_running_one_is_not(tmp_path, marked):

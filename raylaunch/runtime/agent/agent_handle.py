@@ -14,6 +14,7 @@ from typing import Literal
 from raylaunch.checks.ping_checks import Ping, PingResult
 from raylaunch.checks.reach_checks import FailedConnection, ProbeListener
 from raylaunch.node.process.log_files import Chunk, Cursor
+from raylaunch.plan.engine_answer import EngineReport
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.plan.launch_plan import LaunchPlan
@@ -96,6 +97,14 @@ class AgentHandle:
         """Call `ProbeActor.ask_flags`; `timeout_s` limits the run of vLLM."""
         call = self.remote.call(Agent.ask_flags, timeout_s=timeout_s + ANSWER_S)
         return await call(timeout_s=timeout_s, niceness=niceness)
+
+    async def dry_run_engine(
+        self, *, plan: LaunchPlan, servers: tuple[int, ...], timeout_s: float, niceness: int
+    ) -> EngineReport:
+        """Call `ProbeActor.dry_run_engine`; `timeout_s` limits each run of vLLM."""
+        limit_s = timeout_s * len(servers) + ANSWER_S
+        call = self.remote.call(Agent.dry_run_engine, timeout_s=limit_s)
+        return await call(plan=plan, servers=servers, timeout_s=timeout_s, niceness=niceness)
 
     async def open_listeners(
         self, *, ip: str, ports: Mapping[str, int], timeout_s: float = ANSWER_S

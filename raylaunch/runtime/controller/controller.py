@@ -140,6 +140,7 @@ class Controller:
                 health=health,
                 stop_grace_s=recipe.timeouts.stop,
                 waived=request.skipped or {},
+                dry_run=request.dry_run,
             ),
             self._group,
             self._evidence,

@@ -88,6 +88,11 @@ class GroupBackend(Protocol):
     def keep_journal(self, number: int, journal: bytes) -> None:
         """Give every agent a copy of the journal; does not wait."""
 
+    def dry_run(
+        self, plan: LaunchPlan, facts: Mapping[int, Facts], report: Callable[[list[Finding]], None]
+    ) -> None:
+        """Start to have the nodes' vLLM build the engine configuration; does not wait."""
+
     def remember_flags(self) -> None:
         """Start to ask the nodes' vLLM for its flags, for the next launch; does not wait."""
 
@@ -112,6 +117,8 @@ class GroupSettings:
     """SIGTERM to SIGKILL at `stop`."""
     waived: Mapping[str, str]
     """Ids of checks whose errors do not count, with the reason given."""
+    dry_run: bool = True
+    """Whether the nodes' vLLM builds the engine configuration beside a first launch."""
 
 
 @dataclass(frozen=True)

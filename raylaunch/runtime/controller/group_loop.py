@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
-from raylaunch.checks.findings import waive
+from raylaunch.checks.findings import Finding, waive
 from raylaunch.errors import (
     BusyError,
     ChecksFailedError,
@@ -250,6 +250,11 @@ class GroupLoop:
         self._backend.watch(plan, self.record.observe)
         self.record.note("command", f"launched attempt {attempt}")
         await self._backend.launch(plan, attempt, self._facts, self._secrets)
+        if self._settings.dry_run and attempt == 1:
+            self._backend.dry_run(plan, self._facts, self._note_dry_run)
+
+    def _note_dry_run(self, findings: list[Finding]) -> None:
+        self.record.add_findings(waive(findings, self._settings.waived))
 
     async def _supervise(self) -> None:
         """Observe, decide, act: once."""

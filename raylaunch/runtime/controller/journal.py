@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from raylaunch.checks.findings import Finding
@@ -167,6 +167,17 @@ class GroupRecord:
             self._give_copy()
         self._on_change()
         return event
+
+    def add_findings(self, findings: Sequence[Finding]) -> None:
+        """Add what a dry run found beside the start, with an event for each error.
+
+        It changes no decision: the server itself refuses what its dry run refused.
+        """
+        self.journal.findings = (*self.journal.findings, *findings)
+        for finding in findings:
+            if finding.level == "error":
+                self.note(finding.id, finding.what)
+        self._on_change()
 
     def show_reserved(self, servers: Iterable[int]) -> None:
         """Show servers that have an agent, and nothing more yet."""

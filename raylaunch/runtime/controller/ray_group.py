@@ -10,13 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from raylaunch.checks.engine.engine_checks import check_engines
 from raylaunch.checks.findings import Finding
 from raylaunch.errors import BusyError, LaunchError, RaylaunchError, RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.agent.agent_handle import AgentHandle
+from raylaunch.runtime.agent.engine_lookup import dry_run_engines
 from raylaunch.runtime.agent.fault_injection import Injected
-from raylaunch.runtime.agent.flag_lookup import remember_for_next
+from raylaunch.runtime.agent.flag_lookup import BACKGROUND_NICENESS, LATER_S, remember_for_next
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.agent.secret_keeper import SecretKeeper
@@ -242,6 +244,18 @@ class RayGroup:
     async def clean_up(self) -> None:
         """Kill orphans of earlier attempts, and wait until fixed ports are free."""
         await planning.clean_up(self.gang, self._request.loaded)
+
+    def dry_run(
+        self, plan: LaunchPlan, facts: Mapping[int, Facts], report: Callable[[list[Finding]], None]
+    ) -> None:
+        """Start a dry run of every server at the lowest priority; does not wait."""
+
+        async def ask() -> None:
+            engines = await dry_run_engines(self.gang, plan, LATER_S, niceness=BACKGROUND_NICENESS)
+            nodes = list(engines.add_to(facts).values())
+            report([*check_engines(self._request.loaded, nodes, plan, engines.answers)])
+
+        self._tasks.run_once("engine dry run", ask)
 
     def remember_flags(self) -> None:
         """Start to ask the nodes' vLLM for its flags, for the next launch; does not wait."""

@@ -6,7 +6,7 @@ Pure: evidence in, ranked clues out; `root_cause` compares them over all servers
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -14,22 +14,8 @@ from raylaunch.plan.launch_plan import Role
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit, name_exit
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, shorten
-from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block, read_blocks
-from raylaunch.supervise.diagnosis.rules.compile_rules import read_compilers
-from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
-from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
-from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
-from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
-from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
-from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
-from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
-from raylaunch.supervise.diagnosis.rules.library_rules import read_libraries
-from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
-from raylaunch.supervise.diagnosis.rules.network_rules import read_network
-from raylaunch.supervise.diagnosis.rules.os_rules import read_os_errors
-from raylaunch.supervise.diagnosis.rules.ray_rules import read_ray
-from raylaunch.supervise.diagnosis.rules.refusal_rules import read_refusals
-from raylaunch.supervise.diagnosis.rules.weight_rules import read_weights
+from raylaunch.supervise.diagnosis.rules.all_rules import RULES
+from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block
 from raylaunch.supervise.diagnosis.signatures import Signature, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
 from raylaunch.supervise.state import Exit
@@ -94,27 +80,6 @@ class Clue:
     def order(self) -> tuple[int, float, int, int]:
         """Sort key: the strongest clue first, then the earliest."""
         return self.rank, self.at, self.server.index, self.line or 0
-
-
-_RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
-    read_weights,
-    read_exceptions,
-    read_libraries,
-    read_compilers,
-    read_flags,
-    read_memory,
-    read_os_errors,
-    read_ray,
-    read_kv_transfer,
-    read_network,
-    read_hccl,
-    read_hangs,
-    read_devices,
-    read_blocks,
-    read_numbers,
-    read_refusals,
-)
-"""The layers below the signatures, in the order in which their readings are preferred."""
 
 
 def find_clues(server: ServerEvidence, log: ServerLog) -> Iterator[Clue]:
@@ -185,7 +150,7 @@ def _select_readings(
         signatures.setdefault(line, []).append(signature)
     taken: set[int] = set()
     selected: list[Reading] = []
-    for rule in _RULES:
+    for rule in RULES:
         for reading in rule(log):
             lines = {reading.line, *reading.covers}
             if not taken.isdisjoint(lines):

@@ -60,6 +60,13 @@ def start(
     primary: Primary = None,
     sets: Sets = None,
     skip_check: SkipChecks = None,
+    dry_run_engine: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run-engine/--no-dry-run-engine",
+            help="Have the nodes' vLLM build the engine configuration beside the start.",
+        ),
+    ] = True,
     output: JsonOutput = Format.TABLE,
 ) -> None:
     """Start a recipe on the cluster and wait until it serves.
@@ -86,6 +93,7 @@ def start(
                 on_update=view,
                 primary=primary,
                 skip_checks=skipped,
+                dry_run_engine=dry_run_engine,
             )
     except StartUndone as undone:
         _explain_undone(out, title, undone.left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,7 @@ from raylaunch.cli.output import Output
 
 if TYPE_CHECKING:
     from raylaunch.plan.deployment_plan import DeploymentPlan
+    from raylaunch.plan.engine_answer import NamedAnswers
 
 
 def add_command(app: typer.Typer) -> None:
@@ -33,6 +34,7 @@ def add_command(app: typer.Typer) -> None:
         raylaunch plan a2-dual --set args.max-num-seqs=64 --set env.HCCL_BUFFSIZE=512
         raylaunch plan a2-replicas --group serve-1
         raylaunch plan a3-single -o json
+        raylaunch plan local-dual --engine
         """,
     )(plan)
 
@@ -45,30 +47,54 @@ def plan(
     deployment: NameOfNew = None,
     sets: Sets = None,
     group: Group = None,
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine",
+            help="Have the vLLM of this machine build the engine configuration, and show it.",
+        ),
+    ] = False,
     output: PlanOutput = PlanFormat.TABLE,
 ) -> None:
     """Show what would run where; needs no cluster.
 
     Every variable and flag is shown with its origin: a line of the recipe, the node, --set, or
     raylaunch and why. Findings go to stderr. Exit code 4: the checks found an error.
+    With --engine the model's config.json must be on this machine; no device is opened.
     """
+    from raylaunch import api
     from raylaunch.checks.secret_checks import mask_secrets
 
-    _, deployment_plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
-    _show_plan(out, mask_secrets(deployment_plan), output)
+    loaded, deployment_plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
+    answers: NamedAnswers | None = None
+    if engine:
+        reports, refused = api.configure_engine(loaded, deployment_plan)
+        answers = {
+            one.name_of(index): answer
+            for one in deployment_plan.groups
+            for index, answer in sorted(reports[one.group].answers.items())
+        }
+        findings = [*findings, *refused]
+    _show_plan(out, mask_secrets(deployment_plan), answers, output)
     report_findings(out, findings)
 
 
-def _show_plan(out: Output, plan: DeploymentPlan, output: PlanFormat) -> None:
+def _show_plan(
+    out: Output, plan: DeploymentPlan, answers: NamedAnswers | None, output: PlanFormat
+) -> None:
+    from raylaunch.cli.views.engine_view import engine_lines, engine_values
     from raylaunch.plan.plan_json import deployment_plan_to_dict
 
+    values = deployment_plan_to_dict(plan)
+    if answers is not None:
+        values["engine"] = engine_values(answers)
     if output is PlanFormat.JSON:
-        out.json(deployment_plan_to_dict(plan))
+        out.json(values)
     elif output is PlanFormat.YAML:
         import yaml
 
         text = yaml.safe_dump(
-            deployment_plan_to_dict(plan),
+            values,
             sort_keys=False,
             allow_unicode=True,
             width=10**9,  # never folded: a value stays on one line for grep
@@ -78,3 +104,4 @@ def _show_plan(out: Output, plan: DeploymentPlan, output: PlanFormat) -> None:
         from raylaunch.cli.views.plan_view import plan_lines
 
         out.lines(plan_lines(plan, out.style))
+        out.lines(engine_lines(answers or {}, out.style))

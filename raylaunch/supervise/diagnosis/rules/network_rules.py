@@ -129,9 +129,19 @@ _NAMED = re.compile(
 )
 
 
+_LISTENS = re.compile(r"\.bind\(|in create_server_socket")
+_ECHOED_HOST = re.compile(
+    r"^non-default args: [^\n]{0,4000}?'host': '([\w.:-]{1,120})'", re.MULTILINE
+)
+
+
 def _host_near(log: ServerLog, line: int) -> str:
-    found = _NAMED.search(" ".join(log.cleaned[max(0, line - 3) : line + 2]))
-    return found[1] if found else ""
+    """Return the host by the lines around, or the address that the server was to listen on."""
+    if found := _NAMED.search(" ".join(log.cleaned[max(0, line - 3) : line + 2])):
+        return found[1]
+    if not any(_LISTENS.search(text) for text in log.cleaned[max(0, line - 12) : line]):
+        return ""
+    return next((match[1] for _, match in log.everything.find(_ECHOED_HOST)), "")
 
 
 def _http(line: int, host: str, port: str, why: str) -> Reading:

@@ -125,7 +125,7 @@ def _refusal(raised: Raised) -> Reading | None:
 
 def name_options(message: str) -> list[str]:
     """Return the recipe fields that a message names or is about, at most three."""
-    return name_flags(message) or _name_topics(message)
+    return name_flags(message) or _name_spelled(message) or _name_topics(message)
 
 
 def name_flags(message: str) -> list[str]:
@@ -136,6 +136,17 @@ def name_flags(message: str) -> list[str]:
     fields = [_field(name) for name in named if name in flags or name in _FIELDS]
     fields += [f"`env.{name}`" for name in _VARIABLE.findall(message)]
     return list(dict.fromkeys(fields))[:3]
+
+
+def _name_spelled(message: str) -> list[str]:
+    """Return the fields of flags that a message writes as words: "executor backend"."""
+    lower = message.lower()
+    found = []
+    for flag in read_flags():
+        words = flag.removeprefix("enable-").replace("-", " ")
+        if " " in words and words in lower:
+            found.append(_field(flag))
+    return found[:3]
 
 
 def _name_topics(text: str) -> list[str]:
