@@ -15,9 +15,14 @@ from raylaunch.api.recipe_arguments import (
     merge_settings,
     starts_embedded,
 )
-from raylaunch.api.recipe_verbs import default_nodes, dry_run_here, refuse_unknown_group
-from raylaunch.checks.check_all import check_deployment, check_recipe
-from raylaunch.checks.engine.engine_checks import check_engines
+from raylaunch.api.recipe_verbs import (
+    check_answers,
+    check_plan,
+    default_nodes,
+    dry_run_here,
+    refuse_unknown_group,
+)
+from raylaunch.checks.check_all import check_recipe
 from raylaunch.checks.findings import Finding, refuse_unknown_ids, waive
 from raylaunch.deployment import Deployment, checked_name, choose_address, connect_to, find_embedded
 from raylaunch.deployment.deployment_records import remove_record
@@ -27,7 +32,6 @@ from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_deployment_plan
-from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -90,23 +94,13 @@ def _check_here(
         nodes = [_without_own(node, title) for node in nodes]
     plan = build_deployment_plan(loaded, nodes, deployment=title)
     _create_tiny_model(loaded.recipe.model.tiny, plan.groups[0].model)
-    reports = {}
-    for spec in _different_groups(loaded, group):
-        nodes, reports[spec.name] = dry_run_here(nodes, plan.only(spec.name).groups[0])
-    findings = list(check_deployment(loaded, nodes, plan, only=group))
-    for spec in _different_groups(loaded, group):
-        launch_plan = plan.only(spec.name).groups[0]
-        answers = reports[spec.name].answers
-        findings += check_engines(spec.loaded, nodes, launch_plan, answers, findings)
+    nodes, reports = dry_run_here(loaded, nodes, plan)
+    findings = check_plan(loaded, nodes, plan, group)
+    asked = plan if group is None else plan.only(group)
+    findings += check_answers(loaded, nodes, asked, reports, findings)
     if running is not None:
         findings.insert(0, running)
-    return plan if group is None else plan.only(group), findings
-
-
-def _different_groups(loaded: LoadedRecipe, only: str | None) -> list[GroupSpec]:
-    """Return the first group of each kind: replicas have the same engines."""
-    specs = [spec for spec in expand_groups(loaded) if only in (None, spec.name)]
-    return list({id(spec.loaded): spec for spec in reversed(specs)}.values())[::-1]
+    return asked, findings
 
 
 def _create_tiny_model(kind: Literal["qwen3", "minimax_m2"] | None, path: str) -> None:

@@ -18,7 +18,6 @@ from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.engine_answer import EngineReport
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.host_spec import example_hosts, parse_hosts
-from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.layout import nodes_needed
 from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.plan.wanted_weights import shorten
@@ -104,72 +103,100 @@ def plan_on(
 ) -> tuple[LoadedRecipe, DeploymentPlan, list[Finding]]:
     """Plan a loaded recipe on nodes with these facts, and check it."""
     plan = build_deployment_plan(loaded, nodes, deployment=deployment, primary=primary)
-    findings = list(check_deployment(loaded, nodes, plan, only=group))
+    findings = check_plan(loaded, nodes, plan, group)
     return loaded, plan if group is None else plan.only(group), findings
 
 
+def check_plan(
+    loaded: LoadedRecipe,
+    nodes: Sequence[Facts],
+    plan: DeploymentPlan,
+    group: str | None = None,
+) -> list[Finding]:
+    """Check a recipe and the plan of it on nodes with these facts; of one group alone if named."""
+    return list(check_deployment(loaded, nodes, plan, only=group))
+
+
 def dry_run_here(
-    nodes: Sequence[Facts], launch_plan: LaunchPlan
-) -> tuple[list[Facts], EngineReport]:
+    loaded: LoadedRecipe, nodes: Sequence[Facts], plan: DeploymentPlan
+) -> tuple[list[Facts], dict[str, EngineReport]]:
     """Have this machine's vLLM build the engine configuration of all servers of a plan.
 
+    Equal groups get one answer: they differ in addresses, ports and devices only.
+
     Returns:
-        The facts with what that vLLM knows, and its answers.
+        The facts with what that vLLM knows, and its answers by group.
     """
     from raylaunch.node.probe import engine_dry_run
     from raylaunch.node.probe.vllm_flags import merge_answer
 
-    indices = range(len(launch_plan.servers))
-    report = engine_dry_run.dry_run(launch_plan, indices, os.environ, home())
-    failures = [one for one in report.answers.values() if isinstance(one, ProbeFailure)]
-    informed = []
-    for facts in nodes:
-        known = merge_answer(facts, report.known_flags)
-        informed.append(merge_answer(known, failures[0] if failures else None))
-    return informed, report
+    kinds = {spec.name: id(spec.loaded) for spec in expand_groups(loaded)}
+    by_kind: dict[int, EngineReport] = {}
+    for group in plan.groups:
+        kind = kinds[group.group]
+        if kind not in by_kind:
+            indices = range(len(group.servers))
+            by_kind[kind] = engine_dry_run.dry_run(group, indices, os.environ, home())
+    informed = list(nodes)
+    for report in by_kind.values():
+        failures = [one for one in report.answers.values() if isinstance(one, ProbeFailure)]
+        known = [merge_answer(facts, report.known_flags) for facts in informed]
+        informed = [merge_answer(facts, failures[0] if failures else None) for facts in known]
+    return informed, {group.group: by_kind[kinds[group.group]] for group in plan.groups}
+
+
+def check_answers(
+    loaded: LoadedRecipe,
+    nodes: Sequence[Facts],
+    plan: DeploymentPlan,
+    reports: Mapping[str, EngineReport],
+    found: Sequence[Finding] = (),
+) -> list[Finding]:
+    """Return what the dry runs of all groups found, beside what the other checks `found`."""
+    from raylaunch.checks.engine.engine_checks import check_engines
+
+    recipes = {spec.name: spec.loaded for spec in expand_groups(loaded)}
+    findings: dict[Finding, None] = {}
+    for group in plan.groups:
+        answers = reports[group.group].answers
+        own = check_engines(recipes[group.group], nodes, group, answers, found)
+        findings.update(dict.fromkeys(own))
+    return list(findings)
 
 
 def configure_engine(
     loaded: LoadedRecipe, plan: DeploymentPlan
-) -> tuple[EngineReport, list[Finding]]:
+) -> tuple[dict[str, EngineReport], list[Finding]]:
     """Return what this machine's vLLM makes of a plan, and findings (`raylaunch plan --engine`).
 
+    Returns:
+        The answers by group ("serve-0"), and findings.
+
     Raises:
-        RecipeError: the plan has several groups.
         NodeError: this machine has no vLLM, or not the model.
     """
-    from raylaunch.checks.engine.engine_checks import check_engines
     from raylaunch.node.probe.engine_dry_run import has_model
     from raylaunch.node.probe.vllm_question import find
 
-    launch_plan, *more = plan.groups
-    if more:
-        names = [group.group for group in plan.groups]
-        raise RecipeError(
-            f"the plan has {len(names)} groups, and vLLM is asked about one",
-            todo=f"give one of {', '.join(names)} to --group",
-        )
-    specs = {spec.name: spec for spec in expand_groups(loaded)}
     vllm = find(os.environ, home())
     if vllm is None:
         raise NodeError(
             "this machine has no vLLM to ask",
             todo="run it in the recipe's image, or use `raylaunch check`, which asks the nodes",
         )
-    if not has_model(launch_plan.primary):
+    if not has_model(plan.primary):
         raise NodeError(
-            f"there is no config.json at {launch_plan.model} on this machine",
+            f"there is no config.json at {plan.groups[0].model} on this machine",
             todo="give a folder that has one with --set model.path=DIR (no weights are needed)",
         )
-    ips = dict.fromkeys(server.node.ip for server in launch_plan.servers)
+    ips = dict.fromkeys(server.node.ip for server in plan.servers)
     nodes = [Facts(ip, vllm_executable=vllm.executable) for ip in ips]
-    informed, report = dry_run_here(nodes, launch_plan)
-    for answer in report.answers.values():
-        if isinstance(answer, ProbeFailure):
-            raise NodeError("vLLM did not answer", why=answer.reason)
-    return report, [
-        *check_engines(specs[launch_plan.group].loaded, informed, launch_plan, report.answers)
-    ]
+    informed, reports = dry_run_here(loaded, nodes, plan)
+    for report in reports.values():
+        for answer in report.answers.values():
+            if isinstance(answer, ProbeFailure):
+                raise NodeError("vLLM did not answer", why=answer.reason)
+    return reports, check_answers(loaded, informed, plan, reports)
 
 
 def plan(

@@ -94,14 +94,14 @@ def check_deployment(
     Raises:
         RecipeError: See `expand_groups`.
     """
-    # A node that was not probed will run the recipe's own image.
-    versions = nodes[0].versions or image_versions(loaded.recipe)
     known = common_names(nodes)
     findings: dict[Finding, None] = {}
     for spec, group in zip(expand_groups(loaded), plan.groups, strict=True):
         if only is not None and spec.name != only:
             continue
         siblings = [one for one in plan.groups if one is not group]
+        # A node that was not probed will run the recipe's own image.
+        versions = nodes[0].versions or image_versions(spec.loaded.recipe)
         findings.update(dict.fromkeys(check_recipe(spec.loaded, versions, known=known)))
         findings.update(dict.fromkeys(check_nodes(spec.loaded, nodes, group, siblings)))
         context = build_context(spec.loaded, nodes, group, siblings)

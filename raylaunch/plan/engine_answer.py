@@ -51,6 +51,9 @@ class EngineAnswer:
 EngineAnswers = Mapping[int, EngineAnswer | ProbeFailure]
 """By server. A server is missing when its vLLM was not asked."""
 
+NamedAnswers = Mapping[str, EngineAnswer | ProbeFailure]
+"""The same over several groups, by the names that people know the servers by ("serve-1/0")."""
+
 
 @dataclass(frozen=True)
 class EngineReport:

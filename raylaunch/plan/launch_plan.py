@@ -126,6 +126,10 @@ class LaunchPlan:
         """Whether it is the deployment's only group: others have a folder of logs per group."""
         return not self.primary.log.startswith(f"{self.deployment}/{self.group}/")
 
+    def name_of(self, server: int) -> str:
+        """Return the name that people know a server by: "0", or "serve-1/0" in one of groups."""
+        return str(server) if self.is_alone else f"{self.group}/{server}"
+
     @property
     def ranks(self) -> int:
         """Number of data-parallel ranks over all servers."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from raylaunch.cli.output import Style, table
-from raylaunch.plan.engine_answer import EngineAnswer, EngineAnswers
+from raylaunch.plan.engine_answer import EngineAnswer, NamedAnswers
 
 
-def engine_lines(answers: EngineAnswers, style: Style) -> Iterator[str]:
+def engine_lines(answers: NamedAnswers, style: Style) -> Iterator[str]:
     """Lay out what vLLM made of the servers. A refusal is a finding and is not repeated here."""
     became = {
-        index: answer.became
-        for index, answer in sorted(answers.items())
+        name: answer.became
+        for name, answer in answers.items()
         if isinstance(answer, EngineAnswer) and answer.became
     }
     if not became:
@@ -23,21 +23,21 @@ def engine_lines(answers: EngineAnswers, style: Style) -> Iterator[str]:
     yield from table(rows, style, indent=4, kinds=("name",))
 
 
-def engine_values(answers: EngineAnswers) -> dict[str, dict[str, object]]:
+def engine_values(answers: NamedAnswers) -> dict[str, dict[str, object]]:
     """Return the answers as values for JSON, by server."""
     values: dict[str, dict[str, object]] = {}
-    for index, answer in sorted(answers.items()):
+    for name, answer in answers.items():
         if isinstance(answer, EngineAnswer):
             refused = answer.refusal.words if answer.refusal else ""
-            values[str(index)] = {"became": dict(answer.became), "refused": refused}
+            values[name] = {"became": dict(answer.became), "refused": refused}
     return values
 
 
-def _rows(became: Mapping[int, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+def _rows(became: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
     names = dict.fromkeys(name for settings in became.values() for name in settings)
     for name in names:
-        values = {index: settings.get(name, "-") for index, settings in became.items()}
+        values = {server: settings.get(name, "-") for server, settings in became.items()}
         if len(set(values.values())) == 1:
             yield name, next(iter(values.values()))
         else:
-            yield name, ", ".join(f"server {index}: {value}" for index, value in values.items())
+            yield name, ", ".join(f"server {server}: {value}" for server, value in values.items())

@@ -40,7 +40,9 @@ class _Planned:
 def plan_lines(plan: DeploymentPlan, style: Style) -> Iterator[str]:
     """Lay out a plan. A deployment's only group is not named."""
     planned = [
-        _Planned(_name(group, one), group, one) for group in plan.groups for one in group.servers
+        _Planned(group.name_of(server.index), group, server)
+        for group in plan.groups
+        for server in group.servers
     ]
     yield from _head(plan, style)
     yield ""
@@ -69,10 +71,6 @@ def plan_lines(plan: DeploymentPlan, style: Style) -> Iterator[str]:
         )
         title = f"Only on server {one.name} ({one.server.role}, {one.server.node.ip})"
         yield from _block(title, different, style)
-
-
-def _name(group: LaunchPlan, server: ServerPlan) -> str:
-    return str(server.index) if group.is_alone else f"{group.group}/{server.index}"
 
 
 def finding_lines(findings: Iterable[Finding], style: Style) -> Iterator[str]:

@@ -22,7 +22,7 @@ from raylaunch.cli.output import Output
 
 if TYPE_CHECKING:
     from raylaunch.plan.deployment_plan import DeploymentPlan
-    from raylaunch.plan.engine_answer import EngineAnswers
+    from raylaunch.plan.engine_answer import NamedAnswers
 
 
 def add_command(app: typer.Typer) -> None:
@@ -66,17 +66,21 @@ def plan(
     from raylaunch.checks.secret_checks import mask_secrets
 
     loaded, deployment_plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
-    answers: EngineAnswers | None = None
+    answers: NamedAnswers | None = None
     if engine:
-        report, refused = api.configure_engine(loaded, deployment_plan)
-        answers = report.answers
+        reports, refused = api.configure_engine(loaded, deployment_plan)
+        answers = {
+            one.name_of(index): answer
+            for one in deployment_plan.groups
+            for index, answer in sorted(reports[one.group].answers.items())
+        }
         findings = [*findings, *refused]
     _show_plan(out, mask_secrets(deployment_plan), answers, output)
     report_findings(out, findings)
 
 
 def _show_plan(
-    out: Output, plan: DeploymentPlan, answers: EngineAnswers | None, output: PlanFormat
+    out: Output, plan: DeploymentPlan, answers: NamedAnswers | None, output: PlanFormat
 ) -> None:
     from raylaunch.cli.views.engine_view import engine_lines, engine_values
     from raylaunch.plan.plan_json import deployment_plan_to_dict
