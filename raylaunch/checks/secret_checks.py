@@ -63,11 +63,11 @@ def check_secrets(loaded: LoadedRecipe) -> Iterator[Finding]:
 
 def mask_secrets(plan: DeploymentPlan) -> DeploymentPlan:
     """Return the plan with MASK in place of each value that `check_secrets` finds."""
-    return replace(plan, groups=tuple(mask_group(group) for group in plan.groups))
+    return replace(plan, groups=tuple(mask_group_secrets(group) for group in plan.groups))
 
 
-def mask_group(plan: LaunchPlan) -> LaunchPlan:
-    """Mask the secrets of one group's plan; see `mask_secrets`."""
+def mask_group_secrets(plan: LaunchPlan) -> LaunchPlan:
+    """Return the plan of one group, masked as by `mask_secrets`."""
     servers = (
         replace(server, env=_mask_variables(server.env), flags=_mask_flags(server.flags))
         for server in plan.servers

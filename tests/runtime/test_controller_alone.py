@@ -219,7 +219,7 @@ def test_a_takeover_key_is_kept_from_begin_to_stop_and_its_loss_stops_nothing(
         await alone.begin({"VLLM_API_KEY": "k"})
         assert (await alone.status()).phase is Phase.PENDING
         kept = [path.read_text() for path in folder.iterdir()] if is_writable else []
-        assert kept == ([alone._group.takeover_key] if is_writable else [])
+        assert kept == ([alone._groups.find(None).backend.takeover_key] if is_writable else [])
         events = [event.text for event in await alone.events(0) if event.kind == "internal"]
         await alone.stop()
         await waiting

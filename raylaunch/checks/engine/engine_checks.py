@@ -18,7 +18,7 @@ from raylaunch.checks.engine.setting_search import (
 )
 from raylaunch.checks.findings import Finding, Level
 from raylaunch.checks.node_checks import shorten_node_names
-from raylaunch.checks.secret_checks import MASK, mask_group
+from raylaunch.checks.secret_checks import MASK, mask_group_secrets
 from raylaunch.plan.engine_answer import EngineAnswer, EngineAnswers, Message, Refusal
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
@@ -67,7 +67,7 @@ def check_engines(
         answers: By server.
         found: Findings of the other checks: what they report already is not repeated.
     """
-    context = build_context(loaded, nodes, mask_group(plan))
+    context = build_context(loaded, nodes, mask_group_secrets(plan))
     answers = _without_secrets(plan, answers)
     cases = [
         _Case(node, server, answer)
@@ -85,7 +85,7 @@ def _without_secrets(plan: LaunchPlan, answers: EngineAnswers) -> EngineAnswers:
     """Return the answers without the secrets of the plan, which vLLM may quote."""
     secrets = {
         setting.value
-        for server, masked in zip(plan.servers, mask_group(plan).servers, strict=True)
+        for server, masked in zip(plan.servers, mask_group_secrets(plan).servers, strict=True)
         for setting in settings_of(server)
         if len(setting.value) > 3 and setting not in settings_of(masked)
     }
