@@ -74,13 +74,13 @@ def find_blocks(log: ServerLog) -> Iterator[CannBlock]:
 def read_blocks(log: ServerLog) -> Iterator[Reading]:
     """Yield the failures that CANN's own error blocks name."""
     for block in find_blocks(log):
-        known = find_code(block.code)
+        known = find_code(block.code, log.codes)
         if block.is_inner_error:
             # The number of the call says more than "inner error".
             first = max(0, block.line - _LINES_OF_THE_CALL)
-            known = find_number(log.cleaned[first : block.line + block.lines]) or known
+            known = find_number(log, first, block.line + block.lines) or known
         elif block.code in _FALLBACK_CODES:
-            number = find_number(log.cleaned[block.line : block.line + block.lines])
+            number = find_number(log, block.line, block.line + block.lines)
             known = number if number and number.kind == "device" else known
         if known is None and not (block.text or block.reason or block.trace):
             continue

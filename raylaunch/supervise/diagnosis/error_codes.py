@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
+from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.signatures import Kind
@@ -63,16 +64,40 @@ def load_codes() -> dict[str, ErrorCode]:
     }
 
 
-def find_code(code: str) -> ErrorCode | None:
-    """Return what is known about a code."""
-    return load_codes().get(code)
+def find_code(code: str, on_node: Mapping[str, CannEntry]) -> ErrorCode | None:
+    """Return what is known about a code.
+
+    Args:
+        code: A code, or a number as text.
+        on_node: The table of the node's own CANN, which wins: it is of the release that wrote the
+            log. Whether a failure comes again is not in it.
+    """
+    known = load_codes().get(code)
+    own = on_node.get(code)
+    if own is None:
+        return known
+    if known is None:
+        return ErrorCode(code, own.cause, _of_cann(own), "transient", _TABLE, first_hand=True)
+    return replace(
+        known,
+        cause=own.cause or known.cause,
+        remedy=_of_cann(own) or known.remedy,
+        source=_TABLE,
+    )
 
 
-def find_number(lines: Sequence[str]) -> ErrorCode | None:
-    """Return what is known about the first numeric code in these lines."""
-    for line in lines:
+_TABLE = "the node's own CANN: error_code.json"
+
+
+def _of_cann(entry: CannEntry) -> str:
+    return f"CANN on this node suggests: {entry.remedy}." if entry.remedy else ""
+
+
+def find_number(log: ServerLog, first: int, end: int) -> ErrorCode | None:
+    """Return what is known about the first numeric code in lines `first` to `end` of the log."""
+    for line in log.cleaned[first:end]:
         for match in _NUMBER.finditer(line):
-            if known := find_code(match[1]):
+            if known := find_code(match[1], log.codes):
                 return known
     return None
 
@@ -88,7 +113,7 @@ def read_numbers(log: ServerLog) -> Iterator[Reading]:
     They stand beside a message that is usually more exact, so most are wrappers.
     """
     for line, match in log.errors.find(_NUMBER):
-        known = find_code(match[1])
+        known = find_code(match[1], log.codes)
         if known is None:
             continue
         call = _CALL.search(log.cleaned[line])
