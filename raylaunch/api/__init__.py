@@ -2,6 +2,7 @@
 
 from raylaunch.api.deployment_verbs import (
     attach,
+    check_signatures,
     deploy,
     deployments,
     diagnose,
@@ -32,6 +33,7 @@ __all__ = [
     "Settings",
     "attach",
     "check",
+    "check_signatures",
     "clean",
     "cluster_file",
     "deploy",

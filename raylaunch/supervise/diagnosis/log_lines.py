@@ -30,7 +30,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(
-    r"^(?:\s{0,8}(?:[\w.-]{1,60}?[-_]\d{1,4} {1,40}\| ?|\[[A-Z][A-Z ]{2,30}\] "
+    r"^(?:\s{0,8}(?:[\w.-]{1,60}?[-_]\d{1,4} {1,40}\| ?|\[(?!(?:DEBUG|INFO|EVENT|TRACE|WARN|WARNING)\])"
+    r"[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| ))"
 )

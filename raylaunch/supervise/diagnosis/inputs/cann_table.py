@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+PLACE = "runtime/conf/error_manager/error_code.json"
+"""Below the home of a toolkit."""
 MAX_BYTES = 4_000_000
 """The table of CANN 8.5 has 123 000 bytes."""
 _CODE = re.compile(r"^[EW][A-Z\d]\d{4}$")
@@ -25,6 +28,25 @@ class CannEntry:
 
     cause: str
     remedy: str
+
+
+def read_node_table(homes: Sequence[Path]) -> tuple[Mapping[str, CannEntry], str]:
+    """Return the table of the first CANN that has one, or why it could not be read.
+
+    Args:
+        homes: Folders where a toolkit may be, best first.
+    """
+    for home in homes:
+        path = home / PLACE
+        try:
+            if not path.is_file():
+                continue
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            return parse_table(path.read_text(encoding="utf-8")), ""
+        except (OSError, ValueError) as error:
+            return {}, f"CANN's own error codes are ignored: {path}: {error}"
+    return {}, ""
 
 
 def parse_table(text: str) -> Mapping[str, CannEntry]:
