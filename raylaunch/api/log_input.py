@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 WHOLE_BYTES = 2 << 20
 """A log of this size is diagnosed as it is; of a larger one the lines that matter."""
-KEPT_BYTES = 8 << 20
+KEPT_BYTES = 5 << 20
 """Error lines kept of all logs together: with everything made of them below 200 MB."""
 LEAST_KEPT_BYTES = 8 << 10
 SHOWN_NAMES = 8

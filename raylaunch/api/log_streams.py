@@ -65,15 +65,41 @@ class LogStream:
             yield from _chunks_of(rest)
             return
         size = 0
+        parts = _Parts(decompressed)
+        for chunk in parts.chunks():
+            size += len(chunk)
+            if size > MAX_DECOMPRESSED_BYTES:
+                raise _too_much(self._name)
+            yield chunk
+        if parts.damage:
+            self.note = f"{self._name} is damaged after {size} decompressed bytes ({parts.damage})"
+
+
+class _Parts:
+    """What can be read of a compressed file: of a copy that broke off all that came before."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self.damage = ""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the bytes in pieces of about CHUNK_BYTES."""
+        while not self.damage:
+            chunk = self._chunk()
+            if not chunk:
+                return
+            yield chunk
+
+    def _chunk(self) -> bytes:
+        parts = []
+        size = 0
         try:
-            for chunk in _chunks_of(decompressed):
-                size += len(chunk)
-                if size > MAX_DECOMPRESSED_BYTES:
-                    raise _too_much(self._name)
-                yield chunk
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-            # A copy that broke off: what came before is still a log.
-            self.note = f"{self._name} is damaged after {size} decompressed bytes ({error})"
+            while size < CHUNK_BYTES and (part := self._source.read(CHUNK_BYTES)):
+                parts.append(part)
+                size += len(part)
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            self.damage = str(error)
+        return b"".join(parts)
 
 
 class _Rest(io.RawIOBase):
@@ -104,14 +130,24 @@ def _open_compressed(first: bytes, rest: _Rest, name: str) -> Readable | None:
     """Return the decompressed bytes; None when they are not compressed."""
     magic = first[:_MAGIC_BYTES]
     if magic.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=io.BufferedReader(rest))
+        return _InSteps(gzip.GzipFile(fileobj=io.BufferedReader(rest)))
     if magic.startswith(b"BZh"):
-        return bz2.BZ2File(io.BufferedReader(rest))
+        return _InSteps(bz2.BZ2File(io.BufferedReader(rest)))
     if magic == b"\xfd7zXZ\0":
         return _Xz(rest)
     if magic.startswith(b"\x28\xb5\x2f\xfd"):
         return _open_zstd(rest, name)
     return None
+
+
+class _InSteps:
+    """A compressed file that gives what it has: a whole `read` loses it when the end is damaged."""
+
+    def __init__(self, file: gzip.GzipFile | bz2.BZ2File) -> None:
+        self._file = file
+
+    def read(self, size: int, /) -> bytes:
+        return self._file.read1(size)
 
 
 class _Xz:
@@ -155,8 +191,21 @@ def _open_zstd(rest: _Rest, name: str) -> Readable:
             todo=f"`zstd -dc {name} | raylaunch diagnose -`",
         ) from error
     decompressor = zstandard.ZstdDecompressor(max_window_size=LZMA_MEMORY_BYTES)
-    reader: Readable = decompressor.stream_reader(rest, read_across_frames=True)
-    return reader
+    return _Zstd(decompressor.stream_reader(rest, read_across_frames=True), zstandard.ZstdError)
+
+
+class _Zstd:
+    """Names the errors of the library as those of a file."""
+
+    def __init__(self, reader: Readable, error: type[Exception]) -> None:
+        self._reader = reader
+        self._error = error
+
+    def read(self, size: int, /) -> bytes | None:
+        try:
+            return self._reader.read(size)
+        except self._error as error:
+            raise OSError(str(error)) from error
 
 
 def _too_much(name: str) -> NodeError:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 
 from raylaunch.checks.findings import strip_control_characters
 from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
+from raylaunch.supervise.diagnosis.inputs.pattern_words import needed_words
 
 MAX_LINE_CHARS = 8192
 """Longest line that is searched: half of it from the head, half from the tail."""
@@ -30,8 +31,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(
-    r"^(?:\s{0,8}(?:[\w.-]{1,60}?[-_]\d{1,4} {1,40}\| ?|\[(?!(?:DEBUG|INFO|EVENT|TRACE|WARN|WARNING)\])"
-    r"[A-Z][A-Z ]{2,30}\] "
+    r"^(?:\s{0,8}(?:[\w.-]{1,60}?[-_]\d{1,4} {1,40}\| ?"
+    # Not a level of CANN, which is part of the line.
+    r"|\[(?!(?:DEBUG|INFO|EVENT|TRACE|WARN|WARNING)\])[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| ))"
 )
@@ -61,6 +63,11 @@ _BEGINS_A_LINE = re.compile(
     r"(?:usage|vllm|error|note): |[EWI]\d{4}|\d{4}-|"
     r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)"
 )
+_LONG_CHARS = 100_000
+"""In a longer text it pays to search words of a pattern first."""
+_MANY_LINES = 20_000
+_WINDOW_LINES = 6
+"""Lines around a word that a match may span: a block and the blank lines in it."""
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
 # EVENT and TRACE are levels of CANN: `[EVENT] HCCL(159,python3):2026-11-23-10:16:41.070.463`.
 _NOISE = "NOISE"
@@ -82,9 +89,34 @@ class LogText:
 
     def find(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
         """Yield all matches, each with the index of the line it begins on."""
-        for match in pattern.finditer(self.text):
-            position = bisect_right(self.starts, match.start()) - 1
-            yield self.lines[position], match
+        for start, end in self._windows(pattern):
+            for match in pattern.finditer(self.text, start, end):
+                position = bisect_right(self.starts, match.start()) - 1
+                yield self.lines[position], match
+
+    def _windows(self, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
+        """Return the parts of a long text, whole lines, in which the pattern can match."""
+        whole = [(0, len(self.text))]
+        words = needed_words(pattern) if len(self.text) > _LONG_CHARS else ()
+        if not words:
+            return whole
+        lines: set[int] = set()
+        for word in words:
+            at = self.text.find(word)
+            while at >= 0:
+                lines.add(bisect_right(self.starts, at) - 1)
+                if len(lines) > _MANY_LINES:
+                    return whole
+                at = self.text.find(word, at + 1)
+        windows: list[tuple[int, int]] = []
+        for line in sorted(lines):
+            start = self.starts[max(0, line - _WINDOW_LINES)]
+            behind = line + _WINDOW_LINES + 1
+            end = self.starts[behind] - 1 if behind < len(self.starts) else len(self.text)
+            if windows and start <= windows[-1][1] + 1:
+                start = windows.pop()[0]
+            windows.append((start, end))
+        return windows
 
 
 @dataclass(frozen=True)
@@ -267,6 +299,8 @@ def _level(line: str) -> str:
 
 
 def _parse_time(line: str, reference: float | None, offset_s: float) -> float | None:
+    if line.count(":", 0, _STAMP_WITHIN) < 2:
+        return None  # nearly all lines without a time, and much faster than the pattern
     found = _STAMP.search(line, 0, _STAMP_WITHIN)
     if found is None:
         return None

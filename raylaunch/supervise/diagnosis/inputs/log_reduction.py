@@ -22,7 +22,7 @@ from raylaunch.supervise.diagnosis.inputs.log_blocks import split_blocks
 from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, clean_line, has_time
 from raylaunch.supervise.diagnosis.survival import ANSWERED, PROGRESSED, SERVED, STOPPED, Sign
 
-MAX_BYTES = 8 << 20
+MAX_BYTES = 5 << 20
 """Bytes of error lines, with the lines around them, that are kept of a log."""
 WARNING_SHARE = 4
 """Warnings and other single lines get this part of that."""
@@ -32,7 +32,7 @@ LINES_AFTER = 15
 """Of an error: a block of CANN has 14 lines (`cann_blocks`)."""
 _LOOK_BACK = 500
 """Lines that are searched for the time of a line without one."""
-_FIRST_TIME_BYTES = 16 << 20
+_FIRST_TIME_BYTES = 4 << 20
 
 # The beginnings of a line that `log_lines` reads as a level, in printable ASCII. What is written
 # otherwise is kept, and `log_lines` decides. The plain form comes first: it is the usual one.
@@ -50,6 +50,8 @@ _LEVEL = (
     rb"\[\d{4}-\d\d-\d\d [\d:,.]{8,16}\] (?:%(names)s) [\w./-]{1,80}:\d{1,6}|"
     rb"\d{4}-\d\d-\d\d [\d:,.]{8,16} (?:- [\w.]{1,80} - )?(?:%(names)s) )"
 )
+# The cheapest test first: most lines without a level begin in another way.
+_MAY_HAVE_LEVEL = rb"[DIW[(\x1b\d]|[\w.-]{1,60}[-_]\d{1,4} {1,40}\|"
 
 
 class _Skip:
@@ -65,7 +67,8 @@ class _Skip:
     @staticmethod
     def _compile(line: bytes) -> re.Pattern[bytes]:
         """Return a pattern: lines of these levels, then (the group) the others."""
-        return re.compile(rb"(?:%b)*((?:(?!%b)[^\n]*\n)*)" % (line, line))
+        other = rb"(?:(?!%b)|(?!%b))[^\n]*\n" % (_MAY_HAVE_LEVEL, line)
+        return re.compile(rb"(?:%b)*((?:%b)*)" % (line, other))
 
     def other_lines(self, data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the runs of lines in `data[start:end]` that were not logged with these levels."""

@@ -116,7 +116,8 @@ def check_file(path: Path, taken: Collection[str] = ()) -> SiteCheck:
         taken: Ids that other signatures have.
     """
     try:
-        content = _SiteFile.model_validate(load_plain(_read(path)) or {})
+        value = load_plain(_read(path))
+        content = _SiteFile.model_validate({} if value is None else value)
     except (OSError, yaml.YAMLError, ValidationError, ValueError) as error:
         problems = tuple(f"{path.name}: {problem}" for problem in _describe(error))
         return SiteCheck(Site(), (), problems)
