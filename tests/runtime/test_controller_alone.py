@@ -113,7 +113,7 @@ def test_a_reservation_of_another_owner_is_not_released(monkeypatch, tmp_path):
     def refuse(*_):
         raise placement.already_reserved("test")
 
-    monkeypatch.setattr(placement, "reserve", refuse)
+    monkeypatch.setattr(placement, "request", refuse)
     monkeypatch.setattr(placement, "find_group", lambda _: "of another owner")
     monkeypatch.setattr(placement, "release", world.released.append)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -47,7 +48,8 @@ class FakeAgents:
 
 @pytest.fixture
 def group(monkeypatch):
-    monkeypatch.setattr(placement, "reserve", lambda *_: "the reservation")
+    monkeypatch.setattr(placement, "request", lambda *_: "the reservation")
+    monkeypatch.setattr(placement, "await_reserved", lambda *_: None)
     monkeypatch.setattr(placement, "release", lambda _: None)
     monkeypatch.setattr(placement, "slots", lambda _: [Slot(0, "a", "1.1.1.1")] * 2)
     monkeypatch.setattr(ray_group, "NAME_POLL_S", 0.0)
@@ -83,3 +85,30 @@ def test_a_dead_node_in_the_reservation_is_reserved_again(group, monkeypatch):
     reserve(group, gang)
     assert released == ["the old reservation"]
     assert gang.group == "the reservation"
+
+
+@pytest.mark.parametrize("stage", ["request", "await_reserved"])
+def test_a_reservation_that_comes_after_the_stop_is_released(group, monkeypatch, stage):
+    """`stop` kills the controller when it is done: what comes later would stay for ever."""
+    begun, go = threading.Event(), threading.Event()
+    released = []
+
+    def be_slow(*_):
+        begun.set()
+        go.wait(60)
+        return "late"
+
+    monkeypatch.setattr(placement, stage, be_slow)
+    monkeypatch.setattr(placement, "release", released.append)
+
+    async def live():
+        reserving = asyncio.ensure_future(group.reserve((), None))
+        await asyncio.to_thread(begun.wait, 60)
+        reserving.cancel()
+        asyncio.get_running_loop().call_later(0.1, go.set)
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+        return list(released)
+
+    late = "late" if stage == "request" else "the reservation"
+    assert asyncio.run(asyncio.wait_for(live(), 60)) == [late]

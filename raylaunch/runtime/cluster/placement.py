@@ -46,23 +46,55 @@ def reserve(
         BusyError: there is a reservation of that name.
         PlacementError: the cluster has too few NPUs; nothing stays reserved.
     """
-    from ray.util.placement_group import placement_group, remove_placement_group
+    group = request(name, recipe, excluded, timeout_s, detached=detached)
+    await_reserved(group, recipe, excluded, timeout_s)
+    return group
+
+
+def request(
+    name: str,
+    recipe: Recipe,
+    excluded: tuple[str, ...] = (),
+    timeout_s: float | None = None,
+    *,
+    detached: bool = True,
+) -> Any:  # noqa: ANN401 - Ray's PlacementGroup
+    """Create the placement group of `reserve` without waiting for the NPUs.
+
+    Raises:
+        BusyError: there is a reservation of that name.
+        PlacementError: waiting could not help.
+    """
+    from ray.util.placement_group import placement_group
 
     if find_group(name) is not None:
         raise already_reserved(name)
     servers = recipe.parallel.servers
     if timeout_s is None:
         _refuse_impossible(recipe, excluded)
-    group = placement_group(
+    return placement_group(
         [{"NPU": float(recipe.npus_per_server)}] * servers,
         strategy="STRICT_SPREAD" if recipe.hardware.spread else "PACK",
         name=PREFIX + name,
         lifetime="detached" if detached else None,
         bundle_label_selector=_avoid(excluded, servers),
     )
+
+
+def await_reserved(
+    group: Any,  # noqa: ANN401 - Ray's PlacementGroup
+    recipe: Recipe,
+    excluded: tuple[str, ...] = (),
+    timeout_s: float | None = None,
+) -> None:
+    """Wait until the group holds its NPUs; the arguments are those of `reserve`.
+
+    Raises:
+        PlacementError: they did not become free in time; the group is removed.
+    """
     if group.wait(timeout_s or recipe.timeouts.reserve):
-        return group
-    remove_placement_group(group)
+        return
+    release(group)
     raise _shortage(recipe, excluded, "they did not become free in time")
 
 

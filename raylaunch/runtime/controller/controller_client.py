@@ -6,13 +6,15 @@ handled by `remote_call`; nothing else names a method of the controller or calls
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from raylaunch.errors import BusyError, UnknownDeploymentError
+from raylaunch.errors import BusyError, RaylaunchError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.remote_call import (
+    ActorError,
     ActorLostError,
     ActorTimeoutError,
     ActorUnavailableError,
@@ -33,6 +35,8 @@ else:
 
     # Importing the actor's code takes 0.25 s, and a client needs only the names of its methods.
     Controller = MethodNames()
+
+log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 90.0
 """For a question: longer than Ray needs to restart a controller, and it to adopt its agents."""
@@ -205,9 +209,8 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
         ) from error
     try:
         client.begin(secrets)
-    except BaseException:
-        client.kill()
-        _remove_what_it_made(request.deployment)
+    except BaseException as error:
+        _take_back(client, answers=not isinstance(error, ActorError))
         raise
 
 
@@ -229,11 +232,22 @@ def _refuse_orphaned_reservation(deployment: str) -> None:
     raise placement.already_reserved(deployment)
 
 
-def _remove_what_it_made(deployment: str) -> None:
-    """Kill the agents of a controller that was killed before it took over, and release its NPUs."""
+def _take_back(client: ControllerClient, *, answers: bool) -> None:
+    """Remove a controller that was not handed over to, with everything that it made.
+
+    It may be reserving NPUs at this moment. One that answers is stopped, which waits for that; a
+    kill alone could leave a reservation that nothing owns.
+    """
     from raylaunch.runtime.controller.orphan_search import kill_agents
 
-    kill_agents(deployment)
+    try:
+        if answers:
+            client.stop()
+    except RaylaunchError as error:
+        log.warning("%s could not be stopped: %s", client.deployment, error)
+    finally:
+        client.kill()
+        kill_agents(client.deployment)
 
 
 def find_controller(deployment: str) -> ControllerClient | None:

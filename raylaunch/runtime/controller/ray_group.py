@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from raylaunch.checks.findings import Finding
 from raylaunch.errors import BusyError, LaunchError, RaylaunchError
@@ -95,18 +94,31 @@ class RayGroup:
         await self._create_agents(planning.put_primary_first(slots, self._request.primary))
 
     async def _reserve_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
-        name = self._request.deployment
-        work = asyncio.to_thread(placement.reserve, name, self._recipe, excluded, timeout_s)
-        reserving = asyncio.ensure_future(work)
+        group = await self._request_npus(excluded, timeout_s)
         try:
-            return await asyncio.shield(reserving)
+            await asyncio.to_thread(
+                placement.await_reserved, group, self._recipe, excluded, timeout_s
+            )
+        except asyncio.CancelledError:
+            placement.release(group)
+            raise
+        return group
+
+    async def _request_npus(self, excluded: tuple[str, ...], timeout_s: float | None) -> object:
+        name = self._request.deployment
+        work = asyncio.to_thread(placement.request, name, self._recipe, excluded, timeout_s)
+        requesting = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(requesting)
         except BusyError:
             self._belongs_to_others = True
             raise
         except asyncio.CancelledError:
-            # The thread cannot be cancelled. `release` removes a group that it waits for, by name;
-            # one that it has not created yet is removed when it comes.
-            reserving.add_done_callback(_release_late)
+            # The thread cannot be cancelled, and `stop` kills this process when it has released
+            # everything: a group created after that would hold its NPUs for ever.
+            await asyncio.wait({requesting})
+            if requesting.exception() is None:
+                placement.release(requesting.result())
             raise
 
     async def _create_agents(self, slots: Sequence[Slot]) -> None:
@@ -275,8 +287,3 @@ class RayGroup:
         done = await self.gang.alive[server].inject(fault=fault, port=port)
         offset_s = self._watches[server].clock_offset_s or 0.0
         return Injected(done.at - offset_s, done.what)
-
-
-def _release_late(reserving: asyncio.Future[Any]) -> None:
-    if not reserving.cancelled() and reserving.exception() is None:
-        placement.release(reserving.result())
