@@ -215,8 +215,9 @@ def _why_not_restart(
     certain: bool,
 ) -> str:
     """Return why there is no restart; "" when there is one."""
-    # A launch that became ready once is not wrong as such, whatever the signature claims.
-    if failure.kind == "deterministic" and not failure.was_ready:
+    # A launch that became ready once is not wrong as such, whatever the signature claims. An
+    # uncertain cause is tried again like an unknown one.
+    if failure.kind == "deterministic" and certain and not failure.was_ready:
         return f"{failure.cause} would fail the same way again"
     if failure.kind == "device" and not gang.spare:
         return (

@@ -260,9 +260,8 @@ def _verdict(clue: Clue, cases: Sequence[_Case]) -> Diagnosis:
 
 
 def _kind(clue: Clue, rivals: Sequence[Clue]) -> Kind:
-    """Return the class of the failure; that of an unknown one if the possible causes disagree."""
-    kinds = {each.reason.kind for each in (clue, *rivals)}
-    return clue.reason.kind if len(kinds) == 1 else "transient"
+    """Return the class of the failure; that of an unknown one if two causes are possible."""
+    return "transient" if rivals else clue.reason.kind
 
 
 def _collateral(root: int, cases: Sequence[_Case]) -> tuple[int, ...]:
