@@ -15,9 +15,12 @@ LOCK := requirements/locked.txt
 BIN := $(VENV)/bin
 # Named after what was installed: as long as neither file changes, `make` has nothing to install.
 STAMP := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
+# The real vLLM and vllm-ascend on a CPU: an environment of its own, since vLLM is another one there.
+SIM := .ascend-sim
+SIM_STAMP := $(SIM)/.built-$(shell cat requirements/ascend-sim.txt tools/ascend_sim.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-stop test test-all fuzz lint format lock docs bench bench-all clean
+.PHONY: help install demo demo-stop test test-all test-ascend ascend-sim fuzz lint format lock docs bench bench-all clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +39,11 @@ test: $(STAMP) ## the test suite, with real Ray and real vLLM on CPU
 
 test-all: $(STAMP) ## the test suite and the tests that take minutes (the whole fault drill, two hosts)
 	@$(BIN)/pytest $(ARGS)
+
+ascend-sim: $(SIM_STAMP) ## build .ascend-sim: the real vllm-ascend on simulated NPUs (2.6 GB)
+
+test-ascend: $(SIM_STAMP) ## the tests on the real vllm-ascend with simulated NPUs
+	@$(SIM)/bin/python -m pytest tests/ascend_sim $(ARGS)
 
 fuzz: $(STAMP) ## a long run of tests/fuzz with new inputs each time (EXAMPLES per test; some hours)
 	@RAYLAUNCH_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/fuzz -o timeout=7200 $(ARGS)
@@ -63,8 +71,12 @@ bench-all: $(STAMP) ## all of benchmarks/, into docs/benchmarks.md (needs root; 
 	@$(BIN)/python benchmarks/run.py
 
 clean: ## remove .venv, caches and everything that was built; stop the demo first
-	rm -rf $(VENV) build dist site test-logs rendered .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SIM) build dist site test-logs rendered .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find raylaunch tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(SIM_STAMP):
+	@$(PYTHON) tools/ascend_sim.py $(SIM) $(PIP_ARGS)
+	@touch $@
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \

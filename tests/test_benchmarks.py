@@ -274,8 +274,8 @@ def test_a_result_loses_the_folders_of_the_machine_when_it_is_written(program, p
 
 
 def test_a_seed_repeats_its_rounds_and_every_kind_comes_up_before_one_is_repeated(program):
-    chaos = program("chaos")
-    kinds, _ = chaos.possible_kinds(can_mount=True)
+    chaos = program("chaos_draw")
+    kinds, _ = chaos.possible_kinds(can_mount=True, can_preload=True)
     drawn = chaos.draw(7, 3 * len(kinds) + 2, kinds)
     assert drawn == chaos.draw(7, 3 * len(kinds) + 2, kinds)
     assert drawn != chaos.draw(8, 3 * len(kinds) + 2, kinds)
@@ -284,12 +284,16 @@ def test_a_seed_repeats_its_rounds_and_every_kind_comes_up_before_one_is_repeate
         assert sorted(one.kind for one in drawn[first : first + len(kinds)]) == sorted(kinds)
 
 
-def test_faults_that_need_a_mount_are_left_out_with_the_reason(program):
-    chaos = program("chaos")
-    kinds, left_out = chaos.possible_kinds(can_mount=False)
-    assert not set(kinds) & set(chaos.MOUNTING_KINDS)
-    assert left_out.keys() == {"clock-step", *chaos.MOUNTING_KINDS}
+@pytest.mark.parametrize("lacks", ["can_mount", "can_preload"])
+def test_faults_that_a_machine_cannot_inject_are_left_out_with_the_reason(program, lacks):
+    chaos = program("chaos_draw")
+    impossible = {"can_mount": chaos.MOUNTING_KINDS, "can_preload": chaos.PRELOADING_KINDS}[lacks]
+    able = {"can_mount": True, "can_preload": True, lacks: False}
+    kinds, left_out = chaos.possible_kinds(**able)
+    assert not set(kinds) & set(impossible)
+    assert left_out.keys() == set(impossible)
     assert all(left_out.values())
+    assert set(kinds) | set(impossible) == {*chaos.RUNNING_KINDS, *chaos.START_KINDS}
 
 
 def test_a_round_that_went_wrong_is_in_the_table_and_among_the_missed_goals(program):
@@ -320,5 +324,5 @@ def test_a_round_that_went_wrong_is_in_the_table_and_among_the_missed_goals(prog
     ],
 )
 def test_which_exit_status_of_a_start_is_documented(program, kind, code, number, is_documented):
-    problem = program("chaos").start_exit_problem(kind, code, number)
+    problem = program("chaos_draw").start_exit_problem(kind, code, number)
     assert (problem == "") is is_documented

@@ -115,6 +115,20 @@ def locked() -> list[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
+def test_raylaunch_can_be_installed_beside_vllm_ascend_without_changing_a_package():
+    """The pins are what vLLM 0.23.0 and vllm-ascend ask for; raylaunch must be content with them."""
+    lines = (ROOT / "requirements" / "ascend-sim.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wrong = [
+        f"{one}, and the pin is {pins.get(canonicalize_name(one.name))}"
+        for one in map(Requirement, project["dependencies"])
+        if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"))
+    ]
+    assert not wrong
+    assert not LEFT_OUT & set(pins)
+
+
 def test_the_direct_dependencies_are_bounded_on_both_sides():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from raylaunch.supervise.diagnosis.error_codes import load_codes
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, diagnose_text
+from raylaunch.supervise.diagnosis.rules.error_codes import load_codes
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 
 ROOT = Path(__file__).resolve().parent.parent

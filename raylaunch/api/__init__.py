@@ -18,6 +18,7 @@ from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
 from raylaunch.api.recipe_verbs import (
     EXAMPLE_NIC,
     check,
+    configure_engine,
     import_scripts,
     make_plan,
     plan,
@@ -36,6 +37,7 @@ __all__ = [
     "check_signatures",
     "clean",
     "cluster_file",
+    "configure_engine",
     "deploy",
     "deployments",
     "diagnose",

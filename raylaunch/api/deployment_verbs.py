@@ -28,7 +28,6 @@ from raylaunch.deployment import (
     choose_address,
     connect_to,
     embedded_names,
-    home,
     start_embedded,
     stop_deployment,
     stop_embedded,
@@ -49,6 +48,8 @@ from raylaunch.errors import (
     RecipeError,
     UnknownDeploymentError,
 )
+from raylaunch.home import home
+from raylaunch.interrupts import StartUndone, signals_as_interrupt
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.deployment_status import Status, StopReport
@@ -74,6 +75,7 @@ def deploy(
     on_update: OnUpdate | None = None,
     primary: str | None = None,
     skip_checks: Mapping[str, str] | None = None,
+    dry_run_engine: bool = True,
 ) -> Deployment:
     """Start a recipe on a Ray cluster and, with `wait`, return when it is ready.
 
@@ -92,9 +94,12 @@ def deploy(
         on_update: Called with every new status while waiting.
         primary: Address of the node that becomes the primary.
         skip_checks: Ids of checks whose errors count as warnings, with the reason.
+        dry_run_engine: Have the nodes' vLLM build the engine configuration beside the start, which
+            does not wait for it.
 
     Raises:
         RaylaunchError: see `raylaunch.errors`; when waiting, a failed start leaves nothing running.
+        StartUndone: Ctrl-C before a controller took over, on an embedded cluster.
     """
     check_primary(primary)
     loaded = load(name, set=merge_settings(set, sets))
@@ -104,21 +109,21 @@ def deploy(
     cluster = choose_address(address)
     is_embedded = starts_embedded(loaded.recipe, address)
     if is_embedded:
-        from raylaunch.runtime.cluster.local_cluster import signals_as_interrupt
-
         with signals_as_interrupt():
             start_embedded(title, loaded.recipe)
             try:
-                _create_controller(title, loaded, primary, skip_checks, secrets)
+                _create_controller(title, loaded, primary, skip_checks, secrets, dry_run_engine)
+            except KeyboardInterrupt as interrupt:
+                raise StartUndone(stop_embedded(title)) from interrupt
             except BaseException:
-                # Ctrl-C too: a cluster without a controller would be an orphan.
+                # A cluster without a controller would be an orphan.
                 stop_embedded(title)
                 raise
     else:
         from raylaunch.runtime.cluster.connection import connect
 
         connect(address)
-        _create_controller(title, loaded, primary, skip_checks, secrets)
+        _create_controller(title, loaded, primary, skip_checks, secrets, dry_run_engine)
     handle = Deployment(title)
     log.info("%s: the controller has taken over", title)
     if not is_embedded:
@@ -353,6 +358,7 @@ def _create_controller(
     primary: str | None,
     skipped: Mapping[str, str] | None,
     secrets: Mapping[str, str],
+    dry_run: bool,
 ) -> None:
     from raylaunch.runtime.controller.controller_client import create_controller, find_controller
     from raylaunch.runtime.controller.launch_request import Request
@@ -363,4 +369,5 @@ def _create_controller(
             todo=f"`raylaunch status {deployment}` shows it, "
             f"`raylaunch stop {deployment}` stops it; or use --name",
         )
-    create_controller(Request(deployment, loaded, primary, dict(skipped or {})), secrets)
+    request = Request(deployment, loaded, primary, dict(skipped or {}), dry_run)
+    create_controller(request, secrets)

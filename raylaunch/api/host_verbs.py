@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from raylaunch.api.recipe_arguments import (
     RecipeLike,
@@ -14,21 +15,17 @@ from raylaunch.api.recipe_arguments import (
     merge_settings,
     starts_embedded,
 )
-from raylaunch.api.recipe_verbs import default_nodes, plan_on
+from raylaunch.api.recipe_verbs import check_plan, default_nodes, dry_run_here
 from raylaunch.checks.check_all import check_recipe
+from raylaunch.checks.engine.engine_checks import check_engines
 from raylaunch.checks.findings import Finding, refuse_unknown_ids, waive
-from raylaunch.deployment import (
-    Deployment,
-    checked_name,
-    choose_address,
-    connect_to,
-    find_embedded,
-    home,
-)
+from raylaunch.deployment import Deployment, checked_name, choose_address, connect_to, find_embedded
 from raylaunch.deployment.deployment_records import remove_record
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError
+from raylaunch.home import home
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -79,14 +76,26 @@ def preflight(
 
 
 def _check_here(loaded: LoadedRecipe, title: str) -> tuple[LaunchPlan, list[Finding]]:
-    nodes = default_nodes(loaded.recipe, ask_vllm=True)
+    nodes = default_nodes(loaded.recipe, ask_vllm=False)
     running = _find_running_embedded(title)
     if running is not None:
         nodes = [_without_own(node, title) for node in nodes]
-    _, launch_plan, findings = plan_on(loaded, nodes, title, None)
+    launch_plan = build_plan(loaded, nodes, deployment=title)
+    _create_tiny_model(loaded.recipe.model.tiny, launch_plan.model)
+    nodes, report = dry_run_here(nodes, launch_plan)
+    findings = [*check_plan(loaded, nodes, launch_plan)]
+    findings += check_engines(loaded, nodes, launch_plan, report.answers, findings)
     if running is not None:
         findings.insert(0, running)
     return launch_plan, findings
+
+
+def _create_tiny_model(kind: Literal["qwen3", "minimax_m2"] | None, path: str) -> None:
+    """Create the model that `start` would: the dry run reads its configuration."""
+    if kind is not None:
+        from raylaunch.node.model.tiny_model import ensure_tiny_model
+
+        ensure_tiny_model(kind, Path(path))
 
 
 def _find_running_embedded(title: str) -> Finding | None:

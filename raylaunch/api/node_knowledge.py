@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raylaunch.deployment import home
 from raylaunch.errors import NodeError
+from raylaunch.home import home
 
 if TYPE_CHECKING:
     from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry

@@ -8,17 +8,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, merge_settings
-from raylaunch.checks.check_all import check_nodes, check_recipe
+from raylaunch.checks.check_all import check_nodes, check_recipe, common_names
 from raylaunch.checks.findings import Finding
-from raylaunch.deployment import checked_name, home
+from raylaunch.deployment import checked_name
 from raylaunch.deployment.names import check_primary
-from raylaunch.plan.facts import Facts
+from raylaunch.errors import NodeError
+from raylaunch.home import home
+from raylaunch.plan.engine_answer import EngineReport
+from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.host_spec import example_hosts, parse_hosts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import recipe_names
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
+from raylaunch.recipe.recipe_settings import image_versions
 
 if TYPE_CHECKING:
     from raylaunch.importer.import_scripts import Imported
@@ -75,12 +79,72 @@ def plan_on(
 ) -> tuple[LoadedRecipe, LaunchPlan, list[Finding]]:
     """Plan a loaded recipe on nodes with these facts, and check it."""
     launch_plan = build_plan(loaded, nodes, deployment=deployment, primary=primary)
-    flags_asked = all(node.known_flags for node in nodes)
-    findings = [
-        *check_recipe(loaded, nodes[0].versions, flags_asked=flags_asked),
+    return loaded, launch_plan, check_plan(loaded, nodes, launch_plan)
+
+
+def check_plan(
+    loaded: LoadedRecipe, nodes: Sequence[Facts], launch_plan: LaunchPlan
+) -> list[Finding]:
+    """Check a recipe and the plan of it on nodes with these facts."""
+    # A node that was not probed will run the recipe's own image.
+    versions = nodes[0].versions or image_versions(loaded.recipe)
+    return [
+        *check_recipe(loaded, versions, known=common_names(nodes)),
         *check_nodes(loaded, nodes, launch_plan),
     ]
-    return loaded, launch_plan, findings
+
+
+def dry_run_here(
+    nodes: Sequence[Facts], launch_plan: LaunchPlan
+) -> tuple[list[Facts], EngineReport]:
+    """Have this machine's vLLM build the engine configuration of all servers of a plan.
+
+    Returns:
+        The facts with what that vLLM knows, and its answers.
+    """
+    from raylaunch.node.probe import engine_dry_run
+    from raylaunch.node.probe.vllm_flags import merge_answer
+
+    indices = range(len(launch_plan.servers))
+    report = engine_dry_run.dry_run(launch_plan, indices, os.environ, home())
+    failures = [one for one in report.answers.values() if isinstance(one, ProbeFailure)]
+    informed = []
+    for facts in nodes:
+        known = merge_answer(facts, report.known_flags)
+        informed.append(merge_answer(known, failures[0] if failures else None))
+    return informed, report
+
+
+def configure_engine(
+    loaded: LoadedRecipe, launch_plan: LaunchPlan
+) -> tuple[EngineReport, list[Finding]]:
+    """Return what this machine's vLLM makes of a plan, and findings (`raylaunch plan --engine`).
+
+    Raises:
+        NodeError: this machine has no vLLM, or not the model.
+    """
+    from raylaunch.checks.engine.engine_checks import check_engines
+    from raylaunch.node.probe.engine_dry_run import has_model
+    from raylaunch.node.probe.vllm_question import find
+
+    vllm = find(os.environ, home())
+    if vllm is None:
+        raise NodeError(
+            "this machine has no vLLM to ask",
+            todo="run it in the recipe's image, or use `raylaunch check`, which asks the nodes",
+        )
+    if not has_model(launch_plan.primary):
+        raise NodeError(
+            f"there is no config.json at {launch_plan.model} on this machine",
+            todo="give a folder that has one with --set model.path=DIR (no weights are needed)",
+        )
+    ips = dict.fromkeys(server.node.ip for server in launch_plan.servers)
+    nodes = [Facts(ip, vllm_executable=vllm.executable) for ip in ips]
+    informed, report = dry_run_here(nodes, launch_plan)
+    for answer in report.answers.values():
+        if isinstance(answer, ProbeFailure):
+            raise NodeError("vLLM did not answer", why=answer.reason)
+    return report, [*check_engines(loaded, informed, launch_plan, report.answers)]
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""Checks of the board type: the recipe's, the installed one, and the one vllm-ascend is built for.
+"""Checks of what vllm-ascend is built for: the board of the node, and the vLLM beside it.
 
 Images of vllm-ascend for A3 have `-a3` in their tag. Inside a container only the build itself
 identifies the board.
@@ -7,7 +7,7 @@ identifies the board.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from raylaunch.checks.check_context import CheckContext, Node
 from raylaunch.checks.findings import Finding
@@ -21,6 +21,9 @@ _TAGS = {"a3": "A3", "310p": "310P", "950dt": "A5"}
 
 _NAMES = ((r"910B\d", "A2"), (r"Ascend910(_93\d\d)?$", "A3"), (r"950", "A5"), (r"310P", "310P"))
 """Names that npu-smi gives to the NPUs (recorded with 25.5 to 26.0)."""
+
+EXCEPTIONS = {"0.14.0rc1": "0.14.1"}
+"""Releases of vllm-ascend whose vLLM has another number (the same page)."""
 
 
 def check_image(loaded: LoadedRecipe) -> Iterator[Finding]:
@@ -81,6 +84,56 @@ def check_boards(context: CheckContext) -> Iterator[Finding]:
                 where=node.facts.ip,
                 seen=f"vllm-ascend {version} for {built_for}",
             )
+
+
+def check_pairs(context: CheckContext) -> Iterator[Finding]:
+    """Find a vLLM that does not belong to the vllm-ascend beside it.
+
+    Each release of vllm-ascend is made for one release of vLLM, of the same number
+    (docs/source/community/versioning_policy.md of vllm-ascend).
+    """
+    for node in context.nodes:
+        vllm = node.facts.versions.get("vllm", "")
+        ascend = node.facts.versions.get("vllm-ascend", "")
+        known = node.facts.known_flags
+        tested = known.vllm_versions if known is not None else ()
+        if not vllm or not ascend or belong_together(vllm, ascend, tested):
+            continue
+        wanted = EXCEPTIONS.get(ascend, release(ascend))
+        yield Finding(
+            id="vllm-ascend-pair",
+            level="error",
+            what=(
+                f"vLLM {vllm} on node {node.name} does not belong to vllm-ascend {ascend}, "
+                f"which is made for vLLM {wanted}"
+            ),
+            todo=f"use the image of vllm-ascend {ascend}, or install vLLM {wanted}",
+            where=node.facts.ip,
+            seen=f"vLLM {vllm}, vllm-ascend {ascend}"
+            + (f", which tests for vLLM {', '.join(tested)}" if tested else ""),
+        )
+
+
+def belong_together(vllm: str, ascend: str, tested: Sequence[str] = ()) -> bool:
+    """Return whether a vLLM is the one that a vllm-ascend is made for.
+
+    Builds from a branch have no partner by number, and pass.
+
+    Args:
+        vllm: Version of vLLM.
+        ascend: Version of vllm-ascend.
+        tested: Versions of vLLM that the installed vllm-ascend names in its own sources.
+    """
+    if ".dev" in vllm or ".dev" in ascend or not release(ascend) or not release(vllm):
+        return True
+    partner = EXCEPTIONS.get(ascend, release(ascend))
+    return release(vllm) == release(partner) or release(vllm) in map(release, tested)
+
+
+def release(version: str) -> str:
+    """Return the numbers of a version: "0.23.0.post1" and "0.23.0+cpu" -> "0.23.0"."""
+    numbers = re.match(r"\d+\.\d+(\.\d+)?", version.removeprefix("v"))
+    return numbers[0] if numbers else ""
 
 
 def _board(node: Node) -> str | None:

@@ -3,14 +3,16 @@
 Each check is a small generator. Checks of the recipe alone are in `recipe_checks`,
 `variable_checks` and `secret_checks`; checks of one probed machine in `node_checks`, of the
 machines together in `group_checks`, of the NPUs' own network in `link_checks`. The results of
-connections and pings between machines are judged by `reach_checks` and `ping_checks`.
+connections and pings between machines are judged by `reach_checks` and `ping_checks`, what the
+nodes' own vLLM makes of the servers by `engine.engine_checks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from raylaunch.checks.board_checks import check_boards, check_image
+from raylaunch.checks.board_checks import check_boards, check_image, check_pairs
 from raylaunch.checks.check_context import build_context
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.flag_checks import FLAG_CHECKS
@@ -19,11 +21,17 @@ from raylaunch.checks.link_checks import LINK_CHECKS
 from raylaunch.checks.network_checks import NETWORK_CHECKS
 from raylaunch.checks.node_checks import NODE_CHECKS
 from raylaunch.checks.port_checks import PORT_CHECKS
-from raylaunch.checks.recipe_checks import RECIPE_CHECKS, check_flags, check_flashcomm1
+from raylaunch.checks.recipe_checks import (
+    RECIPE_CHECKS,
+    check_additional_config,
+    check_flags,
+    check_flashcomm1,
+)
 from raylaunch.checks.secret_checks import check_open_api, check_secrets
-from raylaunch.checks.variable_checks import VARIABLE_CHECKS, check_dead_env
+from raylaunch.checks.variable_checks import VARIABLE_CHECKS, check_variable_names
 from raylaunch.checks.weight_checks import WEIGHT_CHECKS
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.recipe_settings import Versions
@@ -37,12 +45,13 @@ _CONTEXT_CHECKS = (
     *LINK_CHECKS,
     *FLAG_CHECKS,
     check_boards,
+    check_pairs,
     check_open_api,
 )
 
 
 def check_recipe(
-    loaded: LoadedRecipe, versions: Versions, *, flags_asked: bool = False
+    loaded: LoadedRecipe, versions: Versions, *, known: KnownFlags | None = None
 ) -> Iterator[Finding]:
     """Yield what is wrong with the recipe itself.
 
@@ -50,15 +59,29 @@ def check_recipe(
         loaded: The recipe with the origin of each value.
         versions: Versions of the nodes (`Facts.versions`), empty while they are unknown: a check
             that depends on a version then assumes the one it matters for.
-        flags_asked: Every node's own vLLM has listed its flags (`Facts.known_flags`). Then
-            `check_nodes` judges by those, and raylaunch's list does not count.
+        known: The names that the vLLM of the nodes knows (`common_names`). Then `check_nodes`
+            judges flags by those, variables and keys are judged by them here, and raylaunch's lists
+            do not count.
     """
     for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS, check_secrets, check_image):
         yield from check(loaded)
-    for versioned_check in (check_flashcomm1, check_dead_env):
-        yield from versioned_check(loaded, versions)
-    if not flags_asked:
+    yield from check_flashcomm1(loaded, versions)
+    yield from check_variable_names(loaded, versions, known)
+    yield from check_additional_config(loaded, known)
+    if known is None:
         yield from check_flags(loaded, versions)
+
+
+def common_names(nodes: Sequence[Facts]) -> KnownFlags | None:
+    """Return the names that every node's vLLM knows; None while one of them was not asked."""
+    reports = [node.known_flags for node in nodes]
+    first = reports[0] if reports else None
+    if first is None or None in reports:
+        return None
+    others = [report for report in reports[1:] if report is not None and report != first]
+    variables = set(first.variables).intersection(*(one.variables for one in others))
+    keys = set(first.config_keys).intersection(*(one.config_keys for one in others))
+    return replace(first, variables=tuple(sorted(variables)), config_keys=tuple(sorted(keys)))
 
 
 def check_nodes(

@@ -38,6 +38,7 @@ BY_HAND = {
     "npu-smi info -t board": "`npu-smi info -t board -i 0`",
     "hccn_tool": "`/usr/local/Ascend/driver/tools/hccn_tool -i 0 -link -g` as root",
     "vLLM's flags": "`vllm serve --help`",
+    "vLLM's engine configuration": "`vllm serve` with the words of `raylaunch plan`",
 }
 """Probe -> the command by hand instead. Those of the weights need the path and are not here."""
 
@@ -131,7 +132,7 @@ def check_vllm(context: CheckContext) -> Iterator[Finding]:
                 level="error",
                 what=f"node {node.name} has no `vllm` command beside Ray's Python or on its PATH",
                 todo=(
-                    "install raylaunch[ascend] (or [cpu]) into the environment that Ray runs in, "
+                    "run Ray in the image of vllm-ascend (for CPU: install raylaunch[cpu]), "
                     "or start Ray inside the vllm-ascend container"
                 ),
                 where=node.facts.ip,

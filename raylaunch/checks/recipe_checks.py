@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from raylaunch.checks.findings import Finding, Level
-from raylaunch.plan.known_flags import RAYLAUNCH_KNOWS, nearest, read_flags
+from raylaunch.plan.known_flags import RAYLAUNCH_KNOWS, KnownFlags, nearest, read_flags
 from raylaunch.plan.ports import HCCL_PORTS
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
@@ -45,6 +45,7 @@ ADDITIONAL_CONFIG = frozenset(
     scheduler_config
     """.split()  # noqa: SIM905 - shorter to read
 )
+ADDITIONAL_CONFIG_LIST = "raylaunch's list, made from vllm-ascend 0.23.0.post1 and main"
 
 
 def check_cross_node_tp(loaded: LoadedRecipe) -> Iterator[Finding]:
@@ -266,20 +267,28 @@ def check_fault_tolerance(loaded: LoadedRecipe) -> Iterator[Finding]:
         )
 
 
-def check_additional_config(loaded: LoadedRecipe) -> Iterator[Finding]:
-    """Find unknown keys of additional-config: vllm-ascend ignores them without a warning."""
+def check_additional_config(
+    loaded: LoadedRecipe, known: KnownFlags | None = None
+) -> Iterator[Finding]:
+    """Find unknown keys of additional-config: vllm-ascend ignores them without a warning.
+
+    The keys come from the sources of the nodes' own vllm-ascend, else from raylaunch's list.
+    """
     if not on_ascend(loaded.recipe):
         return
+    asked = known.config_keys if known is not None else ()
+    keys = asked or ADDITIONAL_CONFIG
     for key in read_config(loaded.recipe, "additional-config"):
-        if key not in ADDITIONAL_CONFIG:
+        if key not in keys:
             yield Finding(
                 id="unknown-additional-config",
                 level="warning",
                 what=(
                     f"vllm-ascend does not know the key {key!r} of additional-config and ignores it"
                 ),
-                todo=nearest(key, ADDITIONAL_CONFIG),
+                todo=nearest(key, keys),
                 where=loaded.origin("args.additional-config"),
+                seen="the nodes' own vllm-ascend" if asked else ADDITIONAL_CONFIG_LIST,
             )
 
 
@@ -307,10 +316,18 @@ def check_flags(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
                 seen=installed,
             )
             continue
-        removed_in = known[flag]
-        if not removed_in:
-            continue
-        if not version or version_number(version) >= version_number(removed_in):
+        lifetime = known[flag]
+        removed_in, absent_in = lifetime.removed_in, lifetime.absent_in
+        if absent_in and version and version_number(version) <= version_number(absent_in):
+            yield Finding(
+                id="unknown-flag",
+                level="error",
+                what=f"`vllm serve` {version} has no flag --{flag}: it came after {absent_in}",
+                todo=f"remove args.{name}, or use an image with a later vLLM",
+                where=where,
+                seen=installed,
+            )
+        if removed_in and (not version or version_number(version) >= version_number(removed_in)):
             yield Finding(
                 id="dead-flag",
                 level="error" if version else "warning",
@@ -356,7 +373,6 @@ RECIPE_CHECKS: tuple[Callable[[LoadedRecipe], Iterator[Finding]], ...] = (
     check_launch_blocking,
     check_balance_scheduling,
     check_fault_tolerance,
-    check_additional_config,
     check_port_clash,
 )
 

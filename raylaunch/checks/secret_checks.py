@@ -1,22 +1,25 @@
 """Checks of secrets: none in the recipe, and a finding where the API is open to everybody.
 
-A value under `args` or `env` is printed by `plan`, is visible in the process list, and is stored
-with the plan and in support bundles. The recipe's `secrets` lists names only: the values are read
-from the environment of `raylaunch start` and are never printed, logged or stored.
+A value under `args` or `env` is visible in the process list, and is stored with the plan and in
+support bundles; `plan` shows MASK in its place. The recipe's `secrets` lists names only: the
+values are read from the environment of `raylaunch start` and are never printed, logged or stored.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from raylaunch.checks.check_context import CheckContext, is_loopback
 from raylaunch.checks.findings import Finding
+from raylaunch.plan.launch_plan import Flag, LaunchPlan, Value
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.recipe_settings import given_args
 
 API_KEY = "VLLM_API_KEY"
+MASK = "(not shown: it looks like a secret)"
 _VARIABLES = {"api-key": API_KEY, "hf-token": "HF_TOKEN"}
 """Flag of vLLM -> the variable that vLLM reads instead."""
 
@@ -45,7 +48,7 @@ _MAX_JSON_CHARS = 100_000
 
 
 def check_secrets(loaded: LoadedRecipe) -> Iterator[Finding]:
-    """Find secrets in the recipe: a value there is printed, stored and seen by other users."""
+    """Find secrets in the recipe: a value there is stored, and seen by other users."""
     for name, value in loaded.recipe.args.items():
         for path in _secret_paths(name, value):
             variable = _variable_of(path)
@@ -55,6 +58,33 @@ def check_secrets(loaded: LoadedRecipe) -> Iterator[Finding]:
             # A secret within a variable that holds JSON has no variable of its own.
             variable = name if path == name else ""
             yield _in_recipe(loaded, f"env.{name}", f"env.{path}", variable)
+
+
+def mask_secrets(plan: LaunchPlan) -> LaunchPlan:
+    """Return the plan with MASK in place of each value that `check_secrets` finds."""
+    servers = (
+        replace(server, env=_mask_variables(server.env), flags=_mask_flags(server.flags))
+        for server in plan.servers
+    )
+    return replace(plan, servers=tuple(servers))
+
+
+def _mask_variables(env: Mapping[str, Value]) -> dict[str, Value]:
+    return {
+        name: replace(value, value=MASK) if _has_secret(name, value.value) else value
+        for name, value in env.items()
+    }
+
+
+def _mask_flags(flags: Sequence[Flag]) -> tuple[Flag, ...]:
+    return tuple(
+        replace(flag, value=MASK) if _has_secret(flag.name.removeprefix("--"), flag.value) else flag
+        for flag in flags
+    )
+
+
+def _has_secret(name: str, value: str | None) -> bool:
+    return any(_secret_paths(name, value))
 
 
 def check_open_api(context: CheckContext) -> Iterator[Finding]:
@@ -99,8 +129,8 @@ def _in_recipe(loaded: LoadedRecipe, field: str, shown: str, variable: str) -> F
         id="secret-in-recipe",
         level="error",
         what=(
-            f"{shown} looks like a secret: a value in the recipe is printed, stored with the plan "
-            f"and visible in the process list"
+            f"{shown} looks like a secret: a value in the recipe is stored with the plan and "
+            f"visible in the process list"
         ),
         todo=todo,
         where=loaded.origin(field),

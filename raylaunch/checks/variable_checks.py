@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.recipe_checks import FLASHCOMM1, LAST_WITH_FLASHCOMM1
-from raylaunch.plan.known_flags import nearest
+from raylaunch.plan.known_flags import KnownFlags
+from raylaunch.plan.known_variables import LIST, probably_meant, read_variables
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.recipe_settings import Versions, is_on, on_ascend, read_config, version_number
 
 AIV_EXEC_TIMEOUT = 1091
 """Upper bound of HCCL_EXEC_TIMEOUT in AIV mode, in seconds (CANN documentation)."""
-
-# vllm-ascend 0.23 envs.py.
-ASCEND_ENV = frozenset(
-    f"VLLM_ASCEND_{name}"
-    for name in """
-    ENABLE_MATMUL_ALLREDUCE ENABLE_FLASHCOMM1 FLASHCOMM2_PARALLEL_SIZE ENABLE_MLAPO ENABLE_NZ
-    ENABLE_FUSED_MC2 BALANCE_SCHEDULING FUSION_OP_TRANSPOSE_KV_CACHE_BY_BLOCK ENABLE_BATCH_MEMCPY
-    """.split()  # noqa: SIM905 - shorter to read
-)
 
 DEAD_ENV = {
     "VLLM_RPC_TIMEOUT": "vLLM no longer reads it: remove it",
@@ -138,37 +131,67 @@ def check_cpu_affinity(loaded: LoadedRecipe) -> Iterator[Finding]:
         )
 
 
-def check_dead_env(loaded: LoadedRecipe, versions: Versions) -> Iterator[Finding]:
-    """Find variables that no program reads, or no longer."""
-    ascend = versions.get("vllm-ascend", "")
-    has_flashcomm1 = not ascend or version_number(ascend) <= LAST_WITH_FLASHCOMM1
+def check_variable_names(
+    loaded: LoadedRecipe, versions: Versions, known: KnownFlags | None = None
+) -> Iterator[Finding]:
+    """Find variables that no program reads, no longer, or under another name.
+
+    The node's own packages decide where they were asked, else raylaunch's list.
+    """
     for name in loaded.recipe.env:
-        where = loaded.origin(f"env.{name}")
-        if name in DEAD_ENV:
-            yield Finding(
-                id="dead-env",
-                level="warning",
-                what=f"{name} has no effect",
-                todo=DEAD_ENV[name],
-                where=where,
-            )
-        elif name.startswith("VLLM_ASCEND_") and name not in ASCEND_ENV:
-            yield Finding(
-                id="unknown-env",
-                level="warning",
-                what=f"vllm-ascend does not know the variable {name}",
-                todo=nearest(name, ASCEND_ENV),
-                where=where,
-            )
-        elif name == FLASHCOMM1 and not has_flashcomm1:
-            yield Finding(
-                id="dead-env",
-                level="warning",
-                what=f"{name} has no effect: vllm-ascend {ascend} has no FLASHCOMM1",
-                todo="remove it",
-                where=where,
-                seen=ascend,
-            )
+        finding = _judge_name(name, versions, known)
+        if finding is not None:
+            yield replace(finding, where=loaded.origin(f"env.{name}"))
+
+
+def _judge_name(name: str, versions: Versions, known: KnownFlags | None) -> Finding | None:
+    asked = known.variables if known is not None else ()
+    if name in asked:
+        return None
+    installed = _installed(versions)
+    if name in DEAD_ENV:
+        return _dead(name, f"{name} has no effect", DEAD_ENV[name], installed)
+    if asked and name.startswith("VLLM_") and name in read_variables():
+        what = f"{name} has no effect: {installed} on the nodes do not read it"
+        return _dead(name, what, "remove it", installed)
+    if not asked and name == FLASHCOMM1 and _lacks_flashcomm1(versions):
+        what = f"{name} has no effect: vllm-ascend {versions['vllm-ascend']} has no FLASHCOMM1"
+        return _dead(name, what, "remove it", versions["vllm-ascend"])
+    return _misspelt(name, asked, installed)
+
+
+def _misspelt(name: str, asked: tuple[str, ...], installed: str) -> Finding | None:
+    """Return a finding for a name that is close to a known one, or that vLLM would have to know."""
+    meant = probably_meant(name, asked)
+    if meant:
+        what = f"no program is known to read the variable {name}"
+    elif name.startswith("VLLM_") and asked:
+        what = f"{installed} on the nodes do not know the variable {name}"
+    elif name.startswith("VLLM_ASCEND_") and name not in read_variables():
+        what = f"vllm-ascend does not know the variable {name}"
+    else:
+        return None
+    return Finding(
+        id="unknown-env",
+        level="warning",
+        what=what,
+        todo=f"did you mean {meant}?" if meant else "check the spelling, or take it out",
+        seen=f"the nodes' own {installed}" if asked else LIST,
+    )
+
+
+def _dead(name: str, what: str, todo: str, seen: str) -> Finding:
+    return Finding(id="dead-env", level="warning", what=what, todo=todo, seen=seen or name)
+
+
+def _lacks_flashcomm1(versions: Versions) -> bool:
+    ascend = versions.get("vllm-ascend", "")
+    return bool(ascend) and version_number(ascend) > LAST_WITH_FLASHCOMM1
+
+
+def _installed(versions: Versions) -> str:
+    names = [name for name in ("vllm", "vllm-ascend") if name in versions]
+    return " and ".join(f"{name} {versions[name]}" for name in names) or "vllm"
 
 
 VARIABLE_CHECKS: tuple[Callable[[LoadedRecipe], Iterator[Finding]], ...] = (

@@ -1,6 +1,7 @@
 """The command line: `raylaunch VERB`. Wires the verbs; each imports what it needs when it runs.
 
-Exit codes are those of `raylaunch.errors`, 2 for a wrong command line, 130 for Ctrl-C, 1 for a bug.
+Exit codes are those of `raylaunch.errors`, 2 for a wrong command line, 130 for Ctrl-C, SIGTERM
+and SIGHUP, 1 for a bug.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from raylaunch.cli.commands.hosts import check, clean, cluster, tune
 from raylaunch.cli.commands.recipes import import_, list_, plan, render, show, weights
 from raylaunch.cli.options import Quiet, Verbose
 from raylaunch.cli.output import Output
+from raylaunch.interrupts import signals_as_interrupt
 
 VERBS = (
     list_,
@@ -84,7 +86,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the program `raylaunch`."""
     sys.excepthook = _report_bug
-    get_command(app)(prog_name="raylaunch")
+    with signals_as_interrupt():
+        get_command(app)(prog_name="raylaunch")
 
 
 def _print_version(asked: bool) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from raylaunch.deployment.deployment_records import read_record
 from raylaunch.deployment.names import check_address, is_name, shortened
 from raylaunch.errors import ClusterError, NodeError, UnknownDeploymentError
+from raylaunch.home import home
+from raylaunch.interrupts import StartUndone
 from raylaunch.recipe.model import Recipe
 
 if TYPE_CHECKING:
@@ -19,23 +21,6 @@ log = logging.getLogger(__name__)
 
 LOCAL = "local"
 """Address that always means an embedded cluster of our own."""
-
-
-def home() -> Path:
-    """Return the folder of this user's raylaunch: $RAYLAUNCH_HOME, or ~/.raylaunch.
-
-    Raises:
-        NodeError: the variable is not set and this user has no home folder.
-    """
-    named = os.environ.get("RAYLAUNCH_HOME")
-    if named:
-        return Path(named)
-    try:
-        return Path.home() / ".raylaunch"
-    except RuntimeError as error:
-        raise NodeError(
-            "this user has no home folder", why=str(error), todo="set RAYLAUNCH_HOME"
-        ) from error
 
 
 def writable_home() -> Path:
@@ -168,6 +153,7 @@ def start_embedded(deployment: str, recipe: Recipe) -> None:
     Raises:
         NodeError: RAYLAUNCH_HOME cannot be used.
         ClusterError: Ray did not come up.
+        StartUndone: Ctrl-C.
     """
     from raylaunch.runtime.cluster.connection import connect
     from raylaunch.runtime.cluster.local_cluster import start_local
@@ -179,7 +165,14 @@ def start_embedded(deployment: str, recipe: Recipe) -> None:
         npus_per_node=recipe.npus_per_node,
         secret_names=recipe.secrets,
     )
-    connect(cluster.address, token_file=cluster.token_file)
+    try:
+        connect(cluster.address, token_file=cluster.token_file)
+    except KeyboardInterrupt as interrupt:
+        raise StartUndone(stop_embedded(deployment)) from interrupt
+    except BaseException:
+        # A cluster without a controller would be an orphan.
+        stop_embedded(deployment)
+        raise
 
 
 def stop_embedded(deployment: str) -> list[str]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 
 from raylaunch.deployment.cluster_choice import (
     find_embedded,
-    home,
     stop_embedded,
     unknown_name,
     writable_home,
@@ -27,6 +26,7 @@ from raylaunch.errors import (
     UnknownDeploymentError,
     from_dict,
 )
+from raylaunch.home import home
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
 from raylaunch.supervise.state import Phase
 
@@ -190,7 +190,8 @@ class Deployment:
 
         Raises:
             BusyError: it is not ready, or another benchmark of it runs.
-            RecipeError: no such scenario, or the servers would refuse its requests.
+            RecipeError: no such scenario, the servers would refuse its requests, or they require a
+                key that is not in this environment.
             LaunchError: the benchmark failed, or the deployment did meanwhile.
             NodeError: RAYLAUNCH_HOME cannot be used.
         """
@@ -202,6 +203,7 @@ class Deployment:
             concurrency,
             set or {},
             writable_home(),
+            _read_key,
             on_progress,
             on_run,
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from raylaunch.deployment.cluster_choice import LOCAL, connect_to, home, unknown_name
+from raylaunch.deployment.cluster_choice import LOCAL, connect_to, unknown_name
 from raylaunch.deployment.deployment_handle import Deployment, OnUpdate
 from raylaunch.deployment.names import is_name
 from raylaunch.errors import ClusterError, RaylaunchError, UnknownDeploymentError
+from raylaunch.home import home
 from raylaunch.supervise.deployment_status import StopReport
 
 CONNECT_LIMIT_S = 10.0

@@ -26,28 +26,51 @@ class Option:
 
 @dataclass(frozen=True)
 class KnownFlags:
-    """What a node's own vLLM reports: flags by long name without dashes, and registered parsers."""
+    """What a node's own vLLM reports: flags by long name without dashes, and other names it knows.
+
+    Without vllm-ascend, `config_keys` and `vllm_versions` are empty.
+    """
 
     flags: Mapping[str, Option]
     tool_parsers: tuple[str, ...] = ()
     reasoning_parsers: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    """Environment variables that vLLM and vllm-ascend read."""
+    config_keys: tuple[str, ...] = ()
+    """Keys of additional-config that vllm-ascend reads."""
+    config_keys_below: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Key of additional-config -> the keys of its mapping, where they could be read."""
+    vllm_versions: tuple[str, ...] = ()
+    """Versions of vLLM that vllm-ascend itself tests for."""
     sources: Mapping[str, int] = field(default_factory=dict)
     """The files that the report depends on, with their modification times (ns)."""
 
 
-@cache
-def read_flags() -> dict[str, str]:
-    """Read the list of flags.
+@dataclass(frozen=True)
+class Lifetime:
+    """The versions of vLLM that have a flag, as far as the list knows them; "" where it does not.
 
-    Returns:
-        Flag names without dashes -> the version that removed the flag, "" for a current one.
+    `absent_in` is the last version that was found without it, `removed_in` the first after it.
     """
+
+    absent_in: str = ""
+    removed_in: str = ""
+
+
+@cache
+def read_flags() -> dict[str, Lifetime]:
+    """Read the list of flags: names without dashes, with the versions that have them."""
     text = Path(__file__).with_name("vllm_flags.txt").read_text(encoding="utf-8")
     flags = {}
     for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, _, removed_in = line.partition(" <")
-            flags[name] = removed_in
+        if not line or line.startswith("#"):
+            continue
+        name, _, mark = line.partition(" ")
+        version = mark[1:]
+        if mark.startswith("<"):
+            flags[name] = Lifetime(removed_in=version)
+        else:
+            flags[name] = Lifetime(absent_in=version)
     return flags
 
 

@@ -189,8 +189,18 @@ def _features(loaded: LoadedRecipe) -> list[Flag]:
         flags.append(Flag("--profiler-config", json.dumps(config), reason))
     if features.speculative.enabled:
         drafter = json.dumps(features.speculative.config())
-        flags.append(Flag("--speculative-config", drafter, loaded.origin("features.speculative")))
+        flags.append(Flag("--speculative-config", drafter, _speculative_origin(loaded)))
     return flags
+
+
+def _speculative_origin(loaded: LoadedRecipe) -> str:
+    """Return the section's origin, and --set where that changed one of its fields."""
+    section = "features.speculative"
+    origins = {loaded.origin(section): None}
+    for field in loaded.origins:
+        if field.startswith(f"{section}.") and loaded.origin(field) == "--set":
+            origins["--set"] = None
+    return "; ".join(origins)
 
 
 def _parsers(loaded: LoadedRecipe) -> list[Flag]:

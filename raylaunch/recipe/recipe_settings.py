@@ -69,6 +69,20 @@ def is_on(value: object) -> bool:
     return str(value).lower() not in ("none", "", "0", "false")
 
 
+def image_versions(recipe: Recipe) -> dict[str, str]:
+    """Return the versions in the recipe's own image, by its tag; empty for a tag without one.
+
+    "v0.23.0.post1-openeuler" holds vllm-ascend 0.23.0.post1 and vLLM 0.23.0: vllm-ascend pairs
+    each release with the vLLM of the same three numbers (its versioning policy).
+    """
+    if recipe.container is None:
+        return {}
+    found = re.match(r"v(\d+\.\d+\.\d+)((?:rc|\.post)\d+)?(?=-|$)", recipe.container.tag)
+    if found is None:
+        return {}
+    return {"vllm": found[1], "vllm-ascend": found[0].removeprefix("v")}
+
+
 def version_number(version: str) -> tuple[int, ...]:
     """Return the first two numbers of a version: "0.23.0.post1" -> (0, 23)."""
     numbers = re.findall(r"\d+", version)

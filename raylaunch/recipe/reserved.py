@@ -65,12 +65,14 @@ _SHORT = {
 }
 """vLLM's short options (vLLM 0.32 arg_utils)."""
 
+_SEVERAL = "network.interface (set where a deployment has several servers; one alone needs none)"
+
 _ENV = {
-    "HCCL_IF_IP": "network.interface (network.hccl_if_ip=false leaves it unset)",
-    "HCCL_SOCKET_IFNAME": "network.interface",
-    "GLOO_SOCKET_IFNAME": "network.interface",
-    "TP_SOCKET_IFNAME": "network.interface",
-    "VLLM_HOST_IP": "network.interface",
+    "HCCL_IF_IP": f"{_SEVERAL}; network.hccl_if_ip=false leaves it unset",
+    "HCCL_SOCKET_IFNAME": _SEVERAL,
+    "GLOO_SOCKET_IFNAME": _SEVERAL,
+    "TP_SOCKET_IFNAME": _SEVERAL,
+    "VLLM_HOST_IP": _SEVERAL,
     "HCCL_IF_BASE_PORT": "network.hccl_base_port",
     "ASCEND_RT_VISIBLE_DEVICES": "hardware.npus_per_server (Ray assigns the devices)",
     "VLLM_TORCH_PROFILER_DIR": "features.profiling.dir (current vLLM ignores the variable)",

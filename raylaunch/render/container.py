@@ -11,6 +11,11 @@ from raylaunch.render.script import comment, file_part, script_name
 
 EVERY_NPU = "/dev/davinci*"
 
+_NO_VARIABLES = (
+    "Unlike the guide it names neither -e ASCEND_RT_VISIBLE_DEVICES nor PYTORCH_NPU_ALLOC_CONF:",
+    "each server script sets its own (Ray would shuffle the first).",
+)
+
 
 def render_containers(recipe: Recipe, plan: LaunchPlan) -> dict[str, str]:
     """Return a bash script per node that starts the node's container, by file name.
@@ -122,6 +127,7 @@ def _script(recipe: Recipe, plan: LaunchPlan, ip: str, servers: list[ServerPlan]
     text = [
         f"Deployment {plan.deployment}, recipe {plan.recipe}: the container of node {ip}.",
         "Run this on the node, beside its server script(s).",
+        *_NO_VARIABLES,
         then,
     ]
     for server in servers:

@@ -35,6 +35,7 @@ __all__ = [
     "spent_restarts",
 ]
 
+LOST_CAUSES = ("agent-lost", "node-lost")
 HANG_CAUSES = ("stalled", "http-dead", "canary-failed")
 """Detectors of a server that runs but does not serve."""
 
@@ -158,7 +159,7 @@ def decide_on_failure(
         return Stop()
     failure = _classify(seen, history, now, gang, diagnosis)
     collateral = diagnosis.collateral if diagnosis else seen.collateral
-    certain = diagnosis is None or diagnosis.certain
+    certain = diagnosis is None or diagnosis.certain or _is_known(failure)
     refusal = _why_not_restart(failure, history, health, now, gang, certain=certain)
     if refusal:
         reason = f"{seen.reason}; {refusal}"
@@ -170,7 +171,7 @@ def decide_on_failure(
         not_before=now + _back_off(failure, history, health, now, gang, jitter),
         reason=seen.reason,
         collateral=collateral,
-        excluded=_excluded_nodes(failure, history, gang),
+        excluded=_excluded_nodes(failure, history, gang, certain=certain),
     )
 
 
@@ -205,6 +206,11 @@ def _explains(diagnosis: Diagnosis, seen: FailureSeen) -> bool:
     return diagnosis.certain or seen.cause not in HANG_CAUSES
 
 
+def _is_known(failure: Failure) -> bool:
+    """Return whether the cause itself was seen: no log has to explain it."""
+    return failure.cause in LOST_CAUSES
+
+
 def _why_not_restart(
     failure: Failure,
     history: History,
@@ -215,11 +221,11 @@ def _why_not_restart(
     certain: bool,
 ) -> str:
     """Return why there is no restart; "" when there is one."""
-    # A launch that became ready once is not wrong as such, whatever the signature claims. An
-    # uncertain cause is tried again like an unknown one.
+    # A launch that became ready once is not wrong as such, whatever the signature claims. And a
+    # diagnosis that is not certain is one of several: tried again like an unknown failure.
     if failure.kind == "deterministic" and certain and not failure.was_ready:
         return f"{failure.cause} would fail the same way again"
-    if failure.kind == "device" and not gang.spare:
+    if certain and failure.kind == "device" and not gang.spare:
         return (
             f"{failure.cause}: node {failure.node} is not used again, "
             f"and no other node has enough NPUs"
@@ -275,10 +281,12 @@ def _back_off(
     return max(delay, health.device_pause_s) if gang.holds_devices else delay
 
 
-def _excluded_nodes(failure: Failure, history: History, gang: GroupShape) -> tuple[str, ...]:
+def _excluded_nodes(
+    failure: Failure, history: History, gang: GroupShape, *, certain: bool
+) -> tuple[str, ...]:
     """Return nodes with a device fault, and a lost node if a spare one can replace it."""
     nodes = list(history.excluded_nodes)
-    has_device_fault = failure.kind == "device"
+    has_device_fault = certain and failure.kind == "device"
     # Without a spare node the lost one must come back, so it stays allowed.
     can_be_replaced = failure.cause == "node-lost" and gang.spare
     if has_device_fault or can_be_replaced:

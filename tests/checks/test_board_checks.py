@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from raylaunch.checks.board_checks import belong_together
 from raylaunch.checks.check_all import check_nodes, check_recipe
 from raylaunch.plan.facts import Facts, Npu
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 
 A2, A3 = "910B1", "Ascend910"
+A2_PAIR = {"vllm": "0.23.0"}
 
 
 def npus(name):
@@ -103,3 +105,31 @@ def test_an_image_for_another_board_is_refused(recipe, tag, board):
 def test_an_image_for_the_board_is_left_alone(recipe, tag):
     loaded = read(recipe, [f"container.tag={tag}"])
     assert "image-board" not in {one.id for one in check_recipe(loaded, {})}
+
+
+@pytest.mark.parametrize(
+    ("vllm", "ascend", "tested", "fits"),
+    [
+        ("0.23.0", "0.23.0.post1", (), True),
+        ("0.23.0+empty", "0.23.0rc1", (), True),
+        ("0.32.0", "0.23.0.post1", (), False),
+        ("0.23.1", "0.23.0", (), False),
+        ("0.14.1", "0.14.0rc1", (), True),
+        ("0.14.0", "0.14.0rc1", (), False),
+        ("0.25.0", "0.25.1rc1", ("0.25.0",), True),
+        ("0.26.1.dev3+g1234", "0.26.0rc1", (), True),
+        ("0.23.0", "0.27.0.dev12+gabc", (), True),
+    ],
+)
+def test_each_vllm_ascend_has_one_vllm(vllm, ascend, tested, fits):
+    assert belong_together(vllm, ascend, tested) == fits
+
+
+def test_a_vllm_of_another_release_is_refused_on_its_host():
+    loaded = read("a2-dual")
+    wrong = {"vllm": "0.32.0", "vllm-ascend": "0.23.0.post1"}
+    nodes = [replace(node(), versions=wrong), replace(node(number=11), versions=wrong | A2_PAIR)]
+    found = check_nodes(loaded, nodes, build_plan(loaded, nodes))
+    [one] = [each for each in found if each.id == "vllm-ascend-pair"]
+    assert (one.level, one.where) == ("error", "192.0.2.10")
+    assert "made for vLLM 0.23.0" in one.what

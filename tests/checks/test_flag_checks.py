@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.checks.check_all import check_nodes, check_recipe
+from raylaunch.checks.check_all import check_nodes, check_recipe, common_names
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.known_flags import KnownFlags, Option, read_flags
 from raylaunch.plan.planner import build_plan
@@ -14,7 +14,7 @@ KEY = "secrets=[VLLM_API_KEY]"
 """With an API key the healthy hosts below give no finding at all."""
 
 BARE = ("headless", "enable-", "no-", "async-scheduling", "trust-remote-code")
-LIVING = {name for name, until in read_flags().items() if not until}
+LIVING = {name for name, life in read_flags().items() if not life.removed_in}
 FLAGS = {name: Option("none" if name.startswith(BARE) else "one") for name in LIVING} | {
     "mm-processor-cache-type": Option("one", ("lru", "shm")),
     "served-model-name": Option("many"),
@@ -47,9 +47,8 @@ def check(first=KNOWN, second=KNOWN, sets=()):
     loaded = read("a2-dual", [KEY, *sets])
     nodes = [node(number, known) for number, known in enumerate((first, second))]
     plan = build_plan(loaded, nodes)
-    asked = all(each.known_flags for each in nodes)
     return [
-        *check_recipe(loaded, nodes[0].versions, flags_asked=asked),
+        *check_recipe(loaded, nodes[0].versions, known=common_names(nodes)),
         *check_nodes(loaded, nodes, plan),
     ]
 

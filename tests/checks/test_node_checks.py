@@ -263,6 +263,7 @@ def test_each_spoilt_fact_brings_only_its_own_findings():
     """A finding that drags others along would bury the cause."""
     allowed = {
         "model-missing": {"weights-differ"},
+        "version-mismatch": {"vllm-ascend-pair"},
         "weights-incomplete": {"weights-differ"},
         "port-moved": {
             "hccl-ports-not-reserved"

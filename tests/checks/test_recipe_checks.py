@@ -9,21 +9,25 @@ from pathlib import Path
 import pytest
 
 from raylaunch.checks.check_all import check_recipe
-from raylaunch.plan.known_flags import read_flags
+from raylaunch.checks.recipe_checks import ADDITIONAL_CONFIG_LIST
+from raylaunch.plan.known_flags import KnownFlags, read_flags
+from raylaunch.plan.known_variables import LIST
 from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.recipe.load import recipe_from_mapping
 
 A2 = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
 
 
-def check(parts=(), versions=A2, **sections):
+def check(parts=(), versions=A2, known=None, **sections):
     base = {
         "model": {"path": "/m", "served_name": "m", "type": "minimax_m2"},
         "hardware": {"platform": "ascend-a2"},
         "parallel": {"tensor": 8, "data": 2, "data_local": 1},
     }
     return list(
-        check_recipe(recipe_from_mapping({**base, **dict(parts), **sections}, "r"), versions)
+        check_recipe(
+            recipe_from_mapping({**base, **dict(parts), **sections}, "r"), versions, known=known
+        )
     )
 
 
@@ -131,7 +135,6 @@ SILENT = [
     {"env": HIER},
     {"env": MC2 | HIER},
     {"env": FLASH, "args": FLASH_OFF},
-    {"args": {"enable-fault-tolerance": False}},
     {
         "args": {
             "additional-config": {
@@ -195,10 +198,8 @@ def test_what_is_right_is_left_alone(sections):
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_clean(name):
     loaded = read(name)
-    # This one follows upstream after FLASHCOMM1 was removed there, on an image that may still want it.
-    expected = {"ep-without-flashcomm1": "warning"} if name == "a2-single" else {}
-    assert levels(check_recipe(loaded, {})) == expected
-    assert levels(check_recipe(loaded, {"vllm": "0.32.0"})) == expected
+    assert list(check_recipe(loaded, {})) == []
+    assert list(check_recipe(loaded, {"vllm": "0.32.0"})) == []
 
 
 def test_all_findings_come_at_once_with_the_line_they_rest_on():
@@ -243,11 +244,68 @@ def test_the_pair_is_wanted_only_of_the_model_it_is_known_of(model, expected):
     assert list(levels(check(parallel=EP, model={"served_name": "m", **model}))) == expected
 
 
+def test_fault_tolerance_that_is_off_is_no_mistake():
+    args = {"enable-fault-tolerance": False}
+    assert check(args=args, versions={"vllm": "0.32.0"}) == []
+    old = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
+    assert levels(check(args=args, versions=old)) == {"unknown-flag": "error"}
+
+
 def test_a_flag_that_is_gone_is_refused_only_by_the_versions_without_it():
     args = {"max-num-partial-prefills": 2}
     assert check(args=args, versions={"vllm": "0.23.0"}) == []
     assert levels(check(args=args, versions={"vllm": "0.32.0"})) == {"dead-flag": "error"}
     assert levels(check(args=args, versions={})) == {"dead-flag": "warning"}
+
+
+NODE = KnownFlags(
+    {},
+    variables=("VLLM_ASCEND_ENABLE_NZ", "VLLM_BRAND_NEW", "VLLM_USE_V1"),
+    config_keys=("enable_flashcomm1", "brand_new"),
+)
+"""What the vLLM of the nodes knows: newer than raylaunch's lists, without FLASHCOMM1's variable."""
+
+
+def test_the_nodes_decide_which_variables_and_keys_exist():
+    fine = {
+        "env": {"VLLM_BRAND_NEW": "1", "VLLM_USE_V1": "1", "HCCL_BUFFSIZE": "512"},
+        "args": {"additional-config": {"brand_new": 1}},
+    }
+    assert check(**fine, known=NODE) == []
+    assert levels(check(**fine)) == {
+        "dead-env": "warning",
+        "unknown-additional-config": "warning",
+    }
+
+
+def test_a_variable_of_another_version_is_dead_on_these_nodes():
+    [one] = check(env={"VLLM_ASCEND_ENABLE_MLAPO": "1"}, known=NODE)
+    assert (one.id, one.level) == ("dead-env", "warning")
+    assert "vllm 0.23.0 and vllm-ascend 0.23.0.post1 on the nodes do not read it" in one.what
+
+
+def test_a_variable_that_the_nodes_do_not_know_is_reported():
+    [one] = check(env={"VLLM_SOMETHING_ELSE_ENTIRELY": "1"}, known=NODE)
+    assert (one.id, one.todo) == ("unknown-env", "check the spelling, or take it out")
+    assert one.seen.startswith("the nodes' own vllm 0.23.0")
+    assert check(env={"VLLM_SOMETHING_ELSE_ENTIRELY": "1"}) == [], "no list is complete"
+
+
+def test_a_finding_by_raylaunch_s_list_says_so():
+    [typo] = check(env={"HCCL_BUFFSZIE": "512"})
+    assert typo.todo == "did you mean HCCL_BUFFSIZE?"
+    assert typo.seen == LIST
+    [key] = check(args={"additional-config": {"enable_cpu_bindings": True}})
+    assert key.seen == ADDITIONAL_CONFIG_LIST
+
+
+@pytest.mark.parametrize("flag", ["max-num-queued-reqs", "log-level", "device-ids"])
+def test_a_flag_that_came_later_is_refused_only_where_it_is_missing(flag):
+    args = {flag: "1"}
+    old = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
+    assert levels(check(args=args, versions=old)) == {"unknown-flag": "error"}
+    assert check(args=args, versions={"vllm": "0.32.0"}) == []
+    assert check(args=args, versions={}) == []
 
 
 def test_on_cpu_nothing_is_said_about_npu_features():

@@ -155,6 +155,7 @@ def test_without_a_home_folder_the_variable_is_named(monkeypatch):
     def fail():
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("HOME")
     monkeypatch.setattr("pathlib.Path.home", fail)
     with pytest.raises(NodeError) as caught:
         cluster_choice.home()

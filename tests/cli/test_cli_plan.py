@@ -221,3 +221,17 @@ def test_a_thousand_servers_are_laid_out():
     )
     assert text.count("HCCL_BUFFSIZE") == 1
     assert text.count("Only on server ") == 1000
+
+
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+def test_a_secret_in_the_recipe_is_not_printed(cli, output):
+    settings = (
+        "args.api-key=sk-verysecret1",
+        "args.api_key=sk-verysecret2",
+        "env.MY_TOKEN=tok-verysecret3",
+        'args.kv-transfer-config={"extra": {"password": "pw-verysecret4"}}',
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    result = cli("plan", "a2-dual", *words, "-o", output)
+    assert "verysecret" not in result.output
+    assert result.stdout.count("(not shown: it looks like a secret)") >= 3

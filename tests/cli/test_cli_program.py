@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from raylaunch import errors
 from raylaunch.cli.app import app
+from raylaunch.interrupts import StartUndone
 from raylaunch.recipe.catalog import recipe_names
 
 HEAVY = {"ray", "vllm", "torch", "httpx", "rich", "prometheus_client", "psutil", "asyncio"}
@@ -137,6 +138,23 @@ def test_ctrl_c_before_the_cluster_answered_does_not_promise(cli, api):
     result = cli("start", "a2-dual")
     assert result.exit_code == 130
     assert "may be starting" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ((), "prod was not started; its embedded Ray cluster was stopped again"),
+        (("pid 12 raylet",), "1 processes of its embedded Ray cluster resist: pid 12 raylet"),
+    ],
+)
+def test_ctrl_c_before_there_is_a_controller_says_what_became_of_the_cluster(cli, api, left, told):
+    api.script.clear()
+    api.error = StartUndone(left)
+    result = cli("start", "local-dual", "--name", "prod")
+    assert result.exit_code == 130
+    assert told in result.stderr
+    assert "may be starting" not in result.stderr
+    assert ("raylaunch stop prod" in result.stderr) is bool(left)
 
 
 def test_a_reader_that_goes_away_is_no_bug():

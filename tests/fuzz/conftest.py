@@ -1,9 +1,11 @@
-"""The profile of every fuzz test; RAYLAUNCH_FUZZ_EXAMPLES makes it long.
+"""The profiles of the fuzz tests; RAYLAUNCH_FUZZ_EXAMPLES makes all of them long.
 
-Use: `@given(...)` and, above it, `@settings.get_profile("fuzz")`.
+Use: `@given(...)` and, above it, `@settings.get_profile("fuzz")`, or "fuzz-costly" where one input
+takes many milliseconds.
 """
 
 import os
+import resource
 import time
 from contextlib import contextmanager
 
@@ -22,8 +24,26 @@ settings.register_profile(
     deadline=20_000,
     database=None,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
+settings.register_profile(
+    "fuzz-costly", parent=settings.get_profile("fuzz"), max_examples=EXAMPLES or 60
+)
+
+MEMORY_LIMIT_MB = 300
+
+
+@pytest.fixture(autouse=True)
+def memory_limit():
+    """Fail a test that raises the peak of this process's memory by over 300 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown_mb < MEMORY_LIMIT_MB, f"the inputs of this test took {grown_mb:.0f} MB"
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,17 @@ not. They run in this process, without a cluster, in an empty home.
 from __future__ import annotations
 
 import inspect
-import os
 import shlex
 import traceback
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from raylaunch import errors
 from raylaunch.cli.app import app
 
-EXAMPLES = int(os.environ.get("RAYLAUNCH_FUZZ_EXAMPLES") or 100)
 NO_CLUSTER = "127.0.0.1:1"
 """Nothing listens there, and that is known at once: no example waits for a cluster."""
 CODES = {0, 2, 130} | {
@@ -114,13 +112,7 @@ def outcome_of(words: list[str]) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings.get_profile("fuzz")
 @given(command_lines())
 def test_a_command_line_ends_with_a_documented_exit_code(words):
     code, output = outcome_of(words)

@@ -15,7 +15,7 @@ SCRIPTS = [
     if file.is_file()
 ]
 SERVE = "\nvllm serve /m\n"
-fuzz = settings(settings.get_profile("fuzz"), max_examples=60)
+fuzz = settings.get_profile("fuzz-costly")
 
 words = st.sampled_from(
     ["$A", '"${B[@]}"', "${A%%:*}", "$((A+1))", "$(seq 2)", "x", "'{\"a\":1}'", "{1..3}", "$@"]

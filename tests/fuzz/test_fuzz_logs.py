@@ -12,13 +12,7 @@ from raylaunch.node.process import log_files
 from raylaunch.node.process.guard import Log
 from raylaunch.node.process.log_files import Chunk, Cursor, read_from, tail, tail_cursor
 
-# More of them: RAYLAUNCH_FUZZ_EXAMPLES=100000. In CI the seed is fixed, so reruns agree.
-EXAMPLES = int(os.environ.get("RAYLAUNCH_FUZZ_EXAMPLES", "150"))
-fuzz = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=os.environ.get("CI") == "true",
-)
+fuzz = settings.get_profile("fuzz")
 
 KEEP = 200
 """More rotations than the data below can cause; each rotation costs a rename per file kept."""

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from raylaunch.errors import NodeError
 from raylaunch.node.model import storage
 from raylaunch.node.probe import (
+    engine_dry_run,
     hccn_parsers,
     network,
     npu_parsers,
@@ -23,6 +24,7 @@ from raylaunch.node.probe import (
     software,
     tool_text,
     vllm_flags,
+    vllm_question,
 )
 
 DATA = Path(__file__).parents[1] / "data"
@@ -30,13 +32,7 @@ LIMIT_S = 2.0
 """For one text. The slowest one takes some milliseconds when no pattern backtracks."""
 LINE_CHARS = 64 * 1024
 
-short = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+fuzz = settings.get_profile("fuzz")
 
 RECORDED = [
     file.read_text()
@@ -119,7 +115,7 @@ def mutated_outputs(draw: st.DrawFn) -> str:
     return text
 
 
-@short
+@fuzz
 @given(st.text())
 @example("0.0.0% packet loss")
 @example("3 packets transmitted, 3 received, ..% packet loss")
@@ -128,7 +124,7 @@ def test_every_parser_answers_any_text(text):
     parse_all(text)
 
 
-@short
+@fuzz
 @given(mutated_outputs())
 def test_every_parser_answers_a_damaged_recording(text):
     parse_all(text)
@@ -166,7 +162,7 @@ def test_no_parser_is_slow_on_a_line_of_64_kilobytes(prefix, unit):
     parse_all(prefix + unit * (LINE_CHARS // len(unit)))
 
 
-@short
+@fuzz
 @given(st.text() | mutated_outputs())
 def test_a_probe_of_npus_turns_any_output_into_facts_and_failures(text):
     def run_tool(argv, **_):
@@ -180,7 +176,7 @@ def test_a_probe_of_npus_turns_any_output_into_facts_and_failures(text):
     assert answer.npus or answer.failures or "NPU" in text
 
 
-@short
+@fuzz
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @example(b"#!/bin/python 'unbalanced\n")
 @example(b"#!/bin/sh\n'''exec' \"un'balanced\" \n")
@@ -188,13 +184,19 @@ def test_a_probe_of_npus_turns_any_output_into_facts_and_failures(text):
 @example(b"#!/bin/py\x00thon\n")
 def test_a_vllm_command_has_an_interpreter_or_is_refused(content):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm_flags, "_read_head", lambda executable: content.decode(errors="replace"))
+        patch.setattr(
+            vllm_question, "_read_head", lambda executable: content.decode(errors="replace")
+        )
         with contextlib.suppress(NodeError):
-            assert vllm_flags.interpreter("/nonexistent/vllm")
+            assert vllm_question.interpreter("/nonexistent/vllm")
 
 
-@short
+@fuzz
 @given(st.text() | st.just('{"flags": {"a": 1}}') | st.just("[" * 100_000))
-def test_an_answer_about_flags_is_read_or_refused(text):
-    with pytest.raises(NodeError, match="cannot be read"):
-        vllm_flags._parse_answer(text)
+def test_an_answer_of_a_vllm_is_read_or_refused(text):
+    answers = vllm_question._parse(text, "")
+    assert answers.failure or not text.strip()
+    with pytest.raises(vllm_question.UNREADABLE):
+        vllm_flags._known_flags({"flags": text})
+    with pytest.raises(vllm_question.UNREADABLE):
+        engine_dry_run._engine_answer({"messages": [], "became": text})

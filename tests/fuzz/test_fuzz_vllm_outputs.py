@@ -7,7 +7,7 @@ from raylaunch.vllm_api import startup_log
 from raylaunch.vllm_api.startup_log import StartupProgress, advance
 from raylaunch.vllm_api.vllm_metrics import read_ranks
 
-fuzz = settings(settings.get_profile("fuzz"), max_examples=80)
+fuzz = settings.get_profile("fuzz-costly")
 MARKS = [
     "Loading weights took ",
     "init engine (profile) took ",

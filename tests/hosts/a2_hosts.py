@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,22 +59,22 @@ class A2Host:
         """Address of an NPU's own port."""
         return f"10.20.{self.number}.{10 + npu}"
 
-    def install(self) -> None:
-        """Make the host what it should be, in the login shells that `ray up` uses: tools, stand-in
-        vLLM, weights."""
+    def install(self, variables: Mapping[str, str] | None = None) -> None:
+        """Make the host what it should be, in the login shells that `ray up` uses: tools, weights,
+        and either these variables or those of the stand-in vLLM."""
         self.host.put(f"{HOME}/bin/npu-smi", SMI, 0o755)
         self.host.put(f"{HOME}/bin/hccn_tool", HCCN, 0o755)
         for name in ("ping", "ping_timeout", "ping_unreachable"):
             self.put(f"{name}.txt", recorded(f"hccn/{name}"))
         self.host.path(SITE).mkdir()
         self.host.path(RECORD).mkdir()
-        own = {
-            "PATH": f"{HOME}/bin:{PATH}",
+        standin = {
             "PYTHONPATH": SITE,
             "RAYLAUNCH_VLLM": f"{ROOT}/tests/standin/bin/vllm",
             "STANDIN_PYTHON": sys.executable,
             "STANDIN_RECORD": RECORD,
         }
+        own = {"PATH": f"{HOME}/bin:{PATH}", **(standin if variables is None else variables)}
         self.host.put(
             f"{HOME}/.bashrc", "".join(f"export {name}={value}\n" for name, value in own.items())
         )

@@ -16,8 +16,8 @@ NAME = "test"
 FILE = f"{HOME}/hosts.yaml"
 KEY = f"{HOME}/.ssh/id_ed25519"
 TOKEN = f"{HOME}/.raylaunch/cluster/{NAME}/token"
-UP_S = 180.0
-JOIN_S = 180.0
+UP_S = 600.0
+JOIN_S = 600.0
 DOWN_S = 180.0
 
 

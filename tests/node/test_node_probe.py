@@ -10,7 +10,7 @@ import pytest
 
 from raylaunch.checks.node_checks import BY_HAND
 from raylaunch.errors import NodeError
-from raylaunch.node.probe import node_probe as room, vllm_flags
+from raylaunch.node.probe import engine_dry_run, node_probe as room, vllm_flags
 from raylaunch.node.probe.node_probe import probe
 from raylaunch.plan.facts import Facts, MarkedProcess, ProbeFailure
 from raylaunch.plan.planner import build_plan
@@ -108,7 +108,7 @@ def test_for_every_question_there_is_a_way_to_ask_by_hand():
         "drafter",
     }  # these need the path
     tools = {"npu-smi", "npu-smi info -m", "npu-smi info -t board", "hccn_tool"}
-    assert BY_HAND.keys() == names | tools | {vllm_flags.PROBE}
+    assert BY_HAND.keys() == names | tools | {vllm_flags.PROBE, engine_dry_run.PROBE}
 
 
 def test_weights_that_hang_time_out_and_those_that_fail_report_why(monkeypatch):

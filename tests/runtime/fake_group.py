@@ -174,6 +174,10 @@ class FakeGang:
     def keep_journal(self, number: int, journal: bytes) -> None:
         self.journals.append(journal)
 
+    def dry_run(self, plan, facts, report) -> None:
+        self.calls.append("dry_run")
+        self.report = report
+
     def remember_flags(self) -> None:
         self.calls.append("remember_flags")
 

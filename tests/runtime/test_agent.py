@@ -22,6 +22,7 @@ from raylaunch.runtime.agent import guard_events, log_follower, server_launch
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.api_probe import LAST_STAGE
 from raylaunch.runtime.agent.guard_events import EVENT_DELAY_S
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.cluster.task_owner import TaskFailure
 from raylaunch.supervise.detect import find_unready
 from raylaunch.supervise.health_config import GroupShape, HealthConfig
@@ -30,6 +31,7 @@ from raylaunch.supervise.state import Exit, History, ServerSeen
 PATIENCE_S = 60.0
 
 INSTANCE = "a1b2c3d4e5f60718"
+SECRETS = SecretKeeper({"SECRET": "s3cret"}, "the-key")
 
 
 @pytest.fixture
@@ -61,8 +63,7 @@ async def launched(plan, attempt: int = 1):
     """The agents of a plan with their servers; stopped afterwards."""
     agents = [Agent(plan.deployment, server.index, INSTANCE) for server in plan.servers]
     launches = [
-        agent.launch(plan, attempt, str(STANDIN), HealthConfig(), {"SECRET": "s3cret"})
-        for agent in agents
+        agent.launch(plan, attempt, str(STANDIN), HealthConfig(), SECRETS) for agent in agents
     ]
     try:
         await asyncio.gather(*launches)
@@ -146,7 +147,6 @@ async def test_an_agent_reports_the_start_the_exit_and_the_evidence(plan):
         assert (ready.seen.attempt, ready.seen.log_error, ready.seen.agent_error) == (1, "", "")
         assert await headless.find_orphans(attempt=1) == []
         assert len(await headless.find_orphans(attempt=2)) >= 4
-        assert await primary.read_secrets() == {"SECRET": "s3cret"}
 
         before = time.monotonic()
         await headless.inject("kill-server", 0)
@@ -160,6 +160,23 @@ async def test_an_agent_reports_the_start_the_exit_and_the_evidence(plan):
         assert len(held) == 1
         assert f"port {pair.primary.ports.http} is held by" in held[0]
     assert await primary.await_free_ports([pair.primary.ports.http], PATIENCE_S) == []
+
+
+async def test_an_agent_hands_the_secrets_out_for_their_key_only(plan):
+    pair = plan()
+    async with launched(pair) as (primary, _):
+        for wrong in ("", "another-key"):
+            with pytest.raises(NodeError, match="to its own controller only"):
+                await primary.read_secrets(wrong)
+        assert await primary.read_secrets(SECRETS.takeover_key) == {"SECRET": "s3cret"}
+
+
+async def test_an_agent_that_was_given_no_key_accepts_none():
+    agent = Agent("d", 0, INSTANCE)
+    with pytest.raises(NodeError):
+        await agent.read_secrets("")
+    assert "s3cret" not in repr(SECRETS)
+    assert SECRETS.takeover_key not in repr(SECRETS)
 
 
 async def test_a_killed_engine_core_is_reported_by_name(plan):
@@ -187,7 +204,7 @@ async def test_a_server_that_cannot_be_started_says_why(plan, monkeypatch):
     pair = plan()
     agent = Agent(pair.deployment, 0, INSTANCE)
     with pytest.raises(NodeError, match="server 0 could not be started") as raised:
-        await agent.launch(pair, 1, str(STANDIN), HealthConfig(), {})
+        await agent.launch(pair, 1, str(STANDIN), HealthConfig(), SecretKeeper())
     assert "No space left on device" in raised.value.why
     assert "free space" in raised.value.todo
 
@@ -206,7 +223,9 @@ async def test_a_stop_during_a_launch_leaves_no_server(plan, monkeypatch):
     monkeypatch.setattr(server_launch, "prepare_node", slow)
     pair = plan()
     agent = Agent(pair.deployment, 0, INSTANCE)
-    launch = asyncio.ensure_future(agent.launch(pair, 1, str(STANDIN), HealthConfig(), {}))
+    launch = asyncio.ensure_future(
+        agent.launch(pair, 1, str(STANDIN), HealthConfig(), SecretKeeper())
+    )
     await preparing.wait()
     stop = asyncio.ensure_future(agent.stop(1.0))
     await asyncio.sleep(0)
@@ -221,7 +240,9 @@ async def test_a_stop_during_a_launch_leaves_no_server(plan, monkeypatch):
 async def test_a_stop_right_after_the_spawn_ends_the_launch(plan):
     pair = plan()
     agent = Agent(pair.deployment, 0, INSTANCE)
-    launch = asyncio.ensure_future(agent.launch(pair, 1, str(STANDIN), HealthConfig(), {}))
+    launch = asyncio.ensure_future(
+        agent.launch(pair, 1, str(STANDIN), HealthConfig(), SecretKeeper())
+    )
     while agent._process is None:  # noqa: ASYNC110 - the moment before the guard reports
         await asyncio.sleep(0)
     assert await agent.stop(1.0) == []

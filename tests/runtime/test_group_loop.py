@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from fake_group import HEALTH, Stage
 
+from raylaunch.checks.findings import Finding
 from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError, from_dict
 from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
 from raylaunch.runtime.controller import group_loop
@@ -21,6 +22,20 @@ def run(work) -> None:
             await work
 
     asyncio.run(limited())
+
+
+def test_a_dry_run_beside_the_start_is_noted_and_changes_no_decision():
+    async def play():
+        stage = Stage()
+        await stage.make_ready()
+        assert stage.gang.calls.count("dry_run") == 1
+        stage.gang.report([Finding("engine-refuses", "error", "vLLM refuses --dtype", where="x")])
+        [finding] = stage.loop.record.journal.findings
+        assert finding.id == "engine-refuses"
+        assert stage.kinds[-1] == "engine-refuses"
+        assert stage.phase is Phase.READY
+
+    run(play())
 
 
 def test_a_group_starts_and_stops_step_by_step():
@@ -39,7 +54,7 @@ def test_a_group_starts_and_stops_step_by_step():
         assert stage.phase is Phase.READY
         assert stage.gang.secrets == [{"VLLM_API_KEY": "k"}]
         assert stage.gang.calls == [
-            "reserve", "probe", "plan", "watch", "launch", "remember_flags",
+            "reserve", "probe", "plan", "watch", "launch", "dry_run", "remember_flags",
         ]  # fmt: skip
         loop.request_stop()
         stage.gang.left = ["server 1: pid 7"]

@@ -13,13 +13,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from ray_clusters import await_true
 
 from raylaunch.api import deployment_verbs
+from raylaunch.deployment import cluster_choice
 from raylaunch.errors import BusyError, ClusterError, LaunchError, NotReadyError
+from raylaunch.interrupts import StartUndone, signals_as_interrupt, sigterm_handler_kept
 from raylaunch.node.process.cluster_records import (
     ClusterRecord,
     Starter,
@@ -31,6 +34,7 @@ from raylaunch.node.process.cluster_records import (
 )
 from raylaunch.node.process.orphans import KnownDeployments, find_orphans
 from raylaunch.node.process.process_markers import find_marked
+from raylaunch.recipe.catalog import read
 from raylaunch.runtime.cluster import connection, local_cleanup, local_cluster, ray_start
 
 NAME = "test-embedded"
@@ -62,9 +66,16 @@ def marked(tmp_path):
     """Start processes that carry the marker of the cluster, in the home of this test."""
     with contextlib.ExitStack() as stack:
 
-        def start(marker: str = MARKER) -> subprocess.Popen[bytes]:
-            env = {"RAYLAUNCH_DEPLOYMENT": marker, "RAYLAUNCH_HOME": str(tmp_path)}
-            program = "print(flush=True); import time; time.sleep(600)"
+        def start(
+            marker: str = MARKER,
+            instance: str = "",
+            program: str = "print(flush=True); import time; time.sleep(600)",
+        ) -> subprocess.Popen[bytes]:
+            env = {
+                "RAYLAUNCH_DEPLOYMENT": marker,
+                "RAYLAUNCH_INSTANCE": instance,
+                "RAYLAUNCH_HOME": str(tmp_path),
+            }
             command = [sys.executable, "-c", program]
             process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
             stack.callback(process.wait)
@@ -73,6 +84,30 @@ def marked(tmp_path):
             return process
 
         yield start
+
+
+RAYLET_WITH_SERVER = """
+import os, subprocess, sys, time
+env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": "test-embedded", "RAYLAUNCH_INSTANCE": "1" * 16}
+program = "print(flush=True); import time; time.sleep(600)"
+with subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE) as server:
+    server.stdout.readline()
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_servers_of_a_killed_cluster_are_those_of_its_instance(tmp_path, marked, monkeypatch):
+    """One server has lost its guard, so that nothing but its instance leads to the cluster."""
+    monkeypatch.setattr(local_cleanup, "SERVER_GRACE_S", 0.0)
+    record = put_record(tmp_path, starter=GONE)
+    marked(program=RAYLET_WITH_SERVER)
+    guardless = marked(NAME, "1" * 16)
+    of_another_cluster = marked(NAME, "2" * 16)
+    killed = local_cleanup.kill_cluster(tmp_path, record)
+    assert killed == local_cleanup.KilledCluster(3)
+    assert guardless.wait(60) == -signal.SIGTERM
+    assert of_another_cluster.poll() is None
 
 
 def test_an_interrupted_start_is_an_orphan_and_a_running_one_is_not(tmp_path, marked):
@@ -293,24 +328,61 @@ def test_an_interrupt_before_there_is_a_controller_stops_the_cluster(monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(deployment_verbs, "start_embedded", lambda *_: None)
-    monkeypatch.setattr(deployment_verbs, "stop_embedded", stopped.append)
+
+    def resist(name: str) -> list[str]:
+        stopped.append(name)
+        return ["pid 12 raylet"]
+
+    monkeypatch.setattr(deployment_verbs, "stop_embedded", resist)
     monkeypatch.setattr(deployment_verbs, "_create_controller", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StartUndone) as undone:
         deployment_verbs.deploy("local-dual", deployment=NAME, address="local")
+    assert stopped == [NAME]
+    assert undone.value.left == ("pid 12 raylet",)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(KeyboardInterrupt, StartUndone), (ClusterError("x"), ClusterError)]
+)
+def test_a_cluster_that_cannot_be_joined_is_stopped_again(monkeypatch, tmp_path, error, raised):
+    stopped = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    def stop(name: str) -> list[str]:
+        stopped.append(name)
+        return []
+
+    made = SimpleNamespace(address="127.0.0.1:1", token_file=tmp_path / "token")
+    monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
+    monkeypatch.setattr(local_cluster, "start_local", lambda *_, **__: made)
+    monkeypatch.setattr(connection, "connect", fail)
+    monkeypatch.setattr(cluster_choice, "stop_embedded", stop)
+    with pytest.raises(raised):
+        cluster_choice.start_embedded(NAME, read("local-dual").recipe)
     assert stopped == [NAME]
 
 
 def test_signals_are_as_they_were_after_a_start():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(KeyboardInterrupt), local_cluster.signals_as_interrupt():
+    with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
         signal.raise_signal(signal.SIGHUP)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_ray_does_not_replace_the_handler_of_sigterm_when_it_connects():
+    with signals_as_interrupt():
+        ours = signal.getsignal(signal.SIGTERM)
+        with sigterm_handler_kept():
+            signal.signal(signal.SIGTERM, lambda *_: None)  # as `ray.init` does
+        assert signal.getsignal(signal.SIGTERM) is ours
 
 
 def test_nohup_stays_in_force():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with local_cluster.signals_as_interrupt():
+        with signals_as_interrupt():
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -208,7 +208,7 @@ def test_a_host_with_an_older_vllm_is_refused_with_its_name_and_the_flag(person,
         nodes.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_check_leaves_nothing_reserved(person, ray_nodes, short_folder, number):
     words = ["check", "a2-dual", "--address", ray_nodes.address, *settings(short_folder)]
     checking = subprocess.Popen(
@@ -222,7 +222,7 @@ def test_an_interrupted_check_leaves_nothing_reserved(person, ray_nodes, short_f
     finally:
         checking.send_signal(number)
         said = checking.communicate(timeout=60)[0]
-    assert checking.returncode == (130 if number == signal.SIGINT else -9), said
+    assert checking.returncode == (130 if number == signal.SIGTERM else -9), said
     assert_untouched(person, ray_nodes)
 
 

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from raylaunch.errors import RecipeError
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster import placement
@@ -67,6 +68,14 @@ def test_an_agent_that_died_unnoticed_is_replaced(group):
     assert gang.given_up == [1]
     assert gang.created == 2
     assert group.log_roots == {0: "/logs", 1: "/logs"}
+
+
+@pytest.mark.parametrize("server", [2, 99, -1])
+def test_a_server_that_does_not_exist_is_refused_with_those_that_do(group, server):
+    assert group.agent_of(1) is None, "known, and without an agent now"
+    with pytest.raises(RecipeError, match=f"d has no server {server}") as refused:
+        group.agent_of(server)
+    assert "servers 0 to 1" in refused.value.why
 
 
 def test_an_agent_that_does_not_answer_is_an_error_for_the_policy(group):

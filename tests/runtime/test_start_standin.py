@@ -383,6 +383,38 @@ except raylaunch.RaylaunchError as error:
     assert find_marked("test-py") == []
 
 
+ANOTHER_DRIVER = """
+import os, signal, time
+from raylaunch import api
+from raylaunch.errors import NodeError
+from raylaunch.runtime.agent.agent import Agent
+from raylaunch.runtime.agent.agent_handle import find_agent
+from raylaunch.runtime.controller.controller_client import find_controller
+
+handle = api.attach("test-secret")
+agent = find_agent("test-secret", 0)
+for key in ("", "0" * 64):
+    try:
+        agent.remote.ask(Agent.read_secrets, timeout_s=60)(takeover_key=key)
+    except NodeError:
+        print("refused")
+
+def await_event(kind, text=""):
+    deadline = time.monotonic() + 120
+    while not [one for one in handle.events() if one.kind == kind and text in one.text]:
+        assert time.monotonic() < deadline, handle.events()
+        time.sleep(0.1)
+
+find_controller("test-secret").crash()
+await_event("adopted")
+os.kill(handle.status().servers[1].seen.pid, signal.SIGKILL)
+await_event("command", "attempt 2")
+handle.wait_ready(120)
+print("attempt", handle.status().attempt)
+"""
+"""A driver with the cluster's token and no key; then the controller and a server are killed."""
+
+
 def test_secrets_reach_the_servers_and_nothing_else(user, standin, ports, short_folder):
     secret = "s3cr3t-" + "x9" * 8
     recipe = short_folder / "guarded.yaml"
@@ -412,4 +444,15 @@ def test_secrets_reach_the_servers_and_nothing_else(user, standin, ports, short_
         json.loads(path.read_text()) for path in Path(standin["STANDIN_RECORD"]).glob("*.json")
     ]
     assert [record["env"]["VLLM_API_KEY"] for record in records] == [secret, secret]
+
+    (key_file,) = (user.home / "takeover").iterdir()
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    asked = user.python(ANOTHER_DRIVER)
+    assert asked.code == 0, asked.out + asked.err
+    assert asked.out.split() == ["refused", "refused", "attempt", "2"]
+    records = [
+        json.loads(path.read_text()) for path in Path(standin["STANDIN_RECORD"]).glob("*.json")
+    ]
+    assert [record["env"]["VLLM_API_KEY"] for record in records] == [secret] * 4
     assert user.run("stop", "test-secret").code == 0
+    assert list((user.home / "takeover").iterdir()) == []

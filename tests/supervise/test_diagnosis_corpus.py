@@ -7,6 +7,7 @@ One file a case, `tests/data/diagnose/NAME.yaml`:
     cause    words that the cause must contain; `a|b` is either of two
     remedy   words that the remedy must contain
     not      words that neither may contain (the wrong component, the wrong tuning variable)
+    resolution  how the report ended, where it says so; for the reader only
     log      program output; addresses and names are replaced
 
 A case with `class: healthy` has only `source` and `log`, and must yield no failure.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from raylaunch.supervise.diagnosis.cann_blocks import find_blocks
 from raylaunch.supervise.diagnosis.edges import explained_ids, load_edges
-from raylaunch.supervise.diagnosis.error_codes import load_codes
 from raylaunch.supervise.diagnosis.log_lines import read_log
-from raylaunch.supervise.diagnosis.network_rules import describe_address
 from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, diagnose_text
+from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks
+from raylaunch.supervise.diagnosis.rules.error_codes import find_number, load_codes
+from raylaunch.supervise.diagnosis.rules.network_rules import describe_address
+from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.signatures import load_signatures
 from raylaunch.supervise.diagnosis.tracebacks import find_exceptions
 
 BLOCK = (
@@ -55,7 +57,7 @@ def test_every_edge_names_something_that_can_be_found() -> None:
     folder = Path(edges.__file__).parent
     text = "\n".join(
         file.read_text(encoding="utf-8")
-        for file in folder.iterdir()
+        for file in folder.rglob("*")
         if file.suffix in (".py", ".yaml") and file.name != "explains.yaml"
     )
     names = {name for edge in load_edges() for name in (*edge.causes, *edge.explain)}
@@ -168,3 +170,77 @@ def test_lines_that_a_terminal_broke_are_joined_and_keep_their_numbers() -> None
     assert len(log.raw) == len(broken) + 1
     assert log.raw[1] == text
     assert log.raw[2] == ""
+
+
+def test_of_several_matches_nearby_the_one_with_most_values_fills_the_text() -> None:
+    found = diagnose_text(
+        "DrvMngGetConsoleLogLevel failed. (g_conLogLevel=3)\n"
+        "dcmi model initialized failed, because the device is used. ret is -8020\n"
+    )
+    assert found is not None
+    assert (found.id, "-8020" in found.cause) == ("dcmi", True)
+
+
+def test_a_code_without_values_is_completed_by_its_block() -> None:
+    found = diagnose_text(
+        "EI0001: [PID: 4210] 2026-01-15-08:12:13.114 Environment variable [HCCL_BUFFSIZE] is "
+        "invalid. Reason: [Invalid value 0].\n"
+    )
+    assert found is not None
+    assert "HCCL_BUFFSIZE" in found.cause
+    assert "Invalid value 0" in found.cause
+
+
+def test_lines_of_another_rank_do_not_cut_a_block() -> None:
+    lines = [
+        "(Worker_TP2 pid=7) EZ9999: Inner Error!",
+        "(Worker_TP0 pid=5)     final_hidden_states = self.quant_method.apply(",
+        "(Worker_TP2 pid=7)        MoeDispatch do tiling failed, ret is -1.[FUNC:A][FILE:b.cc]",
+    ]
+    (block,) = find_blocks(read_log(lines))
+    assert block.lines == (0, 2)
+    assert "MoeDispatch do tiling failed" in block.text
+
+
+def test_words_of_the_runtime_stand_for_their_number() -> None:
+    known = find_number(["rtMalloc execute failed, reason=[driver error:out of memory][FUNC:F]"])
+    assert known is not None
+    assert known.code == "207001"
+
+
+def test_the_number_that_only_reports_a_failure_yields_to_the_other() -> None:
+    known = find_number(["error code is 500001", "runtime result = 507014"])
+    assert known is not None
+    assert known.code == "507014"
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        ("max_num_seqs (1024) exceeds the limit", ["`args.max-num-seqs`"]),
+        ("use --tensor-parallel-size 2", ["`parallel.tensor`"]),
+        ("set VLLM_USE_V1=1", ["`env.VLLM_USE_V1`"]),
+        ("speculative decoding is not supported", ["`features.speculative`"]),
+        ("the frobnicator is upside down", []),
+    ],
+)
+def test_a_refusal_names_the_recipe_fields_of_its_message(message: str, fields: list[str]) -> None:
+    assert name_options(message) == fields
+
+
+def test_a_report_of_a_lost_peer_is_never_certain() -> None:
+    """Its cause is in another log."""
+    reports = [each for each in load_signatures() if each.symptom]
+    assert len(reports) > 5
+    for signature in reports:
+        found = diagnose_text(signature.sample)
+        assert found is not None
+        assert not found.certain, signature.id
+
+
+def test_error_lines_behind_the_prefix_of_a_launcher_are_no_all_clear() -> None:
+    for prefix in ("gemma-server  | ", "[RAW SERVER] ", "2026-01-02T10:00:00.123456789Z stderr F "):
+        found = diagnose_text(f"{prefix}AssertionError\n")
+        assert found is not None, prefix
+    found = diagnose_text("[ERROR] GE(17,):2025-12-25-17:14:00.937.954 [t.cc:3]1 Build: odd\n")
+    assert found is not None

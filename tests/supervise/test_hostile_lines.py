@@ -9,47 +9,22 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 
 import pytest
 
 from raylaunch.checks import join_checks
-from raylaunch.supervise.diagnosis import (
-    cann_blocks,
-    clues,
-    error_codes,
-    exception_rules,
-    flag_rules,
-    hang_rules,
-    library_rules,
-    log_lines,
-    memory_rules,
-    network_rules,
-    ray_rules,
-    root_cause,
-    survival,
-    tracebacks,
-)
+from raylaunch.supervise.diagnosis import clues, log_lines, root_cause, rules, survival, tracebacks
 from raylaunch.supervise.diagnosis.log_lines import MAX_LINE_CHARS, cut_line, read_log
 from raylaunch.supervise.diagnosis.root_cause import diagnose_text
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 
-DIAGNOSIS_MODULES = (
-    cann_blocks,
-    clues,
-    error_codes,
-    exception_rules,
-    flag_rules,
-    hang_rules,
-    library_rules,
-    log_lines,
-    memory_rules,
-    network_rules,
-    ray_rules,
-    root_cause,
-    survival,
-    tracebacks,
+RULES = tuple(
+    import_module(f"{rules.__name__}.{found.name}") for found in iter_modules(rules.__path__)
 )
+DIAGNOSIS_MODULES = (*RULES, clues, log_lines, root_cause, survival, tracebacks)
 LENGTH = 65_536
 LIMIT_S = 0.05
 """CPU seconds of one pattern on one line of 64 kB. Quadratic ones took 1 to 500 s."""

@@ -315,10 +315,33 @@ def after(*failures: Failure, ready_ago: float | None = None) -> History:
 
 
 UNSURE = found(name="unknown", certain=False)
+PROBABLY_A_FLAG = found("deterministic", "bad-flag", certain=False)
 ANSWERS: list[tuple[str, History, Diagnosis | None, bool, type]] = [
     ("transient", after(), found(), False, Restart),
     ("not diagnosed", after(), None, False, Restart),
     ("deterministic", after(), found("deterministic", "bad-flag"), False, GiveUp),
+    ("deterministic, not certain", after(), PROBABLY_A_FLAG, False, Restart),
+    (
+        "deterministic, not certain, again",
+        after(failed(50, was_ready=False, cause="bad-flag")),
+        PROBABLY_A_FLAG,
+        False,
+        GiveUp,
+    ),
+    (
+        "several plausible causes are no reason to give up at once",
+        after(),
+        found("deterministic", "ascend-unsupported", certain=False),
+        False,
+        Restart,
+    ),
+    (
+        "nor to give up the node",
+        after(),
+        found("device", "set-device", certain=False),
+        False,
+        Restart,
+    ),
     (
         "deterministic, but this launch did run",
         after(ready_ago=60),
@@ -596,3 +619,17 @@ def test_two_possible_causes_are_tried_again_like_an_unknown_one(log, decision):
         seen, Phase.STARTING, again, HEALTH, NOW, gang=GANG, diagnosis=found
     )
     assert isinstance(decided, GiveUp), "an unknown cause is not tried for ever"
+
+
+@pytest.mark.parametrize("lost", ["agent died", "node unreachable"])
+def test_a_start_that_loses_its_agent_again_is_no_unknown_failure(lost: str) -> None:
+    """Seen on an overloaded machine: an agent was silent for 6 s in two starts in a row."""
+    cause = "agent-lost" if lost == "agent died" else "node-lost"
+    history = after(failed(50, was_ready=False, cause=cause))
+    silent = pair(None, {"agent_lost": lost})
+    nothing_found = found(name="no-evidence", certain=False)
+    decision = decide(
+        Phase.STARTING, silent, history, HEALTH, NOW, gang=GANG, diagnosis=nothing_found
+    )
+    assert isinstance(decision, Restart)
+    assert decision.cause == cause

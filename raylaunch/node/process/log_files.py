@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from raylaunch.home import user_home_of
 from raylaunch.node.process.private_files import NAME_BYTES, make_private_dir, tighten
 
 HEAD_BYTES = 256
@@ -57,14 +58,7 @@ def log_root(env: Mapping[str, str]) -> Path:
     """Return $RAYLAUNCH_LOG_DIR, or ~/.cache/raylaunch/logs."""
     if root := env.get("RAYLAUNCH_LOG_DIR"):
         return Path(root)
-    return _home(env) / ".cache" / "raylaunch" / "logs"
-
-
-def state_root(env: Mapping[str, str]) -> Path:
-    """Return the folder for records, models and bundles: $RAYLAUNCH_HOME, or ~/.raylaunch."""
-    if root := env.get("RAYLAUNCH_HOME"):
-        return Path(root)
-    return _home(env) / ".raylaunch"
+    return user_home_of(env) / ".cache" / "raylaunch" / "logs"
 
 
 def deployment_dir(root: Path, deployment: str) -> Path:
@@ -230,12 +224,6 @@ def _last_state(line: str) -> str:
     """Return what a terminal would show of a line that carriage returns have redrawn."""
     _, _, last = line.rstrip("\r").rpartition("\r")
     return last
-
-
-def _home(env: Mapping[str, str]) -> Path:
-    if home := env.get("HOME"):
-        return Path(home)
-    return Path.home()
 
 
 def _written_at(path: Path) -> float:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from raylaunch.home import home_of
 from raylaunch.node.process.cluster_records import pid_space, read_records
-from raylaunch.node.process.log_files import state_root
 from raylaunch.node.process.process_markers import find_marked, terminate_marked
 from raylaunch.plan.facts import MarkedProcess
 
@@ -83,7 +83,7 @@ def _in_service(found: MarkedProcess, known: KnownDeployments, deployment: str |
     try:
         process = psutil.Process(found.pid)
         # The home of the process, not ours: a process of another user has records of its own.
-        home = state_root(process.environ())
+        home = home_of(process.environ())
         if found.deployment.startswith("@"):
             # In doubt it is left alone, unless a person names the deployment.
             in_doubt = deployment is None and _in_damaged_record(found.deployment, home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -123,12 +124,6 @@ def child_env(
     SPT_NOENV keeps setproctitle, with which vLLM renames its processes, from writing the title over
     the environment block, where the marker is read from (measured, setproctitle 1.3.8).
     """
-    dropped = RAY_SETS | frozenset(unset)
-    inherited = {
-        name: value
-        for name, value in base.items()
-        if name not in dropped and not name.startswith("RAY_")
-    }
     marker = {
         DEPLOYMENT: deployment,
         INSTANCE: instance,
@@ -136,7 +131,29 @@ def child_env(
         SERVER: str(server),
         "SPT_NOENV": "1",
     }
-    return {**inherited, **plan_env, **(secrets or {}), **marker}
+    return {**unmarked_env(base, plan_env, unset), **(secrets or {}), **marker}
+
+
+def unmarked_env(
+    base: Mapping[str, str], plan_env: Mapping[str, str], unset: Iterable[str] = ()
+) -> dict[str, str]:
+    """Build the environment of a server without secrets and marker; arguments as for `child_env`.
+
+    What runs with it is no process of the deployment: a search for orphans passes it by.
+    """
+    dropped = RAY_SETS | frozenset(unset)
+    inherited = {
+        name: value
+        for name, value in base.items()
+        if name not in dropped and not name.startswith("RAY_")
+    }
+    return {**inherited, **plan_env}
+
+
+def put_first_in_path(env: Mapping[str, str], program: str) -> dict[str, str]:
+    """Return an environment in whose PATH the folder of `program` comes first."""
+    inherited_path = env.get("PATH", os.defpath)
+    return {**env, "PATH": f"{Path(program).parent}{os.pathsep}{inherited_path}"}
 
 
 class ServerProcess:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import NodeError
+from raylaunch.home import home
 from raylaunch.node.model import page_cache
 from raylaunch.node.process import log_files
 from raylaunch.node.process.process_markers import find_marked, terminate_marked
@@ -30,7 +31,8 @@ from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.agent.child_watch import ChildWatch
 from raylaunch.runtime.agent.guard_events import on_monotonic_clock, settle_launch
 from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
-from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor, state_dir
+from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
@@ -77,7 +79,7 @@ class Agent(ProbeActor):
         self._follower: LogFollower | None = None
         self._children: ChildWatch | None = None
         self._api: ApiProbe | None = None
-        self._secrets: Mapping[str, str] = {}
+        self._secrets = SecretKeeper()
         self._journal: tuple[int, bytes] | None = None
         self._end_read_ahead = threading.Event()
         """Set once vLLM reads the weights itself, or this attempt is over."""
@@ -133,9 +135,13 @@ class Agent(ProbeActor):
         if number > kept_number:
             self._journal = (number, journal)
 
-    async def read_secrets(self) -> Mapping[str, str]:
-        """Return the secrets of the running attempt, for a restarted controller."""
-        return self._secrets
+    async def read_secrets(self, takeover_key: str) -> Mapping[str, str]:
+        """Return the secrets of the running attempt, for a restarted controller.
+
+        Raises:
+            NodeError: The key is not the one that came with the secrets.
+        """
+        return self._secrets.hand_out(takeover_key)
 
     # -- what the controller orders ------------------------------------------------------------
 
@@ -145,7 +151,7 @@ class Agent(ProbeActor):
         attempt: int,
         vllm: str,
         health: HealthConfig,
-        secrets: Mapping[str, str],
+        secrets: SecretKeeper,
         read_ahead: str = "",
     ) -> int:
         """Start this agent's server of the plan and return its pid.
@@ -155,7 +161,7 @@ class Agent(ProbeActor):
             attempt: Number of this launch.
             vllm: Path of the `vllm` executable; its folder comes first in the server's PATH.
             health: Periods and time-outs of the probes.
-            secrets: Environment variables that only the server gets.
+            secrets: Environment variables that only the server gets, and their takeover key.
             read_ahead: A folder of weights to be read into the page cache; "" for none.
 
         Raises:
@@ -172,9 +178,9 @@ class Agent(ProbeActor):
             attempt,
             instance=self._instance,
             vllm=vllm,
-            secrets=secrets,
+            secrets=secrets.secrets,
             log=path,
-            cwd=state_dir(),
+            cwd=home(),
         )
         try:
             pid = await self._spawn(plan, spec, attempt)
@@ -182,7 +188,7 @@ class Agent(ProbeActor):
             raise NodeError(
                 f"server {server.index} could not be started",
                 why=str(error),
-                todo=f"free space, or make writable: {path.parent} and {state_dir()}",
+                todo=f"free space, or make writable: {path.parent} and {home()}",
             ) from error
         self._refuse_if_stopped(attempt)
         self._watch(plan, server, pid, health)
@@ -253,7 +259,7 @@ class Agent(ProbeActor):
 
     # -- the life of one attempt ---------------------------------------------------------------
 
-    def _begin_attempt(self, attempt: int, path: Path, secrets: Mapping[str, str]) -> None:
+    def _begin_attempt(self, attempt: int, path: Path, secrets: SecretKeeper) -> None:
         self._end_watching()
         self._attempt = attempt
         self._stopping = False
@@ -277,7 +283,7 @@ class Agent(ProbeActor):
                 plan.servers[self._index],
                 self._deployment,
                 attempt,
-                state_dir=state_dir(),
+                state_dir=home(),
             )
             self._refuse_if_stopped(attempt)
             self._process = ServerProcess(spec, on_event)
@@ -319,7 +325,7 @@ class Agent(ProbeActor):
         self._tasks.keep_running("child watch", self._children.run)
         if server.role == "primary":
             url = server_launch.api_url(server)
-            key = self._secrets.get("VLLM_API_KEY")
+            key = self._secrets.secrets.get("VLLM_API_KEY")
             self._api = ApiProbe(
                 lambda: VllmClient(url, api_key=key),
                 plan.served_name,

@@ -14,12 +14,14 @@ from typing import Literal
 from raylaunch.checks.ping_checks import Ping, PingResult
 from raylaunch.checks.reach_checks import FailedConnection, ProbeListener
 from raylaunch.node.process.log_files import Chunk, Cursor
+from raylaunch.plan.engine_answer import EngineReport
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.agent.agent import Agent, Observation
 from raylaunch.runtime.agent.fault_injection import Injected
 from raylaunch.runtime.agent.probe_actor import Hello, RecalledFlags
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.remote_call import RemoteActor
@@ -96,6 +98,14 @@ class AgentHandle:
         call = self.remote.call(Agent.ask_flags, timeout_s=timeout_s + ANSWER_S)
         return await call(timeout_s=timeout_s, niceness=niceness)
 
+    async def dry_run_engine(
+        self, *, plan: LaunchPlan, servers: tuple[int, ...], timeout_s: float, niceness: int
+    ) -> EngineReport:
+        """Call `ProbeActor.dry_run_engine`; `timeout_s` limits each run of vLLM."""
+        limit_s = timeout_s * len(servers) + ANSWER_S
+        call = self.remote.call(Agent.dry_run_engine, timeout_s=limit_s)
+        return await call(plan=plan, servers=servers, timeout_s=timeout_s, niceness=niceness)
+
     async def open_listeners(
         self, *, ip: str, ports: Mapping[str, int], timeout_s: float = ANSWER_S
     ) -> tuple[ProbeListener, ...]:
@@ -128,7 +138,7 @@ class AgentHandle:
         attempt: int,
         vllm: str,
         health: HealthConfig,
-        secrets: Mapping[str, str],
+        secrets: SecretKeeper,
         read_ahead: str,
         timeout_s: float = ANSWER_S,
     ) -> int:
@@ -188,10 +198,12 @@ class AgentHandle:
         call = self.remote.call(Agent.cuttable_interface, timeout_s=timeout_s)
         return await call()
 
-    async def read_secrets(self, *, timeout_s: float = ANSWER_S) -> Mapping[str, str]:
+    async def read_secrets(
+        self, *, takeover_key: str, timeout_s: float = ANSWER_S
+    ) -> Mapping[str, str]:
         """Call `Agent.read_secrets`."""
         call = self.remote.call(Agent.read_secrets, timeout_s=timeout_s)
-        return await call()
+        return await call(takeover_key=takeover_key)
 
     def keep_journal(self, *, number: int, journal: bytes) -> None:
         """Send `Agent.keep_journal` without waiting: every agent has a copy, one may be lost."""

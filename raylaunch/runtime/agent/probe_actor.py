@@ -13,10 +13,13 @@ from typing import Literal
 
 from raylaunch.checks.ping_checks import Ping, PingResult
 from raylaunch.checks.reach_checks import FailedConnection, ProbeListener
-from raylaunch.node.probe import npu_tools, reachability, vllm_flags
+from raylaunch.home import home
+from raylaunch.node.probe import engine_dry_run, npu_tools, reachability, vllm_flags, vllm_question
 from raylaunch.node.process import log_files
+from raylaunch.plan.engine_answer import EngineReport
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
+from raylaunch.plan.launch_plan import LaunchPlan
 
 FREE_POLL_S = 0.1
 """Between two checks whether a port is free."""
@@ -107,7 +110,7 @@ class ProbeActor:
         from raylaunch.node.probe import node_probe
 
         if tiny is not None:
-            path = str(state_dir() / "models" / f"tiny-{tiny}")
+            path = str(home() / "models" / f"tiny-{tiny}")
             await asyncio.to_thread(_generate_tiny_model, tiny, Path(path))
         hello = await self.hello()
         facts = await asyncio.to_thread(
@@ -125,7 +128,7 @@ class ProbeActor:
             facts,
             node_id=hello.node_id,
             devices=hello.devices,
-            state_dir=str(state_dir()),
+            state_dir=str(home()),
             vllm_executable=os.environ.get("RAYLAUNCH_VLLM") or facts.vllm_executable,
             known_flags=recalled.known,
         )
@@ -142,6 +145,20 @@ class ProbeActor:
             None when the node has no vLLM, or is too busy for a question at a low priority.
         """
         return await asyncio.to_thread(_ask_flags, timeout_s, niceness)
+
+    async def dry_run_engine(
+        self, plan: LaunchPlan, servers: tuple[int, ...], timeout_s: float, niceness: int
+    ) -> EngineReport:
+        """Have this node's vLLM build the configuration of servers that the plan puts here."""
+        return await asyncio.to_thread(
+            engine_dry_run.dry_run,
+            plan,
+            servers,
+            {**os.environ},
+            home(),
+            timeout_s=timeout_s,
+            niceness=niceness,
+        )
 
     async def open_listeners(self, ip: str, ports: Mapping[str, int]) -> tuple[ProbeListener, ...]:
         """Listen on the named ports of `ip` until `close_listeners`. Port 0: the kernel chooses.
@@ -184,16 +201,8 @@ class ProbeActor:
             await asyncio.sleep(FREE_POLL_S)  # the kernel does not report a closed listener
 
 
-def state_dir() -> Path:
-    """Return the folder on this node for logs, generated models and evidence.
-
-    $RAYLAUNCH_HOME, or ~/.raylaunch.
-    """
-    return log_files.state_root(os.environ)
-
-
 def _recall_flags(host: str) -> RecalledFlags:
-    vllm = vllm_flags.find(os.environ, state_dir())
+    vllm = vllm_question.find(os.environ, home())
     if vllm is None:
         return RecalledFlags(host, key="", known=None)
     return RecalledFlags(host, vllm.key, vllm_flags.recall(vllm))
@@ -202,7 +211,7 @@ def _recall_flags(host: str) -> RecalledFlags:
 def _ask_flags(timeout_s: float, niceness: int) -> KnownFlags | ProbeFailure | None:
     if niceness > 0 and _is_busy():
         return None
-    vllm = vllm_flags.find(os.environ, state_dir())
+    vllm = vllm_question.find(os.environ, home())
     if vllm is None:
         return None
     return vllm_flags.answer(vllm, os.environ, timeout_s, niceness)

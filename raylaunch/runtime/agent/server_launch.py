@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raylaunch.node.process import log_files
-from raylaunch.node.process.server_process import ServerSpec, child_env
+from raylaunch.node.process.server_process import ServerSpec, child_env, put_first_in_path
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.layout import bracket
 
@@ -41,11 +41,9 @@ def build_spec(
         server=server.index,
         secrets=secrets,
     )
-    inherited_path = env.get("PATH", os.defpath)
-    env["PATH"] = f"{Path(vllm).parent}{os.pathsep}{inherited_path}"
     return ServerSpec(
         argv=server.argv,
-        env=env,
+        env=put_first_in_path(env, vllm),
         log=str(log),
         cwd=str(cwd),
         term_timeout_s=OWNER_LOST_GRACE_S,

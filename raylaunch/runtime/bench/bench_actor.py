@@ -20,13 +20,12 @@ from typing import Any
 
 from raylaunch.bench.bench_output import STARTING, BenchProgress, read_progress
 from raylaunch.errors import NodeError
+from raylaunch.home import home
 from raylaunch.node.probe.software import find_vllm
 from raylaunch.node.process import log_files
 from raylaunch.node.process.process_markers import new_instance
 from raylaunch.node.process.server_process import ProcessState, ServerProcess, ServerSpec, child_env
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.runtime.agent.agent_handle import find_agent
-from raylaunch.runtime.agent.probe_actor import state_dir
 from raylaunch.vllm_api.vllm_client import VllmClient
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,9 @@ class BenchActor:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
 
-    async def launch(self, *, argv: tuple[str, ...], seed: int, prompts: int) -> BenchLaunch:
+    async def launch(
+        self, *, argv: tuple[str, ...], seed: int, prompts: int, api_key: str
+    ) -> BenchLaunch:
         """Launch one benchmark.
 
         Args:
@@ -102,15 +103,16 @@ class BenchActor:
             seed: Of the first benchmark on these servers. Each later one adds 1: the servers would
                 find repeated prompts in their prefix cache.
             prompts: How many requests it sends.
+            api_key: Of the service; "" if it requires none.
 
         Raises:
             NodeError: the benchmark cannot be started.
         """
         number = await asyncio.to_thread(self._next_number)
-        self._api_key = await self._read_api_key()
+        self._api_key = api_key
         self._cache_before = await self._read_cache()
         result_name = f"{self._deployment}-{os.getpid()}-{number}.json"
-        self._result_file = state_dir() / "bench-run" / result_name
+        self._result_file = home() / "bench-run" / result_name
         used_seed = seed + number - 1
         command = (*argv, "--seed", str(used_seed), *self._result_words())
         self._prompts = prompts
@@ -176,7 +178,7 @@ class BenchActor:
             command,
             self._env(),
             str(self._log_file),
-            cwd=str(state_dir()),
+            cwd=str(home()),
             term_timeout_s=TERM_S,
         )
         loop = asyncio.get_running_loop()
@@ -216,17 +218,6 @@ class BenchActor:
                 number = max(number, int(match[1]) + 1)
         self._log_file = folder / f"bench-{number}.log"
         return number
-
-    async def _read_api_key(self) -> str:
-        """Return the servers' API key, read from an agent.
-
-        So the key crosses neither the driver nor a command line.
-        """
-        agent = await asyncio.to_thread(find_agent, self._deployment, 0)
-        if agent is None:
-            raise NodeError("the agent of server 0 is lost", todo="`raylaunch status` shows why")
-        secrets = await agent.read_secrets()
-        return secrets.get("VLLM_API_KEY", "")
 
     def _env(self) -> dict[str, str]:
         """Return the primary's environment, with the API key as vLLM's client expects it.

@@ -29,10 +29,12 @@ class BenchActorHandle:
 
     remote: RemoteActor[BenchActor]
 
-    def launch(self, *, argv: tuple[str, ...], seed: int, prompts: int) -> BenchLaunch:
+    def launch(
+        self, *, argv: tuple[str, ...], seed: int, prompts: int, api_key: str
+    ) -> BenchLaunch:
         """Call `BenchActor.launch`."""
         call = self.remote.ask(BenchActor.launch, timeout_s=CALL_TIMEOUT_S)
-        return call(argv=argv, seed=seed, prompts=prompts)
+        return call(argv=argv, seed=seed, prompts=prompts, api_key=api_key)
 
     def watch(self, *, wait_s: float) -> tuple[BenchProgress, bool]:
         """Call `BenchActor.watch`, a long poll of at most `wait_s`."""

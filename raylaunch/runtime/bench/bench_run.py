@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class _Subject:
     loaded: LoadedRecipe
     plan: LaunchPlan
     versions: Mapping[str, str]
+    api_key: str = field(repr=False)
+    """Of the service; "" if it requires none."""
 
 
 def run_bench(
@@ -52,17 +54,21 @@ def run_bench(
     concurrency: Sequence[int],
     changes: Mapping[str, Any],
     home: Path,
+    read_key: Callable[[LaunchPlan], str | None],
     on_progress: OnProgress | None = None,
     on_run: Callable[[Run], None] | None = None,
 ) -> list[Run]:
     """Run the scenario against the deployment, once per concurrency; store each run below `home`.
 
+    `read_key` returns the API key that the service requires; None if it requires none.
+
     Raises:
         BusyError: the deployment is not ready, or another command runs a benchmark of it.
-        RecipeError: there is no such scenario, or the servers would refuse its requests.
+        RecipeError: there is no such scenario, the servers would refuse its requests, or their API
+            key is not known here.
         LaunchError: the benchmark failed, or the deployment restarted or stopped meanwhile.
     """
-    subject = _require_ready(deployment)
+    subject = _require_ready(deployment, read_key)
     chosen = choose(scenario, subject.loaded.recipe.bench).changed(changes)
     loads = [chosen.at(count) for count in concurrency] or [chosen]
     for load in loads:
@@ -82,7 +88,7 @@ def _ignore(_load: Scenario, _progress: BenchProgress) -> None:
     """Ignore the progress."""
 
 
-def _require_ready(deployment: str) -> _Subject:
+def _require_ready(deployment: str, read_key: Callable[[LaunchPlan], str | None]) -> _Subject:
     controller = require_controller(deployment)
     status = controller.status()
     loaded, plan, versions = controller.describe()
@@ -93,7 +99,7 @@ def _require_ready(deployment: str) -> _Subject:
         )
     on_primary = versions.get(0, {})
     all_versions = {"raylaunch": metadata.version("raylaunch"), **on_primary}
-    return _Subject(status, loaded, plan, all_versions)
+    return _Subject(status, loaded, plan, all_versions, read_key(plan) or "")
 
 
 def _run_one(
@@ -156,6 +162,7 @@ def _measure(
         argv=build_argv(subject.plan, load),
         seed=load.seed,
         prompts=load.prompts,
+        api_key=subject.api_key,
     )
     exited = False
     while not exited:

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from raylaunch.node.process.log_files import state_root
+from raylaunch.home import home_of
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def actor_log_path(env: Mapping[str, str], deployment: str, role: str) -> Path:
     """Return the log file of an actor on this node; `role` is "controller", "agent-0", ..."""
-    return state_root(env) / "actor-logs" / deployment / f"{role}.log"
+    return home_of(env) / "actor-logs" / deployment / f"{role}.log"
 
 
 def open_actor_log(path: Path, level: int = logging.INFO) -> None:

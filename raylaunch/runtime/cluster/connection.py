@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import ClusterError
+from raylaunch.interrupts import sigterm_handler_kept
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def connect(address: str | None, token_file: Path | None = None) -> None:
     if ray.is_initialized():
         _check_same(address, ray.get_runtime_context().gcs_address)
         return
-    with _explained(address), _loopback_kept(address):
+    with _explained(address), _loopback_kept(address), sigterm_handler_kept():
         ray.init(
             address=address,
             namespace=NAMESPACE,

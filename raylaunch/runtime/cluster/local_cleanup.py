@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,11 +182,12 @@ def has_record(home: Path, deployment: str) -> bool:
 def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
     """Kill the processes of a cluster, and the servers below its agents; remove its files."""
     log.info("killing the embedded cluster of %s, marker %s", record.deployment, record.marker)
-    servers = _servers_below(record)
+    instances = _instances_on(record)
+    servers = _find_servers(record.deployment, instances)
     found = {process.pid for process in find_marked(record.marker)}
     left = terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
     if servers:
-        left += _kill_servers(record.deployment, servers)
+        left += _kill_servers(record.deployment, instances)
     if not left:
         _remove_files(home, record)
     return KilledCluster(
@@ -194,29 +196,37 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
     )
 
 
-def _servers_below(record: ClusterRecord) -> set[int]:
-    """Return the pids of the deployment's servers that descend from a process of this cluster.
+def _instances_on(record: ClusterRecord) -> set[str]:
+    """Return the instances of the deployment that have a process below one of this cluster.
 
-    Not by name alone: another cluster may run a deployment of the same name.
+    Another cluster may run a deployment of the same name. And not only what descends from this one
+    belongs to it: a server whose guard was killed has init as its parent.
     """
     cluster = {process.pid for process in find_marked(record.marker)}
-    servers = set()
+    instances = set()
     for server in find_marked(record.deployment):
         with suppress(psutil.Error):  # it exited meanwhile
             if any(parent.pid in cluster for parent in psutil.Process(server.pid).parents()):
-                servers.add(server.pid)
-    return servers
+                instances.add(server.instance)
+    return instances
 
 
-def _kill_servers(deployment: str, pids: set[int]) -> list[MarkedProcess]:
+def _find_servers(deployment: str, instances: Iterable[str]) -> list[MarkedProcess]:
+    found = [find_marked(deployment, instance=instance) for instance in instances]
+    return [process for processes in found for process in processes]
+
+
+def _kill_servers(deployment: str, instances: Collection[str]) -> list[MarkedProcess]:
     """Let the guards stop their servers, then kill what is left of them."""
     deadline = time.monotonic() + SERVER_GRACE_S
     while time.monotonic() < deadline:
-        alive = pids.intersection(process.pid for process in find_marked(deployment))
-        if not alive:
+        if not _find_servers(deployment, instances):
             return []
         time.sleep(POLL_S)
-    return terminate_marked(deployment, instance=ANY_INSTANCE, grace_s=END_GRACE_S, pids=pids)
+    left = []
+    for instance in instances:
+        left += terminate_marked(deployment, instance=instance, grace_s=END_GRACE_S)
+    return left
 
 
 def _remove_files(home: Path, record: ClusterRecord) -> None:

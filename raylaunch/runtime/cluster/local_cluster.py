@@ -6,22 +6,19 @@ processes carries a marker, by which exactly those are killed. Everything listen
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
 import tempfile
-import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from raylaunch.errors import BusyError, ClusterError, LaunchError, NotReadyError
+from raylaunch.interrupts import StartUndone
 from raylaunch.node.process.cluster_records import (
     ClusterRecord,
     encode,
@@ -115,6 +112,7 @@ def start_local(
         BusyError: one of that name exists or is being started.
         LaunchError: `raylaunch stop` cancelled the start.
         ClusterError: Ray did not come up, or the record cannot be written. Nothing is left running.
+        StartUndone: Ctrl-C.
     """
     _remove_garbage(home, deployment)
     record = _claim(home, deployment)
@@ -123,7 +121,9 @@ def start_local(
         return _start(home, record, nodes, npus_per_node, secret_names)
     except BaseException as error:
         is_cancelled = cancellation_path(home, record).exists()
-        kill_cluster(home, record)
+        killed = kill_cluster(home, record)
+        if isinstance(error, KeyboardInterrupt):
+            raise StartUndone(killed.left) from error
         if is_cancelled and isinstance(error, ClusterError):
             # A cancellation kills `ray start`, which must not look like a failure of Ray.
             raise _cancelled(deployment) from None
@@ -140,29 +140,6 @@ def refuse_cancelled(home: Path, deployment: str) -> None:
     own = record is not None and record.starter == this_process()
     if record is None or not own or cancellation_path(home, record).exists():
         raise _cancelled(deployment)
-
-
-@contextlib.contextmanager
-def signals_as_interrupt() -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP like Ctrl-C within the block: what was started is cleaned up.
-
-    An SSH session that closes sends SIGHUP. Outside the main thread signals cannot be handled, and
-    nothing is changed. Ray sets a SIGTERM handler of its own when it connects; that one stays.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup ignores SIGHUP, and the start then survives the terminal.
-        if signal.getsignal(number) == signal.SIG_DFL:
-            before[number] = signal.signal(number, _raise_interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is _raise_interrupt:
-                signal.signal(number, handler)
 
 
 def _cancelled(deployment: str) -> LaunchError:
@@ -292,11 +269,6 @@ def _start_nodes(
             begin(other)
         for other in others:
             finish(other)
-
-
-def _raise_interrupt(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise KeyboardInterrupt
 
 
 def _free_port() -> int:

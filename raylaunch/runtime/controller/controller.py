@@ -15,10 +15,12 @@ import time
 from collections.abc import Mapping
 from enum import StrEnum
 
-from raylaunch.errors import BusyError, LaunchError, RaylaunchError
-from raylaunch.node.process.log_files import Chunk, Cursor, state_root, tail
+from raylaunch.errors import BusyError, LaunchError, NodeError, RaylaunchError
+from raylaunch.home import home
+from raylaunch.node.process.log_files import Chunk, Cursor, tail
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
@@ -46,8 +48,7 @@ STOP_TRIES = 3
 """After so many errors in a row a stop is reported as failed."""
 WATCHDOG_PERIOD_S = 10.0
 STUCK_S = 180.0
-"""A loop that supervises steps once a heartbeat; with a failure, evidence, and a diagnosis at its
-deadline, after about a minute. Reserving and restarting may wait for hours."""
+"""A loop that supervises steps once a heartbeat; after a failure, within about a minute."""
 LOOP = "group loop"
 
 
@@ -125,14 +126,13 @@ class Controller:
         recipe = request.loaded.recipe
         self._log = actor_log_path(os.environ, request.deployment, "controller")
         open_actor_log(self._log)
+        self._key_file = takeover_key.file_of(home(), request.deployment, request.instance)
         health = HealthConfig(**recipe.health.model_dump(), start_s=recipe.timeouts.start)
         self._clock = SystemClock()
         self._turns = Turns(request.deployment)
         self._tasks = TaskOwner(self._report_task)
         self._group = RayGroup(request, health, self._turns, self._report_task)
-        self._evidence = EvidenceCollector(
-            self._group, self._clock, state_root(os.environ), request.deployment
-        )
+        self._evidence = EvidenceCollector(self._group, self._clock, home(), request.deployment)
         # One group for now. A deployment with several has one loop for each.
         self._loop = GroupLoop(
             GroupSettings(
@@ -140,6 +140,7 @@ class Controller:
                 health=health,
                 stop_grace_s=recipe.timeouts.stop,
                 waived=request.skipped or {},
+                dry_run=request.dry_run,
             ),
             self._group,
             self._evidence,
@@ -180,9 +181,18 @@ class Controller:
         """Start the deployment; returns before it is ready."""
         await self._state.leave(ControllerState.TAKING_OVER)
         if self._state.now is ControllerState.WAITING_FOR_BEGIN:
+            if secrets:
+                await asyncio.to_thread(self._create_takeover_key)
             self._loop.begin(secrets)
             self._state.enter(ControllerState.RUNNING)
             self._run_loop()
+
+    def _create_takeover_key(self) -> None:
+        try:
+            self._group.takeover_key = takeover_key.create_key(self._key_file)
+        except (OSError, NodeError) as error:
+            # The service matters more. After the controller's death it cannot be relaunched.
+            self._loop.record.note("internal", f"cannot keep the takeover key: {error}")
 
     async def take_over(self) -> None:
         """Continue after the death of the last controller."""
@@ -192,6 +202,7 @@ class Controller:
     async def _take_over(self) -> None:
         if self._state.now is not ControllerState.TAKING_OVER:
             return  # this task was restarted after it had done its work
+        self._group.takeover_key = await asyncio.to_thread(takeover_key.read_key, self._key_file)
         adopted = await takeover.adopt(self._group, self._clock)
         if adopted is None:  # Ray also restarts a controller that `begin` has not reached yet
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)
@@ -248,7 +259,7 @@ class Controller:
         self, server: int, cursor: Cursor | None, lines: int | None, timeout_s: float
     ) -> Chunk | None:
         """Return a piece of a server's log; see `Agent.read_log`. None when its agent is lost."""
-        agent = self._group.gang.alive.get(server)
+        agent = self._group.agent_of(server)
         if agent is None:
             return None
         return await agent.read_log(cursor=cursor, lines=lines, wait_s=timeout_s)
@@ -325,6 +336,7 @@ class Controller:
         stopped = await self._loop.stopped()
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
+            await asyncio.to_thread(takeover_key.remove_key, self._key_file)
         seconds = self._clock.monotonic() - self._stop_began
         name = self._request.deployment
         return StopReport(name, stopped.processes, seconds, stopped.left)

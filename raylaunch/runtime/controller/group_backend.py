@@ -10,12 +10,32 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raylaunch.checks.findings import Finding
+from raylaunch.errors import LaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.controller.evidence import Case
 from raylaunch.runtime.controller.journal import Journal
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import ServerSeen
+
+
+class SecretsLostError(LaunchError):
+    """Nothing can be launched any more: no agent handed the secrets to a restarted controller."""
+
+
+def refuse_missing_secrets(names: Sequence[str], secrets: Mapping[str, str]) -> None:
+    """Refuse a launch without a secret that the recipe names: it could serve without an API key.
+
+    Raises:
+        SecretsLostError: one is missing.
+    """
+    missing = [name for name in names if name not in secrets]
+    if missing:
+        raise SecretsLostError(
+            f"the secrets of this deployment are lost: {', '.join(missing)}",
+            why="Ray restarted the controller, and no agent that had them was left",
+            todo="stop it and start it again, from an environment that has them",
+        )
 
 
 class GroupBackend(Protocol):
@@ -68,6 +88,11 @@ class GroupBackend(Protocol):
     def keep_journal(self, number: int, journal: bytes) -> None:
         """Give every agent a copy of the journal; does not wait."""
 
+    def dry_run(
+        self, plan: LaunchPlan, facts: Mapping[int, Facts], report: Callable[[list[Finding]], None]
+    ) -> None:
+        """Start to have the nodes' vLLM build the engine configuration; does not wait."""
+
     def remember_flags(self) -> None:
         """Start to ask the nodes' vLLM for its flags, for the next launch; does not wait."""
 
@@ -92,6 +117,8 @@ class GroupSettings:
     """SIGTERM to SIGKILL at `stop`."""
     waived: Mapping[str, str]
     """Ids of checks whose errors do not count, with the reason given."""
+    dry_run: bool = True
+    """Whether the nodes' vLLM builds the engine configuration beside a first launch."""
 
 
 @dataclass(frozen=True)

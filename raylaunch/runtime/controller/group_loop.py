@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
-from raylaunch.checks.findings import waive
+from raylaunch.checks.findings import Finding, waive
 from raylaunch.errors import (
     BusyError,
     ChecksFailedError,
@@ -32,6 +32,7 @@ from raylaunch.runtime.controller.group_backend import (
     GroupBackend,
     GroupSettings,
     GroupStopped,
+    SecretsLostError,
 )
 from raylaunch.runtime.controller.journal import GroupRecord, Journal
 from raylaunch.runtime.controller.planning import refuse_errors
@@ -45,8 +46,9 @@ log = logging.getLogger(__name__)
 
 PAUSE_S = 3.0
 """A loop that wakes up this much too late was not running itself (SIGSTOP, a starved host)."""
-FINAL = (PlacementError, BusyError)
-"""Not retried: a reservation has waited for nodes already, and a name stays taken."""
+FINAL = (PlacementError, BusyError, SecretsLostError)
+"""Not retried: a reservation has waited for nodes already, a name stays taken, and secrets stay
+lost."""
 REFUSALS = (ChecksFailedError, PlanError, RecipeError)
 """Not retried at the first start: the same again. Later, they may come from a restart's debris."""
 
@@ -248,6 +250,11 @@ class GroupLoop:
         self._backend.watch(plan, self.record.observe)
         self.record.note("command", f"launched attempt {attempt}")
         await self._backend.launch(plan, attempt, self._facts, self._secrets)
+        if self._settings.dry_run and attempt == 1:
+            self._backend.dry_run(plan, self._facts, self._note_dry_run)
+
+    def _note_dry_run(self, findings: list[Finding]) -> None:
+        self.record.add_findings(waive(findings, self._settings.waived))
 
     async def _supervise(self) -> None:
         """Observe, decide, act: once."""

@@ -5,9 +5,10 @@ The agents keep a copy, so that a controller that Ray restarted continues where 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from raylaunch.checks.findings import Finding
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOUD = ("failure", "restart", "bundle-failed", "log-failed", "internal")
 """Kinds of events that the log shows as warnings."""
+DIGEST_BYTES = 32
 KEPT_EVENTS = 500
 UNSAVED_EVENTS = 1000
 """More than can have been noted since the last copy was given away."""
@@ -82,9 +84,10 @@ class Journal:
         self.number += UNSAVED_EVENTS
 
     def dump(self, clock: Clock) -> bytes:
-        """Return the journal as the agents keep it. It holds no secrets."""
+        """Return the journal as the agents keep it, behind its digest. It holds no secrets."""
         self.saved_at = ClockReading.of(clock)
-        return pickle.dumps(self)
+        data = pickle.dumps(self)
+        return hashlib.sha256(data).digest() + data
 
     @staticmethod
     def load(data: bytes, clock: Clock) -> Journal:
@@ -93,10 +96,14 @@ class Journal:
         Raises:
             ValueError: the copy is damaged, or another version of raylaunch wrote it.
         """
+        digest, data = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        # Damaged bytes may unpickle to a journal that lacks fields, or has others.
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError("the journal cannot be read: it is damaged")
         # The data comes from our own agents over Ray's channel, which pickles every message anyway.
         try:
             journal = pickle.loads(data)  # noqa: S301
-        except Exception as error:  # pickle raises whatever the damaged bytes lead to
+        except Exception as error:  # of another version: pickle raises whatever that leads to
             raise ValueError(f"the journal cannot be read: {error!r}") from error
         if not isinstance(journal, Journal) or journal.saved_at is None:
             raise ValueError("the journal cannot be read: it holds something else")
@@ -160,6 +167,17 @@ class GroupRecord:
             self._give_copy()
         self._on_change()
         return event
+
+    def add_findings(self, findings: Sequence[Finding]) -> None:
+        """Add what a dry run found beside the start, with an event for each error.
+
+        It changes no decision: the server itself refuses what its dry run refused.
+        """
+        self.journal.findings = (*self.journal.findings, *findings)
+        for finding in findings:
+            if finding.level == "error":
+                self.note(finding.id, finding.what)
+        self._on_change()
 
     def show_reserved(self, servers: Iterable[int]) -> None:
         """Show servers that have an agent, and nothing more yet."""

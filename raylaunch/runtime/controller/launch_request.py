@@ -21,5 +21,7 @@ class Request:
     primary: str | None = None
     skipped: Mapping[str, str] | None = None
     """Ids of checks whose errors do not count, with the reason given."""
+    dry_run: bool = True
+    """Whether the nodes' vLLM builds the engine configuration beside the start."""
     instance: str = field(default_factory=new_instance)
     """Random id of this start, kept over restarts and by a controller that Ray restarts."""

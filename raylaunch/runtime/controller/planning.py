@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from raylaunch.checks.check_all import check_nodes, check_recipe
+from raylaunch.checks.check_all import check_nodes, check_recipe, common_names
+from raylaunch.checks.engine.engine_checks import check_engines
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.join_checks import check_joined
 from raylaunch.checks.ping_checks import Ping, PingResult, check_pings, choose_pings
@@ -20,6 +21,7 @@ from raylaunch.plan.wanted_weights import drafter_path
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.recipe_settings import given_args
+from raylaunch.runtime.agent.engine_lookup import GroupReport, dry_run_engines
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.cluster.missing_workers import missing_workers
 from raylaunch.runtime.cluster.placement import Slot
@@ -79,24 +81,39 @@ async def plan_and_check(
     deployment: str,
     nodes: Sequence[Facts],
     neighbours: Neighbours,
+    *,
+    dry_run: bool = False,
 ) -> tuple[LaunchPlan, list[Finding]]:
     """Plan on the nodes as they are; check recipe, nodes, and the links between hosts and NPUs.
+
+    With `dry_run` the nodes' own vLLM builds the engine configuration too, which takes the longest.
 
     Raises:
         PlanError: the nodes cannot hold the recipe.
     """
     plan = build_plan(loaded, nodes, deployment=deployment, others=neighbours.plans)
-    flags_are_known = all(node.known_flags for node in nodes)
-    findings = [*check_recipe(loaded, nodes[0].versions, flags_asked=flags_are_known)]
+    pings = choose_pings(loaded, nodes, plan)
+    unreached, pinged, engines = await asyncio.gather(
+        _try_links(gang, plan),
+        _ping_npus(gang, pings),
+        dry_run_engines(gang, plan) if dry_run else _no_dry_run(),
+    )
+    by_server = {server.index: facts for server, facts in zip(plan.servers, nodes, strict=True)}
+    nodes = [*engines.add_to(by_server).values()]
+    findings = [*check_recipe(loaded, nodes[0].versions, known=common_names(nodes))]
     findings += check_nodes(loaded, nodes, plan, neighbours.plans)
     findings += check_silent_neighbours(neighbours.silent)
     findings += check_joined(missing_workers())
-    pings = choose_pings(loaded, nodes, plan)
-    unreached, pinged = await asyncio.gather(_try_links(gang, plan), _ping_npus(gang, pings))
+    if dry_run:
+        findings += check_engines(loaded, nodes, plan, engines.answers, findings)
     interfaces = {server.node.ip: server.node.interface for server in plan.servers}
     findings += check_reach(unreached, interfaces)
     findings += check_pings(loaded, nodes, plan, pinged)
     return plan, findings
+
+
+async def _no_dry_run() -> GroupReport:
+    return GroupReport()
 
 
 async def _try_links(gang: Gang, plan: LaunchPlan) -> list[FailedConnection]:

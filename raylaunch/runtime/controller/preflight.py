@@ -11,7 +11,6 @@ import secrets
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.runtime.agent.flag_lookup import ask_flags, with_flags
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
@@ -46,11 +45,10 @@ async def _probe_and_plan(
     gang: Gang, loaded: LoadedRecipe, deployment: str
 ) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.group))
-    # Takes the longest, when the answer is not remembered.
-    asking = asyncio.ensure_future(ask_flags(gang))
     # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
     await gang.demand_all(lambda agent: agent.hello())
     nodes = await probe_nodes(gang, loaded.recipe)
-    nodes = with_flags(nodes, await asking)
     neighbours = await ask_plans(deployment)
-    return await plan_and_check(gang, loaded, deployment, list(nodes.values()), neighbours)
+    return await plan_and_check(
+        gang, loaded, deployment, list(nodes.values()), neighbours, dry_run=True
+    )

@@ -10,14 +10,18 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from raylaunch.checks.engine.engine_checks import check_engines
 from raylaunch.checks.findings import Finding
-from raylaunch.errors import BusyError, LaunchError, RaylaunchError
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError, RecipeError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.runtime.agent.agent_handle import AgentHandle
+from raylaunch.runtime.agent.engine_lookup import dry_run_engines
 from raylaunch.runtime.agent.fault_injection import Injected
-from raylaunch.runtime.agent.flag_lookup import remember_for_next
+from raylaunch.runtime.agent.flag_lookup import BACKGROUND_NICENESS, LATER_S, remember_for_next
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.snapshot import Snapshot
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.connection import alive_nodes
@@ -26,6 +30,7 @@ from raylaunch.runtime.cluster.remote_call import ActorLostError
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import planning
 from raylaunch.runtime.controller.agent_watch import AgentWatch
+from raylaunch.runtime.controller.group_backend import refuse_missing_secrets
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns, ask_plans
 from raylaunch.supervise.health_config import HealthConfig
@@ -58,6 +63,8 @@ class RayGroup:
         self.gang = Gang(request.deployment, request.instance)
         self.log_roots: dict[int, str] = {}
         """Folder of each server's logs on its node."""
+        self.takeover_key = ""
+        """What the agents demand before they hand out the secrets."""
         self._request = request
         self._recipe = request.loaded.recipe
         self._health = health
@@ -209,7 +216,10 @@ class RayGroup:
 
         Raises:
             LaunchError: a server could not be launched.
+            SecretsLostError: a secret of the recipe is not among `secrets`.
         """
+        refuse_missing_secrets(self._recipe.secrets, secrets)
+        kept = SecretKeeper(secrets, self.takeover_key)
         read_ahead = planning.read_ahead_folder(self._recipe)
         answers = await self.gang.ask_all(
             lambda agent: agent.launch(
@@ -217,7 +227,7 @@ class RayGroup:
                 attempt=attempt,
                 vllm=facts[agent.index].vllm_executable or "vllm",
                 health=self._health,
-                secrets=secrets,
+                secrets=kept,
                 read_ahead=read_ahead,
             ),
             servers=facts.keys(),
@@ -234,6 +244,18 @@ class RayGroup:
     async def clean_up(self) -> None:
         """Kill orphans of earlier attempts, and wait until fixed ports are free."""
         await planning.clean_up(self.gang, self._request.loaded)
+
+    def dry_run(
+        self, plan: LaunchPlan, facts: Mapping[int, Facts], report: Callable[[list[Finding]], None]
+    ) -> None:
+        """Start a dry run of every server at the lowest priority; does not wait."""
+
+        async def ask() -> None:
+            engines = await dry_run_engines(self.gang, plan, LATER_S, niceness=BACKGROUND_NICENESS)
+            nodes = list(engines.add_to(facts).values())
+            report([*check_engines(self._request.loaded, nodes, plan, engines.answers)])
+
+        self._tasks.run_once("engine dry run", ask)
 
     def remember_flags(self) -> None:
         """Start to ask the nodes' vLLM for its flags, for the next launch; does not wait."""
@@ -271,16 +293,41 @@ class RayGroup:
         """Return each node's wall clock minus this one's, in seconds."""
         return {index: watch.wall_offset_s for index, watch in self._watches.items()}
 
+    def agent_of(self, server: int) -> AgentHandle | None:
+        """Return the agent of a server; None when it is lost.
+
+        Raises:
+            RecipeError: there is no such server.
+        """
+        count = self._recipe.parallel.servers
+        if not 0 <= server < count:
+            known = "server 0" if count == 1 else f"servers 0 to {count - 1}"
+            raise RecipeError(
+                f"{self._request.deployment} has no server {server}", why=f"it has {known}"
+            )
+        return self.gang.alive.get(server)
+
     def keep_journal(self, number: int, journal: bytes) -> None:
         """Give every agent a copy of the journal; one copy may be lost."""
         for agent in self.gang.alive.values():
             agent.keep_journal(number=number, journal=journal)
 
     async def read_secrets(self) -> Mapping[str, str]:
-        """Return the secrets of the running attempt, which the agents keep."""
-        answers = await self.gang.ask_all(lambda agent: agent.read_secrets())
+        """Return the secrets that the agents keep; empty when the recipe has none.
+
+        Empty, too, when no agent hands them out.
+        """
+        if not self._recipe.secrets:
+            return {}
+        answers = await self.gang.ask_all(
+            lambda agent: agent.read_secrets(takeover_key=self.takeover_key)
+        )
         known = (one for one in answers.values() if isinstance(one, Mapping))
         return next(known, {})
+
+    def lacks_any(self, secrets: Mapping[str, str]) -> bool:
+        """Return whether a secret that the recipe names is missing."""
+        return any(name not in secrets for name in self._recipe.secrets)
 
     async def inject(self, server: int, fault: str, port: int) -> Injected:
         """Inject a drill's fault; `at` is on this process's monotonic clock."""

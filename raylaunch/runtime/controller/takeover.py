@@ -47,10 +47,14 @@ async def adopt(group: RayGroup, clock: Clock) -> Adopted | None:
     if newest is None or newest.plan is None:
         log.warning("found %d agents and no journal", len(hellos))
         return None
+    secrets = await group.read_secrets()
+    if newest.attempt == 0 and group.lacks_any(secrets):
+        log.warning("found %d agents that were not given the secrets yet", len(hellos))
+        return None
     newest.skip_lost()
     seen = last_known(newest.plan, newest.attempt, group.servers)
     log.info("adopting attempt %d (%s) with %d agents", newest.attempt, newest.phase, len(hellos))
-    return Adopted(newest, await group.read_secrets(), seen)
+    return Adopted(newest, secrets, seen)
 
 
 def last_known(plan: LaunchPlan, attempt: int, alive: Collection[int]) -> dict[int, ServerSeen]:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from raylaunch.errors import NodeError, RecipeError
+from raylaunch.home import home
 from raylaunch.node.model.download import Download, find_programs
 from raylaunch.node.model.tiny_model import ensure_tiny_model
 from raylaunch.node.model.weight_files import inspect_weights
@@ -27,7 +28,6 @@ from raylaunch.plan.wanted_weights import (
     download_argv,
     hubs_of,
 )
-from raylaunch.runtime.agent.probe_actor import state_dir
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class WeightsActor:
     def _folder(self, wanted: Wanted) -> Path:
         if wanted.tiny is None:
             return Path(wanted.path)
-        return state_dir() / "models" / f"tiny-{wanted.tiny}"
+        return home() / "models" / f"tiny-{wanted.tiny}"
 
     def _download_command(self, wanted: Wanted, hub: Hub | None) -> tuple[str, ...]:
         hubs = [one for one in hubs_of(wanted) if hub in (None, one)]

@@ -6,23 +6,16 @@ Pure: evidence in, ranked clues out; `root_cause` compares them over all servers
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 
-from raylaunch.supervise.diagnosis.cann_blocks import read_blocks
-from raylaunch.supervise.diagnosis.error_codes import read_numbers
-from raylaunch.supervise.diagnosis.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit, name_exit
-from raylaunch.supervise.diagnosis.flag_rules import read_flags
-from raylaunch.supervise.diagnosis.hang_rules import read_hangs
 from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
-from raylaunch.supervise.diagnosis.library_rules import read_libraries
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.memory_rules import read_memory
-from raylaunch.supervise.diagnosis.network_rules import read_network
-from raylaunch.supervise.diagnosis.ray_rules import read_ray
-from raylaunch.supervise.diagnosis.readings import Rank, Reading
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, shorten
+from raylaunch.supervise.diagnosis.rules.all_rules import RULES
+from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block
 from raylaunch.supervise.diagnosis.signatures import Signature, Site, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
 
@@ -62,20 +55,6 @@ class Clue:
         return self.rank, self.at, self.server.index, self.line or 0
 
 
-_RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
-    read_exceptions,
-    read_libraries,
-    read_flags,
-    read_memory,
-    read_ray,
-    read_network,
-    read_hangs,
-    read_blocks,
-    read_numbers,
-)
-"""The layers below the signatures, in the order in which their readings are preferred."""
-
-
 def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[Clue]:
     """Yield the clues in the evidence of one server: signatures, rules, exceptions, its exit."""
     life = read_life(log)
@@ -89,6 +68,7 @@ def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[C
         if not _is_no_failure(server, log, life, reading.line, symptom=reading.symptom):
             found.append(_reading_clue(reading, server, log))
     found = _first_of_each(found)
+    blocks = {block.line: quote_block(block) for block in find_blocks(log)}
     seen = {clue.reason.id for clue in found}
     for line, signature, match in by_line:
         if signature.id in seen or (signature.id, line) in replaced:
@@ -99,7 +79,9 @@ def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[C
         if _is_no_failure(server, log, life, line, symptom=signature.symptom):
             continue
         seen.add(signature.id)  # the first match is the earliest; the rest are repetitions
-        found.append(_signature_clue(signature, server, log, line, match))
+        fullest = _fullest(by_line, signature, line, match)
+        clue = _signature_clue(signature, server, log, line, fullest)
+        found.append(_with_block(clue, blocks.get(line, "")))
     yield from found
     if unknown := _unknown_exception(server, log, explained_lines, found, life):
         yield unknown
@@ -107,6 +89,21 @@ def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[C
         yield exited
     for reading in read_unexplained(log, life, explained_lines):
         yield _reading_clue(reading, server, log)
+
+
+def _fullest(
+    by_line: Sequence[tuple[int, Signature, re.Match[str]]],
+    signature: Signature,
+    first: int,
+    match: re.Match[str],
+) -> re.Match[str]:
+    """Return the match near the first one that has the most values: one failure, several lines."""
+    near = [
+        other
+        for line, each, other in by_line
+        if each is signature and first <= line <= first + _BLOCK_WITHIN_LINES
+    ]
+    return max((match, *near), key=lambda each: sum(group is not None for group in each.groups()))
 
 
 def _match_signatures(log: ServerLog, site: Site) -> list[tuple[int, Signature, re.Match[str]]]:
@@ -135,7 +132,7 @@ def _select_readings(
         signatures.setdefault(line, []).append(signature)
     taken: set[int] = set()
     selected: list[Reading] = []
-    for rule in _RULES:
+    for rule in RULES:
         for reading in rule(log):
             lines = {reading.line, *reading.covers}
             if not taken.isdisjoint(lines):
@@ -180,7 +177,7 @@ def _reading_clue(reading: Reading, server: ServerEvidence, log: ServerLog) -> C
         reason=reading.reason,
         line=reading.line,
         symptom=reading.symptom,
-        certain=reading.certain and reading.rank is not Rank.WRAPPER,
+        certain=reading.certain and not reading.symptom and reading.rank is not Rank.WRAPPER,
     )
 
 
@@ -225,8 +222,16 @@ def _signature_clue(
         reason=reason,
         line=line,
         symptom=signature.symptom,
-        certain=not signature.wrapper,
+        certain=signature.certain and not (signature.wrapper or signature.symptom),
     )
+
+
+def _with_block(clue: Clue, quoted: str) -> Clue:
+    """Add what CANN's block on the same line says: it has the values that a code alone lacks."""
+    if not quoted or quoted in clue.reason.cause:
+        return clue
+    cause = f"{clue.reason.cause} CANN reports: {shorten(quoted)}."
+    return replace(clue, reason=replace(clue.reason, cause=cause))
 
 
 def _rank(signature: Signature) -> Rank:

@@ -72,7 +72,7 @@ _ALL = (
     ExitReason(
         id="crashed",
         kind="transient",
-        cause="The server crashed in native code ({0}) and logged nothing about it.",
+        cause="The server crashed in native code ({0}), and no known cause is in its log.",
         remedy="Look for a core file and in `dmesg -T`; on Ascend read the newest file under"
         " ~/ascend/log/debug/plog.",
         source="signal(7)",

@@ -31,9 +31,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(
-    r"^(?:\s{0,8}(?:[\w.-]{1,60}?[-_]\d{1,4} {1,40}\| ?"
-    # Not a level of CANN, which is part of the line.
-    r"|\[(?!(?:DEBUG|INFO|EVENT|TRACE|WARN|WARNING)\])[A-Z][A-Z ]{2,30}\] "
+    r"^(?:\s{0,8}(?:[a-z][\w.-]{1,60} {1,40}\| ?"
+    # Not a level, which is part of a line of CANN.
+    r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT|TRACE)[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| ))"
 )
@@ -151,6 +151,11 @@ class ServerLog:
     def last_time(self) -> float | None:
         """Time of the last stamped line."""
         return self.times[-1] if self.times else None
+
+
+def strip_foreign(line: str) -> str:
+    """Return `line` without what a container runtime or a launcher writes before it."""
+    return _FOREIGN.sub("", line)
 
 
 def cut_line(line: str) -> str:

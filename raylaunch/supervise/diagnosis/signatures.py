@@ -37,6 +37,8 @@ class Signature:
     """Only reports that something else failed."""
     symptom: bool = False
     """Reports that a peer is gone or late."""
+    certain: bool = True
+    """False when the line has several plausible causes."""
     anchor: str = ""
     """Text of each match. With it a line that was logged below WARNING is searched too."""
     file: str = ""

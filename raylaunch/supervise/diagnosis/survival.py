@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from raylaunch.supervise.diagnosis.log_lines import LogText, ServerLog
+from raylaunch.supervise.diagnosis.log_lines import LogText, ServerLog, strip_foreign
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
 _SERVED = re.compile(
@@ -52,6 +52,8 @@ _ERROR_LINE = re.compile(
     r"^\s{0,8}(?:\([^()]{0,64}\) ?){0,3}(?:\[rank\d{1,5}\]: ?)?(?:ERROR|CRITICAL|FATAL)\b[ :]|"
     r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|"
     r"CRITICAL)\][ :]|"
+    r"^(?:\(\w{1,40} pid=\d{1,9}\) )?\[\d{4}-\d\d-\d\d [\d:,]{8,16} C \d{1,9} \d{1,9}\]|"
+    r"Unhandled exception: |Check failed: |"
     r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
 )
 
@@ -175,14 +177,22 @@ def _is_from_a_request_module(text: str) -> bool:
     return module is not None and _REQUEST_MODULE.match(module[1]) is not None
 
 
+def _is_error(log: ServerLog, line: int) -> bool:
+    cleaned = log.cleaned[line]
+    if not cleaned.strip():
+        return False
+    if _PYTHON_ERROR.match(cleaned):
+        return True
+    return _ERROR_LINE.search(strip_foreign(log.raw[line])) is not None
+
+
 def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> Iterator[Reading]:
     """Yield one reading for the error lines that no rule explains: first, last, how many."""
     lines = [
         line
         for line in log.errors.lines
         if line not in explained
-        and (_ERROR_LINE.search(log.raw[line]) or _PYTHON_ERROR.match(log.cleaned[line]))
-        and log.cleaned[line].strip()
+        and _is_error(log, line)
         and not life.survived(log, line)
         and not life.after_stop(line)
     ]

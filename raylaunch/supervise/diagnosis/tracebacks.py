@@ -34,7 +34,7 @@ class Frame:
     def module_path(self) -> str:
         """The path below the package's folder: `vllm_ascend/ops/fused_moe.py`."""
         if found := _KNOWN.search(self.path):
-            return found[1]
+            return found[1].replace("vllm/vllm/", "vllm/")  # a checkout's folder has its name
         for folder in _FOLDERS:
             _, marker, below = self.path.rpartition(folder)
             if marker:

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Deployment a2-dual, recipe a2-dual: the container of node 192.0.2.10.
 # Run this on the node, beside its server script(s).
+# Unlike the guide it names neither -e ASCEND_RT_VISIBLE_DEVICES nor PYTORCH_NPU_ALLOC_CONF:
+# each server script sets its own (Ray would shuffle the first).
 # Then, in the background container:
 #   docker cp server-0-192.0.2.10.sh minimax2_5:/root/server-0-192.0.2.10.sh
 #   docker exec -it minimax2_5 bash -ic 'bash /root/server-0-192.0.2.10.sh'

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Deployment a3-single, recipe a3-single: the container of node 192.0.2.10.
 # Run this on the node, beside its server script(s).
+# Unlike the guide it names neither -e ASCEND_RT_VISIBLE_DEVICES nor PYTORCH_NPU_ALLOC_CONF:
+# each server script sets its own (Ray would shuffle the first).
 # Then, from a second shell on the node:
 #   docker cp server-0-192.0.2.10.sh vllm-ascend:/root/server-0-192.0.2.10.sh
 #   docker exec -it vllm-ascend bash -ic 'bash /root/server-0-192.0.2.10.sh'

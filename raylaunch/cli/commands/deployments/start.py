@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from raylaunch.cli.options import (
 )
 from raylaunch.cli.output import Output
 from raylaunch.cli.skip_checks import read_skips
+from raylaunch.interrupts import StartUndone
 from raylaunch.supervise.deployment_status import Status
 
 
@@ -59,6 +60,13 @@ def start(
     primary: Primary = None,
     sets: Sets = None,
     skip_check: SkipChecks = None,
+    dry_run_engine: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run-engine/--no-dry-run-engine",
+            help="Have the nodes' vLLM build the engine configuration beside the start.",
+        ),
+    ] = True,
     output: JsonOutput = Format.TABLE,
 ) -> None:
     """Start a recipe on the cluster and wait until it serves.
@@ -71,24 +79,39 @@ def start(
     from raylaunch.cli.views.live_view import watching
 
     skipped = read_skips(skip_check or [])
-    handle = None
-    with watching(out, to_stderr=output is Format.JSON) as view, suppress(KeyboardInterrupt):
-        handle = api.deploy(
-            name,
-            set=sets or (),
-            deployment=deployment,
-            address=address,
-            wait=wait,
-            timeout=timeout,
-            on_update=view,
-            primary=primary,
-            skip_checks=skipped,
-        )
-    if handle is None:
-        title = deployment or Path(name).stem
-        _explain_interrupt(out, title, address, is_known=view.last is not None)
-        raise typer.Exit(INTERRUPTED)
+    title = deployment or Path(name).stem
+    view = None
+    try:
+        with watching(out, to_stderr=output is Format.JSON) as view:
+            handle = api.deploy(
+                name,
+                set=sets or (),
+                deployment=deployment,
+                address=address,
+                wait=wait,
+                timeout=timeout,
+                on_update=view,
+                primary=primary,
+                skip_checks=skipped,
+                dry_run_engine=dry_run_engine,
+            )
+    except StartUndone as undone:
+        _explain_undone(out, title, undone.left)
+        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        is_known = view is not None and view.last is not None
+        _explain_interrupt(out, title, address, is_known=is_known)
+        raise typer.Exit(INTERRUPTED) from None
     _report_start(out, handle.status(), address, output, wait=wait)
+
+
+def _explain_undone(out: Output, name: str, left: Sequence[str]) -> None:
+    what = f"interrupted: {name} was not started"
+    if not left:
+        out.to_stderr(["", f"{what}; its embedded Ray cluster was stopped again"])
+        return
+    resisting = f"{len(left)} processes of its embedded Ray cluster resist: {', '.join(left)}"
+    out.to_stderr(["", f"{what}, and {resisting}", f"  stop    raylaunch stop {name}"])
 
 
 def _explain_interrupt(out: Output, name: str, address: str | None, *, is_known: bool) -> None:

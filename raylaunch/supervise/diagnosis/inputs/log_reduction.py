@@ -28,8 +28,8 @@ WARNING_SHARE = 4
 """Warnings and other single lines get this part of that."""
 LINES_BEFORE = 41
 """Of an error: `survival` searches 40 lines before it for the module that logged it."""
-LINES_AFTER = 15
-"""Of an error: a block of CANN has 14 lines (`cann_blocks`)."""
+LINES_AFTER = 60
+"""Of an error: the lines of a block of CANN may stand so far apart (`rules/cann_blocks`)."""
 _LOOK_BACK = 500
 """Lines that are searched for the time of a line without one."""
 _FIRST_TIME_BYTES = 4 << 20
@@ -39,7 +39,7 @@ _FIRST_TIME_BYTES = 4 << 20
 _PLAIN = rb"(?:\(\w{1,40} pid=\d[ !-'*-~]{0,60}\) ?)?"
 _COLOUR = rb"(?:\x1b\[[0-9;]{0,12}m)?"
 _FOREIGN = (
-    rb"(?:[\w.-]{1,60}[-_]\d{1,4} {1,40}\| ?|"
+    rb"(?:[a-z][\w.-]{1,60} {1,40}\| ?|"
     rb"\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?)?"
 )
 _PROCESS = rb"(?:\((?:[\w. -]{0,40} )?pid=\d{1,9}[ !-'*-~]{0,60}\)" + _COLOUR + rb" ?)?"
@@ -51,7 +51,7 @@ _LEVEL = (
     rb"\d{4}-\d\d-\d\d [\d:,.]{8,16} (?:- [\w.]{1,80} - )?(?:%(names)s) )"
 )
 # The cheapest test first: most lines without a level begin in another way.
-_MAY_HAVE_LEVEL = rb"[DIW[(\x1b\d]|[\w.-]{1,60}[-_]\d{1,4} {1,40}\|"
+_MAY_HAVE_LEVEL = rb"[DIW[(\x1b\d]|[a-z][\w.-]{1,60} {1,40}\|"
 
 
 class _Skip:

@@ -1,0 +1,1 @@
+"""What a node's own vLLM made of the servers: refusals, warnings, differences in a group."""

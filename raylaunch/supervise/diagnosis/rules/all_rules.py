@@ -1,0 +1,43 @@
+"""All layers below the signatures, in the order in which their readings are preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Reading
+from raylaunch.supervise.diagnosis.rules.cann_blocks import read_blocks
+from raylaunch.supervise.diagnosis.rules.compile_rules import read_compilers
+from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
+from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
+from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
+from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
+from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
+from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
+from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
+from raylaunch.supervise.diagnosis.rules.library_rules import read_libraries
+from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
+from raylaunch.supervise.diagnosis.rules.network_rules import read_network
+from raylaunch.supervise.diagnosis.rules.os_rules import read_os_errors
+from raylaunch.supervise.diagnosis.rules.ray_rules import read_ray
+from raylaunch.supervise.diagnosis.rules.refusal_rules import read_refusals
+from raylaunch.supervise.diagnosis.rules.weight_rules import read_weights
+
+RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
+    read_weights,
+    read_exceptions,
+    read_libraries,
+    read_compilers,
+    read_flags,
+    read_memory,
+    read_os_errors,
+    read_ray,
+    read_kv_transfer,
+    read_network,
+    read_hccl,
+    read_hangs,
+    read_devices,
+    read_blocks,
+    read_numbers,
+    read_refusals,
+)

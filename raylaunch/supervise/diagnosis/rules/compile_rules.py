@@ -1,0 +1,142 @@
+"""Compilers that a start calls: of Triton, of torch, of CANN, and the C compiler below them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+
+_NO_COMPILER = re.compile(
+    r"Failed to find C compiler|No working C\+\+ compiler found|InvalidCxxCompiler|"
+    r"No such file or directory: '(gcc|g\+\+|cc|c\+\+|clang|bisheng|ccec|ninja|nvcc)'|"
+    r"Ninja is required to load C\+\+ extensions"
+)
+_NO_HEADER = re.compile(r"fatal error: ([\w./+-]{2,80}\.h(?:pp)?): No such file")
+_HEADERS = (
+    (r"Python\.h", "python3-dev of this Python version"),
+    (r"torch_npu/", "torch_npu where the code is built (its headers are in the wheel)"),
+    (r"(?:torch|ATen|c10)/", "torch where the code is built"),
+    (
+        r"(?:acl|hccl|aclnn|graph|register|exe_graph|runtime)/",
+        "CANN toolkit, and source its set_env.sh",
+    ),
+    (r"atb/", "NNAL (ATB), and source its set_env.sh"),
+)
+_TRITON = re.compile(
+    r"MLIRCompilationError|triton\.compiler\.errors\.\w{1,40}|\[ERROR\]\[Triton\]|"
+    r"Failed to run BiShengIR pipeline|Failed to compile BiShengLIR[^\n]{0,40}|"
+    r"error executing : \S{0,200}/bisheng\b|PassManager::run failed|bishengir-compile[^\n]{0,80}"
+    r"(?:failed|error|returned non-zero)"
+)
+_INDUCTOR = re.compile(
+    r"(?:torch\._inductor\.exc\.\w{1,40}|torch\._dynamo\.exc\.\w{1,40}|BackendCompilerFailed|"
+    r"InductorError|CppCompileError): ?([^\n]{0,400})"
+)
+_CANN_COMPILER = re.compile(
+    r"\[Init\]\[Env\] ?init env failed|AclSetCompileopt|SetPrecisionMode:|GEInitialize failed|"
+    r"build op model failed|TbeInitialize|[Ii]nit(?:ialize)? (?:te|tbe) fusion (?:fail|error)|"
+    r"(?:PyInit|import) (?:te|tbe)\b[^\n]{0,60}fail|Failed to import Python module \[(\w{1,40})"
+)
+_SOC_VERSION = re.compile(
+    r"SocVersion ?= ?(\w{3,40})|(?:option|platform) (?:named )?'(Ascend\w{1,30})'"
+)
+_CODE_5000 = re.compile(r"(?<!\d)50000[0-5](?!\d)")
+_CANN_LINES = 8
+
+
+def read_compilers(log: ServerLog) -> Iterator[Reading]:
+    """Yield what a compiler needs and does not find, and what it cannot compile."""
+    for line, match in log.errors.find(_NO_COMPILER):
+        tool = f"`{match[1]}`" if match[1] else "a C compiler"
+        yield _found(
+            line,
+            "compiler-missing",
+            f"{tool} is not installed on this node or not on PATH, and Triton or torch compiles "
+            "code at start-up.",
+            "Install gcc and g++ (for `bisheng` and `ccec` source CANN's set_env.sh) in the "
+            "server's environment, or use the release's image; `args.enforce-eager: true` avoids "
+            "torch's own compilation, not Triton's.",
+        )
+    for line, match in log.errors.find(_NO_HEADER):
+        package = next(
+            (package for words, package in _HEADERS if re.match(words, match[1])),
+            f"that has {match[1]} (`apt-file search {match[1]}`)",
+        )
+        yield _found(
+            line,
+            "header-missing",
+            f"The C compiler does not find {match[1]}: a development package is not installed on "
+            "this node, and Triton or torch compiles code at start-up.",
+            f"Install the package {package}, or use the release's image.",
+        )
+    yield from _failed_compilations(log)
+    yield from _cann_compiler(log)
+
+
+def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
+    for line, match in log.errors.find(_TRITON):
+        yield _found(
+            line,
+            "triton-compile",
+            f"Triton could not compile a kernel for this device ({shorten(match[0], 120)}): "
+            "triton-ascend and CANN's BiSheng compiler do not fit this vllm-ascend, or the kernel "
+            "does not support this model or NPU generation.",
+            "Install the triton-ascend and CANN releases that this vllm-ascend names (`pip list | "
+            "grep -i triton`; plain `triton` must not be installed beside triton-ascend), or use "
+            "the release's image or a newer one.",
+            certain=False,
+        )
+    for line, match in log.errors.find(_INDUCTOR):
+        yield _found(
+            line,
+            "compile-failed",
+            f"torch.compile failed: {shorten(match[1] or match[0], 240)}.",
+            "`args.enforce-eager: true` starts without compilation and graphs. Clear the cache of "
+            "an earlier release (~/.cache/vllm/torch_compile_cache), or use the release's image.",
+            certain=False,
+        )
+
+
+def _cann_compiler(log: ServerLog) -> Iterator[Reading]:
+    for line, match in log.errors.find(_CANN_COMPILER):
+        near = "\n".join(log.cleaned[max(0, line - 1) : line + _CANN_LINES])
+        if not (match[1] or _CODE_5000.search(near)):
+            continue
+        if soc := _SOC_VERSION.search(near):
+            yield _unknown_soc(line, soc[1] or soc[2])
+            continue
+        module = f": the Python module `{match[1]}` cannot be imported" if match[1] else ""
+        yield _found(
+            line,
+            "cann-compiler-init",
+            f"CANN's operator compiler cannot be initialised{module} ({shorten(match[0], 60)}). "
+            "Python packages that it needs are missing, CANN's set_env.sh was not sourced, or "
+            "CANN, driver and torch_npu do not fit each other.",
+            "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` before `ray start` and try "
+            "`python -c 'import te, tbe'` there; `pip install attrs cffi decorator numpy pathlib2 "
+            "protobuf psutil pyyaml scipy sympy` are the Python packages it needs; compare the "
+            "CANN release with the one that this torch_npu names.",
+            certain=False,
+        )
+
+
+def _unknown_soc(line: int, version: str) -> Reading:
+    return _found(
+        line,
+        "soc-version-unknown",
+        f"CANN cannot read its platform data for this NPU (SocVersion {version}): the installed "
+        "CANN or its operator packages are of another release or for another NPU generation, or "
+        "the process may not read them.",
+        f"Install the CANN release and the operator packages for {version} (`ls "
+        "$ASCEND_HOME_PATH/*/data/platform_config`) and source set_env.sh, or use the release's "
+        "image for this NPU generation; the plog of the process names the file.",
+        certain=False,
+    )
+
+
+def _found(line: int, id_: str, cause: str, remedy: str, *, certain: bool = True) -> Reading:
+    return Reading(
+        reason(id_, cause, remedy, "compiler's message", "deterministic"), line, certain=certain
+    )

@@ -1,0 +1,116 @@
+"""Flags and configuration values that this release refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+
+_CHOICE = re.compile(
+    r"error: argument (--[\w-]{1,60})(?:/-{1,2}[\w-]{1,40}){0,4}: invalid choice: "
+    r"'?([^'\n(]{1,80}?)'? "
+    r"\(choose from ([^\n]{0,4000})"
+)
+_UNRECOGNISED = re.compile(r"error: unrecognized arguments: (--?[\w.-]{1,80})([^\n]{0,300})")
+_FIELD = re.compile(
+    r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n([\w.]{1,80})\n\s{1,8}([^\n\[]{1,300})"
+)
+_VALUE_ERROR = re.compile(
+    r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n\s{0,8}(?:Value|Assertion) error, "
+    r"([^\n]{1,1000})"
+)
+_PYDANTIC_TAIL = re.compile(r" ?\[type=\w{1,60}, input_(?:value|type)=")
+_CONFIGS = {
+    "SpeculativeConfig": "features.speculative",
+    "CompilationConfig": "args.compilation-config",
+    "KVTransferConfig": "args.kv-transfer-config",
+    "ParallelConfig": "parallel",
+    "LoRAConfig": "args.lora-modules, args.max-lora-rank",
+    "StructuredOutputsConfig": "args.structured-outputs-config",
+    "MultiModalConfig": "args.limit-mm-per-prompt",
+}
+_QUANT = re.compile(
+    r"(?:Unknown|Invalid) quantization method: ?'?ascend|quantization method '?ascend'? is not"
+)
+
+
+def read_flags(log: ServerLog) -> Iterator[Reading]:
+    """Yield the flags and values that argparse or pydantic refused."""
+    for line, match in log.errors.find(_CHOICE):
+        flag, value, choices = match.groups()
+        if flag == "--quantization" and value == "ascend":
+            yield _no_ascend_quantisation(line)
+            continue
+        yield _flag(
+            line,
+            f"This release of vLLM does not accept `{value}` for {flag}; it knows "
+            f"{shorten(choices.rstrip(')'), 200)}.",
+            f"Choose one of these for {flag} under `args`, or use the release in which `{value}` "
+            "exists.",
+        )
+    for line, _ in log.errors.find(_QUANT):
+        yield _no_ascend_quantisation(line, "quant-mismatch")
+    for line, match in log.errors.find(_UNRECOGNISED):
+        more = f" (with {shorten(match[2], 80)})" if match[2].strip() else ""
+        yield _flag(
+            line,
+            f"This release of vLLM has no flag {match[1]}{more}: it was removed, renamed, comes "
+            "with a newer release or a plug-in that is not loaded, or is misspelt.",
+            "Correct or remove it under `args`; `vllm serve --help=all` on the node lists the "
+            "flags of this release.",
+        )
+    yield from _read_pydantic(log)
+    for line, match in log.errors.find(_FIELD):
+        owner, field, message = match.groups()
+        yield Reading(
+            reason(
+                "bad-config-value",
+                f"vLLM refused `{field}` of {owner}: {shorten(message, 200)}.",
+                f"Correct `{field.replace('_', '-')}` under `args`: `vllm serve --help=all` on the "
+                "node shows its values.",
+                "pydantic",
+                "deterministic",
+            ),
+            line,
+        )
+
+
+def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
+    """Read the checks of vLLM's configuration classes, with the option that each is about."""
+    for line, match in log.errors.find(_VALUE_ERROR):
+        owner, said = match.groups()
+        message = _PYDANTIC_TAIL.split(said)[0]
+        options = name_options(message) or [f"`{_CONFIGS[owner]}`"] if owner in _CONFIGS else []
+        options = options or name_options(message) or ["the option of that name under `args`"]
+        yield Reading(
+            reason(
+                "bad-config-value",
+                f"vLLM refused a value of {owner}: {shorten(message)}",
+                f"Correct {' or '.join(options)}; `vllm serve --help=all` on the node shows the "
+                "values of this release.",
+                "pydantic",
+                "deterministic",
+            ),
+            line,
+        )
+
+
+def _flag(line: int, cause: str, remedy: str) -> Reading:
+    return Reading(reason("bad-flag", cause, remedy, "argparse", "deterministic"), line)
+
+
+def _no_ascend_quantisation(line: int, id_: str = "bad-flag") -> Reading:
+    told = reason(
+        id_,
+        "This release does not know the quantisation `ascend`: the vllm-ascend plug-in adds it, "
+        "and this release of it does not, or the plug-in is not loaded.",
+        "Use a vllm-ascend release that supports it (0.9 or newer; `pip show vllm-ascend`), check "
+        "that the plug-in is activated (`Platform plugin ascend is activated` in the log), or "
+        "serve unquantised weights without `args.quantization`.",
+        "vllm-ascend#902",
+        "deterministic",
+    )
+    return Reading(told, line)

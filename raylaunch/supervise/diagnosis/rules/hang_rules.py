@@ -1,0 +1,126 @@
+"""Collective operations that did not end: who waits for whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+from raylaunch.supervise.diagnosis.survival import read_life
+from raylaunch.supervise.diagnosis.tracebacks import find_exceptions
+
+_WATCHDOG = re.compile(
+    r"\[Rank (\d{1,5})\][^\n]{0,60}Watchdog caught collective operation timeout: "
+    r"Work(\w{2,8})\(SeqNum=(\d{1,12}), OpType=(\w{1,40})[^)\n]{0,160}Timeout\(ms\)=(\d{1,10})"
+)
+_FFTS = re.compile(
+    r"(?:device\(chipId:(\d{1,3})[^\n]{0,120})?hccl fftsplus task timeout occurred[^\n]{0,160}?"
+    r"timeout[:=] ?(\d{1,6})|reason=fftsplus timeout"
+)
+_NOTICE = re.compile(r"No available shared memory broadcast block found in (\d{1,6}) seconds?")
+_RPC = re.compile(r"RPC call to (\w{1,60}) timed out")
+
+
+def read_hangs(log: ServerLog) -> Iterator[Reading]:
+    """Yield the time-outs of collective operations and of calls to workers."""
+    yield from _repeated_notices(log)
+    yield from _unanswered_calls(log)
+    ranks = {match[1] for _, match in log.errors.find(_WATCHDOG)}
+    for line, match in log.errors.find(_WATCHDOG):
+        waits = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(sorted(ranks, key=int))}"
+        yield _waits(
+            line,
+            f"Hang in a collective operation: {waits} waited {int(match[5]) // 1000} s in "
+            f"{match[4]} (number {match[3]}, {match[2]}) for ranks that did not take part.",
+        )
+    for line, match in log.errors.find(_FFTS):
+        chip = f"NPU {match[1]}" if match[1] else "an NPU"
+        limit = f" for {match[2]} s" if match[2] else ""
+        yield _waits(
+            line,
+            f"Hang in a collective operation: {chip} waited{limit} (fftsplus, HCCL_EXEC_TIMEOUT) "
+            "for a peer that did not take part: it died, hangs, or its link lost the message.",
+        )
+
+
+def _repeated_notices(log: ServerLog) -> Iterator[Reading]:
+    """Read the engine's notices that its workers do not take the next step.
+
+    One notice is normal during a compilation. Several without progress after them are a hang.
+    """
+    notices = [(line, int(match[1])) for line, match in log.everything.find(_NOTICE)]
+    progressed = read_life(log).progressed if notices else -1
+    notices = [(line, seconds) for line, seconds in notices if line > progressed]
+    if len(notices) < 2:
+        return
+    first = notices[0][0]
+    waited = sum(seconds for _, seconds in notices)
+    process = log.processes[first].strip("() ") or "the engine"
+    rpc = next((match[1] for _, match in log.errors.find(_RPC)), "")
+    then = f", until the call `{rpc}` timed out" if rpc else ""
+    yield Reading(
+        reason(
+            "shm-broadcast-hang",
+            f"Hang: {process} has waited {waited} s for its workers ({len(notices)} notices, no "
+            f"progress since){then}. At least one worker is stuck: in a collective operation with "
+            "a dead or late peer, in a compilation, or on the device. A larger shared memory does "
+            "not help.",
+            "Find the worker whose log stops first: `py-spy dump --pid WORKER`, its plog under "
+            "`~/ascend/log/debug/plog`, and the links (`hccn_tool -i N -link -g`, `-net_health "
+            "-g`). "
+            "raylaunch restarts the group when token counters stall (`health.stall_s`).",
+            "vLLM shm_broadcast.py; vllm-ascend#3978, #10591",
+            "transient",
+        ),
+        first,
+        frozenset(line for line, _ in notices),
+        # A call that timed out ended the hang; its report is then more than a hang line.
+        rank=Rank.HINT if rpc else Rank.HANG,
+        certain=False,
+    )
+
+
+def _unanswered_calls(log: ServerLog) -> Iterator[Reading]:
+    """Read the time-out of the queue between engine and workers, which has no message."""
+    for raised in find_exceptions(log):
+        places = [frame.module_path for frame in raised.frames[:4]]
+        queue = any(path.endswith("shm_broadcast.py") for path in places)
+        if raised.type != "TimeoutError" or raised.message or not queue:
+            continue
+        rpc = next((match[1] for _, match in log.errors.find(_RPC)), "")
+        call = f" to `{rpc}`" if rpc else ""
+        yield Reading(
+            reason(
+                "rpc-timeout",
+                f"The engine's call{call} was not answered by its workers in time "
+                "(VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS): at least one worker hangs, usually in a "
+                "collective operation with a peer that is gone, or on the device.",
+                "Find the worker or rank whose log stops first: `py-spy dump --pid WORKER` and its "
+                "plog under `~/ascend/log/debug/plog`. For steps that are really that long raise "
+                "`env.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS`.",
+                "vLLM shm_broadcast.py; vllm-ascend#2264",
+                "transient",
+            ),
+            raised.line,
+            rank=Rank.WRAPPER,
+            certain=False,
+        )
+
+
+def _waits(line: int, cause: str) -> Reading:
+    return Reading(
+        reason(
+            "collective-timeout",
+            cause,
+            "The rank without such a line, or whose log stops first, is the likely cause: "
+            "`py-spy dump --pid WORKER` and its plog show where it is; check the links with "
+            "`hccn_tool -i N -link -g` and `-stat -g`. A longer time-out only delays the end.",
+            "torch_npu watchdog; vllm-ascend#16646, #382",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )

@@ -1,0 +1,155 @@
+"""Links between NPUs that HCCL could not set up, with their two ends: from its table of links."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+
+# hccl_socket_manager.cc prints one row per link below LINK_ERROR_INFO:
+# | dest_ip(user_rank) | dest_port | src_ip(user_rank) | src_port | MyRole | Status | TlsStatus |
+_LINK = re.compile(
+    r"\| {0,8}([\da-fA-F.:]{3,45})\((\d{1,6})\) {0,8}\| {0,8}(\d{1,10}) {0,8}"
+    r"\| {0,8}([\da-fA-F.:]{3,45})\((\d{1,6})\) {0,8}\| {0,8}\d{1,10} {0,8}"
+    r"\| {0,8}(\w{1,12}) {0,8}\| {0,8}([\w ]{1,24}?) {0,8}\|(?: {0,8}(\w{1,16}) {0,8}\|)?"
+)
+# EI0002 and fftsplus name the rank that did not answer.
+_REMOTE_RANK = re.compile(
+    r"[Nn]otify record from remote rank:? ?\[?(\d{1,6})\]?|remote rank ?[:=] ?\[(\d{1,6})\]"
+)
+_HEARTBEAT = re.compile(r"serverId\[([\w.:-]{3,60})\], deviceId\[(\d{1,4})\], Heartbeat Lost")
+_OPERATION = re.compile(r"\btag\[([A-Za-z]{3,30})_")
+_TRANSPORT = re.compile(
+    r"createLink para: ?rank\[(\d{1,6})\][^\n]{0,80}?localIpAddr\[([\da-fA-F.:/%]{3,60})\]"
+    r"[^\n]{0,40}?"
+    r"dst_rank\[(\d{1,6})\][^\n]{0,80}?remote_ip_addr\[([\da-fA-F.:/%]{3,60})\]"
+)
+_ONE_SIDED = re.compile(
+    r"Failed to invoke (HcclBatch(?:Get|Put))[^\n]{0,80}|"
+    r"(HcclBatch(?:Get|Put)): HcclException[^\n]{0,200}"
+)
+_SHOWN = 4
+
+
+def read_hccl(log: ServerLog) -> Iterator[Reading]:
+    """Yield the links that failed, and the rank that a collective operation waited for."""
+    rows = list(log.errors.find(_LINK))
+    if rows:
+        yield _links(rows)
+    for line, match in log.errors.find(_TRANSPORT):
+        yield _transport(line, match)
+    for line, match in log.errors.find(_ONE_SIDED):
+        yield _one_sided(line, match[1] or match[2], match[0])
+    ranks = list(log.errors.find(_REMOTE_RANK))
+    if ranks:
+        yield _waited_for(log, ranks)
+
+
+def _links(rows: Sequence[tuple[int, re.Match[str]]]) -> Reading:
+    peers = Counter(f"{match[1]} (rank {match[2]})" for _, match in rows)
+    first = rows[0][1]
+    shown = ", ".join(peer for peer, _ in peers.most_common(_SHOWN))
+    more = f" and {len(peers) - _SHOWN} more" if len(peers) > _SHOWN else ""
+    tls = f"; TLS of this end: {first[8]}" if first[8] else ""
+    cause = (
+        f"HCCL could not set up the link from NPU address {first[4]} (rank {first[5]}) to {shown}"
+        f"{more}: {first[7]} on NPU port {first[3]}{tls}. The other end did not start in time, is "
+        "in another network, its link is down, or its TLS switch differs."
+    )
+    return Reading(
+        reason(
+            "hccl-socket-EI0006",
+            cause,
+            f"Read the log of rank {first[2]} first. On both nodes run `hccn_tool -i N -link -g`, "
+            f"`-ip -g`, `-tls -g` (equal everywhere), and `-ping -g address {first[1]}`; if ranks "
+            "load at different speed, set `env.HCCL_CONNECT_TIMEOUT: 7200`.",
+            "hcomm hccl_socket_manager.cc; vllm-ascend#9447, #1955",
+            "transient",
+        ),
+        rows[0][0],
+        covers=frozenset(line for line, _ in rows),
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )
+
+
+def _transport(line: int, match: re.Match[str]) -> Reading:
+    rank, local, peer, remote = match.groups()
+    shared = local == remote
+    why = (
+        "Both ends have the same address: two processes use one NPU, or one rank was given another "
+        "rank's device."
+        if shared
+        else "The other end usually logs the reason."
+    )
+    remedy = (
+        "`npu-smi info` shows the processes per NPU; check ASCEND_RT_VISIBLE_DEVICES of both "
+        "processes, and stop the one that should not be there; read the peer's log."
+        if shared
+        else f"Read the log of rank {peer}, the peer, first; then check the link with `hccn_tool "
+        f"-i N -link -g` and `hccn_tool -i N -ping -g address {remote}`."
+    )
+    return Reading(
+        reason(
+            "hccl-transport-EI0009",
+            f"HCCL could not set up the link from rank {rank} ({local}) to rank {peer} ({remote}). "
+            f"{why}",
+            remedy,
+            "CANN EI0009; vllm-ascend#3162",
+            "transient",
+        ),
+        line,
+        rank=Rank.CAUSE if shared else Rank.HINT,
+        symptom=not shared,
+        certain=False,
+    )
+
+
+def _one_sided(line: int, call: str, text: str) -> Reading:
+    return Reading(
+        reason(
+            "hccl-one-sided",
+            f"A one-sided transfer of KV blocks between NPUs failed in {call}: {text[:200]}. The "
+            "link to the peer is broken or too slow, the peer is gone, or its memory is no longer "
+            "registered.",
+            "Read the peer's log and plog at the same moment; check the link with `hccn_tool -i N "
+            "-link -g` and `-ping -g address PEER`; with time-outs under load raise "
+            "`env.ASCEND_TRANSFER_TIMEOUT`.",
+            "hcomm hccl_one_sided_service.cc; vllm-ascend#13934",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )
+
+
+def _waited_for(log: ServerLog, found: Sequence[tuple[int, re.Match[str]]]) -> Reading:
+    line = found[0][0]
+    ranks = sorted({each[1] or each[2] for _, each in found}, key=int)
+    operation = _OPERATION.search(log.cleaned[line])
+    during = f" in {operation[1]}" if operation else " in a collective operation"
+    lost = [f"NPU {each[2]} of {each[1]}" for _, each in log.errors.find(_HEARTBEAT)]
+    heard = f" HCCL lost the heartbeat of {', '.join(dict.fromkeys(lost))}." if lost else ""
+    named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks[:8])}"
+    return Reading(
+        reason(
+            "hccl-notify-EI0002",
+            f"An NPU waited{during} for {named} until HCCL_EXEC_TIMEOUT expired. That rank died, "
+            f"hung, ran other code, or its RoCE link drops packets.{heard}",
+            f"Read the log of the server with {named}: the one whose log stops first is the likely "
+            "cause. Check the links with `hccn_tool -i N -stat -g` and `-ping`. A larger "
+            "`env.HCCL_EXEC_TIMEOUT` only lengthens the wait.",
+            "CANN EI0002; vllm-ascend#1193, #3413",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )

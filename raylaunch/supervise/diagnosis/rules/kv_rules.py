@@ -1,0 +1,141 @@
+"""KV transfer between servers: Mooncake's own error lines, and the reports of the connectors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+from raylaunch.supervise.diagnosis.rules.network_rules import PEER
+
+_GLOG_KV = re.compile(
+    r"^[EF](?:\d{8} |\d{4} )\d\d:\d\d:\d\d\.\d{1,6}\s+\d{1,20} "
+    r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|"
+    r"topology|engine|worker_pool|endpoint|adxl|hixl|memfabric|hybm|smem|mmc)\w*)\."
+    r"(?:cpp|h|hpp|cc)):\d{1,5}\] ([^\n]{1,1500})",
+    re.MULTILINE,
+)
+_KV_FAILED = re.compile(
+    r"(?:Mooncake transfer failed|Failed to transfer KV cache|Sync batch data transfer timeout|"
+    r"Initialize mooncake failed|Failed to (?:initialize|init) (?:mooncake|transfer engine)|"
+    r"KV ?Transfer(?:Error|\w{0,20} ?(?:task|request)? ?(?:failed|timed out))|LLM_LINK_FAILED|"
+    r"(?:Decode|Prefill) transfer failed|LLMStatusCode\.LLM_(?!SUCCESS)\w{3,40}|"
+    r"(?:Transfer Engine|LLMDataDist|llm_datadist)\w{0,20} (?:initialization|init|link) failed|"
+    r"Failed to register mooncake memory)[^\n]{0,300}",
+    re.IGNORECASE,
+)
+_SIZE = re.compile(r"\bsize=(\d{6,16})\b")
+_RDMA_CARDS = re.compile(r"local_nic: ([\w@.:-]{1,80}), peer_nic: ([\w@.:-]{1,120})")
+_RDMA_REASON = re.compile(
+    r"transport retry counter exceeded|RNR retry counter exceeded|remote access error|"
+    r"local protection error|Work Request Flushed Error|remote operation error"
+)
+
+
+def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
+    """Yield the error lines of Mooncake and of the KV connectors, the first of each kind."""
+    lines = list(log.errors.find(_GLOG_KV))
+    if lines:
+        text = " ".join(f"{match[1]} {match[2]}" for _, match in lines[:40])
+        yield _mooncake(lines[0][0], text, frozenset(line for line, _ in lines))
+        return
+    for line, match in log.errors.find(_KV_FAILED):
+        yield Reading(
+            reason(
+                "kv-transfer-failed",
+                f"The KV cache could not be transferred: {match[0][:200]}.",
+                "Check that the peer server runs, and the link between the NPUs "
+                "(`hccn_tool -i N -ping -g address PEER`); the error lines of the other side name "
+                "the reason.",
+                "KV connectors",
+                "transient",
+            ),
+            line,
+            rank=Rank.HINT,
+            certain=False,
+        )
+
+
+def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:
+    lower = text.lower()
+    peer = PEER.search(text)
+    size = _SIZE.search(text)
+    cards = _RDMA_CARDS.search(text)
+    rdma = _RDMA_REASON.search(text)
+    where = f" at {peer[1]}:{peer[2]}" if peer else ""
+    big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
+    kind = next(each for each in _MOONCAKE if all(re.search(w, lower) for w in each.words))
+    between = f" between {cards[1]} and {cards[2]}" if cards else ""
+    why = f" ({rdma[0]})" if rdma else ""
+    cause = kind.cause.format(where=where, big=big, between=between, why=why)
+    told = reason(kind.name, cause, kind.remedy, "Mooncake's error lines", "transient")
+    return Reading(told, line, covers=covers)
+
+
+class _Mooncake(NamedTuple):
+    """A kind of Mooncake failure; all `words` are in its error lines."""
+
+    words: tuple[str, ...]
+    name: str
+    cause: str
+    remedy: str
+
+
+# The first that fits counts.
+_MOONCAKE = (
+    _Mooncake(
+        (r"retry counter exceeded|remote (?:access|operation) error|local protection|flushed",),
+        "mooncake-rdma-link",
+        "An RDMA transfer of Mooncake{between} failed{why}: the two cards do not reach each other, "
+        "a port is down, or the peer is gone.",
+        "Check both cards with `ibv_devinfo` and `ib_write_bw` between them (same network, GID "
+        "index, MTU), name the right card in `device_name`, or choose another `protocol` (`tcp`, "
+        "`ascend`); read the peer's log.",
+    ),
+    _Mooncake(
+        (
+            r"master_client|mount_segment|master|create client",
+            r"rpc|timed out|refused|connect|retries",
+        ),
+        "mooncake-master",
+        "The Mooncake store cannot register its segment{big} with the Mooncake master{where}: the "
+        "call to the master failed (master not running, not reachable, or too slow for a segment "
+        "of this size).",
+        "Check that `mooncake_master` runs and that its port is reachable from this node (`nc -vz "
+        "MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
+        "`global_segment_size`.",
+    ),
+    _Mooncake(
+        (r"metadata",),
+        "mooncake-metadata",
+        "Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
+        "reachable, or the peer has not registered itself (not started, or gone).",
+        "Check `metadata_server` in the configuration and that the peer server runs; with "
+        "P2PHANDSHAKE check that the peer's address is right and its port open.",
+    ),
+    _Mooncake(
+        (r"register (?:local )?mem|regmem|registermem|ibv_reg_mr|memory region",),
+        "mooncake-memory",
+        "Mooncake cannot register memory with the network card or NPU.",
+        "Raise `ulimit -l` (unlimited), use a Mooncake build that fits CANN and driver, and lower "
+        "the segment size or the number of registered blocks.",
+    ),
+    _Mooncake(
+        (r"no (?:rdma )?device|topology|ibv_open|rdma_context|\bgid\b",),
+        "mooncake-rdma",
+        "Mooncake finds no usable RDMA device.",
+        "Map /dev/infiniband into the container, check `ibv_devices`, or choose another protocol "
+        "(`tcp`, `ascend`).",
+    ),
+    _Mooncake(
+        (),
+        "mooncake-transfer",
+        "Mooncake cannot transfer KV blocks to its peer{where}: the connection or a transfer "
+        "failed.",
+        "Check that the peer server runs and is reachable (`hccn_tool -i N -ping -g address PEER` "
+        "between the NPUs; the same CANN, driver and Mooncake build on both sides, "
+        "`use_ascend_direct`; ASCEND_CONNECT_TIMEOUT), and read the peer's log.",
+    ),
+)

@@ -1,0 +1,93 @@
+"""Files and folders that the operating system refuses, by errno: which path, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.signatures import Kind
+
+_ERRNO = re.compile(
+    r"(?:OSError|IOError|PermissionError|FileNotFoundError|BlockingIOError|RuntimeError|Error): "
+    r"(?:\[Errno (\d{1,3})\] )?(Read-only file system|Stale (?:NFS )?file handle|"
+    r"Input/output error|Remote I/O error|Transport endpoint is not connected|Host is down|"
+    r"File name too long|Operation not permitted|Too many levels of symbolic links|"
+    r"Is a directory|Not a directory|No locks available|Structure needs cleaning|"
+    r"Resource temporarily unavailable)(?:: ?['\"]?([^'\"\n]{1,300})['\"]?)?"
+)
+
+
+class _Refusal(NamedTuple):
+    name: str
+    cause: str
+    remedy: str
+    kind: Kind
+
+
+_MOUNT = _Refusal(
+    "mount-lost",
+    "This node has lost the file system below{path} ({text}): the server of the share or the mount "
+    "is gone.",
+    "`df -h` and `mount` on that node: mount the share again, read `dmesg -T`, and compare "
+    "with another node; exclude the node until it is back.",
+    "device",
+)
+_DISK = _Refusal(
+    "disk-failing",
+    "The disk or share of this node cannot read or write{path} ({text}).",
+    "`dmesg -T | tail -50` on that node: a failing disk or a lost share; exclude the node, and "
+    "copy the files again.",
+    "device",
+)
+_READ_ONLY = _Refusal(
+    "read-only",
+    "The server must write{path}, which is on a read-only file system.",
+    "Put caches on a writable volume: `env.HOME`, `env.VLLM_CACHE_ROOT`, `env.TRITON_CACHE_DIR`; "
+    "if the volume should be writable, `dmesg -T` shows why the kernel made it read-only.",
+    "deterministic",
+)
+_PATH = _Refusal(
+    "path-refused",
+    "The operating system refuses{path}: {text}.",
+    "Correct the path in the recipe (`model.path`, folders under `env`), and compare it with "
+    "`ls -ld` on that node; in a container also the volumes that are mounted.",
+    "deterministic",
+)
+_NOT_PERMITTED = _Refusal(
+    "not-permitted",
+    "The process lacks a permission of the kernel{path} ({text}): a capability, a seccomp filter "
+    "of the container, or an immutable file.",
+    "Run the container privileged or with the capability (IPC_LOCK for RDMA and pinned memory, "
+    "SYS_NICE for binding), or switch off what needs it.",
+    "deterministic",
+)
+_LOCKS = _Refusal(
+    "no-file-locks",
+    "The file system of{path} offers no file locks ({text}): a share without its lock service.",
+    "Put caches and Hugging Face's folders on a local disk (`env.HF_HOME`, `env.VLLM_CACHE_ROOT`), "
+    "or mount the share with locks.",
+    "deterministic",
+)
+_BY_TEXT: tuple[tuple[str, _Refusal], ...] = (
+    (r"Read-only", _READ_ONLY),
+    (r"Stale|Transport endpoint|Host is down", _MOUNT),
+    (r"[Ii]nput/output|Remote I/O|needs cleaning", _DISK),
+    (r"Operation not permitted", _NOT_PERMITTED),
+    (r"No locks", _LOCKS),
+    (r"too long|symbolic|directory", _PATH),
+)
+
+
+def read_os_errors(log: ServerLog) -> Iterator[Reading]:
+    """Yield the paths that the operating system refused, with their meaning."""
+    for line, match in log.errors.find(_ERRNO):
+        text, path = match[2], match[3]
+        found = next((each for words, each in _BY_TEXT if re.search(words, text)), None)
+        if found is None or (found in (_PATH, _NOT_PERMITTED) and not path):
+            continue
+        named = f" {path.strip()}" if path else " a file"
+        cause = found.cause.format(path=named, text=text)
+        yield Reading(reason(found.name, cause, found.remedy, "errno(3)", found.kind), line)

@@ -1,0 +1,295 @@
+"""What Ray reports about resources, placement groups, versions and its head node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.survival import read_life
+
+_NO_DEVICE = re.compile(
+    r"Current node has no (NPU|GPU|TPU|"
+    r"\w{2,8}) available\.(?: current_node_resource=\{([^}\n]{0,3000}))?"
+)
+_INFEASIBLE = re.compile(
+    r"No available node types can fulfill resource request[^{\n]{0,60}(\{[^}\n]{0,300}\})"
+    r"|(?:Cannot provide a placement group of|Waiting for creating a placement group of specs"
+    r"[^\[\n]{0,80}specs=|placement_group_specs=?)[^\[\n]{0,40}(\[[^\]\n]{0,600}\])"
+    r"|(?:following resource request cannot be scheduled|is infeasible|cannot be scheduled)"
+    r"[^{\n]{0,120}(\{[^}\n]{0,300}\})"
+    r"|number of required (?:NPU|GPU|device)s exceeds the total number of available"
+)
+# The only one of these that vLLM logs below WARNING.
+_WAITING = re.compile(
+    r"Waiting for creating a placement group of specs[^\[\n]{0,80}specs=[^\[\n]{0,40}"
+    r"(\[[^\]\n]{0,600}\])"
+)
+WAITING_ANCHOR = "Waiting for creating a placement group of specs"
+_DEMAND = re.compile(
+    r"^\s*(\{[^}\n]{1,300}\} ?\* ?\d{1,4}(?: \([A-Z_]{4,14}\))?): \d{1,4}\+? pending", re.MULTILINE
+)
+_USAGE = re.compile(r"^\s*([\d.]{1,9})/([\d.]{1,9}) (NPU|GPU)\b", re.MULTILINE)
+_VERSIONS = re.compile(r"(Ray|Python): (\d[\w.+]{1,20})")
+_VERSION = re.compile(r"Version mismatch: ")
+_GCS = re.compile(
+    r"(?:(?:[Ff]ailed|[Uu]nable) to connect to (?:the )?(?:GCS|Ray cluster)|"
+    r"Failed to get cluster ID from GCS|"
+    r"GCS (?:server )?at)[^\n]{0,60}?(?:address:? ?|at )[`']?((?:\d{1,3}\.){3}\d{1,3}|"
+    r"[\w.-]{1,80}):(\d{2,5})"
+)
+_ONE_IP = re.compile(r"Every node should have a unique IP address\. Got (\d{1,4}) nodes")
+_NO_DRIVER_DEVICE = re.compile(r"Ray does not allocate any (GPUs|NPUs) on the driver node")
+_DEAD_NODE = re.compile(
+    r"node with node id: (\w{1,60}) and address: ([\w.:-]{1,60})[^\n]{0,80}marked dead"
+)
+_ACTOR_DIED = re.compile(
+    r"ray\.exceptions\.\w{0,40}ActorDiedError|The actor died unexpectedly before finishing|"
+    r"A worker died or was killed while executing a task"
+)
+_NODE_START = re.compile(
+    r"current node timed out during startup|Failed to start the (dashboard|raylet|log monitor)|"
+    r"[Rr]aylet (?:is terminated|exited unexpectedly|failed to start)|"
+    r"Can't find a `node_ip_address\.json` file|node did not register with the GCS"
+)
+_NOT_RUNNING = re.compile(r"Could not find any running Ray instance")
+_SESSION = re.compile(
+    r"[Ss]ession name ([\w.-]{1,80}) does not match persisted value ([\w.-]{1,80})"
+)
+_OTHER_ADDRESS = re.compile(
+    r"This node has an IP address of ([\d.]{7,15}), (?:but|while) we (?:can not|cannot) find the "
+    r"matched Raylet address|expects? this (?:node|IP address)[^\n]{0,60}?([\d.]{7,15})"
+)
+_RUNTIME_ENV = re.compile(
+    r"(?:RuntimeEnvSetupError|Failed to set(?: |-)?up runtime environment)[^\n]{0,300}"
+)
+_VERSION_LINES = 8
+
+
+def read_ray(log: ServerLog) -> Iterator[Reading]:
+    """Yield what Ray says is missing."""
+    for line, match in log.errors.find(_NO_DEVICE):
+        yield _no_device(line, match[1], match[2] or "")
+    usage = {match[3]: match[2] for _, match in log.errors.find(_USAGE)}
+    requests = dict([*log.everything.find(_WAITING), *log.warnings.find(_INFEASIBLE)])
+    progressed = read_life(log).progressed if requests else -1
+    for line, match in sorted(requests.items(), key=lambda found: found[0]):
+        if progressed > line:
+            continue  # Ray has reserved it in the end
+        request = next((group for group in match.groups() if group), "")
+        yield _infeasible(log, line, request, usage)
+    for line, match in log.errors.find(_DEMAND):
+        yield _infeasible(log, line, match[1], usage)
+    for line, _ in log.errors.find(_VERSION):
+        if reading := _versions(log, line):
+            yield reading
+    for line, match in log.errors.find(_GCS):
+        yield _gcs(line, match[1], match[2])
+    yield from _read_nodes(log)
+
+
+def _read_nodes(log: ServerLog) -> Iterator[Reading]:
+    """Yield what Ray says about its nodes and workers."""
+    for line, match in log.errors.find(_ONE_IP):
+        yield _read(
+            line,
+            "ray-same-address",
+            f"Ray's {match[1]} nodes report fewer different addresses: VLLM_HOST_IP is set to one "
+            "address on all nodes, or their containers share an address.",
+            "Set VLLM_HOST_IP on each node to that node's own address before `ray start`.",
+        )
+    for line, match in log.errors.find(_NO_DRIVER_DEVICE):
+        yield _read(
+            line,
+            "ray-driver-without-device",
+            f"The node on which vLLM was started gives no {match[1]} to the placement group: it "
+            "has none free, or it announces another address than vLLM uses.",
+            "Start on a node that has the devices, free them (`ray status`), and set VLLM_HOST_IP "
+            "to the address that `ray list nodes` shows for it.",
+        )
+    for line, match in log.errors.find(_DEAD_NODE):
+        yield _read(
+            line,
+            "node-lost",
+            f"Ray lost the node {match[2]} (marked dead): it was switched off, its raylet died, "
+            "or its network was cut.",
+            "Check that node and `ray status`; join it again with `ray start --address`.",
+            kind="transient",
+        )
+    yield from _read_node_start(log)
+    for line, _ in log.errors.find(_ACTOR_DIED):
+        yield Reading(
+            reason(
+                "ray-actor-died",
+                "A worker process of Ray died, and no known cause stands beside it: killed by the "
+                "kernel for lack of memory, stopped by `ray stop`, or crashed in native code.",
+                "Read `worker-*.err` and raylet.out of that node under "
+                "/tmp/ray/session_latest/logs, and `dmesg -T | grep -iE 'oom|killed process'`.",
+                "Ray exceptions.py",
+                "transient",
+            ),
+            line,
+            rank=Rank.WRAPPER,
+            certain=False,
+        )
+
+
+def _read_node_start(log: ServerLog) -> Iterator[Reading]:
+    """Yield why Ray's processes of a node did not come up."""
+    for line, match in log.errors.find(_NODE_START):
+        part = "raylet" if match[1] in (None, "raylet") else f"{match[1]} or its raylet"
+        yield Reading(
+            reason(
+                "ray-node-start",
+                f"Ray's {part} on this node did not start: an orphan of an earlier Ray, a used "
+                "port, a full /tmp or too little memory, or a slow start of an overloaded node.",
+                "Read raylet.out, gcs_server.out and dashboard.log under "
+                "/tmp/ray/session_latest/logs on that node; run `ray stop` there, check `df -h "
+                "/tmp` and `free -g`, and `ray start` again.",
+                "Ray _private/node.py, services.py",
+                "transient",
+            ),
+            line,
+            certain=False,
+        )
+    for line, _ in log.errors.find(_NOT_RUNNING):
+        yield _read(
+            line,
+            "ray-not-running",
+            "No Ray is running on this machine, or it belongs to another user, and no address was "
+            "given.",
+            "Run `ray start --head` here (other nodes: `ray start --address HEAD:6379`), or give "
+            "the cluster's address (`--address`, RAY_ADDRESS).",
+        )
+    for line, match in log.errors.find(_SESSION):
+        yield _read(
+            line,
+            "ray-session",
+            f"Ray's head was started again (session {match[2]}) while this node still belongs to "
+            f"session {match[1]}.",
+            "Run `ray stop` on this node and `ray start --address` again.",
+        )
+    for line, match in log.errors.find(_OTHER_ADDRESS):
+        yield _read(
+            line,
+            "ray-other-address",
+            f"Ray knows this node under another address than {match[1] or match[2]}: it was "
+            "started with another --node-ip-address, or the node has several networks.",
+            "Start Ray on this node with `--node-ip-address` of the network between the nodes "
+            "(`network.interface`), and set VLLM_HOST_IP to the same address.",
+        )
+    for line, match in log.errors.find(_RUNTIME_ENV):
+        yield _read(
+            line,
+            "ray-runtime-env",
+            f"Ray could not set up the environment of a worker: {shorten(match[0], 240)}.",
+            "Read runtime_env_agent.log and runtime_env_setup-*.log under "
+            "/tmp/ray/session_latest/logs on that node; check its disk (`df -h /tmp`).",
+            kind="transient",
+        )
+
+
+def _read(line: int, id_: str, cause: str, remedy: str, kind: Kind = "deterministic") -> Reading:
+    return Reading(reason(id_, cause, remedy, "Ray", kind), line)
+
+
+def _no_device(line: int, device: str, resources: str) -> Reading:
+    names = set(re.findall(r"'([\w.:-]{1,120})':", resources))
+    start = f"`ray start ... --resources='{{\"{device}\": 8}}'` (the node's real number)"
+    if any(name.startswith(f"{device}_group_") for name in names) and device not in names:
+        return _read(
+            line,
+            "ray-devices-reserved",
+            f"All {device}s of this node are reserved by a placement group (only "
+            f"`{device}_group_...` is left in the resources): another job, or one that has not "
+            "been cleaned up, or vLLM runs outside the placement group that holds them.",
+            "`ray list placement-groups` shows the owner; stop it or remove the group "
+            "(`raylaunch clean`), or start vLLM inside that placement group.",
+            kind="transient",
+        )
+    if "GPU" in names and device == "NPU":
+        return _read(
+            line,
+            "ray-gpu-instead-of-npu",
+            "Ray registered this node with GPU resources and no NPU: it was started with "
+            "--num-gpus, or this Ray did not detect the NPUs.",
+            f"Stop Ray and start it on every node with NPU resources: {start}, without --num-gpus.",
+        )
+    seen = shorten(", ".join(sorted(names - {"memory", "object_store_memory"})), 160)
+    return _read(
+        line,
+        "ray-no-device",
+        f"Ray knows no {device} on this node" + (f" (it has: {seen})" if seen else "") + ".",
+        f"Start Ray on every node with {start}; `ray status` must show them.",
+    )
+
+
+def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) -> Reading:
+    text = f"{request} {log.cleaned[line]}"
+    device = "NPU" if "NPU" in text else "GPU"
+    has = f"; `ray status` in the log shows {usage[device]} {device}" if device in usage else ""
+    asked = f" ({shorten(request, 200)})" if request else ""
+    nodes = re.findall(r"node:(?!__)([\w.-]{2,80})", request)
+    pinned = ""
+    if nodes:
+        pinned = (
+            f" The request is pinned to node {nodes[0]}: if Ray knows that node under another "
+            "address, it can never be met (VLLM_HOST_IP)."
+        )
+    strict = (
+        " All of it must be on one node (STRICT_PACK)." if "STRICT_PACK" in log.errors.text else ""
+    )
+    return _read(
+        line,
+        "ray-infeasible",
+        f"Ray cannot reserve what the server asks for{asked}: the cluster has fewer {device}s "
+        f"free than that, or none on one node{has}.{strict}{pinned}",
+        f"Ask for no more {device}s than the nodes have (`parallel.tensor`, `parallel.pipeline`), "
+        "add nodes (`ray status` lists who has joined and what is in use), or declare the devices "
+        f"at `ray start` (`--resources='{{\"{device}\": N}}'`).{_set_address(nodes)}",
+    )
+
+
+def _set_address(nodes: list[str]) -> str:
+    if not nodes:
+        return ""
+    return (
+        " Set VLLM_HOST_IP on each node, before `ray start`, to the address that `ray list nodes` "
+        "shows for it."
+    )
+
+
+def _versions(log: ServerLog, line: int) -> Reading | None:
+    near = "\n".join(log.cleaned[line : line + _VERSION_LINES])
+    found = _VERSIONS.findall(near)
+    by_name = {
+        name: [version for other, version in found if other == name] for name in ("Ray", "Python")
+    }
+    differ = [
+        f"{name} {versions[0]} in the cluster, {versions[1]} here"
+        for name, versions in by_name.items()
+        if len(versions) > 1 and versions[0] != versions[1]
+    ]
+    if not differ:
+        return None
+    return _read(
+        line,
+        "ray-version",
+        f"This node and the Ray cluster run different versions: {'; '.join(differ)}.",
+        "Install the same ray and the same Python minor version on all nodes, then `ray start` "
+        "again.",
+    )
+
+
+def _gcs(line: int, host: str, port: str) -> Reading:
+    return _read(
+        line,
+        "ray-gcs",
+        f"Ray's head (GCS) does not answer at {host}:{port}: it is not running there, listens on "
+        "another port, or a firewall blocks it.",
+        f"On the head run `ray status` and `ss -ltnp | grep gcs` (its real port); from this node "
+        f"`nc -vz {host} {port}`; start both with the same port, and open it.",
+        kind="transient",
+    )

@@ -1,0 +1,157 @@
+"""Exceptions that explain themselves: vLLM, vllm-ascend or transformers refuses, and says what.
+
+The message is the cause. The remedy is read from the options that the message names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.plan.known_flags import read_flags
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import QUOTE_CHARS, Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
+
+_TYPES = (
+    "ValueError",
+    "NotImplementedError",
+    "AssertionError",
+    "RuntimeError",
+    "TypeError",
+    "ImportError",
+    "OSError",
+    "AttributeError",
+    "KeyError",
+)
+_OWN = ("vllm", "vllm_ascend", "transformers", "lmcache", "lmcache_ascend", "compressed_tensors")
+_WRAPPERS = re.compile(
+    r"See (?:root cause|stack trace)|(?:Engine|Worker)[\w ]{0,20} (?:failed|died|process)|"
+    r"cancelled|check the stack trace|Cannot re-initialize|initialization failed due to|"
+    r"The Inner error is reported as above|error code is|function error|call acl|"
+    r"error\(s\) in loading|DataLoader worker"
+)
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
+_NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")
+_VARIABLE = re.compile(
+    r"\b((?:VLLM|HCCL|ASCEND|RAY|PYTORCH|GLOO|HF|TORCH|MC)_[A-Z][A-Z0-9_]{2,60})\b"
+)
+_REQUEST_PLACE = re.compile(
+    r"^vllm/(?:entrypoints/openai|sampling_params|v1/engine/(?:input_)?proc)"
+)
+_MIN_WORDS = 3
+_FIELDS = {
+    "tensor-parallel-size": "parallel.tensor",
+    "pipeline-parallel-size": "parallel.pipeline",
+    "data-parallel-size": "parallel.data",
+    "data-parallel-size-local": "parallel.data_local",
+    "enable-expert-parallel": "parallel.expert",
+    "decode-context-parallel-size": "parallel.decode_context",
+    "prefill-context-parallel-size": "parallel.prefill_context",
+    "speculative-config": "features.speculative",
+    "tool-call-parser": "features.tool_calling.tool_parser",
+    "reasoning-parser": "features.tool_calling.reasoning_parser",
+}
+# Words of a message that stand for an option without naming it.
+_TOPICS: tuple[tuple[str, str], ...] = (
+    (r"tensor[- ]parallel|\btp[_ ]?size\b|\bTP\b", "`parallel.tensor`"),
+    (r"world[_ ]size", "`parallel.tensor`, `parallel.pipeline` and `hardware.npus_per_server`"),
+    (r"intermediate_tensors|pipeline[- ]parallel|\bpp[_ ]?size\b", "`parallel.pipeline`"),
+    (r"expert[- ]parallel|\bep[_ ]?size\b|EPLB|redundant[_ ]expert", "`parallel.expert`"),
+    (
+        r"context[- ]parallel|\bDCP\b|\bPCP\b",
+        "`parallel.decode_context`, `parallel.prefill_context`",
+    ),
+    (r"speculat|draft|eagle|\bmtp\b|medusa|ngram", "`features.speculative`"),
+    (
+        r"quantiz|\bfp8\b|\bw8a8\b|\bawq\b|\bgptq\b|bitsandbytes",
+        "`args.quantization` or other weights (`model.path`)",
+    ),
+    (r"\blora\b", "the LoRA options under `args`"),
+    (r"bfloat16|float16|\bdtype\b", "`args.dtype`"),
+    (r"chat template", "`args.chat-template`"),
+    (
+        r"captur|cuda ?graph|acl ?graph|graph mode",
+        "`args.compilation-config` or `args.enforce-eager`",
+    ),
+    (r"kv[ _-]?(?:connector|transfer)", "`args.kv-transfer-config`"),
+    (r"\bblock[_ ]size\b(?!_)", "`args.block-size`"),
+    (r"swap space", "`args.swap-space`"),
+    (r"multi-?modal|\bmm_|image processor|video", "`args.limit-mm-per-prompt` and its like"),
+    (r"tokenizer", "`args.tokenizer-mode`, and the tokenizer files under `model.path`"),
+    (r"rope[_ ]scaling|rope[_ ]type", "config.json under `model.path`, or another transformers"),
+)
+
+
+def read_refusals(log: ServerLog) -> Iterator[Reading]:
+    """Yield the exceptions whose message says what is refused."""
+    for raised in find_exceptions(log):
+        if reading := _refusal(raised):
+            yield reading
+
+
+def _refusal(raised: Raised) -> Reading | None:
+    innermost = raised.innermost
+    if innermost is not None and innermost.package not in _OWN:
+        return None
+    message = raised.message or (raised.code if raised.code.startswith("assert ") else "")
+    if raised.type not in _TYPES or len(message.split()) < _MIN_WORDS:
+        return None
+    place = innermost.module_path if innermost else ""
+    if _WRAPPERS.search(message) or _REQUEST_PLACE.match(place):
+        return None
+    package = innermost.package.replace("_", "-") if innermost else "The server"
+    function = innermost.function if innermost else ""
+    options = name_options(f"{raised.message} {raised.code}")
+    options = options or _name_topics(f"{place} {function}".replace("/", " "))
+    if not options and innermost is None:
+        return None
+    where = f" in {place}" if place else ""
+    release = f"a release of {package}" if innermost else "a release"
+    what = f"Correct {' or '.join(options)}" if options else "Correct what the message names"
+    return Reading(
+        reason(
+            "refused",
+            f"{package} refused: {shorten(message, QUOTE_CHARS)} ({raised.type}{where}).",
+            f"{what}; if that is needed as it is, use {release} that supports it with this model.",
+            "exception with a message",
+            "deterministic",
+        ),
+        raised.line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
+def name_options(message: str) -> list[str]:
+    """Return the recipe fields that a message names or is about, at most three."""
+    return name_flags(message) or _name_spelled(message) or _name_topics(message)
+
+
+def name_flags(message: str) -> list[str]:
+    """Return the recipe fields that a message calls by the name of a flag or variable."""
+    flags = read_flags()
+    named = [match.rstrip("-") for match in _FLAG.findall(message)]
+    named += [match.replace("_", "-") for match in _NAME.findall(message)]
+    fields = [_field(name) for name in named if name in flags or name in _FIELDS]
+    fields += [f"`env.{name}`" for name in _VARIABLE.findall(message)]
+    return list(dict.fromkeys(fields))[:3]
+
+
+def _name_spelled(message: str) -> list[str]:
+    """Return the fields of flags that a message writes as words: "executor backend"."""
+    lower = message.lower()
+    found = []
+    for flag in read_flags():
+        words = flag.removeprefix("enable-").replace("-", " ")
+        if " " in words and words in lower:
+            found.append(_field(flag))
+    return found[:3]
+
+
+def _name_topics(text: str) -> list[str]:
+    return [field for words, field in _TOPICS if re.search(words, text, re.IGNORECASE)][:3]
+
+
+def _field(flag: str) -> str:
+    return f"`{_FIELDS.get(flag, f'args.{flag}')}`"
