@@ -114,7 +114,9 @@ def _of_cann(entry: CannEntry) -> str:
     return f"CANN on this node suggests: {entry.remedy}." if entry.remedy else ""
 
 
-def find_number(lines: Sequence[str], on_node: Mapping[str, CannEntry]) -> ErrorCode | None:
+def find_number(
+    lines: Sequence[str], on_node: Mapping[str, CannEntry] | None = None
+) -> ErrorCode | None:
     """Return what is known about the numeric codes in these lines, or about their words.
 
     The first one, unless it only reports that a call failed.
@@ -122,7 +124,7 @@ def find_number(lines: Sequence[str], on_node: Mapping[str, CannEntry]) -> Error
     numbers = [match[1] for line in lines for match in _NUMBER.finditer(line)]
     words = [match[1].strip() for line in lines for match in _REASON.finditer(line)]
     numbers += [_BY_REASON[each] for each in words if each in _BY_REASON]
-    known = [code for number in numbers if (code := find_code(number, on_node))]
+    known = [code for number in numbers if (code := find_code(number, on_node or {}))]
     telling = [code for code in known if not code.code.startswith(_ONLY_FAILED)]
     return next(iter(telling or known), None)
 
