@@ -35,10 +35,10 @@ demo-stop: $(STAMP) ## stop everything that `make demo` started
 	@$(BIN)/raylaunch stop $(DEMO)
 
 test: $(STAMP) ## the test suite, with real Ray and real vLLM on CPU
-	@$(BIN)/pytest -m "not long" $(ARGS)
+	@$(BIN)/python tools/run_tests.py $(ARGS)
 
 test-all: $(STAMP) ## the test suite and the tests that take minutes (the whole fault drill, two hosts)
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/python tools/run_tests.py --all $(ARGS)
 
 ascend-sim: $(SIM_STAMP) ## build .ascend-sim: the real vllm-ascend on simulated NPUs (2.6 GB)
 

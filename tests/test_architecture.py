@@ -38,10 +38,11 @@ MAY_IMPORT = {
     "supervise": {"checks", "plan", "recipe"},
     "importer": {"checks", "plan", "recipe"},
     "bench": {"plan", "recipe"},
+    "gateway": {"node", "recipe"},
     "vllm_api": {"plan", "recipe"},
     "verify": {"vllm_api", "plan", "recipe"},
     "node": {"checks", "plan", "recipe"},  # checks: the values that a check asks a probe for
-    "runtime": {"bench", "supervise", "vllm_api", "node", "checks", "plan", "recipe"},
+    "runtime": {"gateway", "bench", "supervise", "vllm_api", "node", "checks", "plan", "recipe"},
     "deployment": {
         "runtime",
         "verify",

@@ -110,6 +110,14 @@ def test_what_a_check_of_flags_reports_is_not_repeated():
     assert one.todo == "did you mean --max-num-seqs?"
 
 
+def test_a_secret_that_vllm_quotes_is_not_repeated():
+    refusal = Refusal("parse", "Refused", "argument --api-key: invalid value: 's3cr3t-value'")
+    answer = EngineAnswer(refusal=refusal, messages=(Message("warning", "s3cr3t-value ignored"),))
+    [one] = check({0: answer}, sets=["args.api-key=s3cr3t-value"])[-1:]
+    assert "--api-key" in one.what
+    assert "s3cr3t" not in f"{one}"
+
+
 BECAME = {"max_model_len": "196608", "data_parallel_rank": "0", "kv_block_size": "128"}
 
 

@@ -125,13 +125,13 @@ QUICK = {
     "bad parser": Broken(bad_parser, "bad-parser", ("nonsense",)),
     "wrong model type": Broken(wrong_model_type, "transformers-too-old", ("frobnicate",)),
     "wrong architecture": Broken(wrong_architecture, "model-arch", ("Frobnicate",)),
-    "port taken": Broken(port_taken, "port-in-use", ("port",)),
-    "full disk": Broken(full_disk, "disk-full", ("full",)),
+    "port taken": Broken(port_taken, "port-in-use", ("Another process listens",)),
     "no permission": Broken(no_permission, "permission-denied", ("config.json",)),
     "name resolution": Broken(no_such_name, "name-resolution", ("no-such-host.invalid",)),
     "too long": Broken(longer_than_the_model, "maxlen-over", ("99999999",)),
 }
 SLOW = {
+    "full disk": Broken(full_disk, "disk-full", ("/full/",)),
     "missing shard": Broken(missing_shard, "weights-missing", ("model-00002-of-00002",)),
     "memory": Broken(too_much_memory, "kv-cpu-memory", ("9000",)),
     "KV cache too small": Broken(kv_too_small, "kv-too-small", ("1024",)),

@@ -197,3 +197,43 @@ def test_a_loop_that_no_longer_steps_is_replaced(monkeypatch, tmp_path):
 
     events = asyncio.run(asyncio.wait_for(live(), 60))
     assert "made no step" in next(one.text for one in events if one.kind == "internal")
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_takeover_key_is_kept_from_begin_to_stop_and_its_loss_stops_nothing(
+    monkeypatch, tmp_path, is_writable
+):
+    world = World(monkeypatch, tmp_path)
+    folder = tmp_path / "takeover"
+    if not is_writable:
+        folder.touch()
+
+    async def live():
+        alone = world.create()
+        waiting = asyncio.ensure_future(alone.expect_begin())
+        await alone.begin({"VLLM_API_KEY": "k"})
+        assert (await alone.status()).phase is Phase.PENDING
+        kept = [path.read_text() for path in folder.iterdir()] if is_writable else []
+        assert kept == ([alone._group.takeover_key] if is_writable else [])
+        events = [event.text for event in await alone.events(0) if event.kind == "internal"]
+        await alone.stop()
+        await waiting
+        return events
+
+    events = asyncio.run(asyncio.wait_for(live(), 60))
+    assert len(events) == (0 if is_writable else 1)
+    assert folder.is_file() or list(folder.iterdir()) == []
+
+
+def test_a_deployment_without_secrets_needs_no_takeover_key(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path)
+
+    async def live():
+        alone = world.create()
+        waiting = asyncio.ensure_future(alone.expect_begin())
+        await alone.begin({})
+        await alone.stop()
+        await waiting
+
+    asyncio.run(asyncio.wait_for(live(), 60))
+    assert not (tmp_path / "takeover").exists()

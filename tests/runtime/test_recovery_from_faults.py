@@ -35,16 +35,6 @@ QUICK = {
     "health.progress_period_s": 0.5,
 }
 READY_S = 120
-BROKEN_SERVER = {
-    "kill-engine": 1,
-    "kill-headless": 1,
-    "kill-primary": 0,
-    "stop-headless": 1,
-    "kill-agent": 1,
-    "kill-guard": 1,
-    "steal-port": 0,
-}
-"""The server that each fault of the drill breaks: the diagnosis must name it as the root."""
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +139,6 @@ def test_every_fault_of_the_drill_is_recovered_from(start, cluster):
     assert "agent died" in by_name["kill-agent"].detected_by
     assert "rank 1" in by_name["stop-headless"].detected_by
     assert by_name["kill-controller"].failed == 0
-    diagnosed = [event for event in handle.events() if event.kind == "diagnosis"]
-    broken = [one.fault for one in outcomes if one.fault != "kill-controller"]
-    print(*(f"{event.server} {event.text}" for event in diagnosed), sep="\n")
-    roots = dict(zip(broken, (event.server for event in diagnosed), strict=True))
-    assert roots == {fault: BROKEN_SERVER[fault] for fault in broken}
     status = handle.status()
     assert status.phase is Phase.READY
     assert status.attempt == len(outcomes), "all but the controller's death start the gang again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylaunch.checks.check_context import CheckContext, Node, build_context
 from raylaunch.checks.engine.setting_search import (
@@ -18,8 +18,9 @@ from raylaunch.checks.engine.setting_search import (
 )
 from raylaunch.checks.findings import Finding, Level
 from raylaunch.checks.node_checks import shorten_node_names
+from raylaunch.checks.secret_checks import MASK, mask_secrets
 from raylaunch.plan.engine_answer import EngineAnswer, EngineAnswers, Message, Refusal
-from raylaunch.plan.facts import Facts
+from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.spelling import closest
@@ -66,7 +67,8 @@ def check_engines(
         answers: By server.
         found: Findings of the other checks: what they report already is not repeated.
     """
-    context = build_context(loaded, nodes, plan)
+    context = build_context(loaded, nodes, mask_secrets(plan))
+    answers = _without_secrets(plan, answers)
     cases = [
         _Case(node, server, answer)
         for node in context.nodes
@@ -77,6 +79,35 @@ def check_engines(
     yield from _refusals(cases, found)
     yield from _warnings(cases)
     yield from _differences(cases)
+
+
+def _without_secrets(plan: LaunchPlan, answers: EngineAnswers) -> EngineAnswers:
+    """Return the answers without the secrets of the plan, which vLLM may quote."""
+    secrets = {
+        setting.value
+        for server, masked in zip(plan.servers, mask_secrets(plan).servers, strict=True)
+        for setting in settings_of(server)
+        if len(setting.value) > 3 and setting not in settings_of(masked)
+    }
+    if not secrets:
+        return answers
+
+    def hide(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, MASK)
+        return text
+
+    hidden: dict[int, EngineAnswer | ProbeFailure] = {}
+    for index, answer in answers.items():
+        if isinstance(answer, EngineAnswer):
+            refusal = answer.refusal
+            if refusal is not None:
+                refusal = replace(refusal, words=hide(refusal.words))
+            messages = tuple(replace(one, text=hide(one.text)) for one in answer.messages)
+            hidden[index] = replace(answer, refusal=refusal, messages=messages)
+        else:
+            hidden[index] = answer
+    return hidden
 
 
 def _not_asked(context: CheckContext, answers: EngineAnswers) -> Iterator[Finding]:

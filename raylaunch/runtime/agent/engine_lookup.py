@@ -11,8 +11,9 @@ from raylaunch.plan.engine_answer import EngineAnswer, EngineReport
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.plan.launch_plan import LaunchPlan
-from raylaunch.runtime.agent.flag_lookup import with_flags
+from raylaunch.runtime.agent.flag_lookup import ANSWER_S, with_flags
 from raylaunch.runtime.agent.gang import Gang
+from raylaunch.runtime.agent.probe_actor import RecalledFlags
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class GroupReport:
 async def dry_run_engines(
     gang: Gang, plan: LaunchPlan, timeout_s: float = DRY_RUN_TIMEOUT_S, niceness: int = 0
 ) -> GroupReport:
-    """Ask every node once for its servers, in parallel. An agent that fails is a ProbeFailure."""
-    hosts: dict[str, list[int]] = {}
-    for server in plan.servers:
-        hosts.setdefault(server.node.ip, []).append(server.index)
-    members = {servers[0]: tuple(servers) for servers in hosts.values()}
+    """Ask every vLLM once per machine for its servers, in parallel.
+
+    An agent that fails is a ProbeFailure for its servers.
+    """
+    members = await _members(gang)
     reports = await gang.ask_all(
         lambda agent: agent.dry_run_engine(
             plan=plan, servers=members[agent.index], timeout_s=timeout_s, niceness=niceness
@@ -54,6 +55,20 @@ async def dry_run_engines(
         if isinstance(report, EngineReport) and report.known_flags is not None:
             known.update(dict.fromkeys(members[first], report.known_flags))
     return GroupReport(answers, known)
+
+
+async def _members(gang: Gang) -> dict[int, tuple[int, ...]]:
+    """Return, for the server whose agent asks, all servers with its machine and its vLLM.
+
+    Agents of two Ray nodes on one machine may have different images.
+    """
+    recalled = await gang.ask_all(lambda agent: agent.recall_flags(timeout_s=ANSWER_S))
+    alike: dict[tuple[str, str], list[int]] = {}
+    for index, one in sorted(recalled.items()):
+        # Without a vLLM there is nothing to ask, and that is a finding of its own.
+        if isinstance(one, RecalledFlags) and one.key:
+            alike.setdefault((one.host, one.key), []).append(index)
+    return {servers[0]: tuple(servers) for servers in alike.values()}
 
 
 def _answers(

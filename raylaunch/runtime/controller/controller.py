@@ -140,7 +140,6 @@ class Controller:
                 health=health,
                 stop_grace_s=recipe.timeouts.stop,
                 waived=request.skipped or {},
-                dry_run=request.dry_run,
             ),
             self._group,
             self._evidence,
@@ -391,11 +390,8 @@ class Controller:
         changed.set()
 
     def _status(self) -> Status:
+        record = self._loop.record
+        roots = self._group.log_roots
         return build_status(
-            self._request,
-            self._loop.record.journal,
-            self._loop.record.seen,
-            self._group.log_roots,
-            self._loop.record.shape,
-            self._clock,
+            self._request, record.journal, record.seen, roots, record.shape, self._clock
         )

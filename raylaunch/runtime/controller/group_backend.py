@@ -91,7 +91,7 @@ class GroupBackend(Protocol):
     def dry_run(
         self, plan: LaunchPlan, facts: Mapping[int, Facts], report: Callable[[list[Finding]], None]
     ) -> None:
-        """Start to have the nodes' vLLM build the engine configuration; does not wait."""
+        """Start to have the nodes' vLLM build the engine configuration, if the request wants it."""
 
     def remember_flags(self) -> None:
         """Start to ask the nodes' vLLM for its flags, for the next launch; does not wait."""
@@ -117,8 +117,6 @@ class GroupSettings:
     """SIGTERM to SIGKILL at `stop`."""
     waived: Mapping[str, str]
     """Ids of checks whose errors do not count, with the reason given."""
-    dry_run: bool = True
-    """Whether the nodes' vLLM builds the engine configuration beside a first launch."""
 
 
 @dataclass(frozen=True)

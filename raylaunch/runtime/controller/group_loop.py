@@ -250,7 +250,7 @@ class GroupLoop:
         self._backend.watch(plan, self.record.observe)
         self.record.note("command", f"launched attempt {attempt}")
         await self._backend.launch(plan, attempt, self._facts, self._secrets)
-        if self._settings.dry_run and attempt == 1:
+        if attempt == 1:
             self._backend.dry_run(plan, self._facts, self._note_dry_run)
 
     def _note_dry_run(self, findings: list[Finding]) -> None:

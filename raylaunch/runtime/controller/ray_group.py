@@ -248,7 +248,9 @@ class RayGroup:
     def dry_run(
         self, plan: LaunchPlan, facts: Mapping[int, Facts], report: Callable[[list[Finding]], None]
     ) -> None:
-        """Start a dry run of every server at the lowest priority; does not wait."""
+        """Start a dry run of every server at the lowest priority, if the request wants it."""
+        if not self._request.dry_run:
+            return
 
         async def ask() -> None:
             engines = await dry_run_engines(self.gang, plan, LATER_S, niceness=BACKGROUND_NICENESS)

@@ -145,14 +145,25 @@ def _attend(query, keys, values, scale):
 
 
 def split_qkv_norm_rope(
-    qkv, q_weight, k_weight, q_size, kv_size, head_dim, rotary_dim, epsilon, tp_world, cos, sin
+    input,  # noqa: A002 - named as by the caller
+    q_weight,
+    k_weight,
+    q_hidden_size,
+    kv_hidden_size,
+    head_dim,
+    rotary_dim,
+    eps,
+    tp_world,
+    cos,
+    sin,
 ):
     """Split the projection, norm query and key over all tensor-parallel ranks, and rotate them."""
     from vllm.distributed import tensor_model_parallel_all_reduce
 
-    tokens = qkv.shape[0]
+    tokens = input.shape[0]
     half = rotary_dim // 2
-    query, key, value = qkv.view(tokens, -1).split([q_size, kv_size, kv_size], -1)
+    sizes = [q_hidden_size, kv_hidden_size, kv_hidden_size]
+    query, key, value = input.view(tokens, -1).split(sizes, -1)
     cosine, sine = (given.view(tokens, -1)[:, None, :half].float() for given in (cos, sin))
 
     def norm_and_rotate(part, weight):
@@ -160,10 +171,10 @@ def split_qkv_norm_rope(
         variance = wide.pow(2).mean(-1, keepdim=True)
         if tp_world > 1:
             variance = tensor_model_parallel_all_reduce(variance) / tp_world
-        wide = (wide * torch.rsqrt(variance + epsilon) * weight.float()).view(tokens, -1, head_dim)
+        wide = (wide * torch.rsqrt(variance + eps) * weight.float()).view(tokens, -1, head_dim)
         left, right, rest = wide.split([half, half, head_dim - rotary_dim], -1)
         rotated = (left * cosine - right * sine, right * cosine + left * sine, rest)
-        return torch.cat(rotated, -1).reshape(tokens, -1).to(qkv.dtype)
+        return torch.cat(rotated, -1).reshape(tokens, -1).to(input.dtype)
 
     return norm_and_rotate(query, q_weight), norm_and_rotate(key, k_weight), value.contiguous()
 

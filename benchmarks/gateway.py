@@ -1,0 +1,245 @@
+"""Measure what the gateway costs: requests/s, latency, chunks/s, memory; and a soak.
+
+usage: gateway.py [--seconds S] [--url http://127.0.0.1:PORT] [--soak REQUESTS]
+
+Without --url it starts dummy servers (tests/gateway/dummy_server.py). With --url it compares direct
+and through the gateway for a server that runs, in turns. The clients run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "gateway"))
+
+from dummy_server import DummyServer
+
+from raylaunch.gateway.gateway_client import GatewayClient, start_gateway
+from raylaunch.gateway.gateway_messages import GatewayOptions, Member
+from raylaunch.node.process.process_markers import terminate_marked
+
+CLIENTS = (1, 4, 16)
+ROUNDS = 3
+BODY = {"model": "tiny", "prompt": "hello " * 200, "max_tokens": 4}
+STREAM = {**BODY, "max_tokens": 200, "temperature": 0, "stream": True}
+
+
+@dataclass(frozen=True)
+class Load:
+    """Result of one load: latencies in milliseconds."""
+
+    requests: int
+    seconds: float
+    latencies: list[float]
+    chunks: int = 0
+    failed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
+
+    @property
+    def p50(self) -> float:
+        """Median latency."""
+        return statistics.median(self.latencies) if self.latencies else float("nan")
+
+
+async def load(url: str, clients: int, seconds: float, body: dict, pause_s: float = 0.0) -> Load:
+    """Have clients ask without a pause (or with one) until the time is over."""
+    latencies: list[float] = []
+    counts = {"chunks": 0, "failed": 0}
+    stop = time.monotonic() + seconds
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while time.monotonic() < stop:
+            began = time.monotonic()
+            async with session.post(url, json=body) as answer:
+                data = await answer.read()
+            if answer.status != 200 or not data:
+                counts["failed"] += 1
+            counts["chunks"] += data.count(b"\n\n")
+            latencies.append(1000 * (time.monotonic() - began))
+            await asyncio.sleep(pause_s)
+
+    began = time.monotonic()
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+    spent = time.monotonic() - began
+    return Load(len(latencies), spent, latencies, counts["chunks"], counts["failed"])
+
+
+def in_process(*arguments: object) -> Load:
+    """Run one load in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(run_load, arguments)
+
+
+def run_load(*arguments: object) -> Load:
+    return asyncio.run(load(*arguments))  # type: ignore[arg-type]
+
+
+def serve_dummies(ports: list[int], answer_s: float, chunk_s: float) -> None:
+    async def serve() -> None:
+        for port in ports:
+            server = DummyServer(str(port))
+            server.answer_s, server.chunk_s = answer_s, chunk_s
+            server.keep = False
+            await server.start(port)
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+@contextmanager
+def dummies(count: int, answer_s: float = 0.0, chunk_s: float = 0.0) -> Iterator[list[str]]:
+    ports = [28900 + number for number in range(count)]
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve_dummies, args=(ports, answer_s, chunk_s), daemon=True
+    )
+    process.start()
+    try:
+        time.sleep(5)
+        yield [f"http://127.0.0.1:{port}" for port in ports]
+    finally:
+        process.terminate()
+        process.join()
+
+
+@contextmanager
+def gateway(urls: list[str]) -> Iterator[tuple[GatewayClient, str]]:
+    instance = os.urandom(8).hex()
+    with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
+        try:
+            client = start_gateway(
+                Path(folder) / "g",
+                GatewayOptions(port=28990, orphan_grace_s=60.0),
+                deployment="gateway-bench",
+                instance=instance,
+                env=os.environ,
+                members=[Member(id=url, url=url) for url in urls],
+            )
+            yield client, client.status().url
+        finally:
+            terminate_marked("gateway-bench", instance=instance, grace_s=5.0)
+
+
+def usage_of(client: GatewayClient) -> dict[str, dict[str, float]]:
+    """Memory (MB), file descriptors and CPU seconds of each process."""
+    status = client.status()
+    found = {}
+    for name in ("keeper", "haproxy", "relay"):
+        process = psutil.Process(getattr(status, f"{name}_pid"))
+        times = process.cpu_times()
+        found[name] = {
+            "mb": process.memory_info().rss / 1e6,
+            "fds": process.num_fds(),
+            "cpu_s": times.user + times.system,
+        }
+    return found
+
+
+def show(title: str, used: dict[str, dict[str, float]]) -> None:
+    total = sum(one["mb"] for one in used.values())
+    parts = ", ".join(
+        f"{name} {one['mb']:.0f} MB {one['fds']:.0f} fds {one['cpu_s']:.1f} s CPU"
+        for name, one in used.items()
+    )
+    print(f"{title}: {total:.0f} MB ({parts})", flush=True)
+
+
+def compare(direct: str, through: str, seconds: float, body: dict) -> None:
+    """Direct and through the gateway, in turns; medians of the rounds."""
+    print("clients  direct req/s  gateway req/s  direct p50  gateway p50 (ms)")
+    for clients in CLIENTS:
+        rounds = [
+            (
+                in_process(f"{direct}/v1/completions", clients, seconds, body),
+                in_process(f"{through}/v1/completions", clients, seconds, body),
+            )
+            for _ in range(ROUNDS)
+        ]
+        rates = [statistics.median(pair[side].rate for pair in rounds) for side in (0, 1)]
+        p50s = [statistics.median(pair[side].p50 for pair in rounds) for side in (0, 1)]
+        failed = sum(one.failed for pair in rounds for one in pair)
+        print(
+            f"{clients:7}  {rates[0]:12.1f}  {rates[1]:13.1f}  {p50s[0]:10.2f}  {p50s[1]:11.2f}"
+            f"  failed {failed}",
+            flush=True,
+        )
+
+
+def measure_many(seconds: float) -> None:
+    """64 members: plain requests at a rate, then streams."""
+    with dummies(64, chunk_s=0.02) as urls, gateway(urls) as (client, url):
+        before = usage_of(client)
+        plain = in_process(f"{url}/v1/completions", 32, seconds, BODY, 0.05)
+        middle = usage_of(client)
+        cpu_s = sum(middle[name]["cpu_s"] - before[name]["cpu_s"] for name in middle)
+        print(
+            f"64 members, plain: {plain.rate:.0f} requests/s, p50 {plain.p50:.1f} ms, "
+            f"{cpu_s / plain.seconds:.2f} cores, failed {plain.failed}"
+        )
+        streams = in_process(f"{url}/v1/completions", 64, seconds, STREAM)
+        after = usage_of(client)
+        cpu_s = sum(after[name]["cpu_s"] - middle[name]["cpu_s"] for name in after)
+        rate = streams.chunks / streams.seconds
+        cores = cpu_s / streams.seconds
+        print(
+            f"64 members, streams: {rate:.0f} chunks/s, {cores:.2f} cores "
+            f"({rate / cores:.0f} chunks/s for each core), failed {streams.failed}"
+        )
+        show("after", after)
+
+
+def soak(requests: int) -> None:
+    """Requests and streams in turns; memory and file descriptors after each tenth."""
+    with dummies(2) as urls, gateway(urls) as (client, url):
+        done = 0
+        while done < requests:
+            for body in (BODY, {**STREAM, "max_tokens": 8}):
+                result = in_process(f"{url}/v1/completions", 16, 20.0, body)
+                done += result.requests
+                assert not result.failed, result
+            show(f"{done} requests", usage_of(client))
+        print(json.dumps(client.status().as_json()["counters"]))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seconds", type=float, default=4.0)
+    arguments.add_argument("--url", help="root of a server that runs; its model is `tiny`")
+    arguments.add_argument("--soak", type=int, metavar="REQUESTS")
+    asked = arguments.parse_args()
+    if asked.soak:
+        soak(asked.soak)
+    elif asked.url:
+        with gateway([asked.url]) as (client, url):
+            compare(asked.url, url, asked.seconds, {**BODY, "prompt": "hello", "max_tokens": 16})
+            show("after", usage_of(client))
+    else:
+        with dummies(1) as urls, gateway(urls) as (client, url):
+            show("idle", usage_of(client))
+            compare(urls[0], url, asked.seconds, BODY)
+            show("after", usage_of(client))
+        measure_many(asked.seconds)
+
+
+if __name__ == "__main__":
+    main()

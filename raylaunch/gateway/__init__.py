@@ -1,0 +1,1 @@
+"""One address in front of the groups: HAProxy as listener, a relay that holds and repeats."""

@@ -1,0 +1,1 @@
+"""The relay: holds, repeats and continues the requests of clients."""
