@@ -27,12 +27,14 @@ WHOLE = (
     ("scale.py",),
     ("commands.py",),
     ("chaos.py",),
+    ("diagnose.py",),
 )
 BRIEF = (
     ("peers.py", "--short"),
     ("scale.py", "--short"),
     ("commands.py", "--short"),
     ("chaos.py", "--short"),
+    ("diagnose.py", "--short"),
 )
 
 

@@ -3,6 +3,7 @@
 from raylaunch.api.change_verbs import restart, scale, upgrade
 from raylaunch.api.deployment_verbs import (
     attach,
+    check_signatures,
     deploy,
     deployments,
     diagnose,
@@ -34,6 +35,7 @@ __all__ = [
     "Settings",
     "attach",
     "check",
+    "check_signatures",
     "clean",
     "cluster_file",
     "configure_engine",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from raylaunch.api import log_input
+from raylaunch.api import log_input, node_knowledge
 from raylaunch.api.recipe_arguments import (
     RecipeLike,
     Settings,
@@ -56,6 +56,7 @@ from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.deployment_status import Status, StopReport
 
 if TYPE_CHECKING:
+    from raylaunch.supervise.diagnosis.inputs.site_signatures import SiteCheck
     from raylaunch.supervise.diagnosis.root_cause import Diagnosis
     from raylaunch.supervise.drills import Outcome
     from raylaunch.verify.verification import OnProof, Verification
@@ -253,7 +254,7 @@ def _with_records(error: ClusterError, records: Sequence[Record]) -> ClusterErro
 
 
 def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
-    """Name the cause of the failure of a deployment, of a bundle (folder), or of a log file.
+    """Name the cause of the failure of a deployment, a bundle, a log file, or a folder with logs.
 
     Returns None when no known failure signature matched.
 
@@ -268,12 +269,22 @@ def diagnose(target: str, address: str | None = None) -> Diagnosis | None:
     if kind == "file":
         with log_input.open_log(path) as stream:
             return log_input.diagnose_log(stream, path.name)
-    if kind == "folder" and ("/" in target or (path / "diagnosis.json").is_file()):
+    if kind == "folder" and (path / "diagnosis.json").exists():
         return bundle_reader.diagnose_bundle(path)
+    if kind == "folder" and not is_target(target):
+        return log_input.diagnose_folder(path)
     if kind == "other" or not is_target(target):
         raise log_input.not_a_log(target, kind)
     name, group = split_target(target)
-    return bundle_reader.diagnose_deployment(name, group, lambda: attach(target, address), home())
+    try:
+        return bundle_reader.diagnose_deployment(
+            name, group, lambda: attach(target, address), home()
+        )
+    except (UnknownDeploymentError, ClusterError):
+        # A deployment of that name comes first; a folder here may be meant as well.
+        if kind != "folder":
+            raise
+        return log_input.diagnose_folder(path)
 
 
 def diagnose_log(stream: BinaryIO, name: str) -> Diagnosis | None:
@@ -282,6 +293,15 @@ def diagnose_log(stream: BinaryIO, name: str) -> Diagnosis | None:
     Returns None when no known failure signature matched.
     """
     return log_input.diagnose_log(stream, name)
+
+
+def check_signatures() -> SiteCheck:
+    """Check the signatures that this site adds in `signatures.d` of its home.
+
+    Raises:
+        NodeError: there is no home folder.
+    """
+    return node_knowledge.check_site()
 
 
 def run_on_head(

@@ -34,6 +34,7 @@ def _real_api():
 real = _real_api()
 cluster_file = real.cluster_file
 diagnose_log = real.diagnose_log
+check_signatures = real.check_signatures
 import_scripts = real.import_scripts
 render_files = real.render_files
 

@@ -129,13 +129,11 @@ def test_a_bundle_whose_file_is_a_pipe_does_not_wait(tmp_path):
         api.diagnose(str(tmp_path))
 
 
-def test_of_a_long_log_the_end_is_read_and_the_line_number_is_that_of_the_file(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("raylaunch.api.log_input.MAX_BYTES", 2000)
-    monkeypatch.setattr("raylaunch.api.log_input.CHUNK_BYTES", 1000)
+def test_the_line_number_in_a_long_log_is_that_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("raylaunch.api.log_input.WHOLE_BYTES", 2000)
+    monkeypatch.setattr("raylaunch.api.log_streams.CHUNK_BYTES", 1000)
     log = tmp_path / "vllm.log"
-    log.write_text("INFO all is well\n" * 10_000 + "torch.OutOfMemoryError: CUDA out of memory\n")
+    log.write_text("INFO: all is well\n" * 10_000 + "torch.OutOfMemoryError: CUDA out of memory\n")
     found = api.diagnose(str(log))
     assert found is not None
     assert found.line_number == 10_001

@@ -15,6 +15,7 @@ from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.controller.group.bundle_writer import write_bundle
 from raylaunch.runtime.controller.group.evidence import EvidenceCollector, unknown
 from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
 from raylaunch.supervise.state import Exit, ServerSeen
 
 
@@ -39,7 +40,7 @@ def journal() -> Journal:
 def test_a_diagnosis_that_does_not_end_blocks_nothing(tmp_path):
     release = threading.Event()
 
-    def hang(evidence, *, at):
+    def hang(evidence, *, at, site):
         release.wait()
         return unknown("late")
 
@@ -64,7 +65,7 @@ def test_a_diagnosis_that_does_not_end_blocks_nothing(tmp_path):
 
 
 def test_an_exception_in_the_diagnosis_is_an_unknown_cause(tmp_path):
-    def fail(evidence, *, at):
+    def fail(evidence, *, at, site):
         raise IndexError("no such group")
 
     case = asyncio.run(collect(tmp_path, diagnose=fail).examine(journal(), {}))
@@ -90,7 +91,7 @@ def test_a_full_disk_is_named_and_raises_nothing(tmp_path):
 def test_the_diagnosis_gets_times_that_compare_with_log_lines(tmp_path):
     asked = []
 
-    def note(evidence, *, at):
+    def note(evidence, *, at, site):
         asked.append((evidence, at))
         return unknown("noted")
 
@@ -117,3 +118,23 @@ def test_a_bundle_is_for_its_owner_alone(tmp_path):
     assert {path.name for path in folder.iterdir()} >= {
         "server-0.log", "server-0.npu.txt", "server-0.plog.txt", "diagnosis.json",
     }  # fmt: skip
+
+
+def test_the_signatures_of_the_site_and_the_cann_of_the_node_reach_the_diagnosis(tmp_path):
+    class Nodes(FakeNodes):
+        async def read_snapshots(self, lines):
+            line = "EJ0042: [PID: 7] the frobnicator failed"
+            codes = {"EJ0042": CannEntry("", "Reset it")}
+            return {0: Snapshot((line,), 1, 0.0, "pid 1", "server-0.log", cann_codes=codes)}
+
+    def examine():
+        collector = EvidenceCollector(Nodes(), FakeClock(), tmp_path, "test")
+        return asyncio.run(collector.examine(journal(), {})).diagnosis
+
+    assert "Reset it" in examine().remedy
+    (tmp_path / "signatures.d").mkdir()
+    (tmp_path / "signatures.d" / "a.yaml").write_text(
+        "signatures: [{id: site-frob, pattern: the frobnicator failed, level: fatal, class: device, "
+        "cause: It broke., remedy: Replace it., sample: 'Error: the frobnicator failed'}]"
+    )
+    assert examine().id == "site-frob"

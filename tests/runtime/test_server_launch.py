@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from raylaunch.recipe.catalog import read
 from raylaunch.runtime.agent import snapshot
 from raylaunch.runtime.agent.server_launch import api_url, build_spec, is_first_on_its_node
 from raylaunch.runtime.cluster.group_key import GroupKey
+from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
 
 
 def plan_on(*addresses: str, host: str = "node"):
@@ -84,6 +86,23 @@ def test_a_snapshot_has_the_newest_log_of_the_runtime_of_ascend(tmp_path, monkey
     found = snapshot.read_snapshot("test-no-such-deployment", "a1b2", log, 1)
     assert (found.plog, found.plog_path) == (("new.log",), str(folder / "new.log"))
     assert (found.log_lines, found.log, found.processes) == (("two",), str(log), "")
+
+
+def test_a_snapshot_has_what_the_nodes_own_cann_says_about_the_codes_in_the_log(
+    tmp_path, monkeypatch
+):
+    place = tmp_path / "runtime" / "conf" / "error_manager" / "error_code.json"
+    place.parent.mkdir(parents=True)
+    entry = {"ErrCode": "EJ0042", "suggestion": {"Possible Cause": "n/a", "Solution": "Reset it."}}
+    other = {"ErrCode": "EJ0043", "suggestion": {"Solution": "Not asked for."}}
+    place.write_text(json.dumps({"error_info_list": [entry, other, "odd", {}]}))
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    log = tmp_path / "server-0.log"
+    log.write_text("EJ0042: [PID: 7] it failed\n")
+    found = snapshot.read_snapshot("test-no-such-deployment", "a1b2", log, 9)
+    assert found.cann_codes == {"EJ0042": CannEntry("", "Reset it")}
+    place.write_text("[" * 100_000)
+    assert snapshot.read_snapshot("test-no-such-deployment", "a1b2", log, 9).cann_codes == {}
 
 
 def test_a_snapshot_before_the_first_launch_is_empty(tmp_path, monkeypatch):

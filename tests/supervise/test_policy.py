@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
-from raylaunch.supervise.diagnosis.root_cause import Diagnosis
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis, ServerEvidence, diagnose
 from raylaunch.supervise.policy import (
     BecomeReady,
     GiveUp,
@@ -593,6 +593,32 @@ def test_a_health_that_was_never_asked_is_not_called_bad() -> None:
     assert "server 0: /health not asked yet" in reasons
     reasons = find_unready((refused, pair()[1]), STARTED, gang=GANG)
     assert "server 0: /health is not 200" in reasons
+
+
+PERMISSION = "PermissionError: [Errno 13] Permission denied: '/models/config.json'"
+MISSING = "ModuleNotFoundError: No module named 'acl'"
+
+
+@pytest.mark.parametrize(
+    ("log", "decision"), [([PERMISSION], GiveUp), ([PERMISSION, MISSING], Restart)]
+)
+def test_two_possible_causes_are_tried_again_like_an_unknown_one(log, decision):
+    """Each of them alone would fail the same way again."""
+    evidence = [ServerEvidence(0, log_lines=log, exit=Exit(NOW - 1, code=1))]
+    found = diagnose(evidence, at=NOW)
+    assert found.certain == (decision is GiveUp)
+    servers = pair({"exit": Exit(NOW - 1, code=1)})
+    seen = find_failure(Phase.STARTING, servers, STARTED, HEALTH, NOW, gang=GANG)
+    decided = decide_on_failure(
+        seen, Phase.STARTING, STARTED, HEALTH, NOW, gang=GANG, diagnosis=found
+    )
+    assert isinstance(decided, decision), decided
+    before = Failure(0, NOW - 9, found.id, found.kind, 0, was_ready=False, node="10.0.0.1")
+    again = replace(STARTED, failures=(before,) * HEALTH.unknown_retries)
+    decided = decide_on_failure(
+        seen, Phase.STARTING, again, HEALTH, NOW, gang=GANG, diagnosis=found
+    )
+    assert isinstance(decided, GiveUp), "an unknown cause is not tried for ever"
 
 
 @pytest.mark.parametrize("lost", ["agent died", "node unreachable"])

@@ -74,24 +74,25 @@ def find_conflicts() -> tuple[str, ...]:
 
 
 def cann_info_files(env: Mapping[str, str], root: Path = Path("/")) -> Iterator[Path]:
-    """Yield the places where a CANN toolkit may leave its ascend_toolkit_install.info, best first.
+    """Yield where a CANN toolkit may leave its ascend_toolkit_install.info, best first."""
+    arch = f"{platform.machine()}-linux"
+    for home in cann_homes(env, root):
+        yield home / arch / "ascend_toolkit_install.info"
+        yield home / "ascend_toolkit_install.info"
+
+
+def cann_homes(env: Mapping[str, str], root: Path = Path("/")) -> list[Path]:
+    """Return the folders where a CANN toolkit may be, best first.
 
     The environment's own (set_env.sh exports it), the toolkit's folder up to CANN 8.3, then
     /usr/local/Ascend/cann* as CANN 8.5 and 9 install it.
     """
     base = root / "usr/local/Ascend"
-    homes: list[Path] = []
-    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
-        exported = env.get(name)
-        if exported:
-            homes.append(Path(exported))
+    exported = [env.get(name) for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")]
+    homes = [Path(home) for home in exported if home]
     homes.append(base / "ascend-toolkit/latest")
     homes.append(base / "cann")
-    homes += sorted(base.glob("cann-*"), reverse=True)
-    arch = f"{platform.machine()}-linux"
-    for home in homes:
-        yield home / arch / "ascend_toolkit_install.info"
-        yield home / "ascend_toolkit_install.info"
+    return [*homes, *sorted(base.glob("cann-*"), reverse=True)]
 
 
 def parse_version(text: str) -> str | None:

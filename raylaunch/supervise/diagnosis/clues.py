@@ -10,15 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from raylaunch.plan.launch_plan import Role
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit, name_exit
+from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, shorten
 from raylaunch.supervise.diagnosis.rules.all_rules import RULES
 from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block
-from raylaunch.supervise.diagnosis.signatures import Signature, load_signatures
+from raylaunch.supervise.diagnosis.signatures import Signature, Site, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
-from raylaunch.supervise.state import Exit
 
 LINE_CHARS = 500
 """Longest part of a log line that a diagnosis quotes."""
@@ -33,32 +32,6 @@ _UNKNOWN_WITHIN_S = 60.0
 _SURVIVED_S = 600.0
 """A server that fails exits within its time-outs: seconds, or HANDSHAKE_TIMEOUT_MINS = 5
 in vLLM 0.32."""
-
-
-@dataclass(frozen=True)
-class ServerEvidence:
-    """Evidence of one server, frozen at the time of the failure.
-
-    Clocks: `exit.at` and `lost_at` are in seconds since the epoch on the controller's wall clock,
-    because they are compared with time stamps of log lines. The caller converts them from the
-    monotonic clock with one offset, read once for all servers. `clock_offset_s` is the node's wall
-    clock minus the controller's, `utc_offset_s` the node's time zone (seconds east of UTC): vLLM
-    stamps in local time.
-
-    `log_lines` is the log or its tail, beginning with line `first_line` of the file.
-    """
-
-    index: int
-    role: Role = "primary"
-    ranks: tuple[int, ...] = ()
-    node_ip: str = ""
-    log_lines: Sequence[str] = ()
-    exit: Exit | None = None
-    agent_lost: str | None = None
-    lost_at: float | None = None
-    clock_offset_s: float = 0.0
-    utc_offset_s: float = 0.0
-    first_line: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,10 +55,10 @@ class Clue:
         return self.rank, self.at, self.server.index, self.line or 0
 
 
-def find_clues(server: ServerEvidence, log: ServerLog) -> Iterator[Clue]:
+def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[Clue]:
     """Yield the clues in the evidence of one server: signatures, rules, exceptions, its exit."""
     life = read_life(log)
-    by_line = _match_signatures(log)
+    by_line = _match_signatures(log, site)
     readings = _select_readings(log, by_line)
     replaced = {(reading.reason.id, reading.line) for reading in readings}
     explained_lines: set[int] = {line for line, _, _ in by_line}
@@ -133,12 +106,21 @@ def _fullest(
     return max((match, *near), key=lambda each: sum(group is not None for group in each.groups()))
 
 
-def _match_signatures(log: ServerLog) -> list[tuple[int, Signature, re.Match[str]]]:
-    matches = []
+def _match_signatures(log: ServerLog, site: Site) -> list[tuple[int, Signature, re.Match[str]]]:
+    """Return the lines that signatures know. A site's signature wins over ours on its line."""
+    matches = [found for each in site.signatures for found in _match(log, each)]
+    sites_own = {line for line, _, _ in matches}
     for signature in load_signatures():
-        text = log.errors if signature.level == "fatal" else log.everything
-        matches += [(line, signature, match) for line, match in text.find(signature.pattern)]
+        matches += [found for found in _match(log, signature) if found[0] not in sites_own]
     return sorted(matches, key=lambda found: found[0])
+
+
+def _match(log: ServerLog, signature: Signature) -> Iterator[tuple[int, Signature, re.Match[str]]]:
+    text = log.errors if signature.level == "fatal" else log.warnings
+    if signature.anchor:
+        text = log.everything
+    for line, match in text.find(signature.pattern):
+        yield line, signature, match
 
 
 def _select_readings(
@@ -165,6 +147,8 @@ def _select_readings(
 
 def _is_preferred(signature: Signature, reading: Reading) -> bool:
     """Whether a signature on the same line says more than the reading of a rule."""
+    if signature.file:
+        return True
     if signature.level != "fatal" or signature.id == reading.reason.id:
         return False
     if signature.wrapper:
@@ -299,7 +283,7 @@ def _unknown_exception(
         for line, match in log.errors.find(_EXCEPTION)
         if line not in explained_lines
         and not _NOISE.search(match[0])
-        and not _is_explained_below(line, found)
+        and not _is_explained_below(log, line, found)
         and not _is_no_failure(server, log, life, line, symptom=True)
     ]
     near = [line for line in lines if _is_near_the_failure(log, line, server, second_hand)]
@@ -318,10 +302,11 @@ def _unknown_exception(
     return Clue(Rank.HINT, at, server, reason, line, certain=False)
 
 
-def _is_explained_below(line: int, found: Sequence[Clue]) -> bool:
+def _is_explained_below(log: ServerLog, line: int, found: Sequence[Clue]) -> bool:
     """Whether CANN's own block follows: torch_npu appends it to its exception."""
     return any(
-        clue.reason.id.startswith("cann-") and 0 <= (clue.line or 0) - line <= _BLOCK_WITHIN_LINES
+        clue.reason.id.startswith("cann-")
+        and 0 <= log.numbers[clue.line or 0] - log.numbers[line] <= _BLOCK_WITHIN_LINES
         for clue in found
     )
 

@@ -5,6 +5,9 @@ without a year; CANN writes `2026-11-23-10:16:41.070.463`; tracebacks and native
 
 Log lines are foreign input: a request may put 100 kB of base64 into one. Every line is cut before
 any pattern sees it, and every pattern here is linear in the length of a line.
+
+A log of gigabytes comes here reduced to the lines that matter (`inputs/log_reduction.py`), each
+with its number in the file.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from calendar import timegm
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from raylaunch.checks.findings import strip_control_characters
+from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
+from raylaunch.supervise.diagnosis.inputs.pattern_words import needed_words
 
 MAX_LINE_CHARS = 8192
 """Longest line that is searched: half of it from the head, half from the tail."""
@@ -27,7 +32,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(
     r"^(?:\s{0,8}(?:[a-z][\w.-]{1,60} {1,40}\| ?"
-    r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT)[A-Z][A-Z ]{2,30}\] "
+    # Not a level, which is part of a line of CANN.
+    r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT|TRACE)[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| ))"
 )
@@ -44,7 +50,7 @@ _BRACKETED = re.compile(
 _OTHER_LEVEL = re.compile(
     r"^(?:(DEBUG|INFO|WARNING):\s|\d{4}-\d\d-\d\d [\d:,.]+(?:\+\d\d:\d\d)? (?:- [\w.]{1,80} - )?"
     r"\s*(DEBUG|INFO|WARNING)\s|\[(?:[ \d-]{0,11})[\d:,. -]{8,30}\] [\w.: ]{0,40}\b(INFO|"
-    r"WARNING)\b)"
+    r"WARNING)\b|\[(DEBUG|INFO|EVENT|TRACE|WARNING|WARN)\] ?[A-Z]\w{0,30}\()"
 )
 _STAMP = re.compile(
     r"(?<!\d)(?:(\d{4})-)?([01]\d)-([0-3]\d)[ T-]([0-2]\d):([0-5]\d):([0-6]\d)(?:[.,](\d{1,6}))?"
@@ -57,8 +63,18 @@ _BEGINS_A_LINE = re.compile(
     r"(?:usage|vllm|error|note): |[EWI]\d{4}|\d{4}-|"
     r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)"
 )
+_LONG_CHARS = 100_000
+"""In a longer text it pays to search words of a pattern first."""
+_MANY_LINES = 20_000
+_WINDOW_LINES = 6
+"""Lines around a word that a match may span: a block and the blank lines in it."""
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
-_BELOW_ERROR = frozenset({"DEBUG", "INFO", "WARNING"})
+# EVENT and TRACE are levels of CANN: `[EVENT] HCCL(159,python3):2026-11-23-10:16:41.070.463`.
+_NOISE = "NOISE"
+_BELOW_WARNING = frozenset({"DEBUG", "INFO", "EVENT", "TRACE", _NOISE})
+_BELOW_ERROR = _BELOW_WARNING | {"WARNING", "WARN"}
+LEFT_OUT = "INFO: lines left out"
+"""Stands where lines of a reduced log are missing, so that no pattern spans the gap."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +89,34 @@ class LogText:
 
     def find(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
         """Yield all matches, each with the index of the line it begins on."""
-        for match in pattern.finditer(self.text):
-            position = bisect_right(self.starts, match.start()) - 1
-            yield self.lines[position], match
+        for start, end in self._windows(pattern):
+            for match in pattern.finditer(self.text, start, end):
+                position = bisect_right(self.starts, match.start()) - 1
+                yield self.lines[position], match
+
+    def _windows(self, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
+        """Return the parts of a long text, whole lines, in which the pattern can match."""
+        whole = [(0, len(self.text))]
+        words = needed_words(pattern) if len(self.text) > _LONG_CHARS else ()
+        if not words:
+            return whole
+        lines: set[int] = set()
+        for word in words:
+            at = self.text.find(word)
+            while at >= 0:
+                lines.add(bisect_right(self.starts, at) - 1)
+                if len(lines) > _MANY_LINES:
+                    return whole
+                at = self.text.find(word, at + 1)
+        windows: list[tuple[int, int]] = []
+        for line in sorted(lines):
+            start = self.starts[max(0, line - _WINDOW_LINES)]
+            behind = line + _WINDOW_LINES + 1
+            end = self.starts[behind] - 1 if behind < len(self.starts) else len(self.text)
+            if windows and start <= windows[-1][1] + 1:
+                start = windows.pop()[0]
+            windows.append((start, end))
+        return windows
 
 
 @dataclass(frozen=True)
@@ -93,12 +134,18 @@ class ServerLog:
 
     A line without a stamp has that of the last one.
     """
+    numbers: Sequence[int]
+    """Per line, its number in the file."""
     everything: LogText
+    warnings: LogText
+    """Without lines logged below WARNING."""
     errors: LogText
     """Without lines logged below ERROR: those report no failure, whatever they quote.
 
     They are nearly all of a log.
     """
+    codes: Mapping[str, CannEntry]
+    """What the node's own CANN says about its error codes."""
 
     @property
     def last_time(self) -> float | None:
@@ -119,40 +166,98 @@ def cut_line(line: str) -> str:
     return f"{line[:half]}{_CUT_MARK}{line[-half:]}"
 
 
+def split_lines(text: str) -> tuple[list[str], list[int]]:
+    """Return the lines of a text and their numbers, as an editor counts them.
+
+    A progress bar rewrites its line with carriage returns: each state of it is a line of its own
+    here, all with the same number.
+    """
+    lines = []
+    numbers = []
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        for piece in line.removesuffix("\r").split("\r"):
+            lines.append(piece)
+            numbers.append(number)
+    return lines, numbers
+
+
 def read_log(
-    lines: Sequence[str], *, reference: float | None = None, offset_s: float = 0.0
+    lines: Sequence[str],
+    *,
+    reference: float | None = None,
+    offset_s: float = 0.0,
+    numbers: Sequence[int] = (),
+    noise: Sequence[re.Pattern[str]] = (),
+    codes: Mapping[str, CannEntry] | None = None,
 ) -> ServerLog:
     """Clean and time the lines of one server.
 
     Args:
-        lines: The log, or its tail.
+        lines: The log, its tail, or what a reduction left of it.
         reference: A time near the end of the log (epoch); it gives stamps their year.
             None: any year will do.
         offset_s: Seconds to subtract from a stamp, read as UTC, to get the controller's wall
             clock: time zone plus clock error.
+        numbers: Number in the file of each line; by default counted from 1.
+        noise: What the lines match that report no failure, whatever their level.
+        codes: What the node's own CANN says about its error codes.
     """
-    raw = join_wrapped([_clean_raw(line) for line in lines])
-    bare = [strip_foreign(line) for line in raw]
-    processes = []
-    without_process = []
-    for line in bare:
-        prefix = _PROCESS.match(line)
-        processes.append(prefix[0].strip() if prefix else "")
-        without_process.append(line[prefix.end() :] if prefix else line)
-    cleaned = tuple(_BRACKETED.sub("", _VLLM.sub("", line)) for line in without_process)
+    clean = [clean_raw(line) for line in lines]
+    raw = tuple(clean) if LEFT_OUT in clean else join_wrapped(clean)
+    parts = [_split_prefix(line) for line in raw]
+    cleaned = tuple(_BRACKETED.sub("", _VLLM.sub("", rest)) for _, rest in parts)
+    levels = [_level(rest) for _, rest in parts]
+    for index, line in enumerate(raw if noise else ()):
+        if any(pattern.search(line) for pattern in noise):
+            levels[index] = _NOISE
     stamps = [_parse_time(line, reference, offset_s) for line in raw]
-    errors = [index for index, line in enumerate(without_process) if not _is_below_error(line)]
+    warnings = [index for index, level in enumerate(levels) if level not in _BELOW_WARNING]
+    errors = [index for index in warnings if levels[index] not in _BELOW_ERROR]
     return ServerLog(
         raw=raw,
         cleaned=cleaned,
-        processes=tuple(processes),
+        processes=tuple(process for process, _ in parts),
         times=tuple(_fill_gaps(stamps)),
+        numbers=numbers or range(1, len(raw) + 1),
         everything=_join(cleaned, range(len(raw))),
+        warnings=_join(cleaned, warnings),
         errors=_join(cleaned, errors),
+        codes=codes or {},
     )
 
 
-def _clean_raw(line: str) -> str:
+def clean_line(line: str) -> str:
+    """Return one line without colours, process, level and time."""
+    _, rest = _split_prefix(clean_raw(line))
+    return _BRACKETED.sub("", _VLLM.sub("", rest))
+
+
+def has_time(line: str) -> bool:
+    """Whether a line carries a time stamp of its own."""
+    return _STAMP.search(clean_raw(line), 0, _STAMP_WITHIN) is not None
+
+
+def last_full_time(lines: Iterable[str]) -> float | None:
+    """Return the latest time in lines whose stamps carry a year."""
+    moments = []
+    for line in lines:
+        found = _STAMP.search(clean_raw(line), 0, _STAMP_WITHIN)
+        if found and found[1] and (moment := _parse_time(found[0], None, 0.0)) is not None:
+            moments.append(moment)
+    return max(moments, default=None)
+
+
+def _split_prefix(line: str) -> tuple[str, str]:
+    """Return the process that a clean line names ("" when none), and what follows."""
+    bare = _FOREIGN.sub("", line)
+    prefix = _PROCESS.match(bare)
+    if prefix is None:
+        return "", bare
+    return prefix[0].strip(), bare[prefix.end() :]
+
+
+def clean_raw(line: str) -> str:
+    """Return a line cut, without colours and control characters."""
     uncoloured = _COLOUR.sub("", cut_line(line)).rstrip("\r\n")
     return strip_control_characters(uncoloured)
 
@@ -189,15 +294,18 @@ def _join(cleaned: Sequence[str], indices: Sequence[int]) -> LogText:
     return LogText("\n".join(lines), tuple(starts), tuple(indices))
 
 
-def _is_below_error(line: str) -> bool:
+def _level(line: str) -> str:
+    """Return the level that a line was logged with; "" when it names none."""
     found = _VLLM.match(line) or _BRACKETED.match(line) or _OTHER_LEVEL.match(line)
     if found is None:
-        return False
+        return ""
     # Each pattern has one group per notation of the level; only one of them took part.
-    return not _BELOW_ERROR.isdisjoint(found.groups())
+    return next((group for group in found.groups() if group), "")
 
 
 def _parse_time(line: str, reference: float | None, offset_s: float) -> float | None:
+    if line.count(":", 0, _STAMP_WITHIN) < 2:
+        return None  # nearly all lines without a time, and much faster than the pattern
     found = _STAMP.search(line, 0, _STAMP_WITHIN)
     if found is None:
         return None

@@ -13,18 +13,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from raylaunch.supervise.diagnosis.clues import LINE_CHARS, Clue, ServerEvidence, find_clues
+from raylaunch.supervise.diagnosis.clues import LINE_CHARS, Clue, find_clues
 from raylaunch.supervise.diagnosis.edges import explained_ids
 from raylaunch.supervise.diagnosis.exit_reasons import describe_exit
-from raylaunch.supervise.diagnosis.log_lines import ServerLog, read_log
+from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
+from raylaunch.supervise.diagnosis.log_lines import ServerLog, last_full_time, read_log, split_lines
 from raylaunch.supervise.diagnosis.readings import Rank
-from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.rules.network_rules import ECHO_ANCHOR
+from raylaunch.supervise.diagnosis.rules.ray_rules import WAITING_ANCHOR
+from raylaunch.supervise.diagnosis.signatures import Kind, Site, load_signatures
 
-__all__ = ["Diagnosis", "ServerEvidence", "diagnose", "diagnose_text"]
+__all__ = ["Diagnosis", "ServerEvidence", "diagnose", "diagnose_logs", "diagnose_text"]
 
 _DEVICE = re.compile(r"\bDevice:(\d+)|\b[Dd]evice[\[(](\d+)[\])]|\bNPU (\d+);|\bnpu:(\d+)")
 _DEVICE_LINES = 6  # CANN names the device within a few lines of the error
 _SAME_PLACE_LINES = 60
+_YEAR = re.compile(r"\b20\d\d-\d\d-\d\d")
+_YEAR_WITHIN = 200
+_YEAR_LINES = 1000
 _ALSO_POSSIBLE = "also possible: "
 _SAME_TIME_S = 1.0  # vLLM stamps in whole seconds
 
@@ -52,6 +58,8 @@ class Diagnosis:
     """NPU that the log names, for the kind "device"."""
     certain: bool = True
     """False when only a wrapper or an exception without a signature was found."""
+    file: str = ""
+    """The log that the line is in, when several were read."""
 
 
 @dataclass(frozen=True)
@@ -66,47 +74,83 @@ class _Case:
         return min(self.clues, key=lambda clue: clue.order, default=None)
 
 
-def diagnose(evidence: Sequence[ServerEvidence], *, at: float | None = None) -> Diagnosis:
+def diagnose(
+    evidence: Sequence[ServerEvidence], *, at: float | None = None, site: Site | None = None
+) -> Diagnosis:
     """Find the root cause of a failure of the group; "unknown" at worst.
 
     Args:
         evidence: One entry per server.
         at: When the failure was detected (epoch, controller's wall clock); it gives the log's
             stamps their year.
+        site: The signatures of this site.
     """
-    cases = _demote_explained(_open_cases(evidence, at))
+    cases = _demote_explained(_open_cases(evidence, at, site or Site()))
     clue = _find_root(cases)
     if clue is None:
         return _without_evidence(evidence)
     return _verdict(clue, cases)
 
 
-def diagnose_text(text: str, name: str = "log") -> Diagnosis | None:
+def diagnose_text(text: str, name: str = "log", site: Site | None = None) -> Diagnosis | None:
     """Diagnose a bare log; None when no known failure is in it."""
-    case = _demote_explained(_open_cases([ServerEvidence(0, log_lines=text.splitlines())], None))[0]
-    clue = case.best()
+    lines, numbers = split_lines(text)
+    return diagnose_logs([ServerEvidence(0, log_lines=lines, line_numbers=numbers)], name, site)
+
+
+def diagnose_logs(
+    logs: Sequence[ServerEvidence], name: str, site: Site | None = None
+) -> Diagnosis | None:
+    """Diagnose logs of which nothing else is known; None when no known failure is in them.
+
+    Args:
+        logs: One entry per server or process.
+        name: What they are called in the detail.
+        site: The signatures of this site.
+    """
+    at = max((time for log in logs if (time := _newest_year(log)) is not None), default=None)
+    cases = _demote_explained(_open_cases(logs, at, site or Site()))
+    best = [best for case in cases if (best := case.best())]
+    clue = _find_root(cases) or min(best, key=lambda clue: clue.order, default=None)
     if clue is None:
         return None
-    found = _verdict(clue, [case])
-    return replace(found, detail=f"{name}; {found.detail}" if _has_rival(found) else name)
+    found = _verdict(clue, cases)
+    notes = [name, found.detail] if _has_rival(found) or len(logs) > 1 else [name]
+    return replace(found, detail="; ".join(note for note in notes if note))
 
 
-def _open_cases(evidence: Sequence[ServerEvidence], at: float | None) -> list[_Case]:
+def find_anchors(site: Site | None = None) -> tuple[str, ...]:
+    """Return the texts that matter in lines of any level, for the reduction of a large log."""
+    signatures = (*load_signatures(), *(site.signatures if site else ()))
+    of_rules = (WAITING_ANCHOR, ECHO_ANCHOR)
+    return tuple(dict.fromkeys([each.anchor for each in signatures if each.anchor] + [*of_rules]))
+
+
+def _newest_year(log: ServerEvidence) -> float | None:
+    """Return the newest time with a year: it tells those of vLLM, without one, their year."""
+    with_year = [line for line in log.log_lines if _YEAR.search(line, 0, _YEAR_WITHIN)]
+    return last_full_time(with_year[-_YEAR_LINES:])
+
+
+def _open_cases(evidence: Sequence[ServerEvidence], at: float | None, site: Site) -> list[_Case]:
     reference = at
     if reference is None:
         exits = [server.exit.at for server in evidence if server.exit]
         losses = [server.lost_at for server in evidence if server.lost_at]
         reference = max((*exits, *losses), default=None)
-    return [_open_case(server, reference) for server in evidence]
+    return [_open_case(server, reference, site) for server in evidence]
 
 
-def _open_case(server: ServerEvidence, reference: float | None) -> _Case:
+def _open_case(server: ServerEvidence, reference: float | None, site: Site) -> _Case:
     log = read_log(
         server.log_lines,
         reference=reference,
         offset_s=server.utc_offset_s + server.clock_offset_s,
+        numbers=server.line_numbers,
+        noise=site.noise,
+        codes=server.cann_codes,
     )
-    clues = tuple(find_clues(server, log))
+    clues = tuple(find_clues(server, log, site))
     return _Case(server, log, clues)
 
 
@@ -140,14 +184,15 @@ def _rivals(root: Clue, cases: Sequence[_Case]) -> list[Clue]:
         and root.rank is Rank.CAUSE
         and clue.server is root.server
         and clue.reason.id != root.reason.id
-        and _is_same_time(clue, root)
+        and _is_same_time(clue, root, case.log)
     ]
 
 
-def _is_same_time(clue: Clue, root: Clue) -> bool:
+def _is_same_time(clue: Clue, root: Clue, log: ServerLog) -> bool:
     if clue.at == root.at:
         # Also in a log without any time: there, only what stands near is of the same time.
-        return abs((clue.line or 0) - (root.line or 0)) <= _SAME_PLACE_LINES
+        lines = [log.numbers[each.line] if each.line is not None else 0 for each in (clue, root)]
+        return abs(lines[0] - lines[1]) <= _SAME_PLACE_LINES
     return abs(clue.at - root.at) <= _SAME_TIME_S
 
 
@@ -194,9 +239,10 @@ def _verdict(clue: Clue, cases: Sequence[_Case]) -> Diagnosis:
     rivals = _rivals(clue, cases)
     line = ""
     line_number = None
+    file = ""
     if clue.line is not None:
         line = log.raw[clue.line][:LINE_CHARS]
-        line_number = clue.server.first_line + clue.line
+        file, line_number = clue.server.place(clue.line)
     return Diagnosis(
         id=clue.reason.id,
         kind=_kind(clue, rivals),
@@ -211,13 +257,13 @@ def _verdict(clue: Clue, cases: Sequence[_Case]) -> Diagnosis:
         node=node,
         device=_device(log, clue) if clue.reason.kind == "device" else None,
         certain=clue.certain and not rivals,
+        file=file,
     )
 
 
 def _kind(clue: Clue, rivals: Sequence[Clue]) -> Kind:
-    """Return the class of the failure; that of an unknown one if the possible causes disagree."""
-    kinds = {each.reason.kind for each in (clue, *rivals)}
-    return clue.reason.kind if len(kinds) == 1 else "transient"
+    """Return the class of the failure; that of an unknown one if two causes are possible."""
+    return "transient" if rivals else clue.reason.kind
 
 
 def _collateral(root: int, cases: Sequence[_Case]) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """Known failure signatures, read from signatures.yaml once and compiled once.
 
-The head of that file explains each field.
+The head of that file explains each field. A site adds its own (`inputs/site_signatures.py`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -38,6 +39,19 @@ class Signature:
     """Reports that a peer is gone or late."""
     certain: bool = True
     """False when the line has several plausible causes."""
+    anchor: str = ""
+    """Text of each match. With it a line that was logged below WARNING is searched too."""
+    file: str = ""
+    """The site's file that it comes from; "" for one of raylaunch's own."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a site adds to the signatures."""
+
+    signatures: tuple[Signature, ...] = ()
+    noise: tuple[re.Pattern[str], ...] = ()
+    """Lines that match report no failure, whatever their level."""
 
 
 @cache
@@ -49,10 +63,11 @@ def load_signatures() -> tuple[Signature, ...]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = files(__package__).joinpath("signatures.yaml").read_text(encoding="utf-8")
     entries = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader either way
-    return tuple(_signature(entry) for entry in entries)
+    return tuple(make_signature(entry) for entry in entries)
 
 
-def _signature(entry: dict[str, Any]) -> Signature:
+def make_signature(entry: Mapping[str, Any]) -> Signature:
+    """Return the signature that an entry of such a file describes."""
     fields = {name: value for name, value in entry.items() if name not in ("class", "pattern")}
     pattern = re.compile(entry["pattern"], re.MULTILINE)
     return Signature(**fields, kind=entry["class"], pattern=pattern)

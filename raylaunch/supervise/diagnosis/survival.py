@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from raylaunch.supervise.diagnosis.log_lines import ServerLog, strip_foreign
+from raylaunch.supervise.diagnosis.log_lines import LogText, ServerLog, strip_foreign
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
 _SERVED = re.compile(
@@ -21,8 +21,9 @@ _SERVED = re.compile(
 )
 _PROGRESSED = re.compile(
     r"init engine \([^)\n]{1,80}\) took|Graph capturing finished|Loading (?:model )?weights took|"
-    r"\b\d{1,6}/\d{1,6} \[\d|Available KV cache memory|rank \d{1,5} in world size"
+    r"Available KV cache memory|rank \d{1,5} in world size"
 )
+_PROGRESS_BAR = re.compile(r"\b\d{1,6}/\d{1,6} \[\d")
 _ANSWERED = re.compile(r'"(?:GET|POST) /\S{0,120} HTTP/[\d.]{1,3}" [234]\d\d')
 _DIED = re.compile(
     r"EngineDeadError|EngineCore encountered|died unexpectedly|Engine core initialization failed|"
@@ -32,10 +33,10 @@ _DIED = re.compile(
     re.MULTILINE,
 )
 _ORDERED_STOP = re.compile(
-    r"SIGTERM|SIGINT|[Rr]eceived signal (?:15|2)\b|^\^C|KeyboardInterrupt|[Gg]raceful(?:ly)? shut|"
-    r"INFO: {4,5}Shutting down|Received exit signal|received stop request|Stopping container",
-    re.MULTILINE,
+    r"SIGTERM|SIGINT|[Rr]eceived signal (?:15|2)\b|KeyboardInterrupt|[Gg]raceful(?:ly)? shut|"
+    r"INFO: {4,5}Shutting down|Received exit signal|received stop request|Stopping container"
 )
+_INTERRUPTED = re.compile(r"^\^C", re.MULTILINE)
 _LOGGED_BY = re.compile(r"[\s\[](\w{1,60})\.py:\d{1,5}\]")
 _REQUEST_MODULE = re.compile(
     r"^(?:serving|base_serving|api_server|api_router|protocol|async_llm|preprocess|chat_utils|"
@@ -54,6 +55,60 @@ _ERROR_LINE = re.compile(
     r"^(?:\(\w{1,40} pid=\d{1,9}\) )?\[\d{4}-\d\d-\d\d [\d:,]{8,16} C \d{1,9} \d{1,9}\]|"
     r"Unhandled exception: |Check failed: |"
     r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
+)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of life that is searched in lines of any level.
+
+    Each match holds one of the words, and its line the word's companion.
+    """
+
+    pattern: re.Pattern[str]
+    words: tuple[tuple[str, str], ...]
+
+    @property
+    def byte_words(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the words and their companions as they are in a file."""
+        for word, companion in self.words:
+            yield word.encode(), companion.encode()
+
+
+SERVED = Sign(
+    _SERVED,
+    (
+        ('"POST /', '" 200'),
+        ("Avg generation throughput: ", "tokens/s"),
+        ("Application startup complete.", ""),
+        ("Uvicorn running on ", ""),
+        ("service is ready!", ""),
+    ),
+)
+PROGRESSED = Sign(
+    _PROGRESSED,
+    (
+        ("init engine (", " took"),
+        ("Graph capturing finished", ""),
+        ("eights took", ""),
+        ("Available KV cache memory", ""),
+        (" in world size", ""),
+    ),
+)
+ANSWERED = Sign(_ANSWERED, (('"GET /', '" '), ('"POST /', '" ')))
+STOPPED = Sign(
+    _ORDERED_STOP,
+    (
+        ("SIGTERM", ""),
+        ("SIGINT", ""),
+        ("eceived signal ", ""),
+        ("KeyboardInterrupt", ""),
+        ("raceful", " shut"),
+        ("Shutting down", ""),
+        ("Received exit signal", ""),
+        ("received stop request", ""),
+        ("Stopping container", ""),
+    ),
 )
 
 
@@ -86,12 +141,24 @@ class Life:
 
 def read_life(log: ServerLog) -> Life:
     """Find the signs of life of a log."""
-    served = max((line for line, _ in log.everything.find(_SERVED)), default=-1)
-    answered = max((line for line, _ in log.everything.find(_ANSWERED)), default=-1)
-    went_on = max((line for line, _ in log.everything.find(_PROGRESSED)), default=-1)
-    died = max((line for line, _ in log.errors.find(_DIED)), default=-1)
-    stopped = next((line for line, _ in log.everything.find(_ORDERED_STOP)), None)
-    return Life(served, max(served, went_on), answered, died, stopped)
+    served = _last(log.everything, _SERVED)
+    # A progress bar has no level.
+    progressed = max(_last(log.everything, _PROGRESSED), _last(log.errors, _PROGRESS_BAR))
+    stops = [
+        next((line for line, _ in log.everything.find(_ORDERED_STOP)), None),
+        next((line for line, _ in log.errors.find(_INTERRUPTED)), None),
+    ]
+    return Life(
+        served=served,
+        progressed=max(served, progressed),
+        answered=_last(log.everything, _ANSWERED),
+        died=_last(log.errors, _DIED),
+        stopped=min((line for line in stops if line is not None), default=None),
+    )
+
+
+def _last(text: LogText, pattern: re.Pattern[str]) -> int:
+    return max((line for line, _ in text.find(pattern)), default=-1)
 
 
 def _is_of_a_request(log: ServerLog, line: int) -> bool:

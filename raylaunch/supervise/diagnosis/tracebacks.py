@@ -95,6 +95,8 @@ def _frames_before(log: ServerLog, line: int) -> Iterator[Frame]:
     process = log.processes[line]
     count = 0
     for index in range(line - 1, max(-1, line - _LOOK_BACK), -1):
+        if log.numbers[index] <= log.numbers[line] - _LOOK_BACK:
+            return  # lines between are left out
         if log.processes[index] != process:
             continue
         text = log.cleaned[index]

@@ -98,7 +98,7 @@ class EvidenceCollector:
             evidence = as_evidence(
                 journal, self._on_wall_clock(seen), case.snapshots, self._nodes.wall_offsets()
             )
-            work = self._in_thread(lambda: self._diagnose(evidence, at=self._clock.wall()))
+            work = self._in_thread(lambda: self._name_cause(evidence))
             case.diagnosis = await asyncio.wait_for(work, self._diagnosis_timeout_s)
         except TimeoutError:
             log.error("the diagnosis did not end within %g s", self._diagnosis_timeout_s)
@@ -109,6 +109,15 @@ class EvidenceCollector:
             log.exception("the evidence could not be diagnosed")
             case.diagnosis = unknown(f"the evidence could not be diagnosed: {error!r}")
         return case
+
+    def _name_cause(self, evidence: Sequence[ServerEvidence]) -> Diagnosis:
+        """Diagnose with the signatures that the site has at this moment on this node."""
+        from raylaunch.supervise.diagnosis.inputs.site_signatures import read_site
+
+        checked = read_site(self._folder)
+        for problem in checked.problems:
+            log.warning("not used: signatures.d/%s", problem)
+        return self._diagnose(evidence, at=self._clock.wall(), site=checked.site)
 
     async def keep(self, case: Case, journal: Journal, seen: Mapping[int, ServerSeen]) -> None:
         """Write the bundle; on failure `case.problem` says why there is none."""
@@ -183,6 +192,7 @@ def as_evidence(
                 clock_offset_s=wall_offsets.get(index, 0.0),
                 utc_offset_s=snapshot.utc_offset_s if snapshot else 0.0,
                 first_line=snapshot.first_line if snapshot else 1,
+                cann_codes=snapshot.cann_codes if snapshot else {},
             )
         )
     return evidence

@@ -89,16 +89,16 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_TBE_ERROR):
         yield _tbe_error(line, match)
     for block in find_blocks(log):
-        known = find_code(block.code)
+        known = find_code(block.code, log.codes)
         call = ""
         if block.is_inner_error:
             # The number of the call says more than "inner error".
             first = max(0, block.line - _LINES_OF_THE_CALL)
             near = [*log.cleaned[first : block.line], *(log.cleaned[line] for line in block.lines)]
-            known = find_number(near) or known
+            known = find_number(near, log.codes) or known
             call = find_call(near)
         elif block.code in _FALLBACK_CODES:
-            number = find_number([log.cleaned[line] for line in block.lines])
+            number = find_number([log.cleaned[line] for line in block.lines], log.codes)
             known = number if number and number.kind == "device" else known
         if known is None and not (block.text or block.reason or block.trace):
             continue

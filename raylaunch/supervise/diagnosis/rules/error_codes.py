@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
+from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.signatures import Kind
@@ -84,12 +85,38 @@ def load_codes() -> dict[str, ErrorCode]:
     }
 
 
-def find_code(code: str) -> ErrorCode | None:
-    """Return what is known about a code."""
-    return load_codes().get(code)
+def find_code(code: str, on_node: Mapping[str, CannEntry]) -> ErrorCode | None:
+    """Return what is known about a code.
+
+    Args:
+        code: A code, or a number as text.
+        on_node: The table of the node's own CANN, which wins: it is of the release that wrote the
+            log. Whether a failure comes again is not in it.
+    """
+    known = load_codes().get(code)
+    own = on_node.get(code)
+    if own is None:
+        return known
+    if known is None:
+        return ErrorCode(code, own.cause, _of_cann(own), "transient", _TABLE, first_hand=True)
+    return replace(
+        known,
+        cause=own.cause or known.cause,
+        remedy=_of_cann(own) or known.remedy,
+        source=_TABLE,
+    )
 
 
-def find_number(lines: Sequence[str]) -> ErrorCode | None:
+_TABLE = "the node's own CANN: error_code.json"
+
+
+def _of_cann(entry: CannEntry) -> str:
+    return f"CANN on this node suggests: {entry.remedy}." if entry.remedy else ""
+
+
+def find_number(
+    lines: Sequence[str], on_node: Mapping[str, CannEntry] | None = None
+) -> ErrorCode | None:
     """Return what is known about the numeric codes in these lines, or about their words.
 
     The first one, unless it only reports that a call failed.
@@ -97,7 +124,7 @@ def find_number(lines: Sequence[str]) -> ErrorCode | None:
     numbers = [match[1] for line in lines for match in _NUMBER.finditer(line)]
     words = [match[1].strip() for line in lines for match in _REASON.finditer(line)]
     numbers += [_BY_REASON[each] for each in words if each in _BY_REASON]
-    known = [code for number in numbers if (code := find_code(number))]
+    known = [code for number in numbers if (code := find_code(number, on_node or {}))]
     telling = [code for code in known if not code.code.startswith(_ONLY_FAILED)]
     return next(iter(telling or known), None)
 
@@ -119,7 +146,7 @@ def read_numbers(log: ServerLog) -> Iterator[Reading]:
     They stand beside a message that is usually more exact, so most are wrappers.
     """
     for line, match in log.errors.find(_NUMBER):
-        known = find_code(match[1])
+        known = find_code(match[1], log.codes)
         if known is None:
             continue
         call = _CALL.search(log.cleaned[line])

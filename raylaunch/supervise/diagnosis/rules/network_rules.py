@@ -130,6 +130,7 @@ _NAMED = re.compile(
 
 
 _LISTENS = re.compile(r"\.bind\(|in create_server_socket")
+ECHO_ANCHOR = "non-default args: "
 _ECHOED_HOST = re.compile(
     r"^non-default args: [^\n]{0,4000}?'host': '([\w.:-]{1,120})'", re.MULTILINE
 )
@@ -198,7 +199,7 @@ def _hub(where: str, why: str) -> tuple[str, str]:
 
 def _rendezvous(log: ServerLog) -> Iterator[Reading]:
     """Read the endless retries of c10d towards one address."""
-    matches = list(log.everything.find(_C10D_RETRY))
+    matches = list(log.errors.find(_C10D_RETRY))
     progressed = read_life(log).progressed if matches else -1  # a retry that connected
     found = [(line, match[1], match[2]) for line, match in matches if line > progressed]
     counts = Counter((host, port) for _, host, port in found)

@@ -22,6 +22,12 @@ _INFEASIBLE = re.compile(
     r"[^{\n]{0,120}(\{[^}\n]{0,300}\})"
     r"|number of required (?:NPU|GPU|device)s exceeds the total number of available"
 )
+# The only one of these that vLLM logs below WARNING.
+_WAITING = re.compile(
+    r"Waiting for creating a placement group of specs[^\[\n]{0,80}specs=[^\[\n]{0,40}"
+    r"(\[[^\]\n]{0,600}\])"
+)
+WAITING_ANCHOR = "Waiting for creating a placement group of specs"
 _DEMAND = re.compile(
     r"^\s*(\{[^}\n]{1,300}\} ?\* ?\d{1,4}(?: \([A-Z_]{4,14}\))?): \d{1,4}\+? pending", re.MULTILINE
 )
@@ -66,15 +72,15 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
     """Yield what Ray says is missing."""
     for line, match in log.errors.find(_NO_DEVICE):
         yield _no_device(line, match[1], match[2] or "")
-    usage = {match[3]: match[2] for _, match in log.everything.find(_USAGE)}
-    requests = list(log.everything.find(_INFEASIBLE))
+    usage = {match[3]: match[2] for _, match in log.errors.find(_USAGE)}
+    requests = dict([*log.everything.find(_WAITING), *log.warnings.find(_INFEASIBLE)])
     progressed = read_life(log).progressed if requests else -1
-    for line, match in requests:
+    for line, match in sorted(requests.items(), key=lambda found: found[0]):
         if progressed > line:
             continue  # Ray has reserved it in the end
         request = next((group for group in match.groups() if group), "")
         yield _infeasible(log, line, request, usage)
-    for line, match in log.everything.find(_DEMAND):
+    for line, match in log.errors.find(_DEMAND):
         yield _infeasible(log, line, match[1], usage)
     for line, _ in log.errors.find(_VERSION):
         if reading := _versions(log, line):
