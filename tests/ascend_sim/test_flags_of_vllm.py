@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.timeout(1200)
+
 LIST = Path(__file__).parents[2] / "tools" / "vllm_flags_0.23.0.txt"
 
 

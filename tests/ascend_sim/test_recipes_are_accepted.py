@@ -16,7 +16,7 @@ from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.recipe_settings import image_versions, on_ascend
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 INSTALLED = {"vllm": "0.23.0", "vllm-ascend": "0.23.0.post1"}
 NEWER = "runs on the image of a later vllm-ascend: this environment has none of its model"
@@ -111,7 +111,7 @@ def test_a_wrong_value_is_refused(servers):
     """The bar of the tests above: the same way refuses what the real code refuses."""
     _, (primary, _) = servers("a2-dual")
     argv = [
-        "3" if before == "--tensor-parallel-size" else word
+        "5" if before == "--tensor-parallel-size" else word
         for before, word in zip(("", *primary.argv), primary.argv, strict=False)
     ]
     answer = create_engine_config(argv, primary.environ, list(primary.unset), 8, "A2")
