@@ -3,17 +3,15 @@
 from raylaunch.api.change_verbs import restart, scale, upgrade
 from raylaunch.api.deployment_verbs import (
     attach,
-    check_signatures,
     deploy,
     deployments,
-    diagnose,
-    diagnose_log,
     drill,
     overview,
     run_on_head,
     stop,
     verify,
 )
+from raylaunch.api.diagnosis_verbs import check_signatures, diagnose, diagnose_log
 from raylaunch.api.host_verbs import clean, cluster_file, preflight, tune, weights
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
 from raylaunch.api.recipe_verbs import (
