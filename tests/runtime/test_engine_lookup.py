@@ -13,7 +13,7 @@ from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.agent.engine_lookup import dry_run_engines
 from raylaunch.runtime.agent.probe_actor import RecalledFlags
-from raylaunch.runtime.controller import planning
+from raylaunch.runtime.controller.group import planning
 from raylaunch.runtime.controller.port_turns import Neighbours
 
 KNOWN = KnownFlags({"headless": Option("none")}, variables=("VLLM_HOST_IP",))
@@ -105,14 +105,14 @@ def test_a_check_has_the_findings_of_the_dry_run_and_a_start_does_not_ask(monkey
     one, two = FakeAgent(0, "a"), FakeAgent(1, "b")
 
     def check(dry_run):
-        work = planning.plan_and_check(
-            FakeGang(one, two), LOADED, "d", NODES, Neighbours((), ()), dry_run=dry_run
+        work = planning.check_plan(
+            FakeGang(one, two), LOADED, NODES, PLAN, Neighbours((), ()), dry_run=dry_run
         )
         return asyncio.run(work)
 
     check(dry_run=False)
     assert one.asked == []
-    _, findings = check(dry_run=True)
+    findings = check(dry_run=True)
     assert one.asked == [(0,)]
     # The vLLM of the nodes has one flag only.
     assert "unknown-flag" in {finding.id for finding in findings}
