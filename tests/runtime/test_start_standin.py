@@ -389,10 +389,11 @@ from raylaunch import api
 from raylaunch.errors import NodeError
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.agent_handle import find_agent
+from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.controller.controller_client import find_controller
 
 handle = api.attach("test-secret")
-agent = find_agent("test-secret", 0)
+agent = find_agent(GroupKey("test-secret", "serve-0"), 0)
 for key in ("", "0" * 64):
     try:
         agent.remote.ask(Agent.read_secrets, timeout_s=60)(takeover_key=key)
