@@ -360,15 +360,20 @@ def test_a_cluster_that_cannot_be_joined_is_stopped_again(monkeypatch, tmp_path,
     monkeypatch.setattr(connection, "connect", fail)
     monkeypatch.setattr(cluster_choice, "stop_embedded", stop)
     with pytest.raises(raised):
-        cluster_choice.start_embedded(NAME, read("local-dual").recipe)
+        cluster_choice.start_embedded(NAME, read("local-dual"))
     assert stopped == [NAME]
 
 
 def test_signals_are_as_they_were_after_a_start():
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
-        signal.raise_signal(signal.SIGHUP)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+    # nohup lets the tests inherit that SIGHUP is ignored, which a start respects.
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+        with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
+            signal.raise_signal(signal.SIGHUP)
+        assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def test_ray_does_not_replace_the_handler_of_sigterm_when_it_connects():

