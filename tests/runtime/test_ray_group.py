@@ -124,3 +124,9 @@ def test_a_reservation_that_comes_after_the_stop_is_released(group, monkeypatch,
 
     late = "late" if stage == "request" else "the reservation"
     assert asyncio.run(asyncio.wait_for(live(), 60)) == [late]
+
+
+def test_the_primary_s_node_is_a_wish_for_the_first_group_only():
+    request = Request("d", read("local-replicas"), primary="10.0.0.2")
+    specs = expand_groups(request.loaded)
+    assert [request.of_group(spec).primary for spec in specs] == ["10.0.0.2", None]

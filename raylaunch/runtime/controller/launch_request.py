@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raylaunch.node.process.process_markers import new_instance
-from raylaunch.recipe.groups import GroupSpec
+from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.group_key import GroupKey
 
@@ -29,11 +29,12 @@ class Request:
     """Random id of this start, kept over restarts and by a controller that Ray restarts."""
 
     def of_group(self, spec: GroupSpec) -> GroupRequest:
-        """Return what is asked of one group."""
+        """Return what is asked of one group. Only the first has a say about its primary's node."""
+        is_first = spec.name == expand_groups(self.loaded)[0].name
         return GroupRequest(
             key=GroupKey(self.deployment, spec.name),
             spec=spec,
-            primary=self.primary,
+            primary=self.primary if is_first else None,
             skipped=self.skipped or {},
             dry_run=self.dry_run,
             # Its own: the group's processes are found without those of its siblings.

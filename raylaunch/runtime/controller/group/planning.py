@@ -207,10 +207,11 @@ async def clean_up(gang: Gang, loaded: LoadedRecipe, plan: LaunchPlan | None) ->
             todo="a process inside a driver call exits only after that call; see `npu-smi info`",
         )
     network = loaded.recipe.network
-    # The API of a group beside others may have got another port than the recipe's.
-    ports = [network.http_port if plan is None else plan.primary.ports.http]
+    # A group beside others may have got other ports than the recipe's.
+    chosen = None if plan is None else plan.primary.ports
+    ports = [network.http_port if chosen is None else chosen.http]
     if is_fixed(loaded, "network.rpc_port"):
-        ports.append(network.rpc_port)
+        ports.append(network.rpc_port if chosen is None else chosen.rpc)
     # Server 0 is the primary: only it listens on these.
     held = await gang.demand_all(
         lambda agent: agent.await_free_ports(ports=ports, wait_s=FREE_PORTS_S), servers=(0,)
