@@ -122,15 +122,15 @@ def longer_than_the_model(start: Start) -> None:
 
 QUICK = {
     "bad flag": Broken(bad_flag, "bad-flag", ("--no-such-flag",)),
-    "bad parser": Broken(bad_parser, "bad-parser", ("nonsense",)),
     "wrong model type": Broken(wrong_model_type, "transformers-too-old", ("frobnicate",)),
-    "wrong architecture": Broken(wrong_architecture, "model-arch", ("Frobnicate",)),
     "port taken": Broken(port_taken, "port-in-use", ("Another process listens",)),
-    "no permission": Broken(no_permission, "permission-denied", ("config.json",)),
-    "name resolution": Broken(no_such_name, "name-resolution", ("no-such-host.invalid",)),
     "too long": Broken(longer_than_the_model, "maxlen-over", ("99999999",)),
 }
-SLOW = {
+LONG = {
+    "bad parser": Broken(bad_parser, "bad-parser", ("nonsense",)),
+    "wrong architecture": Broken(wrong_architecture, "model-arch", ("Frobnicate",)),
+    "no permission": Broken(no_permission, "permission-denied", ("config.json",)),
+    "name resolution": Broken(no_such_name, "name-resolution", ("no-such-host.invalid",)),
     "full disk": Broken(full_disk, "disk-full", ("/full/",)),
     "missing shard": Broken(missing_shard, "weights-missing", ("model-00002-of-00002",)),
     "memory": Broken(too_much_memory, "kv-cpu-memory", ("9000",)),
@@ -212,7 +212,7 @@ def test_the_log_of_a_broken_start_names_the_cause(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", SLOW.values(), ids=SLOW)
+@pytest.mark.parametrize("case", LONG.values(), ids=LONG)
 def test_the_log_of_a_broken_engine_names_the_cause(
     case: Broken, start: Start, vllm: subprocess.Popen[str]
 ) -> None:
