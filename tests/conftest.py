@@ -34,10 +34,14 @@ def pytest_configure(config):
     """Mark this run: what the tests start inherits the variable, so runs side by side do not blame
     each other."""
     os.environ[RUN] = uuid.uuid4().hex
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # a shell's background job; what the tests start inherits it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A background job of a shell ignores SIGINT, one below nohup SIGHUP; what the tests start would
+    # inherit it.
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_runtest_setup(item):

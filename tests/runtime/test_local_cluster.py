@@ -365,15 +365,10 @@ def test_a_cluster_that_cannot_be_joined_is_stopped_again(monkeypatch, tmp_path,
 
 
 def test_signals_are_as_they_were_after_a_start():
-    # nohup lets the tests inherit that SIGHUP is ignored, which a start respects.
-    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    try:
-        before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-        with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
-            signal.raise_signal(signal.SIGHUP)
-        assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    finally:
-        signal.signal(signal.SIGHUP, inherited)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
+        signal.raise_signal(signal.SIGHUP)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_ray_does_not_replace_the_handler_of_sigterm_when_it_connects():
