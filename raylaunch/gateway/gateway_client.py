@@ -288,7 +288,7 @@ def _without_ray(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _python_path(env: Mapping[str, str]) -> str:
-    """Return where raylaunch is found: on a node it lies in the code store, off Python's path."""
+    """Return where raylaunch is found: on a node it is in the code store, off Python's path."""
     root = os.fspath(Path(__file__).resolve().parents[2])
     return os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH", "")])])
 

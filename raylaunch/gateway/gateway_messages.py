@@ -120,9 +120,9 @@ class MemberStatus:
     """Attempts that ended without an answer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RelayCounters:
-    """Sums since the relay started. `held_s` in seconds."""
+    """Sums since the relay started, which counts in place. `held_s` in seconds."""
 
     requests: int = 0
     retries: int = 0

@@ -171,7 +171,7 @@ def test_a_message_about_a_setting_becomes_a_finding(finding, level, logged, tex
         "Triton is not installed. triton-cpu is expected on x86 CPUs.",
         "Using max model len 196608",
         "Unknown vLLM environment variable detected: VLLM_ASCEND_ENABLE_FLASHCOMM1",
-        BLOCK,  # nobody set a block size
+        BLOCK,  # the recipe sets no block size
     ],
 )
 def test_a_message_about_nothing_that_was_set_is_left_out(text):

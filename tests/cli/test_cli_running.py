@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -67,9 +68,10 @@ def facts_with_processes(deployment):
 
 
 @pytest.fixture
-def busy_machine(monkeypatch):
+def busy_machine(monkeypatch, tmp_path):
     """This machine, as it is while local-dual runs on its embedded cluster."""
-    facts = facts_with_processes("local-dual")
+    # A check creates the tiny model below the state folder.
+    facts = replace(facts_with_processes("local-dual"), state_dir=str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(host_verbs, "default_nodes", lambda *_, **__: [facts] * 2)
     return facts

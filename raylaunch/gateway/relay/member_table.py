@@ -53,32 +53,12 @@ class _Seat:
         return (len(self.leases) + self.others) / capacity
 
 
-@dataclass
-class Counting:
-    """The mutable form of `RelayCounters`."""
-
-    requests: int = 0
-    retries: int = 0
-    held: int = 0
-    held_total: int = 0
-    held_s: float = 0.0
-    rejected: int = 0
-    failed: int = 0
-    continued: int = 0
-    broken: int = 0
-    cancelled: int = 0
-
-    def freeze(self) -> RelayCounters:
-        """Return the sums as of now."""
-        return RelayCounters(**self.__dict__)
-
-
 class MemberTable:
     """Membership comes from the controller alone; a refused connection is a hint for a second."""
 
     def __init__(self, options: GatewayOptions, clock: Callable[[], float]) -> None:
         self.options = options
-        self.counting = Counting()
+        self.counting = RelayCounters()
         self.balancer = Balancer(options.policy)
         self._clock = clock
         self._seats: dict[str, _Seat] = {}

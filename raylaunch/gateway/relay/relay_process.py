@@ -96,7 +96,7 @@ class Relay:
                 return await self.members.drained(ids, timeout_s)
             case _:
                 return {
-                    "counters": asdict(self.members.counting.freeze()),
+                    "counters": asdict(self.members.counting),
                     "members": [asdict(member) for member in self.members.status()],
                 }
 
