@@ -136,15 +136,6 @@ def undecided_records(home: Path, deployment: str | None) -> list[str]:
     return lines
 
 
-def describe_problems(home: Path) -> list[str]:
-    """Describe the records of a home that cannot be read, each with its file and what to do."""
-    lines = []
-    for problem in read_records(home)[1]:
-        error = damaged(problem)
-        lines.append(f"{error.what}: {error.why}; {error.todo}")
-    return lines
-
-
 def remove_record(home: Path, deployment: str) -> bool:
     """Remove a stale record and all of its cluster; False: a process resisted."""
     try:
