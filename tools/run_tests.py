@@ -1,7 +1,8 @@
 """Runs the test suite in two parts: first what needs no cluster, on all cores; then the rest alone.
 
 Tests that start Ray, vLLM or hosts share names, ports and the machine's cores, so they run one
-after the other. All others share nothing. Arguments are pytest's; `--all` includes the long tests.
+after the other. Of the others, those of one file run on one core. Arguments are pytest's; `--all`
+includes the long tests.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import subprocess
 import sys
 
 NEEDS_MACHINE = "(ray or vllm or hosts)"
+BY_FILE = ("--dist", "loadfile")
+"""The tests of one file may share a deployment's name, and so the processes they look for."""
 NO_TESTS = 5
 """pytest's exit status when nothing was selected."""
 _VERDICT = re.compile(r"^(FAILED|ERROR) |^=+ .*\d+ (passed|failed|error|deselected|skipped).* =+$")
@@ -22,7 +25,7 @@ def main(words: list[str]) -> int:
     given = [word for word in words if word != "--all"]
     kind = "" if "--all" in words else " and not long"
     parts = [
-        [f"not {NEEDS_MACHINE}{kind}", *given, "-n", str(os.cpu_count() or 1)],
+        [f"not {NEEDS_MACHINE}{kind}", *given, "-n", str(os.cpu_count() or 1), *BY_FILE],
         [f"{NEEDS_MACHINE}{kind}", *given],
     ]
     verdicts: list[str] = []
