@@ -26,12 +26,13 @@ from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
-from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
+from raylaunch.runtime.controller.gateway.gateway_link import make_gateway
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.journal_copies import JournalCopies
 from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.monitoring.monitor import Monitor
 from raylaunch.runtime.controller.operations import Operations
 from raylaunch.runtime.controller.port_turns import Ticket
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
@@ -79,13 +80,25 @@ class Controller:
         self._stop_began = 0.0
         for spec in self._record.journal.specs:
             self._groups.add(spec)
-        self._gateway = self._make_gateway(request.loaded)
+        address = str(ray.util.get_node_ip_address())
+        self._gateway = make_gateway(request, self._groups, address, self._clock, self._notify)
         # Ray starts workers at niceness 15. Only root may lower it.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         # The event loop does not run yet: the first work comes as a call of this actor to itself.
         context = ray.get_runtime_context()
         me = context.current_actor
+        self._monitor = Monitor(
+            request.deployment,
+            self._groups,
+            self._record,
+            self._changes,
+            self._status,
+            self._clock,
+            home(),
+            address,
+            took_over=context.was_current_actor_reconstructed,
+        )
         if context.was_current_actor_reconstructed:
             log.warning("Ray restarted the controller of %s", request.deployment)
             self._state = StateMachine(ControllerState.TAKING_OVER)
@@ -320,6 +333,7 @@ class Controller:
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
             await asyncio.to_thread(takeover_key.remove_key, self._key_file)
+        await self._tasks.run_once("end of monitoring", self._monitor.stop)
         left: list[str] = []
         for group, one in zip(groups, stopped, strict=True):
             prefix = f"{group.name} " if len(groups) > 1 else ""
@@ -344,28 +358,13 @@ class Controller:
         events = [*self._record.journal.events, *self._groups.events()]
         return sorted(events, key=lambda event: event.number)
 
-    def _make_gateway(self, loaded: LoadedRecipe) -> GatewayLink | None:
-        import ray
-
-        settings = loaded.recipe.gateway
-        if not settings.enabled:
-            return None
-        return GatewayLink(
-            self._request,
-            settings,
-            self._groups,
-            home(),
-            str(ray.util.get_node_ip_address()),
-            self._clock,
-            self._notify,
-        )
-
     def _run_gateway(self, secrets: Mapping[str, str]) -> None:
         self._operations.secrets = secrets
         self._operations.gateway = self._gateway
         if self._gateway is not None:
             self._gateway.begin(secrets)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
+        self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""

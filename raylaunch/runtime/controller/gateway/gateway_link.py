@@ -22,6 +22,7 @@ from raylaunch.gateway.gateway_client import (
     start_gateway,
 )
 from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
+from raylaunch.home import home
 from raylaunch.node.process.process_markers import GROUP
 from raylaunch.plan.ports import wanted_ports
 from raylaunch.recipe.gateway_settings import Gateway
@@ -49,7 +50,7 @@ class GatewayLink:
         request: Names the deployment and its instance.
         settings: The section `gateway` of the recipe.
         groups: Those of the deployment.
-        home: Holds the folders of gateways.
+        state_dir: Holds the folders of gateways.
         address: Of this node.
         clock: Of this process.
         on_change: Called when the gateway is up or gone.
@@ -60,7 +61,7 @@ class GatewayLink:
         request: Request,
         settings: Gateway,
         groups: GroupSet,
-        home: Path,
+        state_dir: Path,
         address: str,
         clock: Clock,
         on_change: Callable[[], None],
@@ -70,7 +71,7 @@ class GatewayLink:
         self._groups = groups
         # Short: a unix socket below it may have a path of 107 bytes.
         name = f"{request.deployment[:20]}-{request.instance[:8]}"
-        self._folder = home / "gateways" / name
+        self._folder = state_dir / "gateways" / name
         self._address = address
         self._clock = clock
         self._on_change = on_change
@@ -87,6 +88,15 @@ class GatewayLink:
     def endpoint(self) -> str:
         """Base URL for clients; "" while the gateway is not up."""
         return f"{self._status.url}/v1" if self._status else ""
+
+    async def read_status(self) -> GatewayStatus | None:
+        """Return the gateway's own status now; None while it does not answer."""
+        if self._client is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._client.status)
+        except NodeError:
+            return None
 
     def begin(self, secrets: Mapping[str, str]) -> None:
         """Hand over the secrets, before `run`."""
@@ -230,6 +240,16 @@ class GatewayLink:
             return
         self._pushed = members
         self._pushed_at = self._clock.monotonic()
+
+
+def make_gateway(
+    request: Request, groups: GroupSet, address: str, clock: Clock, on_change: Callable[[], None]
+) -> GatewayLink | None:
+    """Return the gateway that the recipe asks for; None if it asks for none."""
+    settings = request.loaded.recipe.gateway
+    if not settings.enabled:
+        return None
+    return GatewayLink(request, settings, groups, home(), address, clock, on_change)
 
 
 def _without_load(members: tuple[Member, ...]) -> list[tuple[str, str, str]]:
