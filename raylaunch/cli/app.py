@@ -29,7 +29,7 @@ from raylaunch.cli.commands.deployments import (
     verify,
 )
 from raylaunch.cli.commands.hosts import check, clean, cluster, tune
-from raylaunch.cli.commands.recipes import import_, list_, plan, render, show, weights
+from raylaunch.cli.commands.recipes import import_, list_, monitoring, plan, render, show, weights
 from raylaunch.cli.options import Quiet, Verbose
 from raylaunch.cli.output import Output
 from raylaunch.interrupts import signals_as_interrupt
@@ -57,6 +57,7 @@ VERBS = (
     diagnose,
     drill,
     cluster,
+    monitoring,
     version,
 )
 """The modules of the verbs, in the order of the help."""

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from raylaunch.supervise.detect import FailureSeen
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis
+from raylaunch.supervise.policy import explains
 from raylaunch.supervise.state import ServerSeen
 
 DETECTION_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
@@ -92,11 +94,12 @@ class Tally:
             detection=detection,
         )
 
-    def diagnosed(self, cause: str, kind: str, root: int | None) -> Tally:
-        """Name the cause of the last failure, now that it is diagnosed."""
-        if self.last_failure is None:
+    def diagnosed(self, diagnosis: Diagnosis, root: int | None) -> Tally:
+        """Name the cause of the last failure, if its diagnosis explains it."""
+        last = self.last_failure
+        if last is None or not explains(diagnosis, last.cause):
             return self
-        last = replace(self.last_failure, cause=cause, kind=kind, server=root)
+        last = replace(last, cause=diagnosis.id, kind=diagnosis.kind, server=root)
         return replace(self, last_failure=last)
 
     def restarted(self, cause: str, kind: str) -> Tally:

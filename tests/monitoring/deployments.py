@@ -10,6 +10,7 @@ from raylaunch.plan.node_usage import DiskUsage, NodeUsage, ProcessUsage
 from raylaunch.supervise.deployment_status import GroupStatus, ServerStatus, Status
 from raylaunch.supervise.deployment_summary import summarise
 from raylaunch.supervise.detect import FailureSeen
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.state import CanarySeen, HttpSeen, Phase, RankSeen, ServerSeen
 from raylaunch.supervise.tally import Tally
 
@@ -100,7 +101,8 @@ def make_usage() -> NodeUsage:
 def make_tally() -> Tally:
     failure = FailureSeen("ended", 1, "server 1 exited")
     tally = Tally().failed(failure, NOW - 300, 0.08)
-    tally = tally.diagnosed("killed", "transient", 1).restarted("killed", "transient")
+    killed = Diagnosis("killed", "transient", 1, "", None, "", "", "")
+    tally = tally.diagnosed(killed, 1).restarted("killed", "transient")
     return tally.became_ready(NOW - 230, {(0, "weights"): 41.0, (1, "weights"): 12.5})
 
 

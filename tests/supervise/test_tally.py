@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylaunch.supervise.detect import FailureSeen
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.state import CanarySeen, Exit, HttpSeen, RankSeen, ServerSeen
 from raylaunch.supervise.tally import MAX_CAUSES, Histogram, Tally, fault_began, stage_seconds
 
@@ -42,11 +43,16 @@ def test_causes_are_bounded():
     assert tally.restarts["other", "transient"] == 5
 
 
-def test_the_diagnosis_names_the_failure():
-    tally = Tally().failed(FailureSeen("ended", 1, "x"), 5.0, 0.1)
-    last = tally.diagnosed("hbm-oom", "deterministic", 0).last_failure
+@pytest.mark.parametrize(
+    ("detected", "certain", "cause"),
+    [("ended", False, "hbm-oom"), ("stalled", True, "hbm-oom"), ("stalled", False, "stalled")],
+)
+def test_the_diagnosis_names_the_failure_that_it_explains(detected, certain, cause):
+    found = Diagnosis("hbm-oom", "deterministic", 0, "", None, "", "", "", certain=certain)
+    tally = Tally().failed(FailureSeen(detected, 1, "x"), 5.0, 0.1)
+    last = tally.diagnosed(found, 0).last_failure
     assert last is not None
-    assert (last.cause, last.kind, last.server, last.at) == ("hbm-oom", "deterministic", 0, 5.0)
+    assert (last.cause, last.at) == (cause, 5.0)
 
 
 @pytest.mark.parametrize(

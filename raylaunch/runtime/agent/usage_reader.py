@@ -1,4 +1,4 @@
-"""Reads the usage of an agent's server and node when it is asked to: nobody asks, nothing runs.
+"""Reads the usage of an agent's server and node when it is asked to; unasked, nothing runs.
 
 npu-smi takes seconds on a loaded host, so its answer is remembered and refreshed in the background.
 """

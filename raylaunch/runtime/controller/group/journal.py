@@ -229,8 +229,7 @@ class GroupRecord:
     def note_diagnosis(self, diagnosis: Diagnosis, root: int | None) -> None:
         """Note the diagnosis of the failure that was noted last."""
         self.journal.diagnosis = diagnosis
-        tally = self.journal.tally.diagnosed(diagnosis.id, diagnosis.kind, root)
-        self.journal.tally = tally
+        self.journal.tally = self.journal.tally.diagnosed(diagnosis, root)
         self.note("diagnosis", f"{diagnosis.id}: {diagnosis.cause}", root)
 
     def add_findings(self, findings: Sequence[Finding]) -> None:

@@ -83,7 +83,7 @@ class MetricsServer:
                 writer.write(_head_of(status, kind, len(body)) + body)
                 await writer.drain()
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-            # Too slow, too long, or gone: whoever it was has no use for an answer.
+            # Too slow, too long, or gone: an answer would not arrive.
             writer.transport.abort()
         finally:
             self._connections.discard(writer)
