@@ -23,7 +23,7 @@ from raylaunch.gateway.gateway_client import (
 )
 from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
 from raylaunch.node.process.process_markers import GROUP
-from raylaunch.plan.ports import wanted_ports
+from raylaunch.plan.gateway_plan import choose_gateway_port, gateway_url, planned_ports
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.clock import Clock
@@ -86,7 +86,9 @@ class GatewayLink:
     @property
     def endpoint(self) -> str:
         """Base URL for clients; "" while the gateway is not up."""
-        return f"{self._status.url}/v1" if self._status else ""
+        if self._status is None:
+            return ""
+        return f"{gateway_url(self._settings, self._address, self._status.port)}/v1"
 
     def begin(self, secrets: Mapping[str, str]) -> None:
         """Hand over the secrets, before `run`."""
@@ -201,11 +203,7 @@ class GatewayLink:
 
     def _choose_port(self) -> int:
         """Return the first port from the wanted one on that no server of the deployment wants."""
-        planned = set()
-        for group in self._groups:
-            for server in group.plan.servers if group.plan else ():
-                planned |= {port for _, port, _ in wanted_ports(server)}
-        return next(port for port in range(self._settings.port, 65536) if port not in planned)
+        return choose_gateway_port(self._settings.port, planned_ports(self._groups.plans()))
 
     def _is_due(self) -> bool:
         members = members_of(self._groups, self._draining)
