@@ -8,9 +8,14 @@ from raylaunch.api.deployment_verbs import attach, read_secrets, refuse_unsuppor
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, settings_texts
 from raylaunch.deployment import Deployment, OnUpdate
 from raylaunch.errors import RaylaunchError
-from raylaunch.recipe.load import change_recipe
+from raylaunch.plan.facts import Facts
+from raylaunch.recipe.groups import expand_groups
+from raylaunch.recipe.load import LoadedRecipe, change_recipe
 from raylaunch.recipe.recipe_changes import Change, recipe_changes
 from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.plan_changes import PlanChange, base_name, plan_changes
+
+OnChanges = Callable[[list[Change], list[PlanChange]], None]
 
 
 def restart(
@@ -60,7 +65,8 @@ def upgrade(
     address: str | None = None,
     verify_groups: bool = True,
     on_update: OnUpdate | None = None,
-    on_changes: Callable[[list[Change]], None] | None = None,
+    on_changes: OnChanges | None = None,
+    dry_run: bool = False,
 ) -> Status:
     """Change the recipe of a running deployment; return when the new one is served.
 
@@ -73,11 +79,14 @@ def upgrade(
         address: Ray cluster, as for `attach`.
         verify_groups: Verify each new group, as `verify` does, before it gets traffic.
         on_update: Called with every new status.
-        on_changes: Called with the settings that differ, before anything is done.
+        on_changes: Called with the settings and with the flags and variables of servers that
+            differ, before anything is done.
+        dry_run: Do nothing else.
 
     Raises:
         BusyError: another operation is under way.
         RecipeError: the recipe is wrong, or differs in what an upgrade cannot change.
+        PlanError: the servers cannot be laid out.
         RaylaunchError: a new group failed, or did not pass; the old ones serve.
     """
     handle = attach(deployment, address)
@@ -86,12 +95,25 @@ def upgrade(
         wanted = change_recipe(running, settings_texts(set))
     else:
         wanted = load(recipe, set=set)
-    if on_changes is not None:
-        on_changes(recipe_changes(running, wanted))
     refuse_unsupported(wanted)
+    if on_changes is not None:
+        on_changes(recipe_changes(running, wanted), _plan_changes(handle, running, wanted))
+    if dry_run:
+        return handle.status()
     secrets = read_secrets(wanted.recipe)
     check = (lambda group: _problem_of(handle, group)) if verify_groups else None
     return handle.upgrade(wanted, secrets, on_update, check)
+
+
+def _plan_changes(
+    handle: Deployment, running: LoadedRecipe, wanted: LoadedRecipe
+) -> list[PlanChange]:
+    """Compare the plans of both recipes on the nodes of the groups that run."""
+    places = {
+        base_name(group.name): [Facts(one.ip, interface=one.interface) for one in group.servers]
+        for group in handle.status().groups
+    }
+    return plan_changes(expand_groups(running), expand_groups(wanted), places)
 
 
 def _problem_of(handle: Deployment, group: str) -> str:
