@@ -24,6 +24,7 @@ def add_command(app: typer.Typer) -> None:
         examples="""
         raylaunch upgrade a2-replicas --set args.max-num-seqs=64
         raylaunch upgrade prod ./new-recipe.yaml
+        raylaunch upgrade prod ./new-recipe.yaml --gate small:+5%
         raylaunch upgrade prod --set gateway.hold_s=900 --no-verify
         """,
     )(upgrade)
@@ -42,6 +43,14 @@ def upgrade(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Verify each new group before it serves.")
     ] = True,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            "--gate",
+            metavar="SCENARIO:+PERCENT%",
+            help="Benchmark each new group before it serves; refuse one that is worse than that.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
     ] = False,
@@ -76,6 +85,7 @@ def upgrade(
             set=sets or (),
             address=address,
             verify_groups=verify,
+            gate=gate,
             on_update=view,
             on_changes=show,
             dry_run=dry_run,
