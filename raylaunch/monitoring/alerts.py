@@ -270,7 +270,8 @@ _SYMPTOMS = (
     ),
     Alert(
         name="RaylaunchGatewayDown",
-        expr="raylaunch_gateway_up == 0",
+        # Not while the deployment has never had one.
+        expr="(raylaunch_gateway_up == 0) and (max_over_time(raylaunch_gateway_up[10m]) == 1)",
         summary="the gateway of {{ $labels.deployment }} does not answer",
         cause="Its keeper died. The controller starts another one on the same port.",
         remedy="If it does not come back, read gateway.log in the gateway's folder.",

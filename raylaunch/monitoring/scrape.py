@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from raylaunch.monitoring.metric_names import BY_NAME
 from raylaunch.plan.facts import Npu
 from raylaunch.plan.node_usage import DiskUsage, NodeUsage
-from raylaunch.supervise.deployment_status import GroupStatus, ServerStatus, Status
+from raylaunch.supervise.deployment_status import (
+    GatewayCounters,
+    GatewayReport,
+    GroupStatus,
+    ServerStatus,
+    Status,
+)
 from raylaunch.supervise.state import Phase, RankSeen
 from raylaunch.supervise.tally import Histogram, Tally
 
@@ -29,8 +35,8 @@ class Scrape:
     started_at: float
     """When the controller process started (epoch)."""
     took_over: bool = False
-    gateway: Mapping[str, float] | None = None
-    """Counters by metric name without `raylaunch_gateway_`; None without a gateway."""
+    gateway_up: bool | None = None
+    """Whether the gateway answers; None without one."""
 
 
 @dataclass
@@ -78,9 +84,30 @@ def collect(scrape: Scrape) -> Samples:
                 _add_processes(samples, server, usage)
     for node, usage in _by_node(scrape).items():
         _add_node(samples, node, usage)
-    for name, value in (scrape.gateway or {}).items():
-        samples.add(f"raylaunch_gateway_{name}", value)
+    samples.add("raylaunch_gateway_up", scrape.gateway_up)
+    if status.gateway is not None:
+        _add_gateway(samples, status.gateway)
     return samples
+
+
+def _add_gateway(samples: Samples, gateway: GatewayReport) -> None:
+    for name, read in _OF_GATEWAY.items():
+        counted = sum(read(node.counters) for node in gateway.nodes)
+        samples.add(f"raylaunch_gateway_{name}", counted)
+
+
+_OF_GATEWAY: dict[str, Callable[[GatewayCounters], float]] = {
+    "requests_held": lambda counted: counted.queue,
+    "requests_total": lambda counted: counted.requests,
+    "retries_total": lambda counted: counted.repeated,
+    "held_requests_total": lambda counted: counted.held,
+    "held_seconds_total": lambda counted: counted.held_s,
+    "rejected_requests_total": lambda counted: counted.rejected,
+    "failed_requests_total": lambda counted: counted.failed,
+    "continued_streams_total": lambda counted: counted.continued,
+    "broken_streams_total": lambda counted: counted.broken,
+    "cancelled_requests_total": lambda counted: counted.cancelled,
+}
 
 
 def _add_group(samples: Samples, group: GroupStatus, tally: Tally) -> None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from raylaunch.monitoring.exposition import write_samples
 from raylaunch.monitoring.metric_names import METRICS
 from raylaunch.monitoring.scrape import Scrape, collect
+from raylaunch.supervise.deployment_status import GatewayCounters, GatewayNode, GatewayReport
 from raylaunch.supervise.state import Exit, Phase
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -40,10 +41,10 @@ def test_names_follow_the_conventions(metric):
 
 
 def test_every_metric_of_the_table_is_served():
-    held = {"up": 1.0, "requests_held": 2.0}
-    names = [one.name.removeprefix("raylaunch_gateway_") for one in METRICS]
-    counters = {name: 5.0 for name in names if name.endswith("_total") and "raylaunch" not in name}
-    samples = collect(replace(make_scrape(), gateway={**held, **counters}))
+    node = GatewayNode("10.0.0.1", "http://10.0.0.1:8000/v1", 7, GatewayCounters(requests=5))
+    report = GatewayReport(node.endpoint, "least-loaded", (node,))
+    status = replace(make_status(), gateway=report)
+    samples = collect(replace(make_scrape(status=status), gateway_up=True))
     served = {*samples.values, *samples.histograms}
     assert served == {metric.name for metric in METRICS}
 

@@ -10,10 +10,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from raylaunch.errors import RaylaunchError
+from raylaunch.home import home
 from raylaunch.monitoring.exposition import write_samples
 from raylaunch.monitoring.notices import make_notice, phase_events, wants
 from raylaunch.monitoring.scrape import Scrape, collect
@@ -54,8 +54,6 @@ class Monitor:
         changes: Of the deployment.
         status: Makes its status.
         clock: Of this process.
-        state_dir: The targets for Prometheus are below it.
-        address: Of this node.
         took_over: This controller took over from another one.
     """
 
@@ -67,8 +65,6 @@ class Monitor:
         changes: Changes,
         status: Callable[[], Status],
         clock: Clock,
-        state_dir: Path,
-        address: str,
         *,
         took_over: bool,
     ) -> None:
@@ -78,9 +74,8 @@ class Monitor:
         self._changes = changes
         self._status = status
         self._clock = clock
-        self._file = state_dir / "monitoring" / f"{deployment}.json"
+        self._file = home() / "monitoring" / f"{deployment}.json"
         self._took_over = took_over
-        self._node = address
         self._started_at = clock.wall()
         self._gateway: GatewayLink | None = None
         self._metrics = Metrics()
@@ -132,7 +127,10 @@ class Monitor:
     # -- metrics -------------------------------------------------------------------------------
 
     async def _open(self, wanted: Metrics) -> None:
-        host = {"loopback": "127.0.0.1", "node": self._node}.get(wanted.host, wanted.host)
+        import ray
+
+        node = str(ray.util.get_node_ip_address())
+        host = {"loopback": "127.0.0.1", "node": node}.get(wanted.host, wanted.host)
         token = self._secrets.get(wanted.token, "") if wanted.token else ""
         if wanted.token and not token:
             self._record.note("metrics", f"no metrics: the token {wanted.token} has no value")
@@ -169,23 +167,15 @@ class Monitor:
         for group, of_group in zip(groups, answers, strict=True):
             for server, one in of_group.items():
                 usage[group.name, server] = one
+        gateway_up = None if self._gateway is None else await self._gateway.refresh()
         return Scrape(
             status=self._status(),
             tallies={group.name: group.journal.tally for group in groups},
             usage=usage,
             started_at=self._started_at,
             took_over=self._took_over,
-            gateway=await self._read_gateway(),
+            gateway_up=gateway_up,
         )
-
-    async def _read_gateway(self) -> dict[str, float] | None:
-        if self._gateway is None:
-            return None
-        seen = await self._gateway.read_status()
-        if seen is None:
-            return {"up": 0.0}
-        counted = asdict(seen.counters)
-        return {"up": 1.0, **{name: counted[field] for name, field in _GATEWAY.items()}}
 
     # -- targets and notices -------------------------------------------------------------------
 
@@ -233,21 +223,6 @@ class Monitor:
 
     def _report_hook(self, problem: str) -> None:
         self._record.note("notify-failed", problem)
-
-
-_GATEWAY = {
-    "requests_held": "held",
-    "requests_total": "requests",
-    "retries_total": "retries",
-    "held_requests_total": "held_total",
-    "held_seconds_total": "held_s",
-    "rejected_requests_total": "rejected",
-    "failed_requests_total": "failed",
-    "continued_streams_total": "continued",
-    "broken_streams_total": "broken",
-    "cancelled_requests_total": "cancelled",
-}
-"""Metric without its prefix -> the relay's counter."""
 
 
 async def _usage_of(group: GroupSupervisor) -> dict[int, NodeUsage]:
