@@ -28,6 +28,7 @@ from raylaunch.cli.commands.deployments import (
     start,
     status,
     stop,
+    top,
     upgrade,
     verify,
 )
@@ -49,6 +50,7 @@ VERBS = (
     weights,
     start,
     status,
+    top,
     stop,
     restart,
     scale,

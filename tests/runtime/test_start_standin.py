@@ -66,6 +66,9 @@ def test_local_dual_from_nothing_to_nothing(user, standin, ports, short_folder):
     assert {rank["rank"] for rank in status["servers"][0]["seen"]["ranks"]} == {0, 1}
     targets = user.home / "monitoring" / "test-local.json"
     check_metrics(targets, status)
+    frame = user.run("top", "test-local", "--frames", "1")
+    assert frame.code == 0, frame.err
+    assert "TOK/S" in frame.out
 
     answer = httpx.post(
         f"{status['endpoint']}/chat/completions",
