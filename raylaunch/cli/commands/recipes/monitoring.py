@@ -43,7 +43,7 @@ def monitoring(
         bool, typer.Option("--force", help="Overwrite files that raylaunch did not write.")
     ] = False,
 ) -> None:
-    """Write the files of a Prometheus, an Alertmanager and a Grafana.
+    """Write files for Prometheus, Alertmanager and Grafana.
 
     They serve every deployment with `metrics.enabled`. The alerts have the causes and remedies of
     `raylaunch diagnose`.
