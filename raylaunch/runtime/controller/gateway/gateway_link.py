@@ -25,7 +25,7 @@ from raylaunch.gateway.gateway_client import (
 from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
 from raylaunch.gateway.gateway_probe import probe_gateway
 from raylaunch.home import home
-from raylaunch.node.process.process_markers import GROUP
+from raylaunch.node.process.process_markers import DEPLOYMENT, EMBEDDED_IN, GROUP
 from raylaunch.plan.gateway_plan import choose_gateway_port, gateway_url, planned_ports
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GATEWAY_GROUP
@@ -221,7 +221,12 @@ class GatewayLink:
             deployment=self._request.deployment,
             instance=self._request.instance,
             # The marker tells its processes from those that a group left behind.
-            env={**os.environ, "PYTHONPATH": path, GROUP: GATEWAY_GROUP},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                GROUP: GATEWAY_GROUP,
+                EMBEDDED_IN: os.environ.get(DEPLOYMENT, ""),
+            },
             members=members,
         )
         self._client = client
