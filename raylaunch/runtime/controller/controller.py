@@ -26,7 +26,7 @@ from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
-from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
+from raylaunch.runtime.controller.gateway.gateway_link import make_gateway
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
@@ -79,7 +79,7 @@ class Controller:
         self._stop_began = 0.0
         for spec in self._record.journal.specs:
             self._groups.add(spec)
-        self._gateway = self._make_gateway(request.loaded)
+        self._gateway = make_gateway(request, self._groups, self._clock, self._notify)
         # Ray starts workers at niceness 15. Only root may lower it.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -147,6 +147,9 @@ class Controller:
                 "the controller died before anything was launched, and Ray restarted it",
             )
             return
+        if self._gateway is not None:
+            journal = self._record.journal
+            self._gateway.adopt(journal.loaded.recipe.gateway, journal.key_hashes)
         self._numbers.skip_lost(found.newest_number)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
@@ -296,6 +299,15 @@ class Controller:
         """Take the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
         self._operations.confirm(problem)
 
+    async def rotate_keys(self, key_hashes: Mapping[str, str]) -> None:
+        """Replace API keys of the gateway: SHA-256 -> name of the secret.
+
+        Raises:
+            RaylaunchError: there is no gateway, or it does not take them; the old ones stay.
+        """
+        await self._require_running()
+        await self._operations.rotate_keys(key_hashes)
+
     async def recipe(self) -> LoadedRecipe:
         """Return the recipe of the whole deployment."""
         await self._state.know()
@@ -343,22 +355,6 @@ class Controller:
     def _all_events(self) -> list[Event]:
         events = [*self._record.journal.events, *self._groups.events()]
         return sorted(events, key=lambda event: event.number)
-
-    def _make_gateway(self, loaded: LoadedRecipe) -> GatewayLink | None:
-        import ray
-
-        settings = loaded.recipe.gateway
-        if not settings.enabled:
-            return None
-        return GatewayLink(
-            self._request,
-            settings,
-            self._groups,
-            home(),
-            str(ray.util.get_node_ip_address()),
-            self._clock,
-            self._notify,
-        )
 
     def _run_gateway(self, secrets: Mapping[str, str]) -> None:
         self._operations.secrets = secrets
