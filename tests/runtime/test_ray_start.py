@@ -83,8 +83,18 @@ def test_ray_that_takes_too_long_is_an_error_of_its_own(monkeypatch, code):
     assert "load average" in caught.value.why
 
 
+NO_CANN = """\
+2026-11-28 11:43:08,156\tERROR npu.py:82 -- Failed to detect NPU type.
+Traceback (most recent call last):
+  File "ray/_private/accelerators/npu.py", line 78, in get_current_node_accelerator_type
+    import acl
+ModuleNotFoundError: No module named 'acl'
+"""
+
+
 def test_ray_that_fails_is_another_error():
-    command = [sys.executable, "-c", "raise SystemExit('the port is in use')"]
+    code = f"print({2 * NO_CANN!r}); raise SystemExit('the port is in use')"
+    command = [sys.executable, "-c", code]
     with (
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -93,4 +103,4 @@ def test_ray_that_fails_is_another_error():
     ):
         ray_start.finish(process)
     assert "exit status 1" in caught.value.what
-    assert "the port is in use" in caught.value.evidence
+    assert caught.value.evidence == "the port is in use", "without what Ray always logs"

@@ -51,6 +51,12 @@ registered within 30 s (`_private/node.py`), which a busy machine exceeds.
 """
 TOO_LATE = "the embedded Ray cluster did not start within"
 """How the error begins when this machine was too busy for Ray."""
+_NO_ACL = re.compile(
+    r"^[^\n]*Failed to detect NPU type\.\nTraceback[^\n]*\n(?:  [^\n]*\n)*"
+    r"ModuleNotFoundError[^\n]*\n?",
+    re.MULTILINE,
+)
+"""Ray logs this wherever NPUs are declared and there is no CANN: no reason for anything."""
 _RAY_GAVE_UP = "The current node timed out during startup"
 
 SECRET_NAME = re.compile(
@@ -176,4 +182,4 @@ def _kill(process: subprocess.Popen[str]) -> str:
 
 
 def _tail(output: str) -> str:
-    return "\n".join(output.strip().splitlines()[-8:])
+    return "\n".join(_NO_ACL.sub("", output).strip().splitlines()[-8:])
