@@ -88,13 +88,7 @@ class Controller:
         context = ray.get_runtime_context()
         me = context.current_actor
         self._monitor = Monitor(
-            request.deployment,
-            self._groups,
-            self._record,
-            self._changes,
-            self._status,
-            self._clock,
-            took_over=context.was_current_actor_reconstructed,
+            request.deployment, self._groups, self._record, self._changes, self._status, self._clock
         )
         if context.was_current_actor_reconstructed:
             log.warning("Ray restarted the controller of %s", request.deployment)
@@ -161,6 +155,9 @@ class Controller:
                 "the controller died before anything was launched, and Ray restarted it",
             )
             return
+        if self._gateway is not None:
+            journal = self._record.journal
+            self._gateway.adopt(journal.loaded.recipe.gateway, journal.key_hashes)
         self._numbers.skip_lost(found.newest_number)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
@@ -312,6 +309,15 @@ class Controller:
         """Take the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
         self._operations.confirm(problem)
 
+    async def rotate_keys(self, key_hashes: Mapping[str, str]) -> None:
+        """Replace API keys of the gateway: SHA-256 -> name of the secret.
+
+        Raises:
+            RaylaunchError: there is no gateway, or it does not take them; the old ones stay.
+        """
+        await self._require_running()
+        await self._operations.rotate_keys(key_hashes)
+
     async def recipe(self) -> LoadedRecipe:
         """Return the recipe of the whole deployment."""
         await self._state.know()
@@ -337,13 +343,7 @@ class Controller:
             self._state.enter(ControllerState.STOPPED)
             await asyncio.to_thread(takeover_key.remove_key, self._key_file)
         await self._tasks.run_once("end of monitoring", self._monitor.stop)
-        left: list[str] = []
-        for group, one in zip(groups, stopped, strict=True):
-            prefix = f"{group.name} " if len(groups) > 1 else ""
-            left += [f"{prefix}{survivor}" for survivor in one.left]
-        seconds = self._clock.monotonic() - self._stop_began
-        processes = sum(one.processes for one in stopped)
-        return StopReport(self._request.deployment, processes, seconds, tuple(left))
+        return self._groups.report_stop(groups, stopped, self._stop_began)
 
     async def _begin_stop(self) -> None:
         self._state.enter(ControllerState.STOPPING)
