@@ -214,6 +214,8 @@ def test_a_green_group_that_is_refused_never_serves(create, gateway, monkeypatch
         await one.confirm("it says nothing but !")
         status = await finish(one)
         assert status.operation_error["why"] == "it says nothing but !"
+        for name in ("serve-0.g2", "serve-1.g2"):
+            assert f"evidence of {name}: " in status.operation_error["evidence"]
         assert [group.attempt for group in status.groups] == [1, 1]
         await await_pushed(gateway, blue)
         assert served(gateway) == blue.keys()
