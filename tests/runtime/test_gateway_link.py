@@ -23,6 +23,7 @@ from raylaunch.errors import NodeError, RecipeError
 from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters, hash_key
 from raylaunch.plan.facts import GatewayFacts
 from raylaunch.recipe.load import change_recipe
+from raylaunch.runtime.agent import gateway_host
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.gateway import gateway_link
@@ -110,7 +111,7 @@ def create(monkeypatch, tmp_path):
 @pytest.fixture
 def gateway(monkeypatch):
     fake = FakeGateway()
-    monkeypatch.setattr(gateway_link, "start_gateway", fake.start)
+    monkeypatch.setattr(gateway_host, "start_gateway", fake.start)
     monkeypatch.setattr(gateway_link, "connect_gateway", lambda _: None)
     monkeypatch.setattr(ray, "util", SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
     return fake
