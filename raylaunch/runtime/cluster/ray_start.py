@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -16,24 +18,62 @@ from raylaunch.errors import ClusterError
 from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT
 
 START_TIMEOUT_S = 90.0
+"""For each `ray start`, and for its raylet to register."""
+_KILLED_S = 5.0
 OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest is 75 MB; raylaunch passes almost no objects."""
 LOOPBACK = "127.0.0.1"
+AGENT_PORTS = range(10_100, 13_000)
+"""Below the ports that the kernel hands out by itself, and apart from those of vLLM."""
 
 RAY_START = """
-import sys
+import sys, time
+from pathlib import Path
+import psutil
 from ray._private import services
 from ray.scripts import scripts
 services.resolve_ip_for_localhost = lambda host: host
 scripts.get_ray_client_dependency_error = lambda: "switched off by raylaunch"
+
+def require_raylet():
+    children = psutil.Process().children()
+    if any(one.name() == "raylet" and one.status() == "zombie" for one in children):
+        folder = next(word[11:] for word in sys.argv if word.startswith("--temp-dir="))
+        logs = Path(folder).glob("session_latest/logs/raylet*.err")
+        texts = [log.read_text(errors="replace")[:600] for log in logs]
+        sys.exit("Ray's raylet has exited: " + " ".join(texts))
+
+def await_node(*words, get_node=services.get_node, limit_s=float(sys.argv.pop(1))):
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            return get_node(*words)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            require_raylet()
+            time.sleep(0.1)
+
+services.get_node = await_node
 sys.stdin.readline() and scripts.main()
 """
-"""`ray start`, with two changes for which Ray 2.60 has no option.
+"""`ray start`, with three changes for which Ray 2.60 has no option.
 
 Ray replaces 127.0.0.1 by the machine's own address, and then every daemon listens on all
 interfaces. And it starts a client server on port 10001 unless its dependencies are missing; with
-SO_REUSEPORT, so that two clusters share the port.
+SO_REUSEPORT, so that two clusters share the port. And it gives up when its raylet has not
+registered within 30 s (`_private/node.py`), which a busy machine exceeds; a raylet that has exited
+it awaits all the same.
 """
+TOO_LATE = "the embedded Ray cluster did not start within"
+"""How the error begins when this machine was too busy for Ray."""
+_NO_ACL = re.compile(
+    r"^[^\n]*Failed to detect NPU type\.\nTraceback[^\n]*\n(?:  [^\n]*\n)*"
+    r"ModuleNotFoundError[^\n]*\n?",
+    re.MULTILINE,
+)
+"""Ray logs this wherever NPUs are declared and there is no CANN: no reason for anything."""
+_RAY_GAVE_UP = "The current node timed out during startup"
 
 SECRET_NAME = re.compile(
     r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY(_ID)?|KEY)(_|$)",
@@ -51,13 +91,13 @@ def ray_start(
     At the end of its input it exits, so one that is never allowed to begin leaves nothing.
     """
     command = [
-        sys.executable, "-c", RAY_START, "start", *arguments,
+        sys.executable, "-c", RAY_START, str(START_TIMEOUT_S), "start", *arguments,
         f"--node-ip-address={LOOPBACK}",
         # Ray makes its folder 0777, so it gets one below ours, which is 0700.
         f"--temp-dir={folder}/r",
         f"--resources={json.dumps({'NPU': npus})}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=1", "--disable-usage-stats",
-        "--dashboard-agent-listen-port=0",  # a port in use costs Ray four seconds of retries
+        *_agent_ports(),
         "--no-monitor",
         "--include-log-monitor=false",
         "--min-worker-port=0", "--max-worker-port=0",
@@ -78,6 +118,32 @@ def ray_start(
             # Before `with` waits for its exit: after Ctrl-C there is no point in waiting for Ray.
             process.kill()
             raise
+
+
+def _agent_ports() -> list[str]:
+    """Return the options that fix the ports of Ray's two agents.
+
+    A raylet waits 15 s for ports that its agents choose, and exits then: a busy machine starts them
+    more slowly (ray-project/ray#65983). A port in use costs Ray four seconds of retries.
+    """
+    options = (
+        "dashboard-agent-grpc-port",
+        "dashboard-agent-listen-port",
+        "metrics-export-port",
+        "runtime-env-agent-port",
+    )
+    ports = random.sample(AGENT_PORTS, len(AGENT_PORTS))
+    free = (port for port in ports if _is_free(port))
+    return [f"--{option}={port}" for option, port in zip(options, free, strict=False)]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
 
 
 def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dict[str, str]:
@@ -121,17 +187,41 @@ def finish(process: subprocess.Popen[str]) -> None:
     """Wait until a `ray start` has done its work.
 
     Raises:
-        ClusterError: it failed; its last lines are the evidence.
+        ClusterError: it failed, or took too long; its last lines are the evidence.
     """
+    is_late = False
     try:
         output, _ = process.communicate(timeout=START_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
+        is_late = True
+        output = _kill(process)
+    if is_late or (process.returncode and _RAY_GAVE_UP in output):
+        load, _, _ = os.getloadavg()
+        raise ClusterError(
+            f"{TOO_LATE} {START_TIMEOUT_S:.0f} s",
+            evidence=_tail(output),
+            why=f"the load average of this machine is {load:.1f}, on {os.cpu_count()} CPUs",
+            todo="`raylaunch start` again; if the load is low, Ray's lines above show why it waits",
+        )
     if process.returncode:
-        tail = "\n".join(output.strip().splitlines()[-8:])
         raise ClusterError(
             f"the embedded Ray cluster did not start (exit status {process.returncode})",
-            evidence=tail,
+            evidence=_tail(output),
             todo="the lines above are Ray's; `raylaunch start` may simply be tried again",
         )
+
+
+def _kill(process: subprocess.Popen[str]) -> str:
+    """Kill a `ray start`; return what it had printed. Its daemons are killed by their marker."""
+    process.kill()
+    try:
+        output, _ = process.communicate(timeout=_KILLED_S)
+    except subprocess.TimeoutExpired as error:
+        # A daemon has the pipe open.
+        printed = error.output or b""
+        output = printed if isinstance(printed, str) else printed.decode(errors="replace")
+    return output
+
+
+def _tail(output: str) -> str:
+    return "\n".join(_NO_ACL.sub("", output).strip().splitlines()[-8:])
