@@ -17,6 +17,7 @@ import pytest
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
+from raylaunch.runtime.cluster.ray_start import TOO_LATE
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = Path(__file__).with_name("data") / "benchmarks" / "peers.json"
@@ -384,3 +385,11 @@ def test_the_cost_of_the_gateway_is_compared_pair_by_pair(program):
         "gateway: 4 clients: 3.0 ms more at the median, the goal is 2 ms",
     ]
     assert gateway.rows(found)[0][3] == "0.98 (0.98 to 0.99)"
+
+
+@pytest.mark.parametrize(("code", "is_right"), [(5, True), (7, False), (0, False), (-15, False)])
+def test_a_machine_too_busy_for_ray_has_one_exit_status(program, code, is_right):
+    draw = program("chaos_draw")
+    text = f"error: {TOO_LATE} 90 s"
+    for kind in draw.START_KINDS:
+        assert (draw.start_exit_problem(kind, code, 15, text) == "") is is_right

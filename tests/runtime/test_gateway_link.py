@@ -21,6 +21,7 @@ from fake_controllers import (
 
 from raylaunch.errors import NodeError, RecipeError
 from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters, hash_key
+from raylaunch.plan.facts import GatewayFacts
 from raylaunch.recipe.load import change_recipe
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import takeover
@@ -335,6 +336,27 @@ def test_keys_of_a_deployment_without_a_gateway_are_refused(create):
         one = await begin(create)
         with pytest.raises(RecipeError, match="no gateway"):
             await one.rotate_keys({"0" * 64: "A"})
+        await one.stop()
+
+    run(live)
+
+
+def test_a_gateway_that_cannot_start_is_refused_before_anything_is_launched(
+    create, gateway, monkeypatch
+):
+    async def live():
+        monkeypatch.setattr(
+            gateway_link, "probe_gateway", lambda _, ip: GatewayFacts(ip, haproxy=False)
+        )
+        one = create(*GATEWAY)
+        await one.begin({})
+        status = await await_status(one, lambda status: status.phase is Phase.FAILED)
+        assert status.error["error"] == "ChecksFailedError"
+        assert "gateway-haproxy" in str(status.error)
+        assert [finding.id for finding in status.findings] == ["gateway-haproxy"]
+        assert gateway.starts == []
+        for group in one._groups:
+            assert "launch" not in group.backend.calls
         await one.stop()
 
     run(live)

@@ -301,8 +301,7 @@ class Operations:
 
     async def _apply_gateway(self, loaded: LoadedRecipe) -> None:
         if self.gateway is not None:
-            self.gateway.begin(self.secrets)
-            await self.gateway.apply(loaded.recipe.gateway)
+            await self.gateway.apply(loaded.recipe.gateway, self.secrets)
 
     async def _take(self, step: Step) -> None:
         self._record.note("command", describe(step))
