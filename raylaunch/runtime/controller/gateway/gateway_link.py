@@ -176,11 +176,17 @@ class GatewayLink:
         Return whether all of them have finished.
         """
         self._draining.add(group)
-        if self._client is None:
+        client = self._client
+        if client is None:
             return True
         await self._push()
         ids = [member.id for member in self._pushed if member.id.startswith(f"{group}/")]
-        return await asyncio.to_thread(self._client.drain, ids, self._settings.drain_s)
+        try:
+            return await asyncio.to_thread(client.drain, ids, self._settings.drain_s)
+        except NodeError as error:
+            # The keeper died, and with it every connection: nothing is left to wait for.
+            log.warning("the gateway was lost while %s was drained: %s", group, error)
+            return False
 
     def hold_back(self, group: str) -> None:
         """Send a group no request yet, also when it is ready; `undrain` ends that."""
