@@ -23,6 +23,7 @@ from raylaunch.errors import NodeError, RecipeError
 from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters, hash_key
 from raylaunch.plan.facts import GatewayFacts
 from raylaunch.recipe.load import change_recipe
+from raylaunch.runtime.agent import gateway_host
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.gateway import gateway_link
@@ -110,7 +111,7 @@ def create(monkeypatch, tmp_path):
 @pytest.fixture
 def gateway(monkeypatch):
     fake = FakeGateway()
-    monkeypatch.setattr(gateway_link, "start_gateway", fake.start)
+    monkeypatch.setattr(gateway_host, "start_gateway", fake.start)
     monkeypatch.setattr(gateway_link, "connect_gateway", lambda _: None)
     monkeypatch.setattr(ray, "util", SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
     return fake
@@ -258,6 +259,27 @@ def test_a_green_group_that_is_refused_never_serves(create, gateway, monkeypatch
     run(live)
 
 
+def test_a_gateway_that_cannot_start_is_refused_before_anything_is_launched(
+    create, gateway, monkeypatch
+):
+    async def live():
+        monkeypatch.setattr(
+            gateway_link, "probe_gateway", lambda _, ip: GatewayFacts(ip, haproxy=False)
+        )
+        one = create(*GATEWAY)
+        await one.begin({})
+        status = await await_status(one, lambda status: status.phase is Phase.FAILED)
+        assert status.error["error"] == "ChecksFailedError"
+        assert "gateway-haproxy" in str(status.error)
+        assert [finding.id for finding in status.findings] == ["gateway-haproxy"]
+        assert gateway.starts == []
+        for group in one._groups:
+            assert "launch" not in group.backend.calls
+        await one.stop()
+
+    run(live)
+
+
 def test_gateway_settings_that_are_refused_cost_no_group(create, gateway, monkeypatch):
     async def live():
         monkeypatch.setattr(placement, "has_spare", lambda *_: True)
@@ -355,27 +377,6 @@ def test_keys_of_a_deployment_without_a_gateway_are_refused(create):
         one = await begin(create)
         with pytest.raises(RecipeError, match="no gateway"):
             await one.rotate_keys({"0" * 64: "A"})
-        await one.stop()
-
-    run(live)
-
-
-def test_a_gateway_that_cannot_start_is_refused_before_anything_is_launched(
-    create, gateway, monkeypatch
-):
-    async def live():
-        monkeypatch.setattr(
-            gateway_link, "probe_gateway", lambda _, ip: GatewayFacts(ip, haproxy=False)
-        )
-        one = create(*GATEWAY)
-        await one.begin({})
-        status = await await_status(one, lambda status: status.phase is Phase.FAILED)
-        assert status.error["error"] == "ChecksFailedError"
-        assert "gateway-haproxy" in str(status.error)
-        assert [finding.id for finding in status.findings] == ["gateway-haproxy"]
-        assert gateway.starts == []
-        for group in one._groups:
-            assert "launch" not in group.backend.calls
         await one.stop()
 
     run(live)

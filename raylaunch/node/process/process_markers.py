@@ -28,6 +28,8 @@ GROUP = "RAYLAUNCH_GROUP"
 INSTANCE = "RAYLAUNCH_INSTANCE"
 ATTEMPT = "RAYLAUNCH_ATTEMPT"
 SERVER = "RAYLAUNCH_SERVER"
+EMBEDDED_IN = "RAYLAUNCH_EMBEDDED_IN"
+"""On a gateway: the marker of the embedded cluster that its deployment runs on."""
 MARKER = (DEPLOYMENT, GROUP, INSTANCE, ATTEMPT, SERVER)
 """All variables of the marker."""
 KILL_TIMEOUT_S = 10.0

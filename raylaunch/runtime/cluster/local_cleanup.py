@@ -24,7 +24,12 @@ from raylaunch.node.process.cluster_records import (
     read_records,
     record_path,
 )
-from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.node.process.process_markers import (
+    ANY_INSTANCE,
+    EMBEDDED_IN,
+    find_marked,
+    terminate_marked,
+)
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.runtime.cluster.connection import why_unreachable
 
@@ -175,8 +180,11 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
     log.info("killing the embedded cluster of %s, marker %s", record.deployment, record.marker)
     instances = _instances_on(record)
     servers = _find_servers(record.deployment, instances)
-    found = {process.pid for process in find_marked(record.marker)}
+    gateway = _gateway_of(record)
+    found = {process.pid for process in [*find_marked(record.marker), *gateway]}
     left = terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
+    for instance in {process.instance for process in gateway}:
+        left += terminate_marked(record.deployment, instance=instance, grace_s=END_GRACE_S)
     if servers:
         left += _kill_servers(record.deployment, instances)
     if not left:
@@ -200,6 +208,17 @@ def _instances_on(record: ClusterRecord) -> set[str]:
             if any(parent.pid in cluster for parent in psutil.Process(server.pid).parents()):
                 instances.add(server.instance)
     return instances
+
+
+def _gateway_of(record: ClusterRecord) -> list[MarkedProcess]:
+    """Return the processes of the gateway: no process of the cluster is above them."""
+    found = []
+    for process in find_marked(record.deployment):
+        with suppress(psutil.Error):  # it exited meanwhile
+            environment = psutil.Process(process.pid).environ()
+            if environment.get(EMBEDDED_IN) == record.marker:
+                found.append(process)
+    return found
 
 
 def _find_servers(deployment: str, instances: Iterable[str]) -> list[MarkedProcess]:
