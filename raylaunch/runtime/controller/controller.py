@@ -32,6 +32,7 @@ from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.journal_copies import JournalCopies
 from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.monitoring.monitor import Monitor
 from raylaunch.runtime.controller.operations import Operations
 from raylaunch.runtime.controller.port_turns import Ticket
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
@@ -86,6 +87,15 @@ class Controller:
         # The event loop does not run yet: the first work comes as a call of this actor to itself.
         context = ray.get_runtime_context()
         me = context.current_actor
+        self._monitor = Monitor(
+            request.deployment,
+            self._groups,
+            self._record,
+            self._changes,
+            self._status,
+            self._clock,
+            took_over=context.was_current_actor_reconstructed,
+        )
         if context.was_current_actor_reconstructed:
             log.warning("Ray restarted the controller of %s", request.deployment)
             self._state = StateMachine(ControllerState.TAKING_OVER)
@@ -338,6 +348,7 @@ class Controller:
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
             await asyncio.to_thread(takeover_key.remove_key, self._key_file)
+        await self._tasks.run_once("end of monitoring", self._monitor.stop)
         left: list[str] = []
         for group, one in zip(groups, stopped, strict=True):
             prefix = f"{group.name} " if len(groups) > 1 else ""
@@ -368,6 +379,7 @@ class Controller:
         if self._gateway is not None:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
+        self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""

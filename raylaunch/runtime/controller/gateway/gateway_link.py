@@ -102,15 +102,17 @@ class GatewayLink:
         reports = (_node_report(self._settings, one.address, one) for one in others)
         return GatewayReport(node.endpoint, policy, (node, *reports))
 
-    async def refresh(self) -> None:
-        """Read the counters."""
+    async def refresh(self) -> bool:
+        """Read the counters; return whether the gateway answered."""
         if self._client is None:
-            return
+            return False
         try:
             self._status = await asyncio.to_thread(self._client.status)
         except NodeError as error:
             # `run` notices too, and starts another one on the same port.
             log.warning("the gateway does not answer: %s", error)
+            return False
+        return True
 
     def begin(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
         """Hand over the secrets, and whether a gateway of this deployment served, before `run`."""
@@ -180,9 +182,10 @@ class GatewayLink:
             return True
         await self._push()
         ids = [member.id for member in self._pushed if member.id.startswith(f"{group}/")]
+        drain_s = self._settings.drain_s
         work = [self._drain_here(client, ids)]
         if self._nodes is not None:
-            work.append(self._nodes.drain(self._order(), ids, self._settings.drain_s))
+            work.append(self._nodes.drain(self._order(), ids, drain_s))
         return all(await asyncio.gather(*work))
 
     async def _drain_here(self, client: GatewayClient, ids: list[str]) -> bool:
@@ -190,7 +193,7 @@ class GatewayLink:
             return await asyncio.to_thread(client.drain, ids, self._settings.drain_s)
         except NodeError as error:
             # The keeper died, and with it every connection: nothing is left to wait for.
-            log.warning("the gateway was lost during a drain: %s", error)
+            log.warning("the gateway was lost while %s were drained: %s", ids, error)
             return False
 
     def hold_back(self, group: str) -> None:
