@@ -88,13 +88,7 @@ class Controller:
         context = ray.get_runtime_context()
         me = context.current_actor
         self._monitor = Monitor(
-            request.deployment,
-            self._groups,
-            self._record,
-            self._changes,
-            self._status,
-            self._clock,
-            took_over=context.was_current_actor_reconstructed,
+            request.deployment, self._groups, self._record, self._changes, self._status, self._clock
         )
         if context.was_current_actor_reconstructed:
             log.warning("Ray restarted the controller of %s", request.deployment)
@@ -349,13 +343,7 @@ class Controller:
             self._state.enter(ControllerState.STOPPED)
             await asyncio.to_thread(takeover_key.remove_key, self._key_file)
         await self._tasks.run_once("end of monitoring", self._monitor.stop)
-        left: list[str] = []
-        for group, one in zip(groups, stopped, strict=True):
-            prefix = f"{group.name} " if len(groups) > 1 else ""
-            left += [f"{prefix}{survivor}" for survivor in one.left]
-        seconds = self._clock.monotonic() - self._stop_began
-        processes = sum(one.processes for one in stopped)
-        return StopReport(self._request.deployment, processes, seconds, tuple(left))
+        return self._groups.report_stop(groups, stopped, self._stop_began)
 
     async def _begin_stop(self) -> None:
         self._state.enter(ControllerState.STOPPING)

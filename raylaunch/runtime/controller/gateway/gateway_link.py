@@ -182,10 +182,9 @@ class GatewayLink:
             return True
         await self._push()
         ids = [member.id for member in self._pushed if member.id.startswith(f"{group}/")]
-        drain_s = self._settings.drain_s
         work = [self._drain_here(client, ids)]
         if self._nodes is not None:
-            work.append(self._nodes.drain(self._order(), ids, drain_s))
+            work.append(self._nodes.drain(self._order(), ids, self._settings.drain_s))
         return all(await asyncio.gather(*work))
 
     async def _drain_here(self, client: GatewayClient, ids: list[str]) -> bool:
@@ -193,7 +192,7 @@ class GatewayLink:
             return await asyncio.to_thread(client.drain, ids, self._settings.drain_s)
         except NodeError as error:
             # The keeper died, and with it every connection: nothing is left to wait for.
-            log.warning("the gateway was lost while %s were drained: %s", ids, error)
+            log.warning("the gateway was lost during a drain: %s", error)
             return False
 
     def hold_back(self, group: str) -> None:

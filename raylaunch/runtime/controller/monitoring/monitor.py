@@ -54,7 +54,6 @@ class Monitor:
         changes: Of the deployment.
         status: Makes its status.
         clock: Of this process.
-        took_over: This controller took over from another one.
     """
 
     def __init__(
@@ -65,9 +64,9 @@ class Monitor:
         changes: Changes,
         status: Callable[[], Status],
         clock: Clock,
-        *,
-        took_over: bool,
     ) -> None:
+        import ray
+
         self._deployment = deployment
         self._groups = groups
         self._record = record
@@ -75,7 +74,8 @@ class Monitor:
         self._status = status
         self._clock = clock
         self._file = home() / "monitoring" / f"{deployment}.json"
-        self._took_over = took_over
+        context = ray.get_runtime_context()
+        self._took_over = bool(context.was_current_actor_reconstructed)
         self._started_at = clock.wall()
         self._gateway: GatewayLink | None = None
         self._metrics = Metrics()
