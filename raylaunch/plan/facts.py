@@ -128,6 +128,8 @@ class MarkedProcess:
     """Random id of the start it belongs to; "" when its marker has none."""
     group: str = ""
     """Its group of the deployment; "" when its marker has none."""
+    cluster: str = ""
+    """Marker of the embedded Ray cluster from which it was started; "" when from none."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
 from raylaunch.errors import BusyError, LaunchError, NotReadyError, UnknownDeploymentError
+from raylaunch.node.process import guard_socket
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.supervise.state import Phase
 
@@ -107,6 +108,14 @@ def child(handle, server, title):
     """Pid of a process below a server."""
     below = psutil.Process(handle.status().servers[server].seen.pid).children(recursive=True)
     return next(one.pid for one in below if one.cmdline()[0].startswith(title))
+
+
+def own_guard(handle, server):
+    """What the guard of a server says of itself."""
+    for report in guard_socket.find_guards(Path(os.environ["RAYLAUNCH_HOME"]), handle.name):
+        if report.server == server:
+            return report
+    raise AssertionError(f"no guard of server {server}")
 
 
 def ask(endpoint, tokens=4):
@@ -248,12 +257,53 @@ def test_a_start_that_fails_once_is_tried_again(start):
 def test_an_agents_death_ends_its_server_at_once(start):
     handle = start()
     server = psutil.Process(handle.status().servers[1].seen.pid)
-    agent = server.parent().parent().parent()  # guard, keeper, agent
+    report = own_guard(handle, 1)
+    agent = psutil.Process(report.owner)
     assert "ray::Agent" in " ".join(agent.cmdline())
+    ancestors = [process.pid for process in server.parents()]
+    assert ancestors[:2] == [report.pid, report.keeper]
+    assert agent.pid not in ancestors, "no process of Ray is above the server"
     agent.kill()
     assert not psutil.wait_procs([server], timeout=20)[1]
     await_true(lambda: handle.status().attempt == 2, "a second attempt")
     await_phase(handle, Phase.READY)
+
+
+def test_an_agents_death_beside_the_controllers_fails_no_request(start, cluster):
+    from raylaunch.runtime.controller.controller_client import find_controller
+
+    handle = start(health__orphan_grace_s=600, env__STANDIN_TOKEN_S="0.02")
+    endpoint = handle.endpoint
+    pids = [server.seen.pid for server in handle.status().servers]
+    answers = []
+    clients = [
+        threading.Thread(target=lambda: answers.append(ask(endpoint, 200).status_code))
+        for _ in range(4)
+    ]
+    for client in clients:
+        client.start()
+    find_controller(handle.name).crash()
+    for server in (0, 1):
+        os.kill(own_guard(handle, server).owner, signal.SIGKILL)
+    await_true(
+        lambda: (
+            [event.text for event in handle.events()].count("another agent has adopted the server")
+            == 2
+        ),
+        "both servers have an agent again",
+    )
+    for client in clients:
+        client.join()
+    assert answers == [200] * 4
+    status = await_phase(handle, Phase.READY)
+    assert (status.attempt, [server.seen.pid for server in status.servers]) == (1, pids)
+    # Under control again: the next fault is handled, and nothing of the old attempt is left.
+    (outcome,) = api.drill(handle.name, ["kill-agent"], address=cluster.address)
+    assert (outcome.problem, outcome.adopted, outcome.failed) == ("", True, 0)
+    os.kill(child(handle, 1, "VLLM::EngineCore"), signal.SIGKILL)
+    await_true(lambda: handle.status().attempt == 2, "a second attempt")
+    await_phase(handle, Phase.READY)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_the_controllers_death_fails_no_request_in_flight(start):

@@ -93,7 +93,7 @@ def _search_everywhere(
     """Search on every node; return what was found, and the addresses that did not answer."""
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive_nodes()}
     arguments = {node_id: (node_id, running, deployment) for node_id in addresses}
-    answers, silent = _on_nodes(_search, arguments)
+    answers, silent = call_on_nodes(_search, arguments)
     return list(answers.values()), [addresses[node_id] for node_id in silent]
 
 
@@ -118,7 +118,7 @@ def _kill_everywhere(found: list[_Orphans]) -> tuple[list[_Orphans], list[str]]:
         left[_THIS_PROCESS] = terminate_orphans(*work.pop(_THIS_PROCESS))
     silent: tuple[str, ...] = ()
     if work:
-        answers, silent = _on_nodes(terminate_orphans, work)
+        answers, silent = call_on_nodes(terminate_orphans, work)
         left |= answers
     after = [
         _Orphans(one.node_id, one.machine, one.host, left.get(one.node_id, [])) for one in found
@@ -126,8 +126,10 @@ def _kill_everywhere(found: list[_Orphans]) -> tuple[list[_Orphans], list[str]]:
     return after, [one.host for one in found if one.node_id in silent]
 
 
-def _on_nodes(
-    function: Callable[..., Any], arguments: dict[str, tuple[Any, ...]]
+def call_on_nodes(
+    function: Callable[..., Any],
+    arguments: dict[str, tuple[Any, ...]],
+    timeout_s: float = NODE_TIMEOUT_S,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Call `function` on the nodes, by id; return the answers, and the nodes that gave none."""
     import ray
@@ -142,7 +144,7 @@ def _on_nodes(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
         calls[on_this_node.remote(*given)] = node_id
-    done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=NODE_TIMEOUT_S)
+    done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
     answers = {}
     for call in done:
         try:

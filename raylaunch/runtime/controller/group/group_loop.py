@@ -26,6 +26,7 @@ from raylaunch.errors import (
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.group.adoption import Adoption
 from raylaunch.runtime.controller.group.evidence import Case
 from raylaunch.runtime.controller.group.group_backend import (
     Evidence,
@@ -81,6 +82,7 @@ class GroupLoop:
             settings.name, clock, backend.keep_journal, self._wake_up, numbers
         )
         self.recovery = Recovery(settings, self.record, backend, clock)
+        self.adoption = Adoption(settings, self.record, backend, clock)
         self.last_step_at = clock.monotonic()
         self.settings = settings
         self._backend = backend
@@ -154,7 +156,8 @@ class GroupLoop:
     @property
     def can_be_drilled(self) -> bool:
         """Whether the group is ready, with no command or failure under way."""
-        return self._journal.phase is Phase.READY and not self.orders.are_pending
+        is_busy = self.orders.are_pending or bool(self.adoption.orphans)
+        return self._journal.phase is Phase.READY and not is_busy
 
     @property
     def is_stopped(self) -> bool:
@@ -183,8 +186,7 @@ class GroupLoop:
         if self.orders.stop_requested:
             await self._finish()
             return
-        error = self.orders.take_abandon()
-        if error is not None:
+        if (error := self.orders.take_abandon()) is not None:
             await self._fail(error)
             return
         if self.orders.take_restart():
@@ -241,8 +243,9 @@ class GroupLoop:
 
     async def _supervise(self) -> None:
         """Observe, decide, act: once."""
+        await self.adoption.step()
         now = self._clock.monotonic()
-        servers = list(self.record.seen.values())
+        servers = self.adoption.judged()
         history = self.record.judged_history()
         health = self.settings.health
         failure = policy.find_failure(

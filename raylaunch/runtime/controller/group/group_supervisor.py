@@ -113,6 +113,7 @@ class GroupSupervisor:
         settings = _settings_of(self.request)
         self.loop.settings = settings
         self.loop.recovery.settings = settings
+        self.loop.adoption.settings = settings
         self.backend.apply(self.request, settings.health)
 
     def adopt(self, journal: Journal | None, secrets: Mapping[str, str]) -> None:
