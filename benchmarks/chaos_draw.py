@@ -7,6 +7,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raylaunch.errors import ClusterError
+from raylaunch.runtime.cluster.ray_start import TOO_LATE
+
 RUNNING_KINDS = (
     "kill-server",
     "kill-engine",
@@ -59,13 +62,14 @@ def possible_kinds(*, can_mount: bool, can_preload: bool) -> tuple[list[str], di
     return kinds, left_out
 
 
-def start_exit_problem(kind: str, code: int, number: int) -> str:
+def start_exit_problem(kind: str, code: int, number: int, text: str = "") -> str:
     """Return why the exit status of a `raylaunch start` is not a documented one; "" when it is.
 
     Args:
         kind: Of the round.
         code: As `subprocess` reports it.
         number: The signal that was sent, in a round that sends one.
+        text: What the command printed.
     """
     allowed: dict[str, tuple[int, ...]] = {
         # 0: ready before the stop or the signal; 7: stopped while it started; 9: stopped since.
@@ -75,6 +79,7 @@ def start_exit_problem(kind: str, code: int, number: int) -> str:
         # 4, 5, 7: refused, with a reason.
         "start-with-256-files": (0, 4, 5, 7),
     }
-    if code in allowed[kind]:
+    expected = (ClusterError.exit_code,) if TOO_LATE in text else allowed[kind]
+    if code in expected:
         return ""
-    return f"start exited with {code}, expected one of {allowed[kind]}"
+    return f"start exited with {code}, expected one of {expected}"

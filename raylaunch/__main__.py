@@ -1,5 +1,5 @@
 """`python -m raylaunch` is `raylaunch`."""
 
-from raylaunch.cli.app import main
+from raylaunch.cli.app import program
 
-main()
+program()

@@ -14,7 +14,7 @@ import httpx
 from stopping import stop
 
 STANDIN = Path(__file__).parent / "standin" / "bin" / "vllm"
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 def free_port():

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "supervise": {"checks", "plan", "recipe"},
     "importer": {"checks", "plan", "recipe"},
     "bench": {"plan", "recipe"},
-    "gateway": {"node", "recipe"},
+    "gateway": {"node", "plan", "recipe"},
     "vllm_api": {"plan", "recipe"},
     "verify": {"vllm_api", "plan", "recipe"},
     "node": {"checks", "plan", "recipe"},  # checks: the values that a check asks a probe for

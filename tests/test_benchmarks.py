@@ -17,6 +17,7 @@ import pytest
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
+from raylaunch.runtime.cluster.ray_start import TOO_LATE
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = Path(__file__).with_name("data") / "benchmarks" / "peers.json"
@@ -326,3 +327,11 @@ def test_a_round_that_went_wrong_is_in_the_table_and_among_the_missed_goals(prog
 def test_which_exit_status_of_a_start_is_documented(program, kind, code, number, is_documented):
     problem = program("chaos_draw").start_exit_problem(kind, code, number)
     assert (problem == "") is is_documented
+
+
+@pytest.mark.parametrize(("code", "is_right"), [(5, True), (7, False), (0, False), (-15, False)])
+def test_a_machine_too_busy_for_ray_has_one_exit_status(program, code, is_right):
+    draw = program("chaos_draw")
+    text = f"error: {TOO_LATE} 90 s"
+    for kind in draw.START_KINDS:
+        assert (draw.start_exit_problem(kind, code, 15, text) == "") is is_right

@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
     kind = "" if "--all" in words else " and not long"
     parts = [
         [f"not {NEEDS_MACHINE}{kind}", *given, "-n", str(os.cpu_count() or 1), *BY_FILE],
-        [f"{NEEDS_MACHINE}{kind}", *given],
+        [f"{NEEDS_MACHINE}{kind}", "--durations=40", *given],
     ]
     verdicts: list[str] = []
     statuses = []

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from raylaunch.api.deployment_verbs import attach, read_secrets, refuse_unsupported
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, settings_texts
+from raylaunch.bench.gate import find_base, gate_problems, parse_gate
+from raylaunch.bench.scenario import choose
 from raylaunch.deployment import Deployment, OnUpdate
-from raylaunch.errors import RaylaunchError
-from raylaunch.recipe.load import change_recipe
+from raylaunch.deployment.kept_benchmarks import kept_runs
+from raylaunch.errors import RaylaunchError, RecipeError
+from raylaunch.plan.facts import Facts
+from raylaunch.recipe.groups import expand_groups
+from raylaunch.recipe.load import LoadedRecipe, change_recipe
 from raylaunch.recipe.recipe_changes import Change, recipe_changes
 from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.plan_changes import PlanChange, base_name, plan_changes
+
+OnChanges = Callable[[list[Change], list[PlanChange]], None]
 
 
 def restart(
@@ -59,8 +67,10 @@ def upgrade(
     set: Settings | None = None,  # noqa: A002 - named as on the command line
     address: str | None = None,
     verify_groups: bool = True,
+    gate: str | None = None,
     on_update: OnUpdate | None = None,
-    on_changes: Callable[[list[Change]], None] | None = None,
+    on_changes: OnChanges | None = None,
+    dry_run: bool = False,
 ) -> Status:
     """Change the recipe of a running deployment; return when the new one is served.
 
@@ -72,12 +82,19 @@ def upgrade(
         set: Changes to it.
         address: Ray cluster, as for `attach`.
         verify_groups: Verify each new group, as `verify` does, before it gets traffic.
+        gate: "SCENARIO:+PERCENT%": benchmark each new group, too. It is refused if a request
+            fails, mean TTFT or TPOT is higher, or output tokens/s are lower, by more than that
+            percentage, than in the newest benchmark of a group that serves.
         on_update: Called with every new status.
-        on_changes: Called with the settings that differ, before anything is done.
+        on_changes: Called with the settings and with the flags and variables of servers that
+            differ, before anything is done.
+        dry_run: Do nothing else.
 
     Raises:
         BusyError: another operation is under way.
-        RecipeError: the recipe is wrong, or differs in what an upgrade cannot change.
+        RecipeError: the recipe is wrong, or differs in what an upgrade cannot change; or the
+            gate has no benchmark to compare with.
+        PlanError: the servers cannot be laid out.
         RaylaunchError: a new group failed, or did not pass; the old ones serve.
     """
     handle = attach(deployment, address)
@@ -86,12 +103,29 @@ def upgrade(
         wanted = change_recipe(running, settings_texts(set))
     else:
         wanted = load(recipe, set=set)
-    if on_changes is not None:
-        on_changes(recipe_changes(running, wanted))
     refuse_unsupported(wanted)
+    if on_changes is not None:
+        on_changes(recipe_changes(running, wanted), _plan_changes(handle, running, wanted))
+    if dry_run:
+        return handle.status()
     secrets = read_secrets(wanted.recipe)
-    check = (lambda group: _problem_of(handle, group)) if verify_groups else None
-    return handle.upgrade(wanted, secrets, on_update, check)
+    checks: list[Callable[[str], str]] = []
+    if verify_groups:
+        checks.append(lambda group: _problem_of(handle, group))
+    if gate is not None:
+        checks.append(_gate_check(handle, wanted, gate))
+    return handle.upgrade(wanted, secrets, on_update, _first_problem(checks))
+
+
+def _plan_changes(
+    handle: Deployment, running: LoadedRecipe, wanted: LoadedRecipe
+) -> list[PlanChange]:
+    """Compare the plans of both recipes on the nodes of the groups that run."""
+    places = {
+        base_name(group.name): [Facts(one.ip, interface=one.interface) for one in group.servers]
+        for group in handle.status().groups
+    }
+    return plan_changes(expand_groups(running), expand_groups(wanted), places)
 
 
 def _problem_of(handle: Deployment, group: str) -> str:
@@ -101,3 +135,38 @@ def _problem_of(handle: Deployment, group: str) -> str:
     except RaylaunchError as error:
         return f"{group}: {error.what}"
     return "; ".join(f"{group}: {proof.check}: {proof.detail}" for proof in found.failed)
+
+
+def _gate_check(handle: Deployment, wanted: LoadedRecipe, text: str) -> Callable[[str], str]:
+    """Return what benchmarks a new group and names what is worse.
+
+    Raises:
+        RecipeError: there is no such scenario, or no benchmark to compare with.
+    """
+    gate = parse_gate(text)
+    scenario = choose(gate.scenario, wanted.recipe.bench)
+    created_at = {group.name: group.created_at for group in handle.status().groups}
+    base = find_base(kept_runs(handle.name)[0], scenario, created_at)
+    if base is None:
+        raise RecipeError(
+            f"--gate {text}: no benchmark of what runs to compare with",
+            why=f"this machine keeps no run of {scenario.name} on a group that serves now",
+            todo=f"`raylaunch bench {handle.name} --scenario {scenario.name}` measures it",
+        )
+
+    def find_problem(group: str) -> str:
+        try:
+            (run,) = Deployment(handle.name, group).bench(scenario.name)
+        except RaylaunchError as error:
+            return f"{group}: {error.what}"
+        return "; ".join(f"{group}: {problem}" for problem in gate_problems(gate, base, run))
+
+    return find_problem
+
+
+def _first_problem(checks: Sequence[Callable[[str], str]]) -> Callable[[str], str]:
+    def find_problem(group: str) -> str:
+        # A benchmark of a group that answers wrongly would only take time.
+        return next(filter(None, (check(group) for check in checks)), "")
+
+    return find_problem

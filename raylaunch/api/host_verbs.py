@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from raylaunch.api.recipe_arguments import (
     RecipeLike,
@@ -28,7 +29,7 @@ from raylaunch.deployment import Deployment, checked_name, choose_address, conne
 from raylaunch.deployment.deployment_records import remove_record
 from raylaunch.errors import BusyError, ClusterError, RaylaunchError
 from raylaunch.home import home
-from raylaunch.plan.deployment_plan import DeploymentPlan
+from raylaunch.plan.deployment_plan import DeploymentPlan, GatewayPlan
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.planner import build_deployment_plan
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from raylaunch.plan.facts import TuningStep
     from raylaunch.plan.wanted_weights import Hub, WeightsReport
     from raylaunch.runtime.weights.weights_fetch import OnProgress
-    from raylaunch.supervise.deployment_status import CleanReport
+    from raylaunch.supervise.deployment_status import CleanReport, Status
 
 ALREADY_RUNNING = "already-running"
 """Id of the finding that a checked deployment is running."""
@@ -80,7 +81,7 @@ def preflight(
     if starts_embedded(loaded.recipe, address):
         plan, findings = _check_here(loaded, title, group)
     else:
-        plan, findings = _check_on_cluster(loaded, title, address)
+        plan, findings = _check_on_cluster(loaded, title, address, group)
         plan = plan if group is None else plan.only(group)
     return plan, waive(findings, skipped)
 
@@ -88,6 +89,8 @@ def preflight(
 def _check_here(
     loaded: LoadedRecipe, title: str, group: str | None
 ) -> tuple[DeploymentPlan, list[Finding]]:
+    from raylaunch.runtime.controller.gateway.gateway_preflight import check_gateway_here
+
     nodes = default_nodes(loaded, ask_vllm=False)
     running = _find_running_embedded(title)
     if running is not None:
@@ -98,6 +101,7 @@ def _check_here(
     findings = check_plan(loaded, nodes, plan, group)
     asked = plan if group is None else plan.only(group)
     findings += check_answers(loaded, nodes, asked, reports, findings)
+    findings += check_gateway_here(loaded, nodes[0])
     if running is not None:
         findings.insert(0, running)
     return asked, findings
@@ -134,7 +138,7 @@ def _without_own(facts: Facts, deployment: str) -> Facts:
 
 
 def _check_on_cluster(
-    loaded: LoadedRecipe, title: str, address: str | None
+    loaded: LoadedRecipe, title: str, address: str | None, group: str | None
 ) -> tuple[DeploymentPlan, list[Finding]]:
     from raylaunch.runtime.cluster.connection import connect
     from raylaunch.runtime.controller import preflight as room
@@ -143,11 +147,11 @@ def _check_on_cluster(
     choose_address(address)
     connect(address)
     if find_controller(title) is None:
-        return room.preflight(loaded, title)
-    return _plan_of_running(title)
+        return room.preflight(loaded, title, group)
+    return _plan_of_running(title, group)
 
 
-def _plan_of_running(title: str) -> tuple[DeploymentPlan, list[Finding]]:
+def _plan_of_running(title: str, only: str | None) -> tuple[DeploymentPlan, list[Finding]]:
     """Return the plan of a running deployment. Its NPUs are reserved, so no node can be probed."""
     status = Deployment(title).status()
     phase = status.phase.value
@@ -162,8 +166,20 @@ def _plan_of_running(title: str) -> tuple[DeploymentPlan, list[Finding]]:
                 todo=f"`raylaunch status {title}` follows it",
             )
         plans.append(plan)
-        findings.update(dict.fromkeys(check_recipe(loaded, versions.get(0, {}))))
-    return DeploymentPlan(title, status.recipe, tuple(plans)), list(findings)
+        if only in (None, group.name):
+            findings.update(dict.fromkeys(check_recipe(loaded, versions.get(0, {}))))
+    gateway = _gateway_of(status)
+    return DeploymentPlan(title, status.recipe, tuple(plans), gateway), list(findings)
+
+
+def _gateway_of(status: Status) -> GatewayPlan | None:
+    """Return the plan of a gateway that runs; None without one."""
+    report = status.gateway
+    if report is None or not report.nodes:
+        return None
+    port = urlsplit(report.endpoint).port or 0
+    nodes = tuple(node.ip for node in report.nodes)
+    return GatewayPlan(report.endpoint, port, nodes, report.policy)
 
 
 def _running(title: str, phase: str) -> Finding:

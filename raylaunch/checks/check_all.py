@@ -16,6 +16,7 @@ from raylaunch.checks.board_checks import check_boards, check_image, check_pairs
 from raylaunch.checks.check_context import build_context
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.flag_checks import FLAG_CHECKS
+from raylaunch.checks.gateway.gateway_checks import check_gateway_keys
 from raylaunch.checks.group_checks import GROUP_CHECKS, check_shared_nodes
 from raylaunch.checks.link_checks import LINK_CHECKS
 from raylaunch.checks.network_checks import NETWORK_CHECKS
@@ -65,7 +66,8 @@ def check_recipe(
             judges flags by those, variables and keys are judged by them here, and raylaunch's lists
             do not count.
     """
-    for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS, check_secrets, check_image):
+    own = (check_secrets, check_image, check_gateway_keys)
+    for check in (*RECIPE_CHECKS, *VARIABLE_CHECKS, *own):
         yield from check(loaded)
     yield from check_flashcomm1(loaded, versions)
     yield from check_variable_names(loaded, versions, known)

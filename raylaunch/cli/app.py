@@ -6,6 +6,9 @@ and SIGHUP, 1 for a bug.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import sys
 from types import TracebackType
 from typing import Annotated
@@ -89,11 +92,41 @@ app = typer.Typer(
 )
 
 
+def program() -> None:
+    """Run the program `raylaunch` as a process of its own, and exit."""
+    try:
+        main()
+    except SystemExit as end:
+        _leave(end)
+        raise
+
+
 def main() -> None:
-    """Run the program `raylaunch`."""
+    """Run the program `raylaunch` within this process.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     sys.excepthook = _report_bug
     with signals_as_interrupt():
         get_command(app)(prog_name="raylaunch")
+
+
+def _leave(end: SystemExit) -> None:
+    """Exit without the destructors of Ray's C++ library, if it is loaded.
+
+    Its metrics thread may still run while they free what it uses: SIGSEGV at the exit of a command
+    that had succeeded, in `opencensus::stats::DeltaProducer::RunHarvesterLoop` (Ray 2.60, seen once
+    in some thousand exits).
+    """
+    if "ray._raylet" not in sys.modules:
+        return
+    atexit._run_exitfuncs()  # noqa: SLF001 - `os._exit` skips them
+    with contextlib.suppress(OSError, ValueError):  # a reader that has gone, as in `| head`
+        sys.stdout.flush()
+        sys.stderr.flush()
+    code = end.code
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _print_version(asked: bool) -> None:

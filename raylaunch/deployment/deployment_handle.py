@@ -280,8 +280,7 @@ class Deployment:
             if on_update is not None:
                 on_update(status)
             if status.awaits:
-                found = [verify(group) for group in status.awaits] if verify else []
-                self._controller().confirm("; ".join(filter(None, found)))
+                self._controller().confirm(_verdict(status.awaits, verify))
 
         return self._await_operation(confirm)
 
@@ -363,6 +362,16 @@ def explain_degraded(status: Status) -> NotReadyError:
         todo=f"`raylaunch diagnose {name}/{failed[0].name}` names the cause; "
         f"`raylaunch restart {name} --group {failed[0].name}` tries again",
     )
+
+
+def _verdict(groups: Sequence[str], verify: Callable[[str], str] | None) -> str:
+    """Return what is wrong with new groups, "" for nothing; Ctrl-C refuses them."""
+    if verify is None:
+        return ""
+    try:
+        return "; ".join(filter(None, (verify(group) for group in groups)))
+    except KeyboardInterrupt:
+        return "the command that verifies them was interrupted"
 
 
 def _read_key(plan: LaunchPlan) -> str | None:

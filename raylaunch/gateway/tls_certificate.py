@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from raylaunch.errors import NodeError
+from raylaunch.plan.facts import CertificateFacts, CertificateProblem
 
-Problem = Literal["missing", "unreadable", "key-mismatch", "expired", "not-yet-valid"]
 EXPIRED = 10
 NOT_YET_VALID = 9
 """X509_V_ERR_CERT_HAS_EXPIRED and X509_V_ERR_CERT_NOT_YET_VALID (openssl, x509_vfy.h)."""
-
-
-@dataclass(frozen=True)
-class CertificateFacts:
-    """What is wrong with a certificate and its key; `expires` in seconds since the epoch."""
-
-    problem: Problem | None = None
-    detail: str = ""
-    expires: float | None = None
 
 
 def read_certificate(certificate: Path, key: Path) -> CertificateFacts:
@@ -74,7 +63,10 @@ def _shake_hands(server: ssl.SSLContext, certificate: Path) -> CertificateFacts:
             for end in ends:
                 _step(end)
     except ssl.SSLCertVerificationError as error:
-        problems: dict[int, Problem] = {EXPIRED: "expired", NOT_YET_VALID: "not-yet-valid"}
+        problems: dict[int, CertificateProblem] = {
+            EXPIRED: "expired",
+            NOT_YET_VALID: "not-yet-valid",
+        }
         return CertificateFacts(problems.get(error.verify_code, "unreadable"), error.verify_message)
     found = ends[0].getpeercert() or {}
     expires = found.get("notAfter")

@@ -14,8 +14,11 @@ class GatewayPlan:
     """The router in front of the groups. `nodes` are the addresses of the nodes it runs on."""
 
     endpoint: str
+    """The first node's."""
     port: int
     nodes: tuple[str, ...]
+    policy: str = "least-loaded"
+    """Which group gets a request; see `Gateway.policy`."""
 
 
 @dataclass(frozen=True)

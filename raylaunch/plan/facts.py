@@ -144,6 +144,30 @@ class ProbeFailure:
     hung: bool = False
 
 
+CertificateProblem = Literal["missing", "unreadable", "key-mismatch", "expired", "not-yet-valid"]
+
+
+@dataclass(frozen=True)
+class CertificateFacts:
+    """What is wrong with a certificate and its key; `expires` in seconds since the epoch."""
+
+    problem: CertificateProblem | None = None
+    detail: str = ""
+    expires: float | None = None
+
+
+@dataclass(frozen=True)
+class GatewayFacts:
+    """What a node has for a gateway."""
+
+    ip: str
+    haproxy: bool
+    """Whether the executable of the gateway's listener was found."""
+    listeners: tuple[Listener, ...] = ()
+    certificate: CertificateFacts | None = None
+    """None without `gateway.tls`."""
+
+
 @dataclass(frozen=True)
 class TuningStep:
     """The result for one wanted host setting.

@@ -44,11 +44,18 @@ def deployment_plan_from_dict(data: dict[str, Any]) -> DeploymentPlan:
 
 
 def _gateway_to_dict(gateway: GatewayPlan) -> dict[str, Any]:
-    return {"endpoint": gateway.endpoint, "port": gateway.port, "nodes": list(gateway.nodes)}
+    return {
+        "endpoint": gateway.endpoint,
+        "port": gateway.port,
+        "nodes": list(gateway.nodes),
+        "policy": gateway.policy,
+    }
 
 
 def _gateway_from_dict(data: dict[str, Any]) -> GatewayPlan:
-    return GatewayPlan(data["endpoint"], data["port"], tuple(data["nodes"]))
+    # Plans of earlier versions have no policy.
+    policy = data.get("policy", "least-loaded")
+    return GatewayPlan(data["endpoint"], data["port"], tuple(data["nodes"]), policy)
 
 
 def plan_to_dict(plan: LaunchPlan) -> dict[str, Any]:

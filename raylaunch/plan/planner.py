@@ -8,6 +8,7 @@ from raylaunch.errors import PlanError
 from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.environment import build_env, build_unset
 from raylaunch.plan.facts import Facts
+from raylaunch.plan.gateway_plan import plan_gateway
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan, Value
 from raylaunch.plan.layout import Seat, bracket, choose_devices, lay_out, put_first, share_nodes
 from raylaunch.plan.ports import PortChoice, choose_ports
@@ -102,7 +103,9 @@ def build_deployment_plan(
     primary: str | None = None,
     others: Sequence[LaunchPlan] = (),
 ) -> DeploymentPlan:
-    """Resolve every group of a recipe on the given nodes, one after the other.
+    """Resolve every group of a recipe on the given nodes, one after the other, and the gateway.
+
+    The first of the nodes is taken for Ray's head, where the gateway runs.
 
     Args:
         loaded: The recipe with the origins of its values.
@@ -121,7 +124,8 @@ def build_deployment_plan(
     for group, own in zip(groups, share_nodes(groups, first), strict=True):
         around = (*others, *plans)
         plans.append(plan_group(group, own, deployment=deployment, others=around))
-    return DeploymentPlan(deployment or loaded.name, loaded.name, tuple(plans))
+    gateway = plan_gateway(loaded.recipe.gateway, nodes[0], nodes, (*others, *plans))
+    return DeploymentPlan(deployment or loaded.name, loaded.name, tuple(plans), gateway)
 
 
 def _plan_server(

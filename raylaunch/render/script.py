@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from raylaunch.plan.deployment_plan import DeploymentPlan
+from raylaunch.plan.deployment_plan import DeploymentPlan, GatewayPlan
 from raylaunch.plan.launch_plan import Flag, LaunchPlan, ServerPlan, Value
 
 _HOME = "$HOME/"
@@ -23,17 +23,17 @@ def render_scripts(plan: DeploymentPlan) -> dict[str, str]:
     its own environment and fails without them.
     """
     return {
-        script_name(group, server): render_script(group, server)
+        script_name(group, server): render_script(group, server, plan.gateway)
         for group in plan.groups
         for server in group.servers
     }
 
 
-def render_script(plan: LaunchPlan, server: ServerPlan) -> str:
-    """Return the bash script of one server of a group."""
+def render_script(plan: LaunchPlan, server: ServerPlan, gateway: GatewayPlan | None = None) -> str:
+    """Return the bash script of one server of a group; a comment names the `gateway`, if any."""
     exports = [_export(name, value) for name, value in server.env.items()]
     parts = [
-        _header(plan, server),
+        _header(plan, server, gateway),
         "set -euo pipefail",
         _metadata(server) if plan.platform == "cpu" else "",
         _secrets(plan),
@@ -64,9 +64,11 @@ def comment(text: str) -> str:
     return f"# {words}".rstrip()
 
 
-def _header(plan: LaunchPlan, server: ServerPlan) -> str:
+def _header(plan: LaunchPlan, server: ServerPlan, gateway: GatewayPlan | None) -> str:
     lines = ["#!/usr/bin/env bash", f"# shellcheck disable={_LITERAL}"]
     lines += [comment(text) for text in _instructions(plan, server)]
+    if gateway is not None:
+        lines += [comment(text) for text in _about_gateway(gateway)]
     return "\n".join(lines)
 
 
@@ -91,6 +93,12 @@ def _instructions(plan: LaunchPlan, server: ServerPlan) -> Iterator[str]:
     if plan.model.startswith(_HOME) or "/models/tiny-" in plan.model:
         yield f"The generated model must exist: {plan.model} (`raylaunch start` makes it)."
     yield "This script does not change host settings: `raylaunch tune` shows and sets them."
+
+
+def _about_gateway(gateway: GatewayPlan) -> Iterator[str]:
+    nodes = ", ".join(gateway.nodes)
+    yield f"`raylaunch start` adds a gateway: {gateway.endpoint} (on {nodes}; {gateway.policy})."
+    yield "These scripts start none: clients use the server's own address."
 
 
 def _metadata(server: ServerPlan) -> str:

@@ -69,6 +69,53 @@ class GroupStatus:
 
 
 @dataclass(frozen=True)
+class GatewayCounters:
+    """What a gateway did with the requests of clients since it started. `held_s` in seconds."""
+
+    requests: int = 0
+    queue: int = 0
+    """Requests that wait at this moment."""
+    held: int = 0
+    """Requests that had to wait."""
+    held_s: float = 0.0
+    """How long they waited, in sum."""
+    repeated: int = 0
+    """Attempts beyond the first of a request."""
+    continued: int = 0
+    """Streams that were continued after a break."""
+    broken: int = 0
+    """Streams that were closed with an error event."""
+    failed: int = 0
+    """Requests that were answered with an error of the gateway's own."""
+    rejected: int = 0
+    """Requests that were refused because the queue was full."""
+    cancelled: int = 0
+    """Requests whose client went away."""
+
+
+@dataclass(frozen=True)
+class GatewayNode:
+    """The gateway on one node. Its counters start at 0 when its relay is started again."""
+
+    ip: str
+    endpoint: str
+    keeper_pid: int
+    counters: GatewayCounters
+    haproxy_starts: int = 1
+    relay_starts: int = 1
+
+
+@dataclass(frozen=True)
+class GatewayReport:
+    """The gateway of a deployment. Before it is up, the endpoint is "" and there are no nodes."""
+
+    endpoint: str = ""
+    """For clients; with several nodes, the head's."""
+    policy: str = ""
+    nodes: tuple[GatewayNode, ...] = ()
+
+
+@dataclass(frozen=True)
 class Status:
     """One deployment at one moment. Times: seconds since the epoch, for display.
 
@@ -96,6 +143,8 @@ class Status:
     error: dict[str, str] | None = field(default=None)
     """Why the deployment failed, as `RaylaunchError.as_dict`."""
     groups: tuple[GroupStatus, ...] = ()
+    gateway: GatewayReport | None = None
+    """None for a deployment without one."""
     operation: str = ""
     """The command that changes the deployment at this moment; "" for none."""
     awaits: tuple[str, ...] = ()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from raylaunch.checks.findings import Finding
 from raylaunch.errors import UnknownDeploymentError
-from raylaunch.supervise.deployment_status import Event, GroupStatus, Status
+from raylaunch.supervise.deployment_status import Event, GatewayReport, GroupStatus, Status
 from raylaunch.supervise.state import Phase
 
 ON_THE_WAY = (Phase.PENDING, Phase.CHECKING, Phase.STARTING, Phase.RESTARTING)
@@ -92,17 +93,26 @@ def summarise(
     )
 
 
-def behind_gateway(status: Status, endpoint: str) -> Status:
-    """Return the status with the gateway's address as the deployment's.
+def behind_gateway(
+    status: Status, gateway: GatewayReport, findings: Sequence[Finding] = ()
+) -> Status:
+    """Return the status with the gateway, whose address is the deployment's.
 
     Args:
         status: Made of the groups alone.
-        endpoint: The gateway's; "" while it is not up.
+        gateway: The gateway.
+        findings: Those about it.
     """
-    if endpoint or status.phase is not Phase.READY:
-        return replace(status, endpoint=endpoint)
+    shown = replace(
+        status,
+        endpoint=gateway.endpoint,
+        gateway=gateway,
+        findings=tuple(dict.fromkeys((*status.findings, *findings))),
+    )
+    if gateway.endpoint or status.phase is not Phase.READY:
+        return shown
     waiting = (*status.waiting_for, "the gateway")
-    return replace(status, endpoint="", phase=Phase.STARTING, waiting_for=waiting)
+    return replace(shown, phase=Phase.STARTING, waiting_for=waiting)
 
 
 def narrow(status: Status, name: str | None) -> Status:
@@ -129,6 +139,7 @@ def narrow(status: Status, name: str | None) -> Status:
         events=tuple(event for event in status.events if event.group in ("", name)),
         error=group.error,
         groups=(group,),
+        gateway=None,
     )
 
 

@@ -259,3 +259,24 @@ def test_the_reference_names_every_verb_option_and_exit_code():
         ] == []
     for kind in (errors.RecipeError, errors.PlanError, errors.NodeError):
         assert f"| {kind.exit_code} | {kind.__name__} |" in text
+
+
+RAYS_LIBRARY = """
+import atexit, ctypes, sys, types
+import raylaunch.cli.app as app
+sys.modules["ray._raylet"] = types.ModuleType("ray._raylet")
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.abort, None, None)
+atexit.register(lambda: print("left the cluster"))
+app.program()
+"""
+"""A library whose destructors crash, as Ray's did at the exit of a start that succeeded."""
+
+
+@pytest.mark.parametrize(("words", "code"), [(("list",), 0), (("plan", "no-such-recipe"), 3)])
+def test_the_exit_code_is_the_commands_also_when_rays_library_crashes_at_exit(words, code):
+    process = [sys.executable, "-c", RAYS_LIBRARY, *words]
+    done = subprocess.run(process, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.endswith("left the cluster\n")
+    assert ("local-dual" in done.stdout) == (code == 0), "what was written arrives"

@@ -31,8 +31,8 @@ PRIVATE = ("/run", "/dev/shm", HOME, "/tmp")
 KEPT = tuple(dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix]))
 SCRIPTS = sysconfig.get_path("scripts")
 PATH = f"{SCRIPTS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-READY_S = 30.0
-END_S = 30.0
+READY_S = 60.0
+END_S = 60.0
 UNSHARE = ("--net", "--mount", "--pid", "--fork", "--uts", "--ipc", "--mount-proc", "--kill-child")
 
 SSHD_CONFIG = """\

@@ -25,7 +25,7 @@ import httpx, sys
 body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 print(httpx.post(sys.argv[1] + "/chat/completions", json=body, timeout=60, trust_env=False).status_code)
 """
-GONE_S = 30.0
+GONE_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,26 @@ def disk_folder(tmp_path):
     return tmp_path
 
 
+def test_the_question_whether_a_page_is_cached_does_not_read_it(disk_folder):
+    path = put(disk_folder, "model.safetensors", PIECE)
+    forget(path)
+    assert not any(is_cached(path, PIECE // 2) for _ in range(1000))
+    path.read_bytes()
+    assert is_cached(path, PIECE // 2)
+
+
+def test_a_file_of_another_user_is_asked_without_mincore(disk_folder, monkeypatch):
+    path = put(disk_folder, "model.safetensors", PIECE)
+    # mincore(2) would report this page as cached to a user who may not write the file.
+    monkeypatch.setattr(page_cache, "_is_resident", lambda file, where: True)
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    asked = []
+    monkeypatch.setattr(os, "preadv", lambda *words: asked.append(words) or 0)
+    assert not is_cached(path, 0)
+    assert len(asked) == 1
+
+
 def test_weights_are_read_once(disk_folder):
     files = [put(disk_folder, f"model-{number}.safetensors", 2 * PIECE + 5) for number in range(2)]
     for path in files:

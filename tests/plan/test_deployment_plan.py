@@ -252,7 +252,7 @@ def test_no_two_servers_share_a_port_an_npu_or_a_log(kinds, spare):
 
 
 @pytest.mark.parametrize(
-    "gateway", [None, GatewayPlan("http://192.0.2.10:80/v1", 80, ("192.0.2.10",))]
+    "gateway", [None, GatewayPlan("http://192.0.2.10:80/v1", 80, ("192.0.2.10",), "sticky")]
 )
 def test_the_plan_of_a_deployment_survives_json(gateway):
     made = build_deployment_plan(read("a2-replicas"), hosts(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
@@ -210,6 +211,7 @@ class FakeEvidence:
     async def keep(self, case, journal, seen) -> None:
         self.kept += 1
         case.problem = self.problem
+        case.bundle = None if self.problem else Path("bundle")
 
 
 class Stage:

@@ -17,7 +17,7 @@ from raylaunch.vllm_api.vllm_client import HttpAnswer, MetricsAnswer, ModelsAnsw
 from raylaunch.vllm_api.vllm_metrics import RankCounters
 
 OK, LATE = HttpAnswer(200, 0.1), HttpAnswer(None, 15.0, "no answer within 15 s")
-PATIENCE_S = 20.0
+PATIENCE_S = 60
 SEEN = ServerSeen(0, ranks=(RankSeen(0), RankSeen(1)))
 
 

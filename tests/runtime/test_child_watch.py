@@ -16,7 +16,7 @@ from raylaunch.node.process.vllm_children import find_vllm_children
 from raylaunch.runtime.agent.child_watch import ChildWatch
 from raylaunch.runtime.cluster.task_owner import TaskOwner
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from raylaunch.node.process.vllm_children import VllmChild
 from raylaunch.runtime.agent import fault_injection
 from raylaunch.runtime.agent.fault_injection import Targets, inject_fault
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60
 NEVER = 2**22 + 1
 """No pid: above the largest pid_max of Linux."""
 

@@ -11,6 +11,7 @@ from fake_controllers import DEADLINE_S, await_status, begin, creator, finish, r
 
 from raylaunch.errors import NodeError
 from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters
+from raylaunch.plan.facts import GatewayFacts
 from raylaunch.recipe.load import change_recipe
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller.gateway import gateway_link
@@ -212,9 +213,32 @@ def test_a_green_group_that_is_refused_never_serves(create, gateway, monkeypatch
         await one.confirm("it says nothing but !")
         status = await finish(one)
         assert status.operation_error["why"] == "it says nothing but !"
+        for name in ("serve-0.g2", "serve-1.g2"):
+            assert f"evidence of {name}: " in status.operation_error["evidence"]
         assert [group.attempt for group in status.groups] == [1, 1]
         await await_pushed(gateway, blue)
         assert served(gateway) == blue.keys()
+        await one.stop()
+
+    run(live)
+
+
+def test_a_gateway_that_cannot_start_is_refused_before_anything_is_launched(
+    create, gateway, monkeypatch
+):
+    async def live():
+        monkeypatch.setattr(
+            gateway_link, "probe_gateway", lambda _, ip: GatewayFacts(ip, haproxy=False)
+        )
+        one = create(*GATEWAY)
+        await one.begin({})
+        status = await await_status(one, lambda status: status.phase is Phase.FAILED)
+        assert status.error["error"] == "ChecksFailedError"
+        assert "gateway-haproxy" in str(status.error)
+        assert [finding.id for finding in status.findings] == ["gateway-haproxy"]
+        assert gateway.starts == []
+        for group in one._groups:
+            assert "launch" not in group.backend.calls
         await one.stop()
 
     run(live)

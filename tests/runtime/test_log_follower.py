@@ -13,7 +13,7 @@ from raylaunch.runtime.cluster.task_owner import TaskOwner
 LOADS = "INFO 11-23 20:26:51 [x.py:1] Starting to load model tiny...\n"
 UP = "INFO:     Application startup complete.\n"
 HANG = "INFO 11-23 20:26:51 [x.py:1] No available shared memory broadcast block found in 60 s\n"
-PATIENCE_S = 20.0
+PATIENCE_S = 60
 
 
 def append(path: Path, text: str) -> None:

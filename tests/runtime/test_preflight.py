@@ -27,7 +27,7 @@ from raylaunch.cli.app import main
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import preflight
 
-async def hang(gang, *_):
+async def hang(gang, *_, **__):
     gang.create(placement.slots(gang.reservation))
     await gang.demand_all(lambda agent: agent.hello())
     print("looking", flush=True)

@@ -6,8 +6,17 @@ import itertools
 
 import pytest
 
+from raylaunch.cli.output import Style
+from raylaunch.cli.views.status_view import status_lines
 from raylaunch.errors import UnknownDeploymentError
-from raylaunch.supervise.deployment_status import Event, GroupStatus, Status
+from raylaunch.supervise.deployment_status import (
+    Event,
+    GatewayCounters,
+    GatewayNode,
+    GatewayReport,
+    GroupStatus,
+    Status,
+)
 from raylaunch.supervise.deployment_summary import (
     behind_gateway,
     derive_phase,
@@ -97,7 +106,24 @@ def test_one_group_is_shown_as_a_deployment_of_its_own():
 
 def test_behind_a_gateway_the_deployment_is_ready_when_its_address_is():
     status = status_of(group("serve-0", Phase.READY))
-    assert behind_gateway(status, "http://g/v1").endpoint == "http://g/v1"
-    waiting = behind_gateway(status, "")
+    up = GatewayReport("http://g/v1")
+    shown = behind_gateway(status, up)
+    assert (shown.endpoint, shown.gateway) == ("http://g/v1", up)
+    assert narrow(shown, "serve-0").gateway is None
+    waiting = behind_gateway(status, GatewayReport())
     assert (waiting.phase, waiting.waiting_for) == (Phase.STARTING, ("the gateway",))
-    assert behind_gateway(status_of(group("serve-0", Phase.FAILED)), "").phase is Phase.FAILED
+    failed = status_of(group("serve-0", Phase.FAILED))
+    assert behind_gateway(failed, GatewayReport()).phase is Phase.FAILED
+
+
+def test_the_status_of_a_gateway_counts_what_it_did_and_leaves_out_rare_zeros():
+    counters = GatewayCounters(requests=12, queue=1, held=3, repeated=2, continued=1, broken=4)
+    node = GatewayNode("192.0.2.10", "http://192.0.2.10:8000/v1", 7, counters)
+    report = GatewayReport(node.endpoint, "sticky", (node,))
+    status = behind_gateway(status_of(group("serve-0", Phase.READY)), report)
+    lines = list(status_lines(status, Style()))
+    assert lines[1].startswith("endpoint  http://192.0.2.10:8000/v1")
+    assert lines[2] == (
+        "gateway   on 192.0.2.10: 12 requests, 1 in the queue, 3 held, 2 repeated, "
+        "1 stream continued, 0 failed, 4 broken"
+    )

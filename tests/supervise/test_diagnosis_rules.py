@@ -13,6 +13,7 @@ from raylaunch.supervise.diagnosis.rules.network_rules import describe_address
 from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 from raylaunch.supervise.diagnosis.tracebacks import find_exceptions
+from raylaunch.supervise.state import Exit
 
 BLOCK = (
     "EJ0003: [PID: 159] 2025-03-26-17:01:02.816.428 Failed to bind the IP port. Reason: The IP "
@@ -117,6 +118,13 @@ def test_error_lines_that_nothing_explains_are_no_all_clear() -> None:
     assert not found.certain
     for word in ("2 error lines", "upside down", "fell off", "Worker_TP0", "Worker_TP1"):
         assert word in found.cause
+
+
+def test_output_that_a_full_log_disk_lost_is_not_the_cause_of_a_kill() -> None:
+    note = "[raylaunch] 1677 bytes of output lost: No space left on device"
+    found = diagnose([ServerEvidence(0, log_lines=(note,), exit=Exit(5.0, signal=9))])
+    assert (found.id, found.kind) == ("killed", "transient")
+    assert diagnose_text(note) is None
 
 
 def test_an_error_that_the_server_survived_is_no_failure_but_a_later_one_is() -> None:

@@ -129,14 +129,17 @@ def _on_npus(group: LaunchPlan) -> tuple[ServerPlan, ...]:
 
 def _endpoints(plan: DeploymentPlan, style: Style) -> Iterator[str]:
     """Yield the address of the gateway, and that of each group."""
-    if plan.gateway is not None:
-        yield f"endpoint  {style.paint(plan.endpoint, 'good')}  (gateway)"
+    gateway = plan.gateway
+    if gateway is not None:
+        where = f"gateway on {', '.join(gateway.nodes)}, {gateway.policy}"
+        yield f"endpoint  {style.paint(gateway.endpoint, 'good')}  ({where})"
+    label = "endpoint" if gateway is None else "behind  "
     for group in plan.groups:
         about = f"model {group.served_name}"
         if not group.is_alone:
             role = "" if group.role == "serve" else f"{group.role}, "
             about = f"{group.group}, {role}{about}"
-        yield f"endpoint  {style.paint(group.endpoint, 'good')}  ({about})"
+        yield f"{label}  {style.paint(group.endpoint, 'good')}  ({about})"
 
 
 def _server_row(planned: _Planned) -> tuple[str, ...]:

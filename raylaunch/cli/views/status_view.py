@@ -11,7 +11,13 @@ from raylaunch.checks.findings import Finding
 from raylaunch.cli.output import Style, error_lines, table, to_json
 from raylaunch.cli.views.plan_view import compress, count, finding_lines
 from raylaunch.errors import from_dict
-from raylaunch.supervise.deployment_status import Event, GroupStatus, ServerStatus, Status
+from raylaunch.supervise.deployment_status import (
+    Event,
+    GatewayCounters,
+    GroupStatus,
+    ServerStatus,
+    Status,
+)
 from raylaunch.supervise.state import HttpSeen, Phase, RankSeen, ServerSeen
 
 PHASE_KINDS = {
@@ -235,8 +241,24 @@ def _head(status: Status, style: Style) -> Iterator[str]:
     numbers = f"{first}, {count(status.restarts, 'restart')}"
     yield f"{name}  {phase} for {in_phase}  (recipe {status.recipe}, {numbers})"
     yield f"endpoint  {status.endpoint}  (model {status.served_name})"
+    for node in status.gateway.nodes if status.gateway else ():
+        yield f"gateway   on {node.ip}: {_gateway_counts(node.counters)}"
     if status.waiting_for:
         yield f"waiting   for {', '.join(status.waiting_for)}"
+
+
+def _gateway_counts(seen: GatewayCounters) -> str:
+    """Return what a gateway did: the usual numbers always, the rare ones when there are any."""
+    counts = [
+        count(seen.requests, "request"),
+        f"{seen.queue} in the queue",
+        f"{seen.held} held",
+        f"{seen.repeated} repeated",
+        f"{count(seen.continued, 'stream')} continued",
+        f"{seen.failed} failed",
+    ]
+    rare = {"broken": seen.broken, "rejected": seen.rejected, "cancelled": seen.cancelled}
+    return ", ".join([*counts, *(f"{number} {name}" for name, number in rare.items() if number)])
 
 
 def _group_row(group: GroupStatus, now: float) -> tuple[str, ...]:

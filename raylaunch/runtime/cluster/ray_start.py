@@ -16,24 +16,42 @@ from raylaunch.errors import ClusterError
 from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT
 
 START_TIMEOUT_S = 90.0
+"""For each `ray start`, and for its raylet to register."""
+_KILLED_S = 5.0
 OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest is 75 MB; raylaunch passes almost no objects."""
 LOOPBACK = "127.0.0.1"
 
 RAY_START = """
-import sys
+import sys, time
 from ray._private import services
 from ray.scripts import scripts
 services.resolve_ip_for_localhost = lambda host: host
 scripts.get_ray_client_dependency_error = lambda: "switched off by raylaunch"
+
+def await_node(*words, get_node=services.get_node, limit_s=float(sys.argv.pop(1))):
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            return get_node(*words)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+services.get_node = await_node
 sys.stdin.readline() and scripts.main()
 """
-"""`ray start`, with two changes for which Ray 2.60 has no option.
+"""`ray start`, with three changes for which Ray 2.60 has no option.
 
 Ray replaces 127.0.0.1 by the machine's own address, and then every daemon listens on all
 interfaces. And it starts a client server on port 10001 unless its dependencies are missing; with
-SO_REUSEPORT, so that two clusters share the port.
+SO_REUSEPORT, so that two clusters share the port. And it gives up when its raylet has not
+registered within 30 s (`_private/node.py`), which a busy machine exceeds.
 """
+TOO_LATE = "the embedded Ray cluster did not start within"
+"""How the error begins when this machine was too busy for Ray."""
+_RAY_GAVE_UP = "The current node timed out during startup"
 
 SECRET_NAME = re.compile(
     r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY(_ID)?|KEY)(_|$)",
@@ -51,7 +69,7 @@ def ray_start(
     At the end of its input it exits, so one that is never allowed to begin leaves nothing.
     """
     command = [
-        sys.executable, "-c", RAY_START, "start", *arguments,
+        sys.executable, "-c", RAY_START, str(START_TIMEOUT_S), "start", *arguments,
         f"--node-ip-address={LOOPBACK}",
         # Ray makes its folder 0777, so it gets one below ours, which is 0700.
         f"--temp-dir={folder}/r",
@@ -121,17 +139,41 @@ def finish(process: subprocess.Popen[str]) -> None:
     """Wait until a `ray start` has done its work.
 
     Raises:
-        ClusterError: it failed; its last lines are the evidence.
+        ClusterError: it failed, or took too long; its last lines are the evidence.
     """
+    is_late = False
     try:
         output, _ = process.communicate(timeout=START_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
+        is_late = True
+        output = _kill(process)
+    if is_late or (process.returncode and _RAY_GAVE_UP in output):
+        load, _, _ = os.getloadavg()
+        raise ClusterError(
+            f"{TOO_LATE} {START_TIMEOUT_S:.0f} s",
+            evidence=_tail(output),
+            why=f"the load average of this machine is {load:.1f}, on {os.cpu_count()} CPUs",
+            todo="`raylaunch start` again; if the load is low, Ray's lines above show why it waits",
+        )
     if process.returncode:
-        tail = "\n".join(output.strip().splitlines()[-8:])
         raise ClusterError(
             f"the embedded Ray cluster did not start (exit status {process.returncode})",
-            evidence=tail,
+            evidence=_tail(output),
             todo="the lines above are Ray's; `raylaunch start` may simply be tried again",
         )
+
+
+def _kill(process: subprocess.Popen[str]) -> str:
+    """Kill a `ray start`; return what it had printed. Its daemons are killed by their marker."""
+    process.kill()
+    try:
+        output, _ = process.communicate(timeout=_KILLED_S)
+    except subprocess.TimeoutExpired as error:
+        # A daemon has the pipe open.
+        printed = error.output or b""
+        output = printed if isinstance(printed, str) else printed.decode(errors="replace")
+    return output
+
+
+def _tail(output: str) -> str:
+    return "\n".join(output.strip().splitlines()[-8:])

@@ -26,7 +26,7 @@ from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
-from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
+from raylaunch.runtime.controller.gateway.gateway_link import make_gateway
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
@@ -79,7 +79,7 @@ class Controller:
         self._stop_began = 0.0
         for spec in self._record.journal.specs:
             self._groups.add(spec)
-        self._gateway = self._make_gateway(request.loaded)
+        self._gateway = make_gateway(request, self._groups, self._clock, self._notify)
         # Ray starts workers at niceness 15. Only root may lower it.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -111,8 +111,12 @@ class Controller:
         if self._state.now is ControllerState.WAITING_FOR_BEGIN:
             if secrets:
                 await asyncio.to_thread(self._create_takeover_key)
+            if self._gateway is not None:
+                await self._gateway.check(secrets)
+            if await self._state.leave(ControllerState.WAITING_FOR_BEGIN, timeout_s=0):
+                return  # it was stopped meanwhile
             self._groups.begin(secrets)
-            self._run_gateway(secrets)
+            self._run_gateway(secrets, was_up=False)
             self._state.enter(ControllerState.RUNNING)
             self._groups.run()
 
@@ -150,7 +154,7 @@ class Controller:
         self._numbers.skip_lost(found.newest_number)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
-        self._run_gateway(secrets)
+        self._run_gateway(secrets, was_up=any(group.journal.served for group in self._groups))
         self._state.enter(ControllerState.RUNNING)
         if self._record.journal.stopping:
             await self._begin_stop()
@@ -175,6 +179,8 @@ class Controller:
     async def status(self) -> Status:
         """Return where the deployment is now."""
         await self._state.know()
+        if self._gateway is not None:
+            await self._gateway.refresh()
         return self._status()
 
     async def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
@@ -344,34 +350,17 @@ class Controller:
         events = [*self._record.journal.events, *self._groups.events()]
         return sorted(events, key=lambda event: event.number)
 
-    def _make_gateway(self, loaded: LoadedRecipe) -> GatewayLink | None:
-        import ray
-
-        settings = loaded.recipe.gateway
-        if not settings.enabled:
-            return None
-        return GatewayLink(
-            self._request,
-            settings,
-            self._groups,
-            home(),
-            str(ray.util.get_node_ip_address()),
-            self._clock,
-            self._notify,
-        )
-
-    def _run_gateway(self, secrets: Mapping[str, str]) -> None:
+    def _run_gateway(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
         self._operations.secrets = secrets
         self._operations.gateway = self._gateway
         if self._gateway is not None:
-            self._gateway.begin(secrets)
+            self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""
         self._record.note("internal", str(failure))
-        never_served = not any(group.journal.served for group in self._groups)
-        if failure.name == GATEWAY and never_served:
+        if failure.name == GATEWAY and self._gateway is not None and not self._gateway.was_up:
             error = as_raylaunch_error(failure.error)
             for group in self._groups:
                 group.loop.abandon(error)
@@ -394,4 +383,6 @@ class Controller:
             stopping=self._record.journal.stopping,
         )
         status = self._operations.show_in(status)
-        return behind_gateway(status, self._gateway.endpoint) if self._gateway else status
+        if self._gateway is None:
+            return status
+        return behind_gateway(status, self._gateway.report(), self._gateway.findings)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from raylaunch.errors import BusyError, RaylaunchError, UnknownDeploymentError
 from raylaunch.runtime.cluster.connection import NAMESPACE
+from raylaunch.runtime.cluster.node_tasks import HEAD_RESOURCE
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.remote_call import (
     ActorError,
@@ -43,7 +44,6 @@ CALL_TIMEOUT_S = 90.0
 BEGIN_TIMEOUT_S = 60.0
 STOP_POLL_S = 0.5
 """Between two status updates of a stop."""
-HEAD_RESOURCE = "node:__internal_head__"
 HEAD_SHARE = 0.001
 """Keeps the controller on the head node, as Ray Serve does with its own.
 

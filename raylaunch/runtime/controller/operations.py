@@ -328,7 +328,18 @@ class Operations:
             self.awaits = ()
             self._verdict = None
         if problem:
-            raise VerifyError(f"the new groups {', '.join(groups)} were refused", why=problem)
+            raise VerifyError(
+                f"the new groups {', '.join(groups)} were refused",
+                why=problem,
+                evidence="\n".join([await self._keep_evidence(name, problem) for name in groups]),
+            )
+
+    async def _keep_evidence(self, name: str, problem: str) -> str:
+        """Keep what a refused group leaves behind; return where, for people."""
+        case = await self._groups.find(name).keep_evidence(f"refused: {problem}")
+        if case.bundle is None:
+            return f"no evidence of {name} was kept: {case.problem}"
+        return f"evidence of {name}: {case.bundle}"
 
     async def _roll_back(self, specs: Sequence[GroupSpec]) -> None:
         """Remove the groups that are not among these, and start those that are missing."""

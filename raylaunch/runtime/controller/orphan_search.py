@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raylaunch.errors import RaylaunchError
 from raylaunch.node.process.orphans import (
@@ -20,11 +19,10 @@ from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.agent_handle import AgentHandle, find_agent, find_agents
 from raylaunch.runtime.cluster import local_cleanup, placement
 from raylaunch.runtime.cluster.connection import alive_nodes
-from raylaunch.runtime.cluster.packaging import packaged
+from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 from raylaunch.runtime.controller.port_turns import running_names
 from raylaunch.supervise.deployment_status import CleanReport, Leftover
 
-NODE_TIMEOUT_S = 60.0
 AGENT_ANSWER_S = 5.0
 """Within which an orphaned agent must name its instance."""
 _THIS_PROCESS = ""
@@ -124,34 +122,6 @@ def _kill_everywhere(found: list[_Orphans]) -> tuple[list[_Orphans], list[str]]:
         _Orphans(one.node_id, one.machine, one.host, left.get(one.node_id, [])) for one in found
     ]
     return after, [one.host for one in found if one.node_id in silent]
-
-
-def call_on_nodes(
-    function: Callable[..., Any],
-    arguments: dict[str, tuple[Any, ...]],
-    timeout_s: float = NODE_TIMEOUT_S,
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Call `function` on the nodes, by id; return the answers, and the nodes that gave none."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(packaged(function))
-    calls = {}
-    for node_id, given in arguments.items():
-        on_this_node = task.options(
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        )
-        calls[on_this_node.remote(*given)] = node_id
-    done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
-    answers = {}
-    for call in done:
-        try:
-            answers[calls[call]] = ray.get(call)
-        except ray.exceptions.RayError:  # the node died, or its worker could not start
-            continue
-    return answers, tuple(node_id for node_id in arguments if node_id not in answers)
 
 
 def _find_headless(deployment: str | None) -> list[str]:

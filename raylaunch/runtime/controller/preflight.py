@@ -21,14 +21,18 @@ from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import ProbeActor
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.group_key import GroupKey
+from raylaunch.runtime.controller.gateway.gateway_preflight import preflight_gateway
 from raylaunch.runtime.controller.group.planning import check_plan, probe_nodes
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
-def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[DeploymentPlan, list[Finding]]:
+def preflight(
+    loaded: LoadedRecipe, deployment: str, only: str | None = None
+) -> tuple[DeploymentPlan, list[Finding]]:
     """Plan and check a recipe on the connected cluster, from the nodes that `start` would use now.
 
-    The NPUs of all groups are reserved together.
+    The NPUs of all groups are reserved together, and all are planned. With `only`, that group and
+    the gateway alone are checked.
 
     Raises:
         PlacementError: the cluster cannot give the NPUs.
@@ -44,10 +48,14 @@ def preflight(loaded: LoadedRecipe, deployment: str) -> tuple[DeploymentPlan, li
         specs = expand_groups(loaded)
         gangs = [_reserve(GroupKey(label, spec.name), spec, stack) for spec in specs]
         for spec, gang in zip(specs, gangs, strict=True):
-            plan, found = asyncio.run(_probe_and_plan(gang, spec, deployment, plans))
+            is_checked = only in (None, spec.name)
+            work = _probe_and_plan(gang, spec, deployment, plans, is_checked=is_checked)
+            plan, found = asyncio.run(work)
             plans.append(plan)
             findings.update(dict.fromkeys(found))
-    return DeploymentPlan(deployment, loaded.name, tuple(plans)), list(findings)
+    gateway, found = preflight_gateway(loaded, plans)
+    findings.update(dict.fromkeys(found))
+    return DeploymentPlan(deployment, loaded.name, tuple(plans), gateway), list(findings)
 
 
 def _reserve(key: GroupKey, spec: GroupSpec, stack: ExitStack) -> Gang:
@@ -59,7 +67,12 @@ def _reserve(key: GroupKey, spec: GroupSpec, stack: ExitStack) -> Gang:
 
 
 async def _probe_and_plan(
-    gang: Gang, spec: GroupSpec, deployment: str, siblings: Sequence[LaunchPlan]
+    gang: Gang,
+    spec: GroupSpec,
+    deployment: str,
+    siblings: Sequence[LaunchPlan],
+    *,
+    is_checked: bool,
 ) -> tuple[LaunchPlan, list[Finding]]:
     gang.create(placement.slots(gang.reservation))
     # The checks compare the clocks of the nodes, so all agents must be up before the first probe.
@@ -69,5 +82,7 @@ async def _probe_and_plan(
     others = await ask_plans(deployment)
     neighbours = replace(others, plans=(*others.plans, *siblings))
     plan = plan_group(spec, facts, deployment=deployment, others=neighbours.plans)
+    if not is_checked:
+        return plan, []
     findings = await check_plan(gang, spec.loaded, facts, plan, neighbours, dry_run=True)
     return plan, findings

@@ -71,6 +71,9 @@ _WINDOW_LINES = 6
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
 # EVENT and TRACE are levels of CANN: `[EVENT] HCCL(159,python3):2026-11-23-10:16:41.070.463`.
 _NOISE = "NOISE"
+# The guard's note of output that a full disk lost (node/process/guard.py): the server has failed
+# for another reason, for it does not write the log itself.
+_OWN_NOTE = "[raylaunch] "
 _BELOW_WARNING = frozenset({"DEBUG", "INFO", "EVENT", "TRACE", _NOISE})
 _BELOW_ERROR = _BELOW_WARNING | {"WARNING", "WARN"}
 LEFT_OUT = "INFO: lines left out"
@@ -296,6 +299,8 @@ def _join(cleaned: Sequence[str], indices: Sequence[int]) -> LogText:
 
 def _level(line: str) -> str:
     """Return the level that a line was logged with; "" when it names none."""
+    if line.startswith(_OWN_NOTE):
+        return _NOISE
     found = _VLLM.match(line) or _BRACKETED.match(line) or _OTHER_LEVEL.match(line)
     if found is None:
         return ""

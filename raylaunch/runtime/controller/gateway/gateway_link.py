@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from raylaunch.errors import NodeError, RaylaunchError
+from raylaunch.checks.findings import Finding, waive
+from raylaunch.errors import ChecksFailedError, NodeError, RaylaunchError
 from raylaunch.gateway import gateway_client
 from raylaunch.gateway.gateway_client import (
     GatewayClient,
@@ -22,14 +23,19 @@ from raylaunch.gateway.gateway_client import (
     start_gateway,
 )
 from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
+from raylaunch.gateway.gateway_probe import probe_gateway
+from raylaunch.home import home
 from raylaunch.node.process.process_markers import GROUP
-from raylaunch.plan.ports import wanted_ports
+from raylaunch.plan.gateway_plan import choose_gateway_port, gateway_url, planned_ports
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.gateway.gateway_preflight import check_gateway
 from raylaunch.runtime.controller.gateway.membership import members_of
+from raylaunch.runtime.controller.group.planning import refuse_errors
 from raylaunch.runtime.controller.group_set import GroupSet
 from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.supervise.deployment_status import GatewayCounters, GatewayNode, GatewayReport
 from raylaunch.supervise.state import Phase
 
 log = logging.getLogger(__name__)
@@ -82,15 +88,49 @@ class GatewayLink:
         self._pushed: tuple[Member, ...] = ()
         self._pushed_at = 0.0
         self._is_stopping = False
+        self.was_up = False
+        """Whether it served at any time: an error then is no reason to stop the groups."""
+        self.findings: tuple[Finding, ...] = ()
+        """Of the check before the start."""
 
-    @property
-    def endpoint(self) -> str:
-        """Base URL for clients; "" while the gateway is not up."""
-        return f"{self._status.url}/v1" if self._status else ""
+    def report(self) -> GatewayReport:
+        """Return where the gateway is, and its counters as of the last `refresh`."""
+        policy = self._settings.policy
+        if self._status is None:
+            return GatewayReport(policy=policy)
+        node = _node_report(self._settings, self._address, self._status)
+        return GatewayReport(node.endpoint, policy, (node,))
 
-    def begin(self, secrets: Mapping[str, str]) -> None:
-        """Hand over the secrets, before `run`."""
+    async def refresh(self) -> None:
+        """Read the counters."""
+        if self._client is None:
+            return
+        try:
+            self._status = await asyncio.to_thread(self._client.status)
+        except NodeError as error:
+            # `run` notices too, and starts another one on the same port.
+            log.warning("the gateway does not answer: %s", error)
+
+    def begin(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
+        """Hand over the secrets, and whether a gateway of this deployment served, before `run`."""
         self._secrets = secrets
+        self.was_up = was_up
+
+    async def check(self, secrets: Mapping[str, str]) -> None:
+        """Check this node and the API keys; where the gateway cannot start, let all groups fail.
+
+        Nothing has been launched yet.
+        """
+        loaded = self._request.loaded
+        found = await asyncio.to_thread(probe_gateway, self._settings, self._address)
+        valued = [name for name, value in secrets.items() if value]
+        findings = check_gateway(loaded, [found], valued)
+        self.findings = tuple(waive(findings, self._request.skipped or {}))
+        try:
+            refuse_errors(self.findings)
+        except ChecksFailedError as error:
+            for group in self._groups:
+                group.loop.abandon(error)
 
     def mark_changed(self) -> None:
         """Note that a group changed: what the gateway must know is sent without delay."""
@@ -185,6 +225,7 @@ class GatewayLink:
             members=members,
         )
         self._client = client
+        self.was_up = True
         self._status = await asyncio.to_thread(client.status)
         log.info("the gateway is up: %s", self._status.url)
         self._on_change()
@@ -201,11 +242,7 @@ class GatewayLink:
 
     def _choose_port(self) -> int:
         """Return the first port from the wanted one on that no server of the deployment wants."""
-        planned = set()
-        for group in self._groups:
-            for server in group.plan.servers if group.plan else ():
-                planned |= {port for _, port, _ in wanted_ports(server)}
-        return next(port for port in range(self._settings.port, 65536) if port not in planned)
+        return choose_gateway_port(self._settings.port, planned_ports(self._groups.plans()))
 
     def _is_due(self) -> bool:
         members = members_of(self._groups, self._draining)
@@ -230,6 +267,43 @@ class GatewayLink:
             return
         self._pushed = members
         self._pushed_at = self._clock.monotonic()
+
+
+def make_gateway(
+    request: Request, groups: GroupSet, clock: Clock, on_change: Callable[[], None]
+) -> GatewayLink | None:
+    """Return the gateway of a deployment on this node; None when its recipe has none."""
+    import ray
+
+    settings = request.loaded.recipe.gateway
+    if not settings.enabled:
+        return None
+    address = str(ray.util.get_node_ip_address())
+    return GatewayLink(request, settings, groups, home(), address, clock, on_change)
+
+
+def _node_report(settings: Gateway, ip: str, status: GatewayStatus) -> GatewayNode:
+    seen = status.counters
+    counters = GatewayCounters(
+        requests=seen.requests,
+        queue=seen.held,
+        held=seen.held_total,
+        held_s=seen.held_s,
+        repeated=seen.retries,
+        continued=seen.continued,
+        broken=seen.broken,
+        failed=seen.failed,
+        rejected=seen.rejected,
+        cancelled=seen.cancelled,
+    )
+    return GatewayNode(
+        ip=ip,
+        endpoint=f"{gateway_url(settings, ip, status.port)}/v1",
+        keeper_pid=status.keeper_pid,
+        counters=counters,
+        haproxy_starts=status.haproxy_starts,
+        relay_starts=status.relay_starts,
+    )
 
 
 def _without_load(members: tuple[Member, ...]) -> list[tuple[str, str, str]]:

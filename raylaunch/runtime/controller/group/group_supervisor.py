@@ -20,7 +20,7 @@ from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
-from raylaunch.runtime.controller.group.evidence import EvidenceCollector
+from raylaunch.runtime.controller.group.evidence import Case, EvidenceCollector
 from raylaunch.runtime.controller.group.group_backend import GroupSettings
 from raylaunch.runtime.controller.group.group_loop import GroupLoop
 from raylaunch.runtime.controller.group.group_report import build_group_status
@@ -147,6 +147,13 @@ class GroupSupervisor:
             return self.journal.diagnosis
         found = (await self._evidence.examine(self.journal, self.loop.record.seen)).diagnosis
         return None if found is None or found.id == "no-evidence" else found
+
+    async def keep_evidence(self, why: str) -> Case:
+        """Keep the evidence of a group that serves and is refused, as that of a failed one."""
+        self.loop.record.note("failure", why)
+        case = await self._evidence.examine(self.journal, self.loop.record.seen)
+        await self._evidence.keep(case, self.journal, self.loop.record.seen)
+        return case
 
     def node_ids(self) -> dict[int, str]:
         """Return Ray's id of each server's node."""

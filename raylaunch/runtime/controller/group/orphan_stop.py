@@ -10,7 +10,7 @@ from raylaunch.plan.facts import MarkedProcess
 from raylaunch.plan.launch_plan import ServerPlan
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.cluster.connection import alive_nodes
-from raylaunch.runtime.controller.orphan_search import call_on_nodes
+from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 
 ANSWER_S = 10.0
 """Beyond the grace period. A new worker process has to start and to import the code first."""

@@ -1,0 +1,1 @@
+"""The gateway: its keys, and what its nodes have for it."""
