@@ -173,6 +173,10 @@ class FakeGang:
     async def has_spare(self, plan, excluded, servers) -> bool:
         return self.spare
 
+    async def read_secrets(self):
+        self.calls.append("read_secrets")
+        return {"VLLM_API_KEY": "of the agents"}
+
     def give_up(self, server: int) -> None:
         self.agents.discard(server)
         self.dead.discard(server)

@@ -59,6 +59,21 @@ def test_a_dead_agent_is_replaced_and_nothing_is_restarted():
     play(work())
 
 
+def test_a_controller_that_took_over_without_secrets_has_them_from_the_adopted_agents():
+    async def work():
+        stage = await ready()
+        stage.gang.adoptable = {1}
+        stage.loop._secrets = {}
+        stage.gang.kill_agent(1)
+        await steps(stage, 3)
+        stage.gang.kill_server(0)
+        await stage.step_to(Phase.RESTARTING)
+        await stage.step_to(Phase.READY)
+        assert stage.gang.secrets[-1] == {"VLLM_API_KEY": "of the agents"}
+
+    play(work())
+
+
 def test_both_agents_at_the_same_moment_are_replaced_in_one_try():
     async def work():
         stage = await ready()

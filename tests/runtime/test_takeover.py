@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import stat
+from types import SimpleNamespace
 
 import pytest
 from fake_group import make_plan
@@ -50,6 +52,18 @@ def test_a_key_is_not_written_through_a_symbolic_link(tmp_path):
     path.symlink_to(target)
     create_key(path)
     assert not target.exists()
+
+
+def test_the_journals_of_the_guards_of_this_start_are_found_and_of_no_other(tmp_path, monkeypatch):
+    def report(instance, **notes):
+        kept = {owner: (1, base64.b64encode(text).decode()) for owner, text in notes.items()}
+        return SimpleNamespace(instance=instance, notes=kept)
+
+    guards = [report("aa.serve-0", one=b"1", two=b"2"), report("ab.serve-0", one=b"other")]
+    monkeypatch.setattr(takeover, "find_guards", lambda _home, name: guards if name == "d" else [])
+    assert takeover.journals_of_guards("d", "aa") == [("one", b"1"), ("two", b"2")]
+    assert takeover.journals_of_guards("d", "a") == []
+    assert takeover.journals_of_guards("e", "aa") == []
 
 
 def found(attempt: int) -> takeover.Found:

@@ -70,16 +70,16 @@ class Adoption:
             for one in self._record.seen.values()
         ]
 
-    async def step(self) -> None:
-        """Try to give each orphan another agent, if a try is due."""
+    async def step(self) -> bool:
+        """Try to give each orphan another agent, if a try is due; return whether one has it."""
         orphans = self.orphans
         now = self._clock.monotonic()
         if not orphans:
             self._lost_at = {}
-            return
+            return False
         self._begin(orphans, now)
         if now < self._retry_at:
-            return
+            return False
         plan = self._record.journal.plan
         assert plan is not None, "only a server of a plan has an agent"
         try:
@@ -90,6 +90,7 @@ class Adoption:
             result = Adopted(plan)
         self._apply(result, orphans)
         self._retry_at = self._clock.monotonic() + RETRY_S
+        return bool(result.servers)
 
     def _begin(self, orphans: Sequence[int], now: float) -> None:
         if self._attempt != self._record.journal.attempt:

@@ -108,6 +108,9 @@ class GroupBackend(Protocol):
     async def has_spare(self, plan: LaunchPlan, excluded: Sequence[str], servers: int) -> bool:
         """Return whether other nodes have the NPUs of so many servers."""
 
+    async def read_secrets(self) -> Mapping[str, str]:
+        """Return the secrets that the agents keep."""
+
     def give_up(self, server: int) -> None:
         """Drop the agent of a server, which is lost."""
 

@@ -118,9 +118,8 @@ class GroupLoop:
         self.begin(secrets)
         if journal.plan is not None:
             self.record.shape = policy.GroupShape.of(journal.plan)
-        self.record.note(
-            "adopted", f"a restarted controller found {len(self._backend.servers)} agents"
-        )
+        found = len(self._backend.servers)
+        self.record.note("adopted", f"a restarted controller found {found} agents")
         if journal.phase in (Phase.STARTING, Phase.READY):
             assert journal.plan is not None, "nothing is launched without a plan"
             self.record.seen = dict(seen)
@@ -243,7 +242,9 @@ class GroupLoop:
 
     async def _supervise(self) -> None:
         """Observe, decide, act: once."""
-        await self.adoption.step()
+        if await self.adoption.step() and not self._secrets:
+            # This controller took over while there was no agent to hand them out.
+            self._secrets = await self._backend.read_secrets()
         now = self._clock.monotonic()
         servers = self.adoption.judged()
         history = self.record.judged_history()
@@ -295,8 +296,7 @@ class GroupLoop:
         self.record.shape = replace(self.record.shape, spare=await self.recovery.has_spare())
         decision = self._decide_on(failure, diagnosis)
         if isinstance(decision, policy.GiveUp):
-            error = explain_failure(decision, self._case, self.record.shape.nodes)
-            await self._fail(error)
+            await self._fail(explain_failure(decision, self._case, self.record.shape.nodes))
         elif isinstance(decision, policy.Restart):
             self._restart(decision)
 

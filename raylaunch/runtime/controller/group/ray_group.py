@@ -165,9 +165,9 @@ class RayGroup:
                 return
             try:
                 self.gang.create_on(missing)
-            except ValueError:  # Ray: the name is taken
+            except ValueError as error:  # Ray: the name is taken
                 if time.monotonic() >= deadline:
-                    raise
+                    raise LaunchError("the last agent still has its name", why=str(error)) from None
                 await asyncio.sleep(NAME_POLL_S)
             else:
                 return
@@ -186,7 +186,7 @@ class RayGroup:
 
     def release(self) -> None:
         """Kill the agents and release the NPUs, those that are still waited for included."""
-        self._stop_watching()
+        self._tasks.cancel()
         self.gang.kill()
         reservation = self.gang.reservation
         # A reservation of that name that was there before is another owner's.
@@ -329,12 +329,9 @@ class RayGroup:
             self._watches[server.index] = watch
             self._tasks.keep_running(f"watch of server {server.index}", watch.run)
 
-    def _stop_watching(self) -> None:
-        self._tasks.cancel()
-
     async def stop_servers(self, grace_s: float) -> list[str]:
         """Stop every server, also one whose agent is lost; return what still lives."""
-        self._stop_watching()
+        self._tasks.cancel()
         answers = await self.gang.ask_all(lambda agent: agent.stop(term_timeout_s=grace_s))
         left = planning.flatten(answers)
         if self._health.orphan_grace_s > 0 and self.chosen is not None:
