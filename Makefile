@@ -75,7 +75,7 @@ clean: ## remove .venv, caches and everything that was built; stop the demo firs
 	find raylaunch tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SIM_STAMP):
-	@$(PYTHON) tools/ascend_sim.py $(SIM) $(PIP_ARGS)
+	@$(PYTHON) tools/ascend_sim.py $(SIM) $(VENV) $(PIP_ARGS)
 	@touch $@
 
 $(STAMP):

@@ -8,16 +8,19 @@ left. All on embedded Ray clusters, with the stand-in for vLLM of the tests or w
 
 A fault that this machine cannot inject is left out, and the table says so: a full log disk and
 read-only bundles need root, a step of the wall clock and a slow disk need a C compiler. A round
-that failed is repeated with the same seed.
+that failed is repeated with the same seed. `--resume FILE` keeps each outcome in a file, and goes
+on behind those that are in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from chaos_draw import draw, possible_kinds
@@ -66,6 +69,7 @@ class Result:
     outcomes: list[Outcome]
     skipped: int
     """Rounds that were not begun: no time was left."""
+    slow_starts: int
     left_out: dict[str, str]
 
     def as_table(self) -> str:
@@ -74,13 +78,25 @@ class Result:
         notes = [f"Left out: {kind}: {why}." for kind, why in self.left_out.items()]
         if self.skipped:
             notes.append(f"{self.skipped} rounds were not begun: the time was over.")
+        if self.slow_starts:
+            notes.append(
+                f"{self.slow_starts} starts were begun again: the machine was too busy for Ray, "
+                "and nothing of them was left."
+            )
         return "\n\n".join([table(head, rows(self.outcomes)), *notes])
 
 
 def run(
-    rounds: int, seed: int, server: Server, *, only: Sequence[str] = (), limit_s: float
+    rounds: int,
+    seed: int,
+    server: Server,
+    *,
+    only: Sequence[str] = (),
+    limit_s: float,
+    resume: Path | None = None,
 ) -> Result:
     """Draw the rounds and run them; begin none after `limit_s`."""
+    done = _kept(resume) if resume else []
     with tempfile.TemporaryDirectory(prefix="rl-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         shim = Shim(folder)
@@ -89,8 +105,31 @@ def run(
         kinds, left_out = possible_kinds(can_mount=can_mount, can_preload=can_preload)
         chosen = [kind for kind in kinds if kind in only] or kinds
         world = World(folder, server, can_mount, shim if can_preload else None)
-        outcomes, skipped = run_rounds(draw(seed, rounds, chosen), world, limit_s=limit_s)
-    return Result(outcomes, skipped, left_out)
+        ran = run_rounds(
+            draw(seed, rounds, chosen),
+            world,
+            limit_s=limit_s,
+            done=done,
+            keep=lambda outcome: _keep(resume, outcome),
+        )
+    return Result(ran.outcomes, ran.skipped, ran.slow_starts, left_out)
+
+
+def _kept(file: Path) -> list[Outcome]:
+    """Return the outcomes that an earlier run kept, up to the first that was wrong."""
+    if not file.exists():
+        return []
+    stored = [json.loads(line) for line in file.read_text().splitlines()]
+    found = [Outcome(**{**one, "problems": tuple(one["problems"])}) for one in stored]
+    good = list(takewhile(lambda one: not one.problems, found))
+    file.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in good))
+    return good
+
+
+def _keep(file: Path | None, outcome: Outcome) -> None:
+    if file is not None:
+        with file.open("a") as opened:
+            opened.write(f"{json.dumps(asdict(outcome))}\n")
 
 
 def main() -> int:
@@ -100,6 +139,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=180, help="begin no round after this")
     parser.add_argument("--kind", action="append", default=[], help="only this kind")
     parser.add_argument("--vllm", action="store_true", help="real vLLM on CPU, 20 rounds")
+    parser.add_argument("--resume", type=Path, help="file that keeps the outcomes")
     parser.add_argument("--short", action="store_true", help="20 rounds; the page stays as it is")
     given = parser.parse_args()
     few = given.short or given.vllm
@@ -109,6 +149,7 @@ def main() -> int:
         VLLM if given.vllm else STANDIN,
         only=given.kind,
         limit_s=60 * given.minutes,
+        resume=given.resume,
     )
     missed = missed_goals(result.outcomes, given.seed)
     what = "real vLLM on CPU" if given.vllm else "the stand-in of the tests"

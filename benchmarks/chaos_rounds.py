@@ -56,6 +56,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Rounds:
+    """A run: its outcomes, the rounds that had no time left, the starts that were begun again."""
+
+    outcomes: list[Outcome]
+    skipped: int
+    slow_starts: int
+
+
+@dataclass(frozen=True)
 class World:
     """What the rounds have in common: their folder, what they start, and what they can do to it."""
 
@@ -228,14 +237,17 @@ def run_start_round(one: Draw, world: World, start_s: float) -> str:
     Raises:
         UnexpectedError: something else happened than is promised.
     """
-    product = Product(world.folder / f"round-{one.number}", world.server, {})
+    # One home for all: its model, code and caches are made once.
+    product = Product(world.folder / "starts", world.server, {})
     try:
         if one.kind == "start-with-256-files":
             return _start_with_few_files(product)
         return _interrupt_start(one, product, start_s)
+    except UnexpectedError:
+        shutil.rmtree(product.home, ignore_errors=True)
+        raise
     finally:
         product.remove()
-        shutil.rmtree(product.home, ignore_errors=True)
 
 
 def _start_with_few_files(product: Product) -> str:
@@ -317,24 +329,40 @@ def _brief(status: Status | None) -> str:
     return "no status" if status is None else f"{status.phase}, attempt {status.attempt}"
 
 
-def run_rounds(draws: Sequence[Draw], world: World, *, limit_s: float) -> tuple[list[Outcome], int]:
-    """Run the rounds one after the other; return the outcomes and how many had no time left."""
+def run_rounds(
+    draws: Sequence[Draw],
+    world: World,
+    *,
+    limit_s: float,
+    done: Sequence[Outcome] = (),
+    keep: Callable[[Outcome], None],
+) -> Rounds:
+    """Run the rounds one after the other, then stop the deployment.
+
+    Args:
+        draws: The whole run.
+        world: Where and with what.
+        limit_s: No round begins after this time.
+        done: The first rounds, from an earlier run of the same draws.
+        keep: Called with each outcome.
+    """
     deadline = time.monotonic() + limit_s
     running = RunningRounds(world)
-    outcomes: list[Outcome] = []
+    outcomes = list(done)
     with contextlib.ExitStack() as stack:
         if world.can_mount:
             stack.enter_context(mounted(running.logs, f"size={LOG_DISK_MB}m"))
         stack.callback(running.product.remove)
-        for one in draws:
+        for one in draws[len(done) :]:
             if time.monotonic() > deadline:
                 break
             outcomes.append(_timed(one, _action(one, running, world)))
+            keep(outcomes[-1])
             print(_line(outcomes[-1]), flush=True)
         closing = Draw(len(outcomes), "stop", 0, 0, 0)
         skipped = len(draws) - len(outcomes)
         outcomes.append(_timed(closing, running.stop))
-    return outcomes, skipped
+    return Rounds(outcomes, skipped, running.slow_starts)
 
 
 def _action(one: Draw, running: RunningRounds, world: World) -> Callable[[], str]:

@@ -1,9 +1,9 @@
 """Measure what the gateway costs: requests/s, latency, chunks/s, memory; and a soak.
 
-usage: gateway.py [--seconds S] [--url http://127.0.0.1:PORT] [--soak REQUESTS]
-
-Without --url it starts dummy servers (tests/gateway/dummy_server.py). With --url it compares direct
-and through the gateway for a server that runs, in turns. The clients run in processes of their own.
+Without --url and --vllm it starts dummy servers (tests/gateway/dummy_server.py). With --vllm it
+starts real vLLM on CPU and compares direct and through the gateway, in turns, for the page; with
+--url a server that runs. The clients run in processes of their own. --soak sends so many requests
+and streams to dummies and prints memory and file descriptors after each twentieth.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "gateway"))
 
 from dummy_server import DummyServer
+from report import publish, spread, table
+from vllm_servers import start_vllm
 
 from raylaunch.gateway.gateway_client import GatewayClient, start_gateway
 from raylaunch.gateway.gateway_messages import GatewayOptions, Member
@@ -35,6 +37,10 @@ from raylaunch.node.process.process_markers import terminate_marked
 
 CLIENTS = (1, 4, 16)
 ROUNDS = 3
+VLLM_PORT = 28980
+RATE_LOSS, P50_MS = 0.03, 2.0
+"""Goals: of the requests a second, and of the median latency."""
+SOAK_PARTS = 20
 BODY = {"model": "tiny", "prompt": "hello " * 200, "max_tokens": 4}
 STREAM = {**BODY, "max_tokens": 200, "temperature": 0, "stream": True}
 
@@ -53,6 +59,10 @@ class Load:
     def rate(self) -> float:
         """Requests a second."""
         return self.requests / self.seconds
+
+    def as_json(self) -> dict[str, float]:
+        """Return what is stored of it."""
+        return {"rate": self.rate, "p50_ms": self.p50, "failed": self.failed}
 
     @property
     def p50(self) -> float:
@@ -164,25 +174,101 @@ def show(title: str, used: dict[str, dict[str, float]]) -> None:
     print(f"{title}: {total:.0f} MB ({parts})", flush=True)
 
 
-def compare(direct: str, through: str, seconds: float, body: dict) -> None:
-    """Direct and through the gateway, in turns; medians of the rounds."""
-    print("clients  direct req/s  gateway req/s  direct p50  gateway p50 (ms)")
-    for clients in CLIENTS:
-        rounds = [
-            (
-                in_process(f"{direct}/v1/completions", clients, seconds, body),
-                in_process(f"{through}/v1/completions", clients, seconds, body),
-            )
-            for _ in range(ROUNDS)
-        ]
-        rates = [statistics.median(pair[side].rate for pair in rounds) for side in (0, 1)]
-        p50s = [statistics.median(pair[side].p50 for pair in rounds) for side in (0, 1)]
-        failed = sum(one.failed for pair in rounds for one in pair)
-        print(
-            f"{clients:7}  {rates[0]:12.1f}  {rates[1]:13.1f}  {p50s[0]:10.2f}  {p50s[1]:11.2f}"
-            f"  failed {failed}",
-            flush=True,
-        )
+Pair = tuple[Load, Load]
+"""The same load, direct and through the gateway, one right after the other."""
+
+
+def compare(
+    direct: str, through: str, seconds: float, body: dict, rounds: int
+) -> dict[int, list[Pair]]:
+    """Measure direct and through the gateway, in turns; return the pairs by clients."""
+    found: dict[int, list[Pair]] = {clients: [] for clients in CLIENTS}
+    for number in range(rounds):
+        for clients in CLIENTS:
+            # What comes second meets warmer caches: each side is second half of the time.
+            sides = (direct, through) if number % 2 == 0 else (through, direct)
+            results = {
+                side: in_process(f"{side}/v1/completions", clients, seconds, body) for side in sides
+            }
+            found[clients].append((results[direct], results[through]))
+    return found
+
+
+HEAD = (
+    *("clients", "direct, requests/s", "gateway, requests/s", "ratio, pair by pair"),
+    *("direct p50, ms", "gateway p50, ms", "difference, ms, pair by pair", "failed"),
+)
+
+
+def rows(found: dict[int, list[Pair]]) -> list[list[str]]:
+    """Return the table: a row for each number of clients."""
+    return [_row(clients, pairs) for clients, pairs in found.items()]
+
+
+def _row(clients: int, pairs: list[Pair]) -> list[str]:
+    return [
+        str(clients),
+        spread([direct.rate for direct, _ in pairs]),
+        spread([through.rate for _, through in pairs]),
+        spread(_ratios(pairs), 2),
+        spread([direct.p50 for direct, _ in pairs]),
+        spread([through.p50 for _, through in pairs]),
+        spread(_delays(pairs)),
+        str(sum(one.failed for pair in pairs for one in pair)),
+    ]
+
+
+def _ratios(pairs: list[Pair]) -> list[float]:
+    return [through.rate / direct.rate for direct, through in pairs]
+
+
+def _delays(pairs: list[Pair]) -> list[float]:
+    return [through.p50 - direct.p50 for direct, through in pairs]
+
+
+def shortfalls(found: dict[int, list[Pair]]) -> Iterator[str]:
+    """Yield the goals that were missed, by the medians over the pairs."""
+    for clients, pairs in found.items():
+        loss = 1 - statistics.median(_ratios(pairs))
+        delay = statistics.median(_delays(pairs))
+        if loss > RATE_LOSS:
+            yield f"gateway: {clients} clients: {100 * loss:.1f} % fewer requests/s, the goal is 3 %"
+        if delay > P50_MS:
+            yield f"gateway: {clients} clients: {delay:.1f} ms more at the median, the goal is 2 ms"
+
+
+def measure_vllm(seconds: float, rounds: int) -> None:
+    """Compare with real vLLM, and write the section of the page."""
+    with tempfile.TemporaryDirectory(prefix="gateway-vllm-") as folder:
+        server = start_vllm(Path(folder), VLLM_PORT)
+        try:
+            server.await_ready()
+            with gateway([server.url]) as (client, url):
+                body = {**BODY, "prompt": "hello", "max_tokens": 16}
+                found = compare(server.url, url, seconds, body, rounds)
+                show("after", usage_of(client))
+        finally:
+            server.kill()
+    missed = list(shortfalls(found))
+    load_average = f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
+    intro = (
+        "Real vLLM on CPU, one server, 16 tokens for a short prompt; the same clients direct and "
+        f"through the gateway, {rounds} rounds of {seconds:g} s each, in turns. Load average "
+        f"{load_average}. Goals: at most 3 % fewer requests/s, at most 2 ms more at the median."
+    )
+    data = {
+        str(clients): [[one.as_json() for one in pair] for pair in pairs]
+        for clients, pairs in found.items()
+    }
+    publish(
+        "gateway",
+        "What the gateway costs",
+        f"{intro}\n\n{table(HEAD, rows(found))}",
+        {"load_average": load_average, "pairs": data},
+        missed=missed,
+        arguments="--vllm",
+    )
+    print(table(HEAD, rows(found)), *missed, sep="\n", flush=True)
 
 
 def measure_many(seconds: float) -> None:
@@ -209,34 +295,41 @@ def measure_many(seconds: float) -> None:
 
 
 def soak(requests: int) -> None:
-    """Requests and streams in turns; memory and file descriptors after each tenth."""
+    """Requests and streams in turns; memory and file descriptors after each part."""
     with dummies(2) as urls, gateway(urls) as (client, url):
-        done = 0
+        done, shown = 0, 0
         while done < requests:
             for body in (BODY, {**STREAM, "max_tokens": 8}):
                 result = in_process(f"{url}/v1/completions", 16, 20.0, body)
                 done += result.requests
                 assert not result.failed, result
-            show(f"{done} requests", usage_of(client))
+            if done >= shown:
+                show(f"{done} requests", usage_of(client))
+                shown += requests // SOAK_PARTS
         print(json.dumps(client.status().as_json()["counters"]))
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=4.0)
+    arguments.add_argument("--rounds", type=int, default=ROUNDS)
     arguments.add_argument("--url", help="root of a server that runs; its model is `tiny`")
+    arguments.add_argument("--vllm", action="store_true", help="start real vLLM; writes the page")
     arguments.add_argument("--soak", type=int, metavar="REQUESTS")
     asked = arguments.parse_args()
     if asked.soak:
         soak(asked.soak)
+    elif asked.vllm:
+        measure_vllm(asked.seconds, asked.rounds)
     elif asked.url:
         with gateway([asked.url]) as (client, url):
-            compare(asked.url, url, asked.seconds, {**BODY, "prompt": "hello", "max_tokens": 16})
+            body = {**BODY, "prompt": "hello", "max_tokens": 16}
+            print(table(HEAD, rows(compare(asked.url, url, asked.seconds, body, asked.rounds))))
             show("after", usage_of(client))
     else:
         with dummies(1) as urls, gateway(urls) as (client, url):
             show("idle", usage_of(client))
-            compare(urls[0], url, asked.seconds, BODY)
+            print(table(HEAD, rows(compare(urls[0], url, asked.seconds, BODY, asked.rounds))))
             show("after", usage_of(client))
         measure_many(asked.seconds)
 

@@ -27,6 +27,9 @@ WHOLE = (
     ("scale.py",),
     ("commands.py",),
     ("chaos.py",),
+    ("availability.py",),
+    ("availability.py", "--vllm"),
+    ("gateway.py", "--vllm"),
     ("diagnose.py",),
 )
 BRIEF = (

@@ -335,3 +335,61 @@ def test_a_machine_too_busy_for_ray_has_one_exit_status(program, code, is_right)
     text = f"error: {TOO_LATE} 90 s"
     for kind in draw.START_KINDS:
         assert (draw.start_exit_problem(kind, code, 15, text) == "") is is_right
+
+
+def request(kind="plain", result="ok", seconds=0.5):
+    return {"kind": kind, "result": result, "s": seconds}
+
+
+def test_a_round_counts_what_clients_without_retries_saw(program):
+    one = program("availability_rounds").Round("replicas", "kill-engine")
+    one.count(
+        [
+            request(seconds=3.0),
+            request(result="refused: [Errno 111]"),
+            request(result="empty 200"),
+            request("stream"),
+            request("stream", "error event: broken"),
+        ]
+    )
+    assert (one.plain, one.plain_failed, one.streams, one.streams_failed) == (3, 2, 2, 1)
+    assert (one.refused, one.empty, one.slowest_s) == (1, 1, 3.0)
+    assert one.problems == [
+        "plain: empty 200",
+        "plain: refused: [Errno 111]",
+        "stream: error event: broken",
+    ]
+
+
+def test_rounds_of_one_kind_add_up_and_missed_goals_are_named(program, page):
+    rounds, availability = program("availability_rounds"), program("availability")
+    good = rounds.Round("replicas", "stop-primary", recovery_s=35.0, start_s=2.0, detection_s=31.0)
+    good.count([request()])
+    slow = rounds.Round("replicas", "kill-agent", recovery_s=9.0, start_s=2.0)
+    bad = rounds.Round("replicas", "kill-agent", problems=["plain: cut"])
+    stored = json.loads(json.dumps([one.as_json() for one in (good, slow, bad)]))
+    again = [rounds.Round(**one) for one in stored]
+    missed = availability.publish_rounds("availability", again, standin=False, short=False)
+    assert missed == [
+        "availability: replicas, kill-agent, round 2: 7.0 s beyond the servers' own start",
+        "availability: replicas, kill-agent, round 3: plain: cut",
+    ]
+    text = page.read_text()
+    assert "| two groups | stop-primary | 1 | 0 of 1 |" in text
+    assert "| two groups | kill-agent | 2 |" in text
+    assert availability.stored_rounds("availability", short=False) == again
+
+
+def test_the_cost_of_the_gateway_is_compared_pair_by_pair(program):
+    gateway = program("gateway")
+
+    def pair(rate: float, p50: float):
+        direct = gateway.Load(100, 1.0, [10.0])
+        return direct, gateway.Load(int(100 * rate), 1.0, [p50])
+
+    found = {1: [pair(0.99, 11.0), pair(0.98, 11.5)], 4: [pair(0.9, 13.0)]}
+    assert list(gateway.shortfalls(found)) == [
+        "gateway: 4 clients: 10.0 % fewer requests/s, the goal is 3 %",
+        "gateway: 4 clients: 3.0 ms more at the median, the goal is 2 ms",
+    ]
+    assert gateway.rows(found)[0][3] == "0.98 (0.98 to 0.99)"

@@ -1,6 +1,6 @@
 """The verbs of the command line as functions. Ray is loaded only where a cluster is needed."""
 
-from raylaunch.api.change_verbs import restart, scale, upgrade
+from raylaunch.api.change_verbs import restart, rotate_keys, scale, upgrade
 from raylaunch.api.deployment_verbs import (
     attach,
     deploy,
@@ -51,6 +51,7 @@ __all__ = [
     "recipes",
     "render_files",
     "restart",
+    "rotate_keys",
     "run_on_head",
     "scale",
     "stop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from raylaunch.api.deployment_verbs import attach, read_secrets, refuse_unsupported
@@ -115,6 +116,46 @@ def upgrade(
     if gate is not None:
         checks.append(_gate_check(handle, wanted, gate))
     return handle.upgrade(wanted, secrets, on_update, _first_problem(checks))
+
+
+def rotate_keys(
+    deployment: str, names: Sequence[str] = (), address: str | None = None
+) -> tuple[str, ...]:
+    """Replace API keys that the gateway accepts, without a restart; return their names.
+
+    The new values come from this environment and do not leave this process: the gateway gets their
+    SHA-256. The keys of the servers behind it stay as they are.
+
+    Args:
+        deployment: Its name.
+        names: Names in `gateway.api_keys`; by default all.
+        address: Ray cluster, as for `attach`.
+
+    Raises:
+        RecipeError: the gateway has no key of such a name, or a value is not set.
+        NodeError: the gateway does not take them; the old ones stay.
+    """
+    handle = attach(deployment, address)
+    known = handle.recipe().recipe.gateway.api_keys
+    chosen = tuple(names) or known
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not known:
+        raise RecipeError(
+            f"{deployment} checks no API key {unknown[0]}"
+            if unknown
+            else f"{deployment} checks no API keys",
+            why=f"gateway.api_keys of its recipe: {', '.join(known) or 'none'}",
+            todo=f"`raylaunch upgrade {deployment} --set gateway.api_keys=[NAME]` changes the list",
+        )
+    missing = [name for name in chosen if not os.environ.get(name)]
+    if missing:
+        raise RecipeError(
+            f"the new API key {missing[0]} is not set",
+            why="its value is taken from the environment of this command",
+            todo=f"export {missing[0]}=... and try again",
+        )
+    handle.rotate_keys({name: os.environ[name] for name in chosen})
+    return chosen
 
 
 def _plan_changes(

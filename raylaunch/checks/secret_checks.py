@@ -54,11 +54,14 @@ def check_secrets(loaded: LoadedRecipe) -> Iterator[Finding]:
         for path in _secret_paths(name, value):
             variable = _variable_of(path)
             yield _in_recipe(loaded, f"args.{name}", f"args.{path}", variable)
-    for name, text in loaded.recipe.env.items():
-        for path in _secret_paths(name, text):
-            # A secret within a variable that holds JSON has no variable of its own.
-            variable = name if path == name else ""
-            yield _in_recipe(loaded, f"env.{name}", f"env.{path}", variable)
+    container = loaded.recipe.container
+    variables = {"env": loaded.recipe.env, "container.env": container.env if container else {}}
+    for section, values in variables.items():
+        for name, text in values.items():
+            for path in _secret_paths(name, text):
+                # A secret within a variable that holds JSON has no variable of its own.
+                variable = name if path == name else ""
+                yield _in_recipe(loaded, f"{section}.{name}", f"{section}.{path}", variable)
 
 
 def mask_secrets(plan: DeploymentPlan) -> DeploymentPlan:
@@ -73,6 +76,25 @@ def mask_group_secrets(plan: LaunchPlan) -> LaunchPlan:
         for server in plan.servers
     )
     return replace(plan, servers=tuple(servers))
+
+
+def mask_recipe(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the values of a recipe (`model_dump`), masked as by `mask_secrets`."""
+    masked = dict(values)
+    for section in ("args", "env"):
+        settings = masked.get(section)
+        if isinstance(settings, Mapping):
+            masked[section] = {
+                name: MASK if any(_secret_paths(name, value)) else value
+                for name, value in settings.items()
+            }
+    groups = masked.get("groups")
+    if isinstance(groups, list | tuple):
+        masked["groups"] = [mask_recipe(group) for group in groups]
+    container = masked.get("container")
+    if isinstance(container, Mapping):
+        masked["container"] = mask_recipe(container)
+    return masked
 
 
 def _mask_variables(env: Mapping[str, Value]) -> dict[str, Value]:

@@ -284,6 +284,10 @@ class Deployment:
 
         return self._await_operation(confirm)
 
+    def rotate_keys(self, keys: Mapping[str, str]) -> None:
+        """Replace API keys of the gateway by name; see `ControllerClient.rotate_keys`."""
+        self._controller().rotate_keys(keys)
+
     def recipe(self) -> LoadedRecipe:
         """Return the recipe of the whole deployment."""
         return self._controller().recipe()

@@ -16,6 +16,7 @@ from raylaunch.recipe.catalog import read, recipe_names
 from raylaunch.recipe.load import recipe_from_mapping
 
 VALUE = "hf_x7Qp2mT9aB"
+CONTAINER = {"image": "quay.io/ascend/vllm-ascend", "tag": "v0.18.0", "name": "v"}
 
 
 def secrets(**sections: object) -> list[Finding]:
@@ -37,6 +38,7 @@ def secrets(**sections: object) -> list[Finding]:
         ({"args": {"kv-transfer-config": {"extra": {"store_password": VALUE}}}}, "`secrets`"),
         ({"args": {"kv-transfer-config": f'{{"api_key": "{VALUE}"}}'}}, "`secrets`"),
         ({"args": {"kv-transfer-config.access_token": VALUE}}, "`secrets`"),
+        ({"container": {**CONTAINER, "env": {"HF_TOKEN": VALUE}}}, "list HF_TOKEN"),
         ({"env": {"PLUGIN_CONFIG": f'{{"apiKey": "{VALUE}"}}'}}, "`secrets`"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from raylaunch.checks.findings import Finding
+from raylaunch.checks.secret_checks import check_secrets
 from raylaunch.plan.plan_json import deployment_plan_from_dict
 from raylaunch.plan.planner import build_deployment_plan
 from raylaunch.recipe.catalog import read, recipe_names
@@ -253,15 +254,46 @@ def test_a_thousand_servers_are_laid_out():
     assert text.count("Only on server ") == 1000
 
 
-@pytest.mark.parametrize("output", ["table", "json", "yaml"])
-def test_a_secret_in_the_recipe_is_not_printed(cli, output):
-    settings = (
-        "args.api-key=sk-verysecret1",
-        "args.api_key=sk-verysecret2",
-        "env.MY_TOKEN=tok-verysecret3",
-        'args.kv-transfer-config={"extra": {"password": "pw-verysecret4"}}',
-    )
-    words = [word for setting in settings for word in ("--set", setting)]
-    result = cli("plan", "a2-dual", *words, "-o", output)
+SECRETS = (
+    "args.api-key=sk-verysecret1",
+    "args.api_key=sk-verysecret2",
+    "env.MY_TOKEN=tok-verysecret3",
+    'args.kv-transfer-config={"extra": {"password": "pw-verysecret4"}}',
+    "container.env.HF_TOKEN=hf-verysecret5",
+)
+WITH_SECRETS = [word for setting in SECRETS for word in ("--set", setting)]
+MASK = "(not shown: it looks like a secret)"
+
+
+@pytest.mark.parametrize(
+    ("verb", "output"),
+    [*(("plan", form) for form in ("table", "json", "yaml")), ("show", "yaml"), ("show", "json")],
+)
+def test_a_secret_in_the_recipe_is_not_printed(cli, verb, output):
+    result = cli(verb, "a2-dual", *WITH_SECRETS, "-o", output)
     assert "verysecret" not in result.output
-    assert result.stdout.count("(not shown: it looks like a secret)") >= 3
+    assert result.stdout.count(MASK) >= 3
+
+
+def test_a_secret_of_a_group_is_not_shown(cli, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "extends: a2-single\n"
+        "groups:\n"
+        "  - {name: one, args: {api-key: sk-verysecret}, env: {DB_PASSWORD: verysecret}}\n"
+    )
+    for form in ("yaml", "json"):
+        result = cli("show", str(recipe), "-o", form)
+        assert result.exit_code == 0
+        assert "verysecret" not in result.output
+        assert result.stdout.count(MASK) == 2
+
+
+@pytest.mark.parametrize("form", ["bash", "docker", "json"])
+def test_a_recipe_with_a_secret_is_not_rendered(cli, api, form, tmp_path):
+    api.findings += check_secrets(read("a2-dual", WITH_SECRETS[1::2]))
+    result = cli("render", "a2-dual", *WITH_SECRETS, "--as", form, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 4
+    assert "[secret-in-recipe]" in result.stderr
+    assert "verysecret" not in result.output
+    assert not (tmp_path / "out").exists()

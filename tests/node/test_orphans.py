@@ -41,8 +41,9 @@ def orphan(tmp_path):
     """Start a marked process that nothing owns, in the home of this test."""
     started = []
 
-    def start(marker, home=tmp_path):
+    def start(marker, home=tmp_path, **more):
         env = {
+            **more,
             "RAYLAUNCH_DEPLOYMENT": marker,
             "RAYLAUNCH_ATTEMPT": "3",
             "RAYLAUNCH_HOME": str(home),
@@ -122,6 +123,16 @@ def test_a_guard_that_waits_for_an_agent_is_an_orphan_for_who_names_its_deployme
         assert find_orphans(NOTHING_KNOWN, name) == []
     finally:
         watched.process.terminate(0)
+
+
+def test_a_gateway_is_an_orphan_only_without_its_start_or_when_it_is_named(name, orphan):
+    orphan(name, RAYLAUNCH_GROUP="gateway", RAYLAUNCH_INSTANCE="a1")
+    assert not [found for found in find_orphans(NOTHING_KNOWN) if found.deployment == name]
+    assert find_orphans(NOTHING_KNOWN, name)
+    assert not find_orphans(KnownDeployments(deployments=(name,)), name)
+    other = KnownDeployments(orphaned=(name,), orphaned_instances=("b2.serve-0",))
+    assert not find_orphans(other, name)
+    assert find_orphans(KnownDeployments((), (name,), ("a1.serve-0",)), name)
 
 
 def test_ancestors_that_proc_hides_are_no_guards(name, orphan, monkeypatch):

@@ -11,9 +11,12 @@ import pytest
 from fake_group import FakeEvidence, FakeGang
 
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.controller import controller
+from raylaunch.runtime.cluster.clock import SystemClock
+from raylaunch.runtime.controller import controller, takeover
 from raylaunch.runtime.controller.controller import Controller
+from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group import group_supervisor
+from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.supervise.state import Phase
 
@@ -120,3 +123,21 @@ async def finish(one: Controller):
 
 def attempts(status) -> dict[str, int]:
     return {group.name: group.attempt for group in status.groups}
+
+
+def search_in(old):
+    """Return a `takeover.search` that finds what the agents of a controller keep."""
+    clock = SystemClock()
+    groups: dict[str, Journal] = {}
+    deployment = None
+    for group in old._groups:
+        for owner, (_, data) in group.backend.kept.items():
+            if owner == OWNER:
+                deployment = takeover._newer(deployment, DeploymentJournal.load(data))
+            else:
+                groups[owner] = takeover._newer(groups.get(owner), Journal.load(data, clock))
+
+    async def search(*_, **__):
+        return takeover.Found(deployment, groups)
+
+    return search

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from fake_controllers import FakeBackend, attempts, await_status, begin, creator, finish, run
+from fake_controllers import (
+    FakeBackend,
+    attempts,
+    await_status,
+    begin,
+    creator,
+    finish,
+    run,
+    search_in,
+)
 
 from raylaunch.errors import (
     BusyError,
@@ -13,10 +22,7 @@ from raylaunch.errors import (
     UnknownDeploymentError,
 )
 from raylaunch.recipe.load import change_recipe
-from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.controller import takeover
-from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
-from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.supervise.state import Phase
 
 
@@ -137,24 +143,6 @@ def test_a_new_replica_that_fails_is_removed_again(create, monkeypatch):
         await one.stop()
 
     run(live)
-
-
-def search_in(old):
-    """Return a `takeover.search` that finds what the agents of a controller keep."""
-    clock = SystemClock()
-    groups: dict[str, Journal] = {}
-    deployment = None
-    for group in old._groups:
-        for owner, (_, data) in group.backend.kept.items():
-            if owner == OWNER:
-                deployment = takeover._newer(deployment, DeploymentJournal.load(data))
-            else:
-                groups[owner] = takeover._newer(groups.get(owner), Journal.load(data, clock))
-
-    async def search(*_, **__):
-        return takeover.Found(deployment, groups)
-
-    return search
 
 
 def test_a_new_controller_adopts_scaled_and_failed_groups(create, monkeypatch):

@@ -7,13 +7,24 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from fake_controllers import DEADLINE_S, await_status, begin, creator, finish, run
+from fake_controllers import (
+    DEADLINE_S,
+    FakeBackend,
+    attempts,
+    await_status,
+    begin,
+    creator,
+    finish,
+    run,
+    search_in,
+)
 
-from raylaunch.errors import NodeError
-from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters
+from raylaunch.errors import NodeError, RecipeError
+from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters, hash_key
 from raylaunch.plan.facts import GatewayFacts
 from raylaunch.recipe.load import change_recipe
 from raylaunch.runtime.cluster import placement
+from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.gateway import gateway_link
 from raylaunch.supervise.state import Phase
 
@@ -31,6 +42,7 @@ class FakeGateway:
         self.calls: list[str] = []
         self.alive = True
         self.refusal: Exception | None = None
+        self.refused_options: Exception | None = None
         self.options = None
         self.called = threading.Condition()
 
@@ -38,7 +50,9 @@ class FakeGateway:
         if self.refusal is not None:
             raise self.refusal
         self.alive = True
-        self.starts.append({"port": options.port, "deployment": deployment, "instance": instance})
+        settings = {"hold_s": options.hold_s, "key_hashes": dict(options.key_hashes)}
+        first = {"port": options.port, "deployment": deployment, "instance": instance}
+        self.starts.append({**first, **settings})
         self.configure(members)
         return self
 
@@ -62,6 +76,8 @@ class FakeGateway:
     def configure(self, members=None, options=None) -> None:
         if not self.alive:
             raise NodeError("the gateway's keeper does not answer")
+        if options is not None and self.refused_options is not None:
+            raise self.refused_options
         with self.called:
             self.options = options or self.options
             if members is not None:
@@ -239,6 +255,108 @@ def test_a_gateway_that_cannot_start_is_refused_before_anything_is_launched(
         assert gateway.starts == []
         for group in one._groups:
             assert "launch" not in group.backend.calls
+        await one.stop()
+
+    run(live)
+
+
+def test_gateway_settings_that_are_refused_cost_no_group(create, gateway, monkeypatch):
+    async def live():
+        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        one = await begin(create, *GATEWAY)
+        await gateway.await_call(lambda: gateway.pushed)
+        gateway.refused_options = NodeError("the certificate has expired")
+        settings = ["args.max-num-seqs=4", "gateway.hold_s=5"]
+        await one.upgrade(change_recipe(one._record.journal.loaded, settings), {})
+        status = await finish(one)
+        assert status.operation_error["what"] == "the certificate has expired"
+        assert attempts(status) == {"serve-0": 1, "serve-1": 1}
+        assert one._record.journal.loaded.recipe.gateway.hold_s != 5
+        await one.stop()
+
+    run(live)
+
+
+def test_an_upgrade_that_is_refused_gives_the_gateway_its_settings_back(
+    create, gateway, monkeypatch
+):
+    async def live():
+        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        one = await begin(create, *GATEWAY, "gateway.hold_s=77")
+        settings = ["args.max-num-seqs=4", "gateway.hold_s=5"]
+        await one.upgrade(change_recipe(one._record.journal.loaded, settings), {})
+        await await_status(one, lambda status: status.awaits)
+        await one.confirm("too slow")
+        await finish(one)
+        assert gateway.options.hold_s == 77
+        await one.stop()
+
+    run(live)
+
+
+def test_old_groups_that_cannot_be_removed_do_not_undo_the_upgrade(create, gateway, monkeypatch):
+    async def live():
+        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        one = await begin(create, *GATEWAY)
+        one._groups.find("serve-0").backend.left = ["server 0: pid 7 vllm"]
+        loaded = change_recipe(one._record.journal.loaded, ["args.max-num-seqs=4"])
+        await one.upgrade(loaded, {})
+        await await_status(one, lambda status: status.awaits)
+        await one.confirm("")
+        status = await finish(one)
+        assert "are left" in status.operation_error["what"]
+        assert list(attempts(status)) == ["serve-0.g2", "serve-1.g2"]
+        # The next one has names of its own.
+        await one.upgrade(change_recipe(loaded, ["args.max-num-seqs=2"]), {})
+        await await_status(one, lambda status: status.awaits == ("serve-0.g3", "serve-1.g3"))
+        await one.confirm("")
+        assert list(attempts(await finish(one))) == ["serve-0.g3", "serve-1.g3"]
+        await one.stop()
+
+    run(live)
+
+
+KEYS = (*GATEWAY, "secrets=[A,B]", "gateway.api_keys=[A,B]")
+
+
+def test_keys_are_replaced_by_name_and_survive_gateway_and_controller(create, gateway, monkeypatch):
+    async def live():
+        one = create(*KEYS)
+        await one.begin({"A": "a1", "B": "b1"})
+        await await_status(one, lambda status: status.phase is Phase.READY)
+        await one.rotate_keys({hash_key("a2"): "A"})
+        wanted = {hash_key("a2"): "A", hash_key("b1"): "B"}
+        assert gateway.options.key_hashes == wanted
+        await one.upgrade(change_recipe(one._record.journal.loaded, ["gateway.hold_s=5"]), {})
+        assert (await finish(one)).operation_error is None
+        assert gateway.options.key_hashes == wanted
+        gateway.alive = False
+        await gateway.await_call(lambda: len(gateway.starts) == 2)
+        assert gateway.starts[1]["key_hashes"] == wanted
+        for group in one._groups:
+            group._tasks.cancel()
+        one._tasks.cancel()
+        monkeypatch.setattr(takeover, "search", search_in(one))
+        monkeypatch.setattr(FakeBackend, "read_secrets", secrets_of_the_start)
+        new = create(*KEYS, reconstructed=True)
+        await new.take_over()
+        await gateway.await_call(lambda: len(gateway.starts) == 3)
+        assert gateway.starts[2]["key_hashes"] == wanted
+        assert gateway.starts[2]["hold_s"] == 5, "that of the upgrade"
+        await new.stop()
+
+    run(live)
+
+
+async def secrets_of_the_start(_) -> dict[str, str]:
+    return {"A": "a1", "B": "b1"}
+
+
+def test_keys_of_a_deployment_without_a_gateway_are_refused(create):
+    async def live():
+        one = await begin(create)
+        with pytest.raises(RecipeError, match="no gateway"):
+            await one.rotate_keys({"0" * 64: "A"})
         await one.stop()
 
     run(live)

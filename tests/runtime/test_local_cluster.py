@@ -88,7 +88,7 @@ def marked(tmp_path):
 
 RAYLET_WITH_SERVER = """
 import os, subprocess, sys, time
-cluster = {"RAYLAUNCH_CLUSTER": os.environ["RAYLAUNCH_DEPLOYMENT"]}
+cluster = {"RAYLAUNCH_EMBEDDED_IN": os.environ["RAYLAUNCH_DEPLOYMENT"]}
 own = {"RAYLAUNCH_DEPLOYMENT": "test-embedded", "RAYLAUNCH_INSTANCE": "1" * 16}
 env = {**os.environ, **own, **cluster}
 program = "print(flush=True); import time; time.sleep(600)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -26,11 +28,19 @@ from ray._private import services
 def main():
     print(sys.argv[1:], services.get_node("gcs", "id"))
 """
+SCRIPTS_OF_A_DEAD_RAYLET = """
+import subprocess, sys
+from ray._private import services
+
+def main():
+    raylet = subprocess.Popen([sys.argv[1]])
+    services.get_node("gcs", "id")
+"""
 
 
-def run_ray_start(folder, limit_s, tries):
+def run_ray_start(folder, limit_s, tries, *words, scripts=SCRIPTS):
     """Run raylaunch's `ray start` with a package `ray` whose node registers at try `tries`."""
-    for name, text in (("_private/services.py", SERVICES), ("scripts/scripts.py", SCRIPTS)):
+    for name, text in (("_private/services.py", SERVICES), ("scripts/scripts.py", scripts)):
         path = folder / "ray" / name
         path.parent.mkdir(parents=True)
         # Regular packages: others would yield to the installed Ray.
@@ -38,7 +48,7 @@ def run_ray_start(folder, limit_s, tries):
             (package / "__init__.py").touch()
         path.write_text(text.format(tries=tries) if text is SERVICES else text)
     return subprocess.run(
-        [sys.executable, "-c", ray_start.RAY_START, str(limit_s), "words", "of", "start"],
+        [sys.executable, "-c", ray_start.RAY_START, str(limit_s), *words],
         cwd=folder,
         input="\n",
         capture_output=True,
@@ -48,15 +58,36 @@ def run_ray_start(folder, limit_s, tries):
 
 
 def test_a_raylet_that_registers_late_is_awaited(tmp_path):
-    done = run_ray_start(tmp_path, limit_s=300, tries=4)
+    done = run_ray_start(tmp_path, 300, 4, "words", "of", "start")
     assert done.stdout.startswith("['words', 'of', 'start'] "), done.stderr
     assert "'tries': 4" in done.stdout
 
 
 def test_a_raylet_that_never_registers_is_not_awaited_for_ever(tmp_path):
-    done = run_ray_start(tmp_path, limit_s=0, tries=1_000_000)
+    done = run_ray_start(tmp_path, 0, 1_000_000)
     assert done.returncode == 1
     assert "RuntimeError: the node is not in the GCS yet" in done.stderr
+
+
+def test_a_raylet_that_has_exited_is_not_awaited_and_its_reason_is_printed(tmp_path):
+    raylet = tmp_path / "raylet"
+    shutil.copy(shutil.which("true"), raylet)
+    log = tmp_path / "session_latest" / "logs" / "raylet.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("Check failed: Timed out waiting for file metrics_agent_port")
+    words = (str(raylet), f"--temp-dir={tmp_path}")
+    done = run_ray_start(tmp_path, 3600, 1_000_000, *words, scripts=SCRIPTS_OF_A_DEAD_RAYLET)
+    assert done.returncode == 1
+    assert "Ray's raylet has exited: Check failed: Timed out waiting for file" in done.stderr
+
+
+def test_the_ports_of_rays_agents_are_given_and_free():
+    options = dict(option.split("=") for option in ray_start._agent_ports())
+    assert len(options) == 4
+    assert len(set(options.values())) == 4
+    for port in options.values():
+        with socket.socket() as probe:
+            probe.bind((ray_start.LOOPBACK, int(port)))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +114,18 @@ def test_ray_that_takes_too_long_is_an_error_of_its_own(monkeypatch, code):
     assert "load average" in caught.value.why
 
 
+NO_CANN = """\
+2026-11-28 11:43:08,156\tERROR npu.py:82 -- Failed to detect NPU type.
+Traceback (most recent call last):
+  File "ray/_private/accelerators/npu.py", line 78, in get_current_node_accelerator_type
+    import acl
+ModuleNotFoundError: No module named 'acl'
+"""
+
+
 def test_ray_that_fails_is_another_error():
-    command = [sys.executable, "-c", "raise SystemExit('the port is in use')"]
+    code = f"print({2 * NO_CANN!r}); raise SystemExit('the port is in use')"
+    command = [sys.executable, "-c", code]
     with (
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -93,4 +134,4 @@ def test_ray_that_fails_is_another_error():
     ):
         ray_start.finish(process)
     assert "exit status 1" in caught.value.what
-    assert "the port is in use" in caught.value.evidence
+    assert caught.value.evidence == "the port is in use", "without what Ray always logs"

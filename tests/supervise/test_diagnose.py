@@ -74,7 +74,7 @@ CASES: list[tuple[str, tuple[ServerEvidence, ...], tuple[str, int | None, tuple[
         ("engine-init-failed", 0, ()),
     ),
     (
-        "an exception nobody knows stands behind its wrapper",
+        "an exception that is read by its words stands behind its wrapper",
         (
             primary(
                 error("10:16:39", "Traceback (most recent call last):"),
@@ -83,7 +83,7 @@ CASES: list[tuple[str, tuple[ServerEvidence, ...], tuple[str, int | None, tuple[
                 error("10:16:40", INIT_FAILED),
             ),
         ),
-        ("unknown", 0, ()),
+        ("tensor-shapes", 0, ()),
     ),
     (
         "a server killed by a signal nobody sent beats its peers' complaints",

@@ -7,6 +7,7 @@ One file a case, `tests/data/diagnose/NAME.yaml`:
     cause    words that the cause must contain; `a|b` is either of two
     remedy   words that the remedy must contain
     not      words that neither may contain (the wrong component, the wrong tuning variable)
+    kind     class of the diagnosis: deterministic, transient or device; where the report tells it
     resolution  how the report ended, where it says so; for the reader only
     log      program output; addresses and names are replaced
 
@@ -35,6 +36,7 @@ class Case(NamedTuple):
     cause: tuple[str, ...]
     remedy: tuple[str, ...]
     wrong: tuple[str, ...]
+    fails: str
     log: str
 
 
@@ -47,6 +49,7 @@ def load_case(path: Path) -> Case:
         cause=tuple(entry.get("cause", ())),
         remedy=tuple(entry.get("remedy", ())),
         wrong=tuple(entry.get("not", ())),
+        fails=entry.get("kind", ""),
         log=entry["log"],
     )
 
@@ -94,6 +97,16 @@ def test_most_causes_are_named_rightly(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_nothing_wrong_is_said_with_certainty() -> None:
     assert [name for name, each in GRADES.items() if each == "wrong-and-certain"] == []
+
+
+WITH_CLASS = [case for case in FAILED if case.fails]
+
+
+@pytest.mark.parametrize("case", WITH_CLASS, ids=lambda case: case.name)
+def test_the_class_of_a_failure_says_whether_it_comes_again(case: Case) -> None:
+    found = diagnose_text(case.log, case.name)
+    assert found is not None
+    assert found.kind == case.fails, (found.id, found.cause)
 
 
 @pytest.mark.parametrize("case", HEALTHY, ids=lambda case: case.name)

@@ -1,4 +1,4 @@
-"""The verdict of an upgrade's command on new groups, and its gate."""
+"""The verdict of an upgrade's command on new groups, its gate; and new API keys."""
 
 from __future__ import annotations
 
@@ -44,3 +44,32 @@ def test_a_gate_without_a_benchmark_of_what_runs_is_refused(monkeypatch, tmp_pat
     with pytest.raises(RecipeError, match="no benchmark of what runs") as refusal:
         change_verbs._gate_check(Deployment("prod"), read("local-replicas"), "small:+5%")
     assert refusal.value.todo.startswith("`raylaunch bench prod --scenario small`")
+
+
+@pytest.fixture
+def prod(monkeypatch):
+    """A deployment whose gateway checks the keys A and B; what is rotated."""
+    loaded = read("local-replicas", ["secrets=[A,B]", "gateway.api_keys=[A,B]"])
+    rotated: dict[str, str] = {}
+    handle = SimpleNamespace(recipe=lambda: loaded, rotate_keys=rotated.update)
+    monkeypatch.setattr(change_verbs, "attach", lambda *_: handle)
+    monkeypatch.setenv("A", "a2")
+    monkeypatch.delenv("B", raising=False)
+    return rotated
+
+
+def test_keys_come_from_the_environment_by_name(prod, monkeypatch):
+    assert change_verbs.rotate_keys("prod", ["A"]) == ("A",)
+    assert prod == {"A": "a2"}
+    monkeypatch.setenv("B", "b2")
+    assert change_verbs.rotate_keys("prod") == ("A", "B")
+    assert prod == {"A": "a2", "B": "b2"}
+
+
+@pytest.mark.parametrize(
+    ("names", "what"), [((), "new API key B is not set"), (("C",), "checks no API key C")]
+)
+def test_keys_without_a_value_or_that_no_gateway_checks_are_refused(prod, names, what):
+    with pytest.raises(RecipeError, match=what):
+        change_verbs.rotate_keys("prod", names)
+    assert prod == {}

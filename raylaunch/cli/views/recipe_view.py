@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import yaml
 
+from raylaunch.checks.secret_checks import mask_recipe
 from raylaunch.plan.layout import nodes_needed
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.layers import OPEN_MAPPINGS
@@ -69,14 +70,17 @@ def list_row(summary: Summary) -> tuple[str, ...]:
 
 
 def yaml_lines(loaded: LoadedRecipe) -> Iterator[str]:
-    """Yield the resolved recipe as YAML, each value with a comment that names its origin."""
+    """Yield the resolved recipe as YAML, each value with a comment that names its origin.
+
+    What looks like a secret is masked.
+    """
     yield f"# {loaded.name}: every value of the recipe, and where it comes from"
     values = loaded.recipe.model_dump(mode="json")
     # An entry of `groups` holds only what differs, and a null there removes a value.
     values["groups"] = [
         group.model_dump(mode="json", exclude_unset=True) for group in loaded.recipe.groups
     ]
-    yield from _mapping(values, loaded, "")
+    yield from _mapping(mask_recipe(values), loaded, "")
 
 
 def origin_of(loaded: LoadedRecipe, path: str) -> str:

@@ -21,6 +21,7 @@ from raylaunch.node.process.cluster_records import pid_space, read_records
 from raylaunch.node.process.guard_socket import find_guards
 from raylaunch.node.process.process_markers import find_marked, terminate_marked
 from raylaunch.plan.facts import MarkedProcess
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 
 GRACE_S = 5.0
 _GUARD = ("node", "process", "guard.py")
@@ -105,6 +106,8 @@ def _in_service(found: MarkedProcess, known: KnownDeployments, deployment: str |
             # In doubt it is left alone, unless a person names the deployment.
             in_doubt = deployment is None and _in_damaged_record(found.deployment, home)
             return found.deployment in _recorded_markers(home) or in_doubt
+        if found.group == GATEWAY_GROUP:
+            return _is_gateway_in_service(found, known, home, deployment)
         if _is_guarded(process):
             return not _is_orphaned_instance(found, known)
         if found.deployment in known.orphaned:
@@ -114,6 +117,22 @@ def _in_service(found: MarkedProcess, known: KnownDeployments, deployment: str |
         return _has_cluster(found.deployment, home)
     except psutil.Error:  # it exited meanwhile, or its user has changed
         return True
+
+
+def _is_gateway_in_service(
+    found: MarkedProcess, known: KnownDeployments, home: Path, deployment: str | None
+) -> bool:
+    """Return whether a process of a gateway is owned, or in doubt: no guard is above it.
+
+    One without an owner stops by itself. So it is an orphan only where the agents of its start are,
+    or where a person names a deployment that neither a controller nor an embedded cluster has.
+    """
+    if found.deployment in known.orphaned:
+        starts = {instance.partition(".")[0] for instance in known.orphaned_instances}
+        return found.instance not in starts
+    if found.deployment in known.deployments:
+        return True
+    return deployment is None or _has_cluster(found.deployment, home)
 
 
 def _is_orphaned_instance(found: MarkedProcess, known: KnownDeployments) -> bool:

@@ -28,9 +28,9 @@ GROUP = "RAYLAUNCH_GROUP"
 INSTANCE = "RAYLAUNCH_INSTANCE"
 ATTEMPT = "RAYLAUNCH_ATTEMPT"
 SERVER = "RAYLAUNCH_SERVER"
-CLUSTER = "RAYLAUNCH_CLUSTER"
+EMBEDDED_IN = "RAYLAUNCH_EMBEDDED_IN"
 """The marker of the embedded Ray cluster from which the process was started, if it was from one."""
-MARKER = (DEPLOYMENT, GROUP, INSTANCE, ATTEMPT, SERVER, CLUSTER)
+MARKER = (DEPLOYMENT, GROUP, INSTANCE, ATTEMPT, SERVER, EMBEDDED_IN)
 """All variables of the marker."""
 KILL_TIMEOUT_S = 10.0
 COMMAND_CHARS = 200
@@ -172,7 +172,7 @@ def _read_marked(process: Process) -> _Found | None:
         instance=marker.get(INSTANCE, ""),
         attempt=_number(marker.get(ATTEMPT)) or 0,
         server=_number(marker.get(SERVER)),
-        cluster=marker.get(CLUSTER, ""),
+        cluster=marker.get(EMBEDDED_IN, ""),
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from raylaunch.node.process.process_markers import (
     ATTEMPT,
-    CLUSTER,
     DEPLOYMENT,
+    EMBEDDED_IN,
     GROUP,
     INSTANCE,
     SERVER,
@@ -62,7 +62,7 @@ def child_env(
         marker[GROUP] = group
     # Ray's workers in an embedded cluster carry the cluster's marker in the deployment's place.
     if (cluster := base.get(DEPLOYMENT, "")).startswith("@"):
-        marker[CLUSTER] = cluster
+        marker[EMBEDDED_IN] = cluster
     return {**unmarked_env(base, plan_env, unset), **(secrets or {}), **marker}
 
 

@@ -24,6 +24,7 @@ from raylaunch.node.process.cluster_records import (
 )
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.plan.facts import MarkedProcess
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.connection import why_unreachable
 
 log = logging.getLogger(__name__)
@@ -173,8 +174,11 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
     log.info("killing the embedded cluster of %s, marker %s", record.deployment, record.marker)
     instances = _instances_on(record)
     servers = _find_servers(record.deployment, instances)
-    found = {process.pid for process in find_marked(record.marker)}
+    gateway = _gateway_of(record)
+    found = {process.pid for process in [*find_marked(record.marker), *gateway]}
     left = terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
+    for instance in {process.instance for process in gateway}:
+        left += terminate_marked(record.deployment, instance=instance, grace_s=END_GRACE_S)
     if servers:
         left += _kill_servers(record.deployment, instances)
     if not left:
@@ -191,8 +195,17 @@ def _instances_on(record: ClusterRecord) -> set[str]:
     Another cluster may run a deployment of the same name. A guard is below no process of Ray, so
     its marker names the cluster.
     """
-    servers = find_marked(record.deployment)
-    return {server.instance for server in servers if server.cluster == record.marker}
+    started = _started_from(record)
+    return {process.instance for process in started if process.group != GATEWAY_GROUP}
+
+
+def _gateway_of(record: ClusterRecord) -> list[MarkedProcess]:
+    """Return the processes of the gateway: no process of the cluster is above them."""
+    return [process for process in _started_from(record) if process.group == GATEWAY_GROUP]
+
+
+def _started_from(record: ClusterRecord) -> list[MarkedProcess]:
+    return [one for one in find_marked(record.deployment) if one.cluster == record.marker]
 
 
 def _find_servers(deployment: str, instances: Iterable[str]) -> list[MarkedProcess]:

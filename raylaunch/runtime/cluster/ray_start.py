@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -21,13 +23,25 @@ _KILLED_S = 5.0
 OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest is 75 MB; raylaunch passes almost no objects."""
 LOOPBACK = "127.0.0.1"
+AGENT_PORTS = range(10_100, 13_000)
+"""Below the ports that the kernel hands out by itself, and apart from those of vLLM."""
 
 RAY_START = """
 import sys, time
+from pathlib import Path
+import psutil
 from ray._private import services
 from ray.scripts import scripts
 services.resolve_ip_for_localhost = lambda host: host
 scripts.get_ray_client_dependency_error = lambda: "switched off by raylaunch"
+
+def require_raylet():
+    children = psutil.Process().children()
+    if any(one.name() == "raylet" and one.status() == "zombie" for one in children):
+        folder = next(word[11:] for word in sys.argv if word.startswith("--temp-dir="))
+        logs = Path(folder).glob("session_latest/logs/raylet*.err")
+        texts = [log.read_text(errors="replace")[:600] for log in logs]
+        sys.exit("Ray's raylet has exited: " + " ".join(texts))
 
 def await_node(*words, get_node=services.get_node, limit_s=float(sys.argv.pop(1))):
     deadline = time.monotonic() + limit_s
@@ -37,6 +51,7 @@ def await_node(*words, get_node=services.get_node, limit_s=float(sys.argv.pop(1)
         except RuntimeError:
             if time.monotonic() > deadline:
                 raise
+            require_raylet()
             time.sleep(0.1)
 
 services.get_node = await_node
@@ -47,10 +62,17 @@ sys.stdin.readline() and scripts.main()
 Ray replaces 127.0.0.1 by the machine's own address, and then every daemon listens on all
 interfaces. And it starts a client server on port 10001 unless its dependencies are missing; with
 SO_REUSEPORT, so that two clusters share the port. And it gives up when its raylet has not
-registered within 30 s (`_private/node.py`), which a busy machine exceeds.
+registered within 30 s (`_private/node.py`), which a busy machine exceeds; a raylet that has exited
+it awaits all the same.
 """
 TOO_LATE = "the embedded Ray cluster did not start within"
 """How the error begins when this machine was too busy for Ray."""
+_NO_ACL = re.compile(
+    r"^[^\n]*Failed to detect NPU type\.\nTraceback[^\n]*\n(?:  [^\n]*\n)*"
+    r"ModuleNotFoundError[^\n]*\n?",
+    re.MULTILINE,
+)
+"""Ray logs this wherever NPUs are declared and there is no CANN: no reason for anything."""
 _RAY_GAVE_UP = "The current node timed out during startup"
 
 SECRET_NAME = re.compile(
@@ -75,7 +97,7 @@ def ray_start(
         f"--temp-dir={folder}/r",
         f"--resources={json.dumps({'NPU': npus})}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=1", "--disable-usage-stats",
-        "--dashboard-agent-listen-port=0",  # a port in use costs Ray four seconds of retries
+        *_agent_ports(),
         "--no-monitor",
         "--include-log-monitor=false",
         "--min-worker-port=0", "--max-worker-port=0",
@@ -96,6 +118,32 @@ def ray_start(
             # Before `with` waits for its exit: after Ctrl-C there is no point in waiting for Ray.
             process.kill()
             raise
+
+
+def _agent_ports() -> list[str]:
+    """Return the options that fix the ports of Ray's two agents.
+
+    A raylet waits 15 s for ports that its agents choose, and exits then: a busy machine starts them
+    more slowly (ray-project/ray#65983). A port in use costs Ray four seconds of retries.
+    """
+    options = (
+        "dashboard-agent-grpc-port",
+        "dashboard-agent-listen-port",
+        "metrics-export-port",
+        "runtime-env-agent-port",
+    )
+    ports = random.sample(AGENT_PORTS, len(AGENT_PORTS))
+    free = (port for port in ports if _is_free(port))
+    return [f"--{option}={port}" for option, port in zip(options, free, strict=False)]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
 
 
 def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dict[str, str]:
@@ -176,4 +224,4 @@ def _kill(process: subprocess.Popen[str]) -> str:
 
 
 def _tail(output: str) -> str:
-    return "\n".join(output.strip().splitlines()[-8:])
+    return "\n".join(_NO_ACL.sub("", output).strip().splitlines()[-8:])

@@ -156,6 +156,9 @@ class Controller:
                 "the controller died before anything was launched, and Ray restarted it",
             )
             return
+        if self._gateway is not None:
+            journal = self._record.journal
+            self._gateway.adopt(journal.loaded.recipe.gateway, journal.key_hashes)
         self._numbers.skip_lost(found.newest_number)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
@@ -306,6 +309,15 @@ class Controller:
     async def confirm(self, problem: str) -> None:
         """Take the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
         self._operations.confirm(problem)
+
+    async def rotate_keys(self, key_hashes: Mapping[str, str]) -> None:
+        """Replace API keys of the gateway: SHA-256 -> name of the secret.
+
+        Raises:
+            RaylaunchError: there is no gateway, or it does not take them; the old ones stay.
+        """
+        await self._require_running()
+        await self._operations.rotate_keys(key_hashes)
 
     async def recipe(self) -> LoadedRecipe:
         """Return the recipe of the whole deployment."""

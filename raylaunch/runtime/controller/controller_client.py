@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from raylaunch.errors import BusyError, RaylaunchError, UnknownDeploymentError
+from raylaunch.gateway.gateway_messages import hash_key
 from raylaunch.runtime.cluster.connection import NAMESPACE
 from raylaunch.runtime.cluster.node_tasks import HEAD_RESOURCE
 from raylaunch.runtime.cluster.packaging import packaged
@@ -173,6 +174,15 @@ class ControllerClient:
     def confirm(self, problem: str) -> None:
         """Give the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
         self._remote.ask(Controller.confirm, timeout_s=CALL_TIMEOUT_S)(problem=problem)
+
+    def rotate_keys(self, keys: Mapping[str, str]) -> None:
+        """Replace API keys of the gateway: name of the secret -> value; only hashes are sent.
+
+        Raises:
+            RaylaunchError: there is no gateway, or it does not take them; the old ones stay.
+        """
+        hashes = {hash_key(value): name for name, value in keys.items()}
+        self._remote.ask(Controller.rotate_keys, timeout_s=CALL_TIMEOUT_S)(key_hashes=hashes)
 
     def recipe(self) -> LoadedRecipe:
         """Return the recipe of the whole deployment."""

@@ -6,7 +6,7 @@ The agents of all groups keep a copy of this journal, as of those of the groups.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from raylaunch.recipe.groups import GroupSpec
@@ -33,6 +33,8 @@ class DeploymentJournal:
     """Counts upgrades; part of the names of the groups that they start."""
     restore: tuple[GroupSpec, ...] | None = None
     """The groups to return to if the upgrade under way fails; None without one."""
+    key_hashes: Mapping[str, str] = field(default_factory=dict)
+    """API keys of the gateway that were replaced since the start: SHA-256 -> name of the secret."""
     stopping: bool = False
     events: list[Event] = field(default_factory=list)
     number: int = 0

@@ -50,7 +50,7 @@ SETTLED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
 
 
 class Operations:
-    """Restarts and scales the groups of a deployment.
+    """Restarts, scales and upgrades the groups of a deployment.
 
     Args:
         deployment: Its name.
@@ -127,6 +127,18 @@ class Operations:
         self.secrets = {**self.secrets, **secrets}
         self._begin(f"upgrade to {loaded.name}", lambda: self._upgrade(loaded))
 
+    async def rotate_keys(self, key_hashes: Mapping[str, str]) -> None:
+        """See `Controller.rotate_keys`."""
+        if self.gateway is None:
+            raise RecipeError(f"{self._deployment} has no gateway, so it checks no API keys")
+        journal = self._record.journal
+        names = set(key_hashes.values())
+        kept = {digest: name for digest, name in journal.key_hashes.items() if name not in names}
+        changed = {**kept, **key_hashes}
+        await self.gateway.replace_keys(changed)
+        journal.key_hashes = changed
+        self._record.note("command", f"replaced the API keys {', '.join(sorted(names))}")
+
     def restore(self, specs: Sequence[GroupSpec]) -> None:
         """Begin to return to these groups: a controller died during an upgrade."""
         if self.gateway is not None:
@@ -199,13 +211,10 @@ class Operations:
             return launched and journal.phase in SETTLED
 
         await self._changes.until(is_settled)
-        if group.journal.phase is not Phase.READY:
-            raise self._why(group)
-
-    def _why(self, group: GroupSupervisor) -> RaylaunchError:
         if group.journal.error:
-            return from_dict(group.journal.error)
-        return RaylaunchError(f"group {group.name} is {group.journal.phase}")
+            raise from_dict(group.journal.error)
+        if group.journal.phase is not Phase.READY:
+            raise RaylaunchError(f"group {group.name} is {group.journal.phase}")
 
     async def _drain(self, group: GroupSupervisor) -> None:
         if self.gateway is not None and group.journal.phase is Phase.READY:
@@ -251,7 +260,7 @@ class Operations:
             await self._drain(group)
             group.loop.orders.stop()
             group.run()
-        left: list[str] = []
+        left = []
         for group in groups:
             stopped = await group.loop.stopped()
             left += [f"{group.name} {survivor}" for survivor in stopped.left]
@@ -271,27 +280,29 @@ class Operations:
     async def _upgrade(self, loaded: LoadedRecipe) -> None:
         journal = self._record.journal
         old = tuple(group.request.spec for group in self._groups)
-        generation = journal.generation + 1
-        new = name_generation(expand_groups(loaded), generation)
+        new = name_generation(expand_groups(loaded), journal.generation + 1)
         beside = self.gateway is not None and await self._has_room(old, new)
-        steps = plan_upgrade(old, new, beside=beside)
+        # First: settings that the gateway refuses shall cost no group.
+        await self._apply_gateway(loaded)
         journal.restore = old
         try:
-            for step in steps:
+            for step in plan_upgrade(old, new, beside=beside):
                 await self._take(step)
                 # From here on the new groups serve: what is left is to remove the old ones.
                 if beside and isinstance(step, Switch):
-                    journal.restore = None
-            if self.gateway is not None:
-                await self.gateway.apply(loaded.recipe.gateway)
-            self._finish_upgrade(loaded, kept_and_new(old, new), new)
+                    self._finish_upgrade(loaded, old, new)
         except Exception:
             if journal.restore is not None:
+                await self._apply_gateway(journal.loaded)
                 await self._roll_back(old)
             raise
-        journal.generation = generation
-        journal.restore = None
-        self._save_specs()
+        if journal.restore is not None:
+            self._finish_upgrade(loaded, old, new)
+
+    async def _apply_gateway(self, loaded: LoadedRecipe) -> None:
+        if self.gateway is not None:
+            self.gateway.begin(self.secrets, was_up=self.gateway.was_up)
+            await self.gateway.apply(loaded.recipe.gateway)
 
     async def _take(self, step: Step) -> None:
         self._record.note("command", describe(step))
@@ -364,17 +375,22 @@ class Operations:
         return await asyncio.to_thread(placement.has_spare, largest, (), (), servers)
 
     def _finish_upgrade(
-        self, loaded: LoadedRecipe, specs: Sequence[GroupSpec], new: Sequence[GroupSpec]
+        self, loaded: LoadedRecipe, old: Sequence[GroupSpec], new: Sequence[GroupSpec]
     ) -> None:
+        specs = kept_and_new(old, new)
         for spec, wanted in zip(specs, new, strict=True):
             self._groups.find(spec.name).apply(wanted.loaded)
         self._sort(specs)
-        self._record.journal.loaded = loaded
+        journal = self._record.journal
+        journal.loaded = loaded
+        journal.generation += 1
+        journal.restore = None
+        self._save_specs()
 
     def _sort(self, specs: Sequence[GroupSpec]) -> None:
-        groups = [self._groups.find(spec.name) for spec in specs]
-        self._groups.by_name.clear()
-        self._groups.by_name.update({group.name: group for group in groups})
+        """Put these groups first, in this order."""
+        first = {spec.name: self._groups.find(spec.name) for spec in specs}
+        self._groups.by_name = first | self._groups.by_name
 
     def _save_specs(self) -> None:
         self._record.journal.specs = tuple(group.request.spec for group in self._groups)

@@ -6,26 +6,30 @@ Pure: evidence in, ranked clues out; `root_cause` compares them over all servers
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit, name_exit
 from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
+from raylaunch.supervise.diagnosis.last_exception import explain_exception
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, shorten
 from raylaunch.supervise.diagnosis.rules.all_rules import RULES
 from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block
 from raylaunch.supervise.diagnosis.signatures import Signature, Site, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
+from raylaunch.supervise.diagnosis.tracebacks import EXCEPTION, read_exception
 
 LINE_CHARS = 500
 """Longest part of a log line that a diagnosis quotes."""
-_EXCEPTION = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failure|Timeout)(?:: [^\n]*)?$", re.MULTILINE
-)
 # Exceptions of a connection that the peer closed: they follow a failure and never explain one.
-_NOISE = re.compile(r"(?:^|\.)(?:CancelledError|BrokenPipeError|ConnectionResetError)\b")
+_NOISE = re.compile(
+    r"(?:^|\.)(?:CancelledError|BrokenPipeError|ConnectionResetError|KeyboardInterrupt|"
+    r"(?:Async|MQ)?EngineDeadError|EngineGenerationError|RayTaskError)\b"
+)
+_CAUSED = re.compile(r"direct cause of the following exception")
+_CHAIN_LINES = 4
 _PLACEHOLDER = re.compile(r"\{(\d)\}")
 _BLOCK_WITHIN_LINES = 10
 _UNKNOWN_WITHIN_S = 60.0
@@ -278,28 +282,43 @@ def _unknown_exception(
     exceptions of single requests; those explain nothing.
     """
     second_hand = [clue for clue in found if clue.rank in (Rank.HINT, Rank.WRAPPER)]
-    lines = [
-        line
-        for line, match in log.errors.find(_EXCEPTION)
+    matches = {
+        line: match
+        for line, match in log.errors.find(EXCEPTION)
         if line not in explained_lines
         and not _NOISE.search(match[0])
         and not _is_explained_below(log, line, found)
         and not _is_no_failure(server, log, life, line, symptom=True)
-    ]
-    near = [line for line in lines if _is_near_the_failure(log, line, server, second_hand)]
+    }
+    near = [line for line in matches if _is_near_the_failure(log, line, server, second_hand)]
     second_hand_lines = [clue.line for clue in second_hand if clue.line is not None]
     first_report = min(second_hand_lines, default=len(log.raw))
     before = [line for line in near if line < first_report]
     has_hint = any(clue.rank is Rank.HINT for clue in found)
     if before:
         line = before[-1]
-    elif near and near[-1] == lines[-1] and not has_hint:
-        line = lines[-1]
+    elif near and near[-1] == max(matches) and not has_hint:
+        line = near[-1]
     else:
         return None
-    reason = describe_exit("unknown", log.cleaned[line].strip()[:LINE_CHARS])
+    line = _first_of_chain(log, line, matches)
+    raised = read_exception(log, line, matches[line])
+    shown = log.cleaned[line].strip()[:LINE_CHARS]
+    reason = explain_exception(raised, shown, serving=-1 < life.served < line)
     at = _time_of(log, line, server)
     return Clue(Rank.HINT, at, server, reason, line, certain=False)
+
+
+def _first_of_chain(log: ServerLog, line: int, matches: Mapping[int, re.Match[str]]) -> int:
+    """Return the exception that began a chain of "was the direct cause of" ending on `line`."""
+    for before in sorted((each for each in matches if each < line), reverse=True):
+        between = log.cleaned[before + 1 : line]
+        if not any(_CAUSED.search(text) for text in between[:_CHAIN_LINES]):
+            return line
+        if not matches[before][2]:
+            return line  # one without a message says less than what it caused
+        line = before
+    return line
 
 
 def _is_explained_below(log: ServerLog, line: int, found: Sequence[Clue]) -> bool:
@@ -319,7 +338,10 @@ def _is_near_the_failure(
         failed_at.append(server.exit.at)
     if not failed_at:
         return True
-    return min(failed_at) - _time_of(log, line, server) <= _UNKNOWN_WITHIN_S
+    at = _time_of(log, line, server)
+    if at == inf:
+        return True  # a log without any time
+    return min(failed_at) - at <= _UNKNOWN_WITHIN_S
 
 
 def _exit_clue(server: ServerEvidence, log: ServerLog, found: Sequence[Clue]) -> Clue | None:

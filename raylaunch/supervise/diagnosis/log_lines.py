@@ -40,7 +40,8 @@ _FOREIGN = re.compile(
 # Bounded repetitions: `[^()]*pid=[^()]*` is quadratic in "(pid=1 pid=1 pid=1 ...".
 _PROCESS = re.compile(r"^(?:\s*\([^()]{0,64}\bpid=\d+[^()]{0,64}\) ?|\[rank\d+\]: ?)+")
 _VLLM = re.compile(
-    r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) +\d\d-\d\d \d\d:\d\d:\d\d +\[?[^\]\s]+:\d+\] ?"
+    r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) +(?:\d{4}-)?\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})? "
+    r"+\[?[^\]\s]+:\d+\] ?"
 )
 # vllm-ascend 0.15 and Ray: `[2026-03-09 09:13:30] INFO modelslim_config.py:296: `.
 _BRACKETED = re.compile(

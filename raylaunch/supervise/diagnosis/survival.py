@@ -53,7 +53,7 @@ _ERROR_LINE = re.compile(
     r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|"
     r"CRITICAL)\][ :]|"
     r"^(?:\(\w{1,40} pid=\d{1,9}\) )?\[\d{4}-\d\d-\d\d [\d:,]{8,16} C \d{1,9} \d{1,9}\]|"
-    r"Unhandled exception: |Check failed: |"
+    r"Unhandled exception: |Check failed: |\bUCX +(?:ERROR|FATAL)\b|"
     r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
 )
 

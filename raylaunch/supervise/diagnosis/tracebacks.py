@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 
-_EXCEPTION = re.compile(
+EXCEPTION = re.compile(
     r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
-    r"Interrupt|NotFound))"
+    r"Interrupt|NotFound)|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
     r"(?:: ?([^\n]{0,4000}))?$",
     re.MULTILINE,
 )
+"""The last line of a traceback. A class of a module may begin with a small letter."""
 _FRAME = re.compile(r'^\s*File "([^"\n]{1,400})", line (\d{1,6})(?:, in ([\w<>.]{1,100}))?')
 _FOLDERS = ("site-packages/", "dist-packages/", "vllm-workspace/")
 _KNOWN = re.compile(
@@ -69,15 +70,20 @@ class Raised:
 
 def find_exceptions(log: ServerLog) -> Iterator[Raised]:
     """Yield the exceptions of a log, in its order."""
-    for line, match in log.errors.find(_EXCEPTION):
-        yield Raised(
-            line=line,
-            type=match[1].rpartition(".")[2],
-            message=(match[2] or "").strip(),
-            frames=tuple(_frames_before(log, line)),
-            process=log.processes[line],
-            code=_statement_before(log, line),
-        )
+    for line, match in log.errors.find(EXCEPTION):
+        yield read_exception(log, line, match)
+
+
+def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
+    """Return the exception that `EXCEPTION` matched on a line, with the frames above it."""
+    return Raised(
+        line=line,
+        type=match[1].rpartition(".")[2],
+        message=(match[2] or "").strip(),
+        frames=tuple(_frames_before(log, line)),
+        process=log.processes[line],
+        code=_statement_before(log, line),
+    )
 
 
 def _statement_before(log: ServerLog, line: int) -> str:
@@ -105,7 +111,7 @@ def _frames_before(log: ServerLog, line: int) -> Iterator[Frame]:
         found = _FRAME.match(text)
         if found is None:
             # The end of an exception above this one's first frame.
-            if count and _EXCEPTION.match(text):
+            if count and EXCEPTION.match(text):
                 return
             continue
         count += 1

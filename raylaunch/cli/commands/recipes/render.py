@@ -58,12 +58,16 @@ def render(
     One bash script per server; with --as docker also the container of each node. With several
     groups the names of the scripts begin with the group.
 
-    Exit code 4: the checks found an error; the files are written nevertheless.
+    Exit code 4: the checks found an error; the files are written nevertheless, but for a secret in
+    the recipe, which would be in them.
     """
     from raylaunch import api
     from raylaunch.cli.file_writer import write_files
 
     loaded, plan, findings = make_plan(out, name, host, primary, deployment, sets, group)
+    if any(finding.id == "secret-in-recipe" for finding in findings):
+        report_findings(out, findings)
+        return
     files = api.render_files(loaded, plan, form.value)
     for path in write_files(folder, files, force=force):
         out.line(str(path))

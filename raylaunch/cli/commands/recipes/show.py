@@ -27,12 +27,13 @@ def show(
     sets: Sets = None,
     output: RecipeOutput = RecipeFormat.YAML,
 ) -> None:
-    """Print a whole recipe and where each value is from."""
+    """Print a whole recipe and where each value is from; what looks like a secret is masked."""
+    from raylaunch.checks.secret_checks import mask_recipe
     from raylaunch.cli.views.recipe_view import yaml_lines
     from raylaunch.recipe.catalog import read
 
     loaded = read(name, sets or [])
     if output is RecipeFormat.JSON:
-        values = loaded.recipe.model_dump(mode="json")
+        values = mask_recipe(loaded.recipe.model_dump(mode="json"))
         return out.json({"name": loaded.name, "recipe": values, "origins": dict(loaded.origins)})
     return out.lines(yaml_lines(loaded))

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from raylaunch.checks.findings import Finding, waive
@@ -25,7 +26,7 @@ from raylaunch.gateway.gateway_client import (
 from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
 from raylaunch.gateway.gateway_probe import probe_gateway
 from raylaunch.home import home
-from raylaunch.node.process.process_markers import GROUP
+from raylaunch.node.process.process_markers import DEPLOYMENT, EMBEDDED_IN, GROUP
 from raylaunch.plan.gateway_plan import choose_gateway_port, gateway_url, planned_ports
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GATEWAY_GROUP
@@ -81,6 +82,7 @@ class GatewayLink:
         self._clock = clock
         self._on_change = on_change
         self._secrets: Mapping[str, str] = {}
+        self._key_hashes: Mapping[str, str] = {}
         self._client: GatewayClient | None = None
         self._status: GatewayStatus | None = None
         self._draining: set[str] = set()
@@ -132,6 +134,24 @@ class GatewayLink:
             for group in self._groups:
                 group.loop.abandon(error)
 
+    def adopt(self, settings: Gateway, key_hashes: Mapping[str, str]) -> None:
+        """Take what an upgrade and `raylaunch keys` have changed since the start, before `run`."""
+        self._settings = settings
+        self._key_hashes = key_hashes
+
+    async def replace_keys(self, key_hashes: Mapping[str, str]) -> None:
+        """Accept other API keys instead of those of their names (SHA-256 -> name).
+
+        Raises:
+            RaylaunchError: the gateway does not take them; the old ones stay.
+        """
+        previous, self._key_hashes = self._key_hashes, key_hashes
+        try:
+            await self._configure()
+        except RaylaunchError:
+            self._key_hashes = previous
+            raise
+
     def mark_changed(self) -> None:
         """Note that a group changed: what the gateway must know is sent without delay."""
         self._dirty.set()
@@ -180,11 +200,14 @@ class GatewayLink:
         """
         previous, self._settings = self._settings, settings
         try:
-            if self._client is not None:
-                await asyncio.to_thread(self._client.configure, None, self._options())
+            await self._configure()
         except RaylaunchError:
             self._settings = previous
             raise
+
+    async def _configure(self) -> None:
+        if self._client is not None:
+            await asyncio.to_thread(self._client.configure, None, self._options())
 
     async def stop(self) -> None:
         """Refuse new requests, let running ones finish for `gateway.drain_s`, and stop it."""
@@ -221,7 +244,12 @@ class GatewayLink:
             deployment=self._request.deployment,
             instance=self._request.instance,
             # The marker tells its processes from those that a group left behind.
-            env={**os.environ, "PYTHONPATH": path, GROUP: GATEWAY_GROUP},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                GROUP: GATEWAY_GROUP,
+                EMBEDDED_IN: os.environ.get(DEPLOYMENT, ""),
+            },
             members=members,
         )
         self._client = client
@@ -238,7 +266,8 @@ class GatewayLink:
         else:
             settings = settings.model_copy(update={"port": self._choose_port()})
         server_key = self._secrets.get("VLLM_API_KEY", "")
-        return gateway_options(settings, self._address, self._secrets, server_key)
+        options = gateway_options(settings, self._address, self._secrets, server_key)
+        return replace(options, key_hashes=replaced(options.key_hashes, self._key_hashes))
 
     def _choose_port(self) -> int:
         """Return the first port from the wanted one on that no server of the deployment wants."""
@@ -304,6 +333,13 @@ def _node_report(settings: Gateway, ip: str, status: GatewayStatus) -> GatewayNo
         haproxy_starts=status.haproxy_starts,
         relay_starts=status.relay_starts,
     )
+
+
+def replaced(hashes: Mapping[str, str], newer: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes with the newer ones in the place of those of the same names."""
+    names = set(hashes.values())
+    kept = {digest: name for digest, name in hashes.items() if name not in newer.values()}
+    return kept | {digest: name for digest, name in newer.items() if name in names}
 
 
 def _without_load(members: tuple[Member, ...]) -> list[tuple[str, str, str]]:

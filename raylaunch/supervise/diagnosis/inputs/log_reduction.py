@@ -45,7 +45,8 @@ _FOREIGN = (
 _PROCESS = rb"(?:\((?:[\w. -]{0,40} )?pid=\d{1,9}[ !-'*-~]{0,60}\)" + _COLOUR + rb" ?)?"
 _DECORATED = _COLOUR + _FOREIGN + _COLOUR + _PROCESS + _COLOUR
 _LEVEL = (
-    rb"(?:(?:%(names)s)(?:: | +\d\d-\d\d \d\d:\d\d:\d\d +\[?[\w./-]{1,200}:\d{1,6}\])|"
+    rb"(?:(?:%(names)s)(?:: | +(?:\d{4}-)?\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})? "
+    rb"+\[?[\w./-]{1,200}:\d{1,6}\])|"
     rb"\[(?:%(names)s|%(cann)s)\] ?[A-Z]\w{0,30}\(|"
     rb"\[\d{4}-\d\d-\d\d [\d:,.]{8,16}\] (?:%(names)s) [\w./-]{1,80}:\d{1,6}|"
     rb"\d{4}-\d\d-\d\d [\d:,.]{8,16} (?:- [\w.]{1,80} - )?(?:%(names)s) )"

@@ -46,6 +46,41 @@ _TRACE_LINES = 2
 _LINES_OF_THE_CALL = 5
 _FALLBACK_CODES = ("EE1001", "EL0003", "EH0001")
 """CANN uses these where it has no code of its own for a failed call."""
+_REPORTERS_OWN = re.compile(r"rtGetDevMsg|GetDevErrMsg|rtGetErrorVerbose")
+"""Calls by which torch_npu asks for an error's text: that they fail is no failure of the server."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What a block's words say more exactly than its code."""
+
+    words: str
+    cause: str
+    remedy: str
+
+
+_BY_TEXT = (
+    _Text(
+        r"opp_kernel|binary_info_config\.json|[Oo]pp kernel",
+        "CANN's package of compiled operators (opp kernels) for this NPU is not installed",
+        "Install Ascend-cann-kernels (or -ops) of the same release as the toolkit and for this NPU "
+        "generation, and source set_env.sh; or use the release's image for this generation.",
+    ),
+    _Text(
+        r"InitOpInfoLib|InitOpKernel|op info lib",
+        "The description of an operator package does not fit this CANN",
+        "The custom operators (vllm-ascend's own, or a vendor's below opp/vendors) were built for "
+        "another CANN: build them again or remove them, or use the release's image.",
+    ),
+    _Text(
+        r"AddRmsNorm\w{0,20} do tiling failed|do tiling failed|[Tt]iling failed",
+        "An operator cannot split its input over the cores (tiling): the shapes that the model "
+        "or a feature gives it do not fit",
+        "No tuning variable helps. Switch off the feature that calls it (speculative decoding: no "
+        "`features.speculative`; graphs: `args.enforce-eager: true`; MoE: `parallel.expert: "
+        "false`), or use a newer release or image of vllm-ascend.",
+    ),
+)
 _NO_TEXT = re.compile(r"^(?:Inner Error!?[\s.]*)?$")
 _REPEATED = re.compile(r"Inner Error!? ?|\b[EW][A-Z\d]\d{4}(?:: ?|(?=\[PID))")
 
@@ -101,6 +136,8 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
             number = find_number([log.cleaned[line] for line in block.lines], log.codes)
             known = number if number and number.kind == "device" else known
         if known is None and not (block.text or block.reason or block.trace):
+            continue
+        if _REPORTERS_OWN.search(block.reason or block.text):
             continue
         yield _reading(block, known, call)
 
@@ -171,6 +208,9 @@ def _clean(text: str) -> str:
 def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
     quoted = quote_block(block)
     module = module_of(block.code)
+    by_text = next((each for each in _BY_TEXT if re.search(each.words, quoted)), None)
+    if by_text is not None:
+        return _by_text(block, by_text, quoted)
     if known is not None and known.cause:
         where = f" in `{call}`" if call and call not in quoted else ""
         cause = f"{known.cause}{where} ({block.code}: {quoted})"
@@ -199,6 +239,22 @@ def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
         rank=rank,
         symptom=symptom,
         certain=known is not None and not symptom and not block.is_inner_error,
+    )
+
+
+def _by_text(block: CannBlock, found: _Text, quoted: str) -> Reading:
+    return Reading(
+        reason=reason(
+            f"cann-{block.code}",
+            f"{found.cause} ({block.code}: {quoted}).",
+            found.remedy,
+            "the block itself",
+            "deterministic",
+        ),
+        line=block.line,
+        covers=frozenset(block.lines),
+        rank=Rank.HINT if block.is_inner_error else Rank.CAUSE,
+        certain=not block.is_inner_error,
     )
 
 

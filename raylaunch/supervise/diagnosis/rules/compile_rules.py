@@ -28,8 +28,11 @@ _TRITON = re.compile(
     r"MLIRCompilationError|triton\.compiler\.errors\.\w{1,40}|\[ERROR\]\[Triton\]|"
     r"Failed to run BiShengIR pipeline|Failed to compile BiShengLIR[^\n]{0,40}|"
     r"error executing : \S{0,200}/bisheng\b|PassManager::run failed|bishengir-compile[^\n]{0,80}"
-    r"(?:failed|error|returned non-zero)"
+    r"(?:failed|error|returned non-zero)|"
+    r"CalledProcessError: Command '\['[^'\n]{0,200}bishengir[\w-]{0,30}'"
 )
+_COMPILER_ERROR = re.compile(r"\berror: ([^\n]{8,300})")
+_COMPILER_LINES = 12
 _INDUCTOR = re.compile(
     r"(?:torch\._inductor\.exc\.\w{1,40}|torch\._dynamo\.exc\.\w{1,40}|BackendCompilerFailed|"
     r"InductorError|CppCompileError): ?([^\n]{0,400})"
@@ -77,17 +80,7 @@ def read_compilers(log: ServerLog) -> Iterator[Reading]:
 
 def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_TRITON):
-        yield _found(
-            line,
-            "triton-compile",
-            f"Triton could not compile a kernel for this device ({shorten(match[0], 120)}): "
-            "triton-ascend and CANN's BiSheng compiler do not fit this vllm-ascend, or the kernel "
-            "does not support this model or NPU generation.",
-            "Install the triton-ascend and CANN releases that this vllm-ascend names (`pip list | "
-            "grep -i triton`; plain `triton` must not be installed beside triton-ascend), or use "
-            "the release's image or a newer one.",
-            certain=False,
-        )
+        yield _triton(log, line, match[0])
     for line, match in log.errors.find(_INDUCTOR):
         yield _found(
             line,
@@ -97,6 +90,34 @@ def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
             "an earlier release (~/.cache/vllm/torch_compile_cache), or use the release's image.",
             certain=False,
         )
+
+
+def _triton(log: ServerLog, line: int, said: str) -> Reading:
+    first = max(0, line - _COMPILER_LINES)
+    near = "\n".join(log.cleaned[first : line + _COMPILER_LINES])
+    error = _COMPILER_ERROR.search(near)
+    detail = shorten(error[1] if error else said, 200)
+    if error and "overflow" in error[1]:
+        return _found(
+            line,
+            "triton-compile",
+            f"A Triton kernel needs more on-chip memory than a core of this NPU has ({detail}): "
+            "its block or tile is too large for this model's sizes.",
+            "Use a newer release of triton-ascend and vllm-ascend; smaller tiles need a smaller "
+            "step: lower `args.max-num-batched-tokens`, or switch off the feature whose kernel the "
+            "traceback names (`args.enforce-eager: true` if it is a compiled graph).",
+        )
+    return _found(
+        line,
+        "triton-compile",
+        f"Triton could not compile a kernel for this device ({detail}): triton-ascend and CANN's "
+        "BiSheng compiler do not fit this vllm-ascend, or the kernel does not support this model "
+        "or NPU generation.",
+        "Install the triton-ascend and CANN releases that this vllm-ascend names (`pip list | "
+        "grep -i triton`; plain `triton` must not be installed beside triton-ascend), or use "
+        "the release's image or a newer one.",
+        certain=False,
+    )
 
 
 def _cann_compiler(log: ServerLog) -> Iterator[Reading]:

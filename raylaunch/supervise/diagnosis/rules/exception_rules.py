@@ -35,6 +35,7 @@ _SIGNATURE = re.compile(
     r"takes [^\n]{1,60} positional arguments? but)"
 )
 _INIT_FAILED = re.compile(r"init failed, error is\b|NPUModelRunner failed, error is")
+_CALL_OF_CANN = re.compile(r"function error: ?(?:call )?acl|call aclnn|error code is \d{5,6}")
 _ASCEND = re.compile(r"^vllm_ascend/(.+)\.py$")
 # Ordered: the more special feature first. Word in the path, function or message, name, remedy.
 _FEATURES: tuple[tuple[str, str, str], ...] = (
@@ -134,6 +135,26 @@ def _quant_tensor(raised: Raised) -> Reading | None:
         "For a w8a8 or w4a8 checkpoint of ModelSlim set `args.quantization: ascend` and use a "
         "vllm-ascend release that lists the model as quantised (0.7.3 needs MindIE-Turbo); check "
         "quant_model_description.json under `model.path`; or serve unquantised weights.",
+    )
+
+
+def _quant_description(raised: Raised) -> Reading | None:
+    own = raised.innermost
+    if raised.type != "KeyError" or own is None or not raised.message:
+        return None
+    if not re.match(r"vllm_ascend/quantization/", own.module_path):
+        return None
+    if "quant_description" not in raised.code and "quant_description" not in raised.message:
+        return None
+    return _deterministic(
+        raised,
+        "quant-description",
+        f"The description of the quantisation has no entry for {shorten(raised.message, 160)}: "
+        "quant_model_description.json is of other weights, or this release of vllm-ascend does "
+        "not know how this model names its layers.",
+        "Use the vllm-ascend release that the model card names; check "
+        "quant_model_description.json under `model.path`, and quantise or download the model "
+        "again if the entry is missing there.",
     )
 
 
@@ -257,10 +278,12 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     wraps = raised.type == "RuntimeError" and _INIT_FAILED.search(raised.message) is not None
     if raised.type not in _UNSUPPORTED and not wraps:
         return None
+    if wraps and _CALL_OF_CANN.search(raised.message):
+        return None  # the block of CANN below it names the operator and why it failed
     if raised.type in ("KeyError", "IndexError") and "patch/" in found[1]:
         return None
     calls = " ".join(frame.function for frame in raised.frames) if wraps else own.function
-    features = _features(f"{found[1]} {calls} {raised.message}", raised.process)
+    features = name_features(f"{found[1]} {calls} {raised.message}", raised.process)
     names = " with ".join(name for name, _ in features) or f"what `{own.module_path}` does"
     off = [remedy for _, remedy in features if remedy]
     said = raised.type
@@ -283,7 +306,13 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     )
 
 
-def _features(text: str, process: str) -> list[tuple[str, str]]:
+def name_features(text: str, process: str) -> list[tuple[str, str]]:
+    """Return the features of vllm-ascend that a text is about, each with how to switch it off.
+
+    Args:
+        text: Paths, functions and message of a traceback.
+        process: Prefix of the line, which names the parallel ranks.
+    """
     lower = text.lower()
     found = [(name, remedy) for pattern, name, remedy in _FEATURES if re.search(pattern, lower)]
     # vLLM names the parallel ranks in the process: `Worker_DP1_TP3_DCP3_EP7`.
@@ -302,6 +331,8 @@ def _refused_configuration(raised: Raised) -> Reading | None:
     frame = raised.innermost
     if frame is None or frame.package not in ("vllm", "vllm_ascend"):
         return None
+    if _NOT_SET_UP.search(raised.message):
+        return None
     in_config = _CONFIG_PLACE.search(frame.module_path) is not None
     at_start = not _REQUEST.match(frame.module_path) and bool(name_flags(raised.message))
     if not in_config and not at_start:
@@ -310,17 +341,20 @@ def _refused_configuration(raised: Raised) -> Reading | None:
         raised,
         "config-refused",
         f"{frame.package.replace('_', '-')} refused the configuration: {shorten(raised.message)}",
-        f"{_correct(raised.message)}; the check is in {frame.module_path}.",
+        f"{_correct(raised.message, frame.module_path)}; the check is in {frame.module_path}.",
     )
 
 
-def _correct(message: str) -> str:
+def _correct(message: str, place: str) -> str:
     options = name_options(message)
+    if not options and place.endswith("ascend_config.py"):
+        return "Correct `args.additional-config`"
     if options:
         return f"Correct {' or '.join(options)}"
     return "Correct the option that the message names, under `args`, `env` or `parallel`"
 
 
+_NOT_SET_UP = re.compile(r"not (?:initiali[sz]ed|set)\. |called outside of")
 _CONFIG_PLACE = re.compile(
     r"^vllm(?:_ascend)?/(?:config(?:/\w+)?|\w*config|engine/arg_utils|platform|platforms/\w+|"
     r"ascend_config|entrypoints/cli/\w+|quantization/\w*config)\.py$"
@@ -337,6 +371,7 @@ def _deterministic(raised: Raised, id_: str, cause: str, remedy: str) -> Reading
 
 _RULES: tuple[Rule, ...] = (
     _no_such_user,
+    _quant_description,
     _quant_tensor,
     _unknown_weight,
     _missing_name,

@@ -14,13 +14,17 @@ _CHOICE = re.compile(
     r"'?([^'\n(]{1,80}?)'? "
     r"\(choose from ([^\n]{0,4000})"
 )
-_UNRECOGNISED = re.compile(r"error: unrecognized arguments: (--?[\w.-]{1,80})([^\n]{0,300})")
+_UNRECOGNISED = re.compile(r"error: unrecognized arguments: (\S{1,200})([^\n]{0,300})")
+_NO_FIELD = re.compile(
+    r"\b(\w{0,30}(?:EngineArgs|Config|LLM))(?:\.__init__)?\(\) got an unexpected keyword argument "
+    r"'([\w-]{1,60})'"
+)
 _FIELD = re.compile(
     r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n([\w.]{1,80})\n\s{1,8}([^\n\[]{1,300})"
 )
 _VALUE_ERROR = re.compile(
-    r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n\s{0,8}(?:Value|Assertion) error, "
-    r"([^\n]{1,1000})"
+    r"(?<!\d)\d{1,6} validation errors? for (\w{1,60})\n\s{0,8}"
+    r"(?:Value error|Assertion (?:error|failed)), ([^\n]{1,1000})"
 )
 _PYDANTIC_TAIL = re.compile(r" ?\[type=\w{1,60}, input_(?:value|type)=")
 _CONFIGS = {
@@ -54,6 +58,9 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
     for line, _ in log.errors.find(_QUANT):
         yield _no_ascend_quantisation(line, "quant-mismatch")
     for line, match in log.errors.find(_UNRECOGNISED):
+        if not match[1].startswith("-"):
+            yield _positional(line, match[1])
+            continue
         more = f" (with {shorten(match[2], 80)})" if match[2].strip() else ""
         yield _flag(
             line,
@@ -61,6 +68,15 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             "with a newer release or a plug-in that is not loaded, or is misspelt.",
             "Correct or remove it under `args`; `vllm serve --help=all` on the node lists the "
             "flags of this release.",
+        )
+    for line, match in log.errors.find(_NO_FIELD):
+        yield _flag(
+            line,
+            f"{match[1]} of this release of vLLM has no field `{match[2]}`: it was removed, "
+            "renamed or is misspelt, or belongs to the command line only (and is written with `_` "
+            "in Python).",
+            f"Correct or remove `{match[2].replace('_', '-')}` under `args`; `vllm serve "
+            "--help=all` on the node lists the flags of this release.",
         )
     yield from _read_pydantic(log)
     for line, match in log.errors.find(_FIELD):
@@ -96,6 +112,16 @@ def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
         )
+
+
+def _positional(line: int, value: str) -> Reading:
+    return _flag(
+        line,
+        f"vLLM does not expect `{value}` where it stands: a second model, a value that a blank or "
+        "a missing quote has split, or a model without --model for an entry point that needs it.",
+        "Give the model by `model.path` only, and write each value under `args` as one value "
+        "(quoted if it holds blanks).",
+    )
 
 
 def _flag(line: int, cause: str, remedy: str) -> Reading:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.network_rules import PEER
 
 _GLOG_KV = re.compile(
@@ -26,6 +26,14 @@ _KV_FAILED = re.compile(
     r"Failed to register mooncake memory)[^\n]{0,300}",
     re.IGNORECASE,
 )
+_NIXL = re.compile(
+    r"NIXL (?:transfer failure|agent engine ID mismatch|handshake)[^\n]{0,200}|"
+    r"Remote NIXL agent[^\n]{0,200}|NIXL_ERR_\w{3,40}|nixl\w{0,20}Error: [^\n]{1,200}",
+)
+_UCX = re.compile(
+    r"\bUCX +(?:ERROR|FATAL) [^\n]{1,200}|Unexpected UCX error: [^\n]{1,160}|"
+    r"Transport retry count exceeded on [\w.:/-]{1,60}|Remote access error on [\w.:/-]{1,60}"
+)
 _SIZE = re.compile(r"\bsize=(\d{6,16})\b")
 _RDMA_CARDS = re.compile(r"local_nic: ([\w@.:-]{1,80}), peer_nic: ([\w@.:-]{1,120})")
 _RDMA_REASON = re.compile(
@@ -41,6 +49,10 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
         text = " ".join(f"{match[1]} {match[2]}" for _, match in lines[:40])
         yield _mooncake(lines[0][0], text, frozenset(line for line, _ in lines))
         return
+    for line, match in log.errors.find(_NIXL):
+        yield _nixl(line, match[0])
+    for line, match in log.errors.find(_UCX):
+        yield _ucx(line, match[0])
     for line, match in log.errors.find(_KV_FAILED):
         yield Reading(
             reason(
@@ -56,6 +68,45 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
             rank=Rank.HINT,
             certain=False,
         )
+
+
+def _nixl(line: int, said: str) -> Reading:
+    return Reading(
+        reason(
+            "nixl-failed",
+            f"NIXL could not set up the transfer of the KV cache with the other server: "
+            f"{shorten(said, 200)}. Its side channel reaches another server than meant, the two "
+            "servers differ in version, block size or parallel sizes, or UCX finds no way between "
+            "them.",
+            "Set `env.VLLM_NIXL_SIDE_CHANNEL_HOST` on each server to its own address between the "
+            "nodes (and a free VLLM_NIXL_SIDE_CHANNEL_PORT); start prefill and decode with the "
+            "same release and, to exclude it, the same `parallel.tensor`; try `env.UCX_TLS: "
+            "rc,tcp` (and UCX_NET_DEVICES).",
+            "vLLM nixl_connector; vllm#27083",
+            "transient",
+        ),
+        line,
+        certain=False,
+    )
+
+
+def _ucx(line: int, said: str) -> Reading:
+    return Reading(
+        reason(
+            "ucx-failed",
+            f"A connection of UCX to a peer broke: {shorten(said, 200)}. The peer is gone, or the "
+            "network between the two servers (RDMA link, switch, priority flow control, firewall) "
+            "loses packets.",
+            "Read the peer's log first. Check the link (`ibstat`, `ibv_devinfo`, `ethtool -S`) and "
+            "the switch on the way; exclude a card with `env.UCX_NET_DEVICES`; `env.UCX_TLS: tcp` "
+            "shows whether only RDMA fails.",
+            "UCX tcp_ep.c, ib_mlx5_log.c",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )
 
 
 def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:

@@ -20,6 +20,27 @@ _ERRNO = re.compile(
 )
 
 
+_DENIED = re.compile(r"PermissionError: \[Errno 13\] Permission denied: '([^'\n]{1,300})'")
+# Which variable moves a folder that a library made up for itself.
+_MOVED_BY: tuple[tuple[str, str], ...] = (
+    (
+        r"^//?kernel_meta",
+        "start Ray in a folder that the user may write: CANN puts kernel_meta there",
+    ),
+    (r"kernel_meta|atc_data|/ascend/log", "set `env.ASCEND_WORK_PATH` to a folder it may write"),
+    (r"modelscope|ast_indexer", "set `env.MODELSCOPE_CACHE` to a folder it may write"),
+    (r"huggingface|/hub\b|transformers_modules", "set `env.HF_HOME` to a folder it may write"),
+    (r"triton", "set `env.TRITON_CACHE_DIR` to a folder it may write"),
+    (r"inductor", "set `env.TORCHINDUCTOR_CACHE_DIR` to a folder it may write"),
+    (r"\.cache/vllm|\.config/vllm", "set `env.VLLM_CACHE_ROOT` and `env.VLLM_CONFIG_ROOT`"),
+    (
+        r"^/(?:\.\w{1,40}|root/[^\n]{0,200})$|/\.cache\b",
+        "set `env.HOME` (or `env.XDG_CACHE_HOME`) to a folder it may write",
+    ),
+    (r"/dev/(?:davinci|devmm|hisi)", "add the user to the group of the driver (HwHiAiUser)"),
+)
+
+
 class _Refusal(NamedTuple):
     name: str
     cause: str
@@ -83,6 +104,8 @@ _BY_TEXT: tuple[tuple[str, _Refusal], ...] = (
 
 def read_os_errors(log: ServerLog) -> Iterator[Reading]:
     """Yield the paths that the operating system refused, with their meaning."""
+    for line, match in log.errors.find(_DENIED):
+        yield _denied(line, match[1])
     for line, match in log.errors.find(_ERRNO):
         text, path = match[2], match[3]
         found = next((each for words, each in _BY_TEXT if re.search(words, text)), None)
@@ -91,3 +114,19 @@ def read_os_errors(log: ServerLog) -> Iterator[Reading]:
         named = f" {path.strip()}" if path else " a file"
         cause = found.cause.format(path=named, text=text)
         yield Reading(reason(found.name, cause, found.remedy, "errno(3)", found.kind), line)
+
+
+def _denied(line: int, path: str) -> Reading:
+    moved = next((how for words, how in _MOVED_BY if re.search(words, path)), "")
+    own = f", or {moved}" if moved else ""
+    return Reading(
+        reason(
+            "permission-denied",
+            f"The user that runs Ray may not read or write {path}.",
+            f"Give that user the permissions on this node (`ls -ld`, owner, mount){own}, or start "
+            "Ray as another user.",
+            "open(2)",
+            "deterministic",
+        ),
+        line,
+    )

@@ -65,6 +65,15 @@ _OTHER_ADDRESS = re.compile(
 _RUNTIME_ENV = re.compile(
     r"(?:RuntimeEnvSetupError|Failed to set(?: |-)?up runtime environment)[^\n]{0,300}"
 )
+_BUNDLE = re.compile(
+    r"placement group bundle index (\d{1,5}) is invalid\. Valid placement group indexes: "
+    r"(\d{1,5}-\d{1,5})"
+)
+_GCS_REQUEST = re.compile(
+    r"Failed to send request to gcs|GcsRpcClient[^\n]{0,80}(?:timed? ?out|UNAVAILABLE)|"
+    r"Failed to (?:get|fetch)[^\n]{0,60} from (?:the )?GCS"
+)
+_UNPICKLE = re.compile(r"Failed to unpickle serialized exception")
 _VERSION_LINES = 8
 
 
@@ -87,7 +96,49 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
             yield reading
     for line, match in log.errors.find(_GCS):
         yield _gcs(line, match[1], match[2])
+    yield from _read_calls(log)
     yield from _read_nodes(log)
+
+
+def _read_calls(log: ServerLog) -> Iterator[Reading]:
+    """Yield which of vLLM's calls of Ray failed."""
+    for line, match in log.errors.find(_BUNDLE):
+        yield _read(
+            line,
+            "ray-bundles",
+            f"vLLM needs bundle {match[1]} of its placement group, and the group has only the "
+            f"bundles {match[2]}: it was made for fewer devices than tensor times pipeline "
+            "parallel ranks.",
+            "Ask for as many ranks as the group has bundles (`parallel.tensor`, "
+            "`parallel.pipeline`), make the placement group for all of them, and remove "
+            "`env.VLLM_RAY_BUNDLE_INDICES` if it is set.",
+        )
+    for line, _ in log.errors.find(_UNPICKLE):
+        yield Reading(
+            reason(
+                "ray-unpickle",
+                "A worker of Ray failed, and its exception cannot be rebuilt in this process: its "
+                "class is of another release here, or cannot be unpickled at all.",
+                "Read the exception itself in the worker's log (`worker-*.err` under "
+                "/tmp/ray/session_latest/logs on its node); a failed compilation is avoided by "
+                "`args.enforce-eager: true`; install the same torch, vLLM and Ray on all nodes.",
+                "Ray exceptions.py",
+                "transient",
+            ),
+            line,
+            certain=False,
+        )
+    for line, _ in log.errors.find(_GCS_REQUEST):
+        yield _read(
+            line,
+            "ray-gcs",
+            "Ray's head (GCS) does not answer this node: it is not running, was started again, or "
+            "a firewall or a wrong address is between.",
+            "On the head run `ray status` and `ss -ltnp | grep gcs` (its real port, 6379 by "
+            "default); from this node `nc -vz HEAD 6379`; then `ray stop` and `ray start --address "
+            "HEAD:6379` here.",
+            kind="transient",
+        )
 
 
 def _read_nodes(log: ServerLog) -> Iterator[Reading]:

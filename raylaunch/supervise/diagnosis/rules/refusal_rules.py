@@ -29,7 +29,7 @@ _WRAPPERS = re.compile(
     r"See (?:root cause|stack trace)|(?:Engine|Worker)[\w ]{0,20} (?:failed|died|process)|"
     r"cancelled|check the stack trace|Cannot re-initialize|initialization failed due to|"
     r"The Inner error is reported as above|error code is|function error|call acl|"
-    r"error\(s\) in loading|DataLoader worker"
+    r"error\(s\) in loading|DataLoader worker|unexpected keyword argument|unpickle"
 )
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
 _NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")
@@ -54,7 +54,10 @@ _FIELDS = {
 }
 # Words of a message that stand for an option without naming it.
 _TOPICS: tuple[tuple[str, str], ...] = (
-    (r"tensor[- ]parallel|\btp[_ ]?size\b|\bTP\b", "`parallel.tensor`"),
+    (
+        r"tensor[- ]parallel|\btp[_ ]?size\b|\bTP\b|is not divisible by \d",
+        "`parallel.tensor`",
+    ),
     (r"world[_ ]size", "`parallel.tensor`, `parallel.pipeline` and `hardware.npus_per_server`"),
     (r"intermediate_tensors|pipeline[- ]parallel|\bpp[_ ]?size\b", "`parallel.pipeline`"),
     (r"expert[- ]parallel|\bep[_ ]?size\b|EPLB|redundant[_ ]expert", "`parallel.expert`"),

@@ -72,11 +72,28 @@ def grouped_matmul(x, weight, group_list=None, group_list_type=1, **kwargs):
 
 
 def gating_top_k(
-    logits, k=2, bias=None, norm_type=0, routed_scaling_factor=1.0, eps=1e-20, **kwargs
+    logits,
+    k=2,
+    bias=None,
+    norm_type=0,
+    k_group=1,
+    group_count=1,
+    routed_scaling_factor=1.0,
+    eps=1e-20,
+    **kwargs,
 ):
-    """Choose each token's experts. `norm_type` 1: sigmoid, else softmax; `bias` counts only there."""
+    """Choose each token's experts. `norm_type` 1: sigmoid, else softmax; `bias` counts only there.
+
+    With several groups only experts of the best `k_group` are eligible; a group is ranked by the
+    sum of its two best experts.
+    """
     scores = logits.float().sigmoid() if norm_type == 1 else logits.float().softmax(-1)
     ranking = scores if bias is None else scores + bias
+    if group_count > 1:
+        by_group = ranking.unflatten(-1, (group_count, -1))
+        best = by_group.topk(2, -1)[0].sum(-1).topk(k_group, -1)[1]
+        eligible = torch.zeros_like(by_group[..., 0]).scatter(-1, best, 1.0).bool()
+        ranking = by_group.masked_fill(~eligible.unsqueeze(-1), float("-inf")).flatten(-2)
     experts = ranking.topk(k, -1)[1]
     weights = scores.gather(-1, experts)
     if norm_type == 1:
@@ -111,7 +128,8 @@ def fused_attention(
     `actual_seq_lengths` are end positions in `query`; those of the keys are lengths with a block
     table and end positions without.
     """
-    out = torch.zeros_like(query)
+    size = query.shape[-1] if block_table is not None else value.shape[-1]
+    out = query.new_zeros(*query.shape[:2], size)
     start = key_start = 0
     ends = [int(end) for end in actual_seq_lengths]
     key_ends = [int(end) for end in actual_seq_lengths_kv]

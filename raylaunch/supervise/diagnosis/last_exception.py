@@ -1,0 +1,211 @@
+"""The exception that no signature and no rule knows: what its type, its words and its place mean.
+
+The layer below all others. An engineer who has never seen a message still reads from it what kind
+of failure it is: sizes that do not fit, a missing attribute, a refused combination, a child program
+that failed. Each kind has a remedy and a class. None of them is certain.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit
+from raylaunch.supervise.diagnosis.readings import reason, shorten
+from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
+from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.tracebacks import Frame, Raised
+
+_PAIR = (
+    "Install the releases of vLLM and vllm-ascend that belong together (`pip list | grep -i vllm`; "
+    "vllm-ascend's table of versions), or use the release's container image"
+)
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """One kind of exception: `words` in its message, or one of `types`."""
+
+    name: str
+    cause: str
+    remedy: str
+    words: str = ""
+    types: tuple[str, ...] = ()
+    kind: Kind = "deterministic"
+
+    def fits(self, raised: Raised) -> bool:
+        if raised.type in self.types:
+            return True
+        return bool(self.words) and re.search(self.words, raised.message) is not None
+
+
+# Ordered: the more special kind first.
+_MEANINGS: tuple[_Meaning, ...] = (
+    _Meaning(
+        name="sizes-not-divisible",
+        words=r"[Dd]ivisible|[Mm]ultiple of|evenly",
+        cause="A size of the model cannot be split as the parallel sizes of the recipe ask",
+        remedy="Choose another `parallel.tensor` (with experts also `parallel.expert` and "
+        "`parallel.data`) that divides the number in the message.",
+    ),
+    _Meaning(
+        name="tensor-shapes",
+        words=r"size of tensor|[Ss]hape mismatch|shape '?\[|[Ss]hapes? (?:cannot|of|do not|must)|"
+        r"cannot be broadcast|cannot be multiplied|view size is not|invalid for input of size|"
+        r"must have shape|non-singleton|k-axis|number of elements|[Ss]izes of tensors|"
+        r"expanded size|expects? (?:each )?(?:a )?\d?-?D? ?tensors?|[Dd]imension|"
+        r"split_with_sizes|same size|index out of range|out of bounds",
+        cause="The sizes of tensors do not fit together",
+        remedy="Start once with `args.enforce-eager: true`, once without `features.speculative`, "
+        "once with another `parallel.tensor`: the one that helps names the feature. Then use a "
+        "release of {package} that supports it with this model, or leave it off.",
+    ),
+    _Meaning(
+        name="not-set-up",
+        words=r"(?:is|was|been|are) (?:not |never )(?:yet )?(?:been )?(?:initiali[sz]ed|set\b|"
+        r"registered|set up)|not been initiali|[Pp]lease call|called outside|must be called|"
+        r"before calling|not initiali[sz]ed",
+        cause="A part of {package} was used before it was set up: releases that do not belong "
+        "together, or a combination of features that this release does not have",
+        remedy=_PAIR + "; if they do, start without the feature that the traceback goes through.",
+    ),
+    _Meaning(
+        name="attribute-missing",
+        words=r"has no attribute|is not defined|referenced before assignment|"
+        r"not associated with a value|is not (?:subscriptable|callable|iterable)|"
+        r"unsupported operand type",
+        cause="The code uses a part that this object does not have: this release does not support "
+        "the model with this feature, or packages are of different releases",
+        remedy=_PAIR + "; a newer release may support the combination.",
+    ),
+    _Meaning(
+        name="call-mismatch",
+        words=r"unexpected keyword argument|required (?:positional|keyword-only) argument|"
+        r"positional arguments? but|incompatible function arguments|schema|"
+        r"multiple values for (?:keyword )?argument",
+        cause="One package calls another with arguments that it does not take: their releases do "
+        "not belong together",
+        remedy=_PAIR + ".",
+    ),
+    _Meaning(
+        name="program-failed",
+        types=("CalledProcessError", "SubprocessError"),
+        cause="A program that the server called failed",
+        remedy="Its own output stands above this line, or run the command of the message by hand "
+        "in the server's environment on that node.",
+    ),
+    _Meaning(
+        name="timed-out",
+        types=("TimeoutError", "Timeout", "ReadTimeout", "ConnectTimeout", "TimeoutExpired"),
+        words=r"[Tt]imed? ?out",
+        cause="The server waited for another process or host in vain",
+        remedy="Look which process's log stops first, on all nodes; `py-spy dump --pid PID` shows "
+        "where it hangs, `~/ascend/log/debug/plog` what its NPU waits for. If it only is slow, "
+        "raise the time-out that the message names.",
+        kind="transient",
+    ),
+    _Meaning(
+        name="refused",
+        words=r"[Nn]ot (?:yet )?(?:be )?(?:supported|implemented|allowed|available|compatible|"
+        r"supporting)|(?:does|do|can)(?: ?n[o']t|not) (?:yet )?(?:support|work|be used|use)|"
+        r"[Uu]nsupported|[Ii]ncompatible|[Oo]nly (?:supports?|works?)|is required|[Rr]equires?\b|"
+        r"must (?:be|not|set|have|match)|should (?:be|not)|[Ii]nvalid|[Mm]ismatch|[Uu]nknown|"
+        r"[Uu]nrecogni[sz]ed|"
+        r"[Ee]xpected|[Ff]ailed to find|not found|[Pp]lease (?:set|use|try|make|check|specify)",
+        types=("NotImplementedError",),
+        cause="{package} refused",
+        remedy="Use a release of {package} that supports it, or leave the feature off.",
+    ),
+    _Meaning(
+        name="lookup-failed",
+        types=("KeyError", "IndexError"),
+        cause="The code looks something up and does not find it: a file of the model lacks the "
+        "entry, or this release does not know this model's form",
+        remedy="Compare config.json and the quantisation files under `model.path` with the model "
+        "card, and use the vLLM and vllm-ascend releases that it names.",
+    ),
+    _Meaning(
+        name="assertion-failed",
+        types=("AssertionError",),
+        cause="A check of {package} failed",
+        remedy="Switch off the feature that the traceback goes through, or use a release of "
+        "{package} that supports it with this model.",
+    ),
+)
+_OWN = ("vllm", "vllm_ascend", "torch", "torch_npu", "transformers", "ray")
+_STANDARD_LIBRARY = re.compile(r"/lib(?:64)?/python3(?:\.\d{1,2})?/(?!site-packages|dist-packages)")
+
+
+def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason:
+    """Return what an exception means that nothing else knows; "unknown" if its words do not tell.
+
+    Args:
+        raised: The exception with its frames.
+        line: The line of the log, for an exception whose words say nothing.
+        serving: The server had answered before, so a start need not meet it again.
+    """
+    frame = _own_frame(raised)
+    meaning = next((each for each in _MEANINGS if each.fits(raised)), None)
+    meaning = meaning or _by_place(frame)
+    quoted = shorten(f"{raised.type}: {raised.message or raised.code}".rstrip(": "))
+    if meaning is None:
+        return describe_exit("unknown", line)
+    package = _package(raised, frame)
+    place = f" (in {frame.module_path})" if frame else ""
+    cause = meaning.cause.format(package=package)
+    during = ", while it was answering requests" if serving else ""
+    return reason(
+        meaning.name,
+        f"{cause}{during}: {quoted}{place}.",
+        f"{_options(raised, frame)}{meaning.remedy.format(package=package)}",
+        "exception by its words",
+        "transient" if serving else meaning.kind,
+    )
+
+
+def _own_frame(raised: Raised) -> Frame | None:
+    """Return the innermost frame of a package: not of Python's own library or torch's calls."""
+    packages = [
+        frame
+        for frame in raised.frames
+        if frame.path.endswith(".py") and not _STANDARD_LIBRARY.search(frame.path)
+    ]
+    beyond_torch = (frame for frame in packages if frame.package != "torch")
+    return next(beyond_torch, next(iter(packages), None))
+
+
+def _by_place(frame: Frame | None) -> _Meaning | None:
+    """Return the meaning of an exception whose words say nothing: where it was raised."""
+    if frame is None or not frame.package:
+        return None
+    if frame.package in _OWN:
+        remedy = "Use another release of {package}, or switch off the feature of that file."
+        return _Meaning(name="code-failed", cause="{package} failed", remedy=remedy)
+    return _Meaning(
+        name="package-failed",
+        cause="The package {package} failed",
+        remedy="Correct its configuration, or install the release of {package} that belongs to "
+        "this vLLM.",
+    )
+
+
+def _package(raised: Raised, frame: Frame | None) -> str:
+    if frame is not None and frame.package:
+        return frame.package.replace("_", "-")
+    return "vllm-ascend" if re.search(r"\bAscend[A-Z]|vllm_ascend", raised.message) else "vLLM"
+
+
+def _options(raised: Raised, frame: Frame | None) -> str:
+    """Return a sentence on the options that the message names and the features it goes through."""
+    named = name_options(f"{raised.message} {raised.code}")
+    places = " ".join(each.module_path for each in raised.frames[:4])
+    function = frame.function if frame else ""
+    features = name_features(f"{places} {function} {raised.message}", raised.process)
+    off = [remedy for _, remedy in features if remedy]
+    sentences = []
+    if named:
+        sentences.append(f"Correct {' or '.join(named)}. ")
+    if off:
+        sentences.append(f"Try {' or '.join(off)}. ")
+    return "".join(sentences)
