@@ -69,6 +69,8 @@ class RayGroup:
         """The newest plan. It is known before its checks are done: others avoid its ports."""
         self.takeover_key = ""
         """What the agents demand before they hand out the secrets."""
+        self.running: dict[int, int | None] = {}
+        """The attempt that each agent ran when it was found."""
         self._request = request
         self._recipe = request.spec.loaded.recipe
         self._health = health
@@ -96,7 +98,9 @@ class RayGroup:
         self.gang.reservation = found
         self.gang.find(self._recipe.parallel.servers)
         answers = await self.gang.ask_all(lambda agent: agent.hello())
-        return self._remember_log_roots(answers)
+        hellos = self._remember_log_roots(answers)
+        self.running = {index: hello.attempt for index, hello in hellos.items()}
+        return hellos
 
     async def reserve(self, excluded: Sequence[str], timeout_s: float | None) -> None:
         """Have NPUs and a living agent for each server; keep those that are there."""
