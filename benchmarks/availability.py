@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,8 +27,10 @@ from availability_rounds import (
     run_faults,
     run_upgrades,
 )
-from availability_service import Shape
+from availability_service import AwaitedError, Shape
 from report import RESULTS, SHORT, publish, spread, table
+
+from raylaunch.errors import RaylaunchError
 
 ROUNDS = 20
 UPGRADES = 5
@@ -55,20 +57,17 @@ def run_part(part: str, rounds: int, folder: Path, limit_s: float, standin: bool
     return run_faults(part, shape, faults.get(part, PLANE_FAULTS), rounds, folder, limit_s)
 
 
-def run_all(
-    parts: Sequence[str], rounds: Callable[[str], int], limit_s: float, *, standin: bool
-) -> list[Round]:
-    """Run the parts one after the other, each in a process and a folder of its own."""
-    done: list[Round] = []
-    for part in parts:
-        with (
-            tempfile.TemporaryDirectory(prefix="rl-", ignore_cleanup_errors=True) as name,
-            # Ray reads a cluster's token once in a process.
-            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone,
-        ):
-            arguments = (part, rounds(part), Path(name), limit_s, standin)
-            done += alone.submit(run_part, *arguments).result()
-    return done
+def run_alone(part: str, rounds: int, limit_s: float, *, standin: bool) -> list[Round]:
+    """Run a part in a process and a folder of its own; one that breaks is a missed goal."""
+    with (
+        tempfile.TemporaryDirectory(prefix="rl-", ignore_cleanup_errors=True) as name,
+        # Ray reads a cluster's token once in a process.
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone,
+    ):
+        try:
+            return alone.submit(run_part, part, rounds, Path(name), limit_s, standin).result()
+        except (RaylaunchError, AwaitedError, SystemExit) as error:
+            return [Round(part, "start", problems=[_one_line(str(error))[:300]])]
 
 
 def rows(rounds: Sequence[Round]) -> list[list[str]]:
@@ -174,9 +173,12 @@ def main() -> int:
 
     name = "availability" if given.vllm else "availability-standin"
     kept = stored_rounds(name, short=given.short) if given.add else []
-    parts = given.part or PARTS
-    done = run_all(parts, rounds_of, 60 * given.minutes, standin=not given.vllm)
-    missed = publish_rounds(name, [*kept, *done], standin=not given.vllm, short=given.short)
+    standin = not given.vllm
+    rounds, missed = kept, shortfalls(kept)
+    for part in given.part or PARTS:
+        rounds += run_alone(part, rounds_of(part), 60 * given.minutes, standin=standin)
+        # After each part: what was measured is kept if a later part is interrupted.
+        missed = publish_rounds(name, rounds, standin=standin, short=given.short)
     return 1 if missed else 0
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -142,6 +143,8 @@ def main() -> int:
     parser.add_argument("--resume", type=Path, help="file that keeps the outcomes")
     parser.add_argument("--short", action="store_true", help="20 rounds; the page stays as it is")
     given = parser.parse_args()
+    # A run that is stopped stops its deployment and unmounts its disks.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     few = given.short or given.vllm
     result = run(
         given.rounds or (SHORT_ROUNDS if few else ROUNDS),

@@ -316,12 +316,14 @@ def _is_recovered(status: Status | None, allowed: Sequence[int]) -> bool:
     """Return whether the deployment is ready, on one of these attempts.
 
     Raises:
-        UnexpectedError: it failed for good.
+        UnexpectedError: it failed for good, or was restarted once more than the round calls for.
     """
     if status is None:
         return False
     if status.phase is Phase.FAILED:
         raise UnexpectedError(f"failed for good: {(status.error or {}).get('what', '')}")
+    if status.attempt > max(allowed):
+        raise UnexpectedError(f"a restart without a fault: {_brief(status)}")
     return status.phase is Phase.READY and status.attempt in allowed
 
 

@@ -329,6 +329,18 @@ def test_which_exit_status_of_a_start_is_documented(program, kind, code, number,
     assert (problem == "") is is_documented
 
 
+def test_a_chaos_run_goes_on_behind_the_rounds_that_were_right(program, tmp_path):
+    chaos = program("chaos")
+    right = [chaos.Outcome(number, "kill-agent", "killed", 4.0, ()) for number in range(2)]
+    wrong = chaos.Outcome(2, "kill-engine", "", 9.0, ("not ready",))
+    file = tmp_path / "outcomes.jsonl"
+    assert chaos._kept(file) == []
+    for outcome in (*right, wrong, right[0]):
+        chaos._keep(file, outcome)
+    assert chaos._kept(file) == right
+    assert len(file.read_text().splitlines()) == 2, "what follows is run again"
+
+
 @pytest.mark.parametrize(("code", "is_right"), [(5, True), (7, False), (0, False), (-15, False)])
 def test_a_machine_too_busy_for_ray_has_one_exit_status(program, code, is_right):
     draw = program("chaos_draw")

@@ -299,15 +299,8 @@ def refuse_unsupported(loaded: LoadedRecipe, primary: str | None = None) -> None
     """Refuse what a recipe can say and a running deployment cannot do yet.
 
     Raises:
-        RecipeError: gateways on all nodes, or a primary for several groups.
+        RecipeError: a primary for several groups.
     """
-    gateway = loaded.recipe.gateway
-    if gateway.enabled and gateway.nodes == "all":
-        raise RecipeError(
-            "gateway.nodes: all is not supported yet",
-            why="the controller starts the gateway on its own node only",
-            todo="--set gateway.nodes=head",
-        )
     groups = expand_groups(loaded)
     if primary is not None and len(groups) > 1:
         raise RecipeError(

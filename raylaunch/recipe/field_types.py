@@ -46,8 +46,12 @@ EnvValue = Annotated[str, BeforeValidator(_env_value)]
 
 def _env_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        # `secrets: [HF_TOKEN=hf_...]` is a mistake that must not print the value.
+        shown = name.partition("=")[0]
         raise ValueError(
-            f"{name!r} is not a variable name: use letters, digits and _, and no digit first"
+            f"{shown!r} is not a variable name: use letters, digits and _, and no digit first"
+            if shown == name
+            else f"{shown!r} is followed by a value: only the name of the variable stands here"
         )
     return name
 

@@ -15,6 +15,7 @@ from raylaunch.recipe.layers import find_origin, group_layer
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.yaml_reader import Document, Json, shorten
 
+_MAY_HOLD_SECRETS = re.compile(r"(?:container\.)?env\b|args\b|secrets\b|container$|groups\b")
 _MAX_PROBLEMS = 20
 """Problems shown of one recipe: the nearest keys of thousands of unknown ones take minutes."""
 
@@ -56,7 +57,9 @@ def _explain(problem: ErrorDetails, origins: Mapping[str, str], file: str, prefi
     path = path or _named_path(problem["msg"])
     origin = find_origin(origins, f"{prefix}{path}".rstrip("."))
     where = f"recipe {file}" if origin.startswith("raylaunch") else origin
-    shown = shorten(_as_written(f"{prefix}{path}"))
+    # A key such as `HF_TOKEN=hf_...` holds the value as well.
+    bare = path.partition("=")[0] if _MAY_HOLD_SECRETS.match(path) else path
+    shown = shorten(_as_written(f"{prefix}{bare}"))
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key {shown!r}{_nearest(location, prefix)}"
     if problem["type"] == "missing":
@@ -66,8 +69,19 @@ def _explain(problem: ErrorDetails, origins: Mapping[str, str], file: str, prefi
     if prefix and not location:
         named = f"{_as_written(prefix).rstrip('.')}: "
     is_own = problem["type"] == "value_error"
-    got = "" if is_own else f" (got {shorten(repr(problem['input']))})"
+    got = "" if is_own else f" (got {_describe(problem['input'], path)})"
     return f"{where}: {named}{message}{got}"
+
+
+def _describe(value: object, path: str) -> str:
+    """Return a wrong value, or its kind alone where it may be a secret."""
+    if not _MAY_HOLD_SECRETS.match(path):
+        return shorten(repr(value))
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "a text" if isinstance(value, str) else shorten(repr(value))
 
 
 def _as_written(path: str) -> str:

@@ -318,4 +318,27 @@ def test_a_recipe_is_read_from_a_mapping_too():
 def test_secrets_are_names_only(load):
     recipe = load(BASE + "secrets: [VLLM_API_KEY, HF_TOKEN]\n").recipe
     assert recipe.secrets == ("VLLM_API_KEY", "HF_TOKEN")
-    assert "is not a variable name" in complaint(load, BASE + "secrets: ['VLLM_API_KEY=abc']\n")
+    assert "followed by a value" in complaint(load, BASE + "secrets: ['VLLM_API_KEY=abc']\n")
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("secrets", ["HF_TOKEN=hf_x7Qp2mT9aB"]),
+        ("secrets", {"HF_TOKEN": "hf_x7Qp2mT9aB"}),
+        ("secrets", "hf_x7Qp2mT9aB"),
+        ("env", {"HF_TOKEN": {"value": "hf_x7Qp2mT9aB"}}),
+        ("env", {"HF_TOKEN": ["hf_x7Qp2mT9aB"]}),
+        ("env", "HF_TOKEN=hf_x7Qp2mT9aB"),
+        ("env", {"HF_TOKEN=hf_x7Qp2mT9aB": ""}),
+        ("args", "--api-key hf_x7Qp2mT9aB"),
+        ("container", "docker run -e HF_TOKEN=hf_x7Qp2mT9aB"),
+        ("groups", [{"name": "one", "env": {"HF_TOKEN": ["hf_x7Qp2mT9aB"]}}]),
+    ],
+)
+def test_a_wrong_value_that_may_be_a_secret_is_not_quoted(section, value):
+    base = {"model": {"path": "/m", "served_name": "m"}, "hardware": {"platform": "ascend-a2"}}
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_mapping({**base, section: value}, "mine")
+    assert section in str(caught.value)
+    assert "x7Qp2mT9aB" not in str(caught.value)

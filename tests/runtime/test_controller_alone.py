@@ -51,7 +51,9 @@ class World:
 
     @staticmethod
     def create() -> controller.Controller:
-        return controller.Controller(Request("test", read("local-dual")))
+        return controller.Controller(
+            Request("test", read("local-dual", ("gateway.enabled=false",)))
+        )
 
 
 def test_one_that_is_never_told_to_begin_says_so_and_releases_the_npus(monkeypatch, tmp_path):

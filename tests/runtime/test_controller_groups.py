@@ -254,6 +254,46 @@ def test_a_controller_that_dies_during_an_upgrade_is_followed_by_a_roll_back(cre
         status = await finish(new)
         assert (list(attempts(status)), status.phase) == (["serve-0", "serve-1"], Phase.READY)
         assert new._record.journal.specs == before
+        assert "rolled back" in status.operation_error["what"], (
+            "its command must not report success"
+        )
         await new.stop()
+
+    run(live)
+
+
+def test_a_restart_during_which_the_controller_dies_is_no_success(create, monkeypatch):
+    async def live():
+        old = await begin(create)
+        await old.restart(None)
+        await await_status(old, lambda status: status.phase is not Phase.READY)
+        for group in old._groups:
+            group._tasks.cancel()
+        old._tasks.cancel()
+        assert old._record.journal.operation == "restart all groups"
+        monkeypatch.setattr(takeover, "search", search_in(old))
+        new = create(reconstructed=True)
+        await new.take_over()
+        status = await finish(new)
+        assert status.operation_error["what"] == "restart all groups: interrupted"
+        await new.restart(None)
+        assert (await finish(new)).operation_error is None
+        await new.stop()
+
+    run(live)
+
+
+def test_what_is_left_of_a_new_group_keeps_no_old_one_from_serving(create):
+    async def live():
+        one = await begin(create)
+        await one.upgrade(changed(one, NEW), {})
+        await await_verdict(one)
+        one._groups.find("serve-0.g2").backend.left = ["server 0: pid 7 vllm"]
+        await one.confirm("too slow")
+        status = await finish(one)
+        assert status.operation_error["why"] == "too slow"
+        assert (list(attempts(status)), status.phase) == (["serve-0", "serve-1"], Phase.READY)
+        assert any("pid 7" in event.text for event in await one.events(0))
+        await one.stop()
 
     run(live)

@@ -23,6 +23,7 @@ from raylaunch.errors import NodeError, RecipeError
 from raylaunch.gateway.gateway_messages import GatewayStatus, RelayCounters, hash_key
 from raylaunch.plan.facts import GatewayFacts
 from raylaunch.recipe.load import change_recipe
+from raylaunch.runtime.agent import gateway_host
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.gateway import gateway_link
@@ -110,7 +111,7 @@ def create(monkeypatch, tmp_path):
 @pytest.fixture
 def gateway(monkeypatch):
     fake = FakeGateway()
-    monkeypatch.setattr(gateway_link, "start_gateway", fake.start)
+    monkeypatch.setattr(gateway_host, "start_gateway", fake.start)
     monkeypatch.setattr(gateway_link, "connect_gateway", lambda _: None)
     monkeypatch.setattr(ray, "util", SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
     return fake
@@ -177,6 +178,25 @@ def test_a_lost_gateway_is_started_again_on_its_port(create, gateway):
         await gateway.await_call(lambda: len(gateway.starts) == 2)
         first, second = gateway.starts
         assert first == second
+        await one.stop()
+
+    run(live)
+
+
+def test_a_gateway_that_dies_during_a_drain_does_not_fail_the_restart(create, gateway):
+    async def live():
+        one = await begin(create, *GATEWAY)
+        await gateway.await_call(lambda: gateway.pushed)
+
+        def die(ids, timeout_s):
+            gateway.alive = False
+            raise NodeError("the gateway's keeper does not answer")
+
+        gateway.drain = die
+        await one.restart(None)
+        status = await finish(one)
+        assert status.operation_error is None
+        assert attempts(status) == {"serve-0": 2, "serve-1": 2}
         await one.stop()
 
     run(live)

@@ -12,8 +12,20 @@ import pytest
 from raylaunch.errors import ClusterError
 from raylaunch.runtime.cluster import ray_start
 
+RAYLET = """
+DASHBOARD_AGENT_LISTEN_PORT_NAME = "listen"
+persisted = []
+
+def persist_port(*words):
+    persisted.append(words)
+"""
 SERVICES = """
+from ray import _raylet
+
 tries = []
+
+def start_raylet(address, node_id, *, session_dir):
+    assert _raylet.persisted == [("/session", "n1", "listen", -1)]
 
 def get_node(*words):
     tries.append(words)
@@ -26,6 +38,7 @@ import sys
 from ray._private import services
 
 def main():
+    services.start_raylet("gcs", "n1", session_dir="/session")
     print(sys.argv[1:], services.get_node("gcs", "id"))
 """
 SCRIPTS_OF_A_DEAD_RAYLET = """
@@ -40,9 +53,13 @@ def main():
 
 def run_ray_start(folder, limit_s, tries, *words, scripts=SCRIPTS):
     """Run raylaunch's `ray start` with a package `ray` whose node registers at try `tries`."""
-    for name, text in (("_private/services.py", SERVICES), ("scripts/scripts.py", scripts)):
+    for name, text in (
+        ("_private/services.py", SERVICES),
+        ("scripts/scripts.py", scripts),
+        ("_raylet.py", RAYLET),
+    ):
         path = folder / "ray" / name
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Regular packages: others would yield to the installed Ray.
         for package in (path.parent, folder / "ray"):
             (package / "__init__.py").touch()
@@ -57,7 +74,7 @@ def run_ray_start(folder, limit_s, tries, *words, scripts=SCRIPTS):
     )
 
 
-def test_a_raylet_that_registers_late_is_awaited(tmp_path):
+def test_a_raylet_that_registers_late_is_awaited_and_knows_that_there_is_no_job_server(tmp_path):
     done = run_ray_start(tmp_path, 300, 4, "words", "of", "start")
     assert done.stdout.startswith("['words', 'of', 'start'] "), done.stderr
     assert "'tries': 4" in done.stdout

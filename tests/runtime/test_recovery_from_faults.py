@@ -332,7 +332,7 @@ def thief(port):
 
 
 def http_port(handle):
-    return httpx.URL(handle.endpoint).port
+    return httpx.URL(handle.status().groups[0].endpoint).port
 
 
 def test_stop_in_the_midst_of_a_restart(start):

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import NodeError
 from raylaunch.home import home
@@ -44,6 +44,10 @@ from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Exit, ServerSeen
 from raylaunch.vllm_api.startup_log import STAGES, Stage
 from raylaunch.vllm_api.vllm_client import VllmClient
+
+if TYPE_CHECKING:
+    from raylaunch.gateway.gateway_messages import GatewayStatus
+    from raylaunch.runtime.agent.gateway_host import GatewayOrder
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +154,33 @@ class Agent(ProbeActor):
             NodeError: The key is not the one that came with the secrets.
         """
         return self._secrets.hand_out(takeover_key)
+
+    # -- the gateway of this node (`gateway.nodes: all`) -----------------------------------------
+
+    async def run_gateway(self, order: GatewayOrder) -> GatewayStatus:
+        """Start or update the gateway of this node; return its status.
+
+        Raises:
+            RaylaunchError: It could not be started.
+        """
+        # Imported late, here and below: few agents have a gateway to run.
+        from raylaunch.runtime.agent import gateway_host
+
+        address = (await super().hello()).ip
+        client = await asyncio.to_thread(gateway_host.start_here, order, home(), address)
+        return await asyncio.to_thread(client.status)
+
+    async def drain_gateway(self, order: GatewayOrder, ids: Sequence[str], drain_s: float) -> bool:
+        """Wait until these members have nothing in flight at this node's gateway."""
+        from raylaunch.runtime.agent import gateway_host
+
+        return await asyncio.to_thread(gateway_host.drain_here, order, home(), ids, drain_s)
+
+    async def stop_gateway(self, order: GatewayOrder, drain_s: float) -> bool:
+        """Stop the gateway of this node; return whether all requests finished."""
+        from raylaunch.runtime.agent import gateway_host
+
+        return await asyncio.to_thread(gateway_host.stop_here, order, home(), drain_s)
 
     # -- what the controller orders ------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from raylaunch.checks.ping_checks import Ping, PingResult
 from raylaunch.checks.reach_checks import FailedConnection, ProbeListener
@@ -28,11 +28,17 @@ from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.remote_call import RemoteActor
 from raylaunch.supervise.health_config import HealthConfig
 
+if TYPE_CHECKING:
+    from raylaunch.gateway.gateway_messages import GatewayStatus
+    from raylaunch.runtime.agent.gateway_host import GatewayOrder
+
 PREFIX = "agent:"
 """Of the Ray name of an agent."""
 ANSWER_S = 60.0
 """Time-out of a call beyond the time that its own work may take. An agent that has just been
 created answers only after its worker process has started and imported the code."""
+GATEWAY_START_S = 120.0
+"""Time-out of a start of a gateway: longer than its keeper is waited for."""
 SNAPSHOT_S = 5.0
 """Time-out of a snapshot: evidence is worth a short wait, a restart must not wait longer for it."""
 LATE_S = 1.0
@@ -214,6 +220,22 @@ class AgentHandle:
         """Call `Agent.read_secrets`."""
         call = self.remote.call(Agent.read_secrets, timeout_s=timeout_s)
         return await call(takeover_key=takeover_key)
+
+    async def run_gateway(self, *, order: GatewayOrder) -> GatewayStatus:
+        """Call `Agent.run_gateway`."""
+        return await self.remote.call(Agent.run_gateway, timeout_s=GATEWAY_START_S)(order=order)
+
+    async def drain_gateway(
+        self, *, order: GatewayOrder, ids: Sequence[str], drain_s: float
+    ) -> bool:
+        """Call `Agent.drain_gateway`."""
+        call = self.remote.call(Agent.drain_gateway, timeout_s=drain_s + ANSWER_S)
+        return await call(order=order, ids=ids, drain_s=drain_s)
+
+    async def stop_gateway(self, *, order: GatewayOrder, drain_s: float) -> bool:
+        """Call `Agent.stop_gateway`."""
+        call = self.remote.call(Agent.stop_gateway, timeout_s=drain_s + ANSWER_S)
+        return await call(order=order, drain_s=drain_s)
 
     def keep_journal(self, *, owner: str, number: int, journal: bytes) -> None:
         """Send `Agent.keep_journal` without waiting: every agent has a copy, one may be lost."""

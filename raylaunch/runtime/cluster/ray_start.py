@@ -27,9 +27,10 @@ AGENT_PORTS = range(10_100, 13_000)
 """Below the ports that the kernel hands out by itself, and apart from those of vLLM."""
 
 RAY_START = """
-import sys, time
+import inspect, sys, time
 from pathlib import Path
 import psutil
+from ray import _raylet
 from ray._private import services
 from ray.scripts import scripts
 services.resolve_ip_for_localhost = lambda host: host
@@ -54,16 +55,27 @@ def await_node(*words, get_node=services.get_node, limit_s=float(sys.argv.pop(1)
             require_raylet()
             time.sleep(0.1)
 
+def start_raylet(*words, start=services.start_raylet, **options):
+    given = inspect.signature(start).bind(*words, **options).arguments
+    name = _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME
+    _raylet.persist_port(given["session_dir"], given["node_id"], name, -1)
+    return start(*words, **options)
+
 services.get_node = await_node
+services.start_raylet = start_raylet
 sys.stdin.readline() and scripts.main()
 """
-"""`ray start`, with three changes for which Ray 2.60 has no option.
+"""`ray start`, with changes for which Ray 2.60 has no option.
 
 Ray replaces 127.0.0.1 by the machine's own address, and then every daemon listens on all
 interfaces. And it starts a client server on port 10001 unless its dependencies are missing; with
 SO_REUSEPORT, so that two clusters share the port. And it gives up when its raylet has not
 registered within 30 s (`_private/node.py`), which a busy machine exceeds; a raylet that has exited
 it awaits all the same.
+
+A raylet exits when it does not know the ports of its agents within 15 s, which a busy machine
+exceeds as well (ray-project/ray#65983). It knows those that are given (`_agent_ports`). That of the
+job server it awaits nevertheless: -1 means that there is none.
 """
 TOO_LATE = "the embedded Ray cluster did not start within"
 """How the error begins when this machine was too busy for Ray."""
@@ -121,13 +133,10 @@ def ray_start(
 
 
 def _agent_ports() -> list[str]:
-    """Return the options that fix the ports of Ray's two agents.
-
-    A raylet waits 15 s for ports that its agents choose, and exits then: a busy machine starts them
-    more slowly (ray-project/ray#65983). A port in use costs Ray four seconds of retries.
-    """
+    """Return the options that fix the ports of Ray's two agents, which its raylet awaits else."""
     options = (
         "dashboard-agent-grpc-port",
+        # A port in use costs Ray four seconds of retries.
         "dashboard-agent-listen-port",
         "metrics-export-port",
         "runtime-env-agent-port",

@@ -167,8 +167,8 @@ class Controller:
         if self._record.journal.stopping:
             await self._begin_stop()
         self._groups.run()
-        if self._record.journal.restore is not None and not self._record.journal.stopping:
-            self._operations.restore(self._record.journal.restore)
+        if not self._record.journal.stopping:
+            self._operations.resume()
 
     async def _await_begin(self, patience_s: float, otherwise: str) -> None:
         """Fail the deployment if `begin` does not come in time."""

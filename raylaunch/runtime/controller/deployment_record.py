@@ -33,6 +33,8 @@ class DeploymentJournal:
     """Counts upgrades; part of the names of the groups that they start."""
     restore: tuple[GroupSpec, ...] | None = None
     """The groups to return to if the upgrade under way fails; None without one."""
+    operation: str = ""
+    """The command that changes the deployment at this moment; "" for none."""
     key_hashes: Mapping[str, str] = field(default_factory=dict)
     """API keys of the gateway that were replaced since the start: SHA-256 -> name of the secret."""
     stopping: bool = False

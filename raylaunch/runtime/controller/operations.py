@@ -27,6 +27,7 @@ from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
+from raylaunch.runtime.controller.verdict import Verdict
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.replicas import with_replicas
 from raylaunch.supervise.state import Phase
@@ -44,8 +45,6 @@ from raylaunch.supervise.upgrade_plan import (
 
 log = logging.getLogger(__name__)
 
-VERDICT_S = 1800.0
-"""For the verification of new groups, a benchmark included."""
 SETTLED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
 
 
@@ -70,8 +69,6 @@ class Operations:
     ) -> None:
         self.current = ""
         """What is under way, for people; "" for nothing."""
-        self.awaits: tuple[str, ...] = ()
-        """Groups of an upgrade that wait for a verdict."""
         self.error: dict[str, str] | None = None
         """Why the last operation failed, as `RaylaunchError.as_dict`; None if it did not."""
         self.gateway: GatewayLink | None = None
@@ -82,13 +79,12 @@ class Operations:
         self._changes = changes
         self._tasks = tasks
         self._task: asyncio.Task[None] | None = None
-        self._verdict: asyncio.Future[str] | None = None
+        self._verdict = Verdict(changes)
 
     def show_in(self, status: Status) -> Status:
         """Return the status with what is under way."""
-        return replace(
-            status, operation=self.current, operation_error=self.error, awaits=self.awaits
-        )
+        awaits = self._verdict.awaits
+        return replace(status, operation=self.current, operation_error=self.error, awaits=awaits)
 
     def restart(self, group: str | None) -> None:
         """Begin to restart one group, or all of them one after the other.
@@ -139,19 +135,30 @@ class Operations:
         journal.key_hashes = changed
         self._record.note("command", f"replaced the API keys {', '.join(sorted(names))}")
 
-    def restore(self, specs: Sequence[GroupSpec]) -> None:
-        """Begin to return to these groups: a controller died during an upgrade."""
-        if self.gateway is not None:
-            known = [spec.name for spec in specs]
-            for name in self._groups.by_name:
-                if name not in known:
-                    self.gateway.hold_back(name)
-        self._begin("roll back", lambda: self._roll_back(specs))
+    def resume(self) -> None:
+        """Report the command during which the last controller died; roll an upgrade back."""
+        journal = self._record.journal
+        if not journal.operation:
+            return
+        what = journal.operation
+        specs = journal.restore
+        if specs is not None and self.gateway is not None:
+            for name in self._groups.by_name.keys() - {spec.name for spec in specs}:
+                self.gateway.hold_back(name)
+        self._begin(what, lambda: self._fail_interrupted(what, specs))
+
+    async def _fail_interrupted(self, what: str, specs: Sequence[GroupSpec] | None) -> None:
+        if specs is not None:
+            await self._roll_back(specs)
+        raise RaylaunchError(
+            f"{what}: interrupted" if specs is None else f"{what}: rolled back",
+            why="the controller died while it was under way, and Ray restarted it",
+            todo=f"`raylaunch status {self._deployment}` shows what serves; order it again",
+        )
 
     def confirm(self, problem: str) -> None:
         """Take the verdict on the groups in `awaits`; "" if nothing is wrong with them."""
-        if self._verdict is not None and not self._verdict.done():
-            self._verdict.set_result(problem)
+        self._verdict.give(problem)
 
     def cancel(self) -> None:
         """Stop what is under way: the deployment is to be stopped."""
@@ -164,7 +171,7 @@ class Operations:
                 f"{self._deployment}: {self.current} is under way",
                 todo="try again when it has finished",
             )
-        self.current = what
+        self.current = self._record.journal.operation = what
         self.error = None
         self._record.note("command", what)
         self._task = self._tasks.run_once("operation", lambda: self._run(what, work))
@@ -175,12 +182,13 @@ class Operations:
         except Exception as error:
             log.warning("%s failed", what, exc_info=error)
             self.error = as_raylaunch_error(error).as_dict()
-            self._record.note("failure", f"{what}: {self.error['what']}")
-        else:
-            self._record.note("command", f"done: {what}")
         finally:
-            self.current = ""
+            self.current = self._record.journal.operation = ""
             self._changes.note()
+        if self.error is None:
+            self._record.note("command", f"done: {what}")
+        else:
+            self._record.note("failure", f"{what}: {self.error['what']}")
 
     # -- restart -------------------------------------------------------------------------------
 
@@ -301,8 +309,7 @@ class Operations:
 
     async def _apply_gateway(self, loaded: LoadedRecipe) -> None:
         if self.gateway is not None:
-            self.gateway.begin(self.secrets, was_up=self.gateway.was_up)
-            await self.gateway.apply(loaded.recipe.gateway)
+            await self.gateway.apply(loaded.recipe.gateway, self.secrets)
 
     async def _take(self, step: Step) -> None:
         self._record.note("command", describe(step))
@@ -327,17 +334,7 @@ class Operations:
         Raises:
             VerifyError: they did not pass, or no verdict came.
         """
-        self._verdict = asyncio.get_running_loop().create_future()
-        self.awaits = groups
-        self._changes.note()
-        try:
-            async with asyncio.timeout(VERDICT_S):
-                problem = await self._verdict
-        except TimeoutError:
-            problem = f"`raylaunch upgrade` did not report within {VERDICT_S:g} s"
-        finally:
-            self.awaits = ()
-            self._verdict = None
+        problem = await self._verdict.wait(groups)
         if problem:
             raise VerifyError(
                 f"the new groups {', '.join(groups)} were refused",
@@ -356,7 +353,11 @@ class Operations:
         """Remove the groups that are not among these, and start those that are missing."""
         self._record.note("command", "roll back")
         names = [spec.name for spec in specs]
-        await self._remove([group for group in self._groups if group.name not in names])
+        try:
+            await self._remove([group for group in self._groups if group.name not in names])
+        except NodeError as error:
+            # What is left of a new group must not keep the old ones from serving.
+            self._record.note("failure", f"{error.what}: {error.evidence}")
         missing = [spec for spec in specs if spec.name not in self._groups.by_name]
         await self._add(missing)
         self._sort(specs)

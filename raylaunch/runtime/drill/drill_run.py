@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
+from raylaunch.checks.secret_checks import API_KEY
 from raylaunch.errors import (
     BusyError,
     ClusterError,
@@ -28,7 +29,7 @@ from raylaunch.runtime.controller.controller_client import (
     find_controller,
     require_controller,
 )
-from raylaunch.runtime.drill.traffic import Traffic
+from raylaunch.runtime.drill.traffic import REQUEST_S, Traffic
 from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
 from raylaunch.supervise.deployment_summary import narrow
 from raylaunch.supervise.drills import FAULTS, ON_REQUEST, Fault, Outcome
@@ -95,7 +96,7 @@ def _drill_one(key: GroupKey, fault: Fault) -> Outcome:
         log.info("fault %s skipped: %s", fault.name, refusal)
         return Outcome(fault.name, skipped=refusal)
     log.info("injecting fault %s into server %d of %s", fault.name, server, key)
-    with Traffic(status.endpoint, status.served_name, os.environ.get("VLLM_API_KEY")) as traffic:
+    with _traffic(key.deployment) as traffic:
         # Only now: requests that fail before the fault would be counted as its effect.
         traffic.await_first_answer()
         last_event = max((event.number for event in _events(key)), default=0)
@@ -105,6 +106,20 @@ def _drill_one(key: GroupKey, fault: Fault) -> Outcome:
             outcome = _inject(key, fault, server, last_event)
     orphans = tuple(_ask(key.deployment, ControllerClient.leftovers, key.group))
     return _judge(fault, outcome, traffic, orphans)
+
+
+def _traffic(deployment: str) -> Traffic:
+    """Return clients of the deployment's address: the gateway's, where there is one."""
+    whole = _ask(deployment, ControllerClient.status)
+    gateway = _ask(deployment, ControllerClient.recipe).recipe.gateway
+    variable = API_KEY
+    patience_s = REQUEST_S
+    if whole.gateway is not None:
+        variable = next(iter(gateway.api_keys), API_KEY)
+        # The gateway holds a request while no server can answer.
+        patience_s += gateway.hold_s
+    key = os.environ.get(variable)
+    return Traffic(whole.endpoint, whole.served_name, key, patience_s)
 
 
 def _require_ready(status: Status) -> None:

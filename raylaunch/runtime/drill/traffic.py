@@ -29,12 +29,16 @@ class Traffic:
     Args:
         endpoint: Base URL of the API, with /v1.
         model: The served name.
-        api_key: Of the servers; None without one.
+        api_key: Of the service; None without one.
+        patience_s: A request without an answer for so long has failed.
     """
 
-    def __init__(self, endpoint: str, model: str, api_key: str | None) -> None:
+    def __init__(
+        self, endpoint: str, model: str, api_key: str | None, patience_s: float = REQUEST_S
+    ) -> None:
         self._endpoint = endpoint
         self._model = model
+        self._patience_s = patience_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._run()),
@@ -76,10 +80,12 @@ class Traffic:
     async def _run(self) -> None:
         import httpx
 
-        # trust_env: a proxy of the environment would be measured, too.
-        limits = httpx.Timeout(REQUEST_S, connect=CONNECT_S)
+        limits = httpx.Timeout(self._patience_s, connect=CONNECT_S)
         async with httpx.AsyncClient(
-            headers=self._headers, timeout=limits, trust_env=False
+            headers=self._headers,
+            timeout=limits,
+            trust_env=False,  # a proxy of the environment would be measured, too
+            verify=False,  # noqa: S501 - the drill measures whether an answer comes
         ) as client:
             clients = [asyncio.ensure_future(self._send_all(client)) for _ in range(CLIENTS)]
             await asyncio.to_thread(self._stopping.wait)

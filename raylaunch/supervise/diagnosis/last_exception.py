@@ -41,7 +41,7 @@ class _Meaning:
 
 
 # Ordered: the more special kind first.
-_MEANINGS: tuple[_Meaning, ...] = (
+MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         name="sizes-not-divisible",
         words=r"[Dd]ivisible|[Mm]ultiple of|evenly",
@@ -146,7 +146,7 @@ def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason
         serving: The server had answered before, so a start need not meet it again.
     """
     frame = _own_frame(raised)
-    meaning = next((each for each in _MEANINGS if each.fits(raised)), None)
+    meaning = next((each for each in MEANINGS if each.fits(raised)), None)
     meaning = meaning or _by_place(frame)
     quoted = shorten(f"{raised.type}: {raised.message or raised.code}".rstrip(": "))
     if meaning is None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from raylaunch.supervise.diagnosis.log_lines import LogText, ServerLog, strip_foreign
+from raylaunch.supervise.diagnosis.plog_lines import explain_plog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
 _SERVED = re.compile(
@@ -197,6 +198,10 @@ def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> 
         and not life.after_stop(line)
     ]
     if not lines:
+        return
+    if explained_by := explain_plog([log.cleaned[line] for line in lines]):
+        index, meaning = explained_by
+        yield Reading(meaning, lines[index], rank=Rank.UNREAD, certain=False)
         return
     first, last = lines[0], lines[-1]
     processes = sorted({log.processes[line].strip("() ") for line in lines} - {""})

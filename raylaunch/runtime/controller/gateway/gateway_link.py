@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,23 +15,17 @@ from pathlib import Path
 
 from raylaunch.checks.findings import Finding, waive
 from raylaunch.errors import ChecksFailedError, NodeError, RaylaunchError
-from raylaunch.gateway import gateway_client
-from raylaunch.gateway.gateway_client import (
-    GatewayClient,
-    connect_gateway,
-    gateway_options,
-    start_gateway,
-)
+from raylaunch.gateway.gateway_client import GatewayClient, connect_gateway, gateway_options
 from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
 from raylaunch.gateway.gateway_probe import probe_gateway
 from raylaunch.home import home
-from raylaunch.node.process.process_markers import DEPLOYMENT, EMBEDDED_IN, GROUP
 from raylaunch.plan.gateway_plan import choose_gateway_port, gateway_url, planned_ports
 from raylaunch.recipe.gateway_settings import Gateway
-from raylaunch.recipe.group_names import GATEWAY_GROUP
+from raylaunch.runtime.agent.gateway_host import GatewayOrder, gateway_folder, start_here
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.controller.gateway.gateway_preflight import check_gateway
 from raylaunch.runtime.controller.gateway.membership import members_of
+from raylaunch.runtime.controller.gateway.node_gateways import GatewayAgent, NodeGateways
 from raylaunch.runtime.controller.group.planning import refuse_errors
 from raylaunch.runtime.controller.group_set import GroupSet
 from raylaunch.runtime.controller.launch_request import Request
@@ -75,9 +68,8 @@ class GatewayLink:
         self._request = request
         self._settings = settings
         self._groups = groups
-        # Short: a unix socket below it may have a path of 107 bytes.
-        name = f"{request.deployment[:20]}-{request.instance[:8]}"
-        self._folder = home / "gateways" / name
+        self._home = home
+        self._folder = gateway_folder(home, request.deployment, request.instance)
         self._address = address
         self._clock = clock
         self._on_change = on_change
@@ -90,6 +82,11 @@ class GatewayLink:
         self._pushed: tuple[Member, ...] = ()
         self._pushed_at = 0.0
         self._is_stopping = False
+        self._lock = asyncio.Lock()
+        """A stop waits for a start that is under way: it would leave a gateway behind."""
+        self._nodes: NodeGateways | None = None
+        if settings.nodes == "all":
+            self._nodes = NodeGateways(self._find_agents)
         self.was_up = False
         """Whether it served at any time: an error then is no reason to stop the groups."""
         self.findings: tuple[Finding, ...] = ()
@@ -101,7 +98,9 @@ class GatewayLink:
         if self._status is None:
             return GatewayReport(policy=policy)
         node = _node_report(self._settings, self._address, self._status)
-        return GatewayReport(node.endpoint, policy, (node,))
+        others = self._nodes.statuses if self._nodes is not None else []
+        reports = (_node_report(self._settings, one.address, one) for one in others)
+        return GatewayReport(node.endpoint, policy, (node, *reports))
 
     async def refresh(self) -> None:
         """Read the counters."""
@@ -176,11 +175,24 @@ class GatewayLink:
         Return whether all of them have finished.
         """
         self._draining.add(group)
-        if self._client is None:
+        client = self._client
+        if client is None:
             return True
         await self._push()
         ids = [member.id for member in self._pushed if member.id.startswith(f"{group}/")]
-        return await asyncio.to_thread(self._client.drain, ids, self._settings.drain_s)
+        drain_s = self._settings.drain_s
+        work = [self._drain_here(client, ids)]
+        if self._nodes is not None:
+            work.append(self._nodes.drain(self._order(), ids, drain_s))
+        return all(await asyncio.gather(*work))
+
+    async def _drain_here(self, client: GatewayClient, ids: list[str]) -> bool:
+        try:
+            return await asyncio.to_thread(client.drain, ids, self._settings.drain_s)
+        except NodeError as error:
+            # The keeper died, and with it every connection: nothing is left to wait for.
+            log.warning("the gateway was lost while %s were drained: %s", ids, error)
+            return False
 
     def hold_back(self, group: str) -> None:
         """Send a group no request yet, also when it is ready; `undrain` ends that."""
@@ -192,13 +204,14 @@ class GatewayLink:
         self._draining.discard(group)
         self._dirty.set()
 
-    async def apply(self, settings: Gateway) -> None:
-        """Change the settings of the running gateway.
+    async def apply(self, settings: Gateway, secrets: Mapping[str, str]) -> None:
+        """Change the settings of the running gateway. `secrets` has the values of its API keys.
 
         Raises:
             RaylaunchError: they are refused; the old ones stay.
         """
         previous, self._settings = self._settings, settings
+        self._secrets = secrets
         try:
             await self._configure()
         except RaylaunchError:
@@ -207,56 +220,73 @@ class GatewayLink:
 
     async def _configure(self) -> None:
         if self._client is not None:
-            await asyncio.to_thread(self._client.configure, None, self._options())
+            options = self._options()
+            options = replace(options, address=options.address or self._address)
+            await asyncio.to_thread(self._client.configure, None, options)
+        if self._nodes is not None:
+            self._nodes.push(self._order())
 
     async def stop(self) -> None:
         """Refuse new requests, let running ones finish for `gateway.drain_s`, and stop it."""
         self._is_stopping = True
         self._dirty.set()
-        client, self._client = self._client, None
-        if client is None:
-            # Another controller started it, or the start is under way.
-            client = await asyncio.to_thread(connect_gateway, self._folder)
+        async with self._lock:
+            client, self._client = self._client, None
+            if client is None:
+                # Another controller started it.
+                client = await asyncio.to_thread(connect_gateway, self._folder)
         if client is None:
             return
-        try:
-            finished = await asyncio.to_thread(client.stop, self._settings.drain_s)
-            log.info("the gateway stopped; all requests finished: %s", finished)
-        except NodeError as error:
-            log.warning("the gateway could not be stopped in order: %s", error)
+        work = [self._stop_here(client)]
+        if self._nodes is not None:
+            work.append(self._nodes.stop(self._order(), self._settings.drain_s))
+        finished = all(await asyncio.gather(*work))
+        log.info("the gateway stopped; all requests finished: %s", finished)
         self._status = None
         with contextlib.suppress(OSError):
             shutil.rmtree(self._folder)
         self._on_change()
 
+    async def _stop_here(self, client: GatewayClient) -> bool:
+        try:
+            return await asyncio.to_thread(client.stop, self._settings.drain_s)
+        except NodeError as error:
+            log.warning("the gateway could not be stopped in order: %s", error)
+            return False
+
+    def _find_agents(self) -> dict[str, GatewayAgent]:
+        """Return an agent of every node of the deployment but this one, by the node's id."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        found: dict[str, GatewayAgent] = {}
+        for group in self._groups:
+            found |= group.agents_by_node()
+        found.pop(here, None)
+        return found
+
     def _ports_are_chosen(self) -> bool:
         return any(group.journal.phase in PLANNED for group in self._groups)
 
     async def _start(self) -> None:
-        members = members_of(self._groups, self._draining)
-        # Where this process has raylaunch from: its node may have none installed.
-        code = str(Path(gateway_client.__file__).parents[2])
-        path = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH", ""))))
-        client = await asyncio.to_thread(
-            start_gateway,
-            self._folder,
-            self._options(),
-            deployment=self._request.deployment,
-            instance=self._request.instance,
-            # The marker tells its processes from those that a group left behind.
-            env={
-                **os.environ,
-                "PYTHONPATH": path,
-                GROUP: GATEWAY_GROUP,
-                EMBEDDED_IN: os.environ.get(DEPLOYMENT, ""),
-            },
-            members=members,
-        )
-        self._client = client
+        async with self._lock:
+            if self._is_stopping:
+                return
+            order = self._order()
+            client = await asyncio.to_thread(start_here, order, self._home, self._address)
+            self._client = client
+            self._status = await asyncio.to_thread(client.status)
+        if self._nodes is not None:
+            await self._nodes.start(order)
         self.was_up = True
-        self._status = await asyncio.to_thread(client.status)
         log.info("the gateway is up: %s", self._status.url)
         self._on_change()
+
+    def _order(self) -> GatewayOrder:
+        """Return what every gateway of the deployment shall be, as of now."""
+        request = self._request
+        members = members_of(self._groups, self._draining)
+        return GatewayOrder(request.deployment, request.instance, self._options(), members)
 
     def _options(self) -> GatewayOptions:
         settings = self._settings
@@ -266,7 +296,8 @@ class GatewayLink:
         else:
             settings = settings.model_copy(update={"port": self._choose_port()})
         server_key = self._secrets.get("VLLM_API_KEY", "")
-        options = gateway_options(settings, self._address, self._secrets, server_key)
+        # "" stands for the address of each node.
+        options = gateway_options(settings, "", self._secrets, server_key)
         return replace(options, key_hashes=replaced(options.key_hashes, self._key_hashes))
 
     def _choose_port(self) -> int:
@@ -287,6 +318,8 @@ class GatewayLink:
     async def _push(self) -> None:
         assert self._client is not None
         members = members_of(self._groups, self._draining)
+        if self._nodes is not None:
+            self._nodes.push(self._order())
         try:
             await asyncio.to_thread(self._client.configure, members)
         except NodeError as error:

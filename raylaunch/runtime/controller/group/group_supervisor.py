@@ -17,6 +17,7 @@ from pathlib import Path
 from raylaunch.errors import BusyError, RaylaunchError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.agent.agent_handle import AgentHandle
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
@@ -169,6 +170,12 @@ class GroupSupervisor:
         """Return Ray's id of each server's node."""
         plan = self.journal.plan
         return {server.index: server.node.node_id for server in plan.servers} if plan else {}
+
+    def agents_by_node(self) -> dict[str, AgentHandle]:
+        """Return a living agent for each node of the plan, by Ray's id of the node."""
+        agents = self.backend.gang.alive
+        nodes = self.node_ids()
+        return {nodes[index]: agent for index, agent in agents.items() if index in nodes}
 
     async def leftovers(self) -> list[str]:
         """Return the living processes of earlier attempts, as the agents find them."""

@@ -55,6 +55,7 @@ _BY_REASON = {
     "driver error:internal error": "507899",
 }
 _ONLY_FAILED = "5000"
+_OPERATOR = re.compile(r"call (aclnn\w{1,60}) failed, error code is (\d{6})")
 _CALL = re.compile(r"(?:NPU function error:?|call) ?((?:\w{1,30}::){0,3}\w{3,60})")
 
 
@@ -129,6 +130,26 @@ def find_number(
     return next(iter(telling or known), None)
 
 
+def _operator(line: int, name: str, known: ErrorCode | None) -> Reading | None:
+    """Read the failed call of an operator whose number says why."""
+    if known is None or name.startswith("aclnnMoeDistribute"):
+        return None  # those wait for peers, whatever the number is
+    remedy = known.remedy.removeprefix("Read the EZ block beside it. ")
+    return Reading(
+        reason(
+            "aclnn-failed",
+            f"{known.cause}: {name} (code {known.code}).",
+            f"{remedy} The newest `~/ascend/log/debug/plog/plog-PID_*.log` of this process names "
+            "the argument.",
+            known.source,
+            known.kind,
+        ),
+        line,
+        rank=Rank.WRAPPER,
+        certain=False,
+    )
+
+
 def find_call(lines: Sequence[str]) -> str:
     """Return the call that failed by these lines, as in `aclnnMatmul`; "" when none is named."""
     calls = [match[1] for line in lines for match in _CALL.finditer(line)]
@@ -145,6 +166,9 @@ def read_numbers(log: ServerLog) -> Iterator[Reading]:
 
     They stand beside a message that is usually more exact, so most are wrappers.
     """
+    for line, match in log.errors.find(_OPERATOR):
+        if reading := _operator(line, match[1], find_code(match[2], log.codes)):
+            yield reading
     for line, match in log.errors.find(_NUMBER):
         known = find_code(match[1], log.codes)
         if known is None:

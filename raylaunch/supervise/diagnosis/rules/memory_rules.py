@@ -18,6 +18,8 @@ _RESERVED = re.compile(
     _SIZE + r" reserved in total by PyTorch|this process has " + _SIZE + r" memory in use"
 )
 _OTHER_PROCESS = re.compile(r"Process (\d{1,9}) has " + _SIZE + r" memory in use")
+KV_NEGATIVE_ANCHOR = "Available KV cache memory: -"
+_KV_NEGATIVE = re.compile(r"Available KV cache memory: (-[\d.]{1,12}) ?GiB")
 _UNITS = {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2.0**10}
 _OWN_OVERHEAD_GIB = 8.0
 """CANN's context, HCCL buffers and graphs of one process are outside PyTorch: 2 to 6 GiB."""
@@ -27,6 +29,20 @@ def read_memory(log: ServerLog) -> Iterator[Reading]:
     """Yield each device that ran out of memory, with the process that holds the memory."""
     for line, match in log.errors.find(_OUT):
         yield _out_of_memory(line, match)
+    # vLLM logs it as INFO; it never serves with less than none.
+    for line, match in log.everything.find(_KV_NEGATIVE):
+        yield Reading(
+            reason(
+                "kv-none",
+                f"Nothing is left for the KV cache: weights and activations need more than the "
+                f"server's share of the memory ({match[1]} GiB are left).",
+                "Raise `args.gpu-memory-utilization`, lower `args.max-num-batched-tokens` or "
+                "`args.max-model-len`, raise `parallel.tensor`, or use quantised weights.",
+                "vllm-ascend#9372",
+                "deterministic",
+            ),
+            line,
+        )
 
 
 def _gib(match: re.Match[str] | None) -> float | None:

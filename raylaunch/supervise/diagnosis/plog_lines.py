@@ -1,0 +1,59 @@
+"""Error lines of CANN's components, on the console or in plog, without an error block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from raylaunch.supervise.diagnosis.exit_reasons import ExitReason
+from raylaunch.supervise.diagnosis.readings import reason
+
+# [ERROR] HCCL(4210,python):2025-08-27-20:10:17:012.780 [file.cc:169][4260][Parse][Info]text
+_LINE = re.compile(
+    r"^\[ERROR\] ([A-Z][A-Z_]{1,20})\(\d{1,9},[^)\n]{0,40}\): ?\d{4}-\d\d-\d\d-[\d:.]{8,20} ?"
+    r"\[[^\]\n]{1,80}\] ?(?:\d{1,9} |(?:\[[^\]\n]{1,60}\]){0,6})([^\n]{8,600})"
+)
+_NO_CAUSE = re.compile(r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\|)|[Cc]all trace")
+_RANK_TABLE = (
+    "Correct the rank table (device numbers, addresses, ranks): make it again on the nodes as they "
+    "are, or start without one (remove `env.RANK_TABLE_FILE`)."
+)
+_PORT = (
+    "Free that port, or choose others with `env.HCCL_IF_BASE_PORT` and "
+    "`env.HCCL_NPU_SOCKET_PORT_RANGE`."
+)
+_LINK = (
+    "Compare the NPU links of both ends (`hccn_tool -i N -link -g`, `-ip -g`, `-tls -g`, `-ping`), "
+    "and read the log of the peer."
+)
+_BY_WORDS: tuple[tuple[str, str], ...] = (
+    (r"rank ?table", _RANK_TABLE),
+    (r"\bport\b|listen|bind", _PORT),
+    (r"ifname|host ?ip|interface", "Set `network.interface` to the network between the nodes."),
+    (r"socket|connect|link|time ?out", _LINK),
+    (r"memory|alloc", "`npu-smi info` shows who holds memory; lower the server's share."),
+)
+
+
+def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
+    """Return the first of these lines in which a component of CANN says what failed.
+
+    Returns:
+        The index of the line, and what it means; None when no line does.
+    """
+    for index, text in enumerate(texts):
+        found = _LINE.match(text)
+        if found is None or _NO_CAUSE.search(found[2]):
+            continue
+        component, said = found.groups()
+        remedy = next((how for words, how in _BY_WORDS if re.search(words, said)), "")
+        rest = "Read the lines that follow it, and the plog of the other ranks at that time."
+        again = re.search(r"rank ?table|config", said) is not None
+        return index, reason(
+            "plog-error",
+            f"{component} of CANN reports: {said}.",
+            f"{remedy} {rest}".strip(),
+            "CANN's log lines",
+            "deterministic" if again else "transient",
+        )
+    return None
