@@ -225,7 +225,7 @@ class Clients:
                 continue
             with self._lock:
                 self._lines.append(seen)
-        self._ready.set()  # after an early exit nobody waits in vain
+        self._ready.set()  # after an early exit no client waits in vain
 
 
 @contextmanager

@@ -26,7 +26,7 @@ LONGER = {
 }
 
 # cli → api → runtime → {supervise, verify, vllm_api, node} → checks → plan → recipe; render → plan.
-PURE = {"recipe", "plan", "checks", "render", "supervise", "importer", "bench"}
+PURE = {"recipe", "plan", "checks", "render", "supervise", "importer", "bench", "monitoring"}
 MAY_IMPORT = {
     "errors": set(),
     "home": set(),
@@ -42,7 +42,11 @@ MAY_IMPORT = {
     "vllm_api": {"plan", "recipe"},
     "verify": {"vllm_api", "plan", "recipe"},
     "node": {"checks", "plan", "recipe"},  # checks: the values that a check asks a probe for
-    "runtime": {"gateway", "bench", "supervise", "vllm_api", "node", "checks", "plan", "recipe"},
+    "monitoring": {"supervise", "plan", "recipe"},
+    "runtime": {
+        *("gateway", "bench", "supervise", "vllm_api", "node", "checks", "plan", "recipe"),
+        "monitoring",
+    },
     "deployment": {
         "runtime",
         "verify",

@@ -13,6 +13,7 @@ from raylaunch.api.deployment_verbs import (
 )
 from raylaunch.api.diagnosis_verbs import check_signatures, diagnose, diagnose_log
 from raylaunch.api.host_verbs import clean, cluster_file, preflight, tune, weights
+from raylaunch.api.monitoring_verbs import monitoring_files
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
 from raylaunch.api.recipe_verbs import (
     EXAMPLE_NIC,
@@ -45,6 +46,7 @@ __all__ = [
     "import_scripts",
     "load",
     "make_plan",
+    "monitoring_files",
     "overview",
     "plan",
     "preflight",

@@ -29,11 +29,12 @@ from raylaunch.cli.commands.deployments import (
     start,
     status,
     stop,
+    top,
     upgrade,
     verify,
 )
 from raylaunch.cli.commands.hosts import check, clean, cluster, tune
-from raylaunch.cli.commands.recipes import import_, list_, plan, render, show, weights
+from raylaunch.cli.commands.recipes import import_, list_, monitoring, plan, render, show, weights
 from raylaunch.cli.options import Quiet, Verbose
 from raylaunch.cli.output import Output
 from raylaunch.interrupts import signals_as_interrupt
@@ -50,6 +51,7 @@ VERBS = (
     weights,
     start,
     status,
+    top,
     stop,
     restart,
     scale,
@@ -62,6 +64,7 @@ VERBS = (
     diagnose,
     drill,
     cluster,
+    monitoring,
     version,
 )
 """The modules of the verbs, in the order of the help."""

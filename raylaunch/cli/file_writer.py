@@ -12,6 +12,9 @@ from raylaunch.errors import NodeError
 MARK = re.compile(r"^# *Deployment .+, recipe .+: ", re.MULTILINE)
 """The first comment of every rendered script."""
 
+MONITORING_MARK = "Written by `raylaunch monitoring`"
+"""At the beginning of every file for Prometheus, Alertmanager and Grafana."""
+
 HEAD = 1000
 """Number of characters from the beginning of a file within which the mark is searched."""
 
@@ -57,6 +60,8 @@ def _is_rendered(path: Path) -> bool:
             head = stream.read(HEAD)
     except (OSError, UnicodeDecodeError):
         return False
+    if MONITORING_MARK in head:
+        return True
     if path.suffix == ".json":
         return all(f'"{key}"' in head for key in PLAN_KEYS)
     return MARK.search(head) is not None

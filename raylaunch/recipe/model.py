@@ -25,6 +25,7 @@ from raylaunch.recipe.field_types import (
 )
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GroupRole
+from raylaunch.recipe.monitoring_settings import Hooks, Metrics
 from raylaunch.recipe.reserved import normalise_flag, reserved_arg, reserved_env
 
 
@@ -314,6 +315,10 @@ class Recipe(_Part):
     """Variables passed from the launching environment to the servers; never printed or stored."""
     gateway: Gateway = Gateway()
     """The one address in front of all groups."""
+    metrics: Metrics = Metrics()
+    """The Prometheus endpoint of the deployment."""
+    notify: Hooks = ()
+    """Webhooks and commands that are called when a group's phase changes."""
     features: Features = Features()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
@@ -330,6 +335,14 @@ class Recipe(_Part):
         for name in self.env:
             if field := reserved_env(name):
                 raise ValueError(f"env.{name} is set by raylaunch: use {field}")
+        return self
+
+    @model_validator(mode="after")
+    def _lists_the_tokens_as_secrets(self) -> Recipe:
+        tokens = [self.metrics.token, *(hook.token for hook in self.notify)]
+        for name in filter(None, tokens):
+            if name not in self.secrets:
+                raise ValueError(f"the token {name} is not in `secrets`: list it there")
         return self
 
     @model_validator(mode="after")

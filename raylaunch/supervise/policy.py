@@ -186,7 +186,7 @@ def _classify(
     cause = seen.cause
     kind = seen.kind
     root = seen.root
-    if diagnosis is not None and _explains(diagnosis, seen):
+    if diagnosis is not None and explains(diagnosis, seen.cause):
         cause = diagnosis.id
         kind = diagnosis.kind
         root = diagnosis.root
@@ -198,12 +198,13 @@ def _classify(
     return Failure(0, now, cause, kind, root, was_ready=was_ready, node=node)
 
 
-def _explains(diagnosis: Diagnosis, seen: FailureSeen) -> bool:
+def explains(diagnosis: Diagnosis, detected: str) -> bool:
+    """Return whether the diagnosis is the cause of what a detector saw."""
     if diagnosis.id == "no-evidence":
         return False
     # The log of a server that still runs may hold exceptions of single requests: an uncertain
     # diagnosis made from them does not explain a hang.
-    return diagnosis.certain or seen.cause not in HANG_CAUSES
+    return diagnosis.certain or detected not in HANG_CAUSES
 
 
 def _is_known(failure: Failure) -> bool:

@@ -109,6 +109,12 @@ class RankSeen:
     """Prompt + generated tokens since the server started."""
     finished: float = 0.0
     """Requests finished since the server started, for whatever reason."""
+    kv_usage: float = 0.0
+    """Share of the KV cache in use, 0 to 1."""
+    prefix_queries: float = 0.0
+    """Tokens looked up in the prefix cache since the server started."""
+    prefix_hits: float = 0.0
+    """Tokens found there."""
     still_since: float | None = None
     """Since when requests run or wait while no counter moves; None while idle or moving."""
     moved_at: float | None = None

@@ -19,9 +19,44 @@ from raylaunch.recipe.catalog import read
 pytestmark = pytest.mark.ray
 
 
-def test_local_dual_from_nothing_to_nothing(user, standin, ports):
+def watched(notices: Path) -> list[str]:
+    """Assignments that switch on the metrics and a hook that keeps what it gets."""
+    keep = ["/bin/sh", "-c", 'cat >>"$0"; echo >>"$0"', str(notices)]
+    hook = json.dumps([{"command": keep, "phases": ["ready", "stopped"]}])
+    [port] = free_ports(1)
+    sets = ["metrics.enabled=true", f"metrics.port={port}", f"notify={hook}"]
+    return [word for one in sets for word in ("--set", one)]
+
+
+def check_metrics(file: Path, status: dict) -> None:
+    """The targets name the endpoint and the servers, and its numbers are those of `status`."""
+    targets = {}
+    for entry in json.loads(file.read_text()):
+        targets.setdefault(entry["labels"]["raylaunch_target"], []).extend(entry["targets"])
+    assert targets["vllm"] == [status["endpoint"].split("/")[2]]
+    assert targets["ray"]
+    [endpoint] = targets["raylaunch"]
+    text = httpx.get(f"http://{endpoint}/metrics", trust_env=False, timeout=60).text
+    name = 'deployment="test-local"'
+    assert f'raylaunch_deployment_phase{{{name},phase="ready"}} 1.0' in text
+    for server in status["servers"]:
+        labels = f'{name},group="serve-0",node="127.0.0.1",role="{server["role"]}"'
+        labels += f',server="{server["index"]}"'
+        assert f"raylaunch_server_up{{{labels}}} 1.0" in text
+        resident = (
+            f'server_resident_memory_bytes{{{name},group="serve-0",server="{server["index"]}"'
+        )
+        assert resident in text
+    for rank in (0, 1):
+        assert f'raylaunch_rank_tokens_total{{{name},group="serve-0",rank="{rank}"}}' in text
+    assert 'stage="spawned"' in text
+
+
+def test_local_dual_from_nothing_to_nothing(user, standin, ports, short_folder):
     user.extra = standin
-    started = user.run("start", "local-dual", "--name", "test-local", *ports)
+    notices = short_folder / "notices"
+    sets = [*ports, *watched(notices)]
+    started = user.run("start", "local-dual", "--name", "test-local", *sets)
     assert started.code == 0, started.out + started.err
     assert "first token" in started.out
 
@@ -29,6 +64,11 @@ def test_local_dual_from_nothing_to_nothing(user, standin, ports):
     assert status["phase"] == "ready"
     assert [server["role"] for server in status["servers"]] == ["primary", "headless"]
     assert {rank["rank"] for rank in status["servers"][0]["seen"]["ranks"]} == {0, 1}
+    targets = user.home / "monitoring" / "test-local.json"
+    check_metrics(targets, status)
+    frame = user.run("top", "test-local", "--frames", "1")
+    assert frame.code == 0, frame.err
+    assert "TOK/S" in frame.out
 
     answer = httpx.post(
         f"{status['endpoint']}/chat/completions",
@@ -55,6 +95,12 @@ def test_local_dual_from_nothing_to_nothing(user, standin, ports):
         process for process in find_marked() if process.deployment.startswith("@test-local")
     ]
     assert user.run("status", "test-local").code == 9
+    assert not targets.exists()
+    got = [json.loads(line) for line in notices.read_text().splitlines()]
+    assert [(one["phase"], one["group"]) for one in got] == [
+        ("ready", "serve-0"),
+        ("stopped", "serve-0"),
+    ]
 
 
 def test_what_reaches_the_server_is_the_plan(user, ray_nodes, ports, short_folder):

@@ -27,6 +27,7 @@ from raylaunch.node.process.process_markers import find_marked, terminate_marked
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
+from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.runtime.agent import fault_injection, server_launch
 from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.agent.child_watch import ChildWatch
@@ -37,6 +38,7 @@ from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
 from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor
 from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.snapshot import Snapshot, read_snapshot
+from raylaunch.runtime.agent.usage_reader import UsageReader
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
@@ -84,6 +86,7 @@ class Agent(ProbeActor):
         """The server is being terminated on purpose: its exit is no failure."""
         self._starting = asyncio.Lock()
         self._tasks = TaskOwner(self._on_task_failure)
+        self._usage = UsageReader(TaskOwner(self._on_task_failure))
         self._follower: LogFollower | None = None
         self._children: ChildWatch | None = None
         self._api: ApiProbe | None = None
@@ -117,6 +120,12 @@ class Agent(ProbeActor):
         path = self._follower.log if self._follower else None
         name = self._key.deployment
         return await asyncio.to_thread(read_snapshot, name, self._instance, path, lines)
+
+    async def read_usage(self, weights: str) -> NodeUsage:
+        """Read what the server and its node use; `weights` is the folder of the model."""
+        pid = self._seen.pid if self._process is not None else None
+        folder = self._follower.log.parent if self._follower else None
+        return await self._usage.read(pid, folder, Path(weights))
 
     async def read_log(
         self, cursor: log_files.Cursor | None, lines: int | None, wait_s: float

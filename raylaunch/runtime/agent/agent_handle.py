@@ -18,6 +18,7 @@ from raylaunch.plan.engine_answer import EngineReport
 from raylaunch.plan.facts import Facts, ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.runtime.agent.agent import Agent, Observation
 from raylaunch.runtime.agent.fault_injection import Injected
 from raylaunch.runtime.agent.probe_actor import Hello, RecalledFlags
@@ -183,6 +184,11 @@ class AgentHandle:
         """Call `Agent.read_snapshot`."""
         call = self.remote.call(Agent.read_snapshot, timeout_s=timeout_s)
         return await call(lines=lines)
+
+    async def read_usage(self, *, weights: str, timeout_s: float) -> NodeUsage:
+        """Call `Agent.read_usage`."""
+        call = self.remote.call(Agent.read_usage, timeout_s=timeout_s)
+        return await call(weights=weights)
 
     async def stop(self, *, term_timeout_s: float) -> list[str]:
         """Call `Agent.stop`; the server has `term_timeout_s` between SIGTERM and SIGKILL."""

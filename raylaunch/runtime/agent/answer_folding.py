@@ -46,6 +46,9 @@ def fold_rank(before: RankSeen | None, rank: int, counters: RankCounters, now: f
         waiting=counters.waiting,
         tokens=counters.prompt_tokens + counters.generation_tokens,
         finished=counters.finished,
+        kv_usage=counters.kv_usage,
+        prefix_queries=counters.prefix_queries,
+        prefix_hits=counters.prefix_hits,
         at=now,
     )
     busy = after.running + after.waiting > 0

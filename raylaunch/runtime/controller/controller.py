@@ -32,6 +32,7 @@ from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.journal_copies import JournalCopies
 from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.monitoring.monitor import Monitor
 from raylaunch.runtime.controller.operations import Operations
 from raylaunch.runtime.controller.port_turns import Ticket
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
@@ -86,6 +87,9 @@ class Controller:
         # The event loop does not run yet: the first work comes as a call of this actor to itself.
         context = ray.get_runtime_context()
         me = context.current_actor
+        self._monitor = Monitor(
+            request.deployment, self._groups, self._record, self._changes, self._status, self._clock
+        )
         if context.was_current_actor_reconstructed:
             log.warning("Ray restarted the controller of %s", request.deployment)
             self._state = StateMachine(ControllerState.TAKING_OVER)
@@ -136,12 +140,7 @@ class Controller:
         if self._state.now is not ControllerState.TAKING_OVER:
             return  # this task was restarted after it had done its work
         self._groups.use_key(await asyncio.to_thread(takeover_key.read_key, self._key_file))
-        found = await takeover.search(
-            self._request.deployment,
-            self._clock,
-            instance=self._request.instance,
-            ask_guards=self._request.loaded.recipe.health.orphan_grace_s > 0,
-        )
+        found = await takeover.search(self._request, self._clock)
         if found.deployment is not None:
             self._record.journal = found.deployment
             self._groups.by_name.clear()
@@ -343,13 +342,8 @@ class Controller:
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
             await asyncio.to_thread(takeover_key.remove_key, self._key_file)
-        left: list[str] = []
-        for group, one in zip(groups, stopped, strict=True):
-            prefix = f"{group.name} " if len(groups) > 1 else ""
-            left += [f"{prefix}{survivor}" for survivor in one.left]
-        seconds = self._clock.monotonic() - self._stop_began
-        processes = sum(one.processes for one in stopped)
-        return StopReport(self._request.deployment, processes, seconds, tuple(left))
+        await self._tasks.run_once("end of monitoring", self._monitor.stop)
+        return self._groups.report_stop(groups, stopped, self._stop_began)
 
     async def _begin_stop(self) -> None:
         self._state.enter(ControllerState.STOPPING)
@@ -373,6 +367,7 @@ class Controller:
         if self._gateway is not None:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
+        self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from raylaunch.home import home
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.groups import GroupSpec
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.group.group_backend import GroupStopped
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
-from raylaunch.supervise.deployment_status import Event
+from raylaunch.supervise.deployment_status import Event, StopReport
 from raylaunch.supervise.deployment_summary import unknown_group
 
 
@@ -127,3 +128,24 @@ class GroupSet:
     def events(self) -> list[Event]:
         """Return the events of all groups, group by group."""
         return [event for group in self for event in group.journal.events]
+
+    def report_stop(
+        self,
+        groups: Sequence[GroupSupervisor],
+        stopped: Sequence[GroupStopped],
+        began: float,
+    ) -> StopReport:
+        """Return what a stop left, each survivor with its group if there are several.
+
+        Args:
+            groups: Those that were stopped.
+            stopped: Of each of them.
+            began: When the stop began, by the monotonic clock.
+        """
+        left: list[str] = []
+        for group, one in zip(groups, stopped, strict=True):
+            prefix = f"{group.name} " if len(groups) > 1 else ""
+            left += [f"{prefix}{survivor}" for survivor in one.left]
+        processes = sum(one.processes for one in stopped)
+        seconds = self._clock.monotonic() - began
+        return StopReport(self._request.deployment, processes, seconds, tuple(left))

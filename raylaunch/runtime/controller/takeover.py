@@ -24,6 +24,7 @@ from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.runtime.controller.launch_request import Request
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +61,16 @@ class Found:
         return max(numbers, default=0)
 
 
-async def search(deployment: str, clock: Clock, *, instance: str, ask_guards: bool) -> Found:
+async def search(request: Request, clock: Clock) -> Found:
     """Ask all agents of a deployment for the journals they keep.
 
-    Args:
-        deployment: Its name.
-        clock: Of this process.
-        instance: Id of its start.
-        ask_guards: Ask the guards of its servers too: they outlive their agents.
+    With a grace for orphans the guards are asked too: they outlive their agents.
     """
+    deployment = request.deployment
     hellos = await _ask_agents(deployment)
     copies = [copy for hello in hellos for copy in hello.journals.items()]
-    if ask_guards:
-        copies += await _ask_guards(deployment, instance)
+    if request.loaded.recipe.health.orphan_grace_s > 0:
+        copies += await _ask_guards(deployment, request.instance)
     newest: DeploymentJournal | None = None
     groups: dict[str, Journal] = {}
     for owner, data in copies:

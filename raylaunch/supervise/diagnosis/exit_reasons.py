@@ -52,6 +52,11 @@ def describe_exit(name: str, argument: str) -> ExitReason:
     return replace(reason, cause=reason.cause.replace("{0}", shown))
 
 
+def exit_reasons() -> tuple[ExitReason, ...]:
+    """Return all exit reasons; `{0}` in a cause stands for what `describe_exit` inserts."""
+    return _ALL
+
+
 def _signal_name(number: str) -> str:
     try:
         return f"signal {number} ({signal.Signals(int(number)).name})"

@@ -55,7 +55,7 @@ def check(
     ] = False,
     output: JsonOutput = Format.TABLE,
 ) -> None:
-    """Check a recipe on the nodes that would run it, and start nothing.
+    """Check a recipe on the nodes that would run it; start nothing.
 
     Reserves the NPUs for a moment, probes the nodes, and reports all findings. A recipe for CPU
     without a cluster is checked on this machine. Of a deployment that is running, its own processes

@@ -48,7 +48,7 @@ def weights(
     sets: Sets = None,
     output: JsonOutput = Format.TABLE,
 ) -> None:
-    """Show what each node has of a recipe's weights; download the rest.
+    """Show what each node has of the weights; download the rest.
 
     Reads, on every node that could hold a server, names, sizes and headers of the files, and prints
     the command that downloads what is missing; reserves nothing. With --download one node of those

@@ -102,15 +102,17 @@ class GatewayLink:
         reports = (_node_report(self._settings, one.address, one) for one in others)
         return GatewayReport(node.endpoint, policy, (node, *reports))
 
-    async def refresh(self) -> None:
-        """Read the counters."""
+    async def refresh(self) -> bool:
+        """Read the counters; return whether the gateway answered."""
         if self._client is None:
-            return
+            return False
         try:
             self._status = await asyncio.to_thread(self._client.status)
         except NodeError as error:
             # `run` notices too, and starts another one on the same port.
             log.warning("the gateway does not answer: %s", error)
+            return False
+        return True
 
     def begin(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
         """Hand over the secrets, and whether a gateway of this deployment served, before `run`."""

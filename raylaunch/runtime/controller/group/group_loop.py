@@ -282,14 +282,12 @@ class GroupLoop:
 
     async def _judge_failure(self, failure: policy.FailureSeen) -> None:
         """Freeze the evidence, have it diagnosed, and do what the policy decides."""
-        self.record.is_failing = True
-        self.record.note("failure", failure.reason, failure.root)
+        self.record.note_failure(failure)
         self._case = await self._evidence.examine(self._journal, self.record.seen)
         diagnosis = self._case.diagnosis
         assert diagnosis is not None
-        self._journal.diagnosis = diagnosis
         root = failure.root if diagnosis.root is None else diagnosis.root
-        self.record.note("diagnosis", f"{diagnosis.id}: {diagnosis.cause}", root)
+        self.record.note_diagnosis(diagnosis, root)
         await self._evidence.keep(self._case, self._journal, self.record.seen)
         if self._case.problem:
             self.record.note("bundle-failed", self._case.problem)
@@ -312,7 +310,7 @@ class GroupLoop:
             failure = policy.FailureSeen("step-failed", None, error.what)
         else:
             failure = policy.internal_failure(f"{type(error).__name__}: {error}")
-        self.record.note("failure", failure.reason)
+        self.record.note_failure(failure)
         decision = self._decide_on(failure, None)
         if isinstance(decision, policy.Restart):
             # A LaunchError comes from agents that answer. NPUs that are released for nothing may

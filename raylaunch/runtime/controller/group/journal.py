@@ -15,10 +15,12 @@ from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.clock import Clock, ClockReading
 from raylaunch.supervise.deployment_status import Event
+from raylaunch.supervise.detect import FailureSeen
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.health_config import GroupShape
 from raylaunch.supervise.policy import Restart
 from raylaunch.supervise.state import Failure, History, Phase, ServerSeen, move
+from raylaunch.supervise.tally import Tally, fault_began, stage_seconds
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Journal:
     """Address of a node in a plan -> its address in Ray."""
     versions: dict[int, dict[str, str]] = field(default_factory=dict)
     """What was installed on each server's node when it was last probed."""
+    tally: Tally = field(default_factory=Tally)
+    """Counts for the metrics."""
     number: int = 0
     """That of the newest event; the agents keep the newest journal."""
     saved_at: ClockReading | None = None
@@ -176,6 +180,8 @@ class GroupRecord:
         """Servers of this attempt on nodes out of reach, where nothing can be verified."""
         self.is_failing = False
         """A failure was detected, and what follows from it is not carried out yet."""
+        self._stages_began: dict[tuple[int, str], float] = {}
+        """When each server of this attempt entered each stage, by the monotonic clock."""
         self._drilled_attempt: int | None = None
         """The attempt that a drill is about to break."""
         self._name = name
@@ -188,7 +194,11 @@ class GroupRecord:
         """Move to the next phase."""
         log.info("group %s: %s -> %s", self._name, self.journal.phase, phase)
         self.is_failing = False
-        self.journal.enter(phase, self._clock.wall(), self._numbers.draw())
+        now = self._clock.wall()
+        if phase is Phase.READY:
+            stages = stage_seconds(self._stages_began, self._clock.monotonic())
+            self.journal.tally = self.journal.tally.became_ready(now, stages)
+        self.journal.enter(phase, now, self._numbers.draw())
         self._give_copy()
         self._on_change()
 
@@ -206,6 +216,21 @@ class GroupRecord:
             self._give_copy()
         self._on_change()
         return event
+
+    def note_failure(self, failure: FailureSeen) -> None:
+        """Note that a failure was detected, and count it."""
+        self.is_failing = True
+        began = fault_began(failure, list(self.seen.values()))
+        detection_s = None if began is None else self._clock.monotonic() - began
+        now = self._clock.wall()
+        self.journal.tally = self.journal.tally.failed(failure, now, detection_s)
+        self.note("failure", failure.reason, failure.root)
+
+    def note_diagnosis(self, diagnosis: Diagnosis, root: int | None) -> None:
+        """Note the diagnosis of the failure that was noted last."""
+        self.journal.diagnosis = diagnosis
+        self.journal.tally = self.journal.tally.diagnosed(diagnosis, root)
+        self.note("diagnosis", f"{diagnosis.id}: {diagnosis.cause}", root)
 
     def add_findings(self, findings: Sequence[Finding]) -> None:
         """Add what a dry run found beside the start, with an event for each error.
@@ -231,6 +256,7 @@ class GroupRecord:
         history = replace(self.journal.history, started_at=started_at, ready_at=None)
         self.journal.history = history
         self.unreachable = {}
+        self._stages_began = {}
         self.seen = {index: ServerSeen(index, attempt=attempt) for index in servers}
         return attempt
 
@@ -244,6 +270,8 @@ class GroupRecord:
         if seen.agent_lost == "node unreachable":
             self.unreachable[index] = self.shape.nodes[index]
         last = before or ServerSeen(index, stage="")
+        if self.journal.phase is Phase.STARTING:
+            self._stages_began.setdefault((index, seen.stage), self._clock.monotonic())
         if (last.stage, last.stage_detail) != (seen.stage, seen.stage_detail):
             self.note("stage", f"{seen.stage} {seen.stage_detail}".rstrip(), index)
         if seen.read_ahead and not self.journal.has("read-ahead", index):
@@ -280,6 +308,7 @@ class GroupRecord:
     def remember(self, decision: Restart) -> None:
         """Add the failure that a restart answers to the history, unless a drill caused it."""
         history = self.journal.history
+        self.journal.tally = self.journal.tally.restarted(decision.cause, decision.kind)
         failure = Failure(
             self.journal.attempt,
             self._clock.monotonic(),

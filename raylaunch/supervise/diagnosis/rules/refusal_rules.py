@@ -29,7 +29,9 @@ _WRAPPERS = re.compile(
     r"See (?:root cause|stack trace)|(?:Engine|Worker)[\w ]{0,20} (?:failed|died|process)|"
     r"cancelled|check the stack trace|Cannot re-initialize|initialization failed due to|"
     r"The Inner error is reported as above|error code is|function error|call acl|"
-    r"error\(s\) in loading|DataLoader worker|unexpected keyword argument|unpickle"
+    r"error\(s\) in loading|DataLoader worker|unexpected keyword argument|unpickle|"
+    # What tensors are is no refusal: `last_exception` reads it, and whether the server had served.
+    r"size of tensor|invalid for input of size|cannot be broadcast"
 )
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
 _NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")

@@ -1,0 +1,1 @@
+"""A deployment seen from outside: metrics, alerts, dashboards, notices. Pure."""

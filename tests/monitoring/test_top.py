@@ -1,0 +1,171 @@
+"""`raylaunch top`: frames that fit, with and without colour, and a terminal that is given back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from deployments import NOW, make_status, with_seen
+
+from raylaunch.cli.output import COLOUR_ON, Style
+from raylaunch.cli.terminal import fit
+from raylaunch.cli.views.top_view import FOOTER, TopHistory, page_lines, sparkline, top_lines
+from raylaunch.supervise.deployment_status import Event
+from raylaunch.supervise.state import Exit, Phase
+
+DEADLINE_S = 60
+HERE = Path(__file__).parent
+
+
+def events(count: int) -> tuple[Event, ...]:
+    return tuple(Event(number, NOW, 1, "note", f"event {number}") for number in range(count))
+
+
+@pytest.mark.parametrize("servers", [1, 2, 16, 64])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (200, 60)])
+def test_a_frame_fits_the_screen(servers, width, height):
+    status = replace(make_status(servers), events=events(20))
+    lines = top_lines(status, TopHistory(), Style(), height)
+    assert len(lines) <= height
+    assert lines[-1] == FOOTER
+    assert "event 19" in lines[-2]
+    assert max(len(fit(line, width)) for line in lines) <= width
+
+
+def test_without_colour_there_are_no_marks():
+    marks = set(COLOUR_ON.values())
+    status = make_status()
+    plain = "".join(top_lines(status, TopHistory(), Style(), 24))
+    assert not marks & set(plain)
+    assert marks & set("".join(top_lines(status, TopHistory(), Style(colour=True), 24)))
+
+
+def test_colours_take_no_room_and_do_not_stay_open():
+    painted = Style(colour=True).paint("abcdef", "good")
+    cut = fit(painted + "ghi", 4)
+    assert Style().finish(cut) == "abcd"
+    assert Style(colour=True).finish(cut).endswith("\x1b[0m")
+
+
+def test_the_speed_is_that_of_the_last_readings():
+    history = TopHistory()
+    status = make_status()
+    ranks = status.servers[0].seen.ranks
+    for step in range(4):
+        moved = tuple(
+            replace(rank, at=NOW + 2 * step, tokens=1000 + 500 * step * (rank.rank + 1))
+            for rank in ranks
+        )
+        history.update(with_seen(status, 0, ranks=moved))
+    assert history.speeds("serve-0", 0) == (250.0, 250.0, 250.0)
+    assert history.speeds("serve-0", 1) == (500.0, 500.0, 500.0)
+    again = tuple(replace(rank, at=NOW + 10, tokens=5) for rank in ranks)
+    history.update(with_seen(status, 0, ranks=again))
+    assert history.speeds("serve-0", 0) == (), "counters of a new server begin again"
+
+
+def test_a_sparkline_is_relative_to_its_greatest_value():
+    assert sparkline([0, 50, 100]) == "▁▅█"
+    assert sparkline([0, 0]) == "▁▁"
+    assert sparkline([0, 100], "_#") == "_#"
+
+
+def test_what_is_wrong_is_on_the_screen():
+    status = with_seen(make_status(phase=Phase.RESTARTING), 1, exit=Exit(NOW, signal=9))
+    text = "\n".join(top_lines(status, TopHistory(), Style(), 24))
+    assert "restarting" in text
+    assert "exited: signal 9" in text
+
+
+def test_a_page_shows_the_end_of_a_text():
+    lines = page_lines("log", [str(number) for number in range(100)], Style(), 24)
+    assert len(lines) == 24
+    assert lines[-2] == "99"
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from deployments import make_status
+from raylaunch.cli.commands.deployments.top import _View
+from raylaunch.cli.output import Style
+from raylaunch.cli.terminal import full_screen
+
+class Fake:
+    def status(self): return make_status()
+    def events(self): return []
+    def logs(self, server, lines): return f"line of server {server}"
+
+with full_screen(Style()) as screen:
+    _View(Fake(), lambda: None).run(screen, 60.0, 0)
+print("gone")
+"""
+
+
+class Terminal:
+    """A pseudo-terminal of 80 columns and 24 lines with the view in it."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.before = termios.tcgetattr(self.slave)
+        self.text = ""
+        env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+        for name in ("COLUMNS", "LINES"):
+            env.pop(name, None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(HERE)],
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            env=env,
+        )
+
+    def read_until(self, wanted: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while wanted not in self.text:
+            assert time.monotonic() < deadline, self.text
+            ready, _, _ = select.select([self.master], [], [], 1.0)
+            if ready:
+                self.text += os.read(self.master, 65536).decode(errors="replace")
+
+    def type(self, key: str) -> None:
+        self.text = ""
+        os.write(self.master, key.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+def test_keys_change_the_page_and_the_terminal_is_given_back():
+    terminal = Terminal()
+    try:
+        terminal.read_until("q quit")
+        assert "\x1b[?1049h" in terminal.text
+        assert "TOK/S" in terminal.text
+        terminal.type("1")
+        terminal.read_until("line of server 1")
+        terminal.type("d")
+        terminal.read_until("no known failure signature matched")
+        terminal.type("\x1b[A")
+        terminal.read_until("q quit")
+        terminal.type("q")
+        terminal.read_until("gone")
+        assert "\x1b[?1049l" in terminal.text
+        assert terminal.process.wait(DEADLINE_S) == 0
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+    finally:
+        terminal.close()
