@@ -19,7 +19,7 @@ PACKAGE = ROOT / "raylaunch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 LONGER = {
-    "guard.py": 860,  # one file by necessity: it is run by path, on a node without the package
+    "guard.py": 1170,  # one file by necessity: it is run by path, on a node without the package
     "interpreter.py": 430,
     "clues.py": 410,
     "agent.py": 490,  # likewise

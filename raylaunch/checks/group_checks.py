@@ -152,8 +152,9 @@ def _in_use(context: CheckContext, node: Node, npus: list[Npu]) -> Iterator[Find
     # The largest first: contexts of some 114 MB belong to processes that use other NPUs.
     holders.sort(key=lambda row: -row.memory_mb)
     if holders:
+        owners = {process.pid: f" of {process.owner}" for process in node.facts.marked}
         rows = [
-            f"NPU {row.npu}: pid {row.pid} {row.name} {row.memory_mb} MB"
+            f"NPU {row.npu}: pid {row.pid} {row.name} {row.memory_mb} MB{owners.get(row.pid, '')}"
             for row in holders[:_SHOWN_PROCESSES]
         ]
         yield Finding(

@@ -29,7 +29,7 @@ def check_ports(context: CheckContext) -> Iterator[Finding]:
     """
     others = index_by_node(context.others, context.plan.deployment)
     for node in context.nodes:
-        owners = {process.pid: process.deployment for process in node.facts.marked}
+        owners = {process.pid: process.owner for process in node.facts.marked}
         by_port: dict[int, list[Listener]] = {}
         for listener in node.facts.listeners:
             by_port.setdefault(listener.port, []).append(listener)

@@ -8,20 +8,18 @@ import json
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import BusyError, NodeError, RaylaunchError
 from raylaunch.gateway.gateway_messages import MESSAGE_LIMIT
+from raylaunch.node.process.guard import SOCKET_PATH_BYTES, peer_of
 
 log = logging.getLogger(__name__)
 
 PORTS_TRIED = 64
 BACKLOG = 4096
-SOCKET_PATH_BYTES = 107
-"""unix(7): sun_path has 108 bytes, the last of them zero."""
 OnMessage = Callable[[Mapping[str, Any]], Awaitable[object]]
 
 
@@ -89,7 +87,8 @@ async def serve_owners(path: Path, on_message: OnMessage) -> asyncio.Server:
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if _peer_uid(writer.get_extra_info("socket")) in (os.geteuid(), 0):
+            _, uid = peer_of(writer.get_extra_info("socket"))
+            if uid in (os.geteuid(), 0):
                 await _answer(reader, writer, on_message)
         except ConnectionError:
             log.info("an owner went away before it had its answer")
@@ -117,9 +116,3 @@ async def _answer(
             reply = {"error": NodeError("the keeper refuses a message", why=str(error)).as_dict()}
         writer.write(json.dumps(reply).encode() + b"\n")
         await writer.drain()
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _pid, uid, _gid = struct.unpack("3i", credentials)
-    return int(uid)

@@ -128,6 +128,17 @@ class MarkedProcess:
     """Random id of the start it belongs to; "" when its marker has none."""
     group: str = ""
     """Its group of the deployment; "" when its marker has none."""
+    cluster: str = ""
+    """Marker of the embedded Ray cluster from which it was started; "" when from none."""
+    owner_wait_s: float | None = None
+    """How long its guard still waits for an agent before it stops it; None: it has an agent."""
+
+    @property
+    def owner(self) -> str:
+        """Its deployment, for messages; of an orphan also when it will be gone."""
+        if self.owner_wait_s is None:
+            return self.deployment
+        return f"{self.deployment}, an orphan that its guard stops in {self.owner_wait_s:.0f} s"
 
 
 @dataclass(frozen=True)

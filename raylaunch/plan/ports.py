@@ -108,7 +108,7 @@ def find_taken(
 
     `others`: see `index_by_node`. Without `listeners` only the plans of others count.
     """
-    owners = {process.pid: process.deployment for process in facts.marked}
+    owners = {process.pid: process.owner for process in facts.marked}
     taken = {}
     for listener in facts.listeners if listeners else ():
         if collide(listener.address, place.ip):

@@ -54,6 +54,8 @@ class Outcome:
     """What the servers took from launch to ready."""
     requests: int = 0
     failed: int = 0
+    adopted: bool = False
+    """The servers ran on, and another agent or controller took them over."""
     left: tuple[str, ...] = ()
     """Processes of an earlier attempt that are still alive."""
     skipped: str = ""

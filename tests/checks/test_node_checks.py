@@ -440,6 +440,22 @@ def test_memory_in_use_is_refused_with_its_amount_and_its_owner():
     assert "ps -fp 70" in owned.todo
 
 
+def test_an_orphan_on_an_npu_or_a_port_is_named_with_the_end_of_its_grace():
+    """Ray believes the NPUs free: the agent that held them is gone, and the server runs on."""
+    orphan = MarkedProcess(99, "other", 1, 60.0, "vllm", instance="aa", owner_wait_s=512.4)
+    named = "other, an orphan that its guard stops in 512 s"
+    rows = (NpuProcess(2, 99, "VLLM::Worker", 52245),)
+    (busy, _) = npu_findings(
+        read("glm-5.1-a2-dual"), 3445, 65536, npu_processes=rows, marked=(orphan,)
+    )
+    assert (busy.id, busy.level) == ("npu-busy", "error")
+    assert busy.seen == f"NPU 2: pid 99 VLLM::Worker 52245 MB of {named}"
+    listening = Listener("0.0.0.0", 20004, 99, "vllm")
+    found = check(good(10, listeners=(listening,), marked=(orphan,)))
+    (port,) = [one for one in found if one.id == "port-busy"]
+    assert f"deployment {named}" in port.seen
+
+
 def npu_findings(loaded, used_mb, total_mb, **changes):
     loaded = expand_groups(loaded)[0].loaded
     count = loaded.recipe.npus_per_node

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raylaunch.node.process.process_markers import find_marked
-from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
+from raylaunch.node.process.server_env import child_env
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec
 
 PATIENCE_S = 60.0
 
@@ -77,6 +78,17 @@ class Watched:
         }
         self.process = ServerProcess(ServerSpec(**{**settings, **spec}), self._events.put)
         self.process.start()
+
+    @classmethod
+    def adopt(cls, socket: Path, log: Path) -> "Watched":
+        """A guard that lost its owner, with this process as the next one."""
+        adopted = cls.__new__(cls)
+        adopted.log = log
+        adopted.seen = []
+        adopted._events = queue.Queue()
+        adopted.process, adopted.report = ServerProcess.adopt(socket, adopted._events.put)
+        adopted.process.follow_adopted()
+        return adopted
 
     def event(self, name: str) -> dict:
         """The next event of this name; fails when the last event comes first."""

@@ -604,6 +604,10 @@ def send_spec(process, deployment, log, argv, rotate_bytes=1 << 20):
         "orphan_grace_s": 0.2,
         "kill_timeout_s": 20,
         "niceness": None,
+        "socket": "",
+        "owner_wait_s": 0.0,
+        "owner": os.getpid(),
+        "memo": {},
     }
     process.stdin.write(json.dumps(spec).encode() + b"\n")
     process.stdin.flush()

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import uuid
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from process_trees import Watched, python
 
+from raylaunch.node.process import orphans
 from raylaunch.node.process.orphans import (
     KnownDeployments,
     deployment_of,
@@ -101,6 +103,24 @@ def test_a_server_below_its_guard_is_left_alone_whatever_cluster_it_belongs_to(n
         assert find_orphans(same_name, name) == [], "that is another cluster's deployment"
         same_instance = KnownDeployments(orphaned=(name,), orphaned_instances=("aaaa",))
         assert find_orphans(same_instance, name), "its controller is known to be gone"
+    finally:
+        watched.process.terminate(0)
+
+
+def test_a_guard_that_waits_for_an_agent_is_an_orphan_for_who_names_its_deployment(
+    name, tmp_path, monkeypatch
+):
+    watched = Watched(name, tmp_path / "log", "say('up'); sleep()", instance="aaaa")
+    try:
+        watched.event("spawned")
+        guard = SimpleNamespace(instance="aaaa", owner=None)
+        monkeypatch.setattr(orphans, "find_guards", lambda _home, _name: [guard])
+        assert {one.instance for one in find_orphans(NOTHING_KNOWN, name)} == {"aaaa"}
+        running = KnownDeployments(deployments=(name,))
+        assert find_orphans(running, name) == [], "its controller may give it an agent"
+        assert pids(find_orphans(NOTHING_KNOWN, None)).isdisjoint({watched.process.pid})
+        guard.owner = 4711
+        assert find_orphans(NOTHING_KNOWN, name) == []
     finally:
         watched.process.terminate(0)
 

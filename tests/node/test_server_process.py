@@ -14,7 +14,8 @@ from stopping import stop
 
 from raylaunch.node.process import server_process as process
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
-from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
+from raylaunch.node.process.server_env import child_env
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec
 
 MARKER = {"deployment": "d", "instance": "i", "attempt": 3, "server": 1}
 MARKED = {

@@ -138,7 +138,7 @@ def search_in(old):
             else:
                 groups[owner] = takeover._newer(groups.get(owner), Journal.load(data, clock))
 
-    async def search(*_):
+    async def search(*_, **__):
         return takeover.Found(deployment, groups)
 
     return search

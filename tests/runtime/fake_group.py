@@ -11,7 +11,7 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
 from raylaunch.runtime.cluster.remote_call import ActorLostError
 from raylaunch.runtime.controller.group.evidence import Case
-from raylaunch.runtime.controller.group.group_backend import GroupSettings
+from raylaunch.runtime.controller.group.group_backend import Adopted, GroupSettings
 from raylaunch.runtime.controller.group.group_loop import GroupLoop
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.policy import HealthConfig
@@ -75,6 +75,8 @@ class FakeGang:
         self.update: Callable[[ServerSeen], None] | None = None
         self.seen: dict[int, ServerSeen] = {}
         self.secrets: list[dict[str, str]] = []
+        self.adoptable: set[int] = set()
+        self.refusal = ""
 
     @property
     def servers(self) -> tuple[int, ...]:
@@ -116,9 +118,18 @@ class FakeGang:
         if self.becomes_ready:
             self.show_ready()
 
-    def watch(self, plan, update) -> None:
+    def watch(self, plan, update, *, servers=None) -> None:
         self.calls.append("watch")
         self.update = update
+
+    async def adopt(self, plan, attempt, servers, addresses) -> Adopted:
+        await self._call("adopt")
+        adopted = tuple(index for index in servers if index in self.adoptable)
+        refused = {index: self.refusal for index in servers if self.refusal}
+        for index in adopted:
+            self.dead.discard(index)
+            self.seen[index] = replace(self.seen[index], agent_lost=None)
+        return Adopted(plan, adopted, refused)
 
     def show(self, index: int, **changes) -> None:
         """Send an observation, as the watch of an agent does."""
@@ -161,6 +172,10 @@ class FakeGang:
 
     async def has_spare(self, plan, excluded, servers) -> bool:
         return self.spare
+
+    async def read_secrets(self):
+        self.calls.append("read_secrets")
+        return {"VLLM_API_KEY": "of the agents"}
 
     def give_up(self, server: int) -> None:
         self.agents.discard(server)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -13,12 +15,12 @@ import uuid
 import pytest
 from standin_servers import STANDIN, free_port
 
-from raylaunch.errors import NodeError
+from raylaunch.errors import BusyError, NodeError
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.agent import guard_events, log_follower, server_launch
+from raylaunch.runtime.agent import guard_adoption, guard_events, log_follower, server_launch
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.api_probe import LAST_STAGE
 from raylaunch.runtime.agent.guard_events import EVENT_DELAY_S
@@ -328,7 +330,60 @@ async def test_an_older_journal_never_replaces_a_newer_one():
     await agent.keep_journal("serve-0", 2, b"two")
     await agent.keep_journal("serve-0", 1, b"one")
     await agent.keep_journal("", 1, b"of the deployment")
-    assert agent._journals == {"serve-0": (2, b"two"), "": (1, b"of the deployment")}
+    journals = (await agent.hello()).journals
+    assert journals == {"serve-0": b"two", "": b"of the deployment"}
+
+
+OWNER = """
+import asyncio, pickle, sys
+from raylaunch.runtime.agent.agent import Agent
+from raylaunch.runtime.cluster.group_key import GroupKey
+plan, standin, health, secrets, instance = pickle.load(sys.stdin.buffer)
+async def own():
+    agents = [Agent(GroupKey.of(plan), server.index, instance) for server in plan.servers]
+    await asyncio.gather(*(agent.launch(plan, 4, standin, health, secrets) for agent in agents))
+    for agent in agents:
+        await agent.keep_journal("serve-0", 7, b"seven")
+        while not agent._notes.is_saved: await asyncio.sleep(0.01)
+    print(*(agent._seen.pid for agent in agents), flush=True)
+    await asyncio.Event().wait()
+asyncio.run(own())
+"""
+
+
+async def test_the_next_agents_adopt_servers_journals_and_secrets_of_killed_ones(plan, monkeypatch):
+    monkeypatch.setattr(guard_adoption, "OWNER_GONE_S", 1.0)
+    pair = plan()
+    health = HealthConfig(orphan_grace_s=600.0)
+    words = pickle.dumps((pair, str(STANDIN), health, SECRETS, INSTANCE))
+    owner = subprocess.Popen(  # noqa: ASYNC220 - it starts in milliseconds
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with owner:
+        owner.stdin.write(words)
+        owner.stdin.close()
+        line = await asyncio.to_thread(owner.stdout.readline)
+        pids = [int(word) for word in line.split()]
+        owner.kill()
+    agents = [Agent(GroupKey.of(pair), server.index, INSTANCE) for server in pair.servers]
+    primary, headless = agents
+    try:
+        with pytest.raises(NodeError, match="runs attempt 4, not 5"):
+            await primary.adopt(pair, 5, health)
+        assert await asyncio.gather(*(agent.adopt(pair, 4, health) for agent in agents)) == pids
+        assert await primary.read_secrets(SECRETS.takeover_key) == {"SECRET": "s3cret"}
+        assert (await headless.hello()).journals == {"serve-0": b"seven"}
+        found = await observe(primary, lambda seen: is_ready(pair, seen))
+        assert (found.seen.attempt, found.seen.pid) == (4, pids[0])
+        with pytest.raises(BusyError, match="has an owner"):
+            await Agent(GroupKey.of(pair), 0, INSTANCE).adopt(pair, 4, health)
+        await headless.inject("kill-server", 0)
+        exited = await observe(headless, lambda seen: seen.exit is not None)
+        assert exited.seen.exit.signal == signal.SIGKILL
+    finally:
+        left = await asyncio.gather(*(agent.stop(1.0) for agent in agents))
+        assert left == [[], []]
+        assert find_marked(pair.deployment) == []
 
 
 async def test_an_agent_that_launched_nothing_has_nothing_to_hit():

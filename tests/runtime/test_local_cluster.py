@@ -88,7 +88,9 @@ def marked(tmp_path):
 
 RAYLET_WITH_SERVER = """
 import os, subprocess, sys, time
-env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": "test-embedded", "RAYLAUNCH_INSTANCE": "1" * 16}
+cluster = {"RAYLAUNCH_EMBEDDED_IN": os.environ["RAYLAUNCH_DEPLOYMENT"]}
+own = {"RAYLAUNCH_DEPLOYMENT": "test-embedded", "RAYLAUNCH_INSTANCE": "1" * 16}
+env = {**os.environ, **own, **cluster}
 program = "print(flush=True); import time; time.sleep(600)"
 with subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE) as server:
     server.stdout.readline()
@@ -97,9 +99,8 @@ with subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subproces
 """
 
 
-def test_the_servers_of_a_killed_cluster_are_those_of_its_instance(tmp_path, marked, monkeypatch):
-    """One server has lost its guard, so that nothing but its instance leads to the cluster."""
-    monkeypatch.setattr(local_cleanup, "SERVER_GRACE_S", 0.0)
+def test_the_servers_of_a_killed_cluster_are_those_of_its_instance(tmp_path, marked):
+    """One process has lost its marker of the cluster: nothing but its instance leads there."""
     record = put_record(tmp_path, starter=GONE)
     marked(program=RAYLET_WITH_SERVER)
     guardless = marked(NAME, "1" * 16)

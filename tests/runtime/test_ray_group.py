@@ -6,15 +6,16 @@ import asyncio
 import threading
 
 import pytest
+from fake_group import make_plan
 
-from raylaunch.errors import RecipeError
+from raylaunch.errors import LaunchError, NodeError, RecipeError
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
-from raylaunch.runtime.controller.group import ray_group
+from raylaunch.runtime.controller.group import orphan_stop, ray_group
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.supervise.health_config import HealthConfig
@@ -31,21 +32,27 @@ class FakeAgents:
         self.created = 0
         self.given_up: list[int] = []
         self.name_taken = name_taken
+        self.alive: dict[int, object] = {}
+        self.places: list[dict[int, Slot]] = []
 
-    def create(self, slots) -> None:
+    def create_on(self, slots) -> None:
         if self.created and self.name_taken:
             self.name_taken -= 1
             raise ValueError("the name is taken")
         self.created += 1
+        self.places.append(dict(slots))
+        self.alive |= dict.fromkeys(slots, "an agent")
 
     async def ask_all(self, call, *, servers=None):
         return {0: HELLO, 1: self.answers.pop(0)}
 
     def give_up(self, index: int) -> None:
         self.given_up.append(index)
+        self.alive.pop(index, None)
 
     def kill(self) -> None:
         self.created = 0
+        self.alive = {}
 
 
 @pytest.fixture
@@ -71,6 +78,75 @@ def test_an_agent_that_died_unnoticed_is_replaced(group):
     assert gang.given_up == [1]
     assert gang.created == 2
     assert group.log_roots == {0: "/logs", 1: "/logs"}
+
+
+def test_a_name_that_stays_taken_is_an_error_that_is_tried_again(group, monkeypatch):
+    monkeypatch.setattr(ray_group, "NAME_TAKEN_S", 0.0)
+    with pytest.raises(LaunchError, match="still has its name") as refused:
+        reserve(group, FakeAgents(ActorLostError("dead"), HELLO, name_taken=10**6))
+    assert refused.value.why == "the name is taken"
+
+
+class Adopting(FakeAgents):
+    """Agents that answer `adopt`, each with its own of these."""
+
+    async def ask_all(self, call, *, servers=None):
+        return {index: self.answers[0][index] for index in servers}
+
+
+def adopt(group, gang, servers):
+    group.gang = gang
+    work = group.adopt(make_plan(), 3, servers, {})
+    return asyncio.run(asyncio.wait_for(work, 60))
+
+
+def test_an_orphan_gets_an_agent_on_the_node_of_its_guard(group, monkeypatch):
+    slots = [Slot(1, "node-0", "10.0.0.1"), Slot(0, "node-9", "10.0.0.2")]
+    monkeypatch.setattr(placement, "slots", lambda _: slots)
+    gang = Adopting({1: 4711})
+    gang.alive = {0: "an agent"}
+    adopted = adopt(group, gang, (1,))
+    assert (gang.given_up, gang.places) == ([1], [{1: slots[1]}])
+    assert (adopted.servers, adopted.refused) == ((1,), {})
+    assert adopted.plan.servers[1].node.node_id == "node-9", "its raylet came back"
+
+
+def test_an_agent_without_a_guard_to_adopt_refuses_and_one_that_dies_is_tried_again(group):
+    gang = Adopting({0: NodeError("no guard", why="x"), 1: ActorLostError("dead")})
+    slots = [Slot(0, "node-0", "10.0.0.1"), Slot(1, "node-1", "10.0.0.2")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placement, "slots", lambda _: slots)
+        adopted = adopt(group, gang, (0, 1))
+    assert (adopted.servers, adopted.refused) == ((), {0: "no guard: x"})
+
+
+def test_an_orphan_whose_node_is_not_back_gets_no_agent_yet(group, monkeypatch):
+    slots = [Slot(0, "node-0", "10.0.0.1"), Slot(1, "node-1", "")]
+    monkeypatch.setattr(placement, "slots", lambda _: slots)
+    gang = Adopting({})
+    adopted = adopt(group, gang, (1,))
+    assert (adopted.servers, adopted.refused, gang.created) == ((), {}, 0)
+
+
+@pytest.mark.parametrize(("grace_s", "stopped"), [(600.0, [1]), (0.0, [])])
+def test_a_stop_reaches_servers_without_an_agent(group, monkeypatch, grace_s, stopped):
+    found = []
+
+    async def stop_orphans(servers, _gang, _grace_s):
+        found.extend(server.index for server in servers)
+        return ["server 1: 10.0.0.2 cannot be reached"]
+
+    class Stopping(FakeAgents):
+        async def ask_all(self, call, *, servers=None):
+            return {0: ["pid 7"]}
+
+    monkeypatch.setattr(orphan_stop, "stop_orphans", stop_orphans)
+    group.apply(group._request, HealthConfig(orphan_grace_s=grace_s))
+    group.gang, group.chosen = Stopping(), make_plan()
+    left = asyncio.run(asyncio.wait_for(group.stop_servers(1.0), 60))
+    assert found == stopped
+    assert left[0] == "server 0: pid 7"
+    assert len(left) == 1 + len(stopped)
 
 
 @pytest.mark.parametrize("server", [2, 99, -1])

@@ -23,6 +23,7 @@ from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
 from raylaunch.errors import BusyError, LaunchError, NotReadyError, UnknownDeploymentError
+from raylaunch.node.process import guard_socket
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.supervise.state import Phase
 
@@ -107,6 +108,14 @@ def child(handle, server, title):
     """Pid of a process below a server."""
     below = psutil.Process(handle.status().servers[server].seen.pid).children(recursive=True)
     return next(one.pid for one in below if one.cmdline()[0].startswith(title))
+
+
+def own_guard(handle, server):
+    """What the guard of a server says of itself."""
+    for report in guard_socket.find_guards(Path(os.environ["RAYLAUNCH_HOME"]), handle.name):
+        if report.server == server:
+            return report
+    raise AssertionError(f"no guard of server {server}")
 
 
 def ask(endpoint, tokens=4):
@@ -248,8 +257,12 @@ def test_a_start_that_fails_once_is_tried_again(start):
 def test_an_agents_death_ends_its_server_at_once(start):
     handle = start()
     server = psutil.Process(handle.status().servers[1].seen.pid)
-    agent = server.parent().parent().parent()  # guard, keeper, agent
+    report = own_guard(handle, 1)
+    agent = psutil.Process(report.owner)
     assert "ray::Agent" in " ".join(agent.cmdline())
+    ancestors = [process.pid for process in server.parents()]
+    assert ancestors[:2] == [report.pid, report.keeper]
+    assert agent.pid not in ancestors, "no process of Ray is above the server"
     agent.kill()
     assert not psutil.wait_procs([server], timeout=60)[1]
     await_true(lambda: handle.status().attempt == 2, "a second attempt")

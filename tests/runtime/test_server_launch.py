@@ -12,6 +12,7 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.agent import snapshot
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.server_launch import api_url, build_spec, is_first_on_its_node
 from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
@@ -31,7 +32,7 @@ def test_the_environment_is_the_plans_with_the_folder_of_vllm_first_in_path(tmp_
         3,
         instance="a1b2c3d4e5f60718",
         vllm="/opt/vllm/bin/vllm",
-        secrets={"VLLM_API_KEY": "s3cret"},
+        secrets=SecretKeeper({"VLLM_API_KEY": "s3cret"}),
         log=tmp_path / "server-1.log",
         cwd=tmp_path,
         environ={"PATH": "/usr/bin", "HTTP_PROXY": "http://proxy", "RAY_ADDRESS": "x"},

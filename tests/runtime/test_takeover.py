@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import stat
+from types import SimpleNamespace
 
 import pytest
 from fake_group import make_plan
@@ -15,11 +17,13 @@ from raylaunch.runtime.controller.group.group_backend import (
     SecretsLostError,
     refuse_missing_secrets,
 )
+from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.runtime.controller.group.ray_group import RayGroup
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.supervise.health_config import HealthConfig
+from raylaunch.supervise.state import Phase
 
 SECRETS = {"VLLM_API_KEY": "k"}
 
@@ -50,6 +54,36 @@ def test_a_key_is_not_written_through_a_symbolic_link(tmp_path):
     path.symlink_to(target)
     create_key(path)
     assert not target.exists()
+
+
+def test_the_journals_of_the_guards_of_this_start_are_found_and_of_no_other(tmp_path, monkeypatch):
+    def report(instance, **notes):
+        kept = {owner: (1, base64.b64encode(text).decode()) for owner, text in notes.items()}
+        return SimpleNamespace(instance=instance, notes=kept)
+
+    guards = [report("aa.serve-0", one=b"1", two=b"2"), report("ab.serve-0", one=b"other")]
+    monkeypatch.setattr(takeover, "find_guards", lambda _home, name: guards if name == "d" else [])
+    assert takeover.journals_of_guards("d", "aa") == [("one", b"1"), ("two", b"2")]
+    assert takeover.journals_of_guards("d", "a") == []
+    assert takeover.journals_of_guards("e", "aa") == []
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "phase", "owned"),
+    [
+        (600.0, Phase.READY, [0]),
+        (600.0, Phase.STARTING, [0, 1, 2]),
+        (0.0, Phase.READY, [0, 1, 2]),
+    ],
+)
+def test_an_agent_that_has_not_adopted_its_server_yet_does_not_own_it(grace_s, phase, owned):
+    backend = SimpleNamespace(servers=(0, 1, 2), running={0: 3, 1: None, 2: 2})
+    health = HealthConfig(orphan_grace_s=grace_s)
+    group = SimpleNamespace(
+        backend=backend, loop=SimpleNamespace(settings=SimpleNamespace(health=health))
+    )
+    journal = Journal(1.0, phase=phase, attempt=3)
+    assert list(GroupSupervisor._owned(group, journal)) == owned
 
 
 def found(attempt: int) -> takeover.Found:

@@ -19,7 +19,8 @@ from raylaunch.node.model.weight_files import expected_bytes
 from raylaunch.node.probe import tool_text
 from raylaunch.node.process.log_files import tail
 from raylaunch.node.process.process_markers import new_instance
-from raylaunch.node.process.server_process import ServerProcess, ServerSpec, child_env
+from raylaunch.node.process.server_env import child_env
+from raylaunch.node.process.server_process import ServerProcess, ServerSpec
 from raylaunch.plan.wanted_weights import HUBS, PROGRAMS, DownloadProgress, Hub
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from raylaunch.node.probe.vllm_question import (
     put_question,
     store,
 )
-from raylaunch.node.process.server_process import put_first_in_path, unmarked_env
+from raylaunch.node.process.server_env import put_first_in_path, unmarked_env
 from raylaunch.plan.engine_answer import EngineAnswer, EngineReport, Message, Refusal
 from raylaunch.plan.facts import ProbeFailure
 from raylaunch.plan.known_flags import KnownFlags

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from raylaunch.errors import NodeError
+from raylaunch.home import home
 from raylaunch.node.model import weight_files
 from raylaunch.node.probe import network, npu_tools, software, tool_text, tuning
 from raylaunch.plan.environment import PROXIES
@@ -249,9 +250,15 @@ def _ask_tuning(root: Path) -> _Fields:
 
 
 def _ask_marked() -> _Fields:
+    from raylaunch.node.process.guard_socket import find_guards
     from raylaunch.node.process.process_markers import find_marked
 
-    return {"marked": tuple(find_marked())}
+    # None for a guard that has an agent.
+    waits = {guard.instance: guard.owner_wait_s for guard in find_guards(home())}
+    marked = (
+        replace(process, owner_wait_s=waits.get(process.instance)) for process in find_marked()
+    )
+    return {"marked": tuple(marked)}
 
 
 def _ask_weights(name: str, path: str) -> _Fields:

@@ -3,13 +3,21 @@
 Run by path with `python -I -S`, from the standard library alone, so that it starts in a few
 milliseconds and works wherever raylaunch was unpacked. Nothing here may import raylaunch.
 
-There are two processes. The *keeper* is the owner's direct child and only waits. The *guard* is the
-keeper's child and does the work. Ray SIGKILLs the direct children of a worker that exits (measured,
-Ray 2.60: a child in a session of its own is killed, its children live on). That SIGKILL hits the
-keeper, and the guard then stops the tree in order. If the guard is SIGKILLed instead, the kernel
-reparents its children to the keeper, which kills them. Each of the two notices the other's death: a
-guard without a keeper reports `keeper_lost` and stops its server, because a later SIGKILL of the
-guard would leave processes behind that hold the NPUs.
+There are two processes. The *keeper* only waits. The *guard* is the keeper's child and does the
+work. With `--detach` the first process forks and exits, so that the keeper is a child of init: Ray
+SIGKILLs the direct children of a worker that exits (measured, Ray 2.60: a child in a session of its
+own is killed, its children live on). Ray's raylet reaches it only as a child subreaper, which is
+off by default (RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper). If the guard is
+SIGKILLed, the kernel reparents its children to the keeper, which kills them. Each of the two
+notices the other's death: a guard without a keeper reports `keeper_lost` and stops its server,
+because a later SIGKILL of the guard would leave processes behind that hold the NPUs.
+
+The first owner holds our stdin and stdout. When it goes away, the guard waits `owner_wait_s` for
+another one on its unix socket, while the server runs; then it stops the server. The socket takes
+one JSON line per connection, of this user or root only: {"do": "describe"}, answered with one line;
+{"do": "keep", "name": N, "number": I, "data": D}, which stores a note for the next owner; and
+{"do": "adopt"}, which makes the connection the owner's: first the event `guard`, with the notes,
+then the events that still count, then the same protocol as on stdin and stdout.
 
 /proc may hide other users' processes and non-dumpable ones (mount option hidepid). Those are
 skipped; the tree is then found by the server's process group and by the kernel's own list of our
@@ -17,10 +25,11 @@ children, to which every orphan below us is added (child subreaper).
 
 stdin:  one JSON line, the spec (`raylaunch.node.process.server_process.ServerSpec`). Then commands
         as JSON lines: {"do": "stop", "term_timeout_s": 10} or {"do": "kill"}. End of file means
-        that the owner is gone and is handled like stop.
-stdout: events as JSON lines: spawned | failed; log (the log grew); log_failed (a full or read-only
-        disk; once per outage) and log_recovered; keeper_lost; exit; and last clean, with the pids
-        that resisted.
+        that the owner is gone.
+stdout: events as JSON lines: guard (with `--detach` only); spawned | failed; socket_failed (no
+        other owner can adopt this guard: it does not wait for one); log (the log grew); log_failed
+        (a full or read-only disk; once per outage) and log_recovered; keeper_lost; exit; and last
+        clean, with the pids that resisted.
 """
 
 from __future__ import annotations
@@ -33,12 +42,15 @@ import json
 import os
 import selectors
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import termios
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple, TypedDict
 
 PR_SET_PDEATHSIG = 1
@@ -66,6 +78,12 @@ DISK_ERRORS = frozenset(
 """A server starts without a log when the log cannot be created for one of these reasons."""
 LOG_RETRY_S = 1.0
 LOG_RETRY_MAX_S = 30.0
+MESSAGE_BYTES = 64 << 20
+"""Longest message on the socket: a note with a plan takes some 100 kB."""
+VISITORS = 16
+"""Connections that have not sent their message yet; more are refused."""
+SOCKET_PATH_BYTES = 107
+"""unix(7): sun_path has 108 bytes, the last of them zero."""
 LOG_STABLE_S = 60.0
 """After so long without a failure, the back-off between log retries starts over."""
 
@@ -85,6 +103,14 @@ class Spec(TypedDict):
     orphan_grace_s: float
     kill_timeout_s: float
     niceness: int | None
+    socket: str
+    owner_wait_s: float
+    owner: int
+    memo: dict[str, str]
+
+
+class GuardRunsError(OSError):
+    """A second guard would put a second server where the first one's still runs."""
 
 
 class Process(NamedTuple):
@@ -101,6 +127,9 @@ class Process(NamedTuple):
 
 def main() -> int:
     """Fork into keeper and guard; return the exit status of this one of the two."""
+    detached = sys.argv[1:2] == ["--detach"]
+    if detached and os.fork():
+        return 0
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Ray's workers have an OOM score of 1000: without this the keeper is the first victim.
     set_oom_score(GUARD_OOM_SCORE, SERVER_OOM_SCORE)
@@ -108,7 +137,7 @@ def main() -> int:
     guard_pid = os.fork()
     if guard_pid:
         return keep(guard_pid)
-    return guard(keeper_pid)
+    return guard(keeper_pid, detached)
 
 
 def keep(guard_pid: int) -> int:
@@ -130,7 +159,7 @@ def keep(guard_pid: int) -> int:
     return 1
 
 
-def guard(keeper_pid: int) -> int:
+def guard(keeper_pid: int, detached: bool) -> int:
     """Read the spec, run the server, return when everything below is gone."""
     os.setsid()
     os.chdir("/")
@@ -139,16 +168,28 @@ def guard(keeper_pid: int) -> int:
     line, rest = _read_line(0)
     if not line:
         return 0  # the owner exited before it sent a spec
-    Guard(json.loads(line), rest, keeper_pid).run()
+    running = Guard(json.loads(line), rest, keeper_pid)
+    if detached:
+        running.introduce()
+    running.run()
     return 0
 
 
 class Guard:
-    """The event loop: control pipe, log pipe, signals, deadlines."""
+    """The event loop: control pipe, log pipe, socket, signals, deadlines."""
 
     def __init__(self, spec: Spec, rest: bytes, keeper_pid: int) -> None:
         self.spec = spec
         self.control = rest
+        self.control_fd = 0
+        self.owner: int | None = spec["owner"]
+        """Pid of the owner; None while there is none."""
+        self.owner_deadline: float | None = None
+        """When to stop waiting for an owner, on the monotonic clock."""
+        self.listener: socket.socket | None = None
+        self.visitors: dict[socket.socket, bytes] = {}
+        """What has arrived on each connection whose message is not complete."""
+        self.notes: dict[str, tuple[int, str]] = {}
         self.keeper_pid = keeper_pid
         self.keeper_lost = False
         self.events = Events(1)
@@ -180,15 +221,19 @@ class Guard:
     def run(self) -> None:
         """Spawn the server and stay until nothing is left below."""
         try:
+            self.listen()
             self.log.open()
             self.spawn()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             number = getattr(error, "errno", None)
             self.events.send("failed", errno=number, error=str(error)[:1000])
             self.events.send("clean", left=[])
+            self.close_socket()
             self.events.flush(FLUSH_S)
             return
-        self.selector.register(0, selectors.EVENT_READ, self.on_control)
+        self.selector.register(self.control_fd, selectors.EVENT_READ, self.on_control)
+        if self.listener is not None:
+            self.selector.register(self.listener, selectors.EVENT_READ, self.on_visitor)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
         self.selector.register(self.output, selectors.EVENT_READ, self.on_output)
         self.check_keeper()  # it may have exited before the kernel was asked to report that
@@ -238,6 +283,9 @@ class Guard:
             self.kill_round()
         elif self.deadline_passed():
             self.kill()
+        elif self.owner_deadline is not None and time.monotonic() >= self.owner_deadline:
+            self.owner_deadline = None
+            self.stop(self.spec["term_timeout_s"])
 
     def timeout_s(self) -> float | None:
         """Return the seconds until there is something to do without an event; None for never."""
@@ -250,6 +298,8 @@ class Guard:
             due.append(self.deadline)
         if self.log.retry_at is not None:
             due.append(self.log.retry_at)
+        if self.owner_deadline is not None:
+            due.append(self.owner_deadline)
         if not due:
             return None
         now = time.monotonic()
@@ -263,20 +313,41 @@ class Guard:
 
     def watch_events(self) -> None:
         """Wait for the owner to read only while an event is queued."""
-        watched = 1 in self.selector.get_map()
+        fd = self.events.fd
+        if fd is None:
+            return
+        watched = fd in self.selector.get_map()
         if self.events.queue and not watched:
-            self.selector.register(1, selectors.EVENT_WRITE, self.events.write)
+            self.selector.register(fd, selectors.EVENT_WRITE, self.events.write)
         elif watched and not self.events.queue:
-            self.selector.unregister(1)
+            self.selector.unregister(fd)
 
     def on_control(self) -> None:
         """Read commands; end of file means that the owner has exited."""
-        data = os.read(0, READ_BYTES)
+        try:
+            data = os.read(self.control_fd, READ_BYTES)
+        except ConnectionResetError:  # a socket whose owner left events unread
+            data = b""
         if not data:
-            self.selector.unregister(0)
-            self.stop(self.spec["term_timeout_s"])
+            self.on_owner_gone()
+            return
         self.control += data
         self.on_commands()
+
+    def on_owner_gone(self) -> None:
+        """Wait for another owner while the server runs, if one can come; else stop the server."""
+        self.selector.unregister(self.control_fd)
+        if self.phase != "running" or self.listener is None or self.spec["owner_wait_s"] <= 0:
+            self.stop(self.spec["term_timeout_s"])
+            return
+        events_fd = self.events.fd
+        if events_fd is not None and events_fd in self.selector.get_map():
+            self.selector.unregister(events_fd)
+        self.events.detach()
+        os.close(self.control_fd)
+        self.control = b""
+        self.owner = None
+        self.owner_deadline = time.monotonic() + self.spec["owner_wait_s"]
 
     def on_commands(self) -> None:
         """Run the complete commands received so far."""
@@ -288,6 +359,142 @@ class Guard:
             elif command["do"] == "stop":
                 default_s = self.spec["term_timeout_s"]
                 self.stop(command.get("term_timeout_s", default_s))
+
+    # -- the socket ----------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Open the socket for later owners; where that is impossible, report it and go without.
+
+        Raises:
+            GuardRunsError: Another guard of the same server runs.
+        """
+        path = self.spec["socket"]
+        if not path:
+            return
+        try:
+            self.listener = open_socket(path)
+        except GuardRunsError:
+            raise
+        except OSError as error:
+            self.events.send("socket_failed", error=f"{path}: {error}"[:1000])
+
+    def close_socket(self) -> None:
+        """Remove the socket, so that no later owner finds it."""
+        if self.listener is None:
+            return
+        self.listener.close()
+        self.listener = None
+        with contextlib.suppress(OSError):
+            os.unlink(self.spec["socket"])  # noqa: PTH108
+
+    def introduce(self) -> None:
+        """Send the owner the pids of guard and keeper: it has no other way to know them."""
+        self.events.send("guard", pid=os.getpid(), keeper=self.keeper_pid)
+
+    def on_visitor(self) -> None:
+        """Accept a connection of this user or root; others are closed."""
+        assert self.listener is not None
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:  # it was closed meanwhile, or no file descriptor is free
+            return
+        _, uid = peer_of(connection)
+        if uid not in (os.geteuid(), 0) or len(self.visitors) >= VISITORS:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self.visitors[connection] = b""
+        self.selector.register(
+            connection, selectors.EVENT_READ, lambda: self.on_visitor_data(connection)
+        )
+
+    def on_visitor_data(self, connection: socket.socket) -> None:
+        """Collect the one message of a connection and answer it."""
+        try:
+            data = connection.recv(READ_BYTES)
+        except OSError:
+            data = b""
+        message = self.visitors[connection] + data
+        if data and b"\n" not in data and len(message) < MESSAGE_BYTES:
+            self.visitors[connection] = message
+            return
+        del self.visitors[connection]
+        self.selector.unregister(connection)
+        line, found, rest = message.partition(b"\n")
+        try:
+            request = json.loads(line) if found else {}
+            if request.get("do") == "adopt":
+                self.on_adopt(connection, rest)
+                return
+            self.answer(connection, self.reply_to(request))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self.answer(connection, {"event": "refused", "error": str(error)})
+        connection.close()
+
+    def reply_to(self, request: dict[str, object]) -> dict[str, object]:
+        """Run a message that does not adopt; return the answer.
+
+        Raises:
+            ValueError: It makes no sense.
+        """
+        if request.get("do") == "keep":
+            name, number, data = request["name"], request["number"], request["data"]
+            if not (isinstance(name, str) and isinstance(number, int) and isinstance(data, str)):
+                raise ValueError("a note has a name, a number and data")
+            # Messages may overtake each other: an older note never replaces a newer one.
+            if number > self.notes.get(name, (-1, ""))[0]:
+                self.notes[name] = (number, data)
+            return {"event": "kept"}
+        if request.get("do") == "describe":
+            return self.description()
+        raise ValueError(f"unknown message {request.get('do')!r}")
+
+    def answer(self, connection: socket.socket, reply: dict[str, object]) -> None:
+        """Send one line. A reader that is too slow loses the rest: the guard must not wait."""
+        connection.settimeout(DRAIN_S)
+        with contextlib.suppress(OSError):
+            connection.sendall(json.dumps(reply).encode() + b"\n")
+
+    def description(self) -> dict[str, object]:
+        """Return what a visitor may know: the marker, pids, owner, notes. No secrets."""
+        wait_s = None
+        if self.owner_deadline is not None:
+            wait_s = max(0.0, self.owner_deadline - time.monotonic())
+        env = self.spec["env"]
+        return {
+            "event": "guard",
+            "pid": os.getpid(),
+            "keeper": self.keeper_pid,
+            "marker": {name: env[name] for name in env if name.startswith("RAYLAUNCH_")},
+            "server_pid": self.pid,
+            "log": self.spec["log"],
+            "term_timeout_s": self.spec["term_timeout_s"],
+            "kill_timeout_s": self.spec["kill_timeout_s"],
+            "phase": self.phase,
+            "owner": self.owner,
+            "owner_wait_s": wait_s,
+            "notes": self.notes,
+        }
+
+    def on_adopt(self, connection: socket.socket, rest: bytes) -> None:
+        """Make a connection the owner's, unless there is an owner or the server is stopping."""
+        if self.owner is not None or self.phase != "running":
+            self.answer(connection, {**self.description(), "event": "busy"})
+            connection.close()
+            return
+        self.owner_deadline = None
+        self.owner, _ = peer_of(connection)
+        self.control = rest
+        self.control_fd = connection.detach()
+        self.selector.register(self.control_fd, selectors.EVENT_READ, self.on_control)
+        # A selector takes each descriptor once, and this one is watched for reading.
+        self.events.attach(os.dup(self.control_fd))
+        facts = {**self.description(), "memo": self.spec["memo"]}
+        self.events.send(str(facts.pop("event")), **facts)
+        self.events.repeat()
+        self.on_commands()
+
+    # -- signals and exits ---------------------------------------------------------------------
 
     def on_signal(self) -> None:
         """Handle SIGTERM as stop, reap on SIGCHLD; a terminal's SIGINT and SIGHUP are ignored."""
@@ -400,31 +607,57 @@ class Guard:
         # An event has to fit into PIPE_BUF (4096 bytes), so that it is written whole.
         first = sorted(left)[:100]
         self.events.send("clean", left=first)
+        self.close_socket()
         self.events.flush(FLUSH_S)
 
 
 class Events:
     """JSON lines to the owner, in order, never blocking.
 
-    Each is shorter than PIPE_BUF, so it is written whole or not at all.
+    In a pipe each is shorter than PIPE_BUF, so it is written whole or not at all. While there is no
+    owner nothing is queued: what the next one must know is repeated to it.
     """
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
         self.queue: deque[bytes] = deque()
+        self.lasting: dict[str, bytes] = {}
+        """The newest event of each kind that a later owner must know."""
+        self.attach(fd)
+
+    def attach(self, fd: int) -> None:
+        """Send to this descriptor from now on."""
+        self.fd: int | None = fd
         self.last = ""
         os.set_blocking(fd, False)
 
+    def detach(self) -> None:
+        """Close the descriptor of an owner that is gone, and drop what it did not read."""
+        if self.fd is not None:
+            os.close(self.fd)
+        self.fd = None
+        self.queue.clear()
+
+    def repeat(self) -> None:
+        """Send a new owner the events that still count."""
+        self.queue.extend(self.lasting.values())
+        self.write()
+
     def send(self, event: str, **facts: object) -> None:
         """Queue one event and write what the pipe takes."""
-        text = json.dumps({"event": event, **facts})
-        self.queue.append(text.encode() + b"\n")
+        line = json.dumps({"event": event, **facts}).encode() + b"\n"
+        if event in ("spawned", "socket_failed", "log_failed", "keeper_lost", "exit"):
+            self.lasting[event] = line
+        elif event == "log_recovered":
+            self.lasting.pop("log_failed", None)
+        if self.fd is None:
+            return
+        self.queue.append(line)
         self.last = event
         self.write()
 
     def send_log(self) -> None:
         """Report that the log grew, unless the owner has not yet read the last such report."""
-        if self.queue:
+        if self.queue or self.fd is None:
             return
         reported = self.last == "log" and self.unread()
         if not reported:
@@ -432,23 +665,34 @@ class Events:
 
     def unread(self) -> bool:
         """Return whether the owner has not read everything."""
-        count = fcntl.ioctl(self.fd, termios.FIONREAD, b"\0" * 4)
+        assert self.fd is not None
+        # A pipe counts what is in it, at either end; a socket counts what it has sent (SIOCOUTQ).
+        is_socket = stat.S_ISSOCK(os.fstat(self.fd).st_mode)
+        request = termios.TIOCOUTQ if is_socket else termios.FIONREAD
+        count = fcntl.ioctl(self.fd, request, b"\0" * 4)
         return int.from_bytes(count, sys.byteorder) > 0
 
     def write(self) -> None:
         """Write as much as the pipe takes; drop everything when the reader is gone."""
+        if self.fd is None:
+            return
         try:
             while self.queue:
                 line = self.queue[0]
-                os.write(self.fd, line)
+                count = os.write(self.fd, line)
+                if count < len(line):  # a socket takes a part of a long line
+                    self.queue[0] = line[count:]
+                    continue
                 self.queue.popleft()
         except BlockingIOError:
             return
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             self.queue.clear()
 
     def flush(self, timeout_s: float) -> None:
         """Wait for a slow owner; return immediately when it is gone."""
+        if self.fd is None:
+            return
         deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as reader:
             reader.register(self.fd, selectors.EVENT_WRITE)
@@ -673,6 +917,73 @@ class Log:
         """
         if not self.at_line_start:
             self.append(b"\n")
+
+
+def open_socket(path: str) -> socket.socket:
+    """Listen on a unix socket in a folder that only this user may enter.
+
+    Raises:
+        GuardRunsError: A living guard listens there.
+        OSError: The folder cannot be made, or is another user's.
+    """
+    folder, name = os.path.split(path)
+    os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103
+    status = os.stat(folder)  # noqa: PTH116
+    if status.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, f"the folder belongs to user {status.st_uid}")
+    if status.st_mode & 0o077:
+        os.chmod(folder, 0o700)  # noqa: PTH101
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.setblocking(False)
+    try:
+        with short_path(folder, name) as address:
+            if os.path.lexists(path):
+                refuse_living(path, address)
+                os.unlink(path)  # noqa: PTH108
+            listener.bind(address)
+        listener.listen(VISITORS)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def refuse_living(path: str, address: str) -> None:
+    """Return if nothing listens on a socket that is left in the folder.
+
+    Raises:
+        GuardRunsError: Something does.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full backlog of a living listener raises BlockingIOError
+        try:
+            probe.connect(address)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except BlockingIOError:
+            pass
+    raise GuardRunsError(errno.EEXIST, "another guard of this server still runs", path)
+
+
+@contextlib.contextmanager
+def short_path(folder: str, name: str) -> Iterator[str]:
+    """Yield an address of a socket in a folder, however long the folder's path is."""
+    path = os.path.join(folder, name)  # noqa: PTH118
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+        yield path
+        return
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return pid and user id of the other side of a unix socket."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, _gid = struct.unpack("3i", credentials)
+    return pid, uid
 
 
 def prepare_child(parent: int) -> None:

@@ -1,9 +1,9 @@
 """Orphans: marked processes that no controller, guard or recorded embedded cluster owns any more.
 
 They are what a killed guard or a lost cluster left behind. A process counts as in service if one of
-these exists: a controller of its deployment, a guard above it (a guard does not outlive its agent),
-or the record of its embedded cluster. When in doubt it is left alone: another cluster, or another
-home, may run a deployment of the same name on this machine.
+these exists: a controller of its deployment, a guard above it (which waits for an agent no longer
+than its grace), or the record of its embedded cluster. When in doubt it is left alone: another
+cluster, or another home, may run a deployment of the same name on this machine.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
-from raylaunch.home import home_of
+from raylaunch.home import home, home_of
 from raylaunch.node.process.cluster_records import pid_space, read_records
+from raylaunch.node.process.guard_socket import find_guards
 from raylaunch.node.process.process_markers import find_marked, terminate_marked
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.recipe.group_names import GATEWAY_GROUP
@@ -43,11 +44,27 @@ class KnownDeployments:
 def find_orphans(known: KnownDeployments, deployment: str | None = None) -> list[MarkedProcess]:
     """Find living marked processes of this machine that nothing owns, of one deployment or all."""
     orphans = []
+    known = replace(
+        known, orphaned_instances=(*known.orphaned_instances, *_ownerless(known, deployment))
+    )
     for found in find_marked():
         wanted = deployment in (None, deployment_of(found.deployment))
         if wanted and not _in_service(found, known, deployment):
             orphans.append(found)
     return orphans
+
+
+def _ownerless(known: KnownDeployments, deployment: str | None) -> list[str]:
+    """Return the instances whose guards wait for an agent, of a deployment that a person named.
+
+    In doubt they are left alone: the agents of another cluster may come back. A guard that waits
+    for too long stops its server itself.
+    """
+    if deployment is None or deployment in known.deployments:
+        return []
+    guards = find_guards(home(), deployment)
+    owned = {guard.instance for guard in guards if guard.owner is not None}
+    return sorted({guard.instance for guard in guards} - owned)
 
 
 def terminate_orphans(
@@ -119,8 +136,6 @@ def _is_gateway_in_service(
 
 
 def _is_orphaned_instance(found: MarkedProcess, known: KnownDeployments) -> bool:
-    if found.deployment not in known.orphaned:
-        return False
     return found.instance in known.orphaned_instances
 
 

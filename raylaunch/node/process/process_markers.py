@@ -29,8 +29,8 @@ INSTANCE = "RAYLAUNCH_INSTANCE"
 ATTEMPT = "RAYLAUNCH_ATTEMPT"
 SERVER = "RAYLAUNCH_SERVER"
 EMBEDDED_IN = "RAYLAUNCH_EMBEDDED_IN"
-"""On a gateway: the marker of the embedded cluster that its deployment runs on."""
-MARKER = (DEPLOYMENT, GROUP, INSTANCE, ATTEMPT, SERVER)
+"""The marker of the embedded Ray cluster from which the process was started, if it was from one."""
+MARKER = (DEPLOYMENT, GROUP, INSTANCE, ATTEMPT, SERVER, EMBEDDED_IN)
 """All variables of the marker."""
 KILL_TIMEOUT_S = 10.0
 COMMAND_CHARS = 200
@@ -121,6 +121,7 @@ class _Found:
     instance: str
     attempt: int
     server: int | None
+    cluster: str
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def _read_marked(process: Process) -> _Found | None:
         instance=marker.get(INSTANCE, ""),
         attempt=_number(marker.get(ATTEMPT)) or 0,
         server=_number(marker.get(SERVER)),
+        cluster=marker.get(EMBEDDED_IN, ""),
     )
 
 
@@ -205,6 +207,7 @@ def _describe(found: _Found) -> MarkedProcess:
         command=_command(found.process.pid),
         instance=found.instance,
         group=found.group,
+        cluster=found.cluster,
     )
 
 
@@ -240,16 +243,17 @@ def _await_exit(process: Process, deadline: float) -> None:
         return
     try:
         if _alive(process):
-            _await_readable(handle, deadline)
+            await_readable(handle, deadline)
     finally:
         os.close(handle)
 
 
-def _await_readable(handle: int, deadline: float) -> None:
+def await_readable(handle: int, deadline: float) -> bool:
+    """Wait for a descriptor, such as a pidfd, until the deadline (monotonic clock)."""
     poller = select.poll()  # not select: file descriptors above 1023 are common in a Ray worker
     poller.register(handle, select.POLLIN)
     remaining_s = max(0.0, deadline - time.monotonic())
-    poller.poll(remaining_s * 1000)
+    return bool(poller.poll(remaining_s * 1000))
 
 
 def _poll_exit(process: Process, deadline: float) -> None:

@@ -6,24 +6,26 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from raylaunch.node.process.guard import DISK_ERRORS
+from raylaunch.node.process.guard_socket import GuardReport, adopt
 from raylaunch.node.process.log_files import set_aside_old_log
 from raylaunch.node.process.process_markers import (
     ATTEMPT,
     DEPLOYMENT,
-    GROUP,
     INSTANCE,
     MARKER,
     SERVER,
+    await_readable,
     terminate_marked,
 )
 from raylaunch.plan.facts import MarkedProcess
@@ -35,9 +37,6 @@ KEEPER_TIMEOUT_S = 15.0
 """The keeper gives up on what a killed guard left behind after 10 s."""
 ANSWER_S = 5.0
 """What `terminate` allows the guard beyond the times it was given."""
-RAY_SETS = frozenset({"ASCEND_RT_VISIBLE_DEVICES", "OMP_NUM_THREADS"})
-"""Ray sets these in its workers: the devices in an order of its own, and one thread (measured, Ray
-2.60)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,12 @@ class ServerSpec:
     """How long to wait for killed processes to vanish; one inside a driver call takes its time."""
     niceness: int | None = 0
     """Below the inherited niceness it is set only where permitted. None: inherit."""
+    socket: str = ""
+    """Where the guard listens for its next owner (`guard_socket.socket_path`); "" for nowhere."""
+    owner_wait_s: float = 0.0
+    """How long the server runs on without an owner. 0: the guard stops it when the owner goes."""
+    memo: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """For the next owner. It may hold secrets: the guard keeps it in memory only."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class ProcessState:
     spawned_at: float | None = None
     error: str = ""
     """Why it could not be started."""
+    socket_error: str = ""
+    """Why no later owner can adopt it: it then stops its server when its owner goes."""
     log_error: str = ""
     """Why its output cannot be written to the log now; "" while it can."""
     exit_code: int | None = None
@@ -96,78 +103,21 @@ class ProcessState:
         return not (self.guard_lost or self.clean)
 
 
-def child_env(
-    base: Mapping[str, str],
-    plan_env: Mapping[str, str],
-    unset: Iterable[str] = (),
-    *,
-    deployment: str,
-    instance: str,
-    attempt: int,
-    server: int,
-    secrets: Mapping[str, str] | None = None,
-    group: str = "",
-) -> dict[str, str]:
-    """Build the complete environment of a server.
+@dataclass(frozen=True)
+class _Link:
+    """The two directions to a guard: pipes of the one that started it, or a socket."""
 
-    That is the inherited one without Ray's part, then the plan's variables, secrets, marker.
-
-    Args:
-        base: The inherited environment.
-        plan_env: Variables of the plan.
-        unset: Inherited names to remove. Names of the plan are kept.
-        deployment: Name for the marker.
-        instance: Random id of this start of the deployment (`process_markers.new_instance`), made
-            once and kept over restarts and adoption.
-        attempt: For the marker.
-        server: Index of the server, for the marker.
-        secrets: Values that the recipe only names.
-        group: The server's group, for the marker; "" for a process of no group.
-
-    SPT_NOENV keeps setproctitle, with which vLLM renames its processes, from writing the title over
-    the environment block, where the marker is read from (measured, setproctitle 1.3.8).
-    """
-    marker = {
-        DEPLOYMENT: deployment,
-        INSTANCE: instance,
-        ATTEMPT: str(attempt),
-        SERVER: str(server),
-        "SPT_NOENV": "1",
-    }
-    if group:
-        marker[GROUP] = group
-    return {**unmarked_env(base, plan_env, unset), **(secrets or {}), **marker}
-
-
-def unmarked_env(
-    base: Mapping[str, str], plan_env: Mapping[str, str], unset: Iterable[str] = ()
-) -> dict[str, str]:
-    """Build the environment of a server without secrets and marker; arguments as for `child_env`.
-
-    What runs with it is no process of the deployment: a search for orphans passes it by.
-    """
-    dropped = RAY_SETS | frozenset(unset)
-    inherited = {
-        name: value
-        for name, value in base.items()
-        if name not in dropped and not name.startswith("RAY_")
-    }
-    return {**inherited, **plan_env}
-
-
-def put_first_in_path(env: Mapping[str, str], program: str) -> dict[str, str]:
-    """Return an environment in whose PATH the folder of `program` comes first."""
-    inherited_path = env.get("PATH", os.defpath)
-    return {**env, "PATH": f"{Path(program).parent}{os.pathsep}{inherited_path}"}
+    events: IO[bytes]
+    commands: IO[bytes]
 
 
 class ServerProcess:
     """One server under its guard.
 
-    `on_event` is called on a thread of this object, one event at a time: spawned, failed, log,
-    log_failed, log_recovered, keeper_lost (the guard then stops the server), exit, guard_lost (the
-    guard died before its work was done), and always last clean. It must not call `wait` or
-    `terminate`.
+    `on_event` is called on a thread of this object, one event at a time: spawned, failed,
+    socket_failed, log, log_failed, log_recovered, keeper_lost (the guard then stops the server),
+    exit, guard_lost (the guard died before its work was done), and always last clean. It must not
+    call `wait` or `terminate`. An adopted guard repeats the events that still count.
     """
 
     def __init__(self, spec: ServerSpec, on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -176,7 +126,9 @@ class ServerProcess:
         self._state = ProcessState()
         self._done = threading.Event()
         self._write = threading.Lock()
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._link: _Link | None = None
+        self._keeper: tuple[int, int] | None = None
+        """Pid of the keeper, and a pidfd of it."""
 
     def start(self) -> None:
         """Set an older log aside, start the guard, send it the spec; `spawned` or `failed` follows.
@@ -193,8 +145,8 @@ class ServerProcess:
             if error.errno not in DISK_ERRORS:
                 raise
             log.warning("cannot prepare the log %s: %s", self.spec.log, error)
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD), *self._title()],
+        launcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD), "--detach", *self._title()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # once it has opened the log, its stderr goes there
@@ -202,15 +154,48 @@ class ServerProcess:
             cwd="/",
             start_new_session=True,  # Ray kills the process group of a worker that dies
         )
-        log.debug("guard of %s started below keeper pid %d", self.spec.log, self._guard.pid)
-        spec = asdict(replace(self.spec, env=dict(self.spec.env)))
-        self._send(spec)
-        reader = threading.Thread(
-            target=self._read_events,
-            name="guard-events",
-            daemon=True,
+        assert launcher.stdout is not None
+        assert launcher.stdin is not None
+        self._link = _Link(launcher.stdout, launcher.stdin)
+        spec = replace(self.spec, env=dict(self.spec.env), memo=dict(self.spec.memo))
+        self._send({**asdict(spec), "owner": os.getpid()})
+        self._follow(launcher.wait)
+
+    @classmethod
+    def adopt(
+        cls, socket: Path, on_event: Callable[[dict[str, Any]], None]
+    ) -> tuple[ServerProcess, GuardReport]:
+        """Become the next owner of a guard; `follow_adopted` then starts its events.
+
+        Raises:
+            BusyError: It has an owner, or it is stopping its server.
+            NodeError: No guard listens there, or it does not answer.
+        """
+        report, connection, events = adopt(socket)
+        spec = ServerSpec(
+            argv=(),
+            env=report.marker,
+            log=report.log,
+            term_timeout_s=report.term_timeout_s,
+            kill_timeout_s=report.kill_timeout_s,
+            socket=str(socket),
         )
-        reader.start()
+        process = cls(spec, on_event)
+        process._link = _Link(events, connection.makefile("wb"))
+        connection.close()  # the two files keep it open
+        process._hold_keeper(report.keeper)
+        return process, report
+
+    def follow_adopted(self) -> None:
+        """Start to pass on the events of an adopted guard."""
+        self._follow(lambda: 0)
+
+    def _follow(self, first: Callable[[], int]) -> None:
+        def follow() -> None:
+            first()
+            self._read_events()
+
+        threading.Thread(target=follow, name="guard-events", daemon=True).start()
 
     @property
     def state(self) -> ProcessState:
@@ -249,29 +234,34 @@ class ServerProcess:
         return self._kill_marked()
 
     def _read_events(self) -> None:
-        guard = self._running_guard()
-        assert guard.stdout is not None
+        events = self._running_link().events
         try:
-            with guard.stdout:
-                for line in guard.stdout:
-                    self._handle(json.loads(line))
+            with events:
+                try:
+                    for line in events:
+                        self._handle(json.loads(line))
+                except ConnectionResetError:  # a killed guard had not read all commands
+                    log.debug("the guard of %s reset the connection", self.spec.log)
             if not self._state.clean:
                 self._on_guard_lost()
         finally:
-            self._close(guard)
+            self._close()
             self._done.set()
 
     def _handle(self, event: dict[str, Any]) -> None:
+        if event["event"] == "guard":
+            self._hold_keeper(event["keeper"])
+            return
         _log_event(event, self.spec.log)
         if event["event"] == "clean":  # the guard must be gone before the caller acts on "clean"
-            self._close(self._running_guard())
+            self._close()
         self._state = _apply(self._state, event)
         self._on_event(event)
 
     def _on_guard_lost(self) -> None:
         """Report it first; then the keeper kills what it inherits, the marker finds the rest."""
         self._handle({"event": "guard_lost", "at": time.time()})
-        self._close(self._running_guard())
+        self._close()
         left = [process.pid for process in self._kill_marked()]
         self._handle({"event": "clean", "left": left})
 
@@ -287,39 +277,54 @@ class ServerProcess:
             grace_s=0,
         )
 
-    def _close(self, guard: subprocess.Popen[bytes]) -> None:
-        """Reap the keeper, which exits right after the guard."""
+    def _close(self) -> None:
+        """Close the link and wait for the keeper, which exits right after the guard."""
+        link = self._running_link()
         with self._write:
-            assert guard.stdin is not None
-            _close_quietly(guard.stdin)
-        assert guard.stdout is not None
-        if self._state.keeper_lost and not guard.stdout.closed:
+            _close_quietly(link.commands)
+        if self._state.keeper_lost and not link.events.closed:
             # There is no keeper to wait for; end of file means that the guard has exited.
-            guard.stdout.read()
+            link.events.read()
+        self._drop_keeper()
+
+    def _hold_keeper(self, pid: int) -> None:
+        """Open a pidfd on the keeper, which lives: its guard has just named it."""
         try:
-            guard.wait(KEEPER_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            log.warning("keeper pid %d did not exit in %g s: killed", guard.pid, KEEPER_TIMEOUT_S)
-            guard.kill()
-            guard.wait()
+            self._keeper = (pid, os.pidfd_open(pid))
+        except OSError as error:  # before Linux 5.3, or it was killed meanwhile
+            log.info("cannot watch the keeper pid %d: %s", pid, error)
+
+    def _drop_keeper(self) -> None:
+        """Wait until the keeper is gone; kill it when that takes too long."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        pid, handle = keeper
+        try:
+            if not await_readable(handle, time.monotonic() + KEEPER_TIMEOUT_S):
+                log.warning("keeper pid %d did not exit in %g s: killed", pid, KEEPER_TIMEOUT_S)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
 
     def _send(self, message: dict[str, Any]) -> None:
-        guard = self._running_guard()
-        assert guard.stdin is not None
+        link = self._running_link()
         line = json.dumps(message).encode() + b"\n"
         with self._write:
-            if guard.stdin.closed:
+            if link.commands.closed:
                 return
             try:
-                guard.stdin.write(line)
-                guard.stdin.flush()
-            except BrokenPipeError:  # the guard is gone: the reading thread reports that
-                _close_quietly(guard.stdin)
+                link.commands.write(line)
+                link.commands.flush()
+            except (BrokenPipeError, ConnectionResetError):
+                # The guard is gone: the reading thread reports that.
+                _close_quietly(link.commands)
 
-    def _running_guard(self) -> subprocess.Popen[bytes]:
-        if self._guard is None:
+    def _running_link(self) -> _Link:
+        if self._link is None:
             raise RuntimeError("the server process was not started")
-        return self._guard
+        return self._link
 
     def _guard_env(self) -> dict[str, str]:
         """Return the marker, and what this Python may need to find its libraries. No secrets."""
@@ -339,6 +344,8 @@ def _apply(state: ProcessState, event: dict[str, Any]) -> ProcessState:
             return replace(state, pid=pid, guard=guard, niceness=niceness, spawned_at=at)
         case {"event": "failed", "error": error}:
             return replace(state, error=error)
+        case {"event": "socket_failed", "error": error}:
+            return replace(state, socket_error=error)
         case {"event": "log_failed", "error": error}:
             return replace(state, log_error=error)
         case {"event": "log_recovered"}:
@@ -363,6 +370,8 @@ def _log_event(event: dict[str, Any], path: str) -> None:
             log.warning("cannot write the log %s: %s; output is dropped", path, error)
         case {"event": "log_recovered", "lost_bytes": lost}:
             log.warning("the log %s works again; %d bytes of output were lost", path, lost)
+        case {"event": "socket_failed", "error": error}:
+            log.warning("no later agent can adopt the server with log %s: %s", path, error)
         case {"event": "keeper_lost"}:
             log.warning(
                 "the keeper of the server with log %s was killed: stopping the server", path

@@ -1,8 +1,9 @@
 """The agent: the Ray actor that holds a server's NPUs and owns its process.
 
-Its death, for whatever reason, terminates the server: the guard sees its pipe close. Nothing here
-polls for the exit of the server; the guard and pidfds report it, and `next_observation` passes it
-to the controller without delay.
+When it dies, for whatever reason, the guard sees its pipe close. It stops the server, or waits
+`health.orphan_grace_s` for another agent to adopt it. Nothing here polls for the exit of the
+server; the guard and pidfds report it, and `next_observation` passes it to the controller without
+delay.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from raylaunch.errors import NodeError
 from raylaunch.home import home
 from raylaunch.node.model import page_cache
-from raylaunch.node.process import log_files
+from raylaunch.node.process import guard_socket, log_files
 from raylaunch.node.process.process_markers import find_marked, terminate_marked
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec
 from raylaunch.plan.facts import MarkedProcess
@@ -30,7 +31,9 @@ from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.runtime.agent import fault_injection, server_launch
 from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.agent.child_watch import ChildWatch
+from raylaunch.runtime.agent.guard_adoption import take_guard
 from raylaunch.runtime.agent.guard_events import on_monotonic_clock, settle_launch
+from raylaunch.runtime.agent.journal_notes import JournalNotes
 from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
 from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor
 from raylaunch.runtime.agent.secret_keeper import SecretKeeper
@@ -88,8 +91,7 @@ class Agent(ProbeActor):
         self._children: ChildWatch | None = None
         self._api: ApiProbe | None = None
         self._secrets = SecretKeeper()
-        self._journals: dict[str, tuple[int, bytes]] = {}
-        """By owner: number and copy."""
+        self._notes = JournalNotes()
         self._end_read_ahead = threading.Event()
         """Set once vLLM reads the weights itself, or this attempt is over."""
 
@@ -97,9 +99,8 @@ class Agent(ProbeActor):
 
     async def hello(self) -> Hello:
         """Report where this agent is and what it runs."""
-        journals = {owner: journal for owner, (_, journal) in self._journals.items()}
         running = self._attempt if self._process is not None else None
-        return replace(await super().hello(), attempt=running, journals=journals)
+        return replace(await super().hello(), attempt=running, journals=self._notes.journals)
 
     async def next_observation(self, after: int, wait_s: float) -> Observation:
         """Return the observation once its version is newer than `after`, or after `wait_s`."""
@@ -153,9 +154,7 @@ class Agent(ProbeActor):
             number: Grows with every change.
             journal: The copy.
         """
-        kept_number, _ = self._journals.get(owner, (-1, b""))
-        if number > kept_number:
-            self._journals[owner] = (number, journal)
+        self._notes.keep(owner, number, journal)
 
     async def read_secrets(self, takeover_key: str) -> Mapping[str, str]:
         """Return the secrets of the running attempt, for a restarted controller.
@@ -227,9 +226,10 @@ class Agent(ProbeActor):
             attempt,
             instance=self._instance,
             vllm=vllm,
-            secrets=secrets.secrets,
+            secrets=secrets,
             log=path,
             cwd=home(),
+            orphan_grace_s=health.orphan_grace_s,
         )
         try:
             pid = await self._spawn(plan, spec, attempt)
@@ -243,6 +243,41 @@ class Agent(ProbeActor):
         self._watch(plan, server, pid, health)
         if read_ahead and server_launch.is_first_on_its_node(plan, server):
             self._tasks.run_once("read-ahead", lambda: self._read_ahead(Path(read_ahead)))
+        return pid
+
+    async def adopt(self, plan: LaunchPlan, attempt: int, health: HealthConfig) -> int:
+        """Adopt the guard of this agent's server, which runs on without its agent.
+
+        Args:
+            plan: The whole plan.
+            attempt: The launch that the server must be of.
+            health: Periods and time-outs of the probes.
+
+        Returns:
+            The server's pid.
+
+        Raises:
+            NodeError: There is no such guard, or its server is of another attempt.
+            BusyError: Another agent owns it, and keeps it.
+        """
+        server = plan.servers[self._index]
+        loop = asyncio.get_running_loop()
+        spawned: asyncio.Future[int] = loop.create_future()
+
+        def on_event(event: dict[str, Any]) -> None:  # on a thread of ServerProcess
+            loop.call_soon_threadsafe(self._on_guard_event, event, attempt, spawned)
+
+        path = guard_socket.socket_path(home(), self._instance, self._key.group, server.index)
+        async with self._starting:
+            process, report = await take_guard(path, attempt, on_event)
+            log.info("adopted guard pid %d with server pid %s", report.pid, report.server_pid)
+            self._begin_attempt(attempt, Path(report.log), SecretKeeper.recall(report.memo))
+            self._notes.recall(report.notes)
+            self._process = process
+            process.follow_adopted()
+        pid = await spawned
+        self._refuse_if_stopped(attempt)
+        self._watch(plan, server, pid, health)
         return pid
 
     async def stop(self, term_timeout_s: float) -> list[str]:
@@ -351,6 +386,9 @@ class Agent(ProbeActor):
         match event:
             case {"event": "spawned", "pid": pid}:
                 self._publish(replace(self._seen, pid=pid, stage="spawned"))
+            case {"event": "socket_failed", "error": error}:
+                problem = f"no other agent can adopt the server: {error}"
+                self._publish(replace(self._seen, agent_error=problem))
             case {"event": "log"}:
                 if self._follower is not None:
                     self._follower.grew()
@@ -371,6 +409,9 @@ class Agent(ProbeActor):
         self._tasks.keep_running("log follower", self._follower.run)
         self._children = ChildWatch(pid, self._on_exit)
         self._tasks.keep_running("child watch", self._children.run)
+        if health.orphan_grace_s > 0:
+            path = guard_socket.socket_path(home(), self._instance, self._key.group, server.index)
+            self._tasks.keep_running("journals", lambda: self._notes.save(path))
         if server.role == "primary":
             url = server_launch.api_url(server)
             key = self._secrets.secrets.get("VLLM_API_KEY")

@@ -163,6 +163,13 @@ class AgentHandle:
             read_ahead=read_ahead,
         )
 
+    async def adopt(
+        self, *, plan: LaunchPlan, attempt: int, health: HealthConfig, timeout_s: float = ANSWER_S
+    ) -> int:
+        """Call `Agent.adopt`."""
+        call = self.remote.call(Agent.adopt, timeout_s=timeout_s)
+        return await call(plan=plan, attempt=attempt, health=health)
+
     async def next_observation(self, *, after: int, wait_s: float) -> Observation:
         """Call `Agent.next_observation`, a long poll of at most `wait_s`."""
         call = self.remote.call(Agent.next_observation, timeout_s=wait_s + LATE_S)

@@ -46,9 +46,10 @@ class Gang:
             index: slot for index, slot in enumerate(slots) if self.agents.get(index) is None
         }
         if missing:
-            self._create_on(missing)
+            self.create_on(missing)
 
-    def _create_on(self, slots: Mapping[int, Slot]) -> None:
+    def create_on(self, slots: Mapping[int, Slot]) -> None:
+        """Create the agents of these servers on their slots."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -130,7 +131,7 @@ class Gang:
         return demanded
 
     def kill(self) -> None:
-        """Kill every agent. Their guards then terminate the servers."""
+        """Kill every agent. Servers that run are first stopped, or wait for another agent."""
         for agent in self.alive.values():
             agent.kill()
         self.agents = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,16 @@ class SecretKeeper:
 
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     takeover_key: str = field(default="", repr=False)
+
+    @classmethod
+    def recall(cls, memo: Mapping[str, str]) -> SecretKeeper:
+        """Restore what `memo` wrote; empty if it is not there."""
+        secrets = json.loads(memo.get("secrets", "{}"))
+        return cls(secrets, memo.get("takeover_key", ""))
+
+    def memo(self) -> Mapping[str, str]:
+        """Return what the guard of a server keeps in its memory for a later agent."""
+        return {"secrets": json.dumps(dict(self.secrets)), "takeover_key": self.takeover_key}
 
     def hand_out(self, takeover_key: str) -> Mapping[str, str]:
         """Return the secrets for the right key.

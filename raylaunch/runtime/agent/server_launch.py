@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raylaunch.node.process import log_files
-from raylaunch.node.process.server_process import ServerSpec, child_env, put_first_in_path
+from raylaunch.node.process.guard_socket import socket_path
+from raylaunch.node.process.server_env import child_env, put_first_in_path
+from raylaunch.node.process.server_process import ServerSpec
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
 from raylaunch.plan.layout import bracket
+from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.cluster.group_key import GroupKey
 
 KEPT_ATTEMPTS = 5
@@ -26,12 +29,16 @@ def build_spec(
     *,
     instance: str,
     vllm: str,
-    secrets: Mapping[str, str],
+    secrets: SecretKeeper,
     log: Path,
     cwd: Path,
+    orphan_grace_s: float = 0.0,
     environ: Mapping[str, str] = os.environ,
 ) -> ServerSpec:
-    """Build what the guard runs. The folder of `vllm` comes first in the server's PATH."""
+    """Build what the guard runs. The folder of `vllm` comes first in the server's PATH.
+
+    `cwd` is raylaunch's folder of this user, where the guard has its socket too.
+    """
     env = child_env(
         environ,
         server.environ,
@@ -41,7 +48,7 @@ def build_spec(
         instance=instance,
         attempt=attempt,
         server=server.index,
-        secrets=secrets,
+        secrets=secrets.secrets,
     )
     return ServerSpec(
         argv=server.argv,
@@ -49,6 +56,9 @@ def build_spec(
         log=str(log),
         cwd=str(cwd),
         term_timeout_s=OWNER_LOST_GRACE_S,
+        socket=str(socket_path(cwd, instance, key.group, server.index)),
+        owner_wait_s=orphan_grace_s,
+        memo=secrets.memo(),
     )
 
 

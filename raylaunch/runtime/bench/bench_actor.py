@@ -24,7 +24,8 @@ from raylaunch.home import home
 from raylaunch.node.probe.software import find_vllm
 from raylaunch.node.process import log_files
 from raylaunch.node.process.process_markers import new_instance
-from raylaunch.node.process.server_process import ProcessState, ServerProcess, ServerSpec, child_env
+from raylaunch.node.process.server_env import child_env
+from raylaunch.node.process.server_process import ProcessState, ServerProcess, ServerSpec
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.vllm_api.vllm_client import VllmClient
 

@@ -14,8 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from raylaunch.errors import ClusterError
 from raylaunch.node.process.cluster_records import (
     ClusterRecord,
@@ -24,13 +22,9 @@ from raylaunch.node.process.cluster_records import (
     read_records,
     record_path,
 )
-from raylaunch.node.process.process_markers import (
-    ANY_INSTANCE,
-    EMBEDDED_IN,
-    find_marked,
-    terminate_marked,
-)
+from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 from raylaunch.plan.facts import MarkedProcess
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.connection import why_unreachable
 
 log = logging.getLogger(__name__)
@@ -38,7 +32,7 @@ log = logging.getLogger(__name__)
 END_GRACE_S = 1.0
 """Ray's daemons have nothing to save: the servers were stopped before them."""
 SERVER_GRACE_S = 5.0
-"""For servers whose agents were killed with the cluster: their guards stop them by themselves."""
+"""For servers whose agents were killed with the cluster, from SIGTERM to SIGKILL."""
 CANCEL_TIMEOUT_S = 15.0
 """In which a starting process notices that its start was cancelled; it checks between two steps."""
 POLL_S = 0.1
@@ -196,29 +190,22 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
 
 
 def _instances_on(record: ClusterRecord) -> set[str]:
-    """Return the instances of the deployment that have a process below one of this cluster.
+    """Return the instances of the deployment that were started from this cluster.
 
-    Another cluster may run a deployment of the same name. And not only what descends from this one
-    belongs to it: a server whose guard was killed has init as its parent.
+    Another cluster may run a deployment of the same name. A guard is below no process of Ray, so
+    its marker names the cluster.
     """
-    cluster = {process.pid for process in find_marked(record.marker)}
-    instances = set()
-    for server in find_marked(record.deployment):
-        with suppress(psutil.Error):  # it exited meanwhile
-            if any(parent.pid in cluster for parent in psutil.Process(server.pid).parents()):
-                instances.add(server.instance)
-    return instances
+    started = _started_from(record)
+    return {process.instance for process in started if process.group != GATEWAY_GROUP}
 
 
 def _gateway_of(record: ClusterRecord) -> list[MarkedProcess]:
     """Return the processes of the gateway: no process of the cluster is above them."""
-    found = []
-    for process in find_marked(record.deployment):
-        with suppress(psutil.Error):  # it exited meanwhile
-            environment = psutil.Process(process.pid).environ()
-            if environment.get(EMBEDDED_IN) == record.marker:
-                found.append(process)
-    return found
+    return [process for process in _started_from(record) if process.group == GATEWAY_GROUP]
+
+
+def _started_from(record: ClusterRecord) -> list[MarkedProcess]:
+    return [one for one in find_marked(record.deployment) if one.cluster == record.marker]
 
 
 def _find_servers(deployment: str, instances: Iterable[str]) -> list[MarkedProcess]:
@@ -227,15 +214,10 @@ def _find_servers(deployment: str, instances: Iterable[str]) -> list[MarkedProce
 
 
 def _kill_servers(deployment: str, instances: Collection[str]) -> list[MarkedProcess]:
-    """Let the guards stop their servers, then kill what is left of them."""
-    deadline = time.monotonic() + SERVER_GRACE_S
-    while time.monotonic() < deadline:
-        if not _find_servers(deployment, instances):
-            return []
-        time.sleep(POLL_S)
+    """Stop the servers and their guards, which may still wait for an agent to come back."""
     left = []
     for instance in instances:
-        left += terminate_marked(deployment, instance=instance, grace_s=END_GRACE_S)
+        left += terminate_marked(deployment, instance=instance, grace_s=SERVER_GRACE_S)
     return left
 
 

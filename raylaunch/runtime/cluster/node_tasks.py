@@ -14,7 +14,9 @@ HEAD_RESOURCE = "node:__internal_head__"
 
 
 def call_on_nodes(
-    function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]]
+    function: Callable[..., Any],
+    arguments: Mapping[str, tuple[Any, ...]],
+    timeout_s: float = NODE_TIMEOUT_S,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Call `function` on the nodes, by id; return the answers, and the nodes that gave none."""
     import ray
@@ -29,7 +31,7 @@ def call_on_nodes(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
         calls[on_this_node.remote(*given)] = node_id
-    done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=NODE_TIMEOUT_S)
+    done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
     answers = {}
     for call in done:
         try:

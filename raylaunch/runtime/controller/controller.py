@@ -140,7 +140,7 @@ class Controller:
         if self._state.now is not ControllerState.TAKING_OVER:
             return  # this task was restarted after it had done its work
         self._groups.use_key(await asyncio.to_thread(takeover_key.read_key, self._key_file))
-        found = await takeover.search(self._request.deployment, self._clock)
+        found = await takeover.search(self._request, self._clock)
         if found.deployment is not None:
             self._record.journal = found.deployment
             self._groups.by_name.clear()

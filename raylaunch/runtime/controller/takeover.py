@@ -6,24 +6,32 @@ Ray restarts a dead controller without its memory. Its agents keep the journals 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from raylaunch.home import home
+from raylaunch.node.process.guard_socket import find_guards
 from raylaunch.runtime.agent.agent_handle import find_agents
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.cluster.connection import alive_nodes
+from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.runtime.controller.launch_request import Request
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", Journal, DeploymentJournal)
 RETRY_S = 0.5
+GUARDS_ANSWER_S = 30.0
+"""For a task on each node, whose worker process has to start first."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,16 @@ class Found:
         return max(numbers, default=0)
 
 
-async def search(deployment: str, clock: Clock) -> Found:
-    """Ask all agents of a deployment for the journals they keep."""
+async def search(request: Request, clock: Clock) -> Found:
+    """Ask all agents of a deployment for the journals they keep.
+
+    With a grace for orphans the guards are asked too: they outlive their agents.
+    """
+    deployment = request.deployment
     hellos = await _ask_agents(deployment)
     copies = [copy for hello in hellos for copy in hello.journals.items()]
+    if request.loaded.recipe.health.orphan_grace_s > 0:
+        copies += await _ask_guards(deployment, request.instance)
     newest: DeploymentJournal | None = None
     groups: dict[str, Journal] = {}
     for owner, data in copies:
@@ -82,6 +96,33 @@ async def _ask_agents(deployment: str) -> list[Hello]:
             gangs.append(gang)
     answers = await asyncio.gather(*(gang.ask_all(lambda agent: agent.hello()) for gang in gangs))
     return [one for some in answers for one in some.values() if isinstance(one, Hello)]
+
+
+async def _ask_guards(deployment: str, instance: str) -> list[tuple[str, bytes]]:
+    """Return the journals that the guards of one start keep, on all nodes, with their owners."""
+    nodes = await asyncio.to_thread(alive_nodes)
+    arguments = {node["NodeID"]: (deployment, instance) for node in nodes}
+    answers, silent = await asyncio.to_thread(
+        call_on_nodes, journals_of_guards, arguments, GUARDS_ANSWER_S
+    )
+    if silent:
+        log.warning("%d nodes did not say what their guards keep", len(silent))
+    return [copy for copies in answers.values() for copy in copies]
+
+
+def journals_of_guards(deployment: str, instance: str) -> list[tuple[str, bytes]]:
+    """Return the journals that the guards of this node keep, with their owners.
+
+    Args:
+        deployment: Its name.
+        instance: Id of its start; each group has one that begins with it.
+    """
+    found = []
+    for report in find_guards(home(), deployment):
+        if report.instance.startswith(f"{instance}."):
+            for owner, (_, text) in report.notes.items():
+                found.append((owner, base64.b64decode(text)))
+    return found
 
 
 def _newer(known: T | None, other: T) -> T:

@@ -189,12 +189,25 @@ def _inject(key: GroupKey, fault: Fault, server: int, last_event: int) -> Outcom
     detected = _await_event(
         key,
         last_event,
-        lambda event: event.kind == "failure",
+        lambda event: event.kind in ("failure", "orphaned"),
         DETECTION_S,
     )
     if detected is None:
         problem = f"not detected within {DETECTION_S:g} s"
         return Outcome(fault.name, injected.text, problem=problem)
+    if detected.kind == "orphaned":
+        adopted = _await_event(
+            key, detected.number, lambda event: event.kind in ("adopted", "failure")
+        )
+        if adopted is not None and adopted.kind == "adopted":
+            return Outcome(
+                fault.name,
+                injected.text,
+                detected_by=detected.text,
+                detection_s=max(0.0, detected.at - injected.at),
+                recovery_s=adopted.at - injected.at,
+                adopted=True,
+            )
     ready = _await_event(
         key,
         detected.number,
@@ -238,6 +251,7 @@ def _kill_controller(key: GroupKey, status: Status, last_event: int) -> Outcome:
         "the controller was killed",
         detected_by=f"Ray restarted it; {adopted.text}",
         recovery_s=adopted.at - at,
+        adopted=not problem,
         problem=problem,
     )
 
@@ -257,7 +271,7 @@ def _judge(fault: Fault, outcome: Outcome, traffic: Traffic, orphans: tuple[str,
     problem = outcome.problem
     if not problem and orphans:
         problem = f"{len(orphans)} processes of an earlier attempt are left"
-    if not problem and fault.name == "kill-controller" and traffic.failed:
+    if not problem and outcome.adopted and traffic.failed:
         problem = f"{traffic.failed} requests failed, and none should"
     if problem:
         log.warning("fault %s: %s", fault.name, problem)

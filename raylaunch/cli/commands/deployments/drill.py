@@ -17,7 +17,17 @@ from raylaunch.errors import LaunchError
 if TYPE_CHECKING:
     from raylaunch.supervise.drills import Outcome
 
-HEADER = ("FAULT", "DETECTED", "RECOVERED", "OWN START", "BEYOND", "FAILED", "LEFT", "DETECTED BY")
+HEADER = (
+    "FAULT",
+    "DETECTED",
+    "RECOVERED",
+    "OWN START",
+    "BEYOND",
+    "FAILED",
+    "ADOPTED",
+    "LEFT",
+    "DETECTED BY",
+)
 
 
 def add_command(app: typer.Typer) -> None:
@@ -130,6 +140,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         _seconds(outcome.start_s),
         _seconds(outcome.beyond_s),
         f"{outcome.failed} of {outcome.requests}",
+        "yes" if outcome.adopted else "no",
         str(len(outcome.left)),
         detected_by,
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from raylaunch.checks.findings import Finding
@@ -38,6 +38,17 @@ def refuse_missing_secrets(names: Sequence[str], secrets: Mapping[str, str]) -> 
         )
 
 
+@dataclass(frozen=True)
+class Adopted:
+    """What came of one try to adopt; a server that is in neither part waits for its node."""
+
+    plan: LaunchPlan
+    """The plan on the nodes as Ray knows them now: a raylet that came back has another id."""
+    servers: tuple[int, ...] = ()
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """By server, why it cannot be adopted."""
+
+
 class GroupBackend(Protocol):
     """What the loop does to the cluster. Every method may raise RaylaunchError."""
 
@@ -67,8 +78,26 @@ class GroupBackend(Protocol):
     ) -> None:
         """Launch every server at the same moment."""
 
-    def watch(self, plan: LaunchPlan, update: Callable[[ServerSeen], None]) -> None:
-        """Start to observe every server; observations go to `update`."""
+    def watch(
+        self,
+        plan: LaunchPlan,
+        update: Callable[[ServerSeen], None],
+        *,
+        servers: Sequence[int] | None = None,
+    ) -> None:
+        """Start to observe the servers, by default all; observations go to `update`."""
+
+    async def adopt(
+        self,
+        plan: LaunchPlan,
+        attempt: int,
+        servers: Sequence[int],
+        addresses: Mapping[str, str],
+    ) -> Adopted:
+        """Create an agent for each of these servers, which adopts the server as it runs.
+
+        `addresses` has Ray's address of each node in the plan.
+        """
 
     async def stop_servers(self, grace_s: float) -> list[str]:
         """Stop to observe, and stop every server; return what still lives."""
@@ -78,6 +107,9 @@ class GroupBackend(Protocol):
 
     async def has_spare(self, plan: LaunchPlan, excluded: Sequence[str], servers: int) -> bool:
         """Return whether other nodes have the NPUs of so many servers."""
+
+    async def read_secrets(self) -> Mapping[str, str]:
+        """Return the secrets that the agents keep."""
 
     def give_up(self, server: int) -> None:
         """Drop the agent of a server, which is lost."""

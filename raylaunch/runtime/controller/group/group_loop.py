@@ -26,6 +26,7 @@ from raylaunch.errors import (
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.group.adoption import Adoption
 from raylaunch.runtime.controller.group.evidence import Case
 from raylaunch.runtime.controller.group.group_backend import (
     Evidence,
@@ -81,6 +82,7 @@ class GroupLoop:
             settings.name, clock, backend.keep_journal, self._wake_up, numbers
         )
         self.recovery = Recovery(settings, self.record, backend, clock)
+        self.adoption = Adoption(settings, self.record, backend, clock)
         self.last_step_at = clock.monotonic()
         self.settings = settings
         self._backend = backend
@@ -116,9 +118,8 @@ class GroupLoop:
         self.begin(secrets)
         if journal.plan is not None:
             self.record.shape = policy.GroupShape.of(journal.plan)
-        self.record.note(
-            "adopted", f"a restarted controller found {len(self._backend.servers)} agents"
-        )
+        found = len(self._backend.servers)
+        self.record.note("adopted", f"a restarted controller found {found} agents")
         if journal.phase in (Phase.STARTING, Phase.READY):
             assert journal.plan is not None, "nothing is launched without a plan"
             self.record.seen = dict(seen)
@@ -154,7 +155,8 @@ class GroupLoop:
     @property
     def can_be_drilled(self) -> bool:
         """Whether the group is ready, with no command or failure under way."""
-        return self._journal.phase is Phase.READY and not self.orders.are_pending
+        is_busy = self.orders.are_pending or bool(self.adoption.orphans)
+        return self._journal.phase is Phase.READY and not is_busy
 
     @property
     def is_stopped(self) -> bool:
@@ -183,8 +185,7 @@ class GroupLoop:
         if self.orders.stop_requested:
             await self._finish()
             return
-        error = self.orders.take_abandon()
-        if error is not None:
+        if (error := self.orders.take_abandon()) is not None:
             await self._fail(error)
             return
         if self.orders.take_restart():
@@ -241,8 +242,11 @@ class GroupLoop:
 
     async def _supervise(self) -> None:
         """Observe, decide, act: once."""
+        if await self.adoption.step() and not self._secrets:
+            # This controller took over while there was no agent to hand them out.
+            self._secrets = await self._backend.read_secrets()
         now = self._clock.monotonic()
-        servers = list(self.record.seen.values())
+        servers = self.adoption.judged()
         history = self.record.judged_history()
         health = self.settings.health
         failure = policy.find_failure(
@@ -290,8 +294,7 @@ class GroupLoop:
         self.record.shape = replace(self.record.shape, spare=await self.recovery.has_spare())
         decision = self._decide_on(failure, diagnosis)
         if isinstance(decision, policy.GiveUp):
-            error = explain_failure(decision, self._case, self.record.shape.nodes)
-            await self._fail(error)
+            await self._fail(explain_failure(decision, self._case, self.record.shape.nodes))
         elif isinstance(decision, policy.Restart):
             self._restart(decision)
 

@@ -114,6 +114,7 @@ class GroupSupervisor:
         settings = _settings_of(self.request)
         self.loop.settings = settings
         self.loop.recovery.settings = settings
+        self.loop.adoption.settings = settings
         self.backend.apply(self.request, settings.health)
 
     def adopt(self, journal: Journal | None, secrets: Mapping[str, str]) -> None:
@@ -130,8 +131,18 @@ class GroupSupervisor:
             return
         seen = {}
         if journal.plan is not None:
-            seen = last_known(journal.plan, journal.attempt, self.backend.servers)
+            seen = last_known(journal.plan, journal.attempt, self._owned(journal))
         self.loop.resume(journal, secrets, seen)
+
+    def _owned(self, journal: Journal) -> Collection[int]:
+        """Return the servers that an agent owns.
+
+        The last controller may have died when it had created an agent that was to adopt a server.
+        """
+        alive = self.backend.servers
+        if self.loop.settings.health.orphan_grace_s <= 0 or journal.phase is not Phase.READY:
+            return alive
+        return [index for index in alive if self.backend.running.get(index) == journal.attempt]
 
     # -- questions -----------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from raylaunch.checks.engine.engine_checks import check_engines
 from raylaunch.checks.findings import Finding
@@ -29,9 +29,10 @@ from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.cluster.remote_call import ActorLostError
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
-from raylaunch.runtime.controller.group import planning
+from raylaunch.runtime.controller.group import orphan_stop, planning
+from raylaunch.runtime.controller.group.adoption import find_slots, move_nodes, sort_answers
 from raylaunch.runtime.controller.group.agent_watch import AgentWatch
-from raylaunch.runtime.controller.group.group_backend import refuse_missing_secrets
+from raylaunch.runtime.controller.group.group_backend import Adopted, refuse_missing_secrets
 from raylaunch.runtime.controller.launch_request import GroupRequest
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.supervise.health_config import HealthConfig
@@ -68,6 +69,8 @@ class RayGroup:
         """The newest plan. It is known before its checks are done: others avoid its ports."""
         self.takeover_key = ""
         """What the agents demand before they hand out the secrets."""
+        self.running: dict[int, int | None] = {}
+        """The attempt that each agent ran when it was found."""
         self._request = request
         self._recipe = request.spec.loaded.recipe
         self._health = health
@@ -95,7 +98,9 @@ class RayGroup:
         self.gang.reservation = found
         self.gang.find(self._recipe.parallel.servers)
         answers = await self.gang.ask_all(lambda agent: agent.hello())
-        return self._remember_log_roots(answers)
+        hellos = self._remember_log_roots(answers)
+        self.running = {index: hello.attempt for index, hello in hellos.items()}
+        return hellos
 
     async def reserve(self, excluded: Sequence[str], timeout_s: float | None) -> None:
         """Have NPUs and a living agent for each server; keep those that are there."""
@@ -138,7 +143,8 @@ class RayGroup:
                 placement.release(requesting.result())
             raise
 
-    async def _create_agents(self, slots: Sequence[Slot]) -> None:
+    async def _create_agents(self, places: Sequence[Slot]) -> None:
+        slots = dict(enumerate(places))
         await self._create_missing(slots)
         answers = await self.gang.ask_all(lambda agent: agent.hello())
         dead = [index for index, one in answers.items() if isinstance(one, ActorLostError)]
@@ -154,14 +160,18 @@ class RayGroup:
                 raise answer
         self._remember_log_roots(answers)
 
-    async def _create_missing(self, slots: Sequence[Slot]) -> None:
+    async def _create_missing(self, slots: Mapping[int, Slot]) -> None:
         deadline = time.monotonic() + NAME_TAKEN_S
         while True:
+            alive = self.gang.alive
+            missing = {index: slot for index, slot in slots.items() if index not in alive}
+            if not missing:
+                return
             try:
-                self.gang.create(slots)
-            except ValueError:  # Ray: the name is taken
+                self.gang.create_on(missing)
+            except ValueError as error:  # Ray: the name is taken
                 if time.monotonic() >= deadline:
-                    raise
+                    raise LaunchError("the last agent still has its name", why=str(error)) from None
                 await asyncio.sleep(NAME_POLL_S)
             else:
                 return
@@ -180,7 +190,7 @@ class RayGroup:
 
     def release(self) -> None:
         """Kill the agents and release the NPUs, those that are still waited for included."""
-        self._stop_watching()
+        self._tasks.cancel()
         self.gang.kill()
         reservation = self.gang.reservation
         # A reservation of that name that was there before is another owner's.
@@ -277,11 +287,44 @@ class RayGroup:
 
     # -- running servers -----------------------------------------------------------------------
 
-    def watch(self, plan: LaunchPlan, update: Callable[[ServerSeen], None]) -> None:
+    async def adopt(
+        self,
+        plan: LaunchPlan,
+        attempt: int,
+        servers: Sequence[int],
+        addresses: Mapping[str, str],
+    ) -> Adopted:
+        """Create an agent for each of these servers, which adopts the server as it runs."""
+        for index in servers:
+            self.gang.give_up(index)
+        reserved = await asyncio.to_thread(placement.slots, self.gang.reservation)
+        slots = find_slots(plan, reserved, addresses)
+        there = {index: slots[index] for index in servers if slots[index].ip}
+        if not there:
+            return Adopted(plan)
+        await self._create_missing(there)
+        answers = await self.gang.ask_all(
+            lambda agent: agent.adopt(plan=plan, attempt=attempt, health=self._health),
+            servers=there.keys(),
+        )
+        adopted, refused = sort_answers(answers)
+        hellos = await self.gang.ask_all(lambda agent: agent.hello(), servers=adopted)
+        self._remember_log_roots(hellos)
+        return Adopted(move_nodes(plan, slots), adopted, refused)
+
+    def watch(
+        self,
+        plan: LaunchPlan,
+        update: Callable[[ServerSeen], None],
+        *,
+        servers: Collection[int] | None = None,
+    ) -> None:
         """Start to observe every server whose agent and node are alive."""
         self.chosen = plan
         nodes = {node["NodeID"]: node for node in alive_nodes()}
         for server in plan.servers:
+            if servers is not None and server.index not in servers:
+                continue
             agent = self.gang.alive.get(server.index)
             node = nodes.get(server.node.node_id)
             if agent is None or node is None:
@@ -290,14 +333,16 @@ class RayGroup:
             self._watches[server.index] = watch
             self._tasks.keep_running(f"watch of server {server.index}", watch.run)
 
-    def _stop_watching(self) -> None:
-        self._tasks.cancel()
-
     async def stop_servers(self, grace_s: float) -> list[str]:
-        """Stop every server whose agent answers; a lost agent's guard stops the others."""
-        self._stop_watching()
+        """Stop every server, also one whose agent is lost; return what still lives."""
+        self._tasks.cancel()
         answers = await self.gang.ask_all(lambda agent: agent.stop(term_timeout_s=grace_s))
-        return planning.flatten(answers)
+        left = planning.flatten(answers)
+        if self._health.orphan_grace_s > 0 and self.chosen is not None:
+            stopped = [index for index, answer in answers.items() if isinstance(answer, list)]
+            orphans = [one for one in self.chosen.servers if one.index not in stopped]
+            left += await orphan_stop.stop_orphans(orphans, self.gang, grace_s)
+        return left
 
     async def read_snapshots(self, lines: int) -> dict[int, Snapshot]:
         """Return what each server left behind; servers that cannot be asked are missing."""

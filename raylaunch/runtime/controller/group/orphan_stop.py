@@ -1,0 +1,67 @@
+"""Stops servers without an agent: their guards would wait for one, and hold the NPUs meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from raylaunch.node.process.process_markers import terminate_marked
+from raylaunch.plan.facts import MarkedProcess
+from raylaunch.plan.launch_plan import ServerPlan
+from raylaunch.runtime.agent.gang import Gang
+from raylaunch.runtime.cluster.connection import alive_nodes
+from raylaunch.runtime.cluster.node_tasks import call_on_nodes
+
+ANSWER_S = 10.0
+"""Beyond the grace period. A new worker process has to start and to import the code first."""
+KILL_S = 10.0
+
+
+async def stop_orphans(servers: Sequence[ServerPlan], gang: Gang, grace_s: float) -> list[str]:
+    """Stop these servers with their guards, by their markers; return what may still live.
+
+    Args:
+        servers: Those without an agent.
+        gang: Names the deployment and the instance.
+        grace_s: Between SIGTERM and SIGKILL.
+    """
+    if not servers:
+        return []
+    alive = {node["NodeID"] for node in await asyncio.to_thread(alive_nodes)}
+    by_node: dict[str, list[int]] = {}
+    left = []
+    for server in servers:
+        if server.node.node_id in alive:
+            by_node.setdefault(server.node.node_id, []).append(server.index)
+        else:
+            left.append(_unreachable(server.index, server.node.ip))
+    arguments = {
+        node: (gang.key.deployment, gang.instance, tuple(indices), grace_s)
+        for node, indices in by_node.items()
+    }
+    if not arguments:
+        return left
+    timeout_s = grace_s + KILL_S + ANSWER_S
+    answers, silent = await asyncio.to_thread(call_on_nodes, _stop_servers, arguments, timeout_s)
+    for found in answers.values():
+        left += [f"pid {process.pid} {process.command}" for process in found]
+    for server in servers:
+        if server.node.node_id in silent:
+            left.append(_unreachable(server.index, server.node.ip))
+    return left
+
+
+def _unreachable(server: int, ip: str) -> str:
+    return f"server {server}: {ip} cannot be reached; its guard stops it after its grace period"
+
+
+def _stop_servers(
+    deployment: str, instance: str, servers: tuple[int, ...], grace_s: float
+) -> list[MarkedProcess]:
+    """Run on a node: terminate the processes of these servers."""
+    left = []
+    for server in servers:
+        left += terminate_marked(
+            deployment, None, server, instance=instance, grace_s=grace_s, kill_timeout_s=KILL_S
+        )
+    return left
