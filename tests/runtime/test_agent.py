@@ -20,10 +20,11 @@ from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.agent import guard_adoption, guard_events, log_follower, server_launch
+from raylaunch.runtime.agent import log_follower, server_launch
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.api_probe import LAST_STAGE
-from raylaunch.runtime.agent.guard_events import EVENT_DELAY_S
+from raylaunch.runtime.agent.guards import guard_adoption, guard_events
+from raylaunch.runtime.agent.guards.guard_events import EVENT_DELAY_S
 from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.task_owner import TaskFailure
