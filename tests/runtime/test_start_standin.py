@@ -33,7 +33,7 @@ def check_metrics(file: Path, status: dict) -> None:
     targets = {}
     for entry in json.loads(file.read_text()):
         targets.setdefault(entry["labels"]["raylaunch_target"], []).extend(entry["targets"])
-    assert targets["vllm"] == [status["endpoint"].split("/")[2]]
+    assert targets["vllm"] == [status["groups"][0]["endpoint"].split("/")[2]]
     assert targets["ray"]
     [endpoint] = targets["raylaunch"]
     text = httpx.get(f"http://{endpoint}/metrics", trust_env=False, timeout=60).text
