@@ -35,6 +35,14 @@ from raylaunch.gateway.gateway_messages import (
     RelayCounters,
     read_options,
 )
+from raylaunch.gateway.gateway_orphans import (
+    RELAY,
+    FoundRelay,
+    adopt_haproxy,
+    adopt_relay,
+    remove_all,
+    stop_orphans,
+)
 from raylaunch.gateway.haproxy_config import HaproxyFiles
 from raylaunch.gateway.keeper_socket import (
     listen_for_clients,
@@ -44,14 +52,6 @@ from raylaunch.gateway.keeper_socket import (
 )
 from raylaunch.gateway.kept_haproxy import KeptHaproxy
 from raylaunch.gateway.log_pipe import LOG_PIPE, copy_log, open_log_pipe
-from raylaunch.gateway.orphans import (
-    RELAY,
-    FoundRelay,
-    adopt_haproxy,
-    adopt_relay,
-    remove_all,
-    stop_orphans,
-)
 from raylaunch.gateway.relay_link import START_S, RelayExitedError, RelayLink
 from raylaunch.gateway.unix_socket import listen_unix
 from raylaunch.node.process.guard import GUARD_OOM_SCORE, SERVER_OOM_SCORE, Log, set_oom_score

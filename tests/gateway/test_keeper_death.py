@@ -16,7 +16,7 @@ from relay_harness import member_of, read_stream, text_of, until
 
 from raylaunch.errors import NodeError
 from raylaunch.gateway.gateway_messages import GatewayOptions, hash_key
-from raylaunch.gateway.orphans import adopt_relay, find_orphans, stop_orphans
+from raylaunch.gateway.gateway_orphans import adopt_relay, find_orphans, stop_orphans
 from raylaunch.node.process.guard import read_process, send_signal
 from raylaunch.node.process.process_markers import await_exit, find_marked, is_alive
 

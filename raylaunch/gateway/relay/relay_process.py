@@ -152,7 +152,7 @@ async def serve(folder: Path, clients: int, listener: socket.socket, owner: sock
 def _stop_gateway(folder: Path) -> None:
     """Stop the rest of a gateway without an owner, and remove its files."""
     # Only needed here: a relay with a keeper never loads it.
-    from raylaunch.gateway.orphans import remove_all, stop_orphans
+    from raylaunch.gateway.gateway_orphans import remove_all, stop_orphans
 
     log.warning("no keeper has come: the gateway stops")
     stop_orphans(folder, os.environ.get(DEPLOYMENT, ""), os.environ.get(INSTANCE, ""))

@@ -11,7 +11,7 @@ from pathlib import Path
 from raylaunch.gateway import gateway_client
 from raylaunch.gateway.gateway_client import GatewayClient, connect_gateway, start_gateway
 from raylaunch.gateway.gateway_messages import GatewayOptions, Member
-from raylaunch.gateway.orphans import stop_orphans
+from raylaunch.gateway.gateway_orphans import stop_orphans
 from raylaunch.node.process.process_markers import DEPLOYMENT, EMBEDDED_IN, GROUP
 from raylaunch.recipe.group_names import GATEWAY_GROUP
 

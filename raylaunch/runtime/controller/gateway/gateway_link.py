@@ -18,8 +18,8 @@ from raylaunch.checks.findings import Finding, waive
 from raylaunch.errors import ChecksFailedError, NodeError, RaylaunchError
 from raylaunch.gateway.gateway_client import GatewayClient, connect_gateway
 from raylaunch.gateway.gateway_messages import GatewayStatus, Member
+from raylaunch.gateway.gateway_orphans import stop_orphans
 from raylaunch.gateway.gateway_probe import probe_gateway
-from raylaunch.gateway.orphans import stop_orphans
 from raylaunch.home import home
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.runtime.agent.gateway_host import gateway_folder, start_here
