@@ -12,6 +12,7 @@ import typer
 from raylaunch.cli.command import command
 from raylaunch.cli.options import Address, Group, target
 from raylaunch.cli.output import Output, Style
+from raylaunch.cli.overview import only_deployment
 
 if TYPE_CHECKING:
     from raylaunch.cli.terminal import Screen
@@ -58,7 +59,7 @@ def top(
     """
     from raylaunch import api
 
-    subject = target(name or _only_one(address), group)
+    subject = target(name or only_deployment(address), group)
     deployment = api.attach(subject, address=address)
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or out.quiet:
         _print_frames(out, deployment, interval, frames)
@@ -68,16 +69,6 @@ def top(
     view = _View(deployment, lambda: api.diagnose(subject, address=address))
     with full_screen(out.style) as screen:
         view.run(screen, interval, frames)
-
-
-def _only_one(address: str | None) -> str:
-    from raylaunch import api
-
-    names = [status.deployment for status in api.deployments(address=address)]
-    if len(names) != 1:
-        running = ", ".join(names) or "none"
-        raise typer.BadParameter(f"name a deployment; running: {running}")
-    return names[0]
 
 
 def _print_frames(out: Output, deployment: Deployment, interval: float, frames: int) -> None:
