@@ -12,7 +12,6 @@ import typer
 from raylaunch.cli.command import command
 from raylaunch.cli.options import Address, Group, target
 from raylaunch.cli.output import Output, Style
-from raylaunch.cli.overview import only_deployment
 
 if TYPE_CHECKING:
     from raylaunch.cli.terminal import Screen
@@ -58,6 +57,7 @@ def top(
     a pipe, and with --cluster, each frame is printed below the last one and there are no keys.
     """
     from raylaunch import api
+    from raylaunch.cli.overview import only_deployment
 
     subject = target(name or only_deployment(address), group)
     deployment = api.attach(subject, address=address)

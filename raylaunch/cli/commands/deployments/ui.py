@@ -11,8 +11,6 @@ import typer
 from raylaunch.cli.command import command
 from raylaunch.cli.options import Address, Group, target
 from raylaunch.cli.output import Output
-from raylaunch.cli.overview import only_deployment
-from raylaunch.cli.views.status_view import ASKED_WITH
 
 
 def add_command(app: typer.Typer) -> None:
@@ -48,6 +46,8 @@ def ui(
     forward its port, as the note says.
     """
     from raylaunch import api
+    from raylaunch.cli.overview import only_deployment
+    from raylaunch.cli.views.status_view import ASKED_WITH
 
     def show(link: str) -> None:
         out.line(link)
