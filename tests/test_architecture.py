@@ -26,7 +26,17 @@ LONGER = {
 }
 
 # cli → api → runtime → {supervise, verify, vllm_api, node} → checks → plan → recipe; render → plan.
-PURE = {"recipe", "plan", "checks", "render", "supervise", "importer", "bench", "monitoring", "page"}
+PURE = {
+    "recipe",
+    "plan",
+    "checks",
+    "render",
+    "supervise",
+    "importer",
+    "bench",
+    "monitoring",
+    "page",
+}
 MAY_IMPORT = {
     "errors": set(),
     "home": set(),

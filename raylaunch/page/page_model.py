@@ -16,7 +16,7 @@ from raylaunch.checks.findings import Finding
 from raylaunch.checks.secret_checks import mask_group_secrets
 from raylaunch.page.failure_timeline import FailureTimeline, build_failures
 from raylaunch.page.foreign_text import clean
-from raylaunch.page.live_view import LiveView
+from raylaunch.page.live_part import LiveView
 from raylaunch.page.start_timeline import StartTimeline, build_starts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_to_dict

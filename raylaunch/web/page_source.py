@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from raylaunch.deployment import Deployment, kept_runs
 from raylaunch.errors import RaylaunchError
-from raylaunch.page.live_view import view_live
+from raylaunch.page.live_part import view_live
 from raylaunch.page.page_model import (
     DiagnosisView,
     FactsView,

@@ -26,7 +26,7 @@ from page_samples import (
 
 from raylaunch.bench.result import Run
 from raylaunch.errors import UnknownDeploymentError
-from raylaunch.page.live_view import view_live
+from raylaunch.page.live_part import view_live
 from raylaunch.page.page_file import SCRIPTS, frozen_page, live_page, live_policy
 from raylaunch.page.page_model import encode, view_benchmarks, view_history, view_plan
 from raylaunch.supervise.state import Exit, HttpSeen, Phase
@@ -161,8 +161,10 @@ def test_what_cannot_be_read_is_named(no_benchmarks):
     status = make_status()
 
     class Broken(FakeDeployment):
-        def of_group(self, name: str):
-            raise_unknown(name)
+        def _refuse(self, *_: object):
+            raise UnknownDeploymentError("it was stopped")
+
+        describe = diagnosis = logs = _refuse
 
     frozen = json.loads(make_source(Broken(status, [])).freeze(10))
     assert [one.partition(":")[0] for one in frozen["facts"]["unread"]] == [
@@ -171,10 +173,6 @@ def test_what_cannot_be_read_is_named(no_benchmarks):
         f"plan of {GROUP}",
         f"diagnosis of {GROUP}",
     ]
-
-
-def raise_unknown(name: str):
-    raise UnknownDeploymentError(f"{name} was stopped")
 
 
 # -- the file ----------------------------------------------------------------------------------
