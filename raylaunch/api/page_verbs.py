@@ -48,14 +48,16 @@ def ui(
     on_link: Callable[[str], None],
     *,
     port: int = 0,
+    allow_actions: bool = False,
     address: str | None = None,
 ) -> None:
-    """Serve the page of a deployment on 127.0.0.1, until Ctrl-C.
+    """Serve the page of a deployment on 127.0.0.1, until it is stopped, or Ctrl-C.
 
     Args:
         deployment: Its name, or NAME/GROUP.
         on_link: Called with the link, which works once.
         port: 0 for any free one.
+        allow_actions: The page can also restart, drill and stop the deployment.
         address: Ray cluster, as for `attach`.
 
     Raises:
@@ -65,8 +67,11 @@ def ui(
     """
     import asyncio
 
+    from raylaunch.web.page_actions import PageActions
     from raylaunch.web.page_server import serve_page
     from raylaunch.web.page_source import PageSource
 
-    source = PageSource(attach(deployment, address), os.environ, time.monotonic)
-    asyncio.run(serve_page(source, port, on_link))
+    handle = attach(deployment, address)
+    source = PageSource(handle, os.environ, time.monotonic)
+    actions = PageActions(handle.title, address, os.environ) if allow_actions else None
+    asyncio.run(serve_page(source, port, on_link, actions))

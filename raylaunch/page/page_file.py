@@ -12,7 +12,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
-SCRIPTS = ("dom.js", "overview.js", "timelines.js", "charts.js", "logs.js", "page.js")
+SCRIPTS = ("dom.js", "overview.js", "timelines.js", "charts.js", "logs.js", "actions.js", "page.js")
 """In the order of their definitions."""
 
 

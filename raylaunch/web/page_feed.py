@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 
-from raylaunch.errors import RaylaunchError
+from raylaunch.errors import RaylaunchError, UnknownDeploymentError
 from raylaunch.page.page_model import encode_value
 from raylaunch.web.page_source import PageParts, PageSource
 
@@ -33,6 +33,7 @@ class PageFeed:
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self.followers = 0
+        self.is_finished = False
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[None]:
@@ -61,12 +62,32 @@ class PageFeed:
             return False
         return True
 
+    def publish(self, name: str, text: str) -> None:
+        """Send a part to every follower.
+
+        Args:
+            name: Of the part.
+            text: Its JSON.
+        """
+        self._set(name, text)
+        self._wake()
+
+    def finish(self) -> None:
+        """Send that the deployment was stopped, as the last part."""
+        self.is_finished = True
+        self.publish("stopped", encode_value(self._source.title))
+
     async def run(self) -> None:
-        """Read without end."""
+        """Read until the deployment is stopped."""
         while True:
             await self._wanted.wait()
             try:
-                self._publish(await self._in_thread(self._source.poll))
+                parts = await self._in_thread(self._source.poll)
+                self._publish(parts)
+                if parts.is_stopped:
+                    return
+            except UnknownDeploymentError:
+                return
             except RaylaunchError as error:
                 self._source.forget()
                 self._set("lost", encode_value(error.as_dict()))

@@ -1,8 +1,11 @@
-"""Serves the page on loopback: a token that works once, server-sent events, nothing but reading.
+"""Serves the page on loopback: a token that works once, server-sent events, perhaps actions.
 
 A browser sends a cookie of 127.0.0.1 to every port of it, also to a server of another user of this
 machine. So a session is a cookie and a path, both random: another server learns neither from a
 request that it gets.
+
+Without actions the page only reads. With them a request must also come from the page itself: a
+browser names the origin of every POST, and a script cannot change that.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import json
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +22,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from raylaunch.errors import NodeError, RaylaunchError
+from raylaunch.errors import BusyError, NodeError, RaylaunchError
 from raylaunch.page.page_file import live_page, live_policy
 from raylaunch.page.page_model import encode_value
+from raylaunch.web.page_actions import ActionRequest, PageActions
 from raylaunch.web.page_feed import PageFeed
 from raylaunch.web.page_source import PageSource
 
@@ -58,11 +63,13 @@ class PageServer:
     Args:
         source: The deployment.
         token: Of the link; it works once.
+        actions: What the page may do beside reading; None for nothing.
     """
 
-    def __init__(self, source: PageSource, token: str) -> None:
+    def __init__(self, source: PageSource, token: str, actions: PageActions | None = None) -> None:
         self._source = source
         self._token = token
+        self._actions = actions
         self._sessions: dict[str, str] = {}
         """Path of a session -> its cookie."""
         # Threads of its own: those of asyncio would be waited for at the exit, up to the time-out
@@ -88,6 +95,7 @@ class PageServer:
         app.router.add_get("/p/{session}/", self._page)
         app.router.add_get("/p/{session}/stream", self._stream)
         app.router.add_get("/p/{session}/log", self._log)
+        app.router.add_post("/p/{session}/action", self._act)
         runner = web.AppRunner(
             app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S, access_log=None
         )
@@ -101,13 +109,18 @@ class PageServer:
                 why=error.strerror or str(error),
                 todo="leave --port out: any free port is taken",
             ) from error
+        self._publish_actions()
         self._reading = asyncio.create_task(self._feed.run())
         return f"http://{HOST}:{runner.addresses[0][1]}/?token={self._token}"
 
     async def closed(self) -> None:
-        """Wait until the reading of the deployment stops; it does so for a bug only."""
+        """Wait until the deployment is stopped, and say so on every open page."""
         assert self._reading is not None
         await self._reading
+        if self._actions is not None:
+            # The command that stopped it may still verify that nothing is left.
+            await self._actions.finish()
+        self._feed.finish()
 
     async def close(self) -> None:
         """Close every connection and stop listening."""
@@ -171,6 +184,8 @@ class PageServer:
                 for number, name, text in self._feed.newer(sent):
                     await _send(response, f"event: {name}\ndata: {text}\n\n")
                     sent = number
+                if self._feed.is_finished:
+                    return response
                 if not await self._feed.wait(sent, KEEPALIVE_S):
                     await _send(response, ":\n\n")
 
@@ -192,6 +207,29 @@ class PageServer:
                     return response
                 await _send(response, f"event: lines\ndata: {piece}\n\n" if piece else ":\n\n")
 
+    # -- what is done --------------------------------------------------------------------------
+
+    async def _act(self, request: web.Request) -> web.StreamResponse:
+        """Start an action that the page asks for."""
+        if self._actions is None:
+            raise web.HTTPForbidden(
+                text="this page only reads: `raylaunch ui --allow-actions` serves one that acts\n"
+            )
+        if request.headers.get("Origin") != f"http://{request.host}":
+            raise web.HTTPForbidden(text="an action is asked for by the page itself only\n")
+        wanted = await _read_action(request)
+        try:
+            self._actions.start(wanted, self._publish_actions)
+        except BusyError as error:
+            return web.json_response(error.as_dict(), status=409)
+        except RaylaunchError as error:
+            return web.json_response(error.as_dict(), status=400)
+        return web.json_response({}, status=202)
+
+    def _publish_actions(self) -> None:
+        if self._actions is not None:
+            self._feed.publish("actions", self._actions.encode(self._source.secrets))
+
     @contextlib.contextmanager
     def _count_stream(self) -> Iterator[None]:
         """Count an open stream within the block, and refuse one too many."""
@@ -204,18 +242,24 @@ class PageServer:
             self._streams -= 1
 
 
-async def serve_page(source: PageSource, port: int, on_link: Callable[[str], None]) -> None:
-    """Serve the page of a deployment until the task is cancelled.
+async def serve_page(
+    source: PageSource,
+    port: int,
+    on_link: Callable[[str], None],
+    actions: PageActions | None = None,
+) -> None:
+    """Serve the page of a deployment until that is stopped, or the task is cancelled.
 
     Args:
         source: The deployment.
         port: 0 for any free one.
         on_link: Called with the link when the server listens.
+        actions: What the page may do beside reading; None for nothing.
 
     Raises:
         NodeError: the port cannot be used.
     """
-    server = PageServer(source, secrets.token_urlsafe(TOKEN_BYTES))
+    server = PageServer(source, secrets.token_urlsafe(TOKEN_BYTES), actions)
     try:
         on_link(await server.open(port))
         await server.closed()
@@ -237,6 +281,27 @@ async def _open_stream(request: web.Request) -> web.StreamResponse:
 async def _send(response: web.StreamResponse, text: str) -> None:
     async with asyncio.timeout(WRITE_S):
         await response.write(text.encode())
+
+
+async def _read_action(request: web.Request) -> ActionRequest:
+    """Return the action in the body of a request.
+
+    JSON alone: a form of another site can be sent without asking, JSON cannot.
+    """
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="an action is a JSON object\n")
+    try:
+        given = json.loads(await request.read())
+    except ValueError as error:  # also text that is not UTF-8
+        raise web.HTTPBadRequest(text="an action is a JSON object\n") from error
+    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+        raise web.HTTPBadRequest(text="an action is a JSON object of texts\n")
+    try:
+        return ActionRequest(**given)
+    except TypeError as error:  # a field too many, or one that is missing
+        raise web.HTTPBadRequest(
+            text="an action has `action`, `confirm`, and perhaps a target\n"
+        ) from error
 
 
 def _host_of(request: web.Request) -> str:

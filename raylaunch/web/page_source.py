@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -25,6 +25,7 @@ from raylaunch.page.page_model import (
     view_plan,
 )
 from raylaunch.supervise.deployment_status import Event, Status
+from raylaunch.supervise.state import Phase
 
 KEPT_EVENTS = 2000
 FACTS_PERIOD_S = 60.0
@@ -38,6 +39,8 @@ class PageParts:
     live: str
     history: str | None = None
     facts: str | None = None
+    is_stopped: bool = False
+    """The deployment was stopped: its controller is about to exit."""
 
 
 class PageSource:
@@ -70,26 +73,32 @@ class PageSource:
         """The name of the deployment, or NAME/GROUP."""
         return self._deployment.title
 
+    @property
+    def secrets(self) -> Collection[str]:
+        """Values that no part of the page may hold."""
+        return self._secrets.values()
+
     def poll(self) -> PageParts:
         """Wait for a change, at most 2 s, and return what is different from the last call.
 
         Raises:
-            RaylaunchError: the controller does not answer, or the deployment was stopped.
+            UnknownDeploymentError: the deployment was stopped.
+            RaylaunchError: the controller does not answer.
         """
         if self._facts_key is None:
             self._read_secrets()
         self._version, status = self._deployment.wait_change(self._version)
         self._read_events()
-        history = encode(view_history(status, self._events), self._secrets.values())
+        history = encode(view_history(status, self._events), self.secrets)
         facts = None
         if self._facts_are_old(status):
             self._read_secrets()
             failed = list(failed_groups(self._events))
-            facts = encode(self._read_facts(status, failed), self._secrets.values())
+            facts = encode(self._read_facts(status, failed), self.secrets)
         changed = history if history != self._history else None
         self._history = history
-        live = encode(view_live(status), self._secrets.values())
-        return PageParts(live, changed, facts)
+        live = encode(view_live(status), self.secrets)
+        return PageParts(live, changed, facts, status.phase is Phase.STOPPED)
 
     def forget(self) -> None:
         """Make the next `poll` return every part, at once."""
@@ -111,7 +120,7 @@ class PageSource:
         if not self._secrets:
             self._read_secrets()
         for piece in self._deployment.of_group(group).poll_logs(server, lines):
-            yield encode_value(piece, self._secrets.values()) if piece else ""
+            yield encode_value(piece, self.secrets) if piece else ""
 
     def freeze(self, lines: int) -> str:
         """Return the whole page as JSON, with the last `lines` of each server's log.
@@ -131,7 +140,7 @@ class PageSource:
             logs=logs,
             version=_own_version(),
         )
-        return encode(page, self._secrets.values())
+        return encode(page, self.secrets)
 
     def _read_secrets(self) -> None:
         recipe = self._deployment.recipe().recipe

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from raylaunch.checks.findings import Finding
-from raylaunch.errors import UnknownDeploymentError
+from raylaunch.errors import RaylaunchError
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import LaunchPlan, Value
 from raylaunch.plan.planner import plan_group
@@ -137,31 +137,34 @@ class FakeDeployment:
         self.now = status
         self.kept = events
         self.version = 0
-        self.is_stopped = False
+        self.error: RaylaunchError | None = None
         self.name = status.deployment
         self.title = status.deployment
         self.asked: list[str] = []
         self.log = [HOSTILE, f"the key is {SECRET}", DIAGNOSED]
         self._changed = threading.Condition()
 
-    def change(self, status: Status | None = None, *, stopped: bool = False) -> None:
+    def change(self, status: Status | None = None, error: RaylaunchError | None = None) -> None:
+        """Answer with another status from now on, or with an error."""
         with self._changed:
             self.now = status or self.now
-            self.is_stopped = stopped
+            self.error = error
             self.version += 1
             self._changed.notify_all()
 
     def wait_change(self, version: int, timeout: float = 2.0) -> tuple[int, Status]:
         with self._changed:
-            self._changed.wait_for(lambda: self.version > version or self.is_stopped, timeout)
+            self._changed.wait_for(
+                lambda: self.version > version or self.error is not None, timeout
+            )
             return self.version, self.status()
 
     def status(self) -> Status:
-        self._refuse_stopped()
+        self._raise_error()
         return self.now
 
     def events(self, after: int = 0) -> list[Event]:
-        self._refuse_stopped()
+        self._raise_error()
         return [event for event in self.kept if event.number > after]
 
     def recipe(self):
@@ -185,13 +188,13 @@ class FakeDeployment:
         return "\n".join(self.log[-lines:])
 
     def poll_logs(self, server: int = 0, lines: int = 0):
-        self._refuse_stopped()
+        self._raise_error()
         yield self.log[-lines:]
         while True:
             with self._changed:
                 self._changed.wait(0.05)
             yield []
 
-    def _refuse_stopped(self) -> None:
-        if self.is_stopped:
-            raise UnknownDeploymentError("there is no deployment named 'a2-dual'")
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import aiohttp
 import pytest
+from page_client import DEADLINE_S, enter, events_of, read_until, root_of
 from page_samples import DIAGNOSED, GROUP, HOSTILE, KEY, SECRET, FakeDeployment, make_status, story
 
-from raylaunch.errors import NodeError
+from raylaunch.errors import ClusterError, NodeError, UnknownDeploymentError
 from raylaunch.page.page_file import live_policy
 from raylaunch.supervise.state import Phase
 from raylaunch.web import page_feed, page_server, page_source
 from raylaunch.web.page_server import MAX_STREAMS, PageServer
 from raylaunch.web.page_source import PageSource
 
-DEADLINE_S = 60
 TOKEN = "a-token-of-the-test"
 
 
@@ -39,45 +38,6 @@ async def link(deployment) -> AsyncIterator[str]:
         yield await server.open(0)
     finally:
         await server.close()
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
-    # A cookie of an address instead of a name.
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(cookie_jar=jar, timeout=timeout) as session:
-        yield session
-
-
-def root_of(link: str) -> str:
-    return link.partition("?")[0]
-
-
-async def enter(browser: aiohttp.ClientSession, link: str) -> str:
-    """Open the link; return the address of the page."""
-    async with browser.get(link) as answer:
-        assert answer.status == 200
-        return str(answer.url)
-
-
-async def events_of(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, object]]:
-    """The server-sent events of a response."""
-    name = ""
-    async for raw in answer.content:
-        line = raw.decode().rstrip("\n")
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, json.loads(line.removeprefix("data: "))
-
-
-async def read_until(events: AsyncIterator[tuple[str, object]], wanted: str) -> object:
-    async with asyncio.timeout(DEADLINE_S):
-        async for name, data in events:
-            if name == wanted:
-                return data
-    raise AssertionError(f"the stream ended without {wanted}")
 
 
 # -- who may read ------------------------------------------------------------------------------
@@ -180,15 +140,15 @@ async def test_a_second_browser_gets_what_is_known(link, browser):
             assert (await read_until(events_of(answer), "history"))["starts"]
 
 
-async def test_a_controller_that_is_gone_is_said_and_found_again(link, browser, deployment):
+async def test_a_controller_that_does_not_answer_is_said_and_found_again(link, browser, deployment):
     page = await enter(browser, link)
     async with browser.get(page + "stream") as answer:
         events = events_of(answer)
         await read_until(events, "live")
-        deployment.change(stopped=True)
+        deployment.change(error=ClusterError("the cluster does not answer"))
         lost = await read_until(events, "lost")
-        assert "no deployment" in lost["what"]
-        deployment.change(stopped=False)
+        assert "does not answer" in lost["what"]
+        deployment.change()
         while lost is not None:
             lost = await read_until(events, "lost")
         assert (await read_until(events, "live"))["deployment"] == "a2-dual"
@@ -279,6 +239,25 @@ async def test_a_port_in_use_is_an_error_that_says_so(link, deployment):
             await other.open(port)
     finally:
         await other.close()
+
+
+@pytest.mark.parametrize("how", ["phase", "no controller"])
+async def test_a_deployment_that_is_stopped_ends_the_page(deployment, browser, how):
+    links: asyncio.Queue[str] = asyncio.Queue()
+    source = PageSource(deployment, {}, lambda: 0.0)
+    serving = asyncio.create_task(page_server.serve_page(source, 0, links.put_nowait))
+    page = await enter(browser, await links.get())
+    async with browser.get(page + "stream") as answer:
+        events = events_of(answer)
+        await read_until(events, "live")
+        if how == "phase":
+            deployment.change(make_status(phase=Phase.STOPPED))
+        else:
+            deployment.change(error=UnknownDeploymentError("there is none of that name"))
+        assert await read_until(events, "stopped") == "a2-dual"
+        assert [rest async for rest in events] == []
+    async with asyncio.timeout(DEADLINE_S):
+        await serving
 
 
 async def test_the_page_is_served_until_the_command_is_cancelled(deployment):

@@ -74,8 +74,8 @@ def test_a_link_is_followed_and_stays_a_link(deployment, tmp_path):
 
 
 def test_ui_prints_its_link_and_what_to_know_about_it(deployment, monkeypatch):
-    async def serve(source, port, on_link):
-        assert (source.title, port) == ("a2-dual", 8090)
+    async def serve(source, port, on_link, actions):
+        assert (source.title, port, actions) == ("a2-dual", 8090, None)
         on_link("http://127.0.0.1:8090/?token=abc")
 
     monkeypatch.setattr(page_server, "serve_page", serve)
@@ -83,6 +83,19 @@ def test_ui_prints_its_link_and_what_to_know_about_it(deployment, monkeypatch):
     assert done.exit_code == 0, done.output
     assert done.stdout == "http://127.0.0.1:8090/?token=abc\n"
     assert "works once" in done.stderr
+
+
+def test_ui_allows_actions_only_when_it_is_asked_to(deployment, monkeypatch):
+    allowed: list[tuple[str, ...]] = []
+
+    async def serve(source, port, on_link, actions):
+        allowed.append(actions.names)
+
+    monkeypatch.setattr(page_server, "serve_page", serve)
+    done = run("ui", "a2-dual", "--allow-actions")
+    assert done.exit_code == 0, done.output
+    assert allowed == [("restart", "drill", "stop")]
+    assert "a2-dual was stopped" in done.stderr
 
 
 def test_on_a_head_the_note_says_how_to_reach_the_page():

@@ -5,6 +5,7 @@ function takeLive(live, frozen) {
   showTopology(live);
   showRanks(live, frozen);
   takeServers(live);
+  takeGroups(live);
 }
 
 function takeHistory(history) {
@@ -95,6 +96,12 @@ function follow() {
   take("history", takeHistory);
   take("facts", takeFacts);
   take("lost", showLost);
+  take("actions", takeActions);
+  take("stopped", (title) => {
+    source.close();
+    endActions();
+    showLost({what: `${title} was stopped`, why: "", todo: "this page shows its last state"});
+  });
   source.addEventListener("error", () => {
     const why = source.readyState === EventSource.CLOSED ? "the link is no longer valid" : "trying again";
     showLost({what: "the page is not connected to raylaunch", why, todo: "`raylaunch ui` gives another link"});
@@ -112,6 +119,7 @@ if (block) {
   byId("source").textContent = `Written by raylaunch ${page.version} report. Nothing in it is live.`;
 } else {
   initLogs(null);
-  byId("source").textContent = "Served by raylaunch ui on loopback. The page only reads.";
+  byId("source").textContent = "Served by raylaunch ui on loopback.";
+  initActions();
   follow();
 }

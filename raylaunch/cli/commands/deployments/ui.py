@@ -20,6 +20,7 @@ def add_command(app: typer.Typer) -> None:
         examples="""
         raylaunch ui a2-dual
         raylaunch ui a2-dual --port 8090
+        raylaunch ui a2-dual --allow-actions
         """,
     )(ui)
 
@@ -37,13 +38,20 @@ def ui(
         int,
         typer.Option(min=0, max=65535, metavar="PORT", help="Port on 127.0.0.1; 0: any free one."),
     ] = 0,
+    allow_actions: Annotated[
+        bool,
+        typer.Option(
+            "--allow-actions",
+            help="The page can also restart, drill and stop the deployment; it asks first.",
+        ),
+    ] = False,
     address: Address = None,
 ) -> None:
     """Show a deployment live in a browser: topology, timelines, ranks, logs.
 
     Prints a link that works once, for a browser on the machine that runs the command, and serves
-    the page until Ctrl-C. The page only reads. With --cluster the command runs on the head:
-    forward its port, as the note says.
+    the page until the deployment is stopped, or Ctrl-C. Without --allow-actions the page only
+    reads. With --cluster the command runs on the head: forward its port, as the note says.
     """
     from raylaunch import api
     from raylaunch.cli.overview import only_deployment
@@ -54,7 +62,9 @@ def ui(
         for note in link_notes(link, os.environ.get(ASKED_WITH, "")):
             out.note(note)
 
-    api.ui(target(name or only_deployment(address), group), show, port=port, address=address)
+    subject = target(name or only_deployment(address), group)
+    api.ui(subject, show, port=port, allow_actions=allow_actions, address=address)
+    out.note(f"{subject} was stopped, and the page with it")
 
 
 def link_notes(link: str, asked_with: str) -> list[str]:
