@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import shutil
@@ -14,6 +15,17 @@ import aiohttp
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 DEADLINE_S = 120
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",  # the tests run as root, where Chromium refuses to have one
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--remote-debugging-port=0",
+)
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
+TEXT_OF_KEY = {"Enter": "\r"}
 
 
 def find_browser() -> str | None:
@@ -23,24 +35,18 @@ def find_browser() -> str | None:
 class Page:
     """One page, with all that it logged and requested."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse, session: str) -> None:
-        self._socket = socket
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser = browser
         self._session = session
-        self._numbers = itertools.count(1000)
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.problems: list[str] = []
         self.requests: list[str] = []
+        self.statuses: list[int] = []
 
-    async def listen(self) -> None:
-        async for message in self._socket:
-            data = message.json()
-            if data.get("id") in self._answers:
-                self._answers.pop(data["id"]).set_result(data)
-            self._take(data.get("method", ""), data.get("params", {}))
-
-    def _take(self, method: str, given: dict[str, Any]) -> None:
+    def take(self, method: str, given: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
             self.requests.append(given["request"]["url"])
+        elif method == "Network.responseReceived":
+            self.statuses.append(given["response"]["status"])
         elif method == "Runtime.exceptionThrown":
             self.problems.append(str(given["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled" and given["type"] in ("error", "warning"):
@@ -49,19 +55,9 @@ class Page:
             self.problems.append(given["entry"]["text"])
 
     async def call(self, method: str, **given: object) -> dict[str, Any]:
-        number = next(self._numbers)
-        answer = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        message = {"id": number, "method": method, "params": given, "sessionId": self._session}
-        await self._socket.send_json(message)
-        async with asyncio.timeout(DEADLINE_S):
-            data = await answer
-        assert "error" not in data, data
-        return data["result"]
+        return await self._browser.call(method, self._session, **given)
 
     async def open(self, address: str) -> None:
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await self.call(f"{domain}.enable")
         await self.call("Page.navigate", url=address)
 
     async def run(self, script: str) -> Any:
@@ -76,15 +72,93 @@ class Page:
                 await asyncio.sleep(0.05)
         return value
 
+    async def resize(
+        self, width: int, height: int, scale: float = 1, *, phone: bool = False
+    ) -> None:
+        await self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=phone,
+        )
+
+    async def press(self, key: str) -> None:
+        """Press and release a key."""
+        named = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
+        text = {"text": TEXT_OF_KEY[key]} if key in TEXT_OF_KEY else {}
+        await self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    async def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        await self.call("Input.insertText", text=text)
+
+    async def picture(self, x: float, y: float, width: float, height: float) -> bytes:
+        """Return a part of the page as PNG, in CSS pixels from its top left corner."""
+        clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
+        done = await self.call(
+            "Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True
+        )
+        return base64.b64decode(done["data"])
+
+
+class Browser:
+    """A connection to Chromium."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._pages: dict[str, Page] = {}
+
+    async def listen(self) -> None:
+        async for message in self._socket:
+            data = message.json()
+            if data.get("id") in self._answers:
+                self._answers.pop(data["id"]).set_result(data)
+            page = self._pages.get(data.get("sessionId", ""))
+            if page is not None:
+                page.take(data.get("method", ""), data.get("params", {}))
+
+    async def call(self, method: str, session: str = "", **given: object) -> dict[str, Any]:
+        number = next(self._numbers)
+        answer = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        message: dict[str, object] = {"id": number, "method": method, "params": given}
+        if session:
+            message["sessionId"] = session
+        await self._socket.send_json(message)
+        async with asyncio.timeout(DEADLINE_S):
+            data = await answer
+        assert "error" not in data, data
+        return data["result"]
+
+    @contextlib.asynccontextmanager
+    async def open_page(self) -> AsyncIterator[Page]:
+        """Open a page of its own: no cookies and nothing cached from another one."""
+        context = (await self.call("Target.createBrowserContext"))["browserContextId"]
+        try:
+            target = await self.call(
+                "Target.createTarget", url="about:blank", browserContextId=context
+            )
+            attached = await self.call(
+                "Target.attachToTarget", targetId=target["targetId"], flatten=True
+            )
+            page = self._pages[attached["sessionId"]] = Page(self, attached["sessionId"])
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                await page.call(f"{domain}.enable")
+            yield page
+        finally:
+            await self.call("Target.disposeBrowserContext", browserContextId=context)
+
 
 @contextlib.asynccontextmanager
-async def open_browser(program: str, folder: Path) -> AsyncIterator[Page]:
-    """Start a browser with a profile in `folder`, and end it by its process group's leader."""
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    options += ["--no-first-run", "--disable-background-networking", "--remote-debugging-port=0"]
+async def open_browser(program: str, folder: Path) -> AsyncIterator[Browser]:
+    """Start a browser with a profile in `folder`, and stop it by its main process."""
     process = await asyncio.create_subprocess_exec(
         program,
-        *options,
+        *OPTIONS,
         f"--user-data-dir={folder}",
         "about:blank",
         stdout=asyncio.subprocess.DEVNULL,
@@ -100,21 +174,12 @@ async def open_browser(program: str, folder: Path) -> AsyncIterator[Page]:
             aiohttp.ClientSession() as http,
             http.ws_connect(f"ws://127.0.0.1:{port}{path}", max_msg_size=0) as socket,
         ):
-            yield await _new_page(socket)
+            browser = Browser(socket)
+            listening = asyncio.create_task(browser.listen())
+            try:
+                yield browser
+            finally:
+                listening.cancel()
     finally:
         process.terminate()
         await process.wait()
-
-
-async def _new_page(socket: aiohttp.ClientWebSocketResponse) -> Page:
-    async def ask(number: int, method: str, **given: object) -> dict[str, Any]:
-        await socket.send_json({"id": number, "method": method, "params": given})
-        while (data := await socket.receive_json()).get("id") != number:
-            pass
-        return data["result"]
-
-    target = await ask(1, "Target.createTarget", url="about:blank")
-    found = await ask(2, "Target.attachToTarget", targetId=target["targetId"], flatten=True)
-    page = Page(socket, found["sessionId"])
-    page.listening = asyncio.create_task(page.listen())
-    return page
