@@ -18,7 +18,12 @@ STAGES = (
 """Names of stages: an event's text begins with one. Another first word is a stage of its own."""
 LAST_STAGES = ("engine up", "API up", "first token")
 """In these a server has finished its own start, and waits for the others."""
+ENGINE_READY = "engine ready"
+"""Detail of a stage when an engine of the server is ready."""
 BEFORE_LAUNCH = (Phase.PENDING, Phase.CHECKING, Phase.STARTING)
+
+Mark = tuple[float, str, str]
+"""When a server reached a stage, its name, and its detail."""
 
 READY = "ready"
 FAILED = "failed"
@@ -43,7 +48,7 @@ class ServerStart:
     server: int
     bars: tuple[Bar, ...]
     is_slowest: bool = False
-    """It was the last one to reach its last stage, or has not reached it for the longest time."""
+    """It was the last one to finish its own start, or has made no step for the longest time."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class _Open:
     group: str
     attempt: int
     phases: list[tuple[float, str]]
-    stages: dict[int, list[tuple[float, str, str]]] = field(default_factory=dict)
+    stages: dict[int, list[Mark]] = field(default_factory=dict)
 
     def close(self, at: float, outcome: str) -> StartTimeline:
         rows = [
@@ -80,7 +85,7 @@ class _Open:
             until=at,
             outcome=outcome,
             phases=_bars([(began, name, "") for began, name in self.phases], at),
-            servers=_mark_slowest(rows),
+            servers=_mark_slowest(rows, self.stages),
         )
 
 
@@ -188,7 +193,7 @@ def _outcome(event: Event) -> str:
     return FAILED if event.text == Phase.FAILED else ""
 
 
-def _bars(marks: Sequence[tuple[float, str, str]], until: float) -> tuple[Bar, ...]:
+def _bars(marks: Sequence[Mark], until: float) -> tuple[Bar, ...]:
     """Return a bar for each stage; marks of the same stage only change its detail."""
     bars: list[Bar] = []
     for at, name, detail in marks:
@@ -201,16 +206,30 @@ def _bars(marks: Sequence[tuple[float, str, str]], until: float) -> tuple[Bar, .
     return tuple(bars)
 
 
-def _mark_slowest(rows: Sequence[ServerStart]) -> tuple[ServerStart, ...]:
+def _mark_slowest(
+    rows: Sequence[ServerStart], stages: Mapping[int, Sequence[Mark]]
+) -> tuple[ServerStart, ...]:
     if len(rows) < 2:
         return tuple(rows)
-    slowest = max(rows, key=_finished_at)
+    slowest = max(rows, key=lambda row: _finished_at(stages[row.server]))
     return tuple(replace(row, is_slowest=row is slowest) for row in rows)
 
 
-def _finished_at(row: ServerStart) -> tuple[float, float]:
-    """Return when a server reached its last stage; of those that did not, the most stuck first."""
-    reached = [bar.at for bar in row.bars if bar.name in LAST_STAGES]
-    if reached:
-        return min(reached), 0.0
-    return float("inf"), -row.bars[-1].at
+def _finished_at(marks: Sequence[Mark]) -> tuple[float, float]:
+    """Return when a server had finished its own start.
+
+    Of those that have not, the one whose last step is the oldest comes last. A primary whose
+    engine is ready waits for the other engines before its API is up.
+    """
+    finished = None
+    for at, name, detail in marks:
+        if detail.startswith(ENGINE_READY):
+            finished = at
+        elif name not in LAST_STAGES:
+            # Another engine of the same server is still at work.
+            finished = None
+        elif finished is None:
+            finished = at
+    if finished is None:
+        return float("inf"), -marks[-1][0]
+    return finished, 0.0

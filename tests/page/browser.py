@@ -20,6 +20,7 @@ OPTIONS = (
     "--no-sandbox",  # the tests run as root, where Chromium refuses to have one
     "--disable-gpu",
     "--disable-dev-shm-usage",
+    "--hide-scrollbars",  # a picture is taken without them, and would be laid out again
     "--no-first-run",
     "--disable-background-networking",
     "--remote-debugging-port=0",

@@ -45,10 +45,43 @@ def test_a_server_has_a_bar_for_each_stage_and_the_last_detail():
     assert first.servers[1].bars[2].detail == "3/3 shards"
 
 
-def test_the_slowest_server_reached_its_last_stage_last():
+def test_the_slowest_server_finished_its_own_start_last():
     first, second = starts_of(story())
     assert [one.server for one in first.servers if one.is_slowest] == [1]
     assert [one.server for one in second.servers if one.is_slowest] == [0]
+
+
+def with_stages(*rows: tuple[float, int, str]) -> list[Event]:
+    """A start of two servers that reach these stages."""
+    checks = Event(0, BEGAN, 0, "phase", "checking", None, GROUP)
+    launch = Event(1, BEGAN, 1, "command", "launched attempt 1", None, GROUP)
+    stages = [
+        Event(number, BEGAN + at, 1, "stage", text, server, GROUP)
+        for number, (at, server, text) in enumerate(rows, 2)
+    ]
+    return [checks, launch, *stages, Event(99, BEGAN + 50, 1, "phase", "ready", None, GROUP)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "slowest"),
+    [
+        # The primary's API is up after every engine, also when its own was the first.
+        ([(5, 0, "warm-up engine ready in 1.0 s"), (9, 1, "engine up"), (10, 0, "API up")], 1),
+        ([(5, 1, "engine up"), (9, 0, "warm-up engine ready in 1.0 s"), (10, 0, "API up")], 0),
+        # Server 0 has two engines, and the second one is still at work.
+        (
+            [
+                (5, 0, "warm-up engine ready in 1.0 s"),
+                (6, 0, "warm-up compiled"),
+                (9, 1, "weights"),
+            ],
+            0,
+        ),
+    ],
+)
+def test_a_primary_that_waits_for_the_others_is_not_slowest(rows, slowest):
+    (start,) = starts_of(with_stages(*rows))
+    assert [one.server for one in start.servers if one.is_slowest] == [slowest]
 
 
 def test_one_server_alone_is_not_slowest():

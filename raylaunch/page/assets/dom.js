@@ -90,3 +90,9 @@ function clock(at) {
 function count(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
+
+// The text of an event, with its server if the text does not name it.
+function aboutServer(event) {
+  const name = `server ${event.server}`;
+  return event.server === null || event.text.startsWith(name) ? event.text : `${name}: ${event.text}`;
+}

@@ -65,7 +65,7 @@ function hostCard(host) {
 }
 
 function serverPart(server) {
-  const facts = [server.role, `ranks ${ranges(server.ranks)}`];
+  const facts = [server.role, `${server.ranks.length === 1 ? "rank" : "ranks"} ${ranges(server.ranks)}`];
   if (server.pid !== null) facts.push(`pid ${server.pid}`);
   if (server.health !== null) facts.push(`/health ${server.health}`);
   const npus = server.devices.map((device) => make("li", {class: server.state}, device));

@@ -26,7 +26,7 @@ function eventsTable(events) {
   if (!events.length) return nothing("no event is kept");
   const rows = [...events].reverse().map((event) => [
     clock(event.at), event.group, event.attempt, event.kind,
-    event.server === null ? event.text : `server ${event.server}: ${event.text}`,
+    aboutServer(event),
   ]);
   return [table("Newest first, by the controller's clock, in the time zone of this browser",
     ["At", "Group", "Attempt", "Kind", "What"], rows, [null, null, "number", null, "text"])];

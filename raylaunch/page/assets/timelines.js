@@ -1,6 +1,7 @@
 // Starts and failures as bars over time, each with the same as a table.
 
 const SHOWN_TIMELINES = 20;
+const PERCENT_PER_LETTER = 0.95; // of a bar 45 rem long
 const STAGE_COLOURS = {
   pending: 7, checking: 6, starting: 0, launching: 7, spawned: 0, "engine connected": 5, weights: 1, "warm-up": 3,
   "engine up": 2, "API up": 2, "first token": 2,
@@ -27,7 +28,7 @@ function startFigure(start) {
     rows.push({name: `server ${server.server}`, bars: server.bars, slowest: server.is_slowest});
   }
   const slowest = start.servers.find((server) => server.is_slowest);
-  const note = slowest ? `Server ${slowest.server} was the last one to reach its last stage.` : "";
+  const note = slowest ? `Server ${slowest.server} was the last one to finish its own start.` : "";
   return timeline({
     id: `start-${start.group}-${start.attempt}`,
     title: `${start.group}, attempt ${start.attempt}`,
@@ -48,7 +49,7 @@ function failureFigure(failure) {
   const moments = [...failure.moments, ...failure.more].sort((one, other) => one.at - other.at);
   const rows = moments.map((moment) => [
     moment.name, `+${seconds(moment.at - failure.at)}`, clock(moment.at),
-    moment.server === null ? moment.text : `server ${moment.server}: ${moment.text}`,
+    aboutServer(moment),
   ]);
   return timeline({
     id: `failure-${failure.group}-${failure.attempt}-${Math.round(failure.at * 1000)}`,
@@ -91,7 +92,8 @@ function timeline(given) {
 function barOf(bar, given, span) {
   const lasts = bar.until - bar.at;
   const words = `${bar.name} ${seconds(lasts)}${bar.detail ? `: ${bar.detail}` : ""}`;
-  const element = make("div", {class: `bar k${colourOf(bar.name, given.colours)}`, title: words}, bar.name);
+  const has_room = (lasts / span) * 100 > bar.name.length * PERCENT_PER_LETTER;
+  const element = make("div", {class: `bar k${colourOf(bar.name, given.colours)}`, title: words}, has_room ? bar.name : "");
   element.style.left = `${((bar.at - given.at) / span) * 100}%`;
   element.style.width = `${(lasts / span) * 100}%`;
   return element;
