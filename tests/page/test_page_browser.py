@@ -185,9 +185,10 @@ async def test_an_action_is_confirmed_with_the_keyboard_alone(page, serve):
     await page.type("l")
     assert not await page.run("document.querySelector('#confirm-yes').disabled")
     await page.press("Enter")
-    output = await page.wait_for("document.querySelector('#actions pre')?.textContent")
-    assert output == "did stop a2-dual\n"
+    # Its output may come in pieces; it is whole when the command has exited.
     await page.wait_for("document.querySelector('#actions .state.good') !== null")
+    output = await page.run("document.querySelector('#actions pre').textContent")
+    assert output == "did stop a2-dual\n"
     assert not await page.run("document.querySelector('#confirm').open")
     assert page.problems == []
 
