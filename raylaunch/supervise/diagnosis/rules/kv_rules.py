@@ -26,6 +26,7 @@ _KV_FAILED = re.compile(
     r"Failed to register mooncake memory)[^\n]{0,300}",
     re.IGNORECASE,
 )
+_SESSION = re.compile(r"remote mooncake session [\w.:-]{3,80} is not alive")
 _NIXL = re.compile(
     r"NIXL (?:transfer failure|agent engine ID mismatch|handshake)[^\n]{0,200}|"
     r"Remote NIXL agent[^\n]{0,200}|NIXL_ERR_\w{3,40}|nixl\w{0,20}Error: [^\n]{1,200}",
@@ -46,7 +47,8 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
     """Yield the error lines of Mooncake and of the KV connectors, the first of each kind."""
     lines = list(log.errors.find(_GLOG_KV))
     if lines:
-        text = " ".join(f"{match[1]} {match[2]}" for _, match in lines[:40])
+        sessions = [match[0] for _, match in log.errors.find(_SESSION)]
+        text = " ".join([*(f"{match[1]} {match[2]}" for _, match in lines[:40]), *sessions[:1]])
         yield _mooncake(lines[0][0], text, frozenset(line for line, _ in lines))
         return
     for line, match in log.errors.find(_NIXL):
@@ -164,7 +166,8 @@ _MOONCAKE = (
         "Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
         "reachable, or the peer has not registered itself (not started, or gone).",
         "Check `metadata_server` in the configuration and that the peer server runs; with "
-        "P2PHANDSHAKE check that the peer's address is right and its port open.",
+        "P2PHANDSHAKE check that the peer's address is right and its port open; read the peer's "
+        "log.",
     ),
     _Mooncake(
         (r"register (?:local )?mem|regmem|registermem|ibv_reg_mr|memory region",),
