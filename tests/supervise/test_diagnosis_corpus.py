@@ -26,7 +26,7 @@ import yaml
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, diagnose_text
 
 FOLDER = Path(__file__).parent.parent / "data" / "diagnose"
-RIGHT_FLOOR = 0.9
+RIGHT_FLOOR = 0.98
 UNDECIDED = ("unknown", "no-evidence", "unexplained-errors")
 
 

@@ -118,7 +118,8 @@ MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         name="timed-out",
         types=("TimeoutError", "Timeout", "ReadTimeout", "ConnectTimeout", "TimeoutExpired"),
-        words=r"[Tt]imed? ?out",
+        # Not a call with the word in its name, as in AclrtSynchronizeStreamWithTimeout.
+        words=r"[Tt]imed[ -]?out|(?<!\w)[Tt]ime-?out\b",
         cause="The server waited for another process or host in vain",
         remedy="Look which process's log stops first, on all nodes; `py-spy dump --pid PID` shows "
         "where it hangs, `~/ascend/log/debug/plog` what its NPU waits for. If it only is slow, "
@@ -167,7 +168,7 @@ def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason
     """
     frame = _own_frame(raised)
     meaning = next((each for each in MEANINGS if each.fits(raised)), None)
-    meaning = meaning or _by_place(frame)
+    meaning = meaning or _by_place(frame) or _by_topic(raised, frame)
     quoted = shorten(f"{raised.type}: {raised.message or raised.code}".rstrip(": "))
     if meaning is None:
         return describe_exit("unknown", line)
@@ -235,6 +236,19 @@ def _by_place(frame: Frame | None) -> _Meaning | None:
         cause="The package {package} failed",
         remedy="Correct its configuration, or install the release of {package} that belongs to "
         "this vLLM.",
+    )
+
+
+def _by_topic(raised: Raised, frame: Frame | None) -> _Meaning | None:
+    """Return the meaning of an exception that only names a feature or an option."""
+    if not (_features(raised, frame) or name_options(raised.message)):
+        return None
+    return _Meaning(
+        name="feature-failed",
+        cause="A part of {package} failed",
+        remedy="If it comes again, start without that feature or with another value of that "
+        "option, or use another release of {package}.",
+        kind="transient",
     )
 
 

@@ -83,6 +83,13 @@ _BY_TEXT = (
         "this NPU generation.",
     ),
     _Text(
+        r"not implemented for DT_FLOAT16\b[^\n]{0,60}\[[^\]]{0,200}DT_BFLOAT16",
+        "An operator of this model takes bfloat16 and not float16 (a quantised product and its "
+        "scales)",
+        "Set `args.dtype: bfloat16` (or leave it out for a model that is bfloat16); on an NPU "
+        "without bfloat16 use weights with another quantisation.",
+    ),
+    _Text(
         r"GEInitialize failed|GELib::InnerInitialize|OpCompileProcessor init failed|"
         r"Init compiler failed",
         "CANN's operator compiler (GE) cannot be initialised: Python packages that it needs are "
@@ -166,7 +173,7 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
             known = find_number(near, log.codes) or known
             call = find_call(near)
         elif block.code.startswith("EZ"):
-            call = find_call(log.cleaned[max(0, block.line - 1) : block.line + 1])
+            call = find_call(log.cleaned[max(0, block.line - _LINES_OF_THE_CALL) : block.line + 1])
         elif block.code in _FALLBACK_CODES:
             number = find_number([log.cleaned[line] for line in block.lines], log.codes)
             known = number if number and number.kind == "device" else known
