@@ -147,7 +147,7 @@ def _family(number: str, text: str) -> ErrorCode | None:
     )
 
 
-_OF_CANN = re.compile(r"NPU function error|\bacl(?:rt|nn|mdl|op)?[A-Z]|\bAclrt|\brt[A-Z]|ACL ")
+_OF_CANN = re.compile(r"NPU function error|\bacl(?:rt|nn|mdl|op)?[A-Z]|\bAclrt|ACL ")
 _FAMILIES = {
     "107": "A call of CANN's runtime got an argument or a state that it does not accept",
     "161": "An operator of CANN got an argument that it does not accept",
