@@ -265,7 +265,10 @@ class GroupRecord:
         index = seen.index
         before = self.seen.get(index)
         if before is not None and seen.attempt < before.attempt:
-            return
+            if not seen.agent_lost:
+                return
+            # An agent that died before it reported this attempt is lost all the same.
+            seen = replace(before, agent_lost=seen.agent_lost)
         self.seen[index] = seen
         if seen.agent_lost == "node unreachable":
             self.unreachable[index] = self.shape.nodes[index]
