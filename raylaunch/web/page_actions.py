@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import raylaunch
 from raylaunch.deployment.names import is_target
 from raylaunch.errors import BusyError, RecipeError
 from raylaunch.page.page_model import encode_value
@@ -201,6 +200,6 @@ def _offered_faults() -> tuple[_FaultView, ...]:
 
 def _search_path(environ: Mapping[str, str]) -> str:
     """Return a PYTHONPATH that begins with this raylaunch: on a head it may not be installed."""
-    here = str(Path(raylaunch.__file__).resolve().parents[1])
+    here = str(Path(__file__).resolve().parents[2])
     rest = environ.get("PYTHONPATH", "")
     return f"{here}:{rest}" if rest else here
