@@ -47,7 +47,7 @@ def report(
     ] = 300,
     address: Address = None,
 ) -> None:
-    """Write a deployment into one HTML file, to attach to a bug report.
+    """Write a deployment into one HTML file for a bug report.
 
     It holds status, timelines of starts and failures, diagnosis, findings, plan, the ends of the
     logs and the benchmarks, and loads nothing from elsewhere. Secrets of the recipe that are set

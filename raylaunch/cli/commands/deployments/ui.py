@@ -47,7 +47,7 @@ def ui(
     ] = False,
     address: Address = None,
 ) -> None:
-    """Show a deployment live in a browser: topology, timelines, ranks, logs.
+    """Show a deployment live in a browser: hosts, timelines, logs.
 
     Prints a link that works once, for a browser on the machine that runs the command, and serves
     the page until the deployment is stopped, or Ctrl-C. Without --allow-actions the page only
