@@ -272,11 +272,19 @@ class GroupRecord:
         index = seen.index
         before = self.seen.get(index)
         if before is not None and seen.attempt < before.attempt:
+            # An agent that died before it reported this attempt is lost all the same.
+            seen = replace(before, agent_lost=before.agent_lost or seen.agent_lost)
+        if seen == before:
             return
         self.seen[index] = seen
+        self._note_changes(before or ServerSeen(index, stage=""), seen)
+        self._on_change()
+
+    def _note_changes(self, last: ServerSeen, seen: ServerSeen) -> None:
+        """Note what differs between two observations of one server."""
+        index = seen.index
         if seen.agent_lost == "node unreachable":
             self.unreachable[index] = self.shape.nodes[index]
-        last = before or ServerSeen(index, stage="")
         if self.journal.phase is Phase.STARTING:
             self._stages_began.setdefault((index, seen.stage), self._clock.monotonic())
         if (last.stage, last.stage_detail) != (seen.stage, seen.stage_detail):
@@ -291,7 +299,6 @@ class GroupRecord:
             self.note("internal", f"the agent: {seen.agent_error}", index)
         if seen.exit is not None and last.exit is None:
             self.note("exit", f"exited: {seen.exit}", index)
-        self._on_change()
 
     def expect_drill(self) -> None:
         """Do not count the failure of the current attempt: a drill causes it."""
