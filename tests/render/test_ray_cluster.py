@@ -18,6 +18,7 @@ from test_container import A2_GUIDE, A3_DEVIATIONS, A3_GUIDE, options
 
 from raylaunch.errors import PlanError, RecipeError
 from raylaunch.recipe.catalog import read
+from raylaunch.recipe.gateway_settings import INSTALL_HAPROXY
 from raylaunch.render.container import docker_command, image, run_options
 from raylaunch.render.ray_cluster import RAY, render_cluster
 
@@ -211,29 +212,38 @@ def test_ray_starts_in_the_container_of_every_host(up):
     assert f"export RAY_HEAD_IP={HEAD}" in starts[WORKER][0]
 
 
-def test_an_image_without_rsync_is_refused_with_the_remedy(tmp_path):
+def test_an_image_without_what_a_node_needs_is_refused_with_the_remedy(tmp_path):
     (check,) = ours("a2-dual")["initialization_commands"]
     script(tmp_path, "docker", '#!/bin/bash\nshift 3; exec "$@"\n')
     script(tmp_path, "rsync", "#!/bin/true\n")
     script(tmp_path, "ssh", "#!/bin/true\n")
     script(tmp_path, "ray", "#!/bin/bash\necho ray, version $VERSION\n")
+    script(tmp_path, "python3", "#!/bin/bash\nexit $NO_HAPROXY\n")
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    good, old = (
+    good, old, no_haproxy = (
         subprocess.run(
             ["bash", "-c", check],
-            env={**env, "VERSION": ray},
+            env={**env, "VERSION": ray, "NO_HAPROXY": missing},
             capture_output=True,
             text=True,
             check=False,
         )
-        for ray in (f"{RAY}.0", "2.48.0")
+        for ray, missing in ((f"{RAY}.0", "0"), ("2.48.0", "0"), (f"{RAY}.0", "1"))
     )
     assert (good.returncode, good.stderr) == (0, "")
     assert old.returncode != 0
+    assert no_haproxy.returncode != 0
+    assert f"RUN {INSTALL_HAPROXY}\n" in no_haproxy.stderr
     assert f"FROM {image(read('a2-dual').recipe)}\nRUN apt-get" in old.stderr
     assert "under docker and under initialization_commands" in old.stderr, (
         "where the new image must be named"
     )
+
+
+def test_without_a_gateway_the_image_needs_no_haproxy():
+    text = render("a2-dual", sets=["gateway.enabled=false"])
+    (check,) = yaml.safe_load(text)["initialization_commands"]
+    assert "haproxy" not in check.lower()
 
 
 @pytest.mark.parametrize(

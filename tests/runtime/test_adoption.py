@@ -63,7 +63,7 @@ def test_a_controller_that_took_over_without_secrets_has_them_from_the_adopted_a
     async def work():
         stage = await ready()
         stage.gang.adoptable = {1}
-        stage.loop._secrets = {}
+        stage.loop.secrets = {}
         stage.gang.kill_agent(1)
         await steps(stage, 3)
         stage.gang.kill_server(0)

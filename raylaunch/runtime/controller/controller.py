@@ -174,8 +174,7 @@ class Controller:
         # It has no secrets: starting all the same could serve without an API key.
         if await self._state.leave(ControllerState.WAITING_FOR_BEGIN, timeout_s=patience_s):
             return
-        name = self._request.deployment
-        todo = f"`raylaunch stop {name}`, then start it again"
+        todo = f"`raylaunch stop {self._request.deployment}`, then start it again"
         for group in self._groups:
             group.loop.abandon(LaunchError(otherwise, todo=todo))
         self._state.enter(ControllerState.RUNNING)
@@ -258,8 +257,6 @@ class Controller:
     async def leftovers(self, group: str | None = None) -> list[str]:
         """Return the living processes of earlier attempts, as the agents find them."""
         return await self._groups.find(group).leftovers()
-
-    # -- drills --------------------------------------------------------------------------------
 
     async def inject(self, fault: str, server: int, group: str | None = None) -> Event:
         """Inject a drill's fault; the event has its time on this controller's clock.
@@ -355,8 +352,6 @@ class Controller:
         for group in self._groups:
             group.loop.request_stop()
 
-    # -- groups --------------------------------------------------------------------------------
-
     def _all_events(self) -> list[Event]:
         events = [*self._record.journal.events, *self._groups.events()]
         return sorted(events, key=lambda event: event.number)
@@ -368,6 +363,9 @@ class Controller:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
         self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
+        if self._groups.lack_any(secrets):
+            parts = (self._groups, self._changes, self._operations, self._monitor)
+            self._tasks.run_once("late secrets", lambda: takeover.hand_out_late(*parts))
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""

@@ -24,7 +24,10 @@ from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.monitoring.monitor import Monitor
+from raylaunch.runtime.controller.operations import Operations
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +139,26 @@ async def read_secrets(groups: Iterable[GroupSupervisor]) -> Mapping[str, str]:
         if secrets:
             return secrets
     return {}
+
+
+async def hand_out_late(
+    groups: GroupSet, changes: Changes, operations: Operations, monitor: Monitor
+) -> None:
+    """Hand out the secrets once an agent has them that the last controller's agents had.
+
+    Where all of them died with it, the guards keep the secrets. An agent has them when it has
+    adopted a server.
+    """
+    await changes.until(lambda: any(group.loop.secrets for group in groups))
+    secrets = next(group.loop.secrets for group in groups if group.loop.secrets)
+    for group in groups:
+        if not group.loop.secrets:
+            group.loop.begin(secrets)
+    # An upgrade that was ordered meanwhile has brought newer ones.
+    operations.secrets = {**secrets, **operations.secrets}
+    monitor.take_secrets(operations.secrets)
+    if operations.gateway is not None:
+        operations.gateway.take_secrets(operations.secrets)
 
 
 class RepeatedCall:

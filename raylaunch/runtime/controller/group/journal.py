@@ -110,6 +110,13 @@ class Journal:
         self.history = replace(self.history, ready_at=now)
         self.served = True
 
+    @property
+    def start_s(self) -> float | None:
+        """How long the current attempt took to become ready; None if it is not."""
+        if self.history.ready_at is None:
+            return None
+        return self.history.ready_at - self.history.started_at
+
 
 def seal(journal: object) -> bytes:
     """Return a copy of a journal behind its digest."""
