@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from raylaunch.node.process.guard_socket import find_guards
 from raylaunch.supervise.deployment_status import Status
 
 REFILL_S = 0.005
@@ -85,8 +86,13 @@ def kill(name: str, process: psutil.Process) -> str:
     return f"SIGKILL to {name} (pid {process.pid})"
 
 
-def target(role: str, server: psutil.Process) -> psutil.Process:
-    """Return a process of a server's tree: agent, keeper, guard, server, engine."""
+def target(role: str, server: psutil.Process, home: Path) -> psutil.Process:
+    """Return a process of a server's tree, or its agent: keeper, guard, server, engine, agent.
+
+    `home` is the state folder of the deployment's user, where its guards listen.
+    """
+    if role == "agent":
+        return _agent(server, home)
     if role == "server":
         return server
     if role == "engine":
@@ -97,8 +103,17 @@ def target(role: str, server: psutil.Process) -> psutil.Process:
     guard = _parent(server)
     if role == "guard":
         return guard
-    keeper = _parent(guard)
-    return keeper if role == "keeper" else _parent(keeper)
+    if role == "keeper":
+        return _parent(guard)
+    raise ValueError(f"no process of a server has the role {role}")
+
+
+def _agent(server: psutil.Process, home: Path) -> psutil.Process:
+    """Return the agent of a server: it is no ancestor, so the guard is asked for its owner."""
+    for guard in find_guards(home):
+        if guard.server_pid == server.pid and guard.owner is not None:
+            return psutil.Process(guard.owner)
+    raise UnexpectedError(f"no guard of the server (pid {server.pid}) has an owner")
 
 
 def server_process(status: Status, index: int) -> psutil.Process:

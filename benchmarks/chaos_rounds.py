@@ -162,7 +162,7 @@ class RunningRounds:
             controller, _ = actors(self.product.user)
             return kill("the controller", controller), (0,)
         if one.kind == "kill-server-then-agent":
-            agent = target("agent", server)
+            agent = target("agent", server, self.product.home)
             pause_s = 0.1 + 0.5 * one.moment
             kill("the server", server)
             time.sleep(pause_s)
@@ -180,7 +180,8 @@ class RunningRounds:
                 self._await_recovery(status.attempt, (1,))
             return f"{what}, each write takes {WRITE_DELAY_US / 1000:.0f} ms longer", (1,)
         role = one.kind.removeprefix("kill-")
-        return kill(f"the {role} of server {one.server}", target(role, server)), (1,)
+        process = target(role, server, self.product.home)
+        return kill(f"the {role} of server {one.server}", process), (1,)
 
     def _kill_without_disk(self, one: Draw, server: psutil.Process, status: Status) -> str:
         """Kill the server while a disk cannot be written; the failed write must be an event."""

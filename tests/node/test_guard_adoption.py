@@ -14,6 +14,7 @@ from process_trees import PATIENCE_S, Watched, await_exit, await_gone, await_tru
 
 from raylaunch.errors import BusyError, NodeError
 from raylaunch.node.process import guard_socket
+from raylaunch.node.process.guard import short_path
 from raylaunch.node.process.guard_socket import describe, find_guards, keep_note, socket_path
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
 
@@ -242,6 +243,12 @@ def test_a_killed_adopted_guard_is_reported_and_leaves_nothing(orphan, log, path
     assert server.end()["left"] == []
 
 
+def connect(visitor, path):
+    """Connect to a socket, whose path may be longer than an address can be."""
+    with short_path(str(path.parent), path.name) as address:
+        visitor.connect(address)
+
+
 @pytest.mark.parametrize(
     "message", [b"", b"\n", b"{}\n", b"[1]\n", b'{"do": "fly"}\n', b'{"do": "keep"}\n', b"\xff\n"]
 )
@@ -249,7 +256,7 @@ def test_a_message_without_sense_harms_nothing(deployment, log, path, message):
     server = Watched(deployment, log, SERVER, socket=str(path), owner_wait_s=FOR_EVER_S)
     server.event("spawned")
     with socket.socket(socket.AF_UNIX) as visitor:
-        visitor.connect(str(path))
+        connect(visitor, path)
         visitor.sendall(message)
         visitor.shutdown(socket.SHUT_WR)
         answer = visitor.makefile().read()
@@ -264,7 +271,7 @@ def test_visitors_that_say_nothing_are_limited_and_harm_nothing(deployment, log,
     server.event("spawned")
     silent = [socket.socket(socket.AF_UNIX) for _ in range(40)]
     for one in silent:
-        one.connect(str(path))
+        connect(one, path)
         one.settimeout(PATIENCE_S)
     assert silent[-1].recv(1) == b"", "the last of too many is turned away"
     for one in silent:

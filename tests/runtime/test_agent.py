@@ -20,10 +20,11 @@ from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.agent import guard_adoption, guard_events, log_follower, server_launch
+from raylaunch.runtime.agent import log_follower, server_launch
 from raylaunch.runtime.agent.agent import Agent
 from raylaunch.runtime.agent.api_probe import LAST_STAGE
-from raylaunch.runtime.agent.guard_events import EVENT_DELAY_S
+from raylaunch.runtime.agent.guards import guard_adoption, guard_events
+from raylaunch.runtime.agent.guards.guard_events import EVENT_DELAY_S
 from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.task_owner import TaskFailure
@@ -330,7 +331,7 @@ async def test_an_older_journal_never_replaces_a_newer_one():
     await agent.keep_journal("serve-0", 2, b"two")
     await agent.keep_journal("serve-0", 1, b"one")
     await agent.keep_journal("", 1, b"of the deployment")
-    journals = (await agent.hello()).journals
+    journals = agent._notes.journals
     assert journals == {"serve-0": b"two", "": b"of the deployment"}
 
 
@@ -372,7 +373,7 @@ async def test_the_next_agents_adopt_servers_journals_and_secrets_of_killed_ones
             await primary.adopt(pair, 5, health)
         assert await asyncio.gather(*(agent.adopt(pair, 4, health) for agent in agents)) == pids
         assert await primary.read_secrets(SECRETS.takeover_key) == {"SECRET": "s3cret"}
-        assert (await headless.hello()).journals == {"serve-0": b"seven"}
+        assert headless._notes.journals == {"serve-0": b"seven"}
         found = await observe(primary, lambda seen: is_ready(pair, seen))
         assert (found.seen.attempt, found.seen.pid) == (4, pids[0])
         with pytest.raises(BusyError, match="has an owner"):

@@ -95,6 +95,13 @@ def test_what_the_answer_needs_is_killed_after_the_answer(process, fault):
     assert f"(pid {process.pid})" in done.what
 
 
+@pytest.mark.parametrize("fault", ["kill-server", "kill-guard", "kill-raylet", "stop-server"])
+def test_init_is_never_a_target(fault):
+    given = targets(server=1, guard=1, raylet=1)
+    with pytest.raises(NodeError, match=r"pid 1\) has exited already"):
+        inject_fault(fault, 0, given, never)
+
+
 @pytest.mark.parametrize("fault", ["kill-server", "kill-guard", "kill-agent", "stop-server"])
 def test_a_target_that_has_exited_is_named(fault):
     with pytest.raises(NodeError, match=f"pid {NEVER}. has exited already"):

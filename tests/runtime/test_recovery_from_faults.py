@@ -507,8 +507,8 @@ def ours(process):
 
 def measure(handle):
     """Of the actors of a deployment: all processes below them, their open files, their memory."""
-    server_pids = [server.seen.pid for server in handle.status().servers]
-    agents = [psutil.Process(pid).parents()[2] for pid in server_pids]
+    guards = guard_socket.find_guards(Path(os.environ["RAYLAUNCH_HOME"]), handle.name)
+    agents = [psutil.Process(guard.owner) for guard in guards]
     head = [
         one
         for one in psutil.process_iter()
@@ -516,7 +516,7 @@ def measure(handle):
     ]
     actors = {one.pid: one for one in [*agents, *head]}
     return {
-        "processes": sum(len(one.children(recursive=True)) for one in agents),
+        "processes": len(find_marked(handle.name)),
         "files": sum(one.num_fds() for one in actors.values()),
         "megabytes": sum(one.memory_full_info().uss for one in actors.values()) / 1e6,
     }

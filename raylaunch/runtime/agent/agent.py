@@ -32,9 +32,9 @@ from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.runtime.agent import fault_injection, server_launch
 from raylaunch.runtime.agent.api_probe import LAST_STAGE, ApiProbe
 from raylaunch.runtime.agent.child_watch import ChildWatch
-from raylaunch.runtime.agent.guard_adoption import take_guard
-from raylaunch.runtime.agent.guard_events import on_monotonic_clock, settle_launch
-from raylaunch.runtime.agent.journal_notes import JournalNotes
+from raylaunch.runtime.agent.guards.guard_adoption import take_guard
+from raylaunch.runtime.agent.guards.guard_events import on_monotonic_clock, settle_launch
+from raylaunch.runtime.agent.guards.journal_notes import JournalNotes
 from raylaunch.runtime.agent.log_follower import LogFollower, LogNews
 from raylaunch.runtime.agent.probe_actor import Hello, ProbeActor
 from raylaunch.runtime.agent.secret_keeper import SecretKeeper

@@ -71,6 +71,9 @@ class DrillLimits:
     """What starts Ray again there, see `ray_daemons.RESTARTS`; "" for nothing."""
 
 
+INIT = 1
+
+
 def inject_fault(fault: str, port: int, targets: Targets, call_later: CallLater) -> Injected:
     """Inject `fault` into one server.
 
@@ -249,7 +252,8 @@ def cut_node(hold_s: float) -> Injected:
 
 
 def _find(pid: int, name: str) -> Process:
-    process = read_process(pid)
+    # The parent of an orphan is init: its own parent, for example the raylet, has exited.
+    process = None if pid == INIT else read_process(pid)
     if process is None:
         raise NodeError(f"{name} (pid {pid}) has exited already")
     return process

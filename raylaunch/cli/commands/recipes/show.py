@@ -27,7 +27,7 @@ def show(
     sets: Sets = None,
     output: RecipeOutput = RecipeFormat.YAML,
 ) -> None:
-    """Print a whole recipe and where each value is from, without secrets."""
+    """Print a recipe and where each value is from, without secrets."""
     from raylaunch.checks.secret_checks import mask_recipe
     from raylaunch.cli.views.recipe_view import yaml_lines
     from raylaunch.recipe.catalog import read

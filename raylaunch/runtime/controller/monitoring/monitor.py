@@ -88,6 +88,8 @@ class Monitor:
         self._answer: tuple[bytes, str] = (b"", "")
         self._answer_key: tuple[str, float] = ("", float("-inf"))
         self._lock = asyncio.Lock()
+        self._file_lock = asyncio.Lock()
+        """A write of the targets that had begun shall not follow their removal."""
 
     def begin(
         self,
@@ -119,10 +121,12 @@ class Monitor:
         self._notify_hooks()
         if self._notifier is not None:
             await self._notifier.flush(FLUSH_S)
-        if self._server is not None:
-            self._server.close()
-            with contextlib.suppress(OSError):
-                self._file.unlink(missing_ok=True)
+        async with self._file_lock:
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+                with contextlib.suppress(OSError):
+                    self._file.unlink(missing_ok=True)
 
     # -- metrics -------------------------------------------------------------------------------
 
@@ -197,14 +201,15 @@ class Monitor:
                 address = join_address(str(node["NodeManagerAddress"]), port)
                 targets.append(Target(address, "ray"))
         text = write_targets(self._deployment, targets)
-        if text == self._written:
-            return
-        try:
-            await asyncio.to_thread(_replace, self._file, text)
-        except OSError as error:
-            log.warning("the targets for Prometheus cannot be written: %s", error)
-            return
-        self._written = text
+        async with self._file_lock:
+            if text == self._written or self._server is None:
+                return
+            try:
+                await asyncio.to_thread(_replace, self._file, text)
+            except OSError as error:
+                log.warning("the targets for Prometheus cannot be written: %s", error)
+                return
+            self._written = text
 
     def _notify_hooks(self) -> None:
         if self._notifier is None:
