@@ -147,7 +147,7 @@ class Controller:
             for spec in found.deployment.specs:
                 self._groups.add(spec)
         await asyncio.gather(*(group.backend.find() for group in self._groups))
-        secrets = self._offered or await takeover.read_secrets(self._groups)
+        secrets = {**self._offered, **await takeover.read_secrets(self._groups)}
         if not found.may_be_adopted(self._groups.lack_any(secrets)):
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)
             await self._await_begin(

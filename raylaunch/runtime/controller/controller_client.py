@@ -266,9 +266,7 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     try:
         client.begin(secrets)
     except BaseException as error:
-        if request.adopts:
-            client.kill()  # the servers run on, for the next try
-        else:
+        if not request.adopts:  # one that adopts may only be slow, and its servers serve
             _take_back(client, answers=not isinstance(error, ActorError))
         raise
 
