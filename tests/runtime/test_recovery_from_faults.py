@@ -386,6 +386,7 @@ def test_stop_in_the_midst_of_a_start(start):
     assert handle.stop().left == ()
 
 
+@pytest.mark.long
 def test_whoever_keeps_the_port_is_named(start):
     handle = start()
     with thief(http_port(handle)):

@@ -326,11 +326,15 @@ def test_a_headless_start_does_not_wait_and_a_second_name_is_refused(user, stand
 MAKER_DIES = """
 import os
 from raylaunch.runtime.controller import controller_client as remote
-remote.ControllerClient.begin = lambda *_, **__: os._exit(42)
+def die(controller, *_, **__):
+    controller.read_log_of_controller(1)
+    os._exit(42)
+remote.ControllerClient.begin = die
 import raylaunch
 raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
 """
-"""Everything is made, nobody says `begin`."""
+"""Everything is made, nobody says `begin`. Ray may still drop an actor that has not answered when its
+maker dies."""
 
 
 def test_a_command_that_dies_half_way_leaves_what_stop_can_end(user, ray_nodes):

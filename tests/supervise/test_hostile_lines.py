@@ -60,7 +60,9 @@ def find_patterns() -> Iterator[tuple[str, Pattern]]:
     for meaning in last_exception.MEANINGS:
         yield f"last_exception.{meaning.name}", re.compile(meaning.words or "x{9}")
     for skip in (log_reduction._BELOW_WARNING, log_reduction._WARNINGS):
-        yield from ((f"log_reduction.{name}", each) for name, each in vars(skip).items())
+        for name, value in vars(skip).items():
+            if isinstance(value, re.Pattern):
+                yield f"log_reduction.{name}", value
     for signature in load_signatures():
         yield signature.id, signature.pattern
     for module in (*DIAGNOSIS_MODULES, join_checks):
