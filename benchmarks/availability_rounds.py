@@ -34,7 +34,7 @@ QUIET_S = 3.0
 DETECTED_S, RECOVERED_S = 120.0, 600.0
 BEYOND_S = 3.0
 REFUSED_S = 1.0
-"""Goals: capacity beyond the servers' own start, and refused connections after the keeper's death."""
+"""Goals: capacity beyond the servers' own start; refused connections after the keeper's death."""
 
 GROUP_FAULTS: Mapping[str, str] = {
     "kill-engine": "kill-engine",
@@ -57,7 +57,10 @@ UPGRADES = ("args.max-num-seqs=7", "args.max-num-seqs=8")
 
 @dataclass
 class Round:
-    """What one round did to the clients. Durations in seconds; None: not applicable, not reached."""
+    """What one round did to the clients.
+
+    Durations in seconds; None: not applicable, not reached.
+    """
 
     part: str
     kind: str

@@ -1,4 +1,4 @@
-"""A deployment with a gateway on an embedded Ray cluster of two nodes, and clients in front of it."""
+"""A deployment with a gateway on an embedded Ray cluster of two nodes, and its clients."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def pytest_configure(config):
     """Mark this run: what the tests start inherits the variable, so runs side by side do not blame
     each other."""
     os.environ[RUN] = uuid.uuid4().hex
-    # Else a call of Ray's API in a test without a cluster starts one, or waits for one that is gone.
+    # A call of Ray's API in a test without a cluster would start one, or wait for one that is gone.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     # A background job of a shell ignores SIGINT, one below nohup SIGHUP; what the tests start would
     # inherit it.

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 
 from raylaunch.api.deployment_verbs import attach, read_secrets, refuse_unsupported
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, settings_texts
-from raylaunch.bench.gate import find_base, gate_problems, parse_gate
-from raylaunch.bench.scenario import choose
 from raylaunch.deployment import Deployment, OnUpdate
 from raylaunch.deployment.kept_benchmarks import kept_runs
 from raylaunch.errors import RaylaunchError, RecipeError
@@ -184,6 +182,9 @@ def _gate_check(handle: Deployment, wanted: LoadedRecipe, text: str) -> Callable
     Raises:
         RecipeError: there is no such scenario, or no benchmark to compare with.
     """
+    from raylaunch.bench.gate import find_base, gate_problems, parse_gate
+    from raylaunch.bench.scenario import choose
+
     gate = parse_gate(text)
     scenario = choose(gate.scenario, wanted.recipe.bench)
     created_at = {group.name: group.created_at for group in handle.status().groups}

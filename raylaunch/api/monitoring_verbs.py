@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.resources import files
 
 from raylaunch.home import home
-from raylaunch.monitoring.prometheus_files import prometheus_files
 
 
 def monitoring_files(targets: str | None = None, token_file: str = "") -> dict[str, str]:
@@ -16,6 +15,8 @@ def monitoring_files(targets: str | None = None, token_file: str = "") -> dict[s
             home on this machine.
         token_file: File with the bearer token of the endpoints; "" where they ask for none.
     """
+    from raylaunch.monitoring.prometheus_files import prometheus_files
+
     where = targets or str(home() / "monitoring" / "*.json")
     found = prometheus_files(where, token_file)
     folder = files("raylaunch.monitoring").joinpath("dashboards")

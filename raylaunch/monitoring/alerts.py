@@ -23,6 +23,7 @@ FRESH_S = 120
 _DIAGNOSE = "raylaunch diagnose {{ $labels.deployment }}"
 _STATUS = "raylaunch status {{ $labels.deployment }}"
 _EVENTS = "raylaunch events {{ $labels.deployment }}"
+_CHECK = "raylaunch check {{ $labels.deployment }}"
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ _SYMPTOMS = (
         summary="the disk of the logs on {{ $labels.node }} is nearly full",
         cause="Less than 5 % is free.",
         remedy="Remove old logs and bundles, or move them with RAYLAUNCH_LOG_DIR.",
-        command="raylaunch check {{ $labels.deployment }}",
+        command=_CHECK,
         wait_s=120,
     ),
     Alert(
@@ -257,7 +258,7 @@ _SYMPTOMS = (
         cause="npu-smi reports another health than OK.",
         remedy="Run `npu-smi info -t health -i N` on that node; a restart excludes a node with a "
         "device fault.",
-        command="raylaunch check {{ $labels.deployment }}",
+        command=_CHECK,
         severity="critical",
     ),
     Alert(
@@ -266,7 +267,7 @@ _SYMPTOMS = (
         summary="npu-smi on {{ $labels.node }} does not answer",
         cause="npu-smi hangs or fails: often the driver, or an NPU that is lost.",
         remedy="Run `npu-smi info` on that node.",
-        command="raylaunch check {{ $labels.deployment }}",
+        command=_CHECK,
     ),
     Alert(
         name="RaylaunchGatewayDown",

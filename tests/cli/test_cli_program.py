@@ -45,6 +45,17 @@ def test_what_needs_no_cluster_loads_nothing_heavy(modules_of, words):
     assert not modules_of(*words) & HEAVY
 
 
+def test_the_verbs_of_python_load_no_alerts_and_no_benchmarks():
+    code = "import sys, raylaunch.api; print(*sys.modules)"
+    process = [sys.executable, "-c", code]
+    done = subprocess.run(process, env=environment(), capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "raylaunch.api" in loaded
+    assert not [
+        name for name in loaded if name.startswith(("raylaunch.bench.", "raylaunch.monitoring."))
+    ]
+
+
 def test_help_loads_no_recipe_and_no_yaml(modules_of):
     loaded = modules_of("--help")
     assert "typer" in loaded

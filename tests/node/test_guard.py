@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import uuid
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ from stopping import stop
 
 from raylaunch.node.process import guard
 from raylaunch.node.process.guard import Events, Log, SafeLog
-from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.node.process.process_markers import find_marked
 from raylaunch.node.process.server_process import GUARD
 
 NOBODY_UID = 65534
@@ -46,20 +45,6 @@ fork(daemon)
 signal.signal(signal.SIGTERM, lambda *_: (say("terminated"), os._exit(0)))
 say("server", os.getpid())
 """
-
-
-@pytest.fixture
-def deployment():
-    name = f"test-{uuid.uuid4().hex}"
-    yield name
-    left = find_marked(name)
-    terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
-    assert left == []
-
-
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "logs" / "server-0.log"
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from raylaunch.errors import BusyError, NodeError
 from raylaunch.node.process import guard_socket
 from raylaunch.node.process.guard import short_path
 from raylaunch.node.process.guard_socket import describe, find_guards, keep_note, socket_path
-from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.node.process.process_markers import find_marked
 
 SERVER = """
 fork(stubborn)
@@ -27,20 +26,6 @@ say("server", os.getpid())
 sleep()
 """
 FOR_EVER_S = 3600.0
-
-
-@pytest.fixture
-def deployment():
-    name = f"test-{uuid.uuid4().hex}"
-    yield name
-    left = find_marked(name)
-    terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
-    assert left == []
-
-
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "logs" / "server-0.log"
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from process_trees import PATIENCE_S, Watched, parent_of
 from stopping import stop
 
 from raylaunch.node.process import server_process as process
-from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.node.process.process_markers import find_marked
 from raylaunch.node.process.server_env import child_env
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec
 
@@ -25,15 +24,6 @@ MARKED = {
     "RAYLAUNCH_SERVER": "1",
     "SPT_NOENV": "1",
 }
-
-
-@pytest.fixture
-def deployment():
-    name = f"test-{uuid.uuid4().hex}"
-    yield name
-    left = find_marked(name)
-    terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
-    assert left == []
 
 
 @pytest.fixture

@@ -333,8 +333,9 @@ remote.ControllerClient.begin = die
 import raylaunch
 raylaunch.deploy("local-dual", deployment="test-maker", address={address!r})
 """
-"""Everything is made, nobody says `begin`. Ray may still drop an actor that has not answered when its
-maker dies."""
+"""Everything is made, and `begin` never comes.
+
+Ray may drop an actor that has not answered when its maker dies."""
 
 
 def test_a_command_that_dies_half_way_leaves_what_stop_can_end(user, ray_nodes):

@@ -50,6 +50,10 @@ class ActorLostError(ActorError):
     """The actor is dead, and Ray will not restart it."""
 
 
+class ActorKilledError(ActorLostError):
+    """The actor was ended on purpose, by `ray.kill`."""
+
+
 class ActorUnavailableError(ActorError):
     """Ray has no connection to the actor at the moment: it restarts, or the network is cut."""
 
@@ -173,7 +177,8 @@ class RemoteActor(Generic[A]):
                 f"{self.peer} cannot be reached ({method})", why=reason, todo=_LOOK
             )
         if isinstance(error, exceptions.RayActorError):
-            return ActorLostError(f"{self.peer} is dead ({method})", why=reason, todo=_LOOK)
+            lost = ActorKilledError if _KILLED in text else ActorLostError
+            return lost(f"{self.peer} is dead ({method})", why=reason, todo=_LOOK)
         if isinstance(error, TimeoutError | exceptions.GetTimeoutError):
             return ActorTimeoutError(
                 f"{self.peer} did not answer within {timeout_s:.0f} s ({method})", todo=_LOOK
@@ -203,6 +208,8 @@ def explained_ray_errors(what: str) -> Iterator[None]:
         raise ActorError(f"Ray did not answer ({what})", why=reason, todo=_LOOK) from error
 
 
+_KILLED = "it was killed by `ray.kill`"
+"""Ray's words (seen with 2.60); an actor that is killed to be restarted is unavailable instead."""
 _LOOK = (
     "`ray status` shows whether its node is alive; `raylaunch logs NAME --controller` and Ray's "
     "session folder on that node hold its log"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from raylaunch.errors import BusyError, RaylaunchError, UnknownDeploymentError
 from raylaunch.gateway.gateway_messages import hash_key
@@ -17,10 +17,12 @@ from raylaunch.runtime.cluster.node_tasks import HEAD_RESOURCE
 from raylaunch.runtime.cluster.packaging import packaged
 from raylaunch.runtime.cluster.remote_call import (
     ActorError,
+    ActorKilledError,
     ActorLostError,
     ActorTimeoutError,
     ActorUnavailableError,
     RemoteActor,
+    RemoteMethod,
 )
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import CONTROLLER, Ticket
@@ -38,6 +40,9 @@ else:
 
     # Importing the actor's code takes 0.25 s, and a client needs only the names of its methods.
     Controller = MethodNames()
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +65,8 @@ class ControllerClient:
 
     Where a method takes a group, None means the first one.
     A call waits while Ray restarts the controller. Every method raises, besides what it names:
-        ActorLostError: the controller was stopped.
+        UnknownDeploymentError: another command stopped the deployment meanwhile.
+        ActorLostError: the controller is dead for another reason.
         ActorTimeoutError, ActorUnavailableError: it did not answer in time.
     """
 
@@ -72,15 +78,15 @@ class ControllerClient:
 
     def begin(self, secrets: Mapping[str, str]) -> None:
         """Start the deployment; returns before it is ready."""
-        self._remote.ask(Controller.begin, timeout_s=BEGIN_TIMEOUT_S)(secrets=secrets)
+        self._ask(Controller.begin, timeout_s=BEGIN_TIMEOUT_S)(secrets=secrets)
 
     def status(self) -> Status:
         """Return where the deployment is now."""
-        return self._remote.ask(Controller.status, timeout_s=CALL_TIMEOUT_S)()
+        return self._ask(Controller.status, timeout_s=CALL_TIMEOUT_S)()
 
     def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
         """Return the status as soon as it is newer than `version`, or after `timeout_s`."""
-        call = self._remote.ask(Controller.wait_change, timeout_s=timeout_s + CALL_TIMEOUT_S)
+        call = self._ask(Controller.wait_change, timeout_s=timeout_s + CALL_TIMEOUT_S)
         return call(version=version, timeout_s=timeout_s)
 
     async def show_plans(self, ticket: Ticket, timeout_s: float) -> list[LaunchPlan]:
@@ -89,7 +95,7 @@ class ControllerClient:
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the events newer than number `after`."""
-        return self._remote.ask(Controller.events, timeout_s=CALL_TIMEOUT_S)(after=after)
+        return self._ask(Controller.events, timeout_s=CALL_TIMEOUT_S)(after=after)
 
     def read_log(
         self,
@@ -100,18 +106,18 @@ class ControllerClient:
         group: str | None = None,
     ) -> Chunk | None:
         """Return a piece of a server's log; see `Agent.read_log`. None when its agent is lost."""
-        call = self._remote.ask(Controller.read_log, timeout_s=timeout_s + CALL_TIMEOUT_S)
+        call = self._ask(Controller.read_log, timeout_s=timeout_s + CALL_TIMEOUT_S)
         return call(server=server, cursor=cursor, lines=lines, timeout_s=timeout_s, group=group)
 
     def describe(
         self, group: str | None = None
     ) -> tuple[LoadedRecipe, LaunchPlan | None, dict[int, dict[str, str]]]:
         """Return a group's recipe, its plan, and the versions installed on each server's node."""
-        return self._remote.ask(Controller.describe, timeout_s=CALL_TIMEOUT_S)(group=group)
+        return self._ask(Controller.describe, timeout_s=CALL_TIMEOUT_S)(group=group)
 
     def diagnosis(self, group: str | None = None) -> Diagnosis | None:
         """Return the diagnosis of the last failure, or of the current logs if there was none."""
-        return self._remote.ask(Controller.diagnosis, timeout_s=CALL_TIMEOUT_S)(group=group)
+        return self._ask(Controller.diagnosis, timeout_s=CALL_TIMEOUT_S)(group=group)
 
     def inject(self, fault: str, server: int, group: str | None = None) -> Event:
         """Inject a drill's fault and return the event.
@@ -119,31 +125,29 @@ class ControllerClient:
         Raises:
             BusyError: the group is not ready.
         """
-        call = self._remote.ask(Controller.inject, timeout_s=CALL_TIMEOUT_S)
+        call = self._ask(Controller.inject, timeout_s=CALL_TIMEOUT_S)
         return call(fault=fault, server=server, group=group)
 
     def drill_limits(self, server: int, group: str | None = None) -> DrillLimits:
         """Return what a drill may do to the server's node."""
-        call = self._remote.ask(Controller.drill_limits, timeout_s=CALL_TIMEOUT_S)
+        call = self._ask(Controller.drill_limits, timeout_s=CALL_TIMEOUT_S)
         return call(server=server, group=group)
 
     def node_ids(self, group: str | None = None) -> dict[int, str]:
         """Return Ray's id of each server's node."""
-        return self._remote.ask(Controller.node_ids, timeout_s=CALL_TIMEOUT_S)(group=group)
+        return self._ask(Controller.node_ids, timeout_s=CALL_TIMEOUT_S)(group=group)
 
     def has_spare(self, group: str | None = None) -> bool:
         """Return whether another node could take a server's place."""
-        return self._remote.ask(Controller.has_spare, timeout_s=CALL_TIMEOUT_S)(group=group)
+        return self._ask(Controller.has_spare, timeout_s=CALL_TIMEOUT_S)(group=group)
 
     def leftovers(self, group: str | None = None) -> list[str]:
         """Return the living processes of earlier attempts."""
-        return self._remote.ask(Controller.leftovers, timeout_s=CALL_TIMEOUT_S)(group=group)
+        return self._ask(Controller.leftovers, timeout_s=CALL_TIMEOUT_S)(group=group)
 
     def read_log_of_controller(self, lines: int) -> str:
         """Return the last lines of the controller's own log."""
-        return self._remote.ask(Controller.read_controller_log, timeout_s=CALL_TIMEOUT_S)(
-            lines=lines
-        )
+        return self._ask(Controller.read_controller_log, timeout_s=CALL_TIMEOUT_S)(lines=lines)
 
     def restart(self, group: str | None = None) -> None:
         """Begin to restart a group, or all of them one after the other; see `Status.operation`.
@@ -151,7 +155,7 @@ class ControllerClient:
         Raises:
             BusyError: another operation is under way, or the deployment is being stopped.
         """
-        self._remote.ask(Controller.restart, timeout_s=CALL_TIMEOUT_S)(group=group)
+        self._ask(Controller.restart, timeout_s=CALL_TIMEOUT_S)(group=group)
 
     def scale(self, replicas: int) -> None:
         """Begin to add or remove replicas; see `Status.operation`.
@@ -160,7 +164,7 @@ class ControllerClient:
             BusyError: another operation is under way, or the deployment is being stopped.
             RecipeError: the groups differ.
         """
-        self._remote.ask(Controller.scale, timeout_s=CALL_TIMEOUT_S)(replicas=replicas)
+        self._ask(Controller.scale, timeout_s=CALL_TIMEOUT_S)(replicas=replicas)
 
     def upgrade(self, loaded: LoadedRecipe, secrets: Mapping[str, str]) -> None:
         """Begin to replace what differs from another recipe; see `Status.operation`.
@@ -169,12 +173,12 @@ class ControllerClient:
             BusyError: another operation is under way, or the deployment is being stopped.
             RecipeError: the recipes differ in what an upgrade cannot change.
         """
-        call = self._remote.ask(Controller.upgrade, timeout_s=CALL_TIMEOUT_S)
+        call = self._ask(Controller.upgrade, timeout_s=CALL_TIMEOUT_S)
         call(loaded=loaded, secrets=secrets)
 
     def confirm(self, problem: str) -> None:
         """Give the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
-        self._remote.ask(Controller.confirm, timeout_s=CALL_TIMEOUT_S)(problem=problem)
+        self._ask(Controller.confirm, timeout_s=CALL_TIMEOUT_S)(problem=problem)
 
     def rotate_keys(self, keys: Mapping[str, str]) -> None:
         """Replace API keys of the gateway: name of the secret -> value; only hashes are sent.
@@ -183,18 +187,17 @@ class ControllerClient:
             RaylaunchError: there is no gateway, or it does not take them; the old ones stay.
         """
         hashes = {hash_key(value): name for name, value in keys.items()}
-        self._remote.ask(Controller.rotate_keys, timeout_s=CALL_TIMEOUT_S)(key_hashes=hashes)
+        self._ask(Controller.rotate_keys, timeout_s=CALL_TIMEOUT_S)(key_hashes=hashes)
 
     def recipe(self) -> LoadedRecipe:
         """Return the recipe of the whole deployment."""
-        return self._remote.ask(Controller.recipe, timeout_s=CALL_TIMEOUT_S)()
+        return self._ask(Controller.recipe, timeout_s=CALL_TIMEOUT_S)()
 
     def stop(self, on_update: Callable[[Status], None] | None = None) -> StopReport:
         """Stop every server, then the controller itself.
 
         Raises:
             RaylaunchError: it could not be stopped.
-            UnknownDeploymentError: another command stopped the deployment at the same moment.
         """
         version = -1
         try:
@@ -206,11 +209,27 @@ class ControllerClient:
                     on_update(status)
                 report = self._try_stop()
         except ActorLostError as error:
-            raise UnknownDeploymentError(
-                "the deployment was stopped by another command at the same moment"
-            ) from error
+            raise self._stopped() from error
         self._remote.kill()
         return report
+
+    def _ask(self, method: RemoteMethod[Controller, P, T], *, timeout_s: float) -> Callable[P, T]:
+        """Return the blocking call of a method; a stopped controller is a stopped deployment."""
+        call = self._remote.ask(method, timeout_s=timeout_s)
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return call(*args, **kwargs)
+            except ActorKilledError as error:
+                raise self._stopped() from error
+
+        return run
+
+    def _stopped(self) -> UnknownDeploymentError:
+        return UnknownDeploymentError(
+            f"{self.deployment} was stopped by another command",
+            why="its controller was ended while this command waited for an answer",
+        )
 
     def _try_stop(self) -> StopReport | None:
         """Return the report of a stop; None while it is under way.
@@ -218,7 +237,7 @@ class ControllerClient:
         The command is repeated: a controller that Ray restarted meanwhile has forgotten it.
         """
         try:
-            return self._remote.ask(Controller.stop, timeout_s=STOP_POLL_S)()
+            return self._ask(Controller.stop, timeout_s=STOP_POLL_S)()
         except (ActorTimeoutError, ActorUnavailableError):
             return None
 
