@@ -111,9 +111,9 @@ def renewed(daemon: RayDaemon) -> RayDaemon:
         if path := daemon.option(name):
             Path(path).unlink(missing_ok=True)
     # A raylet awaits the ports of its agents in files that are named after its node.
-    for path in Path(daemon.option("session_dir") or os.devnull).glob(f"*_{old}"):
-        if path.read_text(encoding="ascii", errors="replace").strip() == NO_PORT:
-            path.with_name(path.name.replace(old, new)).write_text(NO_PORT, encoding="ascii")
+    for file in Path(daemon.option("session_dir") or os.devnull).glob(f"*_{old}"):
+        if file.read_text(encoding="ascii", errors="replace").strip() == NO_PORT:
+            file.with_name(file.name.replace(old, new)).write_text(NO_PORT, encoding="ascii")
     return replace(daemon, argv=tuple(word.replace(old, new) for word in daemon.argv))
 
 
