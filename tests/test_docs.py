@@ -177,7 +177,7 @@ def test_every_fault_of_the_drill_is_explained():
 
 
 def test_every_test_that_holds_a_promise_exists():
-    page = (ROOT / "docs" / "supervision.md").read_text()
+    page = (ROOT / "docs" / "operations.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
     assert len(named) > 20
     missing = [

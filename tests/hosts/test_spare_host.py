@@ -211,6 +211,7 @@ def test_a_cut_host_is_replaced_and_the_drill_says_so(three, stopped_after):
     await_true(lambda: not marked(three.at(lost)), RECOVER_S, lambda: marked(three.at(lost)))
 
 
+@pytest.mark.long
 def test_without_a_spare_host_a_cut_one_is_waited_for(three, stopped_after):
     three.renew_workers()
     before = [server["ip"] for server in start(three, "parallel.data=3")["servers"]]

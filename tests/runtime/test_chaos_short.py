@@ -26,7 +26,6 @@ def chaos(monkeypatch):
 
 
 @pytest.mark.ray
-@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_after_each_of_20_random_faults_the_service_is_ready_or_gone(chaos):
     server = importlib.import_module("chaos_product").STANDIN

@@ -1,14 +1,16 @@
-"""The embedded default with real vLLM on CPU: start, chat, both ranks, verify, logs, stop, nothing left."""
+"""The embedded default with real vLLM on CPU: start, chat, both ranks, verify, logs, three faults,
+stop, nothing left."""
 
 from __future__ import annotations
 
 import httpx
 import pytest
+from drilled import drill
 from ray_clusters import await_true
 
 from raylaunch.node.process.process_markers import find_marked
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 TOOLS = (
     *(
@@ -24,7 +26,11 @@ TOOLS = (
 )
 
 
-def test_local_dual_serves_with_real_vllm(user, ports):
+PROCESS_FAULTS = ("kill-engine", "kill-agent", "kill-controller")
+
+
+def test_local_dual_serves_with_real_vllm_and_recovers(user, ports):
+    """One test: each start of real vLLM takes a minute."""
     started = user.run("start", "local-dual", "--name", "test-real", *ports, *TOOLS, deadline_s=600)
     assert started.code == 0, started.out + started.err
     status = user.run("status", "test-real", "-o", "json").json()
@@ -66,6 +72,8 @@ def test_local_dual_serves_with_real_vllm(user, ports):
         "vLLM's own processes keep the marker"
     )
 
+    check_drill(user)
+
     stopped = user.run("stop", "test-real", "-o", "json")
     assert stopped.code == 0, stopped.out + stopped.err
     assert stopped.json()["left"] == []
@@ -90,3 +98,14 @@ def check_verify(user):
     assert checks["rank 0"]["detail"] == checks["rank 1"]["detail"]
     assert 'get_current_weather({"city": "' in checks["tool call"]["detail"]
     assert "keeps <think> in content" in checks["reasoning"]["detail"]
+
+
+def check_drill(user):
+    outcomes, status = drill(user, "test-real", PROCESS_FAULTS, 800)
+    assert set(outcomes) == set(PROCESS_FAULTS)
+    assert not any(one["left"] or one["problem"] for one in outcomes.values())
+    assert outcomes["kill-controller"]["failed"] == 0
+    assert status["attempt"] == len(PROCESS_FAULTS), (
+        "all but the controller's death start the gang again"
+    )
+    assert "VLLM::EngineCore" in outcomes["kill-engine"]["detected_by"]
