@@ -269,6 +269,43 @@ def test_an_agents_death_ends_its_server_at_once(start):
     await_phase(handle, Phase.READY)
 
 
+def test_an_agents_death_beside_the_controllers_fails_no_request(start, cluster):
+    from raylaunch.runtime.controller.controller_client import find_controller
+
+    handle = start(health__orphan_grace_s=600, env__STANDIN_TOKEN_S="0.02")
+    endpoint = handle.endpoint
+    pids = [server.seen.pid for server in handle.status().servers]
+    answers = []
+    clients = [
+        threading.Thread(target=lambda: answers.append(ask(endpoint, 200).status_code))
+        for _ in range(4)
+    ]
+    for client in clients:
+        client.start()
+    find_controller(handle.name).crash()
+    for server in (0, 1):
+        os.kill(own_guard(handle, server).owner, signal.SIGKILL)
+    await_true(
+        lambda: (
+            [event.text for event in handle.events()].count("another agent has adopted the server")
+            == 2
+        ),
+        "both servers have an agent again",
+    )
+    for client in clients:
+        client.join()
+    assert answers == [200] * 4
+    status = await_phase(handle, Phase.READY)
+    assert (status.attempt, [server.seen.pid for server in status.servers]) == (1, pids)
+    # Under control again: the next fault is handled, and nothing of the old attempt is left.
+    (outcome,) = api.drill(handle.name, ["kill-agent"], address=cluster.address)
+    assert (outcome.problem, outcome.adopted, outcome.failed) == ("", True, 0)
+    os.kill(child(handle, 1, "VLLM::EngineCore"), signal.SIGKILL)
+    await_true(lambda: handle.status().attempt == 2, "a second attempt")
+    await_phase(handle, Phase.READY)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
 def test_the_controllers_death_fails_no_request_in_flight(start):
     from raylaunch.runtime.controller.controller_client import find_controller
 

@@ -26,6 +26,7 @@ from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, te
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.connection import why_unreachable
+from raylaunch.runtime.cluster.daemon_supervisor import find_supervisors
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +124,13 @@ def undecided_records(home: Path, deployment: str | None) -> list[str]:
             continue
         if why := why_unreachable(record.address):
             count = len(find_marked(record.marker))
+            supervisors = find_supervisors(record.marker)
+            returning = "".join(
+                f" (pid {one.pid}, its supervisor, starts Ray again)" for one in supervisors
+            )
             lines.append(
                 f"the embedded cluster of {record.deployment} does not answer ({why}), and {count} "
-                f"of its processes live: `raylaunch stop {record.deployment}` kills them"
+                f"of its processes live{returning}: `raylaunch stop {record.deployment}` kills them"
             )
     for problem in problems:
         name = problem.deployment
@@ -142,6 +147,11 @@ def remove_record(home: Path, deployment: str) -> bool:
     except ClusterError:
         record_path(home, deployment).unlink(missing_ok=True)
         return True
+
+
+def gcs_store_of(record: ClusterRecord) -> Path:
+    """Return the folder in which the GCS of a cluster keeps its tables."""
+    return Path(record.token_file).with_suffix(".gcs")
 
 
 def cancellation_path(home: Path, record: ClusterRecord) -> Path:
@@ -176,7 +186,7 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
     servers = _find_servers(record.deployment, instances)
     gateway = _gateway_of(record)
     found = {process.pid for process in [*find_marked(record.marker), *gateway]}
-    left = terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
+    left = kill_ray(record)
     for instance in {process.instance for process in gateway}:
         left += terminate_marked(record.deployment, instance=instance, grace_s=END_GRACE_S)
     if servers:
@@ -187,6 +197,15 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
         processes=len(found) + len(servers),
         left=tuple(f"pid {process.pid} {process.command}" for process in left),
     )
+
+
+def kill_ray(record: ClusterRecord) -> list[MarkedProcess]:
+    """Kill the supervisor of a cluster, then its daemons, and no server; return what resisted."""
+    supervisors = {process.pid for process in find_supervisors(record.marker)}
+    if supervisors:
+        # First, and until it is gone: it would start the daemons again.
+        terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=0, pids=supervisors)
+    return terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
 
 
 def _instances_on(record: ClusterRecord) -> set[str]:
@@ -223,6 +242,7 @@ def _kill_servers(deployment: str, instances: Collection[str]) -> list[MarkedPro
 
 def _remove_files(home: Path, record: ClusterRecord) -> None:
     shutil.rmtree(record.folder, ignore_errors=True)
+    shutil.rmtree(gcs_store_of(record), ignore_errors=True)
     Path(record.token_file).unlink(missing_ok=True)
     cancellation_path(home, record).unlink(missing_ok=True)
     path = record_path(home, record.deployment)

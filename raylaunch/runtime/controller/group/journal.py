@@ -9,7 +9,8 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
@@ -21,6 +22,9 @@ from raylaunch.supervise.health_config import GroupShape
 from raylaunch.supervise.policy import Restart
 from raylaunch.supervise.state import Failure, History, Phase, ServerSeen, move
 from raylaunch.supervise.tally import Tally, fault_began, stage_seconds
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +105,7 @@ class Journal:
         journal = unseal(data)
         if not isinstance(journal, Journal) or journal.saved_at is None:
             raise ValueError("the journal cannot be read: it holds something else")
+        complete(journal)
         shift_s = ClockReading.of(clock).shift_from(journal.saved_at)
         journal.history = _shift(journal.history, shift_s)
         return journal
@@ -139,6 +144,23 @@ def unseal(data: bytes) -> object:
         return pickle.loads(data)  # noqa: S301
     except Exception as error:  # of another version: pickle raises whatever that leads to
         raise ValueError(f"the journal cannot be read: {error!r}") from error
+
+
+def complete(journal: DataclassInstance) -> None:
+    """Give a journal that an earlier version wrote the fields that it lacks.
+
+    Raises:
+        ValueError: one of them has no default.
+    """
+    for one in fields(journal):
+        if one.name in vars(journal):
+            continue
+        if one.default_factory is not MISSING:
+            setattr(journal, one.name, one.default_factory())
+        elif one.default is not MISSING:
+            setattr(journal, one.name, one.default)
+        else:
+            raise ValueError(f"the journal cannot be read: it has no {one.name}")
 
 
 class EventNumbers:
@@ -271,11 +293,10 @@ class GroupRecord:
         """Take an observation of a server, and note what changed."""
         index = seen.index
         before = self.seen.get(index)
-        if before is not None and seen.attempt < before.attempt:
-            # An agent that died before it reported this attempt is lost all the same.
-            seen = replace(before, agent_lost=before.agent_lost or seen.agent_lost)
-        if seen == before:
+        current = _of_this_attempt(seen, before)
+        if current is None:
             return
+        seen = current
         self.seen[index] = seen
         self._note_changes(before or ServerSeen(index, stage=""), seen)
         self._on_change()
@@ -341,6 +362,16 @@ class GroupRecord:
 
     def _give_copy(self) -> None:
         self._save(self.journal.number, self.journal.dump(self._clock))
+
+
+def _of_this_attempt(seen: ServerSeen, before: ServerSeen | None) -> ServerSeen | None:
+    """Return an observation as one of the current attempt; None for one of an earlier attempt."""
+    if before is None or seen.attempt >= before.attempt:
+        return seen
+    if seen.agent_lost is None:
+        return None
+    # The watch lost its agent before it had heard of this attempt.
+    return replace(before, agent_lost=seen.agent_lost)
 
 
 def _shift(history: History, by_s: float) -> History:
