@@ -35,7 +35,7 @@ def start(tmp_path):
             if not program.exists():
                 shutil.copy(shutil.which("bash"), program)
             # An inner process, so that the shell does not replace itself.
-            words = ["-c", "echo; sleep 600 & wait", *options]
+            words = ["-c", "sleep 600 & echo; wait", *options]
             process = subprocess.Popen(
                 [str(program), *words],
                 env={"RAYLAUNCH_DEPLOYMENT": MARKER, "PATH": os.environ["PATH"], **env},
