@@ -18,7 +18,17 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: begin (python tools/architecture.py) -->", "<!-- rooms: end -->"
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 132, 46, 28, 52, 16
-PURE = {"recipe", "plan", "checks", "render", "supervise", "importer", "bench", "monitoring"}
+PURE = {
+    "recipe",
+    "plan",
+    "checks",
+    "render",
+    "supervise",
+    "importer",
+    "bench",
+    "monitoring",
+    "page",
+}
 """Rooms without ray, sockets, clock or os.environ; tests/test_architecture.py holds them to it."""
 
 TIP = (

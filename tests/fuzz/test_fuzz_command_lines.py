@@ -11,6 +11,7 @@ import shlex
 import traceback
 
 import pytest
+from bounds import bounded
 from hypothesis import given, settings, strategies as st
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -115,7 +116,8 @@ def outcome_of(words: list[str]) -> tuple[int, str]:
 @settings.get_profile("fuzz")
 @given(command_lines())
 def test_a_command_line_ends_with_a_documented_exit_code(words):
-    code, output = outcome_of(words)
+    with bounded():
+        code, output = outcome_of(words)
     assert code in CODES, f"raylaunch {shlex.join(words)}: {code}\n{output}"
     assert "this is a bug in raylaunch" not in output
     assert "\x1b" not in output

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 
 import pytest
+from bounds import bounded
 from hypothesis import example, given, settings, strategies as st
 
 from raylaunch.runtime.cluster.clock import SystemClock
@@ -32,7 +33,7 @@ def test_a_damaged_copy_is_refused(cut, at, byte, truncated):
     if truncated:
         del data[cut:]
     if truncated or byte:
-        with pytest.raises(ValueError, match="it is damaged"):
+        with bounded(), pytest.raises(ValueError, match="it is damaged"):
             Journal.load(bytes(data), CLOCK)
     else:
         assert isinstance(Journal.load(bytes(data), CLOCK), Journal)
@@ -47,5 +48,5 @@ def with_digest(data: bytes) -> bytes:
     [b"", b"garbage", with_digest(b"garbage"), with_digest(pickle.dumps({"number": 1}))],
 )
 def test_something_else_is_refused(data):
-    with pytest.raises(ValueError, match="cannot be read"):
+    with bounded(), pytest.raises(ValueError, match="cannot be read"):
         Journal.load(data, CLOCK)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from bounds import bounded
 from hypothesis import given, settings, strategies as st
 
 from raylaunch.node.process import log_files
@@ -45,7 +46,7 @@ def short_blocks():
 @fuzz
 @given(pieces, rotations, sizes)
 def test_follower_gets_everything_over_rotations(data, rotate_bytes, limit):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, bounded():
         path = Path(folder) / "server.log"
         log = Log(str(path), rotate_bytes, KEEP)
         follower = Follower()
@@ -70,7 +71,7 @@ def test_follower_gets_everything_over_rotations(data, rotate_bytes, limit):
 @fuzz
 @given(pieces, rotations, st.integers(-2, 50), sizes)
 def test_tail_ends_with_the_last_line(data, rotate_bytes, lines, max_bytes):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, bounded():
         path = Path(folder) / "server.log"
         log = Log(str(path), rotate_bytes, KEEP)
         for piece in [*data, b"\nlast"]:
@@ -85,7 +86,7 @@ def test_tail_ends_with_the_last_line(data, rotate_bytes, lines, max_bytes):
 @fuzz
 @given(st.binary(max_size=2000), st.integers(0, 60), sizes)
 def test_following_from_the_last_lines_gives_exactly_them(data, lines, limit):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, bounded():
         path = Path(folder) / "server.log"
         path.write_bytes(data + b"\n")
         follower = Follower(cursor=tail_cursor(path, lines))
@@ -106,7 +107,7 @@ def test_following_from_the_last_lines_gives_exactly_them(data, lines, limit):
     st.integers(0, (1 << 32) - 1),
 )
 def test_cursor_of_another_file_gives_the_whole_log_and_a_gap(data, inode, offset, head):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, bounded():
         path = Path(folder) / "server.log"
         path.write_bytes(data + b"\n")
         chunk = read_from(path, Cursor(inode, offset, head), 1 << 16)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from bounds import bounded
 from hypothesis import given, settings, strategies as st
 
 from raylaunch import api
@@ -73,12 +74,12 @@ def use(loaded):
 
 
 @pytest.fixture(scope="session")
-def survives(cpu_limit):
+def survives():
     """Run an action in bounded time; an error of our own must be printable and short."""
 
     def survives(action):
         refused = None
-        with cpu_limit():
+        with bounded():
             try:
                 action()
             except RaylaunchError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bounds import bounded
 from hypothesis import example, given, settings, strategies as st
 
 from raylaunch.errors import NodeError
@@ -168,7 +169,7 @@ def test_a_probe_of_npus_turns_any_output_into_facts_and_failures(text):
     def run_tool(argv, **_):
         return text
 
-    with pytest.MonkeyPatch.context() as patch:
+    with bounded(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(npu_tools, "run_tool", run_tool)
         patch.setattr(npu_tools, "find_npu_smi", lambda env: "npu-smi")
         patch.setattr(npu_tools, "find_hccn_tool", lambda env, default: "hccn_tool")
@@ -183,7 +184,7 @@ def test_a_probe_of_npus_turns_any_output_into_facts_and_failures(text):
 @example(b"#!\n")
 @example(b"#!/bin/py\x00thon\n")
 def test_a_vllm_command_has_an_interpreter_or_is_refused(content):
-    with pytest.MonkeyPatch.context() as patch:
+    with bounded(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             vllm_question, "_read_head", lambda executable: content.decode(errors="replace")
         )
@@ -194,7 +195,8 @@ def test_a_vllm_command_has_an_interpreter_or_is_refused(content):
 @fuzz
 @given(st.text() | st.just('{"flags": {"a": 1}}') | st.just("[" * 100_000))
 def test_an_answer_of_a_vllm_is_read_or_refused(text):
-    answers = vllm_question._parse(text, "")
+    with bounded():
+        answers = vllm_question._parse(text, "")
     assert answers.failure or not text.strip()
     with pytest.raises(vllm_question.UNREADABLE):
         vllm_flags._known_flags({"flags": text})

@@ -286,14 +286,20 @@ class GroupRecord:
         """Take an observation of a server, and note what changed."""
         index = seen.index
         before = self.seen.get(index)
-        current = _of_this_attempt(seen, before)
-        if current is None:
+        if before is not None and seen.attempt < before.attempt:
+            # An agent that died before it reported this attempt is lost all the same.
+            seen = replace(before, agent_lost=before.agent_lost or seen.agent_lost)
+        if seen == before:
             return
-        seen = current
         self.seen[index] = seen
+        self._note_changes(before or ServerSeen(index, stage=""), seen)
+        self._on_change()
+
+    def _note_changes(self, last: ServerSeen, seen: ServerSeen) -> None:
+        """Note what differs between two observations of one server."""
+        index = seen.index
         if seen.agent_lost == "node unreachable":
             self.unreachable[index] = self.shape.nodes[index]
-        last = before or ServerSeen(index, stage="")
         if self.journal.phase is Phase.STARTING:
             self._stages_began.setdefault((index, seen.stage), self._clock.monotonic())
         if (last.stage, last.stage_detail) != (seen.stage, seen.stage_detail):
@@ -308,7 +314,6 @@ class GroupRecord:
             self.note("internal", f"the agent: {seen.agent_error}", index)
         if seen.exit is not None and last.exit is None:
             self.note("exit", f"exited: {seen.exit}", index)
-        self._on_change()
 
     def expect_drill(self) -> None:
         """Do not count the failure of the current attempt: a drill causes it."""
@@ -351,16 +356,6 @@ class GroupRecord:
 
     def _give_copy(self) -> None:
         self._save(self.journal.number, self.journal.dump(self._clock))
-
-
-def _of_this_attempt(seen: ServerSeen, before: ServerSeen | None) -> ServerSeen | None:
-    """Return an observation as one of the current attempt; None for one of an earlier attempt."""
-    if before is None or seen.attempt >= before.attempt:
-        return seen
-    if seen.agent_lost is None:
-        return None
-    # The watch lost its agent before it had heard of this attempt.
-    return replace(before, agent_lost=seen.agent_lost)
 
 
 def _shift(history: History, by_s: float) -> History:
