@@ -59,8 +59,7 @@ class Deployment:
     def __init__(self, name: str, group: str | None = None) -> None:
         self.name = name
         self.group = group
-        self.adopted = False
-        """Whether `start` has found it running, and started no server."""
+        self.adopted = False  # whether `start` has found it running, and started no server
 
     def __enter__(self) -> Self:
         return self

@@ -35,7 +35,7 @@ def start(tmp_path):
             if not program.exists():
                 shutil.copy(shutil.which("bash"), program)
             # An inner process, so that the shell does not replace itself.
-            words = ["-c", "echo; sleep 600 & wait", *options]
+            words = ["-c", "sleep 600 & echo; wait", *options]
             process = subprocess.Popen(
                 [str(program), *words],
                 env={"RAYLAUNCH_DEPLOYMENT": MARKER, "PATH": os.environ["PATH"], **env},
@@ -113,3 +113,11 @@ def test_the_agents_of_a_dead_raylet_are_found_by_its_node(start):
     start("python3", "dashboard/agent.py", RAY_NODE_ID="cd" * 28)
     start("python3", "a_worker.py", RAY_NODE_ID=NODE)
     assert helpers_of(raylet) == [read_process(agent.pid)]
+
+
+def test_the_agents_of_the_heads_node_are_not_those_of_the_gcs(start):
+    start("gcs_server", f"--node-id={NODE}")
+    start("python3", "dashboard/agent.py", RAY_NODE_ID=NODE)
+    (gcs,) = marked_daemons(MARKER)
+    assert gcs.node_id == NODE
+    assert helpers_of(gcs) == []

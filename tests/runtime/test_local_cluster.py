@@ -667,6 +667,8 @@ def is_in_control(status: dict) -> bool:
 
 
 @pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_servers_run_on_when_ray_is_killed_and_are_under_control_again(user, standin, ports):
     """The GCS, then a raylet, then all of Ray: a minute each, nobody types, no server is touched."""
     user.extra = standin
@@ -691,6 +693,8 @@ def test_servers_run_on_when_ray_is_killed_and_are_under_control_again(user, sta
 
 
 @pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_start_adopts_servers_whose_cluster_is_gone(user, standin, ports):
     """All of Ray and its supervisor are killed; the tables are there, then they are gone too."""
     user.extra = standin

@@ -269,6 +269,7 @@ def test_an_agents_death_ends_its_server_at_once(start):
     await_phase(handle, Phase.READY)
 
 
+@pytest.mark.long
 def test_an_agents_death_beside_the_controllers_fails_no_request(start, cluster):
     from raylaunch.runtime.controller.controller_client import find_controller
 

@@ -90,8 +90,11 @@ def session_processes(daemons: list[RayDaemon]) -> list[Process]:
 def helpers_of(daemon: RayDaemon) -> list[Process]:
     """Return the agents that a raylet has started for its node, also after its death.
 
-    They hold the ports that the next raylet of the node gives to its own agents.
+    They hold the ports that the next raylet of the node gives to its own agents. A GCS has none,
+    although its command line names the head's node: the head's raylet exits without its agents.
     """
+    if daemon.kind != RAYLET:
+        return []
     return [process for process in processes() if _is_helper(process, daemon)]
 
 

@@ -293,10 +293,11 @@ class GroupRecord:
         """Take an observation of a server, and note what changed."""
         index = seen.index
         before = self.seen.get(index)
-        current = _of_this_attempt(seen, before)
-        if current is None:
+        if before is not None and seen.attempt < before.attempt:
+            # An agent that died before it reported this attempt is lost all the same.
+            seen = replace(before, agent_lost=before.agent_lost or seen.agent_lost)
+        if seen == before:
             return
-        seen = current
         self.seen[index] = seen
         self._note_changes(before or ServerSeen(index, stage=""), seen)
         self._on_change()
@@ -362,16 +363,6 @@ class GroupRecord:
 
     def _give_copy(self) -> None:
         self._save(self.journal.number, self.journal.dump(self._clock))
-
-
-def _of_this_attempt(seen: ServerSeen, before: ServerSeen | None) -> ServerSeen | None:
-    """Return an observation as one of the current attempt; None for one of an earlier attempt."""
-    if before is None or seen.attempt >= before.attempt:
-        return seen
-    if seen.agent_lost is None:
-        return None
-    # The watch lost its agent before it had heard of this attempt.
-    return replace(before, agent_lost=seen.agent_lost)
 
 
 def _shift(history: History, by_s: float) -> History:
