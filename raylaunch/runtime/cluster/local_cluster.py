@@ -29,7 +29,14 @@ from raylaunch.node.process.cluster_records import (
 from raylaunch.runtime.cluster.code_store import private_folder
 from raylaunch.runtime.cluster.connection import import_ahead, use_token
 from raylaunch.runtime.cluster.local_cleanup import cancellation_path, kill_cluster
-from raylaunch.runtime.cluster.ray_start import LOOPBACK, begin, finish, ray_env, ray_start
+from raylaunch.runtime.cluster.ray_start import (
+    LOOPBACK,
+    agent_ports,
+    begin,
+    finish,
+    ray_env,
+    ray_start,
+)
 
 log = logging.getLogger(__name__)
 
@@ -253,12 +260,13 @@ def _start_nodes(
     """
     env = ray_env(cluster.marker, cluster.token_file, secret_names)
     port = cluster.address.rpartition(":")[2]
+    of_head, *of_others = agent_ports(nodes)
     with ExitStack() as stack:
         arguments = ("--head", f"--port={port}", "--include-dashboard=false")
-        head = stack.enter_context(ray_start(cluster.folder, npus, env, *arguments))
+        head = stack.enter_context(ray_start(cluster.folder, npus, env, of_head, *arguments))
         others = []
-        for _ in range(nodes - 1):
-            node = ray_start(cluster.folder, npus, env, f"--address={cluster.address}")
+        for ports in of_others:
+            node = ray_start(cluster.folder, npus, env, ports, f"--address={cluster.address}")
             others.append(stack.enter_context(node))
         begin(head)
         use_token(cluster.token_file)
