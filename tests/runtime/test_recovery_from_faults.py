@@ -22,7 +22,13 @@ from own_processes import kill_own
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
-from raylaunch.errors import BusyError, LaunchError, NotReadyError, UnknownDeploymentError
+from raylaunch.errors import (
+    BusyError,
+    LaunchError,
+    NotReadyError,
+    PlacementError,
+    UnknownDeploymentError,
+)
 from raylaunch.node.process import guard_socket
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.supervise.state import Phase
@@ -154,10 +160,20 @@ def test_every_fault_of_the_drill_is_recovered_from(start, cluster):
     assert ask(status.endpoint).status_code == 200
 
 
+def why_too_few(cluster):
+    """What a start is told for which no two nodes are free."""
+    changes = {"timeouts.reserve": 0.5}
+    with pytest.raises(PlacementError) as caught:
+        api.deploy("local-dual", set=changes, deployment="test-few", address=cluster.address)
+    return caught.value.evidence
+
+
 def test_a_lost_node_is_replaced_by_a_spare_one(start, cluster):
     handle = start()
     (outcome,) = api.drill(handle.name, ["kill-raylet"], address=cluster.address)
     print(outcome)
+    # Ray's own health check takes longer to notice it.
+    await_true(lambda: ": lost, " in why_too_few(cluster), "the lost node in the error")
     cluster.add(8)  # for the tests that follow
     assert outcome.skipped == ""
     assert outcome.problem == ""

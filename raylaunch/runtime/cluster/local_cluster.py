@@ -44,7 +44,14 @@ from raylaunch.runtime.cluster.local_cleanup import (
     kill_cluster,
     kill_ray,
 )
-from raylaunch.runtime.cluster.ray_start import LOOPBACK, begin, finish, ray_env, ray_start
+from raylaunch.runtime.cluster.ray_start import (
+    LOOPBACK,
+    agent_ports,
+    begin,
+    finish,
+    ray_env,
+    ray_start,
+)
 
 log = logging.getLogger(__name__)
 
@@ -356,13 +363,14 @@ def _start_nodes(
     """
     env = ray_env(cluster.marker, cluster.token_file, secret_names, cluster.gcs_store)
     port = cluster.address.rpartition(":")[2]
+    of_head, *of_others = agent_ports(nodes)
     with ExitStack() as stack:
         supervisor = stack.enter_context(prepared_supervisor(cluster.marker, cluster.folder, env))
         arguments = ("--head", f"--port={port}", "--include-dashboard=false")
-        head = stack.enter_context(ray_start(cluster.folder, npus, env, *arguments))
+        head = stack.enter_context(ray_start(cluster.folder, npus, env, of_head, *arguments))
         others = []
-        for _ in range(nodes - 1):
-            node = ray_start(cluster.folder, npus, env, f"--address={cluster.address}")
+        for ports in of_others:
+            node = ray_start(cluster.folder, npus, env, ports, f"--address={cluster.address}")
             others.append(stack.enter_context(node))
         begin(head)
         use_token(cluster.token_file)

@@ -14,6 +14,10 @@ from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.missing_workers import missing_workers
 
 PREFIX = "raylaunch:"
+_EXPECTED_TERMINATION = 1
+"""`NodeDeathInfo.Reason` of a node that was stopped (Ray's gcs.proto)."""
+_MOST_LOST = 4
+"""Ray keeps a record of each node that it ever had."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,19 @@ def _describe_nodes(excluded: tuple[str, ...]) -> list[str]:
         if ip in excluded:
             parts.append("excluded after a device fault")
         lines.append("  " + ", ".join(parts))
-    return lines
+    return lines + [f"  {line}" for line in _describe_lost()]
+
+
+def _describe_lost() -> list[str]:
+    """Return the nodes that were not stopped on purpose, each with the reason that Ray gives."""
+    import ray
+
+    lost = [
+        f"{node['NodeManagerAddress']}: lost, {node['DeathReasonMessage']}"
+        for node in ray.nodes()
+        if not node["Alive"] and node["DeathReason"] != _EXPECTED_TERMINATION
+    ]
+    return lost[:_MOST_LOST]
 
 
 def _free_npus() -> dict[str, float]:

@@ -10,7 +10,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,7 +77,7 @@ registered within 30 s (`_private/node.py`), which a busy machine exceeds; a ray
 it awaits all the same.
 
 A raylet exits when it does not know the ports of its agents within 15 s, which a busy machine
-exceeds as well (ray-project/ray#65983). It knows those that are given (`_agent_ports`). That of the
+exceeds as well (ray-project/ray#65983). It knows those that are given (`agent_ports`). That of the
 job server it awaits nevertheless: -1 means that there is none.
 """
 TOO_LATE = "the embedded Ray cluster did not start within"
@@ -99,11 +99,12 @@ SECRET_NAME = re.compile(
 
 @contextlib.contextmanager
 def ray_start(
-    folder: str, npus: int, env: dict[str, str], *arguments: str
+    folder: str, npus: int, env: dict[str, str], ports: Sequence[str], *arguments: str
 ) -> Iterator[subprocess.Popen[str]]:
     """Run `ray start` for one node, which imports Ray and then waits for `begin`.
 
-    At the end of its input it exits, so one that is never allowed to begin leaves nothing.
+    At the end of its input it exits, so one that is never allowed to begin leaves nothing. `ports`
+    are one node's options from `agent_ports`.
     """
     command = [
         sys.executable, "-c", RAY_START, str(START_TIMEOUT_S), "start", *arguments,
@@ -112,7 +113,7 @@ def ray_start(
         f"--temp-dir={folder}/r",
         f"--resources={json.dumps({'NPU': npus})}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=1", "--disable-usage-stats",
-        *_agent_ports(),
+        *ports,
         "--no-monitor",
         "--include-log-monitor=false",
         "--min-worker-port=0", "--max-worker-port=0",
@@ -135,8 +136,11 @@ def ray_start(
             raise
 
 
-def _agent_ports() -> list[str]:
-    """Return the options that fix the ports of Ray's two agents, which its raylet awaits else."""
+def agent_ports(nodes: int) -> list[list[str]]:
+    """Return for each node the options that fix the ports of its agents, else awaited by a raylet.
+
+    They come from one draw: a node whose port another one has registers, and exits a second later.
+    """
     options = (
         "dashboard-agent-grpc-port",
         # A port in use costs Ray four seconds of retries.
@@ -146,7 +150,10 @@ def _agent_ports() -> list[str]:
     )
     ports = random.sample(AGENT_PORTS, len(AGENT_PORTS))
     free = (port for port in ports if _is_free(port))
-    return [f"--{option}={port}" for option, port in zip(options, free, strict=False)]
+    return [
+        [f"--{option}={port}" for option, port in zip(options, free, strict=False)]
+        for _ in range(nodes)
+    ]
 
 
 def _is_free(port: int) -> bool:
