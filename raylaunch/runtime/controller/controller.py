@@ -161,24 +161,13 @@ class Controller:
         self._numbers.skip_lost(found.newest_number)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
-        if self._groups.lack_any(secrets):
-            self._tasks.keep_running("secrets", self._await_secrets)
-        else:
-            self._run_gateway(secrets, was_up=self._groups.have_served)
+        self._run_gateway(secrets, was_up=self._groups.have_served)
         self._state.enter(ControllerState.RUNNING)
         if self._record.journal.stopping:
             await self._begin_stop()
         self._groups.run()
         if not self._record.journal.stopping:
             self._operations.resume()
-
-    async def _await_secrets(self) -> None:
-        """Run what needs the secrets, as soon as an agent that was adopted hands them out."""
-        while self._groups.lack_any(secrets := await takeover.read_secrets(self._groups)):
-            await self._changes.wait(self._changes.version, takeover.SECRETS_RETRY_S)
-        if self._state.now is ControllerState.RUNNING:
-            self._groups.begin(secrets)
-            self._run_gateway(secrets, was_up=self._groups.have_served)
 
     async def _await_begin(self, patience_s: float, otherwise: str) -> None:
         """Fail the deployment if `begin` does not come in time."""

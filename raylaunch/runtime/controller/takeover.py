@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T", Journal, DeploymentJournal)
 RETRY_S = 0.5
-SECRETS_RETRY_S = 1.0
 NODES_BACK_S = 60.0
 """How long a controller that finds no journal waits for nodes whose guards may have one."""
 NODES_RETRY_S = 1.0
