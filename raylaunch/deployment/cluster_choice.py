@@ -117,12 +117,17 @@ def connect_to(deployment: str, address: str | None) -> None:
     chosen = choose_address(address)
     local = None
     if deployment and address in (None, LOCAL):
+        from raylaunch.runtime.cluster.local_cleanup import refuse_without_ray
         from raylaunch.runtime.cluster.local_cluster import await_gcs, require_started
 
         local = require_started(home(), deployment)
     if local is not None:
         await_gcs(local)
-        connect(local.address, token_file=local.token_file)
+        try:
+            connect(local.address, token_file=local.token_file)
+        except ClusterError:
+            refuse_without_ray(home(), deployment)
+            raise
         return
     if address == LOCAL:
         raise unknown_name(deployment)

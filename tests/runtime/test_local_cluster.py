@@ -189,7 +189,8 @@ def test_a_start_that_does_not_notice_is_killed_by_its_marker(tmp_path, marked, 
 
 
 def guard(marker: str = MARKER, owner: int | None = None):
-    return SimpleNamespace(owner=owner, marker={"RAYLAUNCH_EMBEDDED_IN": marker})
+    marker = {"RAYLAUNCH_EMBEDDED_IN": marker}
+    return SimpleNamespace(owner=owner, marker=marker, server_pid=42, owner_wait_s=500.4)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_dead_cluster_with_servers_is_started_again_with_its_tables(
     if has_tables:
         local_cleanup.gcs_store_of(record).mkdir()
     started = []
-    monkeypatch.setattr(local_cluster, "find_guards", lambda *_: guards)
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: guards)
     monkeypatch.setattr(local_cluster, "_start_nodes", lambda *given: started.append(given[1]))
     cluster = local_cluster.start_local(tmp_path, NAME, nodes=1, npus_per_node=1)
     assert started == [replace(cluster, is_revived=is_revived)]
@@ -219,6 +220,25 @@ def test_a_dead_cluster_with_servers_is_started_again_with_its_tables(
     assert cluster.gcs_store.is_dir()
     local_cleanup.kill_local(tmp_path, NAME)
     assert not cluster.gcs_store.exists()
+
+
+def test_servers_that_run_on_without_ray_are_named_and_not_cleaned(tmp_path, monkeypatch):
+    record = put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [guard()])
+    assert local_cleanup.stale_records(tmp_path, None) == []
+    (line,) = local_cleanup.undecided_records(tmp_path, None)
+    assert line.endswith("its servers run on, for 500 s more without it (pid 42)")
+    assert local_cleanup.stale_records(tmp_path, NAME) == [NAME], "a person named it"
+    assert local_cleanup.undecided_records(tmp_path, NAME) == []
+    with pytest.raises(ClusterError, match="its servers run on") as caught:
+        local_cleanup.refuse_without_ray(tmp_path, NAME)
+    assert f"--name {NAME}` takes the servers over" in caught.value.todo
+
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [])
+    assert local_cleanup.stale_records(tmp_path, None) == [NAME]
+    assert local_cleanup.undecided_records(tmp_path, None) == []
+    local_cleanup.refuse_without_ray(tmp_path, NAME)
+    assert record == local_cleanup.read_record(tmp_path, NAME), "looking changes nothing"
 
 
 def test_a_revival_that_fails_kills_no_server_and_keeps_the_tables(tmp_path, monkeypatch, marked):
@@ -231,7 +251,7 @@ def test_a_revival_that_fails_kills_no_server_and_keeps_the_tables(tmp_path, mon
         marked()
         raise ClusterError("Ray did not come up")
 
-    monkeypatch.setattr(local_cluster, "find_guards", lambda *_: [guard()])
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [guard()])
     monkeypatch.setattr(local_cluster, "_start_nodes", fail)
     with pytest.raises(ClusterError, match="did not come up"):
         local_cluster.start_local(tmp_path, NAME, nodes=1, npus_per_node=1)
@@ -707,6 +727,10 @@ def test_start_adopts_servers_whose_cluster_is_gone(user, standin, ports):
         if not has_tables:
             shutil.rmtree(local_cleanup.gcs_store_of(record))
             local_cleanup.gcs_store_of(record).mkdir(mode=0o700)
+        looked = user.run("status", NAME)
+        assert (looked.code, "its servers run on" in looked.err) == (5, True), looked.err
+        cleaned = user.run("clean")  # it would kill what other tests have started
+        assert "its servers run on" in cleaned.out
         again = user.run(*start)
         assert again.code == 0, again.out + again.err
         assert "adopted" in again.err

@@ -29,8 +29,6 @@ from raylaunch.node.process.cluster_records import (
     record_path,
     this_process,
 )
-from raylaunch.node.process.guard_socket import find_guards
-from raylaunch.node.process.process_markers import EMBEDDED_IN
 from raylaunch.runtime.cluster.code_store import private_folder
 from raylaunch.runtime.cluster.connection import import_ahead, use_token
 from raylaunch.runtime.cluster.daemon_supervisor import (
@@ -41,6 +39,7 @@ from raylaunch.runtime.cluster.daemon_supervisor import (
 from raylaunch.runtime.cluster.local_cleanup import (
     cancellation_path,
     gcs_store_of,
+    guards_without_ray,
     kill_cluster,
     kill_ray,
 )
@@ -200,11 +199,7 @@ def _find_revivable(home: Path, deployment: str) -> ClusterRecord | None:
     record = read_record(home, deployment)
     if record is None or not record.is_dead() or not gcs_store_of(record).is_dir():
         return None
-    guards = find_guards(home, deployment)
-    orphans = [guard for guard in guards if guard.owner is None]
-    if any(guard.marker.get(EMBEDDED_IN) == record.marker for guard in orphans):
-        return record
-    return None
+    return record if guards_without_ray(home, record) else None
 
 
 def _revive(
