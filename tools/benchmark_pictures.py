@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from contenders import FAULTS, PEERS, RAYLAUNCH, SCRIPTS, SCRIPTS_BESIDE_RAY  # noqa: E402
 from peers_report import by_level, fault_row, of, picture_name  # noqa: E402
 
-from raylaunch.page.failure_timeline import LASTS  # noqa: E402
-from raylaunch.page.start_timeline import BEFORE_LAUNCH, STAGES  # noqa: E402
+from raylaunch.supervise.failure_timeline import LASTS  # noqa: E402
+from raylaunch.supervise.start_timeline import BEFORE_LAUNCH, STAGES  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
