@@ -59,6 +59,7 @@ class Deployment:
     def __init__(self, name: str, group: str | None = None) -> None:
         self.name = name
         self.group = group
+        self.adopted = False  # whether `start` has found it running, and started no server
 
     def __enter__(self) -> Self:
         return self

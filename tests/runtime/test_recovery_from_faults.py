@@ -31,6 +31,7 @@ from raylaunch.errors import (
 )
 from raylaunch.node.process import guard_socket
 from raylaunch.node.process.process_markers import find_marked
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.supervise.state import Phase
 
 pytestmark = pytest.mark.ray
@@ -234,12 +235,18 @@ def test_a_group_that_failed_keeps_the_others_and_is_not_forgotten(start):
     assert "calculate-kv-scales" in refused.value.evidence
     status = handle.status()
     assert [group.phase for group in status.groups] == [Phase.READY, Phase.FAILED]
-    assert ask(status.endpoint).status_code == 200
+    endpoint = await_true(lambda: handle.status().endpoint, "the gateway is up")
+    assert ask(endpoint).status_code == 200
     find_controller(handle.name).crash()
     await_true(lambda: "adopted" in kinds(handle), "a controller that has found its agents")
     status = handle.status()
     assert [group.phase for group in status.groups] == [Phase.READY, Phase.FAILED]
     assert status.groups[1].error == handle.status().groups[1].error
+
+
+def answer_of(handle):
+    endpoint = handle.status().endpoint
+    return ask(endpoint) if endpoint else None
 
 
 def test_failing_again_and_again_ends_as_failed_with_the_diagnosis(start):
@@ -254,7 +261,10 @@ def test_failing_again_and_again_ends_as_failed_with_the_diagnosis(start):
     found = api.diagnose(handle.name)
     assert found is not None
     assert found.root in (0, 1)
-    assert not find_marked(handle.name), "a failed deployment keeps no process"
+    left = {one.group for one in find_marked(handle.name)}
+    assert left == {GATEWAY_GROUP}, "a failed deployment keeps no server"
+    answer = await_true(lambda: answer_of(handle), "the gateway answers without waiting")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "all_groups_failed")
 
 
 def test_a_bad_flag_is_not_tried_twice(start):
@@ -283,6 +293,44 @@ def test_an_agents_death_ends_its_server_at_once(start):
     assert not psutil.wait_procs([server], timeout=60)[1]
     await_true(lambda: handle.status().attempt == 2, "a second attempt")
     await_phase(handle, Phase.READY)
+
+
+@pytest.mark.long
+def test_an_agents_death_beside_the_controllers_fails_no_request(start, cluster):
+    from raylaunch.runtime.controller.controller_client import find_controller
+
+    handle = start(health__orphan_grace_s=600, env__STANDIN_TOKEN_S="0.02")
+    endpoint = handle.endpoint
+    pids = [server.seen.pid for server in handle.status().servers]
+    answers = []
+    clients = [
+        threading.Thread(target=lambda: answers.append(ask(endpoint, 200).status_code))
+        for _ in range(4)
+    ]
+    for client in clients:
+        client.start()
+    find_controller(handle.name).crash()
+    for server in (0, 1):
+        os.kill(own_guard(handle, server).owner, signal.SIGKILL)
+    await_true(
+        lambda: (
+            [event.text for event in handle.events()].count("another agent has adopted the server")
+            == 2
+        ),
+        "both servers have an agent again",
+    )
+    for client in clients:
+        client.join()
+    assert answers == [200] * 4
+    status = await_phase(handle, Phase.READY)
+    assert (status.attempt, [server.seen.pid for server in status.servers]) == (1, pids)
+    # Under control again: the next fault is handled, and nothing of the old attempt is left.
+    (outcome,) = api.drill(handle.name, ["kill-agent"], address=cluster.address)
+    assert (outcome.problem, outcome.adopted, outcome.failed) == ("", True, 0)
+    os.kill(child(handle, 1, "VLLM::EngineCore"), signal.SIGKILL)
+    await_true(lambda: handle.status().attempt == 2, "a second attempt")
+    await_phase(handle, Phase.READY)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_the_controllers_death_fails_no_request_in_flight(start):

@@ -63,8 +63,11 @@ def request(
     timeout_s: float | None = None,
     *,
     detached: bool = True,
+    nodes: Sequence[str] = (),
 ) -> Any:  # noqa: ANN401 - Ray's PlacementGroup
     """Create the placement group of `reserve` without waiting for the NPUs.
+
+    With `nodes` (Ray's ids), the NPUs of server i are those of node i.
 
     Raises:
         BusyError: there is a reservation of that name.
@@ -82,7 +85,7 @@ def request(
         strategy="STRICT_SPREAD" if recipe.hardware.spread else "PACK",
         name=f"{PREFIX}{key}",
         lifetime="detached" if detached else None,
-        bundle_label_selector=_avoid(excluded, servers),
+        bundle_label_selector=_choose(nodes) or _avoid(excluded, servers),
     )
 
 
@@ -179,6 +182,10 @@ def _order(ip: str) -> tuple[int, int]:
 
 def _is_among(node: dict[str, Any], nodes: tuple[str, ...]) -> bool:
     return node["NodeID"] in nodes or node["NodeManagerAddress"] in nodes
+
+
+def _choose(nodes: Sequence[str]) -> list[dict[str, str]]:
+    return [{"ray.io/node-id": node_id} for node_id in nodes]
 
 
 def _avoid(excluded: tuple[str, ...], servers: int) -> list[dict[str, str]] | None:

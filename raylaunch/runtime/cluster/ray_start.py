@@ -16,6 +16,7 @@ from pathlib import Path
 
 from raylaunch.errors import ClusterError
 from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT
+from raylaunch.node.process.ray_daemons import RESTARTS, SUPERVISOR
 
 START_TIMEOUT_S = 90.0
 """For each `ray start`, and for its raylet to register."""
@@ -23,6 +24,8 @@ _KILLED_S = 5.0
 OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest is 75 MB; raylaunch passes almost no objects."""
 LOOPBACK = "127.0.0.1"
+GCS_AWAY_S = 600
+"""How long raylets and workers wait for a GCS that is away."""
 AGENT_PORTS = range(10_100, 13_000)
 """Below the ports that the kernel hands out by itself, and apart from those of vLLM."""
 
@@ -162,11 +165,14 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dict[str, str]:
+def ray_env(
+    marker: str, token_file: Path, secret_names: Collection[str], gcs_store: Path
+) -> dict[str, str]:
     """Return the environment of Ray's daemons: this process's, without its secrets.
 
     Every worker inherits it, and every driver with the token may read it. The servers get the
-    secrets that their recipe names from raylaunch.
+    secrets that their recipe names from raylaunch. The GCS keeps its tables in `gcs_store`, a
+    folder that exists.
     """
     inherited = {}
     for name, value in os.environ.items():
@@ -188,6 +194,18 @@ def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dic
         "RAY_worker_niceness": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_metrics_collection": "0",
+        **durable_gcs(str(gcs_store)),
+        RESTARTS: SUPERVISOR,
+    }
+
+
+def durable_gcs(folder: str) -> dict[str, str]:
+    """Return the variables with which a GCS that is started again has its tables (Ray 2.60)."""
+    return {
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": folder,
+        # By default raylets and workers exit when the GCS is away for 60 s.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(GCS_AWAY_S),
     }
 
 

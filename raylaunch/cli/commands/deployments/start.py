@@ -35,6 +35,7 @@ def add_command(app: typer.Typer) -> None:
         raylaunch start a2-dual
         raylaunch start a2-dual --name prod --set args.max-num-seqs=64 --timeout 1800
         raylaunch start local-dual --no-wait && raylaunch status local-dual
+        raylaunch start a2-dual --adopt
         raylaunch start a2-dual --skip-check npu-net-health="the gateway answers no pings"
         """,
     )(start)
@@ -67,12 +68,22 @@ def start(
             help="Have the nodes' vLLM build the engine configuration beside the start.",
         ),
     ] = True,
+    adopt: Annotated[
+        bool | None,
+        typer.Option(
+            "--adopt/--fresh",
+            help="Adopt the deployment of that name if it runs, or stop it first. By default only "
+            "servers that have outlived Ray or their controller are adopted.",
+            show_default=False,
+        ),
+    ] = None,
     output: JsonOutput = Format.TABLE,
 ) -> None:
     """Start a recipe on the cluster and wait until it serves.
 
     The deployment does not depend on this command: Ctrl-C, a closed laptop or the exit of this
-    command leave it running.
+    command leave it running. Servers that have outlived Ray or their controller are adopted as they
+    run: --fresh stops them first, --adopt takes a deployment with a controller too.
     Exit codes: 0 ready, 7 failed, 8 not ready yet.
     """
     from raylaunch import api
@@ -94,6 +105,7 @@ def start(
                 primary=primary,
                 skip_checks=skipped,
                 dry_run_engine=dry_run_engine,
+                adopt=adopt,
             )
     except StartUndone as undone:
         _explain_undone(out, title, undone.left)
@@ -102,6 +114,8 @@ def start(
         is_known = view is not None and view.last is not None
         _explain_interrupt(out, title, address, is_known=is_known)
         raise typer.Exit(INTERRUPTED) from None
+    if handle.adopted:
+        out.note(f"adopted: {handle.name} was running; no server was started")
     _report_start(out, handle.status(), address, output, wait=wait)
 
 
