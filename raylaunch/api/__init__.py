@@ -12,6 +12,7 @@ from raylaunch.api.deployment_verbs import (
     verify,
 )
 from raylaunch.api.diagnosis_verbs import check_signatures, diagnose, diagnose_log
+from raylaunch.api.follow_verb import follow
 from raylaunch.api.host_verbs import clean, cluster_file, preflight, tune, weights
 from raylaunch.api.monitoring_verbs import monitoring_files
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
@@ -43,6 +44,7 @@ __all__ = [
     "diagnose",
     "diagnose_log",
     "drill",
+    "follow",
     "import_scripts",
     "load",
     "make_plan",
