@@ -170,7 +170,7 @@ def main() -> int:
         {"seed": given.seed, "rounds": rounds, "left_out": result.left_out},
         missed=missed,
         short=given.short,
-        arguments=" ".join(sys.argv[1:]),
+        arguments=f"--seed {given.seed}{' --vllm' if given.vllm else ''}",
     )
     return 1 if missed else 0
 

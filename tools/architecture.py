@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from test_architecture import PURE  # noqa: E402 - which rooms are pure is a rule that it holds
+
 PACKAGE = ROOT / "raylaunch"
 PICTURE = ROOT / "docs" / "images" / "rooms.svg"
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: begin (python tools/architecture.py) -->", "<!-- rooms: end -->"
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 132, 46, 28, 52, 16
-PURE = {"recipe", "plan", "checks", "render", "supervise", "importer", "bench", "monitoring"}
-"""Rooms without ray, sockets, clock or os.environ; tests/test_architecture.py holds them to it."""
 
 TIP = (
     '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'

@@ -15,6 +15,7 @@ from raylaunch.api.diagnosis_verbs import check_signatures, diagnose, diagnose_l
 from raylaunch.api.follow_verb import follow
 from raylaunch.api.host_verbs import clean, cluster_file, preflight, tune, weights
 from raylaunch.api.monitoring_verbs import monitoring_files
+from raylaunch.api.page_verbs import report, ui
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load
 from raylaunch.api.recipe_verbs import (
     EXAMPLE_NIC,
@@ -54,12 +55,14 @@ __all__ = [
     "preflight",
     "recipes",
     "render_files",
+    "report",
     "restart",
     "rotate_keys",
     "run_on_head",
     "scale",
     "stop",
     "tune",
+    "ui",
     "upgrade",
     "verify",
     "weights",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raylaunch.api.earlier_starts import find_running, request_to_adopt, stop_running
 from raylaunch.api.recipe_arguments import (
     RecipeLike,
     Settings,
@@ -55,6 +56,7 @@ from raylaunch.recipe.model import Recipe
 from raylaunch.supervise.deployment_status import Status, StopReport
 
 if TYPE_CHECKING:
+    from raylaunch.runtime.controller.launch_request import Request
     from raylaunch.supervise.drills import Outcome
     from raylaunch.verify.verification import OnProof, Verification
 
@@ -74,6 +76,7 @@ def deploy(
     primary: str | None = None,
     skip_checks: Mapping[str, str] | None = None,
     dry_run_engine: bool = True,
+    adopt: bool | None = None,
 ) -> Deployment:
     """Start a recipe on a Ray cluster and, with `wait`, return when it is ready.
 
@@ -94,11 +97,15 @@ def deploy(
         skip_checks: Ids of checks whose errors count as warnings, with the reason.
         dry_run_engine: Have the nodes' vLLM build the engine configuration beside the start, which
             does not wait for it.
+        adopt: True adopts the deployment of that name as it runs, with a controller too; False
+            stops it first. None adopts servers that have outlived Ray or their controller.
 
     Raises:
         RaylaunchError: see `raylaunch.errors`; when waiting, a failed start leaves nothing running.
         StartUndone: Ctrl-C before a controller took over, on an embedded cluster.
     """
+    from raylaunch.runtime.controller.launch_request import Request
+
     check_primary(primary)
     loaded = load(name, set=merge_settings(set, sets))
     title = checked_name(deployment or loaded.name)
@@ -107,28 +114,26 @@ def deploy(
     secrets = read_secrets(loaded.recipe)
     cluster = choose_address(address)
     is_embedded = starts_embedded(loaded.recipe, address)
+    if adopt is False:
+        stop_running(title, address)
+    elif adopt and (running := find_running(title, address)) is not None:
+        if wait:
+            running.wait_ready(timeout, on_update)
+        return running
+    request = Request(title, loaded, primary, dict(skip_checks or {}), dry_run_engine)
     if is_embedded:
         with signals_as_interrupt():
-            start_embedded(title, loaded)
-            try:
-                _create_controller(title, loaded, primary, skip_checks, secrets, dry_run_engine)
-            except KeyboardInterrupt as interrupt:
-                raise StartUndone(stop_embedded(title)) from interrupt
-            except BaseException:
-                # A cluster without a controller would be an orphan.
-                stop_embedded(title)
-                raise
+            handle = _start_embedded(request, secrets, adopt)
     else:
         from raylaunch.runtime.cluster.connection import connect
 
         connect(address)
-        _create_controller(title, loaded, primary, skip_checks, secrets, dry_run_engine)
-    handle = Deployment(title)
+        handle = _create_controller(request, secrets, adopt)
     log.info("%s: the controller has taken over", title)
     if not is_embedded:
         write_record(home(), Record(title, loaded.name, cluster, time.time()))
     if wait:
-        handle.wait_ready(timeout, on_update, own=True)
+        handle.wait_ready(timeout, on_update, own=not handle.adopted)
     return handle
 
 
@@ -281,7 +286,13 @@ def drill(
 
     chosen = choose(faults)
     handle = attach(deployment, address)
-    return run_drill(handle.name, chosen, on_outcome, handle.group)
+    return run_drill(
+        handle.name,
+        chosen,
+        on_outcome,
+        handle.group,
+        reconnect=lambda: connect_to(handle.name, address),
+    )
 
 
 def verify(
@@ -326,22 +337,43 @@ def read_secrets(recipe: Recipe) -> dict[str, str]:
     return {name: os.environ[name] for name in recipe.secrets}
 
 
-def _create_controller(
-    deployment: str,
-    loaded: LoadedRecipe,
-    primary: str | None,
-    skipped: Mapping[str, str] | None,
-    secrets: Mapping[str, str],
-    dry_run: bool,
-) -> None:
-    from raylaunch.runtime.controller.controller_client import create_controller, find_controller
-    from raylaunch.runtime.controller.launch_request import Request
+def _start_embedded(request: Request, secrets: Mapping[str, str], adopt: bool | None) -> Deployment:
+    name = request.deployment
+    is_revived = start_embedded(name, request.loaded)
+    try:
+        return _create_controller(request, secrets, adopt, is_revived=is_revived)
+    except KeyboardInterrupt as interrupt:
+        if is_revived:
+            raise
+        raise StartUndone(stop_embedded(name)) from interrupt
+    except BaseException:
+        # A cluster without a controller would be an orphan. Around servers it is not.
+        if not is_revived:
+            stop_embedded(name)
+        raise
 
-    if find_controller(deployment) is not None:
+
+def _create_controller(
+    request: Request,
+    secrets: Mapping[str, str],
+    adopt: bool | None,
+    *,
+    is_revived: bool = False,
+) -> Deployment:
+    from raylaunch.runtime.controller.controller_client import create_controller, find_controller
+
+    name = request.deployment
+    handle = Deployment(name)
+    if find_controller(name) is not None:
+        if is_revived:  # Ray brings it back, and it takes over
+            handle.adopted = True
+            return handle
         raise BusyError(
-            f"a deployment named {deployment!r} already exists",
-            todo=f"`raylaunch status {deployment}` shows it, "
-            f"`raylaunch stop {deployment}` stops it; or use --name",
+            f"a deployment named {name!r} already exists",
+            todo=f"`raylaunch status {name}` shows it, "
+            f"`raylaunch stop {name}` stops it; or use --name",
         )
-    request = Request(deployment, loaded, primary, dict(skipped or {}), dry_run)
+    request = request_to_adopt(request, adopt)
+    handle.adopted = request.adopts
     create_controller(request, secrets)
+    return handle

@@ -6,13 +6,16 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from raylaunch.api.deployment_verbs import attach, deploy
+from raylaunch.api.deployment_verbs import deploy
+from raylaunch.api.earlier_starts import find_running, stop_running
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, starts_embedded
 from raylaunch.deployment import Deployment, OnUpdate, checked_name, find_embedded
 from raylaunch.deployment.deployment_handle import POLL_S
 from raylaunch.deployment.follower import follow_changes, wait_for_hosts
 from raylaunch.deployment.service_manager import ServiceManager
-from raylaunch.errors import ClusterError, UnknownDeploymentError
+from raylaunch.errors import RaylaunchError, UnknownDeploymentError
+from raylaunch.plan.layout import nodes_needed
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.supervise.deployment_status import Status
 
@@ -35,12 +38,16 @@ def follow(
     As a systemd unit of `Type=notify` it reports readiness, status and watchdog. An interrupt ends
     the following alone: the deployment keeps running.
 
+    A deployment that is found, and fails before it was ready, is stopped and started again, once:
+    after a power cut Ray restarts a controller that finds nothing of its servers.
+
     Args:
         name: Recipe by name or path, or as a value.
         set: Changes to the recipe, as for `deploy`.
         deployment: Name; by default the recipe's.
         address: Ray cluster, as for `deploy`. It is awaited while it does not answer.
-        await_hosts: Addresses of nodes that must have joined the cluster before the start.
+        await_hosts: Addresses of nodes. Before a start as many of them as the recipe needs must
+            have joined the cluster.
         on_update: Called with every new status.
         on_wait: Called with what the cluster lacks, from 30 s on.
         primary: Address of the node that becomes the primary.
@@ -60,30 +67,51 @@ def follow(
         if on_wait is not None:
             on_wait(text)
 
+    def start() -> Deployment:
+        if await_hosts:
+            needed = nodes_needed(expand_groups(loaded))
+            wait_for_hosts(await_hosts, needed, lambda: _list_alive(address), report)
+        return deploy(
+            name,
+            set=set,
+            deployment=title,
+            address=address,
+            wait=False,
+            primary=primary,
+            skip_checks=skip_checks,
+            dry_run_engine=dry_run_engine,
+            adopt=True,
+        )
+
     try:
         if not _is_embedded(title, loaded, address):
-            wait_for_hosts((), lambda: _list_alive(address), report)
-        handle = _find_running(title, address)
-        is_new = handle is None
-        if handle is None:
-            if await_hosts:
-                wait_for_hosts(await_hosts, lambda: _list_alive(address), report)
-            handle = deploy(
-                name,
-                set=set,
-                deployment=title,
-                address=address,
-                wait=False,
-                primary=primary,
-                skip_checks=skip_checks,
-                dry_run_engine=dry_run_engine,
-            )
-        followed = follow_changes(_changes_of(handle), manager, on_update)
-        if is_new and not followed.was_ready:
-            _remove(handle)
-        raise followed.error
+            wait_for_hosts((), 0, lambda: _list_alive(address), report)
+        raise _follow_until_error(title, address, start, manager, on_update, report)
     finally:
         manager.notify_stopping()
+
+
+def _follow_until_error(
+    title: str,
+    address: str | None,
+    start: Callable[[], Deployment],
+    manager: ServiceManager,
+    on_update: OnUpdate | None,
+    report: Callable[[str], None],
+) -> RaylaunchError:
+    """Follow what runs, else what `start` starts; return why it does not run any more."""
+    running = find_running(title, address)
+    if running is not None:
+        found = follow_changes(_changes_of(running), manager, on_update)
+        if found.was_ready or found.was_stopped:
+            return found.error
+        report(f"{title} is started again: what was found of it has failed: {found.error.what}")
+        stop_running(title, address)
+    handle = start()
+    followed = follow_changes(_changes_of(handle), manager, on_update)
+    if not (handle.adopted or followed.was_ready):
+        _remove(handle)
+    return followed.error
 
 
 def _remove(handle: Deployment) -> None:
@@ -96,13 +124,6 @@ def _is_embedded(title: str, loaded: LoadedRecipe, address: str | None) -> bool:
     if starts_embedded(loaded.recipe, address):
         return True
     return address is None and find_embedded(title) is not None
-
-
-def _find_running(title: str, address: str | None) -> Deployment | None:
-    try:
-        return attach(title, address)
-    except (ClusterError, UnknownDeploymentError):
-        return None
 
 
 def _changes_of(handle: Deployment) -> Callable[[int], tuple[int, Status]]:

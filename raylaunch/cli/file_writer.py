@@ -77,3 +77,26 @@ def _replace(path: Path, text: str) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read: all of it, or nothing.
+
+    Raises:
+        NodeError: it cannot be written.
+    """
+    try:
+        # A link is followed: the draft replaces the file that it leads to.
+        real = path.resolve()
+        if real.exists() and not real.is_file():
+            raise OSError("it is not a file")
+        draft = real.with_name(f".{real.name}.{os.getpid()}")
+        try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            draft.replace(real)
+        finally:
+            draft.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise NodeError(f"cannot write {path}", why=str(error)) from error

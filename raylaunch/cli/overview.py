@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import typer
+
 from raylaunch.cli.options import Format
 from raylaunch.cli.output import Output, table
 from raylaunch.cli.views.status_view import RUNNING_HEADER, running_row
@@ -39,3 +41,18 @@ def silent_lines(silent: Silent) -> Iterator[str]:
     if silent.why:
         yield f"  why   {silent.why}"
     yield f"  next  {silent.todo}"
+
+
+def only_deployment(address: str | None) -> str:
+    """Return the name of the only deployment that runs.
+
+    Raises:
+        typer.BadParameter: none runs, or several do.
+    """
+    from raylaunch import api
+
+    names = [status.deployment for status in api.deployments(address=address)]
+    if len(names) != 1:
+        running = ", ".join(names) or "none"
+        raise typer.BadParameter(f"name a deployment; running: {running}")
+    return names[0]

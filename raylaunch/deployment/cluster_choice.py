@@ -117,11 +117,17 @@ def connect_to(deployment: str, address: str | None) -> None:
     chosen = choose_address(address)
     local = None
     if deployment and address in (None, LOCAL):
-        from raylaunch.runtime.cluster.local_cluster import require_started
+        from raylaunch.runtime.cluster.local_cleanup import refuse_without_ray
+        from raylaunch.runtime.cluster.local_cluster import await_gcs, require_started
 
         local = require_started(home(), deployment)
     if local is not None:
-        connect(local.address, token_file=local.token_file)
+        await_gcs(local)
+        try:
+            connect(local.address, token_file=local.token_file)
+        except ClusterError:
+            refuse_without_ray(home(), deployment)
+            raise
         return
     if address == LOCAL:
         raise unknown_name(deployment)
@@ -148,8 +154,10 @@ def _explain(
     return error
 
 
-def start_embedded(deployment: str, loaded: LoadedRecipe) -> None:
+def start_embedded(deployment: str, loaded: LoadedRecipe) -> bool:
     """Start an embedded cluster for all groups of the recipe and connect to it.
+
+    Return whether it was started again around servers that had outlived it.
 
     Raises:
         NodeError: RAYLAUNCH_HOME cannot be used.
@@ -170,11 +178,15 @@ def start_embedded(deployment: str, loaded: LoadedRecipe) -> None:
     try:
         connect(cluster.address, token_file=cluster.token_file)
     except KeyboardInterrupt as interrupt:
+        if cluster.is_revived:
+            raise
         raise StartUndone(stop_embedded(deployment)) from interrupt
     except BaseException:
-        # A cluster without a controller would be an orphan.
-        stop_embedded(deployment)
+        # A cluster without a controller would be an orphan. Around servers it is not.
+        if not cluster.is_revived:
+            stop_embedded(deployment)
         raise
+    return cluster.is_revived
 
 
 def stop_embedded(deployment: str) -> list[str]:

@@ -16,6 +16,7 @@ from raylaunch.deployment.cluster_choice import (
     writable_home,
 )
 from raylaunch.deployment.deployment_records import remove_record
+from raylaunch.deployment.start_errors import explain_degraded, explain_late
 from raylaunch.errors import (
     LaunchError,
     NotReadyError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from raylaunch.recipe.load import LoadedRecipe
     from raylaunch.runtime.bench.bench_run import OnProgress
     from raylaunch.runtime.controller.controller_client import ControllerClient
+    from raylaunch.supervise.diagnosis.root_cause import Diagnosis
     from raylaunch.verify.verification import OnProof, Verification
 
 POLL_S = 2.0
@@ -57,6 +59,7 @@ class Deployment:
     def __init__(self, name: str, group: str | None = None) -> None:
         self.name = name
         self.group = group
+        self.adopted = False  # whether `start` has found it running, and started no server
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +83,24 @@ class Deployment:
     def status(self) -> Status:
         """Return where the deployment, or the group, is now."""
         return narrow(self._controller().status(), self.group)
+
+    def wait_change(self, version: int = -1, timeout: float = POLL_S) -> tuple[int, Status]:
+        """Return version and status as soon as they are newer than `version`.
+
+        Args:
+            version: As returned by the last call.
+            timeout: Seconds, after which they are returned in any case.
+        """
+        newest, status = self._controller().wait_change(version, timeout)
+        return newest, narrow(status, self.group)
+
+    def of_group(self, name: str) -> Deployment:
+        """Return the handle to one group of the deployment."""
+        return Deployment(self.name, name)
+
+    def diagnosis(self) -> Diagnosis | None:
+        """Return the diagnosis of the last failure, else of the present logs; None for no match."""
+        return self._controller().diagnosis(self.group)
 
     def wait_ready(
         self, timeout: float | None = None, on_update: OnUpdate | None = None, *, own: bool = False
@@ -110,7 +131,7 @@ class Deployment:
             if status.phase is Phase.DEGRADED and is_settled(status):
                 raise explain_degraded(status)
             if deadline is not None and time.monotonic() >= deadline:
-                raise self._late(status, timeout or 0)
+                raise explain_late(status, timeout or 0)
 
     def logs(self, server: int = 0, lines: int = 100) -> str:
         """Return the last lines of a server's log, from whichever node it is on."""
@@ -119,15 +140,24 @@ class Deployment:
 
     def follow_logs(self, server: int = 0, lines: int = 0) -> Iterator[str]:
         """Yield new lines of a server's log without end; `lines` old ones first."""
+        for piece in self.poll_logs(server, lines):
+            yield from piece
+
+    def poll_logs(self, server: int = 0, lines: int = 0) -> Iterator[list[str]]:
+        """Yield the new lines after each poll, without end: an empty list after 2 s without any.
+
+        A reader that wants to stop can do so between two polls.
+        """
         cursor = None
         while True:
             chunk = self._controller().read_log(server, cursor, lines, POLL_S, self.group)
             if chunk is None:
                 # Between two attempts the server has no agent.
                 time.sleep(POLL_S)
+                yield []
                 continue
             cursor = chunk.cursor
-            yield from chunk.text.splitlines()
+            yield chunk.text.splitlines()
 
     def controller_log(self, lines: int = 100) -> str:
         """Return the last lines of the controller's own log, from the node that it runs on."""
@@ -342,30 +372,6 @@ class Deployment:
             with contextlib.suppress(UnknownDeploymentError):
                 self.stop()
         return error
-
-    def _late(self, status: Status, timeout: float) -> NotReadyError:
-        missing = "; ".join(status.waiting_for) or "unknown"
-        return NotReadyError(
-            f"{self.name} is not ready after {timeout:g} s",
-            why=f"{status.phase}; still missing: {missing}",
-            todo=f"it keeps starting: `raylaunch status {self.name}` follows it, "
-            f"`raylaunch stop {self.name}` stops it",
-        )
-
-
-def explain_degraded(status: Status) -> NotReadyError:
-    """Return the error of a start after which some groups serve and the others failed."""
-    name = status.deployment
-    failed = [group for group in status.groups if group.phase is Phase.FAILED]
-    errors = {group.name: (group.error or {}).get("what", "") for group in failed}
-    serving = [group.name for group in status.groups if group.phase is Phase.READY]
-    return NotReadyError(
-        f"{len(failed)} of {len(status.groups)} groups of {name} failed",
-        why=f"{', '.join(serving)} serve without them",
-        evidence="\n".join(f"{group}: {what}" for group, what in errors.items()),
-        todo=f"`raylaunch diagnose {name}/{failed[0].name}` names the cause; "
-        f"`raylaunch restart {name} --group {failed[0].name}` tries again",
-    )
 
 
 def _verdict(groups: Sequence[str], verify: Callable[[str], str] | None) -> str:

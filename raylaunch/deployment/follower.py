@@ -35,6 +35,11 @@ class Followed:
     error: RaylaunchError
     was_ready: bool
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether another command has stopped it."""
+        return isinstance(self.error, UnknownDeploymentError)
+
 
 def follow_changes(
     wait_change: WaitChange, manager: ServiceManager, on_update: OnUpdate | None
@@ -74,16 +79,18 @@ def describe(status: Status) -> str:
 
 def wait_for_hosts(
     hosts: Sequence[str],
+    needed: int,
     list_alive: Callable[[], Collection[str]],
     report: OnWait,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait without end until the cluster answers and has all these hosts.
+    """Wait without end until the cluster answers and has enough of these hosts.
 
     Args:
         hosts: Their addresses; may be empty, to wait for the cluster alone.
+        needed: How many of them are enough; all of them, if there are fewer.
         list_alive: Returns the addresses of the nodes that are alive; raises ClusterError while
             the cluster does not answer.
         report: Called with what is missing, after 30 s and whenever it changes after that.
@@ -93,7 +100,7 @@ def wait_for_hosts(
     started = clock()
     reported = ""
     while True:
-        missing = _find_missing(hosts, list_alive)
+        missing = _find_missing(hosts, needed, list_alive)
         if not missing:
             return
         if missing != reported and clock() - started >= QUIET_S:
@@ -102,13 +109,19 @@ def wait_for_hosts(
         sleep(RETRY_S)
 
 
-def _find_missing(hosts: Sequence[str], list_alive: Callable[[], Collection[str]]) -> str:
+def _find_missing(
+    hosts: Sequence[str], needed: int, list_alive: Callable[[], Collection[str]]
+) -> str:
     try:
         alive = list_alive()
     except ClusterError as error:
         return f"waiting for the Ray cluster: {error.what}"
     missing = [host for host in hosts if host not in alive]
-    return f"waiting for {', '.join(missing)} to join the Ray cluster" if missing else ""
+    lacking = min(needed, len(hosts)) - (len(hosts) - len(missing))
+    if lacking <= 0:
+        return ""
+    which = f"{lacking} of " if lacking < len(missing) else ""
+    return f"waiting for {which}{', '.join(missing)} to join the Ray cluster"
 
 
 def _serves(status: Status) -> bool:

@@ -6,12 +6,12 @@ was made by an earlier controller is as good as a new one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +27,16 @@ from raylaunch.gateway.gateway_messages import (
     hash_key,
     read_status,
 )
-from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT, INSTANCE
+from raylaunch.gateway.keeper_socket import KEEPER_SOCKET
+from raylaunch.gateway.unix_socket import connect_unix
+from raylaunch.node.process.guard import read_process
+from raylaunch.node.process.process_markers import (
+    ATTEMPT,
+    DEPLOYMENT,
+    INSTANCE,
+    await_exit,
+    is_alive,
+)
 from raylaunch.recipe.gateway_settings import Gateway
 
 log = logging.getLogger(__name__)
@@ -145,17 +154,26 @@ class GatewayClient:
             raise NodeError(f"the gateway's keeper (pid {pid}) does not exit")
         return finished
 
-    def _call(self, message: Mapping[str, Any], allowed_s: float = 0.0) -> object:
-        path = self.state_dir / "keeper.sock"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(allowed_s + ANSWER_S)
+    async def wait_exit(self) -> None:
+        """Return when the keeper exits: the kernel closes its end of the connection."""
+        path = self.state_dir / KEEPER_SOCKET
+        with contextlib.suppress(OSError):  # it has exited already
+            connection = await asyncio.to_thread(connect_unix, path, ANSWER_S)
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
             try:
-                connection.connect(os.fspath(path))
+                await reader.read()
+            finally:
+                writer.close()
+
+    def _call(self, message: Mapping[str, Any], allowed_s: float = 0.0) -> object:
+        path = self.state_dir / KEEPER_SOCKET
+        try:
+            with connect_unix(path, allowed_s + ANSWER_S) as connection:
                 connection.sendall(json.dumps(message).encode() + b"\n")
                 with connection.makefile("rb") as answers:
                     line = answers.readline()
-            except OSError as error:
-                raise self._silent(str(error)) from error
+        except OSError as error:
+            raise self._silent(str(error)) from error
         if not line:
             raise self._silent("it closed the connection")
         reply = json.loads(line)
@@ -192,8 +210,10 @@ def start_gateway(
 ) -> GatewayClient:
     """Start the gateway, or adopt the one of this instance that runs there.
 
+    Where only its keeper has died, the next one adopts HAProxy and relay: no connection is refused.
+
     Args:
-        state_dir: The gateway's folder, of mode 0700 afterwards; at most about 90 bytes long.
+        state_dir: The gateway's folder, of mode 0700 afterwards.
         options: See `gateway_options`.
         deployment: Name, for the marker.
         instance: Random id of this start of the deployment, for the marker.
@@ -303,14 +323,8 @@ def _read_line(pipe: IO[bytes], timeout_s: float) -> bytes:
 
 
 def _await_exit(pid: int, timeout_s: float) -> bool:
-    """Wait for the exit of a process that is not our child."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
+    process = read_process(pid)
+    if process is None:
         return True
-    try:
-        poller = select.poll()
-        poller.register(handle, select.POLLIN)
-        return bool(poller.poll(timeout_s * 1000))
-    finally:
-        os.close(handle)
+    await_exit(process, time.monotonic() + timeout_s)
+    return not is_alive(process)

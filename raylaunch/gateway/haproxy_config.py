@@ -2,6 +2,8 @@
 
 HAProxy owns everything that touches the client's connection: TLS, API keys, limits, slow clients.
 It passes every request to the relay's unix socket, and sends it again while the relay restarts.
+HAProxy runs in the folder of its files, so their names in the configuration are relative: the path
+of a unix socket has at most 107 bytes.
 """
 
 from __future__ import annotations
@@ -60,10 +62,15 @@ class HaproxyFiles:
         """A link to the certificate; HAProxy finds the key beside it under NAME.key."""
         return self.folder / "gateway.pem"
 
+    @property
+    def certificate_key(self) -> Path:
+        """A link to the key of the certificate."""
+        return self.folder / "gateway.pem.key"
+
 
 def haproxy_config(options: GatewayOptions, files: HaproxyFiles, listener: int) -> str:
     """Return the configuration; `listener` is the inherited listening socket."""
-    tls = f" ssl crt {files.certificate} alpn h2,http/1.1" if options.certificate else ""
+    tls = f" ssl crt {files.certificate.name} alpn h2,http/1.1" if options.certificate else ""
     lines = [
         *_global(options, files),
         *_defaults(),
@@ -93,7 +100,7 @@ def _global(options: GatewayOptions, files: HaproxyFiles) -> list[str]:
         f"    maxconn {options.max_connections + 100}",
         "    nbthread 1",
         f"    hard-stop-after {max(1, round(options.drain_s))}s",
-        f"    stats socket {files.admin} mode 600 level admin",
+        f"    stats socket unix@{files.admin.name} mode 600 level admin",
         "    log stdout format raw local0 warning",
         f"    tune.bufsize {BUFFER_BYTES}",
         "    ssl-default-bind-options ssl-min-ver TLSv1.2",
@@ -139,7 +146,7 @@ def _limits(options: GatewayOptions) -> list[str]:
 def _keys(options: GatewayOptions, files: HaproxyFiles) -> list[str]:
     """Check keys by their hash. A probe of /health needs none."""
     found = "{ var(txn.key) -m found }"
-    name = f"http_auth_bearer,sha2(256),hex,lower,map_str({files.keys})"
+    name = f"http_auth_bearer,sha2(256),hex,lower,map_str({files.keys.name})"
     answer = _json(401, "invalid_api_key", "the API key is missing or unknown")
     refusal = f"http-request return status 401 {answer} hdr WWW-Authenticate Bearer"
     lines = [
@@ -175,7 +182,7 @@ def _relay(files: HaproxyFiles) -> list[str]:
         f"    acl repeatable path {paths}",
         "    acl repeatable method GET HEAD OPTIONS",
         "    http-request disable-l7-retry unless repeatable",
-        f"    server relay unix@{files.relay}",
+        f"    server relay unix@{files.relay.name}",
     ]
 
 

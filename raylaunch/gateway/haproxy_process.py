@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from raylaunch.errors import NodeError
+from raylaunch.gateway.haproxy_config import HaproxyFiles
+from raylaunch.gateway.unix_socket import connect_unix
 from raylaunch.recipe.gateway_settings import INSTALL_HAPROXY
 
 CHECK_S = 30.0
@@ -38,24 +39,25 @@ def find_haproxy() -> Path:
     return Path(found)
 
 
-def check_config(haproxy: Path, config: Path, listener: int) -> None:
+def check_config(haproxy: Path, files: HaproxyFiles, listener: int) -> None:
     """Have HAProxy read a configuration.
 
     Raises:
         NodeError: HAProxy refuses it: for example a key that does not fit its certificate.
     """
     done = subprocess.run(
-        [haproxy, "-c", "-q", "-f", config],
+        [haproxy, "-c", "-q", "-f", files.config.name],
         capture_output=True,
         text=True,
         check=False,
         timeout=CHECK_S,
         pass_fds=(listener,),
+        cwd=files.folder,
     )
     if done.returncode:
         raise NodeError(
             "HAProxy refuses the gateway's configuration",
-            todo=f"read {config}",
+            todo=f"read {files.config}",
             evidence=(done.stdout + done.stderr).strip()[-2000:],
         )
 
@@ -66,9 +68,7 @@ def ask_admin(path: Path, command: str) -> str:
     Raises:
         OSError: HAProxy does not run or does not answer.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as admin:
-        admin.settimeout(ADMIN_S)
-        admin.connect(os.fspath(path))
+    with connect_unix(path, ADMIN_S) as admin:
         admin.sendall(command.encode() + b"\n")
         answer = b""
         while data := admin.recv(65536):
@@ -76,12 +76,14 @@ def ask_admin(path: Path, command: str) -> str:
     return answer.decode(errors="replace").strip()
 
 
-def serves(admin: Path, pid: int) -> bool:
-    """Return whether the HAProxy with this pid answers at the runtime API."""
+def serving_pid(admin: Path) -> int | None:
+    """Return the pid of the HAProxy that answers at the runtime API; None when none does."""
     try:
-        return f"Pid: {pid}" in ask_admin(admin, "show info").splitlines()
+        lines = ask_admin(admin, "show info").splitlines()
     except OSError:
-        return False
+        return None
+    found = [line.removeprefix("Pid: ") for line in lines if line.startswith("Pid: ")]
+    return int(found[0]) if found else None
 
 
 def holds_socket(pid: int, inode: int) -> bool:
@@ -100,11 +102,12 @@ def replace_keys(admin: Path, keys: Path, hashes: Mapping[str, str]) -> None:
         OSError: HAProxy does not run or does not answer.
         NodeError: It refuses.
     """
-    answer = ask_admin(admin, f"prepare map {keys}")
+    name = keys.name  # as in the configuration
+    answer = ask_admin(admin, f"prepare map {name}")
     version = answer.rpartition(" ")[2]
     if not version.isdigit():
         raise NodeError("HAProxy did not take the new API keys", evidence=answer)
-    for digest, name in hashes.items():
-        ask_admin(admin, f"add map @{version} {keys} {digest} {name}")
-    if refused := ask_admin(admin, f"commit map @{version} {keys}"):
+    for digest, secret in hashes.items():
+        ask_admin(admin, f"add map @{version} {name} {digest} {secret}")
+    if refused := ask_admin(admin, f"commit map @{version} {name}"):
         raise NodeError("HAProxy did not take the new API keys", evidence=refused)

@@ -1,4 +1,4 @@
-"""The keeper: owns the gateway's listening socket, HAProxy and the relay, and outlives its owners.
+"""The keeper: owns the gateway's listening sockets, HAProxy and the relay, and outlives its owners.
 
 Run as `python -m raylaunch.gateway.keeper STATE_DIR` with the first message on stdin
 (`gateway_client.py`). It forks: the parent exits, so that the keeper is a child of neither Ray nor
@@ -6,7 +6,9 @@ a shell. One line on stdout says whether the gateway is up. Afterwards owners ta
 socket, one JSON line each way. Without a message for `orphan_grace_s` it stops by itself.
 
 Both listening sockets, HAProxy's and the relay's, belong to the keeper and are inherited. So while
-one of the two is started again, connections wait in the kernel's backlog: none is refused.
+one of the two is started again, connections wait in the kernel's backlog: none is refused. When
+the keeper itself is killed, both serve on. The next keeper in the folder adopts them, and gets the
+listening sockets from the relay.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Coroutine, Mapping
@@ -24,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import NodeError, RaylaunchError
-from raylaunch.gateway.child_process import KeptProcess, spawn, until
+from raylaunch.gateway.child_process import Child, KeptProcess, spawn
 from raylaunch.gateway.gateway_messages import (
     GatewayOptions,
     GatewayStatus,
@@ -32,30 +35,33 @@ from raylaunch.gateway.gateway_messages import (
     RelayCounters,
     read_options,
 )
-from raylaunch.gateway.haproxy_config import HaproxyFiles, haproxy_config, keys_map
-from raylaunch.gateway.haproxy_process import (
-    check_config,
-    find_haproxy,
-    holds_socket,
-    replace_keys,
-    serves,
+from raylaunch.gateway.gateway_orphans import (
+    RELAY,
+    FoundRelay,
+    adopt_haproxy,
+    adopt_relay,
+    remove_all,
+    stop_orphans,
 )
+from raylaunch.gateway.haproxy_config import HaproxyFiles
 from raylaunch.gateway.keeper_socket import (
     listen_for_clients,
-    listen_for_haproxy,
     lock_folder,
+    move_socket,
     serve_owners,
 )
+from raylaunch.gateway.kept_haproxy import KeptHaproxy
+from raylaunch.gateway.log_pipe import LOG_PIPE, copy_log, open_log_pipe
 from raylaunch.gateway.relay_link import START_S, RelayExitedError, RelayLink
-from raylaunch.gateway.tls_certificate import require_certificate
+from raylaunch.gateway.unix_socket import listen_unix
 from raylaunch.node.process.guard import GUARD_OOM_SCORE, SERVER_OOM_SCORE, Log, set_oom_score
 
 log = logging.getLogger(__name__)
 
 LOG_BYTES = 8 << 20
 LOG_FILES = 3
-RELAY = (sys.executable, "-m", "raylaunch.gateway.relay.relay_process")
-RELOAD_S = 10.0
+CLIENTS_FD, RELAY_FD = 60, 61
+"""Numbers of the listening sockets in the keeper and its children; see `move_socket`."""
 STOP_S = 5.0
 
 
@@ -68,10 +74,13 @@ class Keeper:
         self.options = read_options(first["options"])
         self.members: list[Any] = list(first.get("members", []))
         self.files = HaproxyFiles(folder)
+        self.front = KeptHaproxy(self.files, CLIENTS_FD)
+        self.haproxy = self.front.process
         self.log = Log(str(folder / "gateway.log"), LOG_BYTES, LOG_FILES)
-        self.link: RelayLink
-        self.relay = KeptProcess("relay", self._start_relay)
-        self.haproxy = KeptProcess("haproxy", self._start_haproxy)
+        self.link = RelayLink(self._spawn_relay, self._relay_state)
+        self.relay = KeptProcess("relay", self.link.start)
+        self.found: FoundRelay | None = None
+        """The relay of the last keeper."""
         self.draining = False
         self.last_sign = time.monotonic()
         self._sign = asyncio.Event()
@@ -79,25 +88,56 @@ class Keeper:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
-        """Write the files and take the port.
+        """Take the sockets, of the last keeper if its relay lives, and write the files.
 
         Raises:
-            NodeError: HAProxy is missing or refuses, or no port is free.
+            NodeError: HAProxy is missing or refuses, no port is free, or the relay of another
+                instance runs in the folder.
         """
-        self.program = find_haproxy()
-        require_certificate(self.options.certificate, self.options.key)
-        self.listener = listen_for_clients(self.options.address, self.options.port)
+        self.front.find()
+        self._take_sockets()
         self.port = self.listener.getsockname()[1]
-        self.inner = listen_for_haproxy(self.files.relay)
-        self.link = RelayLink(RELAY, self.inner.fileno(), self._relay_state(), self._write_log)
-        self._write_files(self.options)
-        self._certificate = _certificate_times(self.options)
-        check_config(self.program, self.files.config, self.listener.fileno())
+        self.output = open_log_pipe(self.files.folder / LOG_PIPE)
+        self.front.prepare(self.options, self.output, is_running=self.found is not None)
+
+    def _take_sockets(self) -> None:
+        self.found = adopt_relay(self.files.folder, self.instance)
+        if self.found is None:
+            # A HAProxy without its relay holds the port and answers no request.
+            self.stop_orphans()
+            clients = listen_for_clients(self.options.address, self.options.port)
+            inner = listen_unix(self.files.relay)
+        else:
+            clients, inner = self.found.clients, self.found.listener
+        self.listener = move_socket(clients, CLIENTS_FD)
+        self.inner = move_socket(inner, RELAY_FD)
+
+    def stop_orphans(self) -> None:
+        """Stop what runs in the folder beside this keeper."""
+        stop_orphans(self.files.folder, self.deployment, self.instance)
+
+    def give_up(self) -> None:
+        """Leave nothing of a start that failed; what was adopted waits for the next keeper."""
+        if self.found is None:
+            self.stop_orphans()
+
+    async def _adopt(self) -> None:
+        """Take over the relay and the HAProxy of the last keeper, and have them follow."""
+        found = self.found
+        if found is None:
+            return
+        self.relay.adopt(found.process, found.relay_starts)
+        await self.link.adopt(found.connection, found.before)
+        process = await asyncio.to_thread(adopt_haproxy, self.files, self.deployment, self.instance)
+        if process is not None:
+            await self.front.adopt(process, found.haproxy_starts, self.options.key_hashes)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Run until it is stopped, or no owner has sent a message for too long."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._done.set)
-        owners = await serve_owners(self.files.folder / "keeper.sock", self.on_message)
+        self._spawn(copy_log(self.output, self.log.write))
+        owners = await serve_owners(self.files.folder, self.on_message)
+        await self._adopt()
         self._spawn(self.relay.run())
         await self.link.ready(START_S)
         self._spawn(self.haproxy.run())
@@ -106,11 +146,13 @@ class Keeper:
         await self._done.wait()
         owners.close()
         self.relay.expect_exit()
-        self.listener.close()
+        self._refuse_connections()
         self.inner.close()
         await self.haproxy.stop(signal.SIGTERM, STOP_S)
         await self.relay.stop(signal.SIGTERM, STOP_S)
-        self._remove_files()
+        # A HAProxy that was replaced may still have requests.
+        await asyncio.to_thread(self.stop_orphans)
+        remove_all(self.files.folder)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -183,10 +225,8 @@ class Keeper:
         if "members" in message:
             self.members = list(message["members"])
         if "options" in message:
-            options = read_options(message["options"])
-            if options != self.options or _certificate_times(options) != self._certificate:
-                await self._apply(options)
-        await self.link.push(self._relay_state())
+            await self._apply(read_options(message["options"]))
+        await self.link.push()
 
     async def _apply(self, options: GatewayOptions) -> None:
         """Take other options. The port stays: clients have it.
@@ -194,37 +234,8 @@ class Keeper:
         Raises:
             NodeError: HAProxy refuses them; the old ones stay in force.
         """
-        require_certificate(options.certificate, options.key)
-        before = self.files.config.read_text()
-        self._write_files(options)
-        try:
-            check_config(self.program, self.files.config, self.listener.fileno())
-        except NodeError:
-            self._write_files(self.options)
-            raise
-        old, self.options = self.options, options
-        changed = self.files.config.read_text() != before
-        times = _certificate_times(options)
-        renewed, self._certificate = times != self._certificate, times
-        if changed or renewed:
-            await self._reload()
-        elif old.key_hashes != options.key_hashes:
-            self._replace_keys()
-
-    async def _reload(self) -> None:
-        """Start another HAProxy on the same socket; the old one finishes what it has.
-
-        Returns when only the new one accepts connections.
-        """
-        old = self.haproxy.pid
-        process = await self.haproxy.launch()
-        await until(lambda: serves(self.files.admin, process.pid), RELOAD_S)
-        if old is None:
-            return
-        inode = os.fstat(self.listener.fileno()).st_ino
-        with contextlib.suppress(ProcessLookupError):  # it exited: nothing is left to replace
-            os.kill(old, signal.SIGUSR1)
-        await until(lambda: not holds_socket(old, inode), RELOAD_S)
+        await self.front.apply(options, self.options)
+        self.options = options
 
     async def _drain(self, ids: list[str], timeout_s: float) -> object:
         try:
@@ -234,78 +245,32 @@ class Keeper:
 
     async def _rotate_keys(self, hashes: Mapping[str, str]) -> None:
         changed = GatewayOptions(**{**self.options.as_json(), "key_hashes": dict(hashes)})
-        if bool(hashes) != bool(self.options.key_hashes):
-            await self._apply(changed)
-        else:
-            self.options = changed
-            self.files.keys.write_text(keys_map(hashes))
-            self._replace_keys()
-        await self.link.push(self._relay_state())
-
-    def _replace_keys(self) -> None:
-        if self.haproxy.pid is None:
-            return  # it reads the file when it starts
-        try:
-            replace_keys(self.files.admin, self.files.keys, self.options.key_hashes)
-        except OSError as error:
-            raise NodeError("HAProxy did not take the new API keys", why=str(error)) from error
+        await self._apply(changed)
+        await self.link.push()
 
     async def _stop(self, drain_s: float) -> bool:
         """Refuse new connections, finish the running requests, stop; False if some were cut."""
         self.draining = True
-        self.listener.close()
+        self._refuse_connections()
         finished = await self.haproxy.stop(signal.SIGUSR1, drain_s)
         asyncio.get_running_loop().call_soon(self._done.set)
         return finished
 
     def _relay_state(self) -> dict[str, Any]:
-        return {"options": self.options.as_json(), "members": self.members}
+        starts = {"relay": self.relay.starts, "haproxy": self.haproxy.starts}
+        return {"options": self.options.as_json(), "members": self.members, "starts": starts}
 
-    async def _start_relay(self) -> asyncio.subprocess.Process:
-        return await self.link.start()
+    async def _spawn_relay(self, owner: int) -> Child:
+        numbers = (CLIENTS_FD, RELAY_FD, owner)
+        arguments = [str(self.files.folder.absolute()), *map(str, numbers)]
+        command = [sys.executable, "-m", RELAY, *arguments]
+        folder = self.files.folder
+        return await spawn(command, folder=folder, output=self.output, pass_fds=numbers)
 
-    async def _start_haproxy(self) -> asyncio.subprocess.Process:
-        fd = self.listener.fileno()
-        command = [str(self.program), "-f", str(self.files.config), "-db"]
-        process = await spawn(command, pass_fds=(fd,))
-        for pipe in (process.stdout, process.stderr):
-            assert pipe is not None
-            self._spawn(self._copy_to_log(pipe))
-        return process
-
-    async def _copy_to_log(self, pipe: asyncio.StreamReader) -> None:
-        while data := await pipe.read(65536):
-            self._write_log(data)
-
-    def _write_log(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # a full disk costs lines, not the gateway
-            self.log.write(data)
-
-    def _write_files(self, options: GatewayOptions) -> None:
-        files = self.files
-        files.keys.write_text(keys_map(options.key_hashes))
-        files.config.write_text(haproxy_config(options, files, self.listener.fileno()))
-        links = ((files.certificate, options.certificate), (_key_beside(files), options.key))
-        for link, target in links:
-            link.unlink(missing_ok=True)
-            if target:
-                link.symlink_to(target)
-
-    def _remove_files(self) -> None:
-        files = self.files
-        sockets = (files.admin, files.relay, files.folder / "keeper.sock")
-        for file in (*sockets, files.keys, files.certificate, _key_beside(files)):
-            file.unlink(missing_ok=True)
-
-
-def _key_beside(files: HaproxyFiles) -> Path:
-    return Path(f"{files.certificate}.key")
-
-
-def _certificate_times(options: GatewayOptions) -> list[int]:
-    """Return when certificate and key were written: a renewed one has the same name."""
-    files = [Path(name) for name in (options.certificate, options.key) if name]
-    return [file.stat().st_mtime_ns for file in files if file.exists()]
+    def _refuse_connections(self) -> None:
+        """End listening, for all processes that have the socket."""
+        with contextlib.suppress(OSError):  # it does not listen any more
+            self.listener.shutdown(socket.SHUT_RD)
 
 
 async def _serve(keeper: Keeper) -> None:
@@ -341,20 +306,24 @@ def main() -> int:
     os.umask(0o077)
     set_oom_score(GUARD_OOM_SCORE, SERVER_OOM_SCORE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper: %(message)s")
+    keeper: Keeper | None = None
     try:
         lock = lock_folder(folder)
         keeper = Keeper(folder, first)
         keeper.open()
         asyncio.run(_serve(keeper))
         os.close(lock)
-    except RaylaunchError as error:
-        _report(error.as_dict())
-        return error.exit_code
-    except TimeoutError:
-        late = NodeError("the gateway's relay did not start", todo=f"read {folder}/gateway.log")
-        _report(late.as_dict())
-        return late.exit_code
+    except (RaylaunchError, TimeoutError) as error:
+        if keeper is not None:
+            keeper.give_up()
+        known = error if isinstance(error, RaylaunchError) else _too_late(folder)
+        _report(known.as_dict())
+        return known.exit_code
     return 0
+
+
+def _too_late(folder: Path) -> NodeError:
+    return NodeError("the gateway's relay did not start", todo=f"read {folder}/gateway.log")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from typing import Any
 
 from raylaunch.errors import BusyError, NodeError, RaylaunchError
 from raylaunch.gateway.gateway_messages import MESSAGE_LIMIT
-from raylaunch.node.process.guard import SOCKET_PATH_BYTES, peer_of
+from raylaunch.gateway.unix_socket import BACKLOG, is_trusted, listen_unix
 
 log = logging.getLogger(__name__)
 
 PORTS_TRIED = 64
-BACKLOG = 4096
+KEEPER_SOCKET = "keeper.sock"
 OnMessage = Callable[[Mapping[str, Any]], Awaitable[object]]
 
 
@@ -28,20 +28,14 @@ def lock_folder(folder: Path) -> int:
 
     Raises:
         BusyError: Another keeper has it.
-        NodeError: The path is too long for a socket.
     """
-    if len(os.fsencode(folder / "keeper.sock.new")) > SOCKET_PATH_BYTES:
-        raise NodeError(
-            f"the gateway's folder {folder} has too long a path",
-            why=f"the path of a unix socket has at most {SOCKET_PATH_BYTES} bytes",
-            todo="set RAYLAUNCH_HOME to a shorter path",
-        )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     fd = os.open(folder / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(fd)
         raise BusyError(f"another keeper runs in {folder}") from None
     return fd
 
@@ -73,35 +67,33 @@ def listen_for_clients(address: str, port: int) -> socket.socket:
     )
 
 
-def listen_for_haproxy(path: Path) -> socket.socket:
-    """Listen on the relay's socket. The folder is private, so only this user connects."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(os.fspath(path))
-    listener.listen(BACKLOG)
-    return listener
+def move_socket(moved: socket.socket, number: int) -> socket.socket:
+    """Move a socket to a number that is the same in each keeper.
+
+    HAProxy's configuration names the listening socket by its number, so the text stays the same.
+    """
+    with moved:
+        os.dup2(moved.fileno(), number, inheritable=False)
+    return socket.socket(fileno=number)
 
 
-async def serve_owners(path: Path, on_message: OnMessage) -> asyncio.Server:
-    """Listen for owners; each message is one JSON line, answered with one."""
+async def serve_owners(folder: Path, on_message: OnMessage) -> asyncio.Server:
+    """Listen for owners; each message is one JSON line, answered with one.
+
+    An owner that only connects learns of the keeper's exit: the kernel closes the connection.
+    """
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            _, uid = peer_of(writer.get_extra_info("socket"))
-            if uid in (os.geteuid(), 0):
+            if is_trusted(writer.get_extra_info("socket")):
                 await _answer(reader, writer, on_message)
         except ConnectionError:
             log.info("an owner went away before it had its answer")
         finally:
             writer.close()
 
-    _forget_socket(path)
-    return await asyncio.start_unix_server(serve_one, path, limit=MESSAGE_LIMIT)
-
-
-def _forget_socket(path: Path) -> None:
-    """Remove the socket of a keeper that was killed."""
-    path.unlink(missing_ok=True)
+    listener = listen_unix(folder / KEEPER_SOCKET)
+    return await asyncio.start_unix_server(serve_one, sock=listener, limit=MESSAGE_LIMIT)
 
 
 async def _answer(

@@ -1,4 +1,4 @@
-"""The keeper's side of the relay: commands and replies over its standard input and output."""
+"""The keeper's side of the relay: commands and replies over a unix socket, one JSON line each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
 from raylaunch.errors import NodeError
-from raylaunch.gateway.child_process import spawn
+from raylaunch.gateway.child_process import Child
 from raylaunch.gateway.gateway_messages import MESSAGE_LIMIT, RelayCounters
 
 START_S = 60.0
@@ -22,46 +23,54 @@ class RelayExitedError(Exception):
 
 
 class RelayLink:
-    """Survives restarts of the relay: the counters of earlier ones are added."""
+    """Survives restarts of the relay: the counters of earlier ones are added.
+
+    Args:
+        start: Starts a relay whose first owner is at the other end of this descriptor.
+        state: Returns options, members and what is kept for the next keeper.
+    """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        listener: int,
-        state: Mapping[str, Any],
-        write_log: Callable[[bytes], None],
+        self, start: Callable[[int], Awaitable[Child]], state: Callable[[], Mapping[str, Any]]
     ) -> None:
-        self._command = command
-        self._listener = listener
+        self._start = start
         self._state = state
-        self._write_log = write_log
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[object]] = {}
-        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
         self._ready = asyncio.Event()
         self._before = RelayCounters()
         self._last: dict[str, Any] = {"counters": asdict(RelayCounters()), "members": []}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> asyncio.subprocess.Process:
-        """Start the relay and send it the last state that was pushed.
+    async def start(self) -> Child:
+        """Start the relay and send it the state.
 
         Raises:
             OSError: It cannot be started.
         """
         self._before = _sum(self._last["counters"])
-        self._ready.clear()
-        process = await spawn(
-            [*self._command, str(self._listener)],
-            stdin=asyncio.subprocess.PIPE,
-            pass_fds=(self._listener,),
-            limit=MESSAGE_LIMIT,
-        )
-        self._process = process
-        self._spawn(self._read_replies(process))
-        self._spawn(self._copy_log(process))
-        self._spawn(self._first())
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await self._start(theirs.fileno())
+        except OSError:
+            ours.close()
+            raise
+        await self._use(ours)
         return process
+
+    async def adopt(self, connection: socket.socket, before: RelayCounters) -> None:
+        """Take over a relay that runs; `before` has the counters of those before it."""
+        self._before = before
+        await self._use(connection)
+
+    async def _use(self, connection: socket.socket) -> None:
+        self._ready.clear()
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=MESSAGE_LIMIT)
+        self._writer = writer
+        self._spawn(self._read_replies(reader, writer))
+        self._spawn(self._first())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -70,21 +79,24 @@ class RelayLink:
 
     async def _first(self) -> None:
         with contextlib.suppress(RelayExitedError):  # the next one is on its way
-            await self.call({"do": "configure", **self._state})
+            await self._configure()
             self._ready.set()
 
-    async def push(self, state: Mapping[str, Any]) -> None:
-        """Send options and members; a relay that is being started gets them as its first.
+    async def push(self) -> None:
+        """Send the state; a relay that is being started gets it as its first.
 
         Raises:
             NodeError: The relay refuses them.
             TimeoutError: No relay starts.
         """
-        self._state = state
         try:
-            await self.call({"do": "configure", **state})
+            await self._configure()
         except RelayExitedError:
             await self.ready(START_S)
+
+    async def _configure(self) -> None:
+        # The relay keeps the counters of those before it for the next keeper.
+        await self.call({"do": "configure", **self._state(), "before": asdict(self._before)})
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the relay has its configuration.
@@ -112,10 +124,10 @@ class RelayLink:
             self._waiting.pop(number, None)
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        process = self._process
-        if process is None or process.stdin is None or process.stdin.is_closing():
+        writer = self._writer
+        if writer is None or writer.is_closing():
             raise RelayExitedError
-        process.stdin.write(json.dumps(message).encode() + b"\n")
+        writer.write(json.dumps(message).encode() + b"\n")
 
     async def status(self) -> dict[str, Any]:
         """Return counters and members; the last known ones while the relay starts."""
@@ -127,33 +139,32 @@ class RelayLink:
             }
         return self._last
 
-    async def _read_replies(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        while line := await process.stdout.readline():
-            reply = json.loads(line)
-            future = self._waiting.get(reply["id"])
-            if future is None or future.done():
-                continue
-            if "error" in reply:
-                future.set_exception(NodeError("the relay refuses", why=reply["error"]))
-            else:
-                future.set_result(reply["result"])
-        self._fail_waiting(process)
+    async def _read_replies(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(ConnectionError):  # the relay was killed: nothing more comes
+            while line := await reader.readline():
+                self._settle(json.loads(line))
+        writer.close()
+        self._fail_waiting(writer)
 
-    def _fail_waiting(self, process: asyncio.subprocess.Process) -> None:
-        """Nothing more comes from this relay; calls of a newer one are not concerned."""
-        if process is not self._process:
+    def _settle(self, reply: Mapping[str, Any]) -> None:
+        future = self._waiting.get(reply["id"])
+        if future is None or future.done():
             return
-        self._process = None
+        if "error" in reply:
+            future.set_exception(NodeError("the relay refuses", why=reply["error"]))
+        else:
+            future.set_result(reply["result"])
+
+    def _fail_waiting(self, writer: asyncio.StreamWriter) -> None:
+        """Nothing more comes from this relay; calls of a newer one are not concerned."""
+        if writer is not self._writer:
+            return
+        self._writer = None
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(RelayExitedError())
-
-    async def _copy_log(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        while data := await process.stderr.read(65536):
-            with contextlib.suppress(OSError):  # a full disk costs lines, not the gateway
-                self._write_log(data)
 
 
 def _sum(*counters: Mapping[str, Any]) -> RelayCounters:

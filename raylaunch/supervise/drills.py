@@ -33,11 +33,31 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "steal-port", "occupy the handshake port while the group restarts", "primary", "steal-port"
     ),
-    Fault("kill-raylet", "SIGKILL the raylet of a node: the node is lost", "far", "kill-raylet"),
+    Fault("kill-gcs", "SIGKILL the GCS of Ray", "ray", "kill-gcs"),
+    Fault(
+        "kill-raylet",
+        "SIGKILL the raylet of a node: the node is lost, where nothing starts it again",
+        "far",
+        "kill-raylet",
+    ),
+    Fault(
+        "kill-ray",
+        "SIGKILL the GCS, the raylets and all workers of Ray on a host",
+        "ray",
+        "kill-ray",
+    ),
+    Fault(
+        "restart-ray",
+        "SIGTERM the GCS and the raylets on a host, as `ray stop` does",
+        "ray",
+        "restart-ray",
+    ),
     Fault("cut-node", "cut a node's network", "far", "cut-node"),
 )
-ON_REQUEST = ("kill-raylet", "cut-node")
+ON_REQUEST = ("kill-gcs", "kill-raylet", "kill-ray", "restart-ray", "cut-node")
 """Faults that also hit other jobs on the node: injected only when they are named."""
+OF_RAY = ("kill-gcs", "kill-raylet", "kill-ray", "restart-ray")
+"""Faults after which the servers run on, where something starts Ray again."""
 
 
 @dataclass(frozen=True)

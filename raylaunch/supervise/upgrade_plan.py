@@ -6,7 +6,7 @@ there is room, else one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from raylaunch.recipe.groups import GroupSpec
@@ -97,6 +97,26 @@ def _one_after_the_other(
             spec = incoming[index]
             steps += [Start((spec,)), Confirm((spec.name,)), Switch((spec.name,))]
     return steps
+
+
+def find_gap(steps: Sequence[Step], serving: Collection[str]) -> str | None:
+    """Return the group after whose removal no group serves until a new one does; None for none.
+
+    Args:
+        steps: Of the upgrade.
+        serving: Names of the groups that serve now.
+    """
+    left = set(serving)
+    for index, step in enumerate(steps):
+        if isinstance(step, Switch):
+            left |= set(step.groups)
+        elif isinstance(step, Remove):
+            removed = left & set(step.groups)
+            left -= removed
+            later = any(isinstance(one, Switch) for one in steps[index:])
+            if removed and not left and later:
+                return min(removed)
+    return None
 
 
 def name_generation(specs: Sequence[GroupSpec], generation: int) -> tuple[GroupSpec, ...]:

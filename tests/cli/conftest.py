@@ -22,6 +22,7 @@ def api(monkeypatch):
         "error": None,
         "left": (),
         "silent": (),
+        "adopted": False,
         "clean_report": fake_api.clean_report,
         "tuning_steps": [],
         "weights_report": fake_api.weights_report,

@@ -42,6 +42,8 @@ CREATED = 1_700_000_000.0
 
 asked: list[tuple[str, dict[str, Any]]] = []
 findings: list[Finding] = []
+adopted = False
+"""Whether a start finds the deployment running."""
 script: list[Status] = []
 """The looks a start gives, in order; the last one stays."""
 error: BaseException | None = None
@@ -165,6 +167,7 @@ def diagnose(target, address=None):
 class Deployment:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.adopted = adopted
         self.endpoint = script[-1].endpoint if script else ""
 
     def status(self) -> Status:

@@ -319,3 +319,18 @@ def test_the_live_table_counts_on_between_two_looks():
         "shards",
     ]
     assert waiting == "  waiting for x"
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"), [((), None), (("--adopt",), True), (("--fresh",), False)]
+)
+def test_start_asks_to_adopt_or_to_begin_fresh(cli, api, words, asked):
+    assert cli("start", "a2-dual", *words).exit_code == 0
+    ((_, given),) = api.asked
+    assert given["adopt"] is asked
+
+
+def test_an_adopted_deployment_is_said(cli, api):
+    assert "adopted" not in cli("start", "a2-dual").stderr
+    api.adopted = True
+    assert "adopted: a2-dual was running; no server was started" in cli("start", "a2-dual").stderr

@@ -71,7 +71,8 @@ def test_show_as_json(cli):
 def test_plan_tells_common_values_once_and_own_values_per_server(cli):
     text = cli("plan", "a2-dual", *HOSTS).stdout
     same, first, second = text.partition("Same on all servers")[2].split("Only on server ")
-    assert "endpoint  http://192.0.2.20:20004/v1" in text
+    assert "endpoint  http://192.0.2.20:8000/v1  (gateway on 192.0.2.20, " in text
+    assert "behind    http://192.0.2.20:20004/v1" in text
     assert text.count("HCCL_BUFFSIZE") == 1
     assert "HCCL_BUFFSIZE" in same
     assert "HCCL_IF_IP" not in same
@@ -108,7 +109,9 @@ def test_plan_of_several_groups_names_them(cli):
 def test_plan_of_one_of_the_groups_shows_no_other(cli, api):
     text = cli("plan", "a2-replicas", *HOSTS, "--group", "serve-1").stdout
     assert api.asked[0][1]["group"] == "serve-1"
-    assert "192.0.2.20" not in text
+    assert [line for line in text.splitlines() if "192.0.2.20" in line] == [
+        "endpoint  http://192.0.2.20:8001/v1  (gateway on 192.0.2.20, least-loaded)"
+    ]
     assert "\nServer serve-1/0 (192.0.2.21)\n" in text
 
 

@@ -157,9 +157,10 @@ class Nodes:
     def sleep(self, seconds):
         self.now += seconds
 
-    def wait_for(self, *hosts):
+    def wait_for(self, *hosts, needed=2):
         wait_for_hosts(
             hosts,
+            needed,
             self.list_alive,
             self.reports.append,
             clock=lambda: self.now,
@@ -184,10 +185,19 @@ def test_after_30_s_what_is_missing_is_reported_by_name_and_once():
     ]
 
 
+def test_a_spare_host_that_is_missing_is_not_awaited():
+    hosts = ("192.0.2.10", "192.0.2.11", "192.0.2.12")
+    nodes = Nodes(*[{"192.0.2.10"}] * 20, {"192.0.2.10", "192.0.2.12"})
+    nodes.wait_for(*hosts)
+    assert nodes.reports == ["waiting for 1 of 192.0.2.11, 192.0.2.12 to join the Ray cluster"]
+
+
 class Handle:
     name = "a2-dual"
 
-    def __init__(self) -> None:
+    def __init__(self, *steps, adopted=False) -> None:
+        self.steps = steps
+        self.adopted = adopted
         self.was_stopped = False
 
     def stop(self):
@@ -198,24 +208,25 @@ class Handle:
 def verbs(monkeypatch):
     """api.follow with its cluster replaced; returns what it does with a running and a new one."""
 
-    def go(*steps, running=None, alive=("192.0.2.10", "192.0.2.11")):
+    def go(*steps, running=None, adopted=False, alive=("192.0.2.10", "192.0.2.11")):
         asked = []
-        new = Handle()
+        new = Handle(*steps, adopted=adopted)
 
-        def attach(name, address):
-            asked.append(("attach", name, address))
-            if running is None:
-                raise UnknownDeploymentError("no such deployment")
+        def find_running(name, address):
+            asked.append(("find", name, address))
             return running
 
         def deploy(name, **given):
-            asked.append(("deploy", name, given["deployment"], given["wait"]))
+            asked.append(("deploy", name, given["deployment"], given["wait"], given["adopt"]))
             return new
 
-        monkeypatch.setattr(follow_verb, "attach", attach)
+        monkeypatch.setattr(follow_verb, "find_running", find_running)
         monkeypatch.setattr(follow_verb, "deploy", deploy)
+        monkeypatch.setattr(
+            follow_verb, "stop_running", lambda name, _: asked.append(("stop", name))
+        )
         monkeypatch.setattr(follow_verb, "_list_alive", lambda _: alive)
-        monkeypatch.setattr(follow_verb, "_changes_of", lambda _: script(*steps))
+        monkeypatch.setattr(follow_verb, "_changes_of", lambda handle: script(*handle.steps))
         with pytest.raises((LaunchError, PlacementError, UnknownDeploymentError)) as error:
             follow_verb.follow("a2-dual", deployment="prod", await_hosts=alive)
         return asked, new, error.value
@@ -223,17 +234,37 @@ def verbs(monkeypatch):
     return go
 
 
+FIND = ("find", "prod", None)
+DEPLOY = ("deploy", "a2-dual", "prod", False, True)
+
+
 def test_a_deployment_that_runs_is_followed_and_not_started(verbs):
-    handle = Handle()
-    asked, _, _ = verbs(fake_api.ready(), failed(), running=handle)
-    assert asked == [("attach", "prod", None)]
-    assert not handle.was_stopped
+    asked, _, _ = verbs(running=Handle(fake_api.ready(), failed()))
+    assert asked == [FIND]
 
 
 def test_a_deployment_that_does_not_run_is_started(verbs):
     asked, new, _ = verbs(fake_api.ready(), failed())
-    assert asked == [("attach", "prod", None), ("deploy", "a2-dual", "prod", False)]
+    assert asked == [FIND, DEPLOY]
     assert not new.was_stopped, "status shows why it failed"
+
+
+def test_a_found_deployment_that_fails_before_it_was_ready_is_started_anew_once(verbs):
+    asked, new, error = verbs(failed(REFUSED), running=Handle(failed()))
+    assert asked == [FIND, ("stop", "prod"), DEPLOY]
+    assert isinstance(error, PlacementError)
+    assert new.was_stopped
+
+
+def test_a_found_deployment_that_is_being_stopped_is_not_started_anew(verbs):
+    asked, _, error = verbs(running=Handle(fake_api.look(50, Phase.STOPPED)))
+    assert asked == [FIND]
+    assert isinstance(error, UnknownDeploymentError)
+
+
+def test_servers_that_were_adopted_are_not_stopped_by_a_failure_before_readiness(verbs):
+    _, new, _ = verbs(failed(REFUSED), adopted=True)
+    assert not new.was_stopped
 
 
 def test_a_start_that_was_never_ready_leaves_nothing(verbs):
@@ -259,7 +290,13 @@ def test_follow_prints_what_it_waits_for_and_exits_with_the_deployments_code(cli
 
 
 @pytest.mark.parametrize(
-    "words", [["--follow", "--no-wait"], ["--follow", "--timeout", "5"], ["--await-host", "::1"]]
+    "words",
+    [
+        ["--follow", "--no-wait"],
+        ["--follow", "--timeout", "5"],
+        ["--follow", "--fresh"],
+        ["--await-host", "::1"],
+    ],
 )
 def test_options_that_contradict_each_other_are_refused(cli, api, words):
     assert cli("start", "a2-dual", *words).exit_code == 2

@@ -17,7 +17,7 @@ settings.register_profile(
     max_examples=EXAMPLES or 100,
     # Milliseconds of wall clock for one input: a hang. Tests bound the CPU time by `bounded`,
     # because a wall clock also counts what else the machine does.
-    deadline=20_000,
+    deadline=60_000,
     database=None,
     print_blob=True,
     suppress_health_check=[

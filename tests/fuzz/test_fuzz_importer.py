@@ -81,6 +81,10 @@ BOMBS = {
     "an appended variable": "A=xxxxxxxx\n" + "A+=$A\n" * 60 + SERVE,
     "an array that doubles": "A=(x y)\n" + 'A=("${A[@]}" "${A[@]}")\n' * 20 + SERVE,
     "a replacement that grows": "A=ab\n" + "A=${A//a/aaaaaaaaaaaaaaaa}\n" * 20 + SERVE,
+    "a function that calls itself in a loop": (
+        "f() { for A in $(seq 2) $(seq 2); do if [ $A = $A ]; then f; "
+        "else numactl -N 0 env -u A vllm serve $A; fi; done; }\nf" + SERVE
+    ),
     "a range": "for i in {1..999999999}; do vllm serve /m; done" + SERVE,
     "nested braces": "echo " + "{a,b}" * 30 + SERVE,
     "nested substitutions": "A=" + "$(" * 3000 + ")" * 3000 + SERVE,

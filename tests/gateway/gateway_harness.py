@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,19 @@ from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus
 from raylaunch.node.process.process_markers import terminate_marked
 
 DEPLOYMENT = "gateway-test"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def until_async(condition: Callable[[], Awaitable[object]]) -> None:
+    """Return as soon as the condition holds."""
+    async with asyncio.timeout(60):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 class RunningGateway:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from certificates import make_certificate
 from dummy_server import expected_text
-from gateway_harness import DEPLOYMENT, RunningGateway
+from gateway_harness import DEPLOYMENT, RunningGateway, free_port, until_async
 from relay_harness import member_of, read_stream, text_of, until
 
 from raylaunch.errors import BusyError, NodeError
@@ -31,9 +31,12 @@ STREAM = {**PLAIN, "max_tokens": 90, "temperature": 0, "stream": True}
 
 @pytest.fixture(scope="module")
 def shared_gateway(tmp_path_factory) -> Iterator[RunningGateway]:
-    """One gateway for the tests that leave it running: a start takes seconds."""
+    """One gateway for the tests that leave it running: a start takes seconds.
+
+    The path of its folder is longer than that of a unix socket may be.
+    """
     folder = tmp_path_factory.mktemp("gateway")
-    running = RunningGateway(folder / "g", GatewayOptions(port=free_port(), drain_s=5.0))
+    running = RunningGateway(folder / ("g" * 120), GatewayOptions(port=free_port(), drain_s=5.0))
     try:
         running.start()
         yield running
@@ -60,12 +63,6 @@ async def own_gateway(tmp_path, servers) -> AsyncIterator[RunningGateway]:
         await running.http.close()
     finally:
         await asyncio.to_thread(running.kill)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def test_requests_streams_and_websockets_pass(gateway, servers):
@@ -148,12 +145,6 @@ async def test_held_requests_survive_the_relays_death(gateway, servers):
     assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 5
 
 
-async def until_async(condition) -> None:
-    async with asyncio.timeout(60):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 async def test_another_start_of_the_same_instance_adopts(gateway, servers):
     before = gateway.status
     again = await asyncio.to_thread(gateway.start, *servers)
@@ -190,10 +181,16 @@ async def test_two_gateways_on_one_machine_take_two_ports(gateway, own_gateway, 
     assert (await own_gateway.post(COMPLETIONS, PLAIN))[1]["name"] == "b"
 
 
-async def test_without_an_owner_the_gateway_stops_after_its_grace(own_gateway, servers):
+@pytest.mark.parametrize("keeper", ["alive", "killed"])
+async def test_without_an_owner_the_gateway_stops_after_its_grace(own_gateway, servers, keeper):
     await own_gateway.configure(member_of(servers[0]), orphan_grace_s=0.5)
+    if keeper == "killed":
+        os.kill(own_gateway.status.keeper_pid, signal.SIGKILL)
     await until(lambda: not find_marked(DEPLOYMENT, instance=own_gateway.instance))
     assert connect_gateway(own_gateway.folder) is None
+    assert not accepts(own_gateway.status.port)
+    left = {file.name for file in own_gateway.folder.iterdir()}
+    assert left <= {"gateway.log", "haproxy.cfg", "keeper.lock"}
 
 
 async def test_stop_lets_running_requests_finish_and_refuses_new_ones(own_gateway, servers):

@@ -1,21 +1,31 @@
-"""Settings, certificates and files of a gateway before it starts."""
+"""Settings, certificates, files and sockets of a gateway before it starts."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from certificates import make_certificate
 from pydantic import ValidationError
 
-from raylaunch.errors import NodeError
+from raylaunch.errors import BusyError, NodeError
+from raylaunch.gateway.child_process import AdoptedProcess
 from raylaunch.gateway.gateway_client import gateway_options
 from raylaunch.gateway.gateway_messages import GatewayOptions, hash_key, read_member, read_options
 from raylaunch.gateway.haproxy_config import HaproxyFiles, haproxy_config, keys_map
+from raylaunch.gateway.haproxy_files import is_current, write_files
 from raylaunch.gateway.haproxy_process import find_haproxy
 from raylaunch.gateway.keeper_socket import listen_for_clients, lock_folder
 from raylaunch.gateway.tls_certificate import read_certificate
+from raylaunch.gateway.unix_socket import connect_unix, is_trusted, listen_unix
+from raylaunch.node.process.guard import read_process
 from raylaunch.recipe.gateway_settings import INSTALL_HAPROXY, Gateway
 
 
@@ -125,6 +135,54 @@ def test_a_taken_port_gives_the_next_and_an_unknown_address_an_error():
         listen_for_clients("192.0.2.1", 20000)
 
 
-def test_a_folder_with_too_long_a_path_is_refused(tmp_path):
-    with pytest.raises(NodeError, match="too long"):
-        lock_folder(tmp_path / ("x" * 100))
+def test_a_folder_of_any_length_has_its_sockets(tmp_path):
+    folder = tmp_path / ("x" * 120)
+    os.close(lock_folder(folder))
+    with listen_unix(folder / "a.sock") as listener:
+        listener.settimeout(60)
+        with connect_unix(folder / "a.sock", 60) as client, listener.accept()[0] as server:
+            assert is_trusted(client)
+            assert is_trusted(server)
+    with pytest.raises(OSError, match="refused"):
+        connect_unix(folder / "a.sock", 60)
+    config = haproxy_config(GatewayOptions(certificate="c"), HaproxyFiles(folder), 7)
+    assert str(folder) not in config
+
+
+def test_a_second_keeper_does_not_get_the_folder(tmp_path):
+    lock = lock_folder(tmp_path)
+    with pytest.raises(BusyError, match="another keeper"):
+        lock_folder(tmp_path)
+    os.close(lock)
+    os.close(lock_folder(tmp_path))
+
+
+def test_a_renewed_certificate_makes_the_configuration_another_one(tmp_path):
+    certificate, key = make_certificate(tmp_path, "127.0.0.1")
+    files = HaproxyFiles(tmp_path)
+    options = GatewayOptions(certificate=str(certificate), key=str(key))
+    assert not is_current(files, options, 7)
+    write_files(files, options, 7)
+    assert is_current(files, options, 7)
+    assert is_current(files, replace(options, hold_s=5.0), 7), "of the relay alone"
+    assert not is_current(files, replace(options, max_connections=9), 7)
+    status = certificate.stat()
+    os.utime(certificate, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert not is_current(files, options, 7)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    program = subprocess.Popen(["sleep", "600"])
+    yield program.pid
+    program.kill()
+    program.wait()
+
+
+async def test_an_adopted_process_is_awaited_and_signalled_without_being_a_child(sleeper):
+    adopted = AdoptedProcess(read_process(sleeper))
+    assert (adopted.pid, adopted.returncode) == (sleeper, None)
+    adopted.send_signal(signal.SIGKILL)
+    async with asyncio.timeout(60):
+        await adopted.wait()
+    assert adopted.returncode is not None

@@ -81,7 +81,8 @@ def test_two_good_hosts_from_check_to_stop(cluster, a2):
     started = ask(cluster, "start", "a2-dual", *SETS)
     assert "first token" in started.stdout
     status = json.loads(ask(cluster, "status", "a2-dual", "-o", "json").stdout)
-    assert status["endpoint"] == f"http://{cluster.head.ip}:20004/v1"
+    assert status["endpoint"] == f"http://{cluster.head.ip}:8000/v1"
+    assert status["groups"][0]["endpoint"] == f"http://{cluster.head.ip}:20004/v1"
     for number, server in enumerate(status["servers"]):
         host = a2[number].host
         assert (server["ip"], server["interface"]) == (host.ip, "eth0")

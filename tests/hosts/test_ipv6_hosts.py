@@ -65,7 +65,8 @@ def test_from_check_to_stop_on_ipv6_alone(hosts):
 
     ask(hosts, "start", "a2-dual", *sets)
     status = json.loads(ask(hosts, "status", "a2-dual", "-o", "json").stdout)
-    assert status["endpoint"] == f"http://[{NET}::1]:20004/v1"
+    assert status["endpoint"] == f"http://[{NET}::1]:8000/v1"
+    assert status["groups"][0]["endpoint"] == f"http://[{NET}::1]:20004/v1"
     assert [(one["ip"], one["interface"]) for one in status["servers"]] == [
         (f"{NET}::1", "ib0"),
         (f"{NET}::2", "ib0"),

@@ -53,7 +53,8 @@ def test_a_recipe_of_one_group_is_planned_as_it_was(name):
     groups = expand_groups(loaded)
     nodes = hosts(nodes_needed(groups))
     deployment = build_deployment_plan(loaded, nodes)
-    assert deployment.endpoint == deployment.groups[0].endpoint
+    assert deployment.endpoint == deployment.gateway.endpoint
+    assert deployment.endpoint not in [group.endpoint for group in deployment.groups]
     if len(groups) == 1:
         assert deployment.groups == (build_plan(loaded, nodes),)
         assert deployment.groups[0].is_alone

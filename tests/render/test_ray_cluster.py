@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +21,7 @@ from test_container import A2_GUIDE, A3_DEVIATIONS, A3_GUIDE, options
 
 from raylaunch.errors import PlanError, RecipeError
 from raylaunch.recipe.catalog import read
+from raylaunch.recipe.gateway_settings import INSTALL_HAPROXY
 from raylaunch.render.container import docker_command, image, run_options
 from raylaunch.render.ray_cluster import RAY, render_cluster
 
@@ -211,29 +215,38 @@ def test_ray_starts_in_the_container_of_every_host(up):
     assert f"export RAY_HEAD_IP={HEAD}" in starts[WORKER][0]
 
 
-def test_an_image_without_rsync_is_refused_with_the_remedy(tmp_path):
+def test_an_image_without_what_a_node_needs_is_refused_with_the_remedy(tmp_path):
     (check,) = ours("a2-dual")["initialization_commands"]
     script(tmp_path, "docker", '#!/bin/bash\nshift 3; exec "$@"\n')
     script(tmp_path, "rsync", "#!/bin/true\n")
     script(tmp_path, "ssh", "#!/bin/true\n")
     script(tmp_path, "ray", "#!/bin/bash\necho ray, version $VERSION\n")
+    script(tmp_path, "python3", "#!/bin/bash\nexit $NO_HAPROXY\n")
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    good, old = (
+    good, old, no_haproxy = (
         subprocess.run(
             ["bash", "-c", check],
-            env={**env, "VERSION": ray},
+            env={**env, "VERSION": ray, "NO_HAPROXY": missing},
             capture_output=True,
             text=True,
             check=False,
         )
-        for ray in (f"{RAY}.0", "2.48.0")
+        for ray, missing in ((f"{RAY}.0", "0"), ("2.48.0", "0"), (f"{RAY}.0", "1"))
     )
     assert (good.returncode, good.stderr) == (0, "")
     assert old.returncode != 0
+    assert no_haproxy.returncode != 0
+    assert f"RUN {INSTALL_HAPROXY}\n" in no_haproxy.stderr
     assert f"FROM {image(read('a2-dual').recipe)}\nRUN apt-get" in old.stderr
     assert "under docker and under initialization_commands" in old.stderr, (
         "where the new image must be named"
     )
+
+
+def test_without_a_gateway_the_image_needs_no_haproxy():
+    text = render("a2-dual", sets=["gateway.enabled=false"])
+    (check,) = yaml.safe_load(text)["initialization_commands"]
+    assert "haproxy" not in check.lower()
 
 
 @pytest.mark.parametrize(
@@ -278,6 +291,69 @@ def test_start_commands_set_what_ray_needs():
         assert command.index("set_env.sh") < command.index("ray start")
 
 
+def test_the_gcs_of_the_head_keeps_its_tables_on_disk():
+    head, worker = starts_of(ours("a2-dual"))
+    assert "RAY_gcs_storage=rocksdb RAY_gcs_storage_path=~/.raylaunch/gcs/a2-dual;" in head
+    assert "RAY_gcs_storage" not in worker
+    assert head.index("mkdir -p -m 700 ~/.raylaunch/gcs/a2-dual;") < head.index("ray start")
+
+
+def with_marker(name):
+    """Pids of the processes of a cluster, as its own commands find them."""
+    wanted = f"RAYLAUNCH_CLUSTER={name}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if wanted in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+RAY_THAT_DIES_TWICE = """#!/bin/bash
+echo "$*" >> "$HOME/calls"
+echo Ray runtime started.
+[ "$(wc -l < "$HOME/calls")" -lt 3 ] && exit 1
+exec sleep 600
+"""
+
+
+def test_in_a_container_ray_is_started_again_until_the_next_up(tmp_path):
+    name = f"t-{secrets.token_hex(4)}"
+    stop, start = ours("a2-dual", name=name)["head_start_ray_commands"]
+    script(tmp_path, "ray", RAY_THAT_DIES_TWICE)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def run(command):
+        return subprocess.run(
+            ["bash", "-c", command], env=env, capture_output=True, check=False, timeout=120
+        ).returncode
+
+    guarded = {**env, "RAYLAUNCH_CLUSTER": name, "RAYLAUNCH_DEPLOYMENT": "a2-dual"}
+    with subprocess.Popen(["sleep", "600"], env=guarded) as guard:
+        try:
+            assert run(start) == 0
+            deadline = time.monotonic() + 60
+            while len(calls := (tmp_path / "calls").read_text().splitlines()) < 3:
+                assert time.monotonic() < deadline, calls
+                time.sleep(0.05)  # the loop announces nothing
+            assert all(
+                call.startswith("start --head") and call.endswith(" --block") for call in calls
+            )
+            assert len(with_marker(name)) > 1
+            assert run(stop) == 0
+            assert with_marker(name) == [guard.pid], "servers outlive a restart of Ray"
+        finally:
+            run(stop)
+            guard.kill()
+
+
+def test_on_bare_hosts_nothing_starts_ray_again():
+    for command in starts_of(ours("a2-dual", bare=True)):
+        assert "--block" not in command
+        assert "RAYLAUNCH_RAY_RESTARTS" not in command
+        assert "reconnect_timeout" not in command, "on a worker Ray exits when the head is down"
+
+
 TOOLKITS = {"cann": "usr/local/Ascend/cann", "older": "usr/local/Ascend/ascend-toolkit"}
 
 
@@ -300,7 +376,7 @@ def test_ray_starts_in_the_environment_of_cann(tmp_path, role, there, sourced):
         folder.mkdir(parents=True)
         (folder / "set_env.sh").write_text(f'export SOURCED="$SOURCED {name}"\n')
     script(tmp_path, "ray", '#!/bin/bash\necho "$1$SOURCED"\n')
-    command = starts_of(ours("a2-dual"))[role].replace(" /usr/", f" {tmp_path}/usr/")
+    command = starts_of(ours("a2-dual", bare=True))[role].replace(" /usr/", f" {tmp_path}/usr/")
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(
         ["bash", "-c", command], env=env, capture_output=True, text=True, check=False, timeout=60

@@ -9,6 +9,7 @@ import pytest
 from fake_group import HEALTH, Stage, make_plan
 
 from raylaunch.errors import LaunchError, NodeError
+from raylaunch.node.process.guard_socket import GuardSilentError
 from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.cluster.remote_call import ActorLostError
 from raylaunch.runtime.controller.group.adoption import (
@@ -17,7 +18,7 @@ from raylaunch.runtime.controller.group.adoption import (
     move_nodes,
     sort_answers,
 )
-from raylaunch.supervise.state import Exit, Phase
+from raylaunch.supervise.state import Exit, Phase, ServerSeen
 
 PATIENT = replace(HEALTH, orphan_grace_s=600.0)
 
@@ -63,7 +64,7 @@ def test_a_controller_that_took_over_without_secrets_has_them_from_the_adopted_a
     async def work():
         stage = await ready()
         stage.gang.adoptable = {1}
-        stage.loop._secrets = {}
+        stage.loop.secrets = {}
         stage.gang.kill_agent(1)
         await steps(stage, 3)
         stage.gang.kill_server(0)
@@ -172,6 +173,21 @@ def test_a_server_that_exits_while_another_has_no_agent_is_a_failure_without_del
     play(work())
 
 
+def test_an_agent_that_dies_before_it_has_reported_its_attempt_is_lost_all_the_same():
+    async def work():
+        stage = await ready()
+        stage.gang.adoptable = {1}
+        stage.gang.dead.add(1)
+        # As its watch reports it: of no attempt, for the agent has never answered.
+        stage.gang.update(ServerSeen(1, agent_lost="agent died"))
+        await steps(stage, 2)
+        assert (stage.phase, stage.kinds[-2:]) == (Phase.READY, ["orphaned", "adopted"])
+        stage.gang.update(ServerSeen(1, pid=7))
+        assert stage.loop.record.seen[1].pid != 7, "what an earlier attempt was is no news"
+
+    play(work())
+
+
 def test_a_stop_does_not_wait_for_an_adoption():
     async def work():
         stage = await ready()
@@ -213,5 +229,10 @@ def test_a_reservation_on_another_host_or_on_a_dead_node_is_no_place():
 
 
 def test_only_an_agent_that_answers_can_refuse():
-    answers = {0: 4711, 1: NodeError("no", why="attempt 7"), 2: ActorLostError("dead")}
+    answers = {
+        0: 4711,
+        1: NodeError("no", why="attempt 7"),
+        2: ActorLostError("dead"),
+        3: GuardSilentError("a loaded machine"),
+    }
     assert sort_answers(answers) == ((0,), {1: "no: attempt 7"})

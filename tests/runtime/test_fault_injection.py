@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from raylaunch.errors import NodeError
+from raylaunch.node.process.guard import read_process
+from raylaunch.node.process.ray_daemons import RayDaemon
 from raylaunch.node.process.vllm_children import VllmChild
 from raylaunch.runtime.agent import fault_injection
 from raylaunch.runtime.agent.fault_injection import Targets, inject_fault
@@ -85,7 +88,8 @@ def test_what_the_answer_needs_is_killed_after_the_answer(process, fault):
     done = inject_fault(fault, 0, given, lambda after, kill: later.append((after, kill)))
     assert process.poll() is None
     [(after, kill)] = later
-    assert after == fault_injection.ANSWER_S
+    wanted = {"kill-agent": fault_injection.ANSWER_S, "kill-raylet": fault_injection.LEAVE_S}
+    assert after == wanted[fault]
     kill()
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert f"(pid {process.pid})" in done.what
@@ -139,3 +143,65 @@ def test_a_port_is_taken_the_moment_it_is_free():
     else:
         pytest.fail("nothing listened on the stolen port")
     thief.join(PATIENCE_S)
+
+
+def daemon(process, name: str) -> RayDaemon:
+    return RayDaemon(read_process(process.pid), (f"/bin/{name}",), (), "/")
+
+
+def await_gone(process: psutil.Process) -> None:
+    """Wait for the exit of a process whose new parent may not reap it."""
+    deadline = time.monotonic() + PATIENCE_S
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # no notice to a process that is not the parent
+
+
+@pytest.mark.parametrize(
+    ("fault", "number", "hit"),
+    [
+        ("kill-gcs", signal.SIGKILL, [True, False]),
+        ("restart-ray", signal.SIGTERM, [True, True]),
+        ("kill-ray", signal.SIGKILL, [True, True]),
+    ],
+)
+def test_daemons_of_ray_are_signalled_after_the_clients_have_left(process, fault, number, hit):
+    with subprocess.Popen(["sleep", "600"]) as gcs:
+        try:
+            found = [daemon(gcs, "gcs_server"), daemon(process, "raylet")]
+            later = []
+            done = inject_fault(
+                fault,
+                0,
+                targets(find_ray=lambda: found),
+                lambda after, work: later.append((after, work)),
+            )
+            child = psutil.Process(process.child)
+            [(after, work)] = later
+            assert after == fault_injection.LEAVE_S
+            assert f"gcs_server (pid {gcs.pid})" in done.what
+            work()
+            assert gcs.wait(PATIENCE_S) == -number
+            if hit[1]:
+                assert process.wait(PATIENCE_S) == -number
+            assert (process.poll() is not None) is hit[1]
+            # Only "kill-ray" takes what a raylet has started along.
+            if fault == "kill-ray":
+                await_gone(child)
+            else:
+                assert child.is_running()
+        finally:
+            gcs.kill()
+
+
+def test_a_node_without_the_gcs_says_so(process):
+    found = [daemon(process, "raylet")]
+    with pytest.raises(NodeError, match="no daemon of Ray on this node for kill-gcs"):
+        inject_fault("kill-gcs", 0, targets(find_ray=lambda: found), never)
+
+
+def test_what_a_drill_may_do_is_in_the_environment_of_the_raylet():
+    env = {fault_injection.CUT_VARIABLE: "eth9", "RAYLAUNCH_RAY_RESTARTS": "supervisor"}
+    assert fault_injection.drill_limits(env) == fault_injection.DrillLimits("eth9", "supervisor")
+    assert fault_injection.drill_limits({}) == fault_injection.DrillLimits("", "")

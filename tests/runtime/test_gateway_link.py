@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,7 @@ class FakeGateway:
         self.refused_options: Exception | None = None
         self.options = None
         self.called = threading.Condition()
+        self.exits: list[asyncio.Event] = []
 
     def start(self, folder, options, *, deployment, instance, env, members):
         if self.refusal is not None:
@@ -84,6 +86,16 @@ class FakeGateway:
             if members is not None:
                 self.pushed.append({member.id: member.state for member in members})
             self.called.notify_all()
+
+    async def wait_exit(self) -> None:
+        self.exits.append(asyncio.Event())
+        await self.exits[-1].wait()
+
+    def die(self) -> None:
+        """Exit, as the kernel shows it: the connections are closed."""
+        self.alive = False
+        for exited in self.exits:
+            exited.set()
 
     async def await_call(self, condition) -> None:
         """Wait until the condition holds after a call of `configure`."""
@@ -183,20 +195,39 @@ def test_a_lost_gateway_is_started_again_on_its_port(create, gateway):
     run(live)
 
 
-def test_a_gateway_that_dies_during_a_drain_does_not_fail_the_restart(create, gateway):
+def test_the_keepers_death_is_noticed_without_a_timer(create, gateway, monkeypatch):
+    async def live():
+        one = await begin(create, *GATEWAY)
+        await await_pushed(gateway, {"serve-0/0": "ready", "serve-1/0": "ready"})
+        for name in ("SIGN_S", "LOAD_PERIOD_S"):
+            monkeypatch.setattr(gateway_link, name, 86400.0)
+        await gateway.await_call(lambda: gateway.exits)
+        one._gateway.mark_changed()  # it waits with the new period from here on
+        gateway.die()
+        await gateway.await_call(lambda: len(gateway.starts) == 2)
+        await one.stop()
+
+    run(live)
+
+
+def test_a_drain_is_asked_of_the_next_keeper(create, gateway):
     async def live():
         one = await begin(create, *GATEWAY)
         await gateway.await_call(lambda: gateway.pushed)
+        drain = gateway.drain
 
         def die(ids, timeout_s):
+            gateway.drain = drain
             gateway.alive = False
             raise NodeError("the gateway's keeper does not answer")
 
         gateway.drain = die
-        await one.restart(None)
+        await one.restart("serve-0")
         status = await finish(one)
         assert status.operation_error is None
-        assert attempts(status) == {"serve-0": 2, "serve-1": 2}
+        assert attempts(status) == {"serve-0": 2, "serve-1": 1}
+        assert len(gateway.starts) == 2
+        assert gateway.calls == ["drain serve-0/0"]
         await one.stop()
 
     run(live)
@@ -366,6 +397,83 @@ def test_keys_are_replaced_by_name_and_survive_gateway_and_controller(create, ga
         await new.stop()
 
     run(live)
+
+
+def test_secrets_that_come_after_the_takeover_reach_the_gateway(create, gateway, monkeypatch):
+    """Agents and controller died together: the guards keep the secrets until agents are back."""
+
+    async def live():
+        one = create(*KEYS)
+        await one.begin({"A": "a1", "B": "b1"})
+        await await_status(one, lambda status: status.phase is Phase.READY)
+        await gateway.await_call(lambda: gateway.pushed)
+        for group in one._groups:
+            group._tasks.cancel()
+        one._tasks.cancel()
+        monkeypatch.setattr(takeover, "search", search_in(one))
+        monkeypatch.setattr(FakeBackend, "read_secrets", no_secrets)
+        monkeypatch.setattr(FakeBackend, "lacks_any", lambda _, secrets: not secrets)
+        monkeypatch.setattr(gateway_link, "connect_gateway", lambda _: gateway)
+        pushes = len(gateway.pushed)
+        new = create(*KEYS, reconstructed=True)
+        await new.take_over()
+        await gateway.await_call(lambda: len(gateway.pushed) > pushes)
+        assert len(gateway.starts) == 1, "it serves on as it is"
+        assert gateway.options is None
+        new._groups.find("serve-1").loop.secrets = {"A": "a1", "B": "b1"}
+        new._notify()
+        await gateway.await_call(lambda: gateway.options is not None)
+        assert gateway.options.key_hashes == {hash_key("a1"): "A", hash_key("b1"): "B"}
+        assert new._groups.find("serve-0").loop.secrets == {"A": "a1", "B": "b1"}
+        gateway.alive = False
+        await gateway.await_call(lambda: len(gateway.starts) == 2)
+        await new.stop()
+
+    run(live)
+
+
+async def no_secrets(_) -> dict[str, str]:
+    return {}
+
+
+def upgrade_in_place(create, gateway, monkeypatch, start_s, hold_s):
+    """Return the error of an upgrade in place of a single group, and its attempts."""
+
+    async def live():
+        monkeypatch.setattr(placement, "has_spare", lambda *_: False)
+        one = await begin(create, *GATEWAY, "parallel.replicas=1")
+        (group,) = one._groups
+        history = group.journal.history
+        began_at = history.ready_at - start_s
+        group.journal.history = replace(history, started_at=began_at)
+        settings = ["args.max-num-seqs=4", f"gateway.hold_s={hold_s}"]
+        await one.upgrade(change_recipe(one._record.journal.loaded, settings), {})
+        status = await await_status(one, lambda status: status.awaits or not status.operation)
+        seen.append((status.operation_error, list(attempts(status))))
+        if status.awaits:
+            await one.confirm("")
+            await finish(one)
+        await one.stop()
+
+    seen: list[tuple] = []
+    run(live)
+    return seen[0]
+
+
+def test_an_upgrade_in_place_for_longer_than_requests_are_held_is_refused(
+    create, gateway, monkeypatch
+):
+    error, names = upgrade_in_place(create, gateway, monkeypatch, start_s=812, hold_s=600)
+    assert "requests would fail" in error["what"]
+    assert "--set gateway.hold_s=1680" in error["todo"]
+    assert names == ["serve-0"]
+    assert gateway.options is None
+
+
+def test_an_upgrade_in_place_within_the_holding_time_is_carried_out(create, gateway, monkeypatch):
+    error, names = upgrade_in_place(create, gateway, monkeypatch, start_s=812, hold_s=900)
+    assert error is None
+    assert names == ["serve-0.g2"]
 
 
 async def secrets_of_the_start(_) -> dict[str, str]:

@@ -13,7 +13,7 @@ from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutEr
 from raylaunch.runtime.controller.group import group_loop
 from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.supervise.policy import HealthConfig
-from raylaunch.supervise.state import Phase
+from raylaunch.supervise.state import Phase, ServerSeen
 
 
 def run(work) -> None:
@@ -301,6 +301,24 @@ def test_a_second_fault_of_a_server_is_not_final(moment, fault):
         await stage.step_to(Phase.READY)
         assert stage.loop.record.journal.attempt >= 2
         assert not stage.gang.dead
+
+    run(play())
+
+
+def test_an_agent_that_died_before_it_reported_the_new_attempt_is_lost_in_that_attempt():
+    async def play():
+        stage = Stage()
+        await stage.make_ready()
+        stage.gang.becomes_ready = False
+        stage.gang.kill_server(1)
+        await stage.loop.step()
+        await stage.step_to(Phase.STARTING)
+        stage.gang.becomes_ready = True
+        stage.gang.update(ServerSeen(0, attempt=1, agent_lost="agent died"))
+        await stage.loop.step()
+        assert stage.phase is Phase.RESTARTING
+        await stage.step_to(Phase.READY)
+        assert stage.loop.record.journal.attempt == 3
 
     run(play())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +38,7 @@ from raylaunch.node.process.orphans import KnownDeployments, find_orphans
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.cluster import connection, local_cleanup, local_cluster, ray_start
+from raylaunch.runtime.cluster.daemon_supervisor import SUPERVISOR_GROUP, find_supervisors
 
 NAME = "test-embedded"
 MARKER = f"@{NAME}-1a2b3c4d"
@@ -185,6 +188,131 @@ def test_a_start_that_does_not_notice_is_killed_by_its_marker(tmp_path, marked, 
         local_cluster.refuse_cancelled(tmp_path, NAME)
 
 
+def guard(marker: str = MARKER, owner: int | None = None):
+    marker = {"RAYLAUNCH_EMBEDDED_IN": marker}
+    return SimpleNamespace(owner=owner, marker=marker, server_pid=42, owner_wait_s=500.4)
+
+
+@pytest.mark.parametrize(
+    ("guards", "has_tables", "is_revived"),
+    [
+        ([guard()], True, True),
+        ([guard(owner=7)], True, False),
+        ([guard("@other-1a2b3c4d")], True, False),
+        ([], True, False),
+        ([guard()], False, False),
+    ],
+)
+def test_a_dead_cluster_with_servers_is_started_again_with_its_tables(
+    tmp_path, monkeypatch, guards, has_tables, is_revived
+):
+    record = put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
+    Path(record.token_file).write_text("a token")
+    if has_tables:
+        local_cleanup.gcs_store_of(record).mkdir()
+    started = []
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: guards)
+    monkeypatch.setattr(local_cluster, "_start_nodes", lambda *given: started.append(given[1]))
+    cluster = local_cluster.start_local(tmp_path, NAME, nodes=1, npus_per_node=1)
+    assert started == [replace(cluster, is_revived=is_revived)]
+    assert (cluster.is_revived, cluster.marker == MARKER) == (is_revived, is_revived)
+    assert (cluster.address == "127.0.0.1:1") is is_revived
+    assert cluster.gcs_store.is_dir()
+    local_cleanup.kill_local(tmp_path, NAME)
+    assert not cluster.gcs_store.exists()
+
+
+def test_servers_that_run_on_without_ray_are_named_and_not_cleaned(tmp_path, monkeypatch):
+    record = put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [guard()])
+    assert local_cleanup.stale_records(tmp_path, None) == []
+    (line,) = local_cleanup.undecided_records(tmp_path, None)
+    assert line.endswith("its servers run on, for 500 s more without it (pid 42)")
+    assert local_cleanup.stale_records(tmp_path, NAME) == [NAME], "a person named it"
+    assert local_cleanup.undecided_records(tmp_path, NAME) == []
+    with pytest.raises(ClusterError, match="its servers run on") as caught:
+        local_cleanup.refuse_without_ray(tmp_path, NAME)
+    assert f"--name {NAME}` takes the servers over" in caught.value.todo
+
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [])
+    assert local_cleanup.stale_records(tmp_path, None) == [NAME]
+    assert local_cleanup.undecided_records(tmp_path, None) == []
+    local_cleanup.refuse_without_ray(tmp_path, NAME)
+    assert record == local_cleanup.read_record(tmp_path, NAME), "looking changes nothing"
+
+
+def test_a_revival_that_fails_kills_no_server_and_keeps_the_tables(tmp_path, monkeypatch, marked):
+    record = put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
+    Path(record.token_file).write_text("a token")
+    local_cleanup.gcs_store_of(record).mkdir()
+    server = marked(NAME, "1" * 16)
+
+    def fail(*_):
+        marked()
+        raise ClusterError("Ray did not come up")
+
+    monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [guard()])
+    monkeypatch.setattr(local_cluster, "_start_nodes", fail)
+    with pytest.raises(ClusterError, match="did not come up"):
+        local_cluster.start_local(tmp_path, NAME, nodes=1, npus_per_node=1)
+    assert find_marked(MARKER) == []
+    assert server.poll() is None
+    assert local_cleanup.gcs_store_of(record).is_dir()
+    assert local_cluster._find_revivable(tmp_path, NAME) is not None, "for the next try"
+
+
+def test_two_commands_do_not_start_one_cluster_again(tmp_path):
+    record = put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
+    Path(record.token_file).write_text("a token")
+    with (
+        local_cluster._revival_lock(record),
+        pytest.raises(BusyError, match="being started again"),
+        local_cluster._revival_lock(record),
+    ):
+        pass
+
+
+RESTARTING = """
+import os, subprocess, sys
+if os.fork():
+    os._exit(0)
+os.setsid()
+while True:  # as a supervisor does
+    env = {**os.environ, "RAYLAUNCH_GROUP": ""}
+    with subprocess.Popen(["sleep", "600"], env=env) as daemon:
+        print(flush=True)
+"""
+
+
+def test_the_supervisor_is_killed_before_the_daemons(tmp_path):
+    record = put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
+    env = {**os.environ, "RAYLAUNCH_DEPLOYMENT": MARKER, "RAYLAUNCH_GROUP": SUPERVISOR_GROUP}
+    command = [sys.executable, "-c", RESTARTING]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert (len(find_supervisors(MARKER)), len(find_marked(MARKER))) == (1, 2)
+        killed = local_cleanup.kill_cluster(tmp_path, record)
+    assert killed.left == ()
+    assert find_marked(MARKER) == []
+
+
+def test_a_gcs_that_is_started_again_is_awaited(tmp_path, monkeypatch, listener):
+    port = listener.getsockname()[1]
+    listener.close()
+    cluster = local_cluster._cluster_of(put_record(tmp_path, address=f"127.0.0.1:{port}"))
+    with contextlib.ExitStack() as stack:
+
+        def look(_):
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return ["a supervisor"]
+
+        monkeypatch.setattr(local_cluster, "find_supervisors", look)
+        local_cluster.await_gcs(cluster, 60)
+        assert not local_cluster._is_refused(cluster.address)
+    monkeypatch.setattr(local_cluster, "find_supervisors", lambda _: [])
+    local_cluster.await_gcs(cluster, 10**6)  # nothing would start it
+
+
 DAMAGED = [
     "",
     "{",
@@ -258,7 +386,7 @@ def test_ray_inherits_no_secret(tmp_path, monkeypatch):
     kept = ["TOKENIZERS_PARALLELISM", "PATH", "KEYBOARD_LAYOUT", "HF_HOME"]
     for name in (*secrets, *kept):
         monkeypatch.setenv(name, os.environ.get(name, "x"))
-    env = ray_start.ray_env(MARKER, tmp_path / "token", secrets[:1])
+    env = ray_start.ray_env(MARKER, tmp_path / "token", secrets[:1], tmp_path / "gcs")
     assert not env.keys() & set(secrets)
     assert set(kept) <= env.keys()
 
@@ -322,13 +450,14 @@ def test_an_address_that_another_user_wrote_is_refused(ray_record):
         connection.recorded_cluster()
 
 
-def test_an_interrupt_before_there_is_a_controller_stops_the_cluster(monkeypatch):
+@pytest.mark.parametrize("is_revived", [False, True])
+def test_an_interrupt_before_there_is_a_controller_stops_a_new_cluster(monkeypatch, is_revived):
     stopped = []
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deployment_verbs, "start_embedded", lambda *_: None)
+    monkeypatch.setattr(deployment_verbs, "start_embedded", lambda *_: is_revived)
 
     def resist(name: str) -> list[str]:
         stopped.append(name)
@@ -336,16 +465,27 @@ def test_an_interrupt_before_there_is_a_controller_stops_the_cluster(monkeypatch
 
     monkeypatch.setattr(deployment_verbs, "stop_embedded", resist)
     monkeypatch.setattr(deployment_verbs, "_create_controller", interrupt)
-    with pytest.raises(StartUndone) as undone:
+    with pytest.raises(BaseException) as undone:  # noqa: PT011 - both classes are checked below
         deployment_verbs.deploy("local-dual", deployment=NAME, address="local")
-    assert stopped == [NAME]
-    assert undone.value.left == ("pid 12 raylet",)
+    if is_revived:  # around servers that run
+        assert (undone.type, stopped) == (KeyboardInterrupt, [])
+    else:
+        assert (undone.type, stopped) == (StartUndone, [NAME])
+        assert undone.value.left == ("pid 12 raylet",)
 
 
 @pytest.mark.parametrize(
-    ("error", "raised"), [(KeyboardInterrupt, StartUndone), (ClusterError("x"), ClusterError)]
+    ("error", "is_revived", "raised"),
+    [
+        (KeyboardInterrupt, False, StartUndone),
+        (ClusterError("x"), False, ClusterError),
+        (KeyboardInterrupt, True, KeyboardInterrupt),
+        (ClusterError("x"), True, ClusterError),
+    ],
 )
-def test_a_cluster_that_cannot_be_joined_is_stopped_again(monkeypatch, tmp_path, error, raised):
+def test_a_cluster_that_cannot_be_joined_is_stopped_again(
+    monkeypatch, tmp_path, error, is_revived, raised
+):
     stopped = []
 
     def fail(*_: object, **__: object) -> None:
@@ -355,14 +495,16 @@ def test_a_cluster_that_cannot_be_joined_is_stopped_again(monkeypatch, tmp_path,
         stopped.append(name)
         return []
 
-    made = SimpleNamespace(address="127.0.0.1:1", token_file=tmp_path / "token")
+    made = SimpleNamespace(
+        address="127.0.0.1:1", token_file=tmp_path / "token", is_revived=is_revived
+    )
     monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
     monkeypatch.setattr(local_cluster, "start_local", lambda *_, **__: made)
     monkeypatch.setattr(connection, "connect", fail)
     monkeypatch.setattr(cluster_choice, "stop_embedded", stop)
     with pytest.raises(raised):
         cluster_choice.start_embedded(NAME, read("local-dual"))
-    assert stopped == [NAME]
+    assert stopped == ([] if is_revived else [NAME]), "around servers that run, Ray stays"
 
 
 def test_signals_are_as_they_were_after_a_start():
@@ -490,6 +632,8 @@ def test_an_embedded_cluster_shows_nothing_to_others_and_a_dead_one_is_stopped(u
         modes[path] = stat.S_IMODE(Path(path).stat().st_mode)
     assert modes == {folder: 0o700, token_file: 0o600, user.home / "clusters": 0o700}
 
+    (supervisor,) = [one for one in find_marked() if one.group == SUPERVISOR_GROUP]
+    psutil.Process(supervisor.pid).kill()
     gcs_of().kill()
     # Never without a name: it would kill what other tests on this machine have started.
     looked = user.run("clean", "--yes", "--deployment", NAME)
@@ -520,3 +664,83 @@ def test_a_frozen_cluster_is_stopped_with_its_servers(user, standin, ports):
     assert "no answer within 5 s" in stopped.err
     assert took_s < BOUND_S
     assert (find_marked(NAME), cluster_processes()) == ([], [])
+
+
+READY_S = 120.0
+IN_CONTROL_S = 60.0
+SURVIVING = ["--set", "health.orphan_grace_s=600"]
+
+
+def seen_by(user) -> dict:
+    """What `raylaunch status` finds, in a process of its own; empty while nothing answers."""
+    shown = user.run("status", NAME, "-o", "json")
+    return shown.json() if shown.code == 0 else {}
+
+
+def pids_in(status: dict) -> list[int]:
+    return [server["seen"]["pid"] for server in status["servers"]]
+
+
+def is_in_control(status: dict) -> bool:
+    lost = [server for server in status.get("servers", []) if server["seen"]["agent_lost"]]
+    return status.get("phase") == "ready" and not lost
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_servers_run_on_when_ray_is_killed_and_are_under_control_again(user, standin, ports):
+    """The GCS, then a raylet, then all of Ray: a minute each, nobody types, no server is touched."""
+    user.extra = standin
+    started = user.run("start", "local-dual", "--name", NAME, *ports, *SURVIVING)
+    assert started.code == 0, started.out + started.err
+    before = pids_in(seen_by(user))
+    for fault in ("kill-gcs", "kill-raylet", "kill-ray", "restart-ray"):
+        drilled = user.run("drill", NAME, "--fault", fault, "--yes", "-o", "json")
+        assert drilled.code == 0, drilled.out + drilled.err
+        (outcome,) = drilled.json()
+        assert (outcome["adopted"], outcome["failed"], outcome["problem"]) == (True, 0, "")
+        assert outcome["recovery_s"] <= IN_CONTROL_S
+        status = seen_by(user)
+        assert (status["attempt"], pids_in(status)) == (1, before)
+    # The next fault is handled, and `stop` works.
+    os.kill(before[1], signal.SIGKILL)
+    await_true(lambda: seen_by(user).get("attempt") == 2, "a second attempt", READY_S)
+    await_true(lambda: is_in_control(seen_by(user)), "it is ready", READY_S)
+    stopped = user.run("stop", NAME)
+    assert stopped.code == 0, stopped.err
+    assert (find_marked(NAME), cluster_processes()) == ([], [])
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_start_adopts_servers_whose_cluster_is_gone(user, standin, ports):
+    """All of Ray and its supervisor are killed; the tables are there, then they are gone too."""
+    user.extra = standin
+    start = ("start", "local-dual", "--name", NAME, *ports, *SURVIVING)
+    assert user.run(*start).code == 0
+    before = pids_in(seen_by(user))
+    (record,), _ = read_records(user.home)
+    for has_tables in (True, False):
+        assert local_cleanup.kill_ray(record) == []
+        if not has_tables:
+            shutil.rmtree(local_cleanup.gcs_store_of(record))
+            local_cleanup.gcs_store_of(record).mkdir(mode=0o700)
+        looked = user.run("status", NAME)
+        assert (looked.code, "its servers run on" in looked.err) == (5, True), looked.err
+        cleaned = user.run("clean")  # it would kill what other tests have started
+        assert "its servers run on" in cleaned.out
+        again = user.run(*start)
+        assert again.code == 0, again.out + again.err
+        assert "adopted" in again.err
+        status = await_true(
+            lambda: is_in_control(shown := seen_by(user)) and shown, "control", IN_CONTROL_S
+        )
+        assert (status["attempt"], pids_in(status)) == (1, before)
+    fresh = user.run(*start, "--fresh")
+    assert fresh.code == 0, fresh.out + fresh.err
+    status = seen_by(user)
+    assert not set(pids_in(status)) & set(before)
+    assert not any(psutil.pid_exists(pid) for pid in before)
+    assert user.run("stop", NAME).code == 0

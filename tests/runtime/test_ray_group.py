@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from fake_group import make_plan
+from ray import exceptions as ray_exceptions
 
 from raylaunch.errors import LaunchError, NodeError, RecipeError
 from raylaunch.recipe.catalog import read
@@ -14,8 +15,8 @@ from raylaunch.recipe.groups import expand_groups
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.placement import Slot
-from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
-from raylaunch.runtime.controller.group import orphan_stop, ray_group
+from raylaunch.runtime.cluster.remote_call import ActorError, ActorLostError, ActorTimeoutError
+from raylaunch.runtime.controller.group import agent_replacement, orphan_stop, ray_group
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
 from raylaunch.supervise.health_config import HealthConfig
@@ -25,6 +26,8 @@ HELLO = Hello("10.0.0.1", "node", (), 1, "a1b2c3d4e5f60718", "/logs")
 
 class FakeAgents:
     """Stands in for `Gang`: agent 1 answers `hello` as `answers` say, one after the other."""
+
+    key = "d/serve"
 
     def __init__(self, *answers, name_taken: int = 0) -> None:
         self.reservation = None
@@ -61,7 +64,7 @@ def group(monkeypatch):
     monkeypatch.setattr(placement, "await_reserved", lambda *_: None)
     monkeypatch.setattr(placement, "release", lambda _: None)
     monkeypatch.setattr(placement, "slots", lambda _: [Slot(0, "a", "1.1.1.1")] * 2)
-    monkeypatch.setattr(ray_group, "NAME_POLL_S", 0.0)
+    monkeypatch.setattr(agent_replacement, "NAME_POLL_S", 0.0)
     loaded = read("local-dual")
     request = Request("d", loaded).of_group(expand_groups(loaded)[0])
     return ray_group.RayGroup(request, HealthConfig(), Turns("d"), print)
@@ -81,7 +84,7 @@ def test_an_agent_that_died_unnoticed_is_replaced(group):
 
 
 def test_a_name_that_stays_taken_is_an_error_that_is_tried_again(group, monkeypatch):
-    monkeypatch.setattr(ray_group, "NAME_TAKEN_S", 0.0)
+    monkeypatch.setattr(agent_replacement, "NAME_TAKEN_S", 0.0)
     with pytest.raises(LaunchError, match="still has its name") as refused:
         reserve(group, FakeAgents(ActorLostError("dead"), HELLO, name_taken=10**6))
     assert refused.value.why == "the name is taken"
@@ -94,8 +97,9 @@ class Adopting(FakeAgents):
         return {index: self.answers[0][index] for index in servers}
 
 
-def adopt(group, gang, servers):
+def adopt(group, gang, servers, reservation="the reservation"):
     group.gang = gang
+    gang.reservation = reservation
     work = group.adopt(make_plan(), 3, servers, {})
     return asyncio.run(asyncio.wait_for(work, 60))
 
@@ -126,6 +130,67 @@ def test_an_orphan_whose_node_is_not_back_gets_no_agent_yet(group, monkeypatch):
     gang = Adopting({})
     adopted = adopt(group, gang, (1,))
     assert (adopted.servers, adopted.refused, gang.created) == ((), {}, 0)
+
+
+class GcsError(ray_exceptions.RayError):
+    """A GCS that was just started again does not answer in time."""
+
+
+def test_an_error_of_ray_itself_is_one_of_that_try_and_not_of_the_group(group, monkeypatch):
+    def fail(_):
+        raise GcsError("Deadline exceeded")
+
+    monkeypatch.setattr(placement, "slots", fail)
+    with pytest.raises(ActorError, match="Ray did not answer") as caught:
+        adopt(group, Adopting({}), (1,))
+    assert caught.value.why == "Deadline exceeded"
+
+
+def test_npus_are_reserved_again_on_the_nodes_of_the_guards_when_ray_has_lost_its_tables(
+    group, monkeypatch
+):
+    reserved = []
+    monkeypatch.setattr(placement, "find_reservation", lambda _: None)
+    monkeypatch.setattr(
+        placement, "request", lambda *_, **given: reserved.append(given["nodes"]) or "another"
+    )
+    nodes = [{"NodeID": f"n{end}", "NodeManagerAddress": f"10.0.0.{end}"} for end in (3, 2, 1)]
+    monkeypatch.setattr(agent_replacement, "alive_nodes", lambda: nodes[:1])
+    gang = Adopting({0: 11, 1: 12})
+    assert adopt(group, gang, (0, 1), None).servers == ()
+    assert reserved == [], "their nodes are not back"
+    monkeypatch.setattr(agent_replacement, "alive_nodes", lambda: nodes)
+    slots = [Slot(0, "n1", "10.0.0.1"), Slot(1, "n2", "10.0.0.2")]
+    monkeypatch.setattr(placement, "slots", lambda _: slots)
+    assert adopt(group, gang, (0, 1), None).servers == (0, 1)
+    assert reserved == [("n1", "n2")]
+    assert gang.reservation == "another"
+
+
+def test_a_reservation_that_ray_has_forgotten_is_looked_up_again(group, monkeypatch):
+    def fail(_):
+        raise KeyError("bundles_to_node_id")
+
+    monkeypatch.setattr(placement, "slots", fail)
+    gang = Adopting({})
+    assert adopt(group, gang, (1,)).servers == ()
+    assert gang.reservation is None
+
+
+def test_each_server_has_a_node_of_its_own_where_several_have_one_address():
+    nodes = [{"NodeID": name, "NodeManagerAddress": "127.0.0.1"} for name in ("a", "b")]
+    addresses = {"10.0.0.1": "127.0.0.1", "10.0.0.2": "127.0.0.1"}
+    assert agent_replacement.choose_nodes(make_plan(), nodes, addresses) == ("a", "b")
+    assert agent_replacement.choose_nodes(make_plan(), nodes[:1], addresses) == ("a", "")
+
+
+def test_an_agent_that_ray_still_lists_and_that_is_dead_is_not_found(group, monkeypatch):
+    monkeypatch.setattr(placement, "find_reservation", lambda _: "the reservation")
+    gang = FakeAgents(ActorLostError("dead"))
+    gang.find = lambda _: gang.alive.update({0: "an agent", 1: "a dead one"})
+    group.gang = gang
+    assert asyncio.run(asyncio.wait_for(group.find(), 60)) == {0: HELLO}
+    assert group.servers == (0,)
 
 
 @pytest.mark.parametrize(("grace_s", "stopped"), [(600.0, [1]), (0.0, [])])

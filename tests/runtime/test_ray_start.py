@@ -98,11 +98,12 @@ def test_a_raylet_that_has_exited_is_not_awaited_and_its_reason_is_printed(tmp_p
     assert "Ray's raylet has exited: Check failed: Timed out waiting for file" in done.stderr
 
 
-def test_the_ports_of_rays_agents_are_given_and_free():
-    options = dict(option.split("=") for option in ray_start._agent_ports())
-    assert len(options) == 4
-    assert len(set(options.values())) == 4
-    for port in options.values():
+def test_the_ports_of_rays_agents_are_given_and_free_and_no_two_nodes_share_one():
+    nodes = ray_start.agent_ports(400)
+    ports = [option.split("=")[1] for options in nodes for option in options]
+    assert len(ports) == len(set(ports)) == 4 * 400
+    assert all(len(dict(option.split("=") for option in options)) == 4 for options in nodes)
+    for port in ports[:8]:
         with socket.socket() as probe:
             probe.bind((ray_start.LOOPBACK, int(port)))
 

@@ -22,7 +22,13 @@ from own_processes import kill_own
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
 from raylaunch import api
-from raylaunch.errors import BusyError, LaunchError, NotReadyError, UnknownDeploymentError
+from raylaunch.errors import (
+    BusyError,
+    LaunchError,
+    NotReadyError,
+    PlacementError,
+    UnknownDeploymentError,
+)
 from raylaunch.node.process import guard_socket
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.supervise.state import Phase
@@ -154,10 +160,20 @@ def test_every_fault_of_the_drill_is_recovered_from(start, cluster):
     assert ask(status.endpoint).status_code == 200
 
 
+def why_too_few(cluster):
+    """What a start is told for which no two nodes are free."""
+    changes = {"timeouts.reserve": 0.5}
+    with pytest.raises(PlacementError) as caught:
+        api.deploy("local-dual", set=changes, deployment="test-few", address=cluster.address)
+    return caught.value.evidence
+
+
 def test_a_lost_node_is_replaced_by_a_spare_one(start, cluster):
     handle = start()
     (outcome,) = api.drill(handle.name, ["kill-raylet"], address=cluster.address)
     print(outcome)
+    # Ray's own health check takes longer to notice it.
+    await_true(lambda: ": lost, " in why_too_few(cluster), "the lost node in the error")
     cluster.add(8)  # for the tests that follow
     assert outcome.skipped == ""
     assert outcome.problem == ""
@@ -267,6 +283,44 @@ def test_an_agents_death_ends_its_server_at_once(start):
     assert not psutil.wait_procs([server], timeout=60)[1]
     await_true(lambda: handle.status().attempt == 2, "a second attempt")
     await_phase(handle, Phase.READY)
+
+
+@pytest.mark.long
+def test_an_agents_death_beside_the_controllers_fails_no_request(start, cluster):
+    from raylaunch.runtime.controller.controller_client import find_controller
+
+    handle = start(health__orphan_grace_s=600, env__STANDIN_TOKEN_S="0.02")
+    endpoint = handle.endpoint
+    pids = [server.seen.pid for server in handle.status().servers]
+    answers = []
+    clients = [
+        threading.Thread(target=lambda: answers.append(ask(endpoint, 200).status_code))
+        for _ in range(4)
+    ]
+    for client in clients:
+        client.start()
+    find_controller(handle.name).crash()
+    for server in (0, 1):
+        os.kill(own_guard(handle, server).owner, signal.SIGKILL)
+    await_true(
+        lambda: (
+            [event.text for event in handle.events()].count("another agent has adopted the server")
+            == 2
+        ),
+        "both servers have an agent again",
+    )
+    for client in clients:
+        client.join()
+    assert answers == [200] * 4
+    status = await_phase(handle, Phase.READY)
+    assert (status.attempt, [server.seen.pid for server in status.servers]) == (1, pids)
+    # Under control again: the next fault is handled, and nothing of the old attempt is left.
+    (outcome,) = api.drill(handle.name, ["kill-agent"], address=cluster.address)
+    assert (outcome.problem, outcome.adopted, outcome.failed) == ("", True, 0)
+    os.kill(child(handle, 1, "VLLM::EngineCore"), signal.SIGKILL)
+    await_true(lambda: handle.status().attempt == 2, "a second attempt")
+    await_phase(handle, Phase.READY)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_the_controllers_death_fails_no_request_in_flight(start):

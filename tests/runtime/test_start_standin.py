@@ -33,7 +33,7 @@ def check_metrics(file: Path, status: dict) -> None:
     targets = {}
     for entry in json.loads(file.read_text()):
         targets.setdefault(entry["labels"]["raylaunch_target"], []).extend(entry["targets"])
-    assert targets["vllm"] == [status["endpoint"].split("/")[2]]
+    assert targets["vllm"] == [status["groups"][0]["endpoint"].split("/")[2]]
     assert targets["ray"]
     [endpoint] = targets["raylaunch"]
     text = httpx.get(f"http://{endpoint}/metrics", trust_env=False, timeout=60).text
@@ -419,7 +419,9 @@ import raylaunch
 ports = {{"network.http_port": {http}, "network.rpc_port": {rpc}}}
 with raylaunch.deploy("local-dual", set=ports, deployment="test-py") as dep:
     assert dep.status().phase == "ready", dep.status()
-    assert dep.endpoint == "http://127.0.0.1:{http}/v1", dep.endpoint
+    status = dep.status()
+    assert status.groups[0].endpoint == "http://127.0.0.1:{http}/v1", status
+    assert dep.endpoint == status.gateway.endpoint == status.gateway.nodes[0].endpoint, status
     assert "Application startup complete" in dep.logs(0, 1000)
     assert raylaunch.attach("test-py").status().attempt == 1
     assert [event.text for event in dep.events() if event.kind == "phase"][-1] == "ready"

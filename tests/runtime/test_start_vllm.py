@@ -1,4 +1,4 @@
-"""The embedded default with real vLLM on CPU: start, chat, both ranks, verify, logs, three faults,
+"""The embedded default with real vLLM on CPU: start, chat, both ranks, verify, logs, two faults,
 stop, nothing left."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOOLS = (
 )
 
 
-PROCESS_FAULTS = ("kill-engine", "kill-agent", "kill-controller")
+PROCESS_FAULTS = ("kill-engine", "kill-controller")
 
 
 def test_local_dual_serves_with_real_vllm_and_recovers(user, ports):

@@ -7,18 +7,19 @@ import stat
 from types import SimpleNamespace
 
 import pytest
-from fake_group import make_plan
+from fake_group import FakeClock, make_plan
 
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.runtime.cluster.takeover_key import create_key, file_of, read_key, remove_key
 from raylaunch.runtime.controller import takeover
+from raylaunch.runtime.controller.deployment_record import DeploymentJournal
 from raylaunch.runtime.controller.group.group_backend import (
     SecretsLostError,
     refuse_missing_secrets,
 )
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
-from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.runtime.controller.group.journal import Journal, seal
 from raylaunch.runtime.controller.group.ray_group import RayGroup
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
@@ -111,3 +112,68 @@ async def test_nothing_is_launched_without_a_secret_that_the_recipe_names():
     with pytest.raises(SecretsLostError, match="VLLM_API_KEY"):
         await group.launch(make_plan(), 2, {}, {})
     refuse_missing_secrets(("VLLM_API_KEY",), SECRETS)
+
+
+def request_with(grace_s: float, **given) -> Request:
+    return Request("d", read("local-dual", [f"health.orphan_grace_s={grace_s}"]), **given)
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "is_begun", "tries"), [(600.0, False, 3), (600.0, True, 1), (0.0, False, 1)]
+)
+async def test_journals_of_nodes_that_come_back_late_are_found(
+    monkeypatch, grace_s, is_begun, tries
+):
+    """Without a grace, and where `start` waits, nothing can come later."""
+    answers = [takeover.Found(None, {}), takeover.Found(None, {}), found(1)]
+    asked = []
+
+    async def search(*_):
+        asked.append(1)
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(takeover, "search", search)
+    clock = FakeClock()
+    result = await takeover.search_patiently(request_with(grace_s), clock, lambda: is_begun)
+    assert len(asked) == tries
+    assert bool(result.groups) == (tries == 3)
+
+
+async def test_nodes_are_not_awaited_for_ever(monkeypatch):
+    async def search(*_):
+        return takeover.Found(None, {})
+
+    monkeypatch.setattr(takeover, "search", search)
+    clock = FakeClock()
+    began = clock.now
+    result = await takeover.search_patiently(request_with(600.0), clock, lambda: False)
+    assert not result.groups
+    assert clock.now - began == pytest.approx(takeover.NODES_BACK_S, abs=2)
+
+
+def test_start_makes_a_key_where_the_old_one_is_lost_and_a_restarted_controller_does_not(tmp_path):
+    path = file_of(tmp_path, "d", "1" * 16)
+    assert takeover.known_key(False, path, print) == ""
+    key = takeover.known_key(True, path, print)
+    assert len(key) == 64
+    assert takeover.known_key(True, path, print) == key == takeover.known_key(False, path, print)
+
+
+def test_a_journal_of_an_earlier_version_gets_the_fields_that_it_lacks():
+    clock = FakeClock()
+    old = Journal(1.0, "serve", attempt=3)
+    for name in ("versions", "served"):  # with a factory, and with a value
+        del old.__dict__[name]
+    journal = Journal.load(old.dump(clock), clock)
+    assert (journal.attempt, journal.versions, journal.served) == (3, {}, False)
+    deployment = DeploymentJournal(read("local-dual"), ())
+    del deployment.__dict__["key_hashes"]
+    assert DeploymentJournal.load(seal(deployment)).key_hashes == {}
+
+
+def test_a_journal_without_a_field_that_has_no_default_cannot_be_read():
+    clock = FakeClock()
+    old = Journal(1.0)
+    del old.__dict__["created_at"]
+    with pytest.raises(ValueError, match="it has no created_at"):
+        Journal.load(old.dump(clock), clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.edges import explained_ids, load_edges
 from raylaunch.supervise.diagnosis.log_lines import read_log
 from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, diagnose_text
@@ -252,3 +253,71 @@ def test_error_lines_behind_the_prefix_of_a_launcher_are_no_all_clear() -> None:
         assert found is not None, prefix
     found = diagnose_text("[ERROR] GE(17,):2025-12-25-17:14:00.937.954 [t.cc:3]1 Build: odd\n")
     assert found is not None
+
+
+PREFIX = "(Worker_TP0 pid=7) ERROR 11-27 10:16:41 [multiproc_executor.py:953] "
+
+
+def test_lines_that_a_copy_has_joined_are_read_one_by_one_and_keep_their_number() -> None:
+    joined = " ".join(
+        PREFIX + text
+        for text in (
+            "Traceback (most recent call last):",
+            '  File "/opt/vllm/v1/worker/worker.py", line 1, in load',
+            "ModuleNotFoundError: No module named 'torch_npu'",
+        )
+    )
+    found = diagnose_text(f"first line\n{joined}\n")
+    assert found is not None
+    assert found.id == "module-missing"
+    assert found.line_number == 2
+
+
+def test_the_source_line_of_a_raise_is_no_message() -> None:
+    raises = '    raise KeyError(f"invalid tool call parser: {name} (chose from x)")'
+    said = "KeyError: 'invalid tool call parser: minimax_m9 (chose from x)'"
+    found = diagnose_text("\n".join(PREFIX + text for text in (raises, said)))
+    assert found is not None
+    assert "minimax_m9" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("Warmup failed. Please try to decrease `maxTokens` in config.json.", "`maxTokens`"),
+        ("Cannot bind. See stack trace for the root cause.", ""),
+        ("x failed. Please set the environment variable ASCEND_LAUNCH_BLOCKING=1.", ""),
+        ("No room. Consider setting --block-size to 64", "--block-size to 64"),
+    ],
+)
+def test_a_message_advises_what_it_says_and_not_where_to_read_on(message: str, advice: str) -> None:
+    said = read_advice(message)
+    assert advice in said
+    assert bool(said) == bool(advice)
+
+
+def test_a_worker_that_exits_after_an_ordered_stop_has_not_failed() -> None:
+    died = (
+        "ERROR 11-27 10:16:42 multiproc_worker_utils.py:120] Worker W pid 12 died, exit code: -15"
+    )
+    assert diagnose_text(f"KeyboardInterrupt\n{died}") is None
+    assert diagnose_text(died) is not None
+
+
+def test_an_exception_that_the_engine_passed_on_is_read_itself() -> None:
+    found = diagnose_text(
+        f"{PREFIX}RuntimeError: Worker failed with error 'AttributeError: 'AscendRotary' object has "
+        "no attribute 'cos'', please check the stack trace above for the root cause"
+    )
+    assert found is not None
+    assert found.id == "attribute-missing"
+    assert "AscendRotary" in found.cause
+
+
+def test_a_number_of_cann_that_no_table_has_is_read_by_its_range() -> None:
+    found = diagnose_text(
+        f"{PREFIX}RuntimeError: NPU function error: aclrtFoo, error code is 207999"
+    )
+    assert found is not None
+    assert "207999" in found.cause
+    assert not found.certain

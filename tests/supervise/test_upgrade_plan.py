@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.supervise.upgrade_plan import (
@@ -9,6 +11,7 @@ from raylaunch.supervise.upgrade_plan import (
     Remove,
     Start,
     Switch,
+    find_gap,
     kept_and_new,
     name_generation,
     plan_upgrade,
@@ -78,3 +81,28 @@ def test_an_upgrade_back_is_an_upgrade_like_any():
     third = specs(generation=3)
     steps = plan_upgrade(second, third, beside=True)
     assert steps[-1] == Remove(("serve-0.g2", "serve-1.g2"))
+
+
+ONE = ("parallel.replicas=1",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "serving", "beside", "gap"),
+    [
+        (ONE, ["serve-0"], False, "serve-0"),
+        (ONE, ["serve-0"], True, None),
+        (ONE, [], False, None),
+        ((), ["serve-0", "serve-1"], False, None),
+        ((), ["serve-0"], False, "serve-0"),
+        ((), ["serve-1"], False, None),
+    ],
+)
+def test_a_gap_is_a_removal_after_which_no_group_serves(settings, serving, beside, gap):
+    old = specs(*settings)
+    new = specs(*settings, "args.max-num-seqs=4", generation=2)
+    assert find_gap(plan_upgrade(old, new, beside=beside), serving) == gap
+
+
+def test_fewer_replicas_leave_no_gap():
+    steps = plan_upgrade(specs(), specs(*ONE, generation=2), beside=False)
+    assert find_gap(steps, ["serve-0", "serve-1"]) is None

@@ -30,6 +30,10 @@ NAME_CHARS = 24
 SUFFIX = ".sock"
 
 
+class GuardSilentError(NodeError):
+    """A guard listens and does not answer: a loaded machine, or a stopped process."""
+
+
 @dataclass(frozen=True)
 class GuardReport:
     """What a guard says of itself and its server. Times in seconds."""
@@ -214,6 +218,11 @@ def _connect(path: Path) -> socket.socket:
                 why=f"user {uid} listens there, and this process is of user {os.geteuid()}",
                 todo="set RAYLAUNCH_HOME to a folder of yours",
             )
+    except (TimeoutError, BlockingIOError) as error:
+        connection.close()
+        raise GuardSilentError(
+            f"the guard behind {path} does not answer", why=str(error)
+        ) from error
     except OSError as error:
         connection.close()
         raise NodeError(f"no guard listens on {path}", why=str(error)) from error
@@ -242,7 +251,9 @@ def _ask(
         connection.sendall(json.dumps(message).encode() + b"\n")
         line = answers.readline()
     except OSError as error:
-        raise NodeError(f"the guard behind {path} does not answer", why=str(error)) from error
+        raise GuardSilentError(
+            f"the guard behind {path} does not answer", why=str(error)
+        ) from error
     if not line:
         raise NodeError(
             f"the guard behind {path} refused the connection",

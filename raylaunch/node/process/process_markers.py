@@ -229,11 +229,16 @@ def _signal_all(targets: list[_Found], number: int) -> None:
 
 def _await_exits(targets: list[_Found], deadline: float) -> None:
     for target in targets:
-        _await_exit(target.process, deadline)
+        await_exit(target.process, deadline)
 
 
-def _await_exit(process: Process, deadline: float) -> None:
-    """Wait until one process is a zombie or gone, or for the deadline (monotonic clock)."""
+def await_exit(process: Process, deadline: float) -> None:
+    """Wait until a process, of whichever parent, is a zombie or gone, or for the deadline.
+
+    Args:
+        process: As it was read.
+        deadline: On the monotonic clock.
+    """
     try:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
@@ -242,7 +247,7 @@ def _await_exit(process: Process, deadline: float) -> None:
         _poll_exit(process, deadline)
         return
     try:
-        if _alive(process):
+        if is_alive(process):
             await_readable(handle, deadline)
     finally:
         os.close(handle)
@@ -257,10 +262,11 @@ def await_readable(handle: int, deadline: float) -> bool:
 
 
 def _poll_exit(process: Process, deadline: float) -> None:
-    while _alive(process) and time.monotonic() < deadline:
+    while is_alive(process) and time.monotonic() < deadline:
         time.sleep(POLL_S)
 
 
-def _alive(process: Process) -> bool:
+def is_alive(process: Process) -> bool:
+    """Return whether this very process runs; a zombie does not, nor one that has its pid."""
     now = read_process(process.pid)
     return now is not None and now.started == process.started

@@ -24,6 +24,7 @@ from raylaunch.home import home
 from raylaunch.node.model import page_cache
 from raylaunch.node.process import guard_socket, log_files
 from raylaunch.node.process.process_markers import find_marked, terminate_marked
+from raylaunch.node.process.ray_daemons import session_daemons
 from raylaunch.node.process.server_process import ServerProcess, ServerSpec
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.plan.launch_plan import LaunchPlan, ServerPlan
@@ -333,13 +334,14 @@ class Agent(ProbeActor):
             find_engine=self._children.find_engine,
             agent=os.getpid(),
             raylet=os.getppid(),
+            find_ray=lambda: session_daemons(os.getppid()),
         )
         loop = asyncio.get_running_loop()
         return fault_injection.inject_fault(fault, port, targets, loop.call_later)
 
-    async def cuttable_interface(self) -> str:
-        """Return the interface that a drill may take down on this node; "" when none."""
-        return fault_injection.cuttable_interface()
+    async def drill_limits(self) -> fault_injection.DrillLimits:
+        """Return what a drill may do to this node."""
+        return fault_injection.drill_limits()
 
     # -- the life of one attempt ---------------------------------------------------------------
 

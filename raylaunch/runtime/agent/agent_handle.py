@@ -20,7 +20,7 @@ from raylaunch.plan.known_flags import KnownFlags
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.runtime.agent.agent import Agent, Observation
-from raylaunch.runtime.agent.fault_injection import Injected
+from raylaunch.runtime.agent.fault_injection import DrillLimits, Injected
 from raylaunch.runtime.agent.probe_actor import Hello, RecalledFlags
 from raylaunch.runtime.agent.secret_keeper import SecretKeeper
 from raylaunch.runtime.agent.snapshot import Snapshot
@@ -215,9 +215,9 @@ class AgentHandle:
         call = self.remote.call(Agent.inject, timeout_s=timeout_s)
         return await call(fault=fault, port=port)
 
-    async def cuttable_interface(self, *, timeout_s: float = ANSWER_S) -> str:
-        """Call `Agent.cuttable_interface`."""
-        call = self.remote.call(Agent.cuttable_interface, timeout_s=timeout_s)
+    async def drill_limits(self, *, timeout_s: float = ANSWER_S) -> DrillLimits:
+        """Call `Agent.drill_limits`."""
+        call = self.remote.call(Agent.drill_limits, timeout_s=timeout_s)
         return await call()
 
     async def read_secrets(

@@ -14,15 +14,18 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raylaunch.errors import NodeError
 from raylaunch.node.process.guard import Process, descendants, read_process, send_signal
+from raylaunch.node.process.ray_daemons import GCS, RESTARTS, RayDaemon, session_processes
 from raylaunch.node.process.vllm_children import VllmChild
 
 ANSWER_S = 0.1
 """What an answer needs to leave the node before the agent or the network goes down."""
+LEAVE_S = 1.0
+"""What clients of the cluster need to leave it: Ray's calls wait for dead daemons for ever."""
 STEAL_S = 5.0
 """How long a drill holds a stolen port: shorter than a restart waits for it."""
 STEAL_WITHIN_S = 60.0
@@ -54,6 +57,18 @@ class Targets:
     """Returns an engine core; raises NodeError when there is none."""
     agent: int
     raylet: int
+    find_ray: Callable[[], Sequence[RayDaemon]] = tuple
+    """Returns the daemons of Ray on this machine, the GCS first."""
+
+
+@dataclass(frozen=True)
+class DrillLimits:
+    """What a drill may do to the node of an agent."""
+
+    interface: str
+    """The network interface that it may take down; "" for none."""
+    restarts_ray: str
+    """What starts Ray again there, see `ray_daemons.RESTARTS`; "" for nothing."""
 
 
 INIT = 1
@@ -83,10 +98,10 @@ def inject_fault(fault: str, port: int, targets: Targets, call_later: CallLater)
             if targets.guard is None:
                 raise NodeError("the guard is not running yet")
             return kill_process(targets.guard, "the guard")
-        case "kill-agent":
-            return kill_later(targets.agent, "the agent", call_later)
-        case "kill-raylet":
-            return kill_later(targets.raylet, "the raylet", call_later)
+        case "kill-agent" | "kill-raylet":
+            return kill_ours(fault, targets, call_later)
+        case "kill-gcs" | "kill-ray" | "restart-ray":
+            return break_ray(fault, targets, call_later)
         case "steal-port":
             return kill_and_steal(targets.find_engine(), port)
         case "cut-node":
@@ -121,16 +136,47 @@ def stop_tree(pid: int) -> Injected:
     return Injected(at, f"SIGSTOP to the server and its descendants (pids {pids})")
 
 
-def kill_later(pid: int, name: str, call_later: CallLater) -> Injected:
-    """SIGKILL this process or its parent, once the answer has left.
+def kill_ours(fault: str, targets: Targets, call_later: CallLater) -> Injected:
+    """SIGKILL this agent, or its parent, the raylet, once the answer has left.
 
     Raises:
         NodeError: It has exited already.
     """
+    pid, name, after_s = targets.agent, "the agent", ANSWER_S
+    if fault == "kill-raylet":
+        pid, name, after_s = targets.raylet, "the raylet", LEAVE_S
     process = _find(pid, name)
-    at = time.monotonic() + ANSWER_S
-    call_later(ANSWER_S, lambda: send_signal(process, signal.SIGKILL))
+    at = time.monotonic() + after_s
+    call_later(after_s, lambda: send_signal(process, signal.SIGKILL))
     return Injected(at, f"SIGKILL to {name} (pid {pid})")
+
+
+def break_ray(fault: str, targets: Targets, call_later: CallLater) -> Injected:
+    """Signal daemons of Ray, with all workers if it is "kill-ray", once the clients have left.
+
+    Raises:
+        NodeError: There is none that the fault could hit.
+    """
+    daemons = list(targets.find_ray())
+    if fault == "kill-gcs":
+        daemons = [daemon for daemon in daemons if daemon.kind == GCS]
+    if not daemons:
+        raise NodeError(f"there is no daemon of Ray on this node for {fault}")
+    found = [daemon.process for daemon in daemons]
+    if fault == "kill-ray":
+        found = session_processes(daemons)
+    # This process is one of the workers.
+    found.sort(key=lambda process: process.pid == targets.agent)
+    number = signal.SIGTERM if fault == "restart-ray" else signal.SIGKILL
+
+    def signal_all() -> None:
+        for process in found:
+            send_signal(process, number)
+
+    at = time.monotonic() + LEAVE_S
+    call_later(LEAVE_S, signal_all)
+    names = ", ".join(f"{daemon.kind} (pid {daemon.process.pid})" for daemon in daemons)
+    return Injected(at, f"{number.name} to {len(found)} processes: {names}")
 
 
 def kill_and_steal(engine: VllmChild, port: int) -> Injected:
@@ -170,6 +216,11 @@ def steal_port(port: int, hold_s: float) -> None:
 def cuttable_interface(env: Mapping[str, str] = os.environ) -> str:
     """Return the interface that a drill may take down on this node; "" when none is allowed."""
     return env.get(CUT_VARIABLE, "")
+
+
+def drill_limits(env: Mapping[str, str] = os.environ) -> DrillLimits:
+    """Return what a drill may do to this node."""
+    return DrillLimits(cuttable_interface(env), env.get(RESTARTS, ""))
 
 
 def cut_node(hold_s: float) -> Injected:

@@ -11,6 +11,7 @@ from pathlib import Path
 from raylaunch.gateway import gateway_client
 from raylaunch.gateway.gateway_client import GatewayClient, connect_gateway, start_gateway
 from raylaunch.gateway.gateway_messages import GatewayOptions, Member
+from raylaunch.gateway.gateway_orphans import stop_orphans
 from raylaunch.node.process.process_markers import DEPLOYMENT, EMBEDDED_IN, GROUP
 from raylaunch.recipe.group_names import GATEWAY_GROUP
 
@@ -28,10 +29,7 @@ class GatewayOrder:
 
 
 def gateway_folder(home: Path, deployment: str, instance: str) -> Path:
-    """Return the folder of a deployment's gateway on this node.
-
-    Its name is short: a unix socket below it may have a path of 107 bytes.
-    """
+    """Return the folder of a deployment's gateway on this node."""
     return home / "gateways" / f"{deployment[:20]}-{instance[:8]}"
 
 
@@ -80,6 +78,10 @@ def stop_here(order: GatewayOrder, home: Path, drain_s: float) -> bool:
     """
     folder = gateway_folder(home, order.deployment, order.instance)
     client = connect_gateway(folder)
-    finished = client is None or client.stop(drain_s)
+    if client is not None:
+        finished = client.stop(drain_s)
+    else:
+        # Its keeper may be dead, and the rest of it alive.
+        finished = stop_orphans(folder, order.deployment, order.instance, drain_s)
     shutil.rmtree(folder, ignore_errors=True)
     return finished

@@ -22,10 +22,17 @@ from raylaunch.node.process.cluster_records import (
     read_records,
     record_path,
 )
-from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.node.process.guard_socket import GuardReport, find_guards
+from raylaunch.node.process.process_markers import (
+    ANY_INSTANCE,
+    EMBEDDED_IN,
+    find_marked,
+    terminate_marked,
+)
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.connection import why_unreachable
+from raylaunch.runtime.cluster.daemon_supervisor import find_supervisors
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +109,15 @@ def cancel_start(home: Path, deployment: str) -> KilledCluster | None:
 def stale_records(home: Path, deployment: str | None) -> list[str]:
     """Name the deployments of which only a record, or an interrupted start, is left.
 
-    A damaged record counts when no process can belong to it, or when `deployment` names it.
+    A damaged record counts when no process can belong to it, or when `deployment` names it. So does
+    one whose servers run on without Ray: `start` takes them over.
     """
     records, problems = read_records(home)
-    stale = [one.deployment for one in records if one.is_abandoned() or one.is_dead()]
+    stale = []
+    for record in records:
+        is_gone = record.is_dead() and (deployment or not guards_without_ray(home, record))
+        if record.is_abandoned() or is_gone:
+            stale.append(record.deployment)
     stale += [
         problem.deployment
         for problem in problems
@@ -119,13 +131,21 @@ def undecided_records(home: Path, deployment: str | None) -> list[str]:
     records, problems = read_records(home)
     lines = []
     for record in records:
-        if deployment not in (None, record.deployment) or not record.address or record.is_dead():
+        if deployment not in (None, record.deployment) or not record.address:
+            continue
+        if record.is_dead():
+            if deployment is None and (guards := guards_without_ray(home, record)):
+                lines.append(_describe_survivors(record, guards))
             continue
         if why := why_unreachable(record.address):
             count = len(find_marked(record.marker))
+            supervisors = find_supervisors(record.marker)
+            returning = "".join(
+                f" (pid {one.pid}, its supervisor, starts Ray again)" for one in supervisors
+            )
             lines.append(
                 f"the embedded cluster of {record.deployment} does not answer ({why}), and {count} "
-                f"of its processes live: `raylaunch stop {record.deployment}` kills them"
+                f"of its processes live{returning}: `raylaunch stop {record.deployment}` kills them"
             )
     for problem in problems:
         name = problem.deployment
@@ -142,6 +162,47 @@ def remove_record(home: Path, deployment: str) -> bool:
     except ClusterError:
         record_path(home, deployment).unlink(missing_ok=True)
         return True
+
+
+def guards_without_ray(home: Path, record: ClusterRecord) -> list[GuardReport]:
+    """Return the guards of a cluster's servers that wait for an agent to come back."""
+    return [
+        guard
+        for guard in find_guards(home, record.deployment)
+        if guard.owner is None and guard.marker.get(EMBEDDED_IN) == record.marker
+    ]
+
+
+def refuse_without_ray(home: Path, deployment: str) -> None:
+    """Raise if no process of the deployment's cluster is left while its servers run on.
+
+    Raises:
+        ClusterError: so it is; it says who takes them over.
+    """
+    record = read_record(home, deployment)
+    if record is None or not record.is_dead():
+        return
+    if guards := guards_without_ray(home, record):
+        raise ClusterError(
+            _describe_survivors(record, guards),
+            todo=f"start it again as before: `raylaunch start ... --name {deployment}` takes the "
+            f"servers over as they are; `raylaunch stop {deployment}` ends them",
+        )
+
+
+def _describe_survivors(record: ClusterRecord, guards: Collection[GuardReport]) -> str:
+    pids = ", ".join(str(guard.server_pid) for guard in guards if guard.server_pid is not None)
+    waits = [guard.owner_wait_s for guard in guards if guard.owner_wait_s is not None]
+    until = f", for {min(waits):.0f} s more without it" if waits else ""
+    return (
+        f"no process of the Ray cluster of {record.deployment} is left, and its servers run on"
+        f"{until} (pid {pids})"
+    )
+
+
+def gcs_store_of(record: ClusterRecord) -> Path:
+    """Return the folder in which the GCS of a cluster keeps its tables."""
+    return Path(record.token_file).with_suffix(".gcs")
 
 
 def cancellation_path(home: Path, record: ClusterRecord) -> Path:
@@ -176,7 +237,7 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
     servers = _find_servers(record.deployment, instances)
     gateway = _gateway_of(record)
     found = {process.pid for process in [*find_marked(record.marker), *gateway]}
-    left = terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
+    left = kill_ray(record)
     for instance in {process.instance for process in gateway}:
         left += terminate_marked(record.deployment, instance=instance, grace_s=END_GRACE_S)
     if servers:
@@ -187,6 +248,15 @@ def kill_cluster(home: Path, record: ClusterRecord) -> KilledCluster:
         processes=len(found) + len(servers),
         left=tuple(f"pid {process.pid} {process.command}" for process in left),
     )
+
+
+def kill_ray(record: ClusterRecord) -> list[MarkedProcess]:
+    """Kill the supervisor of a cluster, then its daemons, and no server; return what resisted."""
+    supervisors = {process.pid for process in find_supervisors(record.marker)}
+    if supervisors:
+        # First, and until it is gone: it would start the daemons again.
+        terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=0, pids=supervisors)
+    return terminate_marked(record.marker, instance=ANY_INSTANCE, grace_s=END_GRACE_S)
 
 
 def _instances_on(record: ClusterRecord) -> set[str]:
@@ -223,6 +293,7 @@ def _kill_servers(deployment: str, instances: Collection[str]) -> list[MarkedPro
 
 def _remove_files(home: Path, record: ClusterRecord) -> None:
     shutil.rmtree(record.folder, ignore_errors=True)
+    shutil.rmtree(gcs_store_of(record), ignore_errors=True)
     Path(record.token_file).unlink(missing_ok=True)
     cancellation_path(home, record).unlink(missing_ok=True)
     path = record_path(home, record.deployment)

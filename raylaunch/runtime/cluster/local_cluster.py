@@ -6,13 +6,16 @@ processes carries a marker, by which exactly those are killed. Everything listen
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +31,32 @@ from raylaunch.node.process.cluster_records import (
 )
 from raylaunch.runtime.cluster.code_store import private_folder
 from raylaunch.runtime.cluster.connection import import_ahead, use_token
-from raylaunch.runtime.cluster.local_cleanup import cancellation_path, kill_cluster
-from raylaunch.runtime.cluster.ray_start import LOOPBACK, begin, finish, ray_env, ray_start
+from raylaunch.runtime.cluster.daemon_supervisor import (
+    find_supervisors,
+    prepared_supervisor,
+    supervise,
+)
+from raylaunch.runtime.cluster.local_cleanup import (
+    cancellation_path,
+    gcs_store_of,
+    guards_without_ray,
+    kill_cluster,
+    kill_ray,
+)
+from raylaunch.runtime.cluster.ray_start import (
+    LOOPBACK,
+    agent_ports,
+    begin,
+    finish,
+    ray_env,
+    ray_start,
+)
 
 log = logging.getLogger(__name__)
+
+GCS_BACK_S = 20.0
+"""How long a command waits for a GCS that the supervisor of its cluster is starting again."""
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,10 @@ class LocalCluster:
     marker: str
     """Value of the marker variable in each of the cluster's processes."""
     token_file: Path
+    gcs_store: Path
+    """Where the GCS keeps its tables. In the home, as the token."""
+    is_revived: bool = False
+    """It was started again around servers that had outlived it."""
 
 
 def find_local(home: Path, deployment: str) -> LocalCluster | None:
@@ -99,6 +128,7 @@ def start_local(
 ) -> LocalCluster:
     """Start the embedded cluster of `deployment`.
 
+    One whose processes have all died, while its servers run on, is started again with its tables.
     What an interrupted start of that name left behind is killed first.
 
     Args:
@@ -114,6 +144,8 @@ def start_local(
         ClusterError: Ray did not come up, or the record cannot be written. Nothing is left running.
         StartUndone: Ctrl-C.
     """
+    if (dead := _find_revivable(home, deployment)) is not None:
+        return _revive(home, dead, nodes, npus_per_node, secret_names)
     _remove_garbage(home, deployment)
     record = _claim(home, deployment)
     log.info("starting the embedded cluster of %s, marker %s", deployment, record.marker)
@@ -142,6 +174,77 @@ def refuse_cancelled(home: Path, deployment: str) -> None:
         raise _cancelled(deployment)
 
 
+def await_gcs(cluster: LocalCluster, patience_s: float = GCS_BACK_S) -> None:
+    """Wait while nothing listens at the address of the GCS and a supervisor starts it again."""
+    deadline = time.monotonic() + patience_s
+    while _is_refused(cluster.address) and find_supervisors(cluster.marker):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(POLL_S)
+
+
+def _is_refused(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), POLL_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _find_revivable(home: Path, deployment: str) -> ClusterRecord | None:
+    """Return the record of a cluster without processes, around which servers wait for an agent."""
+    record = read_record(home, deployment)
+    if record is None or not record.is_dead() or not gcs_store_of(record).is_dir():
+        return None
+    return record if guards_without_ray(home, record) else None
+
+
+def _revive(
+    home: Path,
+    record: ClusterRecord,
+    nodes: int,
+    npus_per_node: int,
+    secret_names: Collection[str],
+) -> LocalCluster:
+    """Start Ray again with the tables of its GCS: its actors come back by themselves.
+
+    Raises:
+        BusyError: another command does so at the moment.
+        ClusterError: Ray did not come up. The servers run on, as long as their guards wait.
+    """
+    log.warning("starting the embedded cluster of %s again", record.deployment)
+    with _revival_lock(record):
+        Path(record.folder).mkdir(mode=0o700, exist_ok=True)
+        own = replace(record, starter=this_process())
+        _replace_record(home, own)
+        cluster = replace(_cluster_of(own), is_revived=True)
+        try:
+            _start_nodes(home, cluster, nodes, npus_per_node, secret_names)
+        except BaseException:
+            kill_ray(record)
+            raise
+    return cluster
+
+
+@contextlib.contextmanager
+def _revival_lock(record: ClusterRecord) -> Iterator[None]:
+    handle = os.open(record.token_file, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BusyError(
+            f"the embedded cluster of {record.deployment!r} is being started again",
+            why="another command does so at the moment",
+            todo=f"`raylaunch status {record.deployment}` shows it",
+        ) from error
+    finally:
+        os.close(handle)
+
+
 def _cancelled(deployment: str) -> LaunchError:
     return LaunchError(
         f"{deployment} was stopped while it started",
@@ -156,6 +259,7 @@ def _cluster_of(record: ClusterRecord) -> LocalCluster:
         folder=record.folder,
         marker=record.marker,
         token_file=Path(record.token_file),
+        gcs_store=gcs_store_of(record),
     )
 
 
@@ -220,6 +324,7 @@ def _start(
     secret_names: Collection[str],
 ) -> LocalCluster:
     _write_private(Path(record.token_file), secrets.token_hex(32))
+    gcs_store_of(record).mkdir(mode=0o700)
     complete = replace(record, address=f"{LOOPBACK}:{_free_port()}")
     cluster = _cluster_of(complete)
     _start_nodes(home, cluster, nodes, npus_per_node, secret_names)
@@ -251,14 +356,16 @@ def _start_nodes(
     All import Ray at the same time. The others begin once the head is there: Ray looks for its head
     only every two seconds.
     """
-    env = ray_env(cluster.marker, cluster.token_file, secret_names)
+    env = ray_env(cluster.marker, cluster.token_file, secret_names, cluster.gcs_store)
     port = cluster.address.rpartition(":")[2]
+    of_head, *of_others = agent_ports(nodes)
     with ExitStack() as stack:
+        supervisor = stack.enter_context(prepared_supervisor(cluster.marker, cluster.folder, env))
         arguments = ("--head", f"--port={port}", "--include-dashboard=false")
-        head = stack.enter_context(ray_start(cluster.folder, npus, env, *arguments))
+        head = stack.enter_context(ray_start(cluster.folder, npus, env, of_head, *arguments))
         others = []
-        for _ in range(nodes - 1):
-            node = ray_start(cluster.folder, npus, env, f"--address={cluster.address}")
+        for ports in of_others:
+            node = ray_start(cluster.folder, npus, env, ports, f"--address={cluster.address}")
             others.append(stack.enter_context(node))
         begin(head)
         use_token(cluster.token_file)
@@ -269,6 +376,7 @@ def _start_nodes(
             begin(other)
         for other in others:
             finish(other)
+        supervise(supervisor)
 
 
 def _free_port() -> int:

@@ -22,6 +22,8 @@ def call_on_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    if not arguments:
+        return {}, ()
     task = ray.remote(packaged(function))
     calls = {}
     for node_id, given in arguments.items():

@@ -14,6 +14,10 @@ from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.cluster.missing_workers import missing_workers
 
 PREFIX = "raylaunch:"
+_EXPECTED_TERMINATION = 1
+"""`NodeDeathInfo.Reason` of a node that was stopped (Ray's gcs.proto)."""
+_MOST_LOST = 4
+"""Ray keeps a record of each node that it ever had."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,11 @@ def request(
     timeout_s: float | None = None,
     *,
     detached: bool = True,
+    nodes: Sequence[str] = (),
 ) -> Any:  # noqa: ANN401 - Ray's PlacementGroup
     """Create the placement group of `reserve` without waiting for the NPUs.
+
+    With `nodes` (Ray's ids), the NPUs of server i are those of node i.
 
     Raises:
         BusyError: there is a reservation of that name.
@@ -78,7 +85,7 @@ def request(
         strategy="STRICT_SPREAD" if recipe.hardware.spread else "PACK",
         name=f"{PREFIX}{key}",
         lifetime="detached" if detached else None,
-        bundle_label_selector=_avoid(excluded, servers),
+        bundle_label_selector=_choose(nodes) or _avoid(excluded, servers),
     )
 
 
@@ -177,6 +184,10 @@ def _is_among(node: dict[str, Any], nodes: tuple[str, ...]) -> bool:
     return node["NodeID"] in nodes or node["NodeManagerAddress"] in nodes
 
 
+def _choose(nodes: Sequence[str]) -> list[dict[str, str]]:
+    return [{"ray.io/node-id": node_id} for node_id in nodes]
+
+
 def _avoid(excluded: tuple[str, ...], servers: int) -> list[dict[str, str]] | None:
     """Return Ray's label selectors, one per bundle, that keep the servers off some nodes."""
     ids = [node["NodeID"] for node in alive_nodes() if _is_among(node, excluded)]
@@ -245,7 +256,19 @@ def _describe_nodes(excluded: tuple[str, ...]) -> list[str]:
         if ip in excluded:
             parts.append("excluded after a device fault")
         lines.append("  " + ", ".join(parts))
-    return lines
+    return lines + [f"  {line}" for line in _describe_lost()]
+
+
+def _describe_lost() -> list[str]:
+    """Return the nodes that were not stopped on purpose, each with the reason that Ray gives."""
+    import ray
+
+    lost = [
+        f"{node['NodeManagerAddress']}: lost, {node['DeathReasonMessage']}"
+        for node in ray.nodes()
+        if not node["Alive"] and node["DeathReason"] != _EXPECTED_TERMINATION
+    ]
+    return lost[:_MOST_LOST]
 
 
 def _free_npus() -> dict[str, float]:

@@ -10,12 +10,13 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from raylaunch.errors import ClusterError
 from raylaunch.node.process.process_markers import ATTEMPT, DEPLOYMENT
+from raylaunch.node.process.ray_daemons import RESTARTS, SUPERVISOR
 
 START_TIMEOUT_S = 90.0
 """For each `ray start`, and for its raylet to register."""
@@ -23,6 +24,8 @@ _KILLED_S = 5.0
 OBJECT_STORE_BYTES = 80_000_000
 """Ray's smallest is 75 MB; raylaunch passes almost no objects."""
 LOOPBACK = "127.0.0.1"
+GCS_AWAY_S = 600
+"""How long raylets and workers wait for a GCS that is away."""
 AGENT_PORTS = range(10_100, 13_000)
 """Below the ports that the kernel hands out by itself, and apart from those of vLLM."""
 
@@ -74,7 +77,7 @@ registered within 30 s (`_private/node.py`), which a busy machine exceeds; a ray
 it awaits all the same.
 
 A raylet exits when it does not know the ports of its agents within 15 s, which a busy machine
-exceeds as well (ray-project/ray#65983). It knows those that are given (`_agent_ports`). That of the
+exceeds as well (ray-project/ray#65983). It knows those that are given (`agent_ports`). That of the
 job server it awaits nevertheless: -1 means that there is none.
 """
 TOO_LATE = "the embedded Ray cluster did not start within"
@@ -96,11 +99,12 @@ SECRET_NAME = re.compile(
 
 @contextlib.contextmanager
 def ray_start(
-    folder: str, npus: int, env: dict[str, str], *arguments: str
+    folder: str, npus: int, env: dict[str, str], ports: Sequence[str], *arguments: str
 ) -> Iterator[subprocess.Popen[str]]:
     """Run `ray start` for one node, which imports Ray and then waits for `begin`.
 
-    At the end of its input it exits, so one that is never allowed to begin leaves nothing.
+    At the end of its input it exits, so one that is never allowed to begin leaves nothing. `ports`
+    are one node's options from `agent_ports`.
     """
     command = [
         sys.executable, "-c", RAY_START, str(START_TIMEOUT_S), "start", *arguments,
@@ -109,7 +113,7 @@ def ray_start(
         f"--temp-dir={folder}/r",
         f"--resources={json.dumps({'NPU': npus})}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-cpus=1", "--disable-usage-stats",
-        *_agent_ports(),
+        *ports,
         "--no-monitor",
         "--include-log-monitor=false",
         "--min-worker-port=0", "--max-worker-port=0",
@@ -132,8 +136,11 @@ def ray_start(
             raise
 
 
-def _agent_ports() -> list[str]:
-    """Return the options that fix the ports of Ray's two agents, which its raylet awaits else."""
+def agent_ports(nodes: int) -> list[list[str]]:
+    """Return for each node the options that fix the ports of its agents, else awaited by a raylet.
+
+    They come from one draw: a node whose port another one has registers, and exits a second later.
+    """
     options = (
         "dashboard-agent-grpc-port",
         # A port in use costs Ray four seconds of retries.
@@ -143,7 +150,10 @@ def _agent_ports() -> list[str]:
     )
     ports = random.sample(AGENT_PORTS, len(AGENT_PORTS))
     free = (port for port in ports if _is_free(port))
-    return [f"--{option}={port}" for option, port in zip(options, free, strict=False)]
+    return [
+        [f"--{option}={port}" for option, port in zip(options, free, strict=False)]
+        for _ in range(nodes)
+    ]
 
 
 def _is_free(port: int) -> bool:
@@ -155,11 +165,14 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dict[str, str]:
+def ray_env(
+    marker: str, token_file: Path, secret_names: Collection[str], gcs_store: Path
+) -> dict[str, str]:
     """Return the environment of Ray's daemons: this process's, without its secrets.
 
     Every worker inherits it, and every driver with the token may read it. The servers get the
-    secrets that their recipe names from raylaunch.
+    secrets that their recipe names from raylaunch. The GCS keeps its tables in `gcs_store`, a
+    folder that exists.
     """
     inherited = {}
     for name, value in os.environ.items():
@@ -181,6 +194,18 @@ def ray_env(marker: str, token_file: Path, secret_names: Collection[str]) -> dic
         "RAY_worker_niceness": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_metrics_collection": "0",
+        **durable_gcs(str(gcs_store)),
+        RESTARTS: SUPERVISOR,
+    }
+
+
+def durable_gcs(folder: str) -> dict[str, str]:
+    """Return the variables with which a GCS that is started again has its tables (Ray 2.60)."""
+    return {
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": folder,
+        # By default raylets and workers exit when the GCS is away for 60 s.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(GCS_AWAY_S),
     }
 
 

@@ -8,9 +8,10 @@ changed remote method, and "go to definition" leads from the caller to the code 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -189,6 +190,22 @@ class RemoteActor(Generic[A]):
         if isinstance(error, exceptions.RayError):
             return ActorError(f"{self.peer} did not answer ({method})", why=reason, todo=_LOOK)
         return error
+
+
+@contextlib.contextmanager
+def explained_ray_errors(what: str) -> Iterator[None]:
+    """Raise an error of Ray itself, as of a GCS that does not answer, as one of ours.
+
+    Raises:
+        ActorError: Ray did not do what was asked of it.
+    """
+    from ray import exceptions
+
+    try:
+        yield
+    except exceptions.RayError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ActorError(f"Ray did not answer ({what})", why=reason, todo=_LOOK) from error
 
 
 _KILLED = "it was killed by `ray.kill`"

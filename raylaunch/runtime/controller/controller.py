@@ -13,12 +13,13 @@ import logging
 import os
 from collections.abc import Mapping
 
-from raylaunch.errors import BusyError, LaunchError, NodeError
+from raylaunch.errors import BusyError, LaunchError
 from raylaunch.home import home
 from raylaunch.node.process.log_files import Chunk, Cursor, tail
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
+from raylaunch.runtime.agent.fault_injection import DrillLimits
 from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
@@ -35,8 +36,8 @@ from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.monitoring.monitor import Monitor
 from raylaunch.runtime.controller.operations import Operations
 from raylaunch.runtime.controller.port_turns import Ticket
+from raylaunch.runtime.controller.whole_status import all_events, whole_status
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
-from raylaunch.supervise.deployment_summary import behind_gateway, summarise
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 
 log = logging.getLogger(__name__)
@@ -73,11 +74,14 @@ class Controller:
             self._copies.spread_deployment,
             self._notify,
         )
+        self._key = (self._key_file, self._record.note)
         self._tasks = TaskOwner(self._report_task)
         self._operations = Operations(
             request.deployment, self._groups, self._record, self._changes, self._tasks
         )
         self._stop_began = 0.0
+        self._offered: Mapping[str, str] = {}
+        self._begun = asyncio.Event()
         for spec in self._record.journal.specs:
             self._groups.add(spec)
         self._gateway = make_gateway(request, self._groups, self._clock, self._notify)
@@ -90,8 +94,8 @@ class Controller:
         self._monitor = Monitor(
             request.deployment, self._groups, self._record, self._changes, self._status, self._clock
         )
-        if context.was_current_actor_reconstructed:
-            log.warning("Ray restarted the controller of %s", request.deployment)
+        if context.was_current_actor_reconstructed or request.adopts:
+            log.warning("the controller of %s takes over, pid %d", request.deployment, os.getpid())
             self._state = StateMachine(ControllerState.TAKING_OVER)
             self._takeover_call = takeover.RepeatedCall(me.take_over.remote)
             self._takeover_call.start()
@@ -110,11 +114,13 @@ class Controller:
         )
 
     async def begin(self, secrets: Mapping[str, str]) -> None:
-        """Start the deployment; returns before it is ready."""
+        """Start the deployment, or adopt what runs of it; returns before it is ready."""
+        self._offered = secrets
+        self._begun.set()
         await self._state.leave(ControllerState.TAKING_OVER)
         if self._state.now is ControllerState.WAITING_FOR_BEGIN:
             if secrets:
-                await asyncio.to_thread(self._create_takeover_key)
+                self._groups.use_key(await asyncio.to_thread(takeover.new_key, *self._key))
             if self._gateway is not None:
                 await self._gateway.check(secrets)
             if await self._state.leave(ControllerState.WAITING_FOR_BEGIN, timeout_s=0):
@@ -124,13 +130,6 @@ class Controller:
             self._state.enter(ControllerState.RUNNING)
             self._groups.run()
 
-    def _create_takeover_key(self) -> None:
-        try:
-            self._groups.use_key(takeover_key.create_key(self._key_file))
-        except (OSError, NodeError) as error:
-            # The service matters more. After the controller's death it cannot be relaunched.
-            self._record.note("internal", f"cannot keep the takeover key: {error}")
-
     async def take_over(self) -> None:
         """Continue after the death of the last controller."""
         if self._takeover_call.arrive():
@@ -139,15 +138,16 @@ class Controller:
     async def _take_over(self) -> None:
         if self._state.now is not ControllerState.TAKING_OVER:
             return  # this task was restarted after it had done its work
-        self._groups.use_key(await asyncio.to_thread(takeover_key.read_key, self._key_file))
-        found = await takeover.search(self._request, self._clock)
+        key = await asyncio.to_thread(takeover.known_key, self._request.adopts, *self._key)
+        self._groups.use_key(key)
+        found = await takeover.search_patiently(self._request, self._clock, self._begun.is_set)
         if found.deployment is not None:
             self._record.journal = found.deployment
             self._groups.by_name.clear()
             for spec in found.deployment.specs:
                 self._groups.add(spec)
         await asyncio.gather(*(group.backend.find() for group in self._groups))
-        secrets = await takeover.read_secrets(self._groups)
+        secrets = {**self._offered, **await takeover.read_secrets(self._groups)}
         if not found.may_be_adopted(self._groups.lack_any(secrets)):
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)
             await self._await_begin(
@@ -161,7 +161,7 @@ class Controller:
         self._numbers.skip_lost(found.newest_number)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
-        self._run_gateway(secrets, was_up=any(group.journal.served for group in self._groups))
+        self._run_gateway(secrets, was_up=self._groups.have_served)
         self._state.enter(ControllerState.RUNNING)
         if self._record.journal.stopping:
             await self._begin_stop()
@@ -174,8 +174,7 @@ class Controller:
         # It has no secrets: starting all the same could serve without an API key.
         if await self._state.leave(ControllerState.WAITING_FOR_BEGIN, timeout_s=patience_s):
             return
-        name = self._request.deployment
-        todo = f"`raylaunch stop {name}`, then start it again"
+        todo = f"`raylaunch stop {self._request.deployment}`, then start it again"
         for group in self._groups:
             group.loop.abandon(LaunchError(otherwise, todo=todo))
         self._state.enter(ControllerState.RUNNING)
@@ -205,7 +204,8 @@ class Controller:
     async def events(self, after: int) -> list[Event]:
         """Return the events newer than number `after`, in the order they happened."""
         await self._state.know()
-        return [event for event in self._all_events() if event.number > after]
+        events = all_events(self._groups, self._record)
+        return [event for event in events if event.number > after]
 
     async def read_log(
         self,
@@ -259,8 +259,6 @@ class Controller:
         """Return the living processes of earlier attempts, as the agents find them."""
         return await self._groups.find(group).leftovers()
 
-    # -- drills --------------------------------------------------------------------------------
-
     async def inject(self, fault: str, server: int, group: str | None = None) -> Event:
         """Inject a drill's fault; the event has its time on this controller's clock.
 
@@ -270,9 +268,9 @@ class Controller:
         await self._state.know()
         return await self._groups.find(group).inject(fault, server)
 
-    async def may_cut(self, server: int, group: str | None = None) -> str:
-        """Return the interface that a drill may take down on the server's node; "" for none."""
-        return await self._groups.find(group).backend.gang.alive[server].cuttable_interface()
+    async def drill_limits(self, server: int, group: str | None = None) -> DrillLimits:
+        """Return what a drill may do to the server's node."""
+        return await self._groups.find(group).backend.gang.alive[server].drill_limits()
 
     # -- changes -------------------------------------------------------------------------------
 
@@ -355,12 +353,6 @@ class Controller:
         for group in self._groups:
             group.loop.request_stop()
 
-    # -- groups --------------------------------------------------------------------------------
-
-    def _all_events(self) -> list[Event]:
-        events = [*self._record.journal.events, *self._groups.events()]
-        return sorted(events, key=lambda event: event.number)
-
     def _run_gateway(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
         self._operations.secrets = secrets
         self._operations.gateway = self._gateway
@@ -368,6 +360,9 @@ class Controller:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
         self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
+        if self._groups.lack_any(secrets):
+            parts = (self._groups, self._changes, self._operations, self._monitor)
+            self._tasks.run_once("late secrets", lambda: takeover.hand_out_late(*parts))
 
     def _report_task(self, failure: TaskFailure) -> None:
         """Make the exception of a task visible: the task owner has logged and restarted it."""
@@ -384,17 +379,11 @@ class Controller:
         self._changes.note()
 
     def _status(self) -> Status:
-        loaded = self._record.journal.loaded
-        status = summarise(
-            [group.status() for group in self._groups],
-            self._all_events(),
-            deployment=self._request.deployment,
-            recipe=loaded.name,
-            served_name=loaded.recipe.model.served_name,
-            now=self._clock.wall(),
-            stopping=self._record.journal.stopping,
+        return whole_status(
+            self._request.deployment,
+            self._groups,
+            self._record,
+            self._operations,
+            self._gateway,
+            self._clock,
         )
-        status = self._operations.show_in(status)
-        if self._gateway is None:
-            return status
-        return behind_gateway(status, self._gateway.report(), self._gateway.findings)

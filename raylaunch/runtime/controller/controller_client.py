@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from raylaunch.node.process.log_files import Chunk, Cursor
     from raylaunch.plan.launch_plan import LaunchPlan
     from raylaunch.recipe.load import LoadedRecipe
+    from raylaunch.runtime.agent.fault_injection import DrillLimits
     from raylaunch.runtime.controller.controller import Controller
 else:
     from raylaunch.runtime.cluster.remote_call import MethodNames
@@ -127,9 +128,9 @@ class ControllerClient:
         call = self._ask(Controller.inject, timeout_s=CALL_TIMEOUT_S)
         return call(fault=fault, server=server, group=group)
 
-    def may_cut(self, server: int, group: str | None = None) -> str:
-        """Return the interface that a drill may take down on the server's node; "" for none."""
-        call = self._ask(Controller.may_cut, timeout_s=CALL_TIMEOUT_S)
+    def drill_limits(self, server: int, group: str | None = None) -> DrillLimits:
+        """Return what a drill may do to the server's node."""
+        call = self._ask(Controller.drill_limits, timeout_s=CALL_TIMEOUT_S)
         return call(server=server, group=group)
 
     def node_ids(self, group: str | None = None) -> dict[int, str]:
@@ -263,7 +264,8 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
 
     from raylaunch.runtime.controller import controller
 
-    _refuse_orphaned_reservation(request.deployment)
+    if not request.adopts:
+        _refuse_orphaned_reservation(request.deployment)
     actor = ray.remote(packaged(controller.Controller)).options(
         name=CONTROLLER + request.deployment,
         namespace=NAMESPACE,
@@ -283,7 +285,8 @@ def create_controller(request: Request, secrets: Mapping[str, str]) -> None:
     try:
         client.begin(secrets)
     except BaseException as error:
-        _take_back(client, answers=not isinstance(error, ActorError))
+        if not request.adopts:  # one that adopts may only be slow, and its servers serve
+            _take_back(client, answers=not isinstance(error, ActorError))
         raise
 
 

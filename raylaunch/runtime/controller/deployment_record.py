@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from raylaunch.recipe.groups import GroupSpec
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.controller.group.journal import KEPT_EVENTS, EventNumbers, seal, unseal
+from raylaunch.runtime.controller.group.journal import (
+    KEPT_EVENTS,
+    EventNumbers,
+    complete,
+    seal,
+    unseal,
+)
 from raylaunch.supervise.deployment_status import Event
 
 log = logging.getLogger(__name__)
@@ -52,6 +58,7 @@ class DeploymentJournal:
         journal = unseal(data)
         if not isinstance(journal, DeploymentJournal):
             raise ValueError("the deployment's journal cannot be read: it holds something else")
+        complete(journal)
         return journal
 
 

@@ -99,6 +99,11 @@ class GroupSet:
         """Return whether a secret that one of the groups needs is missing."""
         return any(group.backend.lacks_any(secrets) for group in self)
 
+    @property
+    def have_served(self) -> bool:
+        """Whether any group was ready at any time."""
+        return any(group.journal.served for group in self)
+
     def begin(self, secrets: Mapping[str, str]) -> None:
         """Hand the secrets over to every group."""
         for group in self:

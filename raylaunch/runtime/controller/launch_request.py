@@ -25,6 +25,8 @@ class Request:
     """Ids of checks whose errors do not count, with the reason given."""
     dry_run: bool = True
     """Whether the nodes' vLLM builds the engine configuration beside the start."""
+    adopts: bool = False
+    """Whether `start` has found servers of this instance that run without a controller."""
     instance: str = field(default_factory=new_instance)
     """Random id of this start, kept over restarts and by a controller that Ray restarts."""
 

@@ -27,6 +27,7 @@ from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
+from raylaunch.runtime.controller.hold_check import refuse_short_hold
 from raylaunch.runtime.controller.verdict import Verdict
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.replicas import with_replicas
@@ -230,8 +231,6 @@ class Operations:
             if not finished:
                 log.warning("requests of %s were still running after gateway.drain_s", group.name)
 
-    # -- scale ---------------------------------------------------------------------------------
-
     async def _scale(self, loaded: LoadedRecipe) -> None:
         old = [group.request.spec for group in self._groups]
         named = name_generation(expand_groups(loaded), self._record.journal.generation)
@@ -290,11 +289,14 @@ class Operations:
         old = tuple(group.request.spec for group in self._groups)
         new = name_generation(expand_groups(loaded), journal.generation + 1)
         beside = self.gateway is not None and await self._has_room(old, new)
+        steps = plan_upgrade(old, new, beside=beside)
+        if self.gateway is not None:
+            refuse_short_hold(steps, self._groups, loaded.recipe.gateway)
         # First: settings that the gateway refuses shall cost no group.
         await self._apply_gateway(loaded)
         journal.restore = old
         try:
-            for step in plan_upgrade(old, new, beside=beside):
+            for step in steps:
                 await self._take(step)
                 # From here on the new groups serve: what is left is to remove the old ones.
                 if beside and isinstance(step, Switch):

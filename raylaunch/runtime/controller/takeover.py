@@ -11,25 +11,34 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+from raylaunch.errors import NodeError
 from raylaunch.home import home
 from raylaunch.node.process.guard_socket import find_guards
 from raylaunch.runtime.agent.agent_handle import find_agents
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello
+from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.monitoring.monitor import Monitor
+from raylaunch.runtime.controller.operations import Operations
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", Journal, DeploymentJournal)
 RETRY_S = 0.5
+NODES_BACK_S = 60.0
+"""How long a controller that finds no journal waits for nodes whose guards may have one."""
+NODES_RETRY_S = 1.0
 GUARDS_ANSWER_S = 30.0
 """For a task on each node, whose worker process has to start first."""
 
@@ -61,6 +70,20 @@ class Found:
         return max(numbers, default=0)
 
 
+async def search_patiently(request: Request, clock: Clock, is_begun: Callable[[], bool]) -> Found:
+    """Search, and while nothing is found wait for nodes: they come back one by one.
+
+    Where `raylaunch start` has called `begin` it waits for the answer, and nothing was launched.
+    """
+    patience_s = min(NODES_BACK_S, request.loaded.recipe.health.orphan_grace_s)
+    deadline = clock.monotonic() + patience_s
+    while True:
+        found = await search(request, clock)
+        if found.groups or is_begun() or clock.monotonic() >= deadline:
+            return found
+        await clock.sleep(NODES_RETRY_S)
+
+
 async def search(request: Request, clock: Clock) -> Found:
     """Ask all agents of a deployment for the journals they keep.
 
@@ -69,8 +92,15 @@ async def search(request: Request, clock: Clock) -> Found:
     deployment = request.deployment
     hellos = await _ask_agents(deployment)
     copies = [copy for hello in hellos for copy in hello.journals.items()]
-    if request.loaded.recipe.health.orphan_grace_s > 0:
+    if request.adopts or request.loaded.recipe.health.orphan_grace_s > 0:
         copies += await _ask_guards(deployment, request.instance)
+    found = sort_copies(copies, clock)
+    log.info("found %d agents and the journals of %s", len(hellos), sorted(found.groups))
+    return found
+
+
+def sort_copies(copies: Iterable[tuple[str, bytes]], clock: Clock) -> Found:
+    """Return the newest of the journals that can be read, of each owner."""
     newest: DeploymentJournal | None = None
     groups: dict[str, Journal] = {}
     for owner, data in copies:
@@ -81,8 +111,7 @@ async def search(request: Request, clock: Clock) -> Found:
                 groups[owner] = _newer(groups.get(owner), Journal.load(data, clock))
         except ValueError as error:
             # The other agents have copies too.
-            log.warning("a copy of the journal of %s: %s", owner or deployment, error)
-    log.info("found %d agents and the journals of %s", len(hellos), sorted(groups))
+            log.warning("a copy of the journal of %r: %s", owner, error)
     return Found(newest, groups)
 
 
@@ -129,6 +158,21 @@ def _newer(known: T | None, other: T) -> T:
     return other if known is None or other.number > known.number else known
 
 
+def new_key(path: Path, note: Callable[[str, str], object]) -> str:
+    """Return a new takeover key; "" after an event where it cannot be kept."""
+    try:
+        return takeover_key.create_key(path)
+    except (OSError, NodeError) as error:
+        # The service matters more. After the controller's death it cannot be relaunched.
+        note("internal", f"cannot keep the takeover key: {error}")
+        return ""
+
+
+def known_key(adopts: bool, path: Path, note: Callable[[str, str], object]) -> str:
+    """Return the key of the last controller; a new one where `start` adopts and there is none."""
+    return takeover_key.read_key(path) or (new_key(path, note) if adopts else "")
+
+
 async def read_secrets(groups: Iterable[GroupSupervisor]) -> Mapping[str, str]:
     """Return the secrets of the deployment, which the agents with a server keep."""
     for group in groups:
@@ -136,6 +180,26 @@ async def read_secrets(groups: Iterable[GroupSupervisor]) -> Mapping[str, str]:
         if secrets:
             return secrets
     return {}
+
+
+async def hand_out_late(
+    groups: GroupSet, changes: Changes, operations: Operations, monitor: Monitor
+) -> None:
+    """Hand out the secrets once an agent has them that the last controller's agents had.
+
+    Where all of them died with it, the guards keep the secrets. An agent has them when it has
+    adopted a server.
+    """
+    await changes.until(lambda: any(group.loop.secrets for group in groups))
+    secrets = next(group.loop.secrets for group in groups if group.loop.secrets)
+    for group in groups:
+        if not group.loop.secrets:
+            group.loop.begin(secrets)
+    # An upgrade that was ordered meanwhile has brought newer ones.
+    operations.secrets = {**secrets, **operations.secrets}
+    monitor.take_secrets(operations.secrets)
+    if operations.gateway is not None:
+        operations.gateway.take_secrets(operations.secrets)
 
 
 class RepeatedCall:

@@ -12,33 +12,22 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Concatenate, ParamSpec, TypeVar
 
 from raylaunch.checks.secret_checks import API_KEY
-from raylaunch.errors import (
-    BusyError,
-    ClusterError,
-    LaunchError,
-    RaylaunchError,
-    UnknownDeploymentError,
-    from_dict,
-)
+from raylaunch.errors import BusyError, LaunchError, RaylaunchError, from_dict
+from raylaunch.node.process.ray_daemons import LOOP
 from raylaunch.runtime.cluster.group_key import GroupKey
-from raylaunch.runtime.controller.controller_client import (
-    ControllerClient,
-    find_controller,
-    require_controller,
-)
+from raylaunch.runtime.controller.controller_client import ControllerClient, require_controller
+from raylaunch.runtime.drill.questions import ask, events_of, status_of
+from raylaunch.runtime.drill.ray_faults import break_ray
 from raylaunch.runtime.drill.traffic import REQUEST_S, Traffic
 from raylaunch.supervise.deployment_status import Event, ServerStatus, Status
 from raylaunch.supervise.deployment_summary import narrow
-from raylaunch.supervise.drills import FAULTS, ON_REQUEST, Fault, Outcome
+from raylaunch.supervise.drills import FAULTS, OF_RAY, ON_REQUEST, Fault, Outcome
 from raylaunch.supervise.state import Phase
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
 POLL_S = 1.0
 DETECTION_S = 180.0
 """A fault that has not been detected by then counts as undetected."""
@@ -66,20 +55,23 @@ def run_drill(
     faults: Sequence[Fault],
     on_outcome: Callable[[Outcome], None] | None = None,
     group: str | None = None,
+    *,
+    reconnect: Callable[[], None],
 ) -> list[Outcome]:
     """Inject the faults one after the other, until one from which the group does not recover.
 
-    Without a group it is the first one.
+    Without a group it is the first one. `reconnect` connects to the cluster again, which some
+    faults break.
 
     Raises:
         BusyError: the group is not ready, or another operator's command is under way.
         RaylaunchError: the deployment failed or was stopped meanwhile.
     """
-    status = _ask(deployment, ControllerClient.status)
+    status = ask(deployment, ControllerClient.status)
     key = GroupKey(deployment, group or status.groups[0].name)
     outcomes = []
     for fault in faults:
-        outcome = _drill_one(key, fault)
+        outcome = _drill_one(key, fault, reconnect)
         outcomes.append(outcome)
         if on_outcome is not None:
             on_outcome(outcome)
@@ -88,10 +80,11 @@ def run_drill(
     return outcomes
 
 
-def _drill_one(key: GroupKey, fault: Fault) -> Outcome:
-    status = _status(key)
+def _drill_one(key: GroupKey, fault: Fault, reconnect: Callable[[], None]) -> Outcome:
+    status = status_of(key)
     _require_ready(status)
-    server, refusal = _choose_target(key, fault, status)
+    restarts_ray = _what_restarts_ray(key) if fault.name in OF_RAY else ""
+    server, refusal = _choose_target(key, fault, status, restarts_ray)
     if refusal:
         log.info("fault %s skipped: %s", fault.name, refusal)
         return Outcome(fault.name, skipped=refusal)
@@ -99,19 +92,21 @@ def _drill_one(key: GroupKey, fault: Fault) -> Outcome:
     with _traffic(key.deployment) as traffic:
         # Only now: requests that fail before the fault would be counted as its effect.
         traffic.await_first_answer()
-        last_event = max((event.number for event in _events(key)), default=0)
+        last_event = max((event.number for event in events_of(key)), default=0)
         if fault.name == "kill-controller":
             outcome = _kill_controller(key, status, last_event)
+        elif restarts_ray:
+            outcome = break_ray(key, fault, server, last_event, reconnect)
         else:
             outcome = _inject(key, fault, server, last_event)
-    orphans = tuple(_ask(key.deployment, ControllerClient.leftovers, key.group))
+    orphans = tuple(ask(key.deployment, ControllerClient.leftovers, key.group))
     return _judge(fault, outcome, traffic, orphans)
 
 
 def _traffic(deployment: str) -> Traffic:
     """Return clients of the deployment's address: the gateway's, where there is one."""
-    whole = _ask(deployment, ControllerClient.status)
-    gateway = _ask(deployment, ControllerClient.recipe).recipe.gateway
+    whole = ask(deployment, ControllerClient.status)
+    gateway = ask(deployment, ControllerClient.recipe).recipe.gateway
     variable = API_KEY
     patience_s = REQUEST_S
     if whole.gateway is not None:
@@ -130,7 +125,9 @@ def _require_ready(status: Status) -> None:
         )
 
 
-def _choose_target(key: GroupKey, fault: Fault, status: Status) -> tuple[int, str]:
+def _choose_target(
+    key: GroupKey, fault: Fault, status: Status, restarts_ray: str
+) -> tuple[int, str]:
     """Return the server to injure, and why that is impossible here ("" when it is possible)."""
     match fault.target:
         case "headless":
@@ -140,9 +137,39 @@ def _choose_target(key: GroupKey, fault: Fault, status: Status) -> tuple[int, st
             return 0, "the deployment has no headless server"
         case "last":
             return status.servers[-1].index, ""
-        case "far":
+        case "far" if not restarts_ray:
             return _choose_far(key, fault, status.servers)
+        case "far":
+            return status.servers[-1].index, ""
+        case "ray":
+            return _choose_on_head(key, status.servers), _why_not_break(fault, restarts_ray)
     return 0, ""
+
+
+def _what_restarts_ray(key: GroupKey) -> str:
+    return ask(key.deployment, ControllerClient.drill_limits, 0, key.group).restarts_ray
+
+
+def _why_not_break(fault: Fault, restarts_ray: str) -> str:
+    """Return why a fault would leave Ray dead; "" if something starts it again."""
+    if not restarts_ray:
+        return (
+            "nothing starts Ray again here: no RAYLAUNCH_RAY_RESTARTS in the environment of its "
+            "`ray start`"
+        )
+    if fault.name == "restart-ray" and restarts_ray == LOOP:
+        return "what starts Ray again here takes SIGTERM for `ray stop`, and leaves it stopped"
+    return ""
+
+
+def _choose_on_head(key: GroupKey, servers: Sequence[ServerStatus]) -> int:
+    """Return a server on the node of Ray's head, whose agent can reach the GCS; else the first."""
+    from raylaunch.runtime.cluster.node_tasks import head_node
+
+    nodes = ask(key.deployment, ControllerClient.node_ids, key.group)
+    head = head_node()
+    on_head = (one.index for one in servers if head and nodes.get(one.index) == head["NodeID"])
+    return next(on_head, servers[0].index)
 
 
 def _choose_far(key: GroupKey, fault: Fault, servers: Sequence[ServerStatus]) -> tuple[int, str]:
@@ -150,7 +177,7 @@ def _choose_far(key: GroupKey, fault: Fault, servers: Sequence[ServerStatus]) ->
 
     Ray's head and this process must survive, and another node must be able to replace it.
     """
-    nodes = _ask(key.deployment, ControllerClient.node_ids, key.group)
+    nodes = ask(key.deployment, ControllerClient.node_ids, key.group)
     needed = _needed_nodes()
     far = [server.index for server in servers if nodes.get(server.index) not in needed]
     if not far:
@@ -159,11 +186,11 @@ def _choose_far(key: GroupKey, fault: Fault, servers: Sequence[ServerStatus]) ->
             "losing it would end the cluster"
         )
     if fault.name == "kill-raylet":
-        if _ask(key.deployment, ControllerClient.has_spare, key.group):
+        if ask(key.deployment, ControllerClient.has_spare, key.group):
             return far[0], ""
         return far[0], ("no other node has the NPUs: a lost raylet comes back only by `ray start`")
     for index in far:
-        if _ask(key.deployment, ControllerClient.may_cut, index, key.group):
+        if ask(key.deployment, ControllerClient.drill_limits, index, key.group).interface:
             return index, ""
     return 0, (
         "no node allows it: RAYLAUNCH_DRILL_CUT=INTERFACE in the environment "
@@ -185,7 +212,7 @@ def _needed_nodes() -> set[str]:
 
 
 def _inject(key: GroupKey, fault: Fault, server: int, last_event: int) -> Outcome:
-    injected = _ask(key.deployment, ControllerClient.inject, fault.action, server, key.group)
+    injected = ask(key.deployment, ControllerClient.inject, fault.action, server, key.group)
     detected = _await_event(
         key,
         last_event,
@@ -215,7 +242,7 @@ def _inject(key: GroupKey, fault: Fault, server: int, last_event: int) -> Outcom
     )
     assert ready is not None  # awaited without a deadline: the recipe's time-outs end it
     start_s = None
-    for event in _events(key, last_event):
+    for event in events_of(key, last_event):
         if event.text == f"launched attempt {ready.attempt}":
             start_s = ready.at - event.at
     return Outcome(
@@ -242,7 +269,7 @@ def _kill_controller(key: GroupKey, status: Status, last_event: int) -> Outcome:
     )
     if adopted is None:
         return Outcome("kill-controller", problem=f"not restarted within {DETECTION_S:g} s")
-    after = _status(key)
+    after = status_of(key)
     problem = ""
     if (after.phase, after.attempt) != (Phase.READY, status.attempt):
         problem = f"the servers were not left alone: {after.phase}, attempt {after.attempt}"
@@ -262,7 +289,7 @@ def _clock_offset(key: GroupKey) -> float:
     The controller is assumed to have read its clock half-way between request and answer.
     """
     asked_at = time.time()
-    controller_now = _status(key).now
+    controller_now = status_of(key).now
     answered_at = time.time()
     return controller_now - (asked_at + answered_at) / 2
 
@@ -295,10 +322,10 @@ def _await_event(
     deadline = None if patience_s is None else time.monotonic() + patience_s
     version = -1
     while deadline is None or time.monotonic() < deadline:
-        for event in _events(key, after):
+        for event in events_of(key, after):
             if wanted(event):
                 return event
-        version, status = _ask(key.deployment, ControllerClient.wait_change, version, POLL_S)
+        version, status = ask(key.deployment, ControllerClient.wait_change, version, POLL_S)
         _require_alive(narrow(status, key.group))
     return None
 
@@ -310,33 +337,3 @@ def _require_alive(status: Status) -> None:
         raise LaunchError(f"{status.deployment} failed")
     if status.phase in (Phase.STOPPING, Phase.STOPPED):
         raise BusyError(f"{status.deployment} was stopped during the drill")
-
-
-def _events(key: GroupKey, after: int = 0) -> list[Event]:
-    """Return the events of the group and of the whole deployment."""
-    events = _ask(key.deployment, ControllerClient.events, after)
-    return [event for event in events if event.group in ("", key.group)]
-
-
-def _status(key: GroupKey) -> Status:
-    """Return the status of the group."""
-    return narrow(_ask(key.deployment, ControllerClient.status), key.group)
-
-
-def _ask(
-    deployment: str,
-    method: Callable[Concatenate[ControllerClient, P], T],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
-    """Call a method of the deployment's controller.
-
-    Raises:
-        UnknownDeploymentError: the deployment was stopped meanwhile.
-    """
-    try:
-        return method(require_controller(deployment), *args, **kwargs)
-    except ClusterError:
-        if find_controller(deployment) is None:
-            raise UnknownDeploymentError(f"{deployment} was stopped") from None
-        raise

@@ -19,7 +19,7 @@ from raylaunch.supervise.diagnosis.rules.all_rules import RULES
 from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block
 from raylaunch.supervise.diagnosis.signatures import Signature, Site, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
-from raylaunch.supervise.diagnosis.tracebacks import EXCEPTION, read_exception
+from raylaunch.supervise.diagnosis.tracebacks import EXCEPTION, is_passed_on, read_exception
 
 LINE_CHARS = 500
 """Longest part of a log line that a diagnosis quotes."""
@@ -69,7 +69,8 @@ def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[C
     found: list[Clue] = []
     for reading in readings:
         explained_lines |= {reading.line, *reading.covers}
-        if not _is_no_failure(server, log, life, reading.line, symptom=reading.symptom):
+        follows = reading.symptom or reading.rank is Rank.WRAPPER
+        if not _is_no_failure(server, log, life, reading.line, symptom=follows):
             found.append(_reading_clue(reading, server, log))
     found = _first_of_each(found)
     blocks = {block.line: quote_block(block) for block in find_blocks(log)}
@@ -80,7 +81,8 @@ def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[C
         hang = signature.level == "hang"
         if hang and life.progressed > line:
             continue
-        if _is_no_failure(server, log, life, line, symptom=signature.symptom):
+        follows = signature.symptom or signature.wrapper
+        if _is_no_failure(server, log, life, line, symptom=follows):
             continue
         seen.add(signature.id)  # the first match is the earliest; the rest are repetitions
         fullest = _fullest(by_line, signature, line, match)
@@ -285,7 +287,7 @@ def _unknown_exception(
     matches = {
         line: match
         for line, match in log.errors.find(EXCEPTION)
-        if line not in explained_lines
+        if (line not in explained_lines or is_passed_on(match))
         and not _NOISE.search(match[0])
         and not _is_explained_below(log, line, found)
         and not _is_no_failure(server, log, life, line, symptom=True)
@@ -293,7 +295,7 @@ def _unknown_exception(
     near = [line for line in matches if _is_near_the_failure(log, line, server, second_hand)]
     second_hand_lines = [clue.line for clue in second_hand if clue.line is not None]
     first_report = min(second_hand_lines, default=len(log.raw))
-    before = [line for line in near if line < first_report]
+    before = [line for line in near if line < first_report or is_passed_on(matches[line])]
     has_hint = any(clue.rank is Rank.HINT for clue in found)
     if before:
         line = before[-1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit
 from raylaunch.supervise.diagnosis.readings import reason, shorten
 from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
@@ -35,13 +36,31 @@ class _Meaning:
     kind: Kind = "deterministic"
 
     def fits(self, raised: Raised) -> bool:
-        if raised.type in self.types:
+        if raised.type.startswith(self.types or ("-",)):
             return True
         return bool(self.words) and re.search(self.words, raised.message) is not None
 
 
 # Ordered: the more special kind first.
 MEANINGS: tuple[_Meaning, ...] = (
+    _Meaning(
+        name="memory-short",
+        words=r"[Oo]ut of memory|\bOOM\b|[Nn]ot enough (?:\w{1,20} )?memory|[Ii]nsufficient memory|"
+        r"memory (?:is )?(?:not enough|insufficient)|more than total mem|"
+        r"[Ff]ailed to alloc\w{0,10} (?:\w{1,20} )?memory",
+        cause="Memory is short",
+        remedy="Lower `args.max-num-batched-tokens`, `args.max-model-len` or "
+        "`args.gpu-memory-utilization`, raise `parallel.tensor`, or see who holds it (`npu-smi "
+        "info`, `free -g`).",
+    ),
+    _Meaning(
+        name="device-query",
+        types=("NVMLError", "DCMIError"),
+        cause="The driver's management library refused a query of {package}",
+        remedy="Compare the devices that the process sees (`npu-smi info`, `nvidia-smi`) with "
+        "ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES: a number that is not there, a device "
+        "that is not mounted, or a driver library of another release.",
+    ),
     _Meaning(
         name="sizes-not-divisible",
         words=r"[Dd]ivisible|[Mm]ultiple of|evenly",
@@ -52,7 +71,8 @@ MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         name="tensor-shapes",
         words=r"size of tensor|[Ss]hape mismatch|shape '?\[|[Ss]hapes? (?:cannot|of|do not|must)|"
-        r"cannot be broadcast|cannot be multiplied|view size is not|invalid for input of size|"
+        r"cannot be broadcast|could not (?:be )?broadcast|cannot be multiplied|view size is not|"
+        r"invalid for input of size|"
         r"must have shape|non-singleton|k-axis|number of elements|[Ss]izes of tensors|"
         r"expanded size|expects? (?:each )?(?:a )?\d?-?D? ?tensors?|[Dd]imension|"
         r"split_with_sizes|same size|index out of range|out of bounds",
@@ -98,7 +118,8 @@ MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         name="timed-out",
         types=("TimeoutError", "Timeout", "ReadTimeout", "ConnectTimeout", "TimeoutExpired"),
-        words=r"[Tt]imed? ?out",
+        # Not a call with the word in its name, as in AclrtSynchronizeStreamWithTimeout.
+        words=r"[Tt]imed[ -]?out|(?<!\w)[Tt]ime-?out\b",
         cause="The server waited for another process or host in vain",
         remedy="Look which process's log stops first, on all nodes; `py-spy dump --pid PID` shows "
         "where it hangs, `~/ascend/log/debug/plog` what its NPU waits for. If it only is slow, "
@@ -147,21 +168,49 @@ def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason
     """
     frame = _own_frame(raised)
     meaning = next((each for each in MEANINGS if each.fits(raised)), None)
-    meaning = meaning or _by_place(frame)
+    meaning = meaning or _by_place(frame) or _by_topic(raised, frame)
     quoted = shorten(f"{raised.type}: {raised.message or raised.code}".rstrip(": "))
     if meaning is None:
         return describe_exit("unknown", line)
     package = _package(raised, frame)
     place = f" (in {frame.module_path})" if frame else ""
+    names = " and ".join(name for name, remedy in _features(raised, frame) if remedy)
+    through = f" It goes through {names}." if names else ""
     cause = meaning.cause.format(package=package)
     during = ", while it was answering requests" if serving else ""
     return reason(
         meaning.name,
-        f"{cause}{during}: {quoted}{place}.",
-        f"{_options(raised, frame)}{meaning.remedy.format(package=package)}",
+        f"{cause}{during}: {quoted}{place}.{through}",
+        f"{_advised(raised.message)}{_options(raised, frame)}"
+        f"{meaning.remedy.format(package=package)}",
         "exception by its words",
         "transient" if serving else meaning.kind,
     )
+
+
+def explain_message(text: str) -> ExitReason | None:
+    """Return what an error line means that is no exception; None if its words do not tell."""
+    meaning = next((each for each in MEANINGS if each.words and re.search(each.words, text)), None)
+    advised = _advised(text)
+    if meaning is None and not advised:
+        return None
+    cause = meaning.cause.format(package="The server") if meaning else "The server reports an error"
+    named = name_options(text)
+    correct = f"Correct {' or '.join(named)}. " if named else ""
+    remedy = meaning.remedy.format(package="the server's packages") if meaning else ""
+    return reason(
+        meaning.name if meaning else "error-with-advice",
+        f"{cause}: {shorten(text)}",
+        f"{advised}{correct}{remedy}".strip(),
+        "error line by its words",
+        meaning.kind if meaning else "transient",
+    )
+
+
+def _advised(message: str) -> str:
+    """Return a sentence with what the message itself advises; "" when it advises nothing."""
+    advice = read_advice(message)
+    return f"The message advises: {advice}. " if advice else ""
 
 
 def _own_frame(raised: Raised) -> Frame | None:
@@ -190,19 +239,36 @@ def _by_place(frame: Frame | None) -> _Meaning | None:
     )
 
 
+def _by_topic(raised: Raised, frame: Frame | None) -> _Meaning | None:
+    """Return the meaning of an exception that only names a feature or an option."""
+    if not (_features(raised, frame) or name_options(raised.message)):
+        return None
+    return _Meaning(
+        name="feature-failed",
+        cause="A part of {package} failed",
+        remedy="If it comes again, start without that feature or with another value of that "
+        "option, or use another release of {package}.",
+        kind="transient",
+    )
+
+
 def _package(raised: Raised, frame: Frame | None) -> str:
     if frame is not None and frame.package:
         return frame.package.replace("_", "-")
     return "vllm-ascend" if re.search(r"\bAscend[A-Z]|vllm_ascend", raised.message) else "vLLM"
 
 
+def _features(raised: Raised, frame: Frame | None) -> list[tuple[str, str]]:
+    """Return the features that an exception goes through, each with how to switch it off."""
+    places = " ".join(each.module_path for each in raised.frames[:4]) or raised.before
+    function = frame.function if frame else ""
+    return name_features(f"{places} {function} {raised.message}", raised.process)
+
+
 def _options(raised: Raised, frame: Frame | None) -> str:
     """Return a sentence on the options that the message names and the features it goes through."""
     named = name_options(f"{raised.message} {raised.code}")
-    places = " ".join(each.module_path for each in raised.frames[:4])
-    function = frame.function if frame else ""
-    features = name_features(f"{places} {function} {raised.message}", raised.process)
-    off = [remedy for _, remedy in features if remedy]
+    off = [remedy for _, remedy in _features(raised, frame) if remedy]
     sentences = []
     if named:
         sentences.append(f"Correct {' or '.join(named)}. ")

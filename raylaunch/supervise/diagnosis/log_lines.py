@@ -27,7 +27,8 @@ MAX_LINE_CHARS = 8192
 """Longest line that is searched: half of it from the head, half from the tail."""
 _CUT_MARK = " [...] "
 
-_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# Syslog and JSON write the escape character as text.
+_COLOUR = re.compile(r"(?:\x1b|#033|\\(?:x1b|033|u001b|e))\[[0-9;?]*[A-Za-z]")
 # What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(
@@ -35,7 +36,9 @@ _FOREIGN = re.compile(
     # Not a level, which is part of a line of CANN.
     r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT|TRACE)[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
-    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| ))"
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| )"
+    # The bars of an ExceptionGroup's traceback.
+    r"|(?: {2,4}){1,4}\|(?: |$))"
 )
 # Bounded repetitions: `[^()]*pid=[^()]*` is quadratic in "(pid=1 pid=1 pid=1 ...".
 _PROCESS = re.compile(r"^(?:\s*\([^()]{0,64}\bpid=\d+[^()]{0,64}\) ?|\[rank\d+\]: ?)+")
@@ -53,6 +56,13 @@ _OTHER_LEVEL = re.compile(
     r"\s*(DEBUG|INFO|WARNING)\s|\[(?:[ \d-]{0,11})[\d:,. -]{8,30}\] [\w.: ]{0,40}\b(INFO|"
     r"WARNING)\b|\[(DEBUG|INFO|EVENT|TRACE|WARNING|WARN)\] ?[A-Z]\w{0,30}\()"
 )
+# The prefix of a line: a line that has lost its newline goes on with that of the next one.
+_PREFIX = re.compile(
+    r"(?:\(\w{1,40}(?: [\w=.]{1,24})? pid=\d{1,9}[^()]{0,40}\) ?){0,3}"
+    r"(?:DEBUG|INFO|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./-]{1,60}:\d{1,6}\]"
+)
+# The statement that raised, as a traceback shows it: its text may hold `{placeholders}`.
+_RAISE = re.compile(r"^\s*raise (?:[A-Za-z_][\w.]{0,80}(?:\(|$)|\w{1,40} from )")
 _STAMP = re.compile(
     r"(?<!\d)(?:(\d{4})-)?([01]\d)-([0-3]\d)[ T-]([0-2]\d):([0-5]\d):([0-6]\d)(?:[.,](\d{1,6}))?"
 )
@@ -69,6 +79,8 @@ _LONG_CHARS = 100_000
 _MANY_LINES = 20_000
 _WINDOW_LINES = 6
 """Lines around a word that a match may span: a block and the blank lines in it."""
+_TWO_PREFIXES_COLONS = 6
+"""Two prefixes have at least that many; nearly all lines have fewer."""
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
 # EVENT and TRACE are levels of CANN: `[EVENT] HCCL(159,python3):2026-11-23-10:16:41.070.463`.
 _NOISE = "NOISE"
@@ -179,10 +191,25 @@ def split_lines(text: str) -> tuple[list[str], list[int]]:
     lines = []
     numbers = []
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        for piece in line.removesuffix("\r").split("\r"):
+        for piece in split_line(line):
             lines.append(piece)
             numbers.append(number)
     return lines, numbers
+
+
+def split_line(line: str) -> list[str]:
+    """Return the lines that one line of a file holds: states of a progress bar, lost newlines."""
+    pieces = line.removesuffix("\r").split("\r")
+    return [part for piece in pieces for part in _split_glued(piece)]
+
+
+def _split_glued(line: str) -> list[str]:
+    if line.count(":", 0, MAX_LINE_CHARS) < _TWO_PREFIXES_COLONS:
+        return [line]
+    # What stands before the first prefix is a launcher's.
+    starts = [found.start() for found in _PREFIX.finditer(line)]
+    ends = [*starts[1:], len(line)]
+    return [line[start:end].rstrip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
 
 
 def read_log(
@@ -211,6 +238,9 @@ def read_log(
     parts = [_split_prefix(line) for line in raw]
     cleaned = tuple(_BRACKETED.sub("", _VLLM.sub("", rest)) for _, rest in parts)
     levels = [_level(rest) for _, rest in parts]
+    for index, line in enumerate(cleaned):
+        if "raise " in line and _RAISE.match(line) and "MLIR" not in line:
+            levels[index] = _NOISE
     for index, line in enumerate(raw if noise else ()):
         if any(pattern.search(line) for pattern in noise):
             levels[index] = _NOISE

@@ -13,7 +13,10 @@ _LINE = re.compile(
     r"^\[ERROR\] ([A-Z][A-Z_]{1,20})\(\d{1,9},[^)\n]{0,40}\): ?\d{4}-\d\d-\d\d-[\d:.]{8,20} ?"
     r"\[[^\]\n]{1,80}\] ?(?:\d{1,9} |(?:\[[^\]\n]{1,60}\]){0,6})([^\n]{8,600})"
 )
-_NO_CAUSE = re.compile(r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\|)|[Cc]all trace")
+_NO_CAUSE = re.compile(
+    r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\|)|[Cc]all trace|report error module_name|"
+    r"rtGetDevMsg|GetDevErrMsg"
+)
 _RANK_TABLE = (
     "Correct the rank table (device numbers, addresses, ranks): make it again on the nodes as they "
     "are, or start without one (remove `env.RANK_TABLE_FILE`)."
@@ -26,12 +29,24 @@ _LINK = (
     "Compare the NPU links of both ends (`hccn_tool -i N -link -g`, `-ip -g`, `-tls -g`, `-ping`), "
     "and read the log of the peer."
 )
+_NO_DEVICE = (
+    "Compare `npu-smi info` on the host and where the server runs: a container needs /dev/davinciN "
+    "of its NPUs, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc and the driver "
+    "(/usr/local/Ascend/driver) mounted, and an NPU that no other container has."
+)
 _BY_WORDS: tuple[tuple[str, str], ...] = (
+    (r"device (?:num|count)|drvGetDevNum|no (?:valid )?device|load driver so", _NO_DEVICE),
     (r"rank ?table", _RANK_TABLE),
     (r"\bport\b|listen|bind", _PORT),
     (r"ifname|host ?ip|interface", "Set `network.interface` to the network between the nodes."),
     (r"socket|connect|link|time ?out", _LINK),
-    (r"memory|alloc", "`npu-smi info` shows who holds memory; lower the server's share."),
+    (
+        r"[Mm]em|alloc",
+        (
+            "`npu-smi info` shows who holds memory; lower `args.gpu-memory-utilization` or "
+            "`args.max-model-len`, or raise `parallel.tensor`."
+        ),
+    ),
 )
 
 
@@ -48,10 +63,13 @@ def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
         component, said = found.groups()
         remedy = next((how for words, how in _BY_WORDS if re.search(words, said)), "")
         rest = "Read the lines that follow it, and the plog of the other ranks at that time."
+        short = (
+            "Memory is short: " if re.search(r"more than total mem|[Oo]ut of memory", said) else ""
+        )
         again = re.search(r"rank ?table|config", said) is not None
         return index, reason(
             "plog-error",
-            f"{component} of CANN reports: {said}.",
+            f"{short}{component} of CANN reports: {said.rstrip('. ')}.",
             f"{remedy} {rest}".strip(),
             "CANN's log lines",
             "deterministic" if again else "transient",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from raylaunch.supervise.diagnosis.last_exception import explain_message
 from raylaunch.supervise.diagnosis.log_lines import LogText, ServerLog, strip_foreign
 from raylaunch.supervise.diagnosis.plog_lines import explain_plog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
@@ -57,6 +58,9 @@ _ERROR_LINE = re.compile(
     r"Unhandled exception: |Check failed: |\bUCX +(?:ERROR|FATAL)\b|"
     r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
 )
+
+
+_SAYS_NOTHING = re.compile(r"^\s*(?:Traceback|TraceBack) \(most recent call last\)")
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,12 @@ def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> 
         index, meaning = explained_by
         yield Reading(meaning, lines[index], rank=Rank.UNREAD, certain=False)
         return
-    first, last = lines[0], lines[-1]
+    for line in lines:
+        if said := explain_message(log.cleaned[line].strip()):
+            yield Reading(said, line, rank=Rank.UNREAD, certain=False)
+            return
+    first = next((line for line in lines if not _SAYS_NOTHING.match(log.cleaned[line])), lines[0])
+    last = lines[-1]
     processes = sorted({log.processes[line].strip("() ") for line in lines} - {""})
     by = f" from {shorten(', '.join(processes), 120)}" if processes else ""
     many = f"{len(lines)} error lines{by}" if len(lines) > 1 else f"One error line{by}"

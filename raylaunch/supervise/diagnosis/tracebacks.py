@@ -10,7 +10,7 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 
 EXCEPTION = re.compile(
     r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
-    r"Interrupt|NotFound)|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
+    r"Interrupt|NotFound)(?:_\w{1,40})?|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
     r"(?:: ?([^\n]{0,4000}))?$",
     re.MULTILINE,
 )
@@ -21,7 +21,15 @@ _KNOWN = re.compile(
     r"(?:^|/)((?:vllm_ascend|vllm|torch_npu|transformers|ray|torch)/[\w/]{1,200}\.py)$"
 )
 _FRAMES = 12
+_DOTTED = re.compile(r"(?<![\w.])\w{1,60}(?:\.\w{1,60}){1,8}")
 _LOOK_BACK = 60
+
+
+_PASSED_ON = re.compile(
+    r"^(?:Worker failed with error|Call to \w{1,60} method failed:) ?'?"
+    r"([A-Z]\w{1,60}(?:Error|Exception)): ?([^\n]{1,2000}?)'?(?:, please check the stack trace.*)?$"
+)
+"""The engine's report of an exception in a worker, whose own traceback may be lost."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class Raised:
     process: str
     code: str = ""
     """The statement that raised, as the traceback shows it."""
+    before: str = ""
+    """Names with dots in the lines above an exception that the log shows without frames."""
 
     @property
     def innermost(self) -> Frame | None:
@@ -76,14 +86,26 @@ def find_exceptions(log: ServerLog) -> Iterator[Raised]:
 
 def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
     """Return the exception that `EXCEPTION` matched on a line, with the frames above it."""
+    message = (match[2] or "").strip()
+    if passed_on := _PASSED_ON.match(message):
+        # The frames are those of the engine.
+        return Raised(line, passed_on[1], passed_on[2], (), log.processes[line])
+    frames = tuple(_frames_before(log, line))
+    before = [] if frames else _DOTTED.findall("\n".join(log.cleaned[max(0, line - 4) : line]))
     return Raised(
         line=line,
         type=match[1].rpartition(".")[2],
-        message=(match[2] or "").strip(),
-        frames=tuple(_frames_before(log, line)),
+        message=message,
+        frames=frames,
         process=log.processes[line],
         code=_statement_before(log, line),
+        before=" ".join(before),
     )
+
+
+def is_passed_on(match: re.Match[str]) -> bool:
+    """Whether what `EXCEPTION` matched is the engine's report of a worker's exception."""
+    return _PASSED_ON.match((match[2] or "").strip()) is not None
 
 
 def _statement_before(log: ServerLog, line: int) -> str:

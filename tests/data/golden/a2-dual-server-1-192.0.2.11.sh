@@ -7,6 +7,8 @@
 # If one exits, stop and start all: a server cannot rejoin a group.
 # Ready when http://192.0.2.10:20004/v1/models answers.
 # This script does not change host settings: `raylaunch tune` shows and sets them.
+# `raylaunch start` adds a gateway: http://192.0.2.10:8000/v1 (on 192.0.2.10; least-loaded).
+# These scripts start none: clients use the server's own address.
 
 set -euo pipefail
 

@@ -5,6 +5,8 @@
 # Run on that node, where `vllm` is on the PATH: bash server-0-192.0.2.10.sh
 # Ready when http://192.0.2.10:8000/v1/models answers.
 # This script does not change host settings: `raylaunch tune` shows and sets them.
+# `raylaunch start` adds a gateway: http://192.0.2.10:8001/v1 (on 192.0.2.10; least-loaded).
+# These scripts start none: clients use the server's own address.
 
 set -euo pipefail
 

@@ -39,6 +39,7 @@ def add_command(app: typer.Typer) -> None:
         raylaunch start a2-dual
         raylaunch start a2-dual --name prod --set args.max-num-seqs=64 --timeout 1800
         raylaunch start local-dual --no-wait && raylaunch status local-dual
+        raylaunch start a2-dual --adopt
         raylaunch start a2-dual --follow --await-host 192.0.2.10 --await-host 192.0.2.11
         raylaunch start a2-dual --skip-check npu-net-health="the gateway answers no pings"
         """,
@@ -85,7 +86,17 @@ def start(
         typer.Option(
             "--await-host",
             metavar="IP",
-            help="With --follow: start when this node has joined the cluster; may be repeated.",
+            help="With --follow: start when the nodes that the recipe needs, of all that are named "
+            "so, have joined the cluster; may be repeated.",
+        ),
+    ] = None,
+    adopt: Annotated[
+        bool | None,
+        typer.Option(
+            "--adopt/--fresh",
+            help="Adopt the deployment of that name if it runs, or stop it first. By default only "
+            "servers that have outlived Ray or their controller are adopted.",
+            show_default=False,
         ),
     ] = None,
     output: JsonOutput = Format.TABLE,
@@ -93,14 +104,15 @@ def start(
     """Start a recipe on the cluster and wait until it serves.
 
     The deployment does not depend on this command: Ctrl-C, a closed laptop or the exit of this
-    command leave it running.
+    command leave it running. Servers that have outlived Ray or their controller are adopted as they
+    run: --fresh stops them first, --adopt takes a deployment with a controller too.
     Exit codes: 0 ready, 7 failed, 8 not ready yet. With --follow: that of the deployment's error.
     """
     from raylaunch import api
 
     skipped = read_skips(skip_check or [])
     title = deployment or Path(name).stem
-    _refuse_to_combine(follow=follow, wait=wait, timeout=timeout, hosts=await_host)
+    _refuse_to_combine(follow=follow, wait=wait, timeout=timeout, hosts=await_host, adopt=adopt)
     if follow:
         with _following(out, title, address, to_stderr=output is Format.JSON) as view:
             api.follow(
@@ -128,13 +140,26 @@ def start(
             primary=primary,
             skip_checks=skipped,
             dry_run_engine=dry_run_engine,
+            adopt=adopt,
         )
+    if handle.adopted:
+        out.note(f"adopted: {handle.name} was running; no server was started")
     _report_start(out, handle.status(), address, output, wait=wait)
 
 
 def _refuse_to_combine(
-    *, follow: bool, wait: bool, timeout: float | None, hosts: Sequence[str] | None
+    *,
+    follow: bool,
+    wait: bool,
+    timeout: float | None,
+    hosts: Sequence[str] | None,
+    adopt: bool | None,
 ) -> None:
+    if follow and adopt is False:
+        raise typer.BadParameter(
+            "--follow follows what runs: a unit that is restarted would stop its service",
+            param_hint="--fresh",
+        )
     if follow and not wait:
         raise typer.BadParameter("--follow waits without end", param_hint="--no-wait")
     if follow and timeout is not None:

@@ -57,8 +57,9 @@ def top(
     a pipe, and with --cluster, each frame is printed below the last one and there are no keys.
     """
     from raylaunch import api
+    from raylaunch.cli.overview import only_deployment
 
-    subject = target(name or _only_one(address), group)
+    subject = target(name or only_deployment(address), group)
     deployment = api.attach(subject, address=address)
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or out.quiet:
         _print_frames(out, deployment, interval, frames)
@@ -68,16 +69,6 @@ def top(
     view = _View(deployment, lambda: api.diagnose(subject, address=address))
     with full_screen(out.style) as screen:
         view.run(screen, interval, frames)
-
-
-def _only_one(address: str | None) -> str:
-    from raylaunch import api
-
-    names = [status.deployment for status in api.deployments(address=address)]
-    if len(names) != 1:
-        running = ", ".join(names) or "none"
-        raise typer.BadParameter(f"name a deployment; running: {running}")
-    return names[0]
 
 
 def _print_frames(out: Output, deployment: Deployment, interval: float, frames: int) -> None:

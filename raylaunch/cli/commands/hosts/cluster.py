@@ -126,7 +126,7 @@ def keep_token(folder: Path, given: Path | None) -> Path:
 
 
 def _token_folder(cluster_name: str) -> Path:
-    from raylaunch.render.ray_cluster import token_folder
+    from raylaunch.render.ray_commands import token_folder
 
     return Path(token_folder(cluster_name)).expanduser()
 

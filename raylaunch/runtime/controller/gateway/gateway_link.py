@@ -1,6 +1,7 @@
 """Starts or adopts the deployment's gateway on the controller's node, and tells it who serves.
 
-The gateway's keeper outlives the controller. A controller that takes over finds it by its folder.
+The gateway's keeper outlives the controller, and HAProxy and relay outlive the keeper. A controller
+that takes over finds them by their folder.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ from pathlib import Path
 
 from raylaunch.checks.findings import Finding, waive
 from raylaunch.errors import ChecksFailedError, NodeError, RaylaunchError
-from raylaunch.gateway.gateway_client import GatewayClient, connect_gateway, gateway_options
-from raylaunch.gateway.gateway_messages import GatewayOptions, GatewayStatus, Member
+from raylaunch.gateway.gateway_client import GatewayClient, connect_gateway
+from raylaunch.gateway.gateway_messages import GatewayStatus, Member
+from raylaunch.gateway.gateway_orphans import stop_orphans
 from raylaunch.gateway.gateway_probe import probe_gateway
 from raylaunch.home import home
-from raylaunch.plan.gateway_plan import choose_gateway_port, gateway_url, planned_ports
 from raylaunch.recipe.gateway_settings import Gateway
-from raylaunch.runtime.agent.gateway_host import GatewayOrder, gateway_folder, start_here
+from raylaunch.runtime.agent.gateway_host import gateway_folder, start_here
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.controller.gateway.gateway_preflight import check_gateway
-from raylaunch.runtime.controller.gateway.membership import members_of
+from raylaunch.runtime.controller.gateway.gateway_report import node_report
 from raylaunch.runtime.controller.gateway.node_gateways import GatewayAgent, NodeGateways
+from raylaunch.runtime.controller.gateway.wanted_gateway import WantedGateway
 from raylaunch.runtime.controller.group.planning import refuse_errors
 from raylaunch.runtime.controller.group_set import GroupSet
 from raylaunch.runtime.controller.launch_request import Request
-from raylaunch.supervise.deployment_status import GatewayCounters, GatewayNode, GatewayReport
+from raylaunch.supervise.deployment_status import GatewayReport
 from raylaunch.supervise.state import Phase
 
 log = logging.getLogger(__name__)
 
 SIGN_S = 1.0
-"""The keeper hears from its owner at least this often: the owner also notices its death."""
+"""The keeper hears from its owner at least this often. The owner learns of its death earlier, from
+the connection that the kernel closes."""
 LOAD_PERIOD_S = 1.0
 """Least time between two messages that only have new counters."""
 PLANNED = (Phase.STARTING, Phase.READY, Phase.RESTARTING)
@@ -66,21 +69,23 @@ class GatewayLink:
         on_change: Callable[[], None],
     ) -> None:
         self._request = request
-        self._settings = settings
+        self._wanted = WantedGateway(request, settings, groups)
         self._groups = groups
         self._home = home
         self._folder = gateway_folder(home, request.deployment, request.instance)
         self._address = address
         self._clock = clock
         self._on_change = on_change
-        self._secrets: Mapping[str, str] = {}
-        self._key_hashes: Mapping[str, str] = {}
         self._client: GatewayClient | None = None
         self._status: GatewayStatus | None = None
-        self._draining: set[str] = set()
         self._dirty = asyncio.Event()
+        self._up = asyncio.Event()
+        """A keeper answers."""
+        self._watch: asyncio.Task[None] | None = None
         self._pushed: tuple[Member, ...] = ()
         self._pushed_at = 0.0
+        self._owes_options = False
+        """The keeper was found while the secrets were not known."""
         self._is_stopping = False
         self._lock = asyncio.Lock()
         """A stop waits for a start that is under way: it would leave a gateway behind."""
@@ -94,13 +99,13 @@ class GatewayLink:
 
     def report(self) -> GatewayReport:
         """Return where the gateway is, and its counters as of the last `refresh`."""
-        policy = self._settings.policy
+        settings = self._wanted.settings
         if self._status is None:
-            return GatewayReport(policy=policy)
-        node = _node_report(self._settings, self._address, self._status)
+            return GatewayReport(policy=settings.policy)
+        node = node_report(settings, self._address, self._status)
         others = self._nodes.statuses if self._nodes is not None else []
-        reports = (_node_report(self._settings, one.address, one) for one in others)
-        return GatewayReport(node.endpoint, policy, (node, *reports))
+        reports = (node_report(settings, one.address, one) for one in others)
+        return GatewayReport(node.endpoint, settings.policy, (node, *reports))
 
     async def refresh(self) -> bool:
         """Read the counters; return whether the gateway answered."""
@@ -116,8 +121,13 @@ class GatewayLink:
 
     def begin(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
         """Hand over the secrets, and whether a gateway of this deployment served, before `run`."""
-        self._secrets = secrets
+        self._wanted.secrets = secrets
         self.was_up = was_up
+
+    def take_secrets(self, secrets: Mapping[str, str]) -> None:
+        """Take the secrets later than `begin`: no agent could hand them out before."""
+        self._wanted.secrets = secrets
+        self._dirty.set()
 
     async def check(self, secrets: Mapping[str, str]) -> None:
         """Check this node and the API keys; where the gateway cannot start, let all groups fail.
@@ -125,7 +135,7 @@ class GatewayLink:
         Nothing has been launched yet.
         """
         loaded = self._request.loaded
-        found = await asyncio.to_thread(probe_gateway, self._settings, self._address)
+        found = await asyncio.to_thread(probe_gateway, self._wanted.settings, self._address)
         valued = [name for name, value in secrets.items() if value]
         findings = check_gateway(loaded, [found], valued)
         self.findings = tuple(waive(findings, self._request.skipped or {}))
@@ -137,8 +147,8 @@ class GatewayLink:
 
     def adopt(self, settings: Gateway, key_hashes: Mapping[str, str]) -> None:
         """Take what an upgrade and `raylaunch keys` have changed since the start, before `run`."""
-        self._settings = settings
-        self._key_hashes = key_hashes
+        self._wanted.settings = settings
+        self._wanted.key_hashes = key_hashes
 
     async def replace_keys(self, key_hashes: Mapping[str, str]) -> None:
         """Accept other API keys instead of those of their names (SHA-256 -> name).
@@ -146,11 +156,11 @@ class GatewayLink:
         Raises:
             RaylaunchError: the gateway does not take them; the old ones stay.
         """
-        previous, self._key_hashes = self._key_hashes, key_hashes
+        previous, self._wanted.key_hashes = self._wanted.key_hashes, key_hashes
         try:
             await self._configure()
         except RaylaunchError:
-            self._key_hashes = previous
+            self._wanted.key_hashes = previous
             raise
 
     def mark_changed(self) -> None:
@@ -168,6 +178,8 @@ class GatewayLink:
                 await self._start()
             if self._client is not None and self._is_due():
                 await self._push()
+            if self._owes_options and not self._wanted.lacks_secrets:
+                await self._send_owed_options()
             await self._clock.wait(self._dirty, self._pause_s())
             self._dirty.clear()
 
@@ -176,33 +188,42 @@ class GatewayLink:
 
         Return whether all of them have finished.
         """
-        self._draining.add(group)
-        client = self._client
-        if client is None:
-            return True
-        await self._push()
-        ids = [member.id for member in self._pushed if member.id.startswith(f"{group}/")]
-        work = [self._drain_here(client, ids)]
-        if self._nodes is not None:
-            work.append(self._nodes.drain(self._order(), ids, self._settings.drain_s))
+        self._wanted.draining.add(group)
+        if self._status is None:
+            return True  # no gateway has been up yet
+        ids = [one.id for one in self._wanted.members() if one.id.startswith(f"{group}/")]
+        drain_s = self._wanted.settings.drain_s
+        work = [self._drain_here(ids, self._clock.monotonic() + drain_s)]
+        if self._nodes is not None and not self._wanted.lacks_secrets:
+            work.append(self._nodes.drain(self._wanted.order(), ids, drain_s))
         return all(await asyncio.gather(*work))
 
-    async def _drain_here(self, client: GatewayClient, ids: list[str]) -> bool:
-        try:
-            return await asyncio.to_thread(client.drain, ids, self._settings.drain_s)
-        except NodeError as error:
-            # The keeper died, and with it every connection: nothing is left to wait for.
-            log.warning("the gateway was lost during a drain: %s", error)
-            return False
+    async def _drain_here(self, ids: list[str], deadline: float) -> bool:
+        """Drain on this node. A keeper that dies meanwhile cuts nothing: the next one is asked."""
+        while not self._is_stopping:
+            if self._client is not None:
+                await self._push()
+            client = self._client
+            remaining_s = max(0.0, deadline - self._clock.monotonic())
+            if client is None:
+                if not await self._clock.wait(self._up, remaining_s):
+                    return False
+                continue
+            try:
+                return await asyncio.to_thread(client.drain, ids, remaining_s)
+            except NodeError as error:
+                log.warning("the gateway's keeper was lost during a drain: %s", error)
+                self._lose(client)
+        return False
 
     def hold_back(self, group: str) -> None:
         """Send a group no request yet, also when it is ready; `undrain` ends that."""
-        self._draining.add(group)
+        self._wanted.draining.add(group)
         self._dirty.set()
 
     def undrain(self, group: str) -> None:
         """Let a group have requests again, as soon as it is ready."""
-        self._draining.discard(group)
+        self._wanted.draining.discard(group)
         self._dirty.set()
 
     async def apply(self, settings: Gateway, secrets: Mapping[str, str]) -> None:
@@ -211,36 +232,48 @@ class GatewayLink:
         Raises:
             RaylaunchError: they are refused; the old ones stay.
         """
-        previous, self._settings = self._settings, settings
-        self._secrets = secrets
+        previous, self._wanted.settings = self._wanted.settings, settings
+        self._wanted.secrets = secrets
         try:
             await self._configure()
         except RaylaunchError:
-            self._settings = previous
+            self._wanted.settings = previous
             raise
 
     async def _configure(self) -> None:
         if self._client is not None:
-            options = self._options()
+            options = self._wanted.options()
             options = replace(options, address=options.address or self._address)
             await asyncio.to_thread(self._client.configure, None, options)
         if self._nodes is not None:
-            self._nodes.push(self._order())
+            self._nodes.push(self._wanted.order())
+
+    async def _send_owed_options(self) -> None:
+        self._owes_options = False
+        try:
+            await self._configure()
+        except RaylaunchError as error:
+            # It serves on with those that it has.
+            log.warning("the gateway does not take its settings: %s", error)
 
     async def stop(self) -> None:
         """Refuse new requests, let running ones finish for `gateway.drain_s`, and stop it."""
         self._is_stopping = True
         self._dirty.set()
+        self._up.set()
         async with self._lock:
             client, self._client = self._client, None
+            if self._watch is not None:
+                self._watch.cancel()
             if client is None:
-                # Another controller started it.
+                # Another controller started it, or its keeper is dead.
                 client = await asyncio.to_thread(connect_gateway, self._folder)
-        if client is None:
+        if client is None and not self._folder.exists():
             return
-        work = [self._stop_here(client)]
+        drain_s = self._wanted.settings.drain_s
+        work = [self._stop_here(client, drain_s)]
         if self._nodes is not None:
-            work.append(self._nodes.stop(self._order(), self._settings.drain_s))
+            work.append(self._nodes.stop(self._wanted.stop_order(), drain_s))
         finished = all(await asyncio.gather(*work))
         log.info("the gateway stopped; all requests finished: %s", finished)
         self._status = None
@@ -248,11 +281,19 @@ class GatewayLink:
             shutil.rmtree(self._folder)
         self._on_change()
 
-    async def _stop_here(self, client: GatewayClient) -> bool:
+    async def _stop_here(self, client: GatewayClient | None, drain_s: float) -> bool:
+        deployment, instance = self._request.deployment, self._request.instance
         try:
-            return await asyncio.to_thread(client.stop, self._settings.drain_s)
+            if client is not None:
+                return await asyncio.to_thread(client.stop, drain_s)
         except NodeError as error:
-            log.warning("the gateway could not be stopped in order: %s", error)
+            log.warning("the gateway's keeper could not stop it: %s", error)
+        try:
+            return await asyncio.to_thread(
+                stop_orphans, self._folder, deployment, instance, drain_s
+            )
+        except NodeError as error:
+            log.warning("the gateway could not be stopped: %s", error)
             return False
 
     def _find_agents(self) -> dict[str, GatewayAgent]:
@@ -273,41 +314,46 @@ class GatewayLink:
         async with self._lock:
             if self._is_stopping:
                 return
-            order = self._order()
-            client = await asyncio.to_thread(start_here, order, self._home, self._address)
-            self._client = client
+            client = await self._find_or_start()
+            if client is None:
+                return
             self._status = await asyncio.to_thread(client.status)
-        if self._nodes is not None:
-            await self._nodes.start(order)
+            self._wanted.port = self._status.port
+            self._client = client
+            self._up.set()
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = asyncio.create_task(self._watch_keeper(client))
+        if self._nodes is not None and not self._owes_options:
+            await self._nodes.start(self._wanted.order())
         self.was_up = True
         log.info("the gateway is up: %s", self._status.url)
         self._on_change()
 
-    def _order(self) -> GatewayOrder:
-        """Return what every gateway of the deployment shall be, as of now."""
-        request = self._request
-        members = members_of(self._groups, self._draining)
-        return GatewayOrder(request.deployment, request.instance, self._options(), members)
+    async def _find_or_start(self) -> GatewayClient | None:
+        """Return the gateway that runs, else one that is started; None if it must wait."""
+        self._owes_options = self._wanted.lacks_secrets
+        if self._owes_options:
+            # Without API keys it would serve every client. One that runs has them.
+            return await asyncio.to_thread(connect_gateway, self._folder)
+        order = self._wanted.order()
+        return await asyncio.to_thread(start_here, order, self._home, self._address)
 
-    def _options(self) -> GatewayOptions:
-        settings = self._settings
-        if self._status is not None:
-            # A gateway that runs keeps its port.
-            settings = settings.model_copy(update={"port": self._status.port})
-        else:
-            settings = settings.model_copy(update={"port": self._choose_port()})
-        server_key = self._secrets.get("VLLM_API_KEY", "")
-        # "" stands for the address of each node.
-        options = gateway_options(settings, "", self._secrets, server_key)
-        return replace(options, key_hashes=replaced(options.key_hashes, self._key_hashes))
+    async def _watch_keeper(self, client: GatewayClient) -> None:
+        await client.wait_exit()
+        if not self._is_stopping:
+            log.warning("the gateway's keeper has exited: starting another")
+            self._lose(client)
 
-    def _choose_port(self) -> int:
-        """Return the first port from the wanted one on that no server of the deployment wants."""
-        return choose_gateway_port(self._settings.port, planned_ports(self._groups.plans()))
+    def _lose(self, client: GatewayClient) -> None:
+        """Forget a keeper that is dead: `run` starts another on the same port."""
+        if self._client is client:
+            self._client = None
+            self._up.clear()
+            self._dirty.set()
 
     def _is_due(self) -> bool:
-        members = members_of(self._groups, self._draining)
-        if _without_load(members) != _without_load(self._pushed):
+        if _without_load(self._wanted.members()) != _without_load(self._pushed):
             return True
         return self._clock.monotonic() - self._pushed_at >= LOAD_PERIOD_S
 
@@ -317,16 +363,16 @@ class GatewayLink:
         return max(0.01, self._pushed_at + SIGN_S - self._clock.monotonic())
 
     async def _push(self) -> None:
-        assert self._client is not None
-        members = members_of(self._groups, self._draining)
-        if self._nodes is not None:
-            self._nodes.push(self._order())
+        client = self._client
+        assert client is not None
+        members = self._wanted.members()
+        if self._nodes is not None and not self._owes_options:
+            self._nodes.push(self._wanted.order())
         try:
-            await asyncio.to_thread(self._client.configure, members)
+            await asyncio.to_thread(client.configure, members)
         except NodeError as error:
-            # The keeper is dead: the next round starts another one on the same port.
-            log.warning("the gateway is lost: %s", error)
-            self._client = None
+            log.warning("the gateway's keeper is lost: %s", error)
+            self._lose(client)
             return
         self._pushed = members
         self._pushed_at = self._clock.monotonic()
@@ -343,37 +389,6 @@ def make_gateway(
         return None
     address = str(ray.util.get_node_ip_address())
     return GatewayLink(request, settings, groups, home(), address, clock, on_change)
-
-
-def _node_report(settings: Gateway, ip: str, status: GatewayStatus) -> GatewayNode:
-    seen = status.counters
-    counters = GatewayCounters(
-        requests=seen.requests,
-        queue=seen.held,
-        held=seen.held_total,
-        held_s=seen.held_s,
-        repeated=seen.retries,
-        continued=seen.continued,
-        broken=seen.broken,
-        failed=seen.failed,
-        rejected=seen.rejected,
-        cancelled=seen.cancelled,
-    )
-    return GatewayNode(
-        ip=ip,
-        endpoint=f"{gateway_url(settings, ip, status.port)}/v1",
-        keeper_pid=status.keeper_pid,
-        counters=counters,
-        haproxy_starts=status.haproxy_starts,
-        relay_starts=status.relay_starts,
-    )
-
-
-def replaced(hashes: Mapping[str, str], newer: Mapping[str, str]) -> dict[str, str]:
-    """Return the hashes with the newer ones in the place of those of the same names."""
-    names = set(hashes.values())
-    kept = {digest: name for digest, name in hashes.items() if name not in newer.values()}
-    return kept | {digest: name for digest, name in newer.items() if name in names}
 
 
 def _without_load(members: tuple[Member, ...]) -> list[tuple[str, str, str]]:

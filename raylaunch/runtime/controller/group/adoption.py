@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from raylaunch.errors import RaylaunchError
+from raylaunch.node.process.guard_socket import GuardSilentError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.placement import Slot
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 NODE_WAIT_S = 60.0
 """How long the daemons of a node may take to come back. Its servers run on meanwhile."""
 RETRY_S = 1.0
+TRY_AGAIN = (ActorError, GuardSilentError)
 HOST_LIVES = ("agent died", "node died")
 """Reasons of a loss after which the host, and so the guard, may live: Ray's processes died."""
 
@@ -157,12 +159,13 @@ def sort_answers(
 ) -> tuple[tuple[int, ...], dict[int, str]]:
     """Return the servers whose agents adopted them, and by server why one cannot.
 
-    A server is in neither part when its agent died or did not answer: the next try replaces it.
+    A server is in neither part when its agent or its guard died or did not answer: the next try
+    replaces the agent.
     """
     adopted = tuple(index for index, answer in answers.items() if isinstance(answer, int))
     refused = {}
     for index, answer in answers.items():
-        if isinstance(answer, RaylaunchError) and not isinstance(answer, ActorError):
+        if isinstance(answer, RaylaunchError) and not isinstance(answer, TRY_AGAIN):
             refused[index] = f"{answer.what}: {answer.why}"
     return adopted, refused
 

@@ -85,12 +85,12 @@ class GroupLoop:
         self.adoption = Adoption(settings, self.record, backend, clock)
         self.last_step_at = clock.monotonic()
         self.settings = settings
+        self.secrets: Mapping[str, str] = {}
         self._backend = backend
         self._evidence = evidence
         self._clock = clock
         self._jitter = jitter
         self._report_change = on_change
-        self._secrets: Mapping[str, str] = {}
         self._begun = asyncio.Event()
         self._facts: dict[int, Facts] = {}
         self._case = Case()
@@ -107,7 +107,7 @@ class GroupLoop:
 
     def begin(self, secrets: Mapping[str, str]) -> None:
         """Hand over the secrets; until then nothing but the reservation is made."""
-        self._secrets = secrets
+        self.secrets = secrets
         self._begun.set()
 
     def resume(
@@ -233,7 +233,7 @@ class GroupLoop:
         attempt = self.record.begin_attempt(self._backend.servers)
         self._backend.watch(plan, self.record.observe)
         self.record.note("command", f"launched attempt {attempt}")
-        await self._backend.launch(plan, attempt, self._facts, self._secrets)
+        await self._backend.launch(plan, attempt, self._facts, self.secrets)
         if attempt == 1:
             self._backend.dry_run(plan, self._facts, self._note_dry_run)
 
@@ -242,9 +242,10 @@ class GroupLoop:
 
     async def _supervise(self) -> None:
         """Observe, decide, act: once."""
-        if await self.adoption.step() and not self._secrets:
+        if await self.adoption.step() and not self.secrets:
             # This controller took over while there was no agent to hand them out.
-            self._secrets = await self._backend.read_secrets()
+            self.secrets = await self._backend.read_secrets()
+            self._report_change()
         now = self._clock.monotonic()
         servers = self.adoption.judged()
         history = self.record.judged_history()

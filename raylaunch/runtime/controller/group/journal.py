@@ -9,7 +9,8 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.launch_plan import LaunchPlan
@@ -21,6 +22,9 @@ from raylaunch.supervise.health_config import GroupShape
 from raylaunch.supervise.policy import Restart
 from raylaunch.supervise.state import Failure, History, Phase, ServerSeen, move
 from raylaunch.supervise.tally import Tally, fault_began, stage_seconds
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +105,7 @@ class Journal:
         journal = unseal(data)
         if not isinstance(journal, Journal) or journal.saved_at is None:
             raise ValueError("the journal cannot be read: it holds something else")
+        complete(journal)
         shift_s = ClockReading.of(clock).shift_from(journal.saved_at)
         journal.history = _shift(journal.history, shift_s)
         return journal
@@ -109,6 +114,13 @@ class Journal:
         """Remember when the current attempt became ready; `now` is monotonic."""
         self.history = replace(self.history, ready_at=now)
         self.served = True
+
+    @property
+    def start_s(self) -> float | None:
+        """How long the current attempt took to become ready; None if it is not."""
+        if self.history.ready_at is None:
+            return None
+        return self.history.ready_at - self.history.started_at
 
 
 def seal(journal: object) -> bytes:
@@ -132,6 +144,23 @@ def unseal(data: bytes) -> object:
         return pickle.loads(data)  # noqa: S301
     except Exception as error:  # of another version: pickle raises whatever that leads to
         raise ValueError(f"the journal cannot be read: {error!r}") from error
+
+
+def complete(journal: DataclassInstance) -> None:
+    """Give a journal that an earlier version wrote the fields that it lacks.
+
+    Raises:
+        ValueError: one of them has no default.
+    """
+    for one in fields(journal):
+        if one.name in vars(journal):
+            continue
+        if one.default_factory is not MISSING:
+            setattr(journal, one.name, one.default_factory())
+        elif one.default is not MISSING:
+            setattr(journal, one.name, one.default)
+        else:
+            raise ValueError(f"the journal cannot be read: it has no {one.name}")
 
 
 class EventNumbers:
@@ -265,11 +294,19 @@ class GroupRecord:
         index = seen.index
         before = self.seen.get(index)
         if before is not None and seen.attempt < before.attempt:
+            # An agent that died before it reported this attempt is lost all the same.
+            seen = replace(before, agent_lost=before.agent_lost or seen.agent_lost)
+        if seen == before:
             return
         self.seen[index] = seen
+        self._note_changes(before or ServerSeen(index, stage=""), seen)
+        self._on_change()
+
+    def _note_changes(self, last: ServerSeen, seen: ServerSeen) -> None:
+        """Note what differs between two observations of one server."""
+        index = seen.index
         if seen.agent_lost == "node unreachable":
             self.unreachable[index] = self.shape.nodes[index]
-        last = before or ServerSeen(index, stage="")
         if self.journal.phase is Phase.STARTING:
             self._stages_began.setdefault((index, seen.stage), self._clock.monotonic())
         if (last.stage, last.stage_detail) != (seen.stage, seen.stage_detail):
@@ -284,7 +321,6 @@ class GroupRecord:
             self.note("internal", f"the agent: {seen.agent_error}", index)
         if seen.exit is not None and last.exit is None:
             self.note("exit", f"exited: {seen.exit}", index)
-        self._on_change()
 
     def expect_drill(self) -> None:
         """Do not count the failure of the current attempt: a drill causes it."""

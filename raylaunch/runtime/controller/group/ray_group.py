@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from raylaunch.checks.engine.engine_checks import check_engines
@@ -30,7 +29,7 @@ from raylaunch.runtime.cluster.placement import Slot
 from raylaunch.runtime.cluster.remote_call import ActorLostError
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller.group import orphan_stop, planning
-from raylaunch.runtime.controller.group.adoption import find_slots, move_nodes, sort_answers
+from raylaunch.runtime.controller.group.agent_replacement import create_missing, replace_agents
 from raylaunch.runtime.controller.group.agent_watch import AgentWatch
 from raylaunch.runtime.controller.group.group_backend import Adopted, refuse_missing_secrets
 from raylaunch.runtime.controller.launch_request import GroupRequest
@@ -39,10 +38,6 @@ from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import ServerSeen
 
 log = logging.getLogger(__name__)
-
-NAME_TAKEN_S = 5.0
-"""Ray frees the name of a killed actor after its process has exited."""
-NAME_POLL_S = 0.2
 
 
 class RayGroup:
@@ -98,6 +93,9 @@ class RayGroup:
         self.gang.reservation = found
         self.gang.find(self._recipe.parallel.servers)
         answers = await self.gang.ask_all(lambda agent: agent.hello())
+        for index, answer in answers.items():
+            if isinstance(answer, ActorLostError):  # Ray had not noticed its death yet
+                self.gang.give_up(index)
         hellos = self._remember_log_roots(answers)
         self.running = {index: hello.attempt for index, hello in hellos.items()}
         return hellos
@@ -145,7 +143,7 @@ class RayGroup:
 
     async def _create_agents(self, places: Sequence[Slot]) -> None:
         slots = dict(enumerate(places))
-        await self._create_missing(slots)
+        await create_missing(self.gang, slots)
         answers = await self.gang.ask_all(lambda agent: agent.hello())
         dead = [index for index, one in answers.items() if isinstance(one, ActorLostError)]
         if dead:
@@ -153,28 +151,12 @@ class RayGroup:
             log.warning("replacing the dead agents of servers %s", dead)
             for index in dead:
                 self.gang.give_up(index)
-            await self._create_missing(slots)
+            await create_missing(self.gang, slots)
             answers = await self.gang.ask_all(lambda agent: agent.hello())
         for _, answer in sorted(answers.items()):
             if isinstance(answer, RaylaunchError):
                 raise answer
         self._remember_log_roots(answers)
-
-    async def _create_missing(self, slots: Mapping[int, Slot]) -> None:
-        deadline = time.monotonic() + NAME_TAKEN_S
-        while True:
-            alive = self.gang.alive
-            missing = {index: slot for index, slot in slots.items() if index not in alive}
-            if not missing:
-                return
-            try:
-                self.gang.create_on(missing)
-            except ValueError as error:  # Ray: the name is taken
-                if time.monotonic() >= deadline:
-                    raise LaunchError("the last agent still has its name", why=str(error)) from None
-                await asyncio.sleep(NAME_POLL_S)
-            else:
-                return
 
     def _remember_log_roots(
         self, answers: Mapping[int, Hello | RaylaunchError]
@@ -295,22 +277,18 @@ class RayGroup:
         addresses: Mapping[str, str],
     ) -> Adopted:
         """Create an agent for each of these servers, which adopts the server as it runs."""
-        for index in servers:
-            self.gang.give_up(index)
-        reserved = await asyncio.to_thread(placement.slots, self.gang.reservation)
-        slots = find_slots(plan, reserved, addresses)
-        there = {index: slots[index] for index in servers if slots[index].ip}
-        if not there:
-            return Adopted(plan)
-        await self._create_missing(there)
-        answers = await self.gang.ask_all(
-            lambda agent: agent.adopt(plan=plan, attempt=attempt, health=self._health),
-            servers=there.keys(),
+        result = await replace_agents(
+            self.gang,
+            self._recipe,
+            plan,
+            attempt,
+            servers,
+            addresses=addresses,
+            health=self._health,
         )
-        adopted, refused = sort_answers(answers)
-        hellos = await self.gang.ask_all(lambda agent: agent.hello(), servers=adopted)
+        hellos = await self.gang.ask_all(lambda agent: agent.hello(), servers=result.servers)
         self._remember_log_roots(hellos)
-        return Adopted(move_nodes(plan, slots), adopted, refused)
+        return result
 
     def watch(
         self,

@@ -82,6 +82,8 @@ class Monitor:
         self._server: MetricsServer | None = None
         self._notifier: Notifier | None = None
         self._secrets: Mapping[str, str] = {}
+        self._may_open = True
+        """The metrics have not been tried with these secrets."""
         self._address = ""
         self._notified = 0
         self._written = ""
@@ -116,6 +118,14 @@ class Monitor:
         if recipe.metrics.enabled or recipe.notify:
             tasks.keep_running("monitoring", self._run)
 
+    def take_secrets(self, secrets: Mapping[str, str]) -> None:
+        """Take the secrets later than `begin`; what lacked its token is tried again."""
+        self._secrets = secrets
+        self._may_open = True
+        if self._notifier is not None:
+            self._notifier.take_secrets(secrets)
+        self._changes.note()
+
     async def stop(self) -> None:
         """Deliver the last notices for a short time, and take everything down."""
         self._notify_hooks()
@@ -135,6 +145,7 @@ class Monitor:
 
         node = str(ray.util.get_node_ip_address())
         host = {"loopback": "127.0.0.1", "node": node}.get(wanted.host, wanted.host)
+        self._may_open = False
         token = self._secrets.get(wanted.token, "") if wanted.token else ""
         if wanted.token and not token:
             self._record.note("metrics", f"no metrics: the token {wanted.token} has no value")
@@ -184,10 +195,10 @@ class Monitor:
     # -- targets and notices -------------------------------------------------------------------
 
     async def _run(self) -> None:
-        if self._metrics.enabled and self._server is None:
-            await self._open(self._metrics)
         while True:
             version = self._changes.version
+            if self._metrics.enabled and self._server is None and self._may_open:
+                await self._open(self._metrics)
             self._notify_hooks()
             if self._server is not None:
                 await self._write_targets()

@@ -45,6 +45,11 @@ class Notifier:
     ) -> None:
         self._deliveries = [_Delivery(hook, secrets, clock, report) for hook in hooks]
 
+    def take_secrets(self, secrets: Mapping[str, str]) -> None:
+        """Take the values of the tokens later than at the start."""
+        for delivery in self._deliveries:
+            delivery.take_token(secrets)
+
     def start(self, tasks: TaskOwner) -> None:
         """Begin to deliver."""
         for number, delivery in enumerate(self._deliveries):
@@ -75,11 +80,14 @@ class _Delivery:
         self.hook = hook
         self.idle = asyncio.Event()
         self.idle.set()
-        self._token = secrets.get(hook.token, "") if hook.token else ""
+        self.take_token(secrets)
         self._clock = clock
         self._report = report
         self._queue: deque[bytes] = deque(maxlen=QUEUED)
         self._filled = asyncio.Event()
+
+    def take_token(self, secrets: Mapping[str, str]) -> None:
+        self._token = secrets.get(self.hook.token, "") if self.hook.token else ""
 
     def put(self, notice: bytes) -> None:
         if len(self._queue) == QUEUED:

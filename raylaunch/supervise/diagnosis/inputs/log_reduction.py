@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.inputs.bounded_lines import BoundedLines, Piece
 from raylaunch.supervise.diagnosis.inputs.log_blocks import split_blocks
-from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, clean_line, has_time
+from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, clean_line, has_time, split_line
 from raylaunch.supervise.diagnosis.survival import ANSWERED, PROGRESSED, SERVED, STOPPED, Sign
 
 MAX_BYTES = 5 << 20
@@ -193,7 +193,7 @@ class _Reduction:
                 lines.append(LEFT_OUT)
                 numbers.append(number - 1)
             before = number
-            for text in kept[number].decode("utf-8", "replace").removesuffix("\r").split("\r"):
+            for text in split_line(kept[number].decode("utf-8", "replace")):
                 lines.append(text)
                 numbers.append(number)
         return ReducedLog(lines, numbers, total, self._errors.dropped)

@@ -10,8 +10,8 @@ A block may be one line (its newlines lost) or one sentence a line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
@@ -39,6 +39,7 @@ _STAMP = re.compile(
     r"\[PID: ?\d{1,9}\] ?|\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d[.\d]{0,12} ?|\(E[A-Z]?\d{4,5}\): ?"
 )
 _PLACE = re.compile(r"\[(?:FUNC|FILE|LINE|THREAD):[^\]\n]{0,120}\]")
+_PLACE_OF_C = re.compile(r"\[FUNC:\w{1,80}\]\[FILE:[\w./-]{1,120}\]")
 _PYTHON = re.compile(r"^(?:Traceback \(most|\s{0,40}File \"|During handling|The above exception)")
 _BLOCK_LINES = 14
 _WITHIN_LINES = 60
@@ -61,10 +62,48 @@ class _Text:
 
 _BY_TEXT = (
     _Text(
-        r"opp_kernel|binary_info_config\.json|[Oo]pp kernel",
+        r"opp_kernel|binary_info_config\.json|[Oo]pp kernel|[Pp]arse dynamic kernel config|"
+        r"ADD_TO_LAUNCHER_LIST",
         "CANN's package of compiled operators (opp kernels) for this NPU is not installed",
         "Install Ascend-cann-kernels (or -ops) of the same release as the toolkit and for this NPU "
         "generation, and source set_env.sh; or use the release's image for this generation.",
+    ),
+    _Text(
+        r"init soc version failed",
+        "The runtime cannot read the type of the NPU (SoC version): the driver does not answer, or "
+        "is of another release than CANN",
+        "Try `npu-smi info` where the server runs: mount /usr/local/Ascend/driver and the device "
+        "files into the container, and install the driver that this CANN names.",
+    ),
+    _Text(
+        r"not implemented for DT_BFLOAT16|dtype or format is not supported[^\n]{0,80}DT_BFLOAT16",
+        "An operator does not take bfloat16 on this NPU (310P and 910A have no bfloat16)",
+        "Set `args.dtype: float16`; if that is set, a part of the model keeps a type of its own "
+        "(`torch_dtype` in its config.json): use a release of vllm-ascend whose image is made for "
+        "this NPU generation.",
+    ),
+    _Text(
+        r"not implemented for DT_FLOAT16\b[^\n]{0,60}\[[^\]]{0,200}DT_BFLOAT16",
+        "An operator of this model takes bfloat16 and not float16 (a quantised product and its "
+        "scales)",
+        "Set `args.dtype: bfloat16` (or leave it out for a model that is bfloat16); on an NPU "
+        "without bfloat16 use weights with another quantisation.",
+    ),
+    _Text(
+        r"GEInitialize failed|GELib::InnerInitialize|OpCompileProcessor init failed|"
+        r"Init compiler failed",
+        "CANN's operator compiler (GE) cannot be initialised: Python packages that it needs are "
+        "missing, its environment was not set, or CANN, driver and torch_npu do not fit",
+        "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` before `ray start` and try `python "
+        "-c 'import te, tbe'` there; compare CANN with the release that this torch_npu and the "
+        "driver (`npu-smi info`) need; the plog of the process names the step.",
+    ),
+    _Text(
+        r"tsd client|unknown device error|driver error:internal error",
+        "The service on the NPU (TSD) or the driver does not answer: the device hangs, is being "
+        "reset, or another process or container holds it",
+        "Run `npu-smi info` and `dmesg -T` on that node; end other processes on that NPU, then "
+        "`npu-smi set -t reset -i N -c 0`; if it comes again, exclude the node.",
     ),
     _Text(
         r"InitOpInfoLib|InitOpKernel|op info lib",
@@ -123,6 +162,7 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
     """Yield the failures that CANN's own error blocks name."""
     for line, match in log.errors.find(_TBE_ERROR):
         yield _tbe_error(line, match)
+    yield from _orphans(log, {line for block in find_blocks(log) for line in block.lines})
     for block in find_blocks(log):
         known = find_code(block.code, log.codes)
         call = ""
@@ -132,14 +172,50 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
             near = [*log.cleaned[first : block.line], *(log.cleaned[line] for line in block.lines)]
             known = find_number(near, log.codes) or known
             call = find_call(near)
+        elif block.code.startswith("EZ"):
+            call = find_call(log.cleaned[max(0, block.line - _LINES_OF_THE_CALL) : block.line + 1])
         elif block.code in _FALLBACK_CODES:
             number = find_number([log.cleaned[line] for line in block.lines], log.codes)
             known = number if number and number.kind == "device" else known
         if known is None and not (block.text or block.reason or block.trace):
             continue
-        if _REPORTERS_OWN.search(block.reason or block.text):
+        if _REPORTERS_OWN.search(block.reason or block.text) and _text_of(block) is None:
             continue
         yield _reading(block, known, call)
+
+
+def _orphans(log: ServerLog, taken: Collection[int]) -> Iterator[Reading]:
+    """Yield the trace lines of CANN that have lost the head of their block, as one failure."""
+    lines = [line for line, _ in log.errors.find(_PLACE_OF_C) if line not in taken]
+    texts = {line: _clean(log.cleaned[line]) for line in lines}
+    telling = [line for line in lines if not _REPORTERS_OWN.search(texts[line])]
+    if not telling:
+        return
+    first = telling[0]
+    block = CannBlock("EE9999", first, tuple(lines), texts[first], "", "", ())
+    quoted = "; ".join(texts[line] for line in telling[:3])
+    found = next((each for each in _BY_TEXT if re.search(each.words, quoted)), None)
+    if found is not None:
+        reading = _by_text(block, found, shorten(quoted, 300))
+        yield replace(reading, reason=replace(reading.reason, id="cann-trace"))
+        return
+    known = find_number([log.cleaned[line] for line in lines], log.codes)
+    yield Reading(
+        reason(
+            "cann-trace",
+            f"CANN reports, without the head of the block: {shorten(quoted, 300)}."
+            + (f" {known.cause}." if known else ""),
+            (known.remedy if known else "")
+            or "Read the plog of this process (`~/ascend/log/debug/plog/plog-PID_*.log`) at that "
+            "time, and `npu-smi info` for the state of the NPU.",
+            "CANN's trace lines",
+            known.kind if known else "transient",
+        ),
+        first,
+        covers=frozenset(lines),
+        rank=Rank.HINT,
+        certain=False,
+    )
 
 
 def _tbe_error(line: int, match: re.Match[str]) -> Reading:
@@ -208,9 +284,9 @@ def _clean(text: str) -> str:
 def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
     quoted = quote_block(block)
     module = module_of(block.code)
-    by_text = next((each for each in _BY_TEXT if re.search(each.words, quoted)), None)
+    by_text = _text_of(block)
     if by_text is not None:
-        return _by_text(block, by_text, quoted)
+        return _by_text(block, by_text, quoted, call)
     if known is not None and known.cause:
         where = f" in `{call}`" if call and call not in quoted else ""
         cause = f"{known.cause}{where} ({block.code}: {quoted})"
@@ -242,11 +318,17 @@ def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
     )
 
 
-def _by_text(block: CannBlock, found: _Text, quoted: str) -> Reading:
+def _text_of(block: CannBlock) -> _Text | None:
+    quoted = quote_block(block)
+    return next((each for each in _BY_TEXT if re.search(each.words, quoted)), None)
+
+
+def _by_text(block: CannBlock, found: _Text, quoted: str, call: str = "") -> Reading:
+    where = f" in `{call}`" if call and call not in quoted else ""
     return Reading(
         reason=reason(
             f"cann-{block.code}",
-            f"{found.cause} ({block.code}: {quoted}).",
+            f"{found.cause}{where} ({block.code}: {quoted}).",
             found.remedy,
             "the block itself",
             "deterministic",

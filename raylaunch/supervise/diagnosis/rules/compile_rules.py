@@ -26,13 +26,14 @@ _HEADERS = (
 )
 _TRITON = re.compile(
     r"MLIRCompilationError|triton\.compiler\.errors\.\w{1,40}|\[ERROR\]\[Triton\]|"
-    r"Failed to run BiShengIR pipeline|Failed to compile BiShengLIR[^\n]{0,40}|"
+    r"Failed to run BiSheng\w{0,8} (?:\w{1,8} )?pipeline|Failed to compile BiShengLIR[^\n]{0,40}|"
     r"error executing : \S{0,200}/bisheng\b|PassManager::run failed|bishengir-compile[^\n]{0,80}"
     r"(?:failed|error|returned non-zero)|"
     r"CalledProcessError: Command '\['[^'\n]{0,200}bishengir[\w-]{0,30}'"
 )
 _COMPILER_ERROR = re.compile(r"\berror: ([^\n]{8,300})")
 _COMPILER_LINES = 12
+_NO_TARGET = re.compile(r"--target option: Cannot find option named '(\w{2,40})'")
 _INDUCTOR = re.compile(
     r"(?:torch\._inductor\.exc\.\w{1,40}|torch\._dynamo\.exc\.\w{1,40}|BackendCompilerFailed|"
     r"InductorError|CppCompileError): ?([^\n]{0,400})"
@@ -95,6 +96,15 @@ def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
 def _triton(log: ServerLog, line: int, said: str) -> Reading:
     first = max(0, line - _COMPILER_LINES)
     near = "\n".join(log.cleaned[first : line + _COMPILER_LINES])
+    if target := _NO_TARGET.search(near):
+        return _found(
+            line,
+            "triton-compile",
+            f"The installed compiler of Triton kernels does not know this NPU ({target[1]}): "
+            "triton-ascend supports only some generations.",
+            f"Use a vllm-ascend release or image for {target[1]} (310P: one whose path does "
+            "without Triton), or a newer triton-ascend and CANN that list it.",
+        )
     error = _COMPILER_ERROR.search(near)
     detail = shorten(error[1] if error else said, 200)
     if error and "overflow" in error[1]:
@@ -115,7 +125,8 @@ def _triton(log: ServerLog, line: int, said: str) -> Reading:
         "or NPU generation.",
         "Install the triton-ascend and CANN releases that this vllm-ascend names (`pip list | "
         "grep -i triton`; plain `triton` must not be installed beside triton-ascend), or use "
-        "the release's image or a newer one.",
+        "the release's image or a newer one. If a smaller step starts "
+        "(`args.max-num-batched-tokens`), the kernel is too large for it.",
         certain=False,
     )
 

@@ -56,7 +56,7 @@ _BY_REASON = {
 }
 _ONLY_FAILED = "5000"
 _OPERATOR = re.compile(r"call (aclnn\w{1,60}) failed, error code is (\d{6})")
-_CALL = re.compile(r"(?:NPU function error:?|call) ?((?:\w{1,30}::){0,3}\w{3,60})")
+_CALL = re.compile(r"(?:NPU function error:? ?(?:call )?|call )((?:\w{1,30}::){0,3}\w{3,60})")
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,34 @@ def find_number(
     return next(iter(telling or known), None)
 
 
+def _family(number: str, text: str) -> ErrorCode | None:
+    """Return what the first digits of a number of CANN mean that is in no table."""
+    cause = _FAMILIES.get(number[:3])
+    if cause is None or not _OF_CANN.search(text):
+        return None
+    return ErrorCode(
+        code=number,
+        cause=cause,
+        remedy="The newest `~/ascend/log/debug/plog/plog-PID_*.log` of this process names the "
+        "step. If an allocation or a copy fails, start once with `env.PYTORCH_NPU_ALLOC_CONF: "
+        "expandable_segments:False`; compare driver, CANN and torch_npu with the release's image.",
+        kind="transient",
+        source="CANN acl_base.h: ranges of its numbers",
+        first_hand=False,
+    )
+
+
+_OF_CANN = re.compile(r"NPU function error|\bacl(?:rt|nn|mdl|op)?[A-Z]|\bAclrt|ACL ")
+_FAMILIES = {
+    "107": "A call of CANN's runtime got an argument or a state that it does not accept",
+    "161": "An operator of CANN got an argument that it does not accept",
+    "207": "A resource of CANN's runtime (memory, stream, event, device) is used up or not there",
+    "361": "An operator of CANN could not call the runtime",
+    "507": "CANN's runtime, the driver or the NPU's task scheduler failed inside",
+    "561": "An operator of CANN failed inside",
+}
+
+
 def _operator(line: int, name: str, known: ErrorCode | None) -> Reading | None:
     """Read the failed call of an operator whose number says why."""
     if known is None or name.startswith("aclnnMoeDistribute"):
@@ -170,7 +198,7 @@ def read_numbers(log: ServerLog) -> Iterator[Reading]:
         if reading := _operator(line, match[1], find_code(match[2], log.codes)):
             yield reading
     for line, match in log.errors.find(_NUMBER):
-        known = find_code(match[1], log.codes)
+        known = find_code(match[1], log.codes) or _family(match[1], log.cleaned[line])
         if known is None:
             continue
         call = _CALL.search(log.cleaned[line])

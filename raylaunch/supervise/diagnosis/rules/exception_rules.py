@@ -18,6 +18,7 @@ _QUANT_TENSOR = re.compile(
     r"quant_bias|"
     r"qweight|qzeros|g_idx|weight_packed|_scale_bias|scale_second))\b"
 )
+_NO_PARAMETER = re.compile(r"no module or parameter named '([\w.]{1,200})' in (\w{1,80})")
 _WEIGHT_NAME = re.compile(
     r"^'?((?:\w{1,40}\.){0,6}(?:layers|blocks|experts)\.\d{1,4}\.[\w.]{1,120})'?$"
 )
@@ -77,7 +78,11 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "FLASHCOMM (sequence parallelism)",
         "no `env.VLLM_ASCEND_ENABLE_FLASHCOMM1`",
     ),
-    (r"lora", "LoRA", "no LoRA flags under `args`"),
+    (
+        r"lora|sgmv|bgmv|punica",
+        "LoRA",
+        "a lower `args.max-lora-rank`, or no LoRA flags under `args`",
+    ),
     (r"sleep|camem", "sleep mode", "no `args.enable-sleep-mode`"),
     (r"multimodal|vision|_vl\b|mm_|encoder", "multimodal inputs", ""),
     (r"310p", "the 310P", ""),
@@ -121,16 +126,18 @@ def read_exceptions(log: ServerLog) -> Iterator[Reading]:
 
 
 def _quant_tensor(raised: Raised) -> Reading | None:
-    if raised.type != "KeyError":
+    unknown = _NO_PARAMETER.search(raised.message)
+    if raised.type != "KeyError" and unknown is None:
         return None
-    found = _QUANT_TENSOR.search(raised.message)
+    found = _QUANT_TENSOR.search(unknown[1] if unknown else raised.message)
     if found is None:
         return None
+    owner = f" of {unknown[2]}" if unknown else ""
     return _deterministic(
         raised,
         "quant-tensor-unknown",
-        f"The weights are quantised (tensor `{found[1]}`), and the model's loader has no such "
-        "parameter: quantisation is not switched on, this release of vllm-ascend does not "
+        f"The weights are quantised (tensor `{found[1]}`), and the model's loader{owner} has no "
+        "such parameter: quantisation is not switched on, this release of vllm-ascend does not "
         "support this quantisation for this model, or the checkpoint is for another one.",
         "For a w8a8 or w4a8 checkpoint of ModelSlim set `args.quantization: ascend` and use a "
         "vllm-ascend release that lists the model as quantised (0.7.3 needs MindIE-Turbo); check "

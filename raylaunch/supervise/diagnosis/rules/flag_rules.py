@@ -36,6 +36,7 @@ _CONFIGS = {
     "StructuredOutputsConfig": "args.structured-outputs-config",
     "MultiModalConfig": "args.limit-mm-per-prompt",
 }
+_COMMANDS = ("serve", "vllm", "python", "python3", "bash", "/bin/bash", "sh")
 _QUANT = re.compile(
     r"(?:Unknown|Invalid) quantization method: ?'?ascend|quantization method '?ascend'? is not"
 )
@@ -115,6 +116,15 @@ def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
 
 
 def _positional(line: int, value: str) -> Reading:
+    if value in _COMMANDS:
+        return _flag(
+            line,
+            f"`{value}` is given to vLLM as an argument: the container's entrypoint already is "
+            "`vllm serve`, and the command repeats it.",
+            "Give only the model and its flags after the image, or set the entrypoint (`docker run "
+            "--entrypoint`, `command` in Kubernetes); raylaunch starts the server itself in a "
+            "container that runs `ray start`.",
+        )
     return _flag(
         line,
         f"vLLM does not expect `{value}` where it stands: a second model, a value that a blank or "

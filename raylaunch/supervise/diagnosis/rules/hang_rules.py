@@ -19,6 +19,10 @@ _FFTS = re.compile(
     r"timeout[:=] ?(\d{1,6})|reason=fftsplus timeout"
 )
 _NOTICE = re.compile(r"No available shared memory broadcast block found in (\d{1,6}) seconds?")
+_NO_INPUT = re.compile(
+    r"waitForInput: [^\n]{0,200}remote=\[?(?:::ffff:)?([\w.:-]{2,60}?)\]?:(\d{2,5})\) "
+    r"timed out after (\d{1,9})ms"
+)
 _RPC = re.compile(r"RPC call to (\w{1,60}) timed out")
 
 
@@ -33,6 +37,13 @@ def read_hangs(log: ServerLog) -> Iterator[Reading]:
             line,
             f"Hang in a collective operation: {waits} waited {int(match[5]) // 1000} s in "
             f"{match[4]} (number {match[3]}, {match[2]}) for ranks that did not take part.",
+        )
+    for line, match in log.errors.find(_NO_INPUT):
+        yield _waits(
+            line,
+            f"Hang: a rank waited {int(match[3]) // 1000} s for an answer of the store at "
+            f"{match[1]}:{match[2]}, where the ranks of a group meet: another rank never came, or "
+            "the process that hosts the store hangs.",
         )
     for line, match in log.errors.find(_FFTS):
         chip = f"NPU {match[1]}" if match[1] else "an NPU"

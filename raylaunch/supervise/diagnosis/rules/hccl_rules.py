@@ -23,7 +23,7 @@ _REMOTE_RANK = re.compile(
 _HEARTBEAT = re.compile(r"serverId\[([\w.:-]{3,60})\], deviceId\[(\d{1,4})\], Heartbeat Lost")
 _OPERATION = re.compile(r"\btag\[([A-Za-z]{3,30})_")
 _TRANSPORT = re.compile(
-    r"createLink para: ?rank\[(\d{1,6})\][^\n]{0,80}?localIpAddr\[([\da-fA-F.:/%]{3,60})\]"
+    r"crea[\w]{1,3}Link para: ?rank\[(\d{1,6})\][^\n]{0,80}?localIpAddr\[([\da-fA-F.:/%]{3,60})\]"
     r"[^\n]{0,40}?"
     r"dst_rank\[(\d{1,6})\][^\n]{0,80}?remote_ip_addr\[([\da-fA-F.:/%]{3,60})\]"
 )

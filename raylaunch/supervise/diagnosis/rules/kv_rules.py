@@ -26,6 +26,10 @@ _KV_FAILED = re.compile(
     r"Failed to register mooncake memory)[^\n]{0,300}",
     re.IGNORECASE,
 )
+_METADATA_SERVER = re.compile(
+    r"(?:etcd uri: ?|\bfrom |conn string: ?\S{0,10}//)([\w.-]{2,80}:\d{2,5})"
+)
+_SESSION = re.compile(r"remote mooncake session [\w.:-]{3,80} is not alive")
 _NIXL = re.compile(
     r"NIXL (?:transfer failure|agent engine ID mismatch|handshake)[^\n]{0,200}|"
     r"Remote NIXL agent[^\n]{0,200}|NIXL_ERR_\w{3,40}|nixl\w{0,20}Error: [^\n]{1,200}",
@@ -46,8 +50,10 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
     """Yield the error lines of Mooncake and of the KV connectors, the first of each kind."""
     lines = list(log.errors.find(_GLOG_KV))
     if lines:
-        text = " ".join(f"{match[1]} {match[2]}" for _, match in lines[:40])
-        yield _mooncake(lines[0][0], text, frozenset(line for line, _ in lines))
+        sessions = [match[0] for _, match in log.errors.find(_SESSION)]
+        text = " ".join([*(f"{match[1]} {match[2]}" for _, match in lines[:40]), *sessions[:1]])
+        covers = frozenset(line for line, _ in lines)
+        yield _mooncake(lines[0][0], text, lines[0][1][2], covers)
         return
     for line, match in log.errors.find(_NIXL):
         yield _nixl(line, match[0])
@@ -109,18 +115,21 @@ def _ucx(line: int, said: str) -> Reading:
     )
 
 
-def _mooncake(line: int, text: str, covers: frozenset[int]) -> Reading:
+def _mooncake(line: int, text: str, said: str, covers: frozenset[int]) -> Reading:
     lower = text.lower()
     peer = PEER.search(text)
     size = _SIZE.search(text)
     cards = _RDMA_CARDS.search(text)
     rdma = _RDMA_REASON.search(text)
+    server = _METADATA_SERVER.search(text)
     where = f" at {peer[1]}:{peer[2]}" if peer else ""
+    where = f" from {server[1]}" if server else where
     big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
     kind = next(each for each in _MOONCAKE if all(re.search(w, lower) for w in each.words))
     between = f" between {cards[1]} and {cards[2]}" if cards else ""
     why = f" ({rdma[0]})" if rdma else ""
     cause = kind.cause.format(where=where, big=big, between=between, why=why)
+    cause = f"{cause} Mooncake reports: {shorten(said, 200).rstrip('.')}."
     told = reason(kind.name, cause, kind.remedy, "Mooncake's error lines", "transient")
     return Reading(told, line, covers=covers)
 
@@ -164,7 +173,8 @@ _MOONCAKE = (
         "Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
         "reachable, or the peer has not registered itself (not started, or gone).",
         "Check `metadata_server` in the configuration and that the peer server runs; with "
-        "P2PHANDSHAKE check that the peer's address is right and its port open.",
+        "P2PHANDSHAKE check that the peer's address is right and its port open; read the peer's "
+        "log.",
     ),
     _Mooncake(
         (r"register (?:local )?mem|regmem|registermem|ibv_reg_mr|memory region",),

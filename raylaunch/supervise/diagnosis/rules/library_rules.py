@@ -28,7 +28,10 @@ _NO_LIBRARY = re.compile(
     r"(?<![\w/.-])([A-Za-z][\w.+-]{1,60}\.so[\w.]{0,20}): cannot open shared object file|"
     r"Could not load this library: (\S{3,300}\.so[\w.]{0,20})"
 )
-_NO_MODULE = re.compile(r"(?:ModuleNotFoundError|ImportError): No module named '?([\w.]{1,120})'?")
+_NO_MODULE = re.compile(
+    r"(?:(?:ModuleNotFoundError|ImportError|System error): |^)No module named '?([\w.]{1,120})'?",
+    re.MULTILINE,
+)
 _MODEL_TYPE = re.compile(
     r"model type `([^`\n]{1,100})` but Transformers does not recognize|"
     r"Transformers does not recognize this architecture|"
@@ -178,10 +181,10 @@ def _library(line: int, name: str) -> Reading:
             "it is not there."
         )
         owner = "ATB (package NNAL)"
-    elif re.match(r"libascend_hal|libdcmi|libdrv", name):
+    elif re.match(r"libascend_hal|libdcmi|libdrv|libc_sec|libmmpa|libdevmmap", name):
         remedy = (
-            "Mount /usr/local/Ascend/driver into the container and put driver/lib64 and "
-            "lib64/driver on LD_LIBRARY_PATH."
+            "Mount /usr/local/Ascend/driver into the container and put driver/lib64, "
+            "lib64/driver and lib64/common on LD_LIBRARY_PATH."
         )
         owner = "the NPU driver"
     elif re.match(r"libcud|libcublas|libnccl|libnv", name):
@@ -282,6 +285,9 @@ _MODULES = {
     "te": _CANN_PATH,
     "tbe": _CANN_PATH,
     "mooncake": "Install mooncake-transfer-engine (for NPUs the build of the vllm-ascend image).",
+    "transformers_modules": "It is the model's own code, which only the process that read the "
+    "model knows: put the model under the same path on every node, set `args.trust-remote-code: "
+    "true`, and use a release of vLLM that sends such code to Ray's workers.",
     "mindie_turbo": "Install MindIE-Turbo, or use a vllm-ascend release that does not need it.",
 }
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason
 
 _SIZE = r"([\d.]{1,12}) ([KMGT]iB)"
 _OUT = re.compile(
-    r"(NPU|CUDA|HIP|XPU) out of memory\. Tried to allocate " + _SIZE + r"([^\n]{0,700})"
+    r"(NPU|CUDA|HIP|XPU) out of memory\. (?:(\w{1,40})Allocator tried|Tried) to allocate "
+    + _SIZE
+    + r"([^\n]{0,700})"
 )
 _TOTAL = re.compile(_SIZE + r" total capacity|total capacity of " + _SIZE)
 _FREE = re.compile(r"(?<![\w.])" + _SIZE + r" (?:is )?free")
@@ -54,12 +57,16 @@ def _gib(match: re.Match[str] | None) -> float | None:
 
 
 def _out_of_memory(line: int, match: re.Match[str]) -> Reading:
-    device, amount, unit, rest = match.groups()
+    device, allocator, amount, unit, rest = match.groups()
     asked = f"{amount} {unit}"
+    advice = read_advice(rest)
     total = _gib(_TOTAL.search(rest))
     free = _gib(_FREE.search(rest))
     reserved = _gib(_RESERVED.search(rest))
     named = _gib(_OTHER_PROCESS.search(rest))
+    if allocator is not None and "Workspace" in allocator:
+        left = f" ({free:.2f} of {total:.2f} GiB are free)" if total and free else ""
+        return _workspace(line, device, f"{asked}{left}", advice)
     if total is None or free is None or reserved is None:
         return _own(line, device, asked, "")
     others = max(0.0, total - free - reserved, named or 0.0)
@@ -79,6 +86,23 @@ def _out_of_memory(line: int, match: re.Match[str]) -> Reading:
             "devices, or lower `args.gpu-memory-utilization` to what is left.",
             "arithmetic of the allocator's message",
             "transient",
+        ),
+        line=line,
+    )
+
+
+def _workspace(line: int, device: str, asked: str, advice: str) -> Reading:
+    advised = f" The message advises: {advice}." if advice else ""
+    return Reading(
+        reason=reason(
+            "npu-oom" if device == "NPU" else "gpu-oom",
+            f"The workspace of an operator does not fit into the {device}'s memory beside weights "
+            f"and KV cache: {asked} were requested outside the share of the cache.",
+            "Lower `args.gpu-memory-utilization` (workspaces and HCCL buffers are outside its "
+            "share) or `args.max-num-batched-tokens`; `env.TASK_QUEUE_ENABLE: 1` needs less than "
+            f"2.{advised}",
+            "torch_npu OpParamMaker.cpp; Ascend/sglang#617",
+            "deterministic",
         ),
         line=line,
     )

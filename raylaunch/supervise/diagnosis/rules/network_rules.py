@@ -21,6 +21,7 @@ _HTTP = re.compile(
     r"HTTPS?ConnectionPool\(host='([\w.-]{1,120})', port=(\d{1,5})\): "
     r"(?:Max retries exceeded[^\n]{0,600}?Caused by ?(?:(\w{4,40})|$)|(Read timed out))"
 )
+_CERTIFICATE = re.compile(r"(?i)certificate|self.signed|CERT_")
 _HUB = re.compile(
     r"couldn't connect to '(https?://[^'\n]{1,120})' to load|"
     r"(?:LocalEntryNotFoundError|OfflineModeIsEnabled)\b|"
@@ -85,7 +86,8 @@ def _reading(
 
 def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_HTTP):
-        yield _http(line, match[1], match[2], match[3] or match[4] or "")
+        certificate = _CERTIFICATE.search(log.cleaned[line]) is not None
+        yield _http(line, match[1], match[2], match[3] or match[4] or "", certificate=certificate)
     for line, match in log.errors.find(_HUB):
         where = match[1] or match[2] or "(no address in the message)"
         yield _reading(
@@ -145,7 +147,7 @@ def _host_near(log: ServerLog, line: int) -> str:
     return next((match[1] for _, match in log.everything.find(_ECHOED_HOST)), "")
 
 
-def _http(line: int, host: str, port: str, why: str) -> Reading:
+def _http(line: int, host: str, port: str, why: str, *, certificate: bool) -> Reading:
     if why.startswith("Proxy"):
         cause = f"The proxy set in http_proxy or https_proxy does not connect to {host}:{port}."
         remedy = (
@@ -154,7 +156,7 @@ def _http(line: int, host: str, port: str, why: str) -> Reading:
             "nodes' addresses; or give a local folder as `model.path`."
         )
         return _reading(line, "proxy-failed", cause, remedy, "deterministic")
-    if why.startswith("SSL"):
+    if why.startswith("SSL") and certificate:
         cause = (
             f"The TLS certificate of {host}:{port} is not accepted (usually a proxy that opens "
             "TLS)."
@@ -169,6 +171,7 @@ def _http(line: int, host: str, port: str, why: str) -> Reading:
         "ConnectTimeoutError": "the connection times out",
         "ReadTimeoutError": "it does not answer in time",
         "NewConnectionError": "no connection can be made",
+        "SSLError": "the connection breaks while TLS is set up",
     }.get(why, "no connection can be made")
     if host in _HUB_HOSTS or "hugging" in host or "modelscope" in host:
         return _reading(line, "hub-unreachable", *_hub(f"{host}:{port}", reached), "deterministic")

@@ -44,11 +44,17 @@ _ONE_IP = re.compile(r"Every node should have a unique IP address\. Got (\d{1,4}
 _NO_DRIVER_DEVICE = re.compile(r"Ray does not allocate any (GPUs|NPUs) on the driver node")
 _DEAD_NODE = re.compile(
     r"node with node id: (\w{1,60}) and address: ([\w.:-]{1,60})[^\n]{0,80}marked dead"
+    r"( because the detector has missed)?"
 )
+_NO_RAYLET = re.compile(
+    r"(?:Failed to register worker|Unable to register worker with raylet)[^\n]{0,200}"
+)
+_MARKED_DEAD = re.compile(r"mistakenly (?:been )?marked (?:as )?dead by the GCS")
 _ACTOR_DIED = re.compile(
     r"ray\.exceptions\.\w{0,40}ActorDiedError|The actor died unexpectedly before finishing|"
     r"A worker died or was killed while executing a task"
 )
+_WORKER_ADDRESS = re.compile(r"Worker IP address: ([\w.:]{3,45})|\bpid=\d{1,9}, ip=([\w.:]{3,45})")
 _NODE_START = re.compile(
     r"current node timed out during startup|Failed to start the (dashboard|raylet|log monitor)|"
     r"[Rr]aylet (?:is terminated|exited unexpectedly|failed to start)|"
@@ -160,22 +166,17 @@ def _read_nodes(log: ServerLog) -> Iterator[Reading]:
             "Start on a node that has the devices, free them (`ray status`), and set VLLM_HOST_IP "
             "to the address that `ray list nodes` shows for it.",
         )
-    for line, match in log.errors.find(_DEAD_NODE):
-        yield _read(
-            line,
-            "node-lost",
-            f"Ray lost the node {match[2]} (marked dead): it was switched off, its raylet died, "
-            "or its network was cut.",
-            "Check that node and `ray status`; join it again with `ray start --address`.",
-            kind="transient",
-        )
+    yield from _read_lost_nodes(log)
     yield from _read_node_start(log)
+    address = next((match[1] for _, match in log.errors.find(_WORKER_ADDRESS)), "")
+    where = f" on {address}" if address else ""
     for line, _ in log.errors.find(_ACTOR_DIED):
         yield Reading(
             reason(
                 "ray-actor-died",
-                "A worker process of Ray died, and no known cause stands beside it: killed by the "
-                "kernel for lack of memory, stopped by `ray stop`, or crashed in native code.",
+                f"A worker process of Ray{where} died, and no known cause stands beside it: killed "
+                "by the kernel for lack of memory, stopped by `ray stop`, or crashed in native "
+                "code.",
                 "Read `worker-*.err` and raylet.out of that node under "
                 "/tmp/ray/session_latest/logs, and `dmesg -T | grep -iE 'oom|killed process'`.",
                 "Ray exceptions.py",
@@ -183,6 +184,54 @@ def _read_nodes(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
             rank=Rank.WRAPPER,
+            certain=False,
+        )
+
+
+def _read_lost_nodes(log: ServerLog) -> Iterator[Reading]:
+    """Yield the nodes that Ray lost, and the worker that its raylet did not take."""
+    for line, match in log.errors.find(_DEAD_NODE):
+        missed = (
+            " Its raylet missed the health checks (heartbeats) of the head: the head cannot reach "
+            "the raylet's ports on that node, or the node is overloaded."
+            if match[3]
+            else ""
+        )
+        yield _read(
+            line,
+            "node-lost",
+            f"Ray lost the node {match[2]} (marked dead): it was switched off, its raylet died, "
+            f"or its network was cut.{missed}",
+            "Check that node, its load and memory, and `ray status`; open the ports between head "
+            "and nodes in both directions (firewall; `--node-manager-port`, "
+            "`--object-manager-port`); join it again with `ray start --address`.",
+            kind="transient",
+        )
+    for line, _ in log.errors.find(_MARKED_DEAD):
+        yield _read(
+            line,
+            "node-lost",
+            "Ray's head (GCS) has marked this node as dead although its raylet runs: the health "
+            "checks of the head did not reach it, or the node is overloaded.",
+            "Open the raylet's ports to the head (firewall; `--node-manager-port`), check the load "
+            "and memory of this node, and run `ray start --address` here again.",
+            kind="transient",
+        )
+    for line, match in log.errors.find(_NO_RAYLET):
+        why = match[0].rpartition("]")[2].partition("worker_id=")[0].strip(" .:")
+        yield Reading(
+            reason(
+                "ray-raylet",
+                f"The server cannot register with the raylet of this node ({shorten(why, 120)}): "
+                "the raylet has died or still starts, belongs to another Ray version, or runs in "
+                "another container than the server.",
+                "Read raylet.out under /tmp/ray/session_latest/logs on this node; start the server "
+                "where `ray start` ran (same container and same Ray version, same /tmp), or `ray "
+                "stop` and `ray start` there again.",
+                "Ray core_worker.cc",
+                "transient",
+            ),
+            line,
             certain=False,
         )
 

@@ -79,6 +79,13 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         r"captur|cuda ?graph|acl ?graph|graph mode",
         "`args.compilation-config` or `args.enforce-eager`",
     ),
+    (
+        r"hybrid kv cache",
+        (
+            "`args.kv-transfer-config` (a KV connector may switch the hybrid manager off) or "
+            "`args.disable-hybrid-kv-cache-manager`"
+        ),
+    ),
     (r"kv[ _-]?(?:connector|transfer)", "`args.kv-transfer-config`"),
     (r"\bblock[_ ]size\b(?!_)", "`args.block-size`"),
     (r"swap space", "`args.swap-space`"),

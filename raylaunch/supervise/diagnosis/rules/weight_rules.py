@@ -31,6 +31,10 @@ _NOT_JSON = re.compile(
     r"(?:It looks like the config file at|file) '([^'\n]{1,300})' is not a valid JSON|"
     r"Extra data: line \d{1,9} column \d{1,9}|Unterminated string starting at: line"
 )
+_NO_CONFIG = re.compile(
+    r"(?:Could not detect config format for no config file found|No supported config format found)"
+    r"(?: in ([^\s,]{1,300}))?"
+)
 _FROM_A_MODEL = re.compile(r"transformers|vllm|huggingface_hub|tokenizers")
 _TOKENIZER = re.compile(
     r"Couldn't instantiate the backend tokenizer|Failed to load the tokenizer|"
@@ -62,6 +66,17 @@ def read_weights(log: ServerLog) -> Iterator[Reading]:
             "part of a diffusion model, an incomplete download).",
             "Check `architectures` and `model_type` in config.json under `model.path`; a LoRA "
             "adapter is served with its base model as `model.path`.",
+        )
+    for line, match in log.errors.find(_NO_CONFIG):
+        what = f"`{match[1]}`" if match[1] else "The model"
+        yield _found(
+            line,
+            "config-missing",
+            f"{what} has no config.json (or params.json) that vLLM finds: the folder does not "
+            "exist on this node, is one level too high, is incomplete, or is no model that vLLM "
+            "serves (a diffusion model has model_index.json).",
+            "Check `model.path` on this node: the folder itself must hold config.json (in the "
+            "hub's cache that is snapshots/REVISION); download the rest, or mount it.",
         )
     for line, match in log.errors.find(_TOKENIZER):
         yield _no_tokenizer(line, match)

@@ -1,0 +1,1 @@
+"""A deployment as one page: its model, its timelines, its HTML. Pure."""

@@ -1,0 +1,1 @@
+"""The page of a running deployment: what it reads, and the server on loopback."""

@@ -1,0 +1,112 @@
+"""`start` beside servers of an earlier start: adopted, stopped, or left alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from raylaunch.api import earlier_starts
+from raylaunch.deployment.deployment_records import Record, write_record
+from raylaunch.errors import BusyError, LaunchError
+from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
+from raylaunch.recipe.catalog import read
+from raylaunch.runtime.controller import guard_search, orphan_search
+from raylaunch.runtime.controller.deployment_record import DeploymentJournal
+from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.runtime.controller.guard_search import EarlierStart, RunningServer
+from raylaunch.runtime.controller.launch_request import Request
+from raylaunch.runtime.controller.takeover import Found
+
+SERVER = RunningServer("10.0.0.1", "aa.serve", "serve", 0, 1, 4711, has_owner=False)
+FIRST = EarlierStart("aa", (SERVER,))
+SECOND = EarlierStart("bb", (SERVER,))
+OLD = read("a2-dual", ["args.max-num-seqs=7"])
+
+
+def make_plan() -> LaunchPlan:
+    place = Place("10.0.0.1", "eth0", node_id="node-0")
+    server = ServerPlan(0, (0,), "primary", place, (0,), {}, (), Ports(1, 2), "log")
+    return LaunchPlan("d", "r", "cpu", "m", "/m", "http://x", (server,))
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """What runs, which of it can be adopted, what is stopped, and what a stop leaves."""
+
+    found = SimpleNamespace(running=[FIRST], adoptable=[FIRST], stopped=[], left=[], searched=0)
+
+    def search(_):
+        found.searched += 1
+        return found.running
+
+    def stop(_, start):
+        found.stopped.append(start)
+        return found.left
+
+    def read_journals(start, _):
+        if start not in found.adoptable:
+            return Found(None, {})
+        group = Journal(1.0, plan=make_plan(), attempt=1)
+        return Found(DeploymentJournal(OLD, ()), {"serve": group})
+
+    monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
+    monkeypatch.setattr(guard_search, "find_earlier_starts", search)
+    monkeypatch.setattr(EarlierStart, "read_journals", read_journals)
+    monkeypatch.setattr(guard_search, "stop_earlier_start", stop)
+    monkeypatch.setattr(orphan_search, "kill_agents", lambda _: None)
+    write_record(tmp_path, Record("d", "a2-dual", "10.0.0.1:6379", 1.0))
+    return found
+
+
+def instance(adopt=None, grace_s=600):
+    """The instance that is adopted; None when new servers are started."""
+    loaded = read("a2-dual", [f"health.orphan_grace_s={grace_s}"])
+    given = Request("d", loaded)
+    found = earlier_starts.request_to_adopt(given, adopt)
+    if not found.adopts:
+        assert found is given
+        return None
+    assert found.loaded is OLD, "the servers run on with it"
+    return found.instance
+
+
+@pytest.mark.parametrize("adopt", [None, True])
+def test_what_runs_is_adopted_by_default(world, adopt):
+    assert instance(adopt) == "aa"
+    assert world.stopped == []
+
+
+def test_fresh_stops_what_runs(world):
+    assert instance(False) is None
+    assert world.stopped == [FIRST]
+
+
+def test_what_cannot_be_adopted_is_stopped_first(world):
+    world.running, world.adoptable = [FIRST, SECOND], [SECOND]
+    assert instance() == "bb"
+    assert world.stopped == [FIRST]
+
+
+def test_servers_of_two_starts_are_a_decision_of_the_user(world):
+    world.running = world.adoptable = [FIRST, SECOND]
+    with pytest.raises(BusyError, match="2 starts") as refused:
+        instance()
+    assert "--fresh" in refused.value.todo
+    assert "pid 4711" in refused.value.evidence
+
+
+def test_nothing_is_started_beside_what_resists(world):
+    world.left = ["10.0.0.1: pid 4711 vllm"]
+    with pytest.raises(LaunchError, match="could not be stopped") as refused:
+        instance(False)
+    assert "pid 4711" in refused.value.evidence
+
+
+def test_nodes_are_asked_only_where_something_may_run(world, tmp_path):
+    assert instance(grace_s=0) is None
+    assert world.searched == 0
+    (tmp_path / "deployments" / "d.json").unlink()
+    assert instance() is None
+    assert world.searched == 0, "it was stopped, or started elsewhere"
+    assert instance(True) == "aa", "on request"
