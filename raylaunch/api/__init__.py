@@ -27,6 +27,12 @@ from raylaunch.api.recipe_verbs import (
     recipes,
     render_files,
 )
+from raylaunch.api.service_verbs import (
+    install_service,
+    remove_service,
+    service_files,
+    service_status,
+)
 from raylaunch.deployment import Deployment
 
 __all__ = [
@@ -47,6 +53,7 @@ __all__ = [
     "drill",
     "follow",
     "import_scripts",
+    "install_service",
     "load",
     "make_plan",
     "monitoring_files",
@@ -54,12 +61,15 @@ __all__ = [
     "plan",
     "preflight",
     "recipes",
+    "remove_service",
     "render_files",
     "report",
     "restart",
     "rotate_keys",
     "run_on_head",
     "scale",
+    "service_files",
+    "service_status",
     "stop",
     "tune",
     "ui",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Self
@@ -12,13 +13,19 @@ log = logging.getLogger(__name__)
 
 SOCKET = "NOTIFY_SOCKET"
 WATCHDOG = ("WATCHDOG_USEC", "WATCHDOG_PID")
+STDOUT = "stdout"
+"""Instead of a socket: one line of stdout per notification, for a script that passes them on.
+
+systemd takes none from a container: that is not in the control group of the unit.
+"""
+LINE = "sd_notify: "
 SEND_S = 5.0
 """Longest wait for room in the socket's queue."""
 
 
 @dataclass(frozen=True)
 class ServiceManager:
-    """The socket of systemd. Without one, notifications go nowhere."""
+    """The socket of systemd, or STDOUT. Without one, notifications go nowhere."""
 
     address: str = ""
 
@@ -48,6 +55,10 @@ class ServiceManager:
 
     def _send(self, message: str) -> None:
         if not self.address:
+            return
+        if self.address == STDOUT:
+            sys.stdout.write(f"{LINE}{message}\n")
+            sys.stdout.flush()
             return
         address = self.address
         if address.startswith("@"):  # an abstract socket, which is in no file system

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import fake_api
 import pytest
@@ -89,6 +84,11 @@ def test_the_socket_is_taken_out_of_the_environment_of_children():
     environ = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "2", "HOME": "/root"}
     assert ServiceManager.from_environment(environ).address == "@x"
     assert environ == {"HOME": "/root"}
+
+
+def test_in_a_container_notifications_are_lines_of_stdout(capsys):
+    ServiceManager("stdout").notify_ready()
+    assert capsys.readouterr().out == "sd_notify: READY=1\n"
 
 
 def test_a_socket_that_is_gone_harms_nothing(tmp_path, caplog):
@@ -301,33 +301,6 @@ def test_follow_prints_what_it_waits_for_and_exits_with_the_deployments_code(cli
 def test_options_that_contradict_each_other_are_refused(cli, api, words):
     assert cli("start", "a2-dual", *words).exit_code == 2
     assert not api.asked
-
-
-def unit_of_the_page(*, program: str) -> str:
-    page = Path(__file__).parents[2] / "docs" / "service.md"
-    unit = page.read_text().split("```ini\n")[1].split("```")[0]
-    return unit.replace("/opt/vllm/bin/raylaunch", program)
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
-def test_systemd_accepts_the_unit_of_the_page(tmp_path):
-    file = tmp_path / "raylaunch-a2-dual.service"
-    file.write_text(unit_of_the_page(program=sys.executable))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(file)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
-
-
-def test_the_command_of_the_unit_is_one(cli, api):
-    line = re.search(r"ExecStart=raylaunch (.*)", unit_of_the_page(program="raylaunch"))
-    assert line is not None
-    cli(*line[1].split())
-    assert api.asked[0][0] == "follow"
 
 
 def test_an_interrupt_leaves_the_deployment_and_exits_with_130(cli, api):
