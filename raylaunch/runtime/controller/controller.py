@@ -359,7 +359,7 @@ class Controller:
         if self._gateway is not None:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
-        self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
+        self._monitor.begin(self._record.journal.loaded, secrets, self._gateway, self._tasks)
         if self._groups.lack_any(secrets):
             parts = (self._groups, self._changes, self._operations, self._monitor)
             self._tasks.run_once("late secrets", lambda: takeover.hand_out_late(*parts))
@@ -386,4 +386,5 @@ class Controller:
             self._operations,
             self._gateway,
             self._clock,
+            self._monitor.findings,
         )

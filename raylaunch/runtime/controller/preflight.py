@@ -23,6 +23,7 @@ from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.controller.gateway.gateway_preflight import preflight_gateway
 from raylaunch.runtime.controller.group.planning import check_plan, probe_nodes
+from raylaunch.runtime.controller.monitoring.tracing_preflight import preflight_tracing
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
@@ -54,7 +55,7 @@ def preflight(
             plans.append(plan)
             findings.update(dict.fromkeys(found))
     gateway, found = preflight_gateway(loaded, plans)
-    findings.update(dict.fromkeys(found))
+    findings.update(dict.fromkeys([*found, *preflight_tracing(loaded)]))
     return DeploymentPlan(deployment, loaded.name, tuple(plans), gateway), list(findings)
 
 
