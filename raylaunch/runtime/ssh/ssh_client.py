@@ -130,6 +130,20 @@ def ssh_command(cluster: ClusterFile) -> list[str]:
     Raises:
         ClusterFileError: the user or host would be read as an option of ssh or docker.
     """
+    _refuse_options(cluster.container)
+    inner = f"exec bash --login -c -i {shlex.quote(LOGIN)} 3<&0 </dev/null"
+    if cluster.container:
+        enter = f"exec {cluster.docker} exec -i {shlex.quote(cluster.container)}"
+        inner = f"{enter} bash -c {shlex.quote(inner)}"
+    return [*ssh_words(cluster, cluster.outer_ip or cluster.head_ip), inner]
+
+
+def ssh_words(cluster: ClusterFile, host: str) -> list[str]:
+    """Return the ssh command line for a host of the cluster, up to what is to run there.
+
+    Raises:
+        ClusterFileError: the user or host would be read as an option of ssh.
+    """
     from ray.autoscaler._private.command_runner import SSHOptions
 
     options = SSHOptions(
@@ -140,14 +154,9 @@ def ssh_command(cluster: ClusterFile) -> list[str]:
         StrictHostKeyChecking="accept-new",
         UserKnownHostsFile=None,  # instead of Ray's /dev/null: ssh's own files
     )
-    host = cluster.outer_ip or cluster.head_ip
-    _refuse_options(cluster.user, host, cluster.container)
-    inner = f"exec bash --login -c -i {shlex.quote(LOGIN)} 3<&0 </dev/null"
-    if cluster.container:
-        enter = f"exec {cluster.docker} exec -i {shlex.quote(cluster.container)}"
-        inner = f"{enter} bash -c {shlex.quote(inner)}"
+    _refuse_options(cluster.user, host)
     words = options.to_ssh_options_list(timeout=CONNECT_S)
-    return ["ssh", *words, "--", f"{cluster.user}@{host}", inner]
+    return ["ssh", *words, "--", f"{cluster.user}@{host}"]
 
 
 class _RemoteCommand:
