@@ -19,6 +19,7 @@ from raylaunch.gateway.gateway_messages import Member
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 PLAIN = {"model": "tiny", "prompt": "hello", "max_tokens": 12}
 GREEDY = {**PLAIN, "temperature": 0, "max_tokens": 90}
 QUESTION = {
@@ -105,13 +106,17 @@ async def test_a_servers_own_error_is_passed_on_and_not_repeated(relay, servers,
     assert sum(len(server.requests) for server in servers) == 1
 
 
-async def test_an_error_of_a_server_that_is_not_healthy_is_repeated(relay, servers):
-    servers[0].status, servers[0].healthy = 500, False
+@pytest.mark.parametrize(("healthy", "text"), [(False, "a"), (True, ENGINE_DEAD)])
+async def test_an_error_of_a_server_that_is_dead_is_repeated(relay, servers, healthy, text):
+    servers[0].status, servers[0].healthy, servers[0].error_text = 500, healthy, text
     relay.configure(member_of(servers[0]), member_of(servers[1], "down"))
-    asked = asyncio.create_task(relay.post(COMPLETIONS, PLAIN))
-    await until(lambda: servers[0].requests)
+    plain = asyncio.create_task(relay.post(COMPLETIONS, PLAIN))
+    stream = asyncio.create_task(relay.stream(COMPLETIONS, PLAIN))
+    await until(lambda: len(servers[0].requests) >= 2)
     relay.configure(member_of(servers[0], "down"), member_of(servers[1]))
-    assert (await asked)[0] == 200
+    assert (await plain)[0] == 200
+    chunks, done = await stream
+    assert (text_of(chunks), done) == (expected_text("hello", 12), True)
 
 
 async def test_an_empty_200_is_repeated(relay, servers):
