@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from raylaunch.api.deployment_verbs import read_secrets
 from raylaunch.api.recipe_arguments import load
 from raylaunch.deployment import checked_name
-from raylaunch.errors import ClusterFileError, NodeError, RecipeError
+from raylaunch.errors import NodeError, RecipeError
 from raylaunch.recipe.catalog import files_of
-from raylaunch.recipe.cluster_yaml import ClusterFile, read_cluster_file
+from raylaunch.recipe.cluster_yaml import ClusterFile, open_cluster_file
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.render.host_service import cluster_unit, deployment_unit
 
@@ -56,7 +56,7 @@ def service_files(
     sent, files = files_of(name)
     texts = {path: file.read_text(encoding="utf-8") for path, file in files.items()}
     order = ServiceOrder(title, sent, texts, tuple(set))
-    return render_cluster_service(loaded, order, read_cluster(cluster))
+    return render_cluster_service(loaded, order, _read_cluster(cluster))
 
 
 def install_service(
@@ -91,7 +91,7 @@ def install_service(
     title = checked_name(deployment or loaded.name)
     services = service_files(name, cluster=cluster, set=set, deployment=deployment)
     secrets = environment_file(read_secrets(loaded.recipe))
-    file = None if cluster is None else read_cluster(cluster)
+    file = None if cluster is None else _read_cluster(cluster)
     hosts = []
     for one in services:
         files = {each.path: (each.text, each.mode) for each in one.files}
@@ -119,7 +119,7 @@ def service_status(deployment: str, *, cluster: Path | None = None) -> dict[str,
     from raylaunch.runtime.ssh.service_hosts import read_states
 
     title = checked_name(deployment)
-    file = None if cluster is None else read_cluster(cluster)
+    file = None if cluster is None else _read_cluster(cluster)
     return {host: read_states(file, host, units) for host, units in _units(title, file).items()}
 
 
@@ -143,7 +143,7 @@ def remove_service(deployment: str, *, cluster: Path | None = None) -> list[str]
     from raylaunch.runtime.ssh.service_hosts import HostFiles, find_other_users, remove
 
     title = checked_name(deployment)
-    file = None if cluster is None else read_cluster(cluster)
+    file = None if cluster is None else _read_cluster(cluster)
     units = _units(title, file)
     own = deployment_unit(title)
     label = ""
@@ -213,18 +213,5 @@ def _local(name: str, loaded: LoadedRecipe, title: str, sets: Sequence[str]) -> 
     )
 
 
-def read_cluster(file: Path) -> ClusterFile:
-    """Read a file for `ray up`.
-
-    Raises:
-        ClusterFileError: it is missing or not one for `ray up`.
-    """
-    try:
-        text = file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterFileError(
-            f"the cluster's file {file} cannot be read",
-            why=str(error),
-            todo="give the file that `raylaunch cluster` wrote",
-        ) from error
-    return read_cluster_file(text, str(file))
+def _read_cluster(file: Path) -> ClusterFile:
+    return open_cluster_file(file, "give the file that `raylaunch cluster` wrote")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import yaml
 
@@ -41,6 +42,25 @@ class ClusterFile:
     image: str | None = None
     run_options: tuple[str, ...] = ()
     """Options of `docker run`, each with its value, quoted for a shell."""
+
+
+def open_cluster_file(file: Path, todo: str) -> ClusterFile:
+    """Read a file for `ray up` from its path, which may begin with "~".
+
+    Args:
+        file: The path.
+        todo: What to do where it cannot be read.
+
+    Raises:
+        ClusterFileError: it cannot be read, or as for `read_cluster_file`.
+    """
+    try:
+        text = file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterFileError(
+            f"the cluster's file {file} cannot be read", why=str(error), todo=todo
+        ) from error
+    return read_cluster_file(text, str(file))
 
 
 def read_cluster_file(text: str, file: str) -> ClusterFile:

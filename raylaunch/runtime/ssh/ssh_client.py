@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TextIO
 
 from raylaunch.errors import ClusterFileError, HeadError, from_dict
-from raylaunch.recipe.cluster_yaml import GIVEN, ClusterFile, read_cluster_file
+from raylaunch.recipe.cluster_yaml import GIVEN, ClusterFile, open_cluster_file
 from raylaunch.runtime.ssh.ssh_message import pack_message
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def run_on_head(
         HeadError: the head cannot be reached or cannot run raylaunch, or the connection was lost.
         ClusterError: Ray does not run there.
     """
-    cluster = _read(file)
+    cluster = open_cluster_file(file, "give the file with which `ray up` started the cluster")
     mark = secrets.token_hex(16)
     request = {
         "mark": mark,
@@ -306,18 +306,6 @@ class _Gate:
     def _write(self, chunk: bytes) -> None:
         self._target.write(chunk)
         self._target.flush()
-
-
-def _read(file: Path) -> ClusterFile:
-    try:
-        text = file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterFileError(
-            f"the cluster's file {file} cannot be read",
-            why=str(error),
-            todo="give the file with which `ray up` started the cluster",
-        ) from error
-    return read_cluster_file(text, str(file))
 
 
 def _refuse_options(*names: str | None) -> None:
