@@ -16,6 +16,7 @@ from relay_harness import member_of, read_stream, text_of, until
 from yarl import URL
 
 from raylaunch.gateway.gateway_messages import Member
+from raylaunch.gateway.relay.forwarder import MAX_DEATHS
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -119,6 +120,21 @@ async def test_an_error_of_a_server_that_is_dead_is_repeated(relay, servers, hea
     chunks, done = await relay.stream(COMPLETIONS, PLAIN)
     assert (text_of(chunks), done) == (expected_text("hello", 12), True)
     assert [len(server.requests) for server in servers] == [2, 2]
+
+
+async def test_a_request_waits_while_a_server_that_is_called_ready_has_a_dead_engine(
+    relay, servers
+):
+    dead = servers[0]
+    dead.status, dead.error_text = 500, ENGINE_DEAD
+    relay.configure(member_of(dead))
+    asked = asyncio.create_task(relay.post(COMPLETIONS, PLAIN))
+    # More tries than a request has that kills servers.
+    await until(lambda: len(dead.requests) > MAX_DEATHS + 1)
+    relay.configure(member_of(dead, "down"))
+    dead.status = 200
+    relay.configure(member_of(dead))
+    assert (await asked)[0] == 200
 
 
 async def test_an_empty_200_is_repeated(relay, servers):

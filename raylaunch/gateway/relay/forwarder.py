@@ -50,6 +50,10 @@ class DiedError(Exception):
     """The member exited, or was taken out, before its answer was complete."""
 
 
+class NotHealthyError(DiedError):
+    """The member still answers, with an error, and can serve no more."""
+
+
 class ClientGoneError(Exception):
     """The client closed its connection in the middle of its answer."""
 
@@ -146,7 +150,9 @@ class Forwarder:
         Raises:
             GatewayError: The request may not be sent again.
         """
-        delivery.deaths += 1
+        if not (lease.suspect and isinstance(death, NotHealthyError)):
+            # A server that was dead before this request reached it did not die of it.
+            delivery.deaths += 1
         log.info("%s: %s under %s", lease.member.id, death, delivery.exchange.path)
         if delivery.begun:
             if delivery.record is None:
@@ -215,7 +221,7 @@ class Forwarder:
             return await self._pass_through(delivery, upstream)
         body = await upstream.read()
         if upstream.status >= 500 and repeatable and await self._is_dead(member, body):
-            raise DiedError(f"answered {upstream.status} and is not healthy")
+            raise NotHealthyError(f"answered {upstream.status} and is not healthy")
         must_have_body = delivery.exchange.method == "POST" and repeatable
         if upstream.status == 200 and not body and must_have_body:
             raise DiedError("answered 200 with an empty body")
@@ -259,7 +265,7 @@ class Forwarder:
             for event in splitter.feed(chunk):
                 if event.startswith(ERROR) and await self._is_dead(member, event):
                     await self._write_events(delivery, upstream, out)
-                    raise DiedError("closed the stream with an error and is not healthy")
+                    raise NotHealthyError("closed the stream with an error and is not healthy")
                 if event == DONE:
                     await self._write_events(delivery, upstream, out + event + b"\n\n")
                     return await _finish(delivery)
