@@ -284,8 +284,9 @@ def _break(service: Service, one: Round, settings: Sequence[str]) -> None:
     one.recovery_s = time.monotonic() - began
     if not done.returncode:
         one.problems.append("the upgrade was not refused")
-    if pids_by_group() != before:
-        one.problems.append("the old groups did not stay")
+    after = pids_by_group()
+    if changed := sorted(name for name in before | after if before.get(name) != after.get(name)):
+        one.problems.append(f"processes of {', '.join(changed)} are not those of before")
     if service.status().phase is not Phase.READY:
         one.problems.append(f"the deployment is {service.status().phase}")
     texts = [event.text for event in service.controller.events(last)]
