@@ -188,7 +188,7 @@ async def await_verdict(one) -> tuple[str, ...]:
 
 def test_a_group_that_backs_off_shows_when_it_launches_next(create):
     async def live():
-        one = await begin(create, "health.backoff_first_s=3600")
+        one = await begin(create, "health.backoff_first_s=60")
         backend = one._groups.find("serve-1").backend
         # The first failure of a group that was ready is answered without a pause.
         backend.kill_server(0)
