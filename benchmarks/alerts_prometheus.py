@@ -34,7 +34,7 @@ class Fired:
 
 
 class AlertLog:
-    """What fires, poll by poll: an alert that pauses for longer than two polls fires anew."""
+    """What fires, poll by poll. An alert that pauses for longer than two polls is another one."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, str], Fired] = {}
@@ -124,7 +124,7 @@ def _await_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(url, trust_env=False, timeout=ANSWER_S).is_success:
                 return
-        time.sleep(0.2)  # it reports to nobody that it is ready
+        time.sleep(0.2)  # Prometheus sends no event when it is ready
     raise SystemExit(f"prometheus is not ready:\n{log.read_text()[-2000:]}")
 
 
