@@ -7,12 +7,14 @@ starts N stand-in servers and measures the controller that observes them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,9 @@ def drill(user: User, faults: list[str]) -> list[dict[str, Any]]:
         user.run("stop", NAME)
 
 
-def rest(user: User, servers: int) -> dict[str, float]:
-    """What the controller of `servers` idle servers takes, over `QUIET_S` seconds without requests."""
+@contextlib.contextmanager
+def running_servers(user: User, servers: int) -> Iterator[None]:
+    """Run `servers` stand-in servers as one group."""
     shape: tuple[str, ...] = ()
     if servers != 2:  # the embedded cluster would make a Ray node per server
         cluster = start_cluster(user, servers)
@@ -85,6 +88,15 @@ def rest(user: User, servers: int) -> dict[str, float]:
         )
     try:
         user.run("start", "local-dual", "--name", NAME, *PORTS, *shape)
+        yield
+    finally:
+        user.run("stop", NAME, refused=(9,))
+        stop_local(Path(user.env["RAYLAUNCH_HOME"]), "bench")
+
+
+def rest(user: User, servers: int) -> dict[str, float]:
+    """What the controller of `servers` idle servers takes, over `QUIET_S` seconds without requests."""
+    with running_servers(user, servers):
         controller, agents = actors(user)
         time.sleep(5.0)  # what follows the start is not rest
         before = [cpu_s(one) for one in (controller, *agents)]
@@ -102,9 +114,6 @@ def rest(user: User, servers: int) -> dict[str, float]:
             "agent_cpu": sum(used[1:]) / len(agents),
             "agent_mb": sum(one.memory_full_info().pss for one in agents) / len(agents) / 1e6,
         }
-    finally:
-        user.run("stop", NAME, refused=(9,))
-        stop_local(Path(user.env["RAYLAUNCH_HOME"]), "bench")
 
 
 def start_cluster(user: User, servers: int) -> LocalCluster:

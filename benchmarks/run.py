@@ -31,6 +31,7 @@ WHOLE = (
     ("availability.py", "--vllm"),
     ("gateway.py", "--vllm"),
     ("diagnose.py",),
+    ("alerts.py",),
 )
 BRIEF = (
     ("peers.py", "--short"),

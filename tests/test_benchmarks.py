@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from raylaunch.monitoring.alerts import all_alerts
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.cluster.ray_start import TOO_LATE
+from raylaunch.supervise.deployment_status import Event
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = Path(__file__).with_name("data") / "benchmarks" / "peers.json"
@@ -405,3 +407,81 @@ def test_the_cost_of_the_gateway_is_compared_pair_by_pair(program):
         "gateway: 4 clients: 3.0 ms more at the median, the goal is 2 ms",
     ]
     assert gateway.rows(found)[0][3] == "0.98 (0.98 to 0.99)"
+
+
+def test_an_alert_fires_from_its_first_poll_to_its_last(program):
+    prometheus = program("alerts_prometheus")
+    alert = {"labels": {"deployment": "a", "alertname": "RaylaunchKilled"}, "state": "firing"}
+    waiting = {"labels": {"deployment": "a", "alertname": "RaylaunchDegraded"}, "state": "pending"}
+    firing = prometheus.firing_in({"data": {"alerts": [alert, waiting]}})
+    assert firing == [("a", "RaylaunchKilled")]
+    log = prometheus.AlertLog()
+    for now in (10.0, 11.0, 12.0):
+        log.take(firing, now)
+    log.take([], 13.0)
+    assert log.firing, "one poll may miss it"
+    log.take([], 15.0)
+    assert not log.firing
+    log.take(firing, 20.0)
+    assert [(one.first, one.last) for one in log.since(0.0)] == [(10.0, 12.0), (20.0, 20.0)]
+    assert [one.first for one in log.since(15.0)] == [20.0]
+
+
+def failure_events(cause: str, at: float) -> list[Event]:
+    return [
+        Event(1, at, 1, "phase", "ready"),
+        Event(2, at + 5, 1, "failure", "server 0 exited"),
+        Event(3, at + 5, 1, "restart", f"{cause}: server 0 exited"),
+        Event(4, at + 7, 2, "phase", "starting"),
+        Event(5, at + 9, 2, "phase", "ready"),
+    ]
+
+
+def test_an_alert_is_judged_by_what_the_deployment_itself_reports(program):
+    rounds, alerts = program("alerts_rounds"), program("alerts")
+    fired = program("alerts_prometheus").Fired
+    failed, ready_at = rounds.read_failure("a", failure_events("hccl-socket-EI0006", 100.0))
+    assert (failed.at, failed.alert, ready_at) == (105.0, "RaylaunchHcclSocketEI0006", 109.0)
+    with pytest.raises(program("availability_service").AwaitedError):
+        rounds.read_failure("a", failure_events("killed", 100.0)[:1])
+    good, late, wrong = (rounds.Round(name) for name in ("good", "late", "wrong"))
+    rounds.judge(good, failed, ready_at, [fired("a", failed.alert, 112.0, 230.0)])
+    rounds.judge(late, failed, ready_at, [fired("a", failed.alert, 140.0, 300.0)])
+    rounds.judge(wrong, failed, ready_at, [fired("b", "RaylaunchNotReady", 112.0, 230.0)])
+    assert (good.fired_s, good.cleared_s, good.others) == (7.0, 121.0, [])
+    assert alerts.shortfalls([good, late, wrong], ["RaylaunchMemoryLow"]) == [
+        "alerts: healthy, and RaylaunchMemoryLow fired",
+        "alerts: late: RaylaunchHcclSocketEI0006 fired after 35 s",
+        "alerts: late: RaylaunchHcclSocketEI0006 cleared after 191 s",
+        "alerts: wrong: b: RaylaunchNotReady fired too",
+        "alerts: wrong: RaylaunchHcclSocketEI0006 did not fire",
+    ]
+
+
+def test_alerts_and_what_the_metrics_cost_become_a_section(program, page):
+    one = program("alerts_rounds").Round("kill-engine", "RaylaunchKilled", 8.0, 121.0)
+    found = {
+        "rounds": [vars(one)],
+        "healthy": [],
+        "healthy_s": 600.0,
+        "load": 1.0,
+        "unscraped": 0.02,
+        "scraped": 0.03,
+        "many": [0.1, 0.3, 0.25],
+    }
+    missed = program("alerts").publish_alerts(found, short=False)
+    assert missed == [
+        "alerts: the metrics take 1.0 % of a core",
+        "alerts: 250 ms for 64 servers",
+    ]
+    text = page.read_text()
+    assert "| kill-engine | RaylaunchKilled | 8 | 121 | none |" in text
+    assert "10 healthy minutes fired no alert" in text
+    assert "1.00 % for the metrics" in text
+
+
+def test_every_fault_of_the_alerts_has_an_alert_of_its_own(program):
+    rounds = program("alerts_rounds")
+    assert len(rounds.FAULTS) == 12
+    names = {alert.failure for alert in all_alerts()}
+    assert set(rounds.AT_START) <= names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from raylaunch.deployment.cluster_choice import (
     writable_home,
 )
 from raylaunch.deployment.deployment_records import remove_record
+from raylaunch.deployment.service_key import read_key
 from raylaunch.deployment.start_errors import explain_degraded, explain_late
 from raylaunch.errors import (
     LaunchError,
@@ -33,6 +33,7 @@ from raylaunch.supervise.state import Phase
 if TYPE_CHECKING:
     from raylaunch.bench.result import Run
     from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.plan.node_usage import NodeUsage
     from raylaunch.recipe.load import LoadedRecipe
     from raylaunch.runtime.bench.bench_run import OnProgress
     from raylaunch.runtime.controller.controller_client import ControllerClient
@@ -93,6 +94,16 @@ class Deployment:
         """
         newest, status = self._controller().wait_change(version, timeout)
         return newest, narrow(status, self.group)
+
+    def usage(self) -> Mapping[tuple[str, int], NodeUsage]:
+        """Return what the servers and their nodes use now, by group and server.
+
+        What does not answer within a second is left out.
+        """
+        found = self._controller().usage()
+        if self.group is None:
+            return found
+        return {place: usage for place, usage in found.items() if place[0] == self.group}
 
     def of_group(self, name: str) -> Deployment:
         """Return the handle to one group of the deployment."""
@@ -214,7 +225,7 @@ class Deployment:
         assert plan is not None, "a deployment that is ready has a plan"
         return verify.verify(
             plan,
-            _read_key(plan),
+            read_key(plan),
             random_weights=loaded.recipe.model.tiny is not None,
             timeout_s=timeout or verify.TIMEOUT_S,
             on_proof=on_proof,
@@ -254,7 +265,7 @@ class Deployment:
             concurrency,
             set or {},
             writable_home(),
-            _read_key,
+            read_key,
             on_progress,
             on_run,
         )
@@ -382,19 +393,3 @@ def _verdict(groups: Sequence[str], verify: Callable[[str], str] | None) -> str:
         return "; ".join(filter(None, (verify(group) for group in groups)))
     except KeyboardInterrupt:
         return "the command that verifies them was interrupted"
-
-
-def _read_key(plan: LaunchPlan) -> str | None:
-    """Return the API key of the service from this environment; None if it requires none."""
-    from raylaunch.verify.verification import key_variable
-
-    name = key_variable(plan)
-    if not name:
-        return None
-    if name not in os.environ:
-        raise RecipeError(
-            f"{plan.deployment} requires an API key, and {name} is not set",
-            why="its value is taken from the environment of this command",
-            todo=f"export {name}=... and try again",
-        )
-    return os.environ[name]

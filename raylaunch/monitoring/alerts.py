@@ -196,7 +196,8 @@ _SYMPTOMS = (
     ),
     Alert(
         name="RaylaunchRestartsOften",
-        expr="sum by (deployment, group) (increase(raylaunch_group_restarts_total[1h])) >= 3",
+        # Not the restarts: a cause that is new has a new series, whose first count is no increase.
+        expr="increase(raylaunch_group_failures_total[1h]) >= 3",
         summary="{{ $labels.deployment }}/{{ $labels.group }} restarts again and again",
         cause="The same fault comes back. At `health.max_restarts` within the window the group "
         "is given up.",

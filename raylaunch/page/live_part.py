@@ -78,6 +78,8 @@ class GroupView:
     endpoint: str
     servers: int
     waiting_for: tuple[str, ...]
+    relaunch_at: float | None
+    """When the back-off of a restart is over; None without one."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def _view_group(group: GroupStatus) -> GroupView:
         endpoint=group.endpoint,
         servers=len(group.servers),
         waiting_for=group.waiting_for,
+        relaunch_at=group.relaunch_at,
     )
 
 

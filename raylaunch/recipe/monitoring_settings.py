@@ -42,7 +42,7 @@ PlainUrl = Annotated[str | None, AfterValidator(_plain_url)]
 class Metrics(_Part):
     """The Prometheus endpoint of the deployment, on the controller's node."""
 
-    enabled: bool = False
+    enabled: bool = True
     """Serve `/metrics`, and write the targets of a Prometheus on the controller's node."""
     host: str = "loopback"
     """Listening address: `loopback`, `node` (the node's own), or a literal such as 0.0.0.0."""

@@ -64,6 +64,8 @@ class GroupStatus:
     """Conditions of readiness that do not hold yet, for people."""
     servers: tuple[ServerStatus, ...] = ()
     findings: tuple[Finding, ...] = ()
+    relaunch_at: float | None = None
+    """When the back-off of a restart is over; None without one."""
     error: dict[str, str] | None = None
     """Why the group failed, as `RaylaunchError.as_dict`."""
 

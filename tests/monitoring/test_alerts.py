@@ -194,6 +194,19 @@ def test_each_fault_fires_its_own_alert_within_30_s_and_clears(folder):
 
 
 @needs_promtool
+def test_failures_of_different_causes_within_an_hour_fire_once_more(folder):
+    place = {"deployment": "again", "group": "serve-0"}
+    inputs = [series("raylaunch_group_failures_total", "0x12 1x11 2x11 3x200", **place)]
+    for number, cause in enumerate(("killed", "stalled", "agent-lost")):
+        # A cause that is new has a new series, which begins at 1.
+        values = f"_x{12 * (number + 1)} 1x200"
+        name = "raylaunch_group_restarts_total"
+        inputs.append(series(name, values, **place, cause=cause, **{"class": "transient"}))
+    checks = [fires_at(150, {}), fires_at(300, {"again": "RaylaunchRestartsOften"})]
+    run_rule_test(folder, inputs, checks)
+
+
+@needs_promtool
 def test_ten_healthy_minutes_fire_nothing(folder):
     scrape = replace(make_scrape(), tallies={"serve-0": Tally()}, started_at=0.0)
     inputs = [series("up", "1x200", job="raylaunch", deployment="a2-dual")]

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from deployments import NOW, make_status, with_seen
+from deployments import NOW, make_status, make_usage, with_seen
 
 from raylaunch.cli.output import COLOUR_ON, Style
 from raylaunch.cli.terminal import fit
+from raylaunch.cli.views.status_view import status_lines
 from raylaunch.cli.views.top_view import FOOTER, TopHistory, page_lines, sparkline, top_lines
 from raylaunch.supervise.deployment_status import Event
 from raylaunch.supervise.state import Exit, Phase
@@ -87,6 +88,40 @@ def test_what_is_wrong_is_on_the_screen():
     assert "exited: signal 9" in text
 
 
+def test_each_rank_has_its_own_npus_beside_it():
+    status = make_status()
+    npus = [replace(one, hbm_used_mb=32_768, aicore_percent=10) for one in make_usage().npus]
+    npus[3] = replace(npus[3], hbm_used_mb=62_000, aicore_percent=90)
+    usage = {("serve-0", 1): replace(make_usage(), npus=tuple(npus))}
+    lines = top_lines(status, TopHistory(), Style(), 24, usage=usage)
+    assert max(map(len, lines)) <= 80
+    [header, without, with_npus] = lines[lines.index("") + 5 :][:3]
+    assert header.split() == ["RANK", "RUN", "WAIT", "TOK/S", "KV", "HITS", "HBM", "NPU", "STATE"]
+    assert without.split()[-3:] == ["-", "-", "ok"]
+    assert with_npus.split()[-3:] == ["95%", "20%", "ok"]
+
+
+def test_two_ranks_of_a_server_share_its_npus_in_order():
+    status = make_status()
+    servers = [replace(one, ranks=(0, 1)) for one in status.servers[:1]]
+    status = replace(status, servers=tuple(servers))
+    halves = [replace(one, aicore_percent=100 if one.id < 4 else 0) for one in make_usage().npus]
+    halves[7] = replace(halves[7], health="Alarm")
+    usage = {("serve-0", 0): replace(make_usage(), npus=tuple(halves))}
+    text = "\n".join(top_lines(status, TopHistory(), Style(), 24, usage=usage))
+    assert "100%  ok" in text
+    assert "0%    NPU 7: Alarm" in text
+
+
+def test_a_restart_counts_down():
+    status = make_status(phase=Phase.RESTARTING)
+    waiting = replace(status.groups[0], relaunch_at=NOW + 12)
+    lines = top_lines(replace(status, groups=(waiting,)), TopHistory(), Style(), 24)
+    assert "  serve-0: next launch in 12.0 s" in lines
+    shown = list(status_lines(replace(status, groups=(waiting,)), Style()))
+    assert "back-off  serve-0: next launch in 12.0 s" in shown
+
+
 def test_a_page_shows_the_end_of_a_text():
     lines = page_lines("log", [str(number) for number in range(100)], Style(), 24)
     assert len(lines) == 24
@@ -103,6 +138,7 @@ from raylaunch.cli.terminal import full_screen
 
 class Fake:
     def status(self): return make_status()
+    def usage(self): return {}
     def events(self): return []
     def logs(self, server, lines): return f"line of server {server}"
 

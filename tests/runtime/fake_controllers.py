@@ -29,6 +29,7 @@ TWO = (
     "health.backoff_first_s=0",
     "health.device_pause_s=0",
     "health.canary_idle_s=86400",
+    "metrics.enabled=false",  # there is no Ray whose nodes could be read
     "gateway.enabled=false",  # a real one would be started for servers that do not exist
 )
 DEADLINE_S = 60

@@ -51,9 +51,9 @@ class World:
 
     @staticmethod
     def create() -> controller.Controller:
-        return controller.Controller(
-            Request("test", read("local-dual", ("gateway.enabled=false",)))
-        )
+        # There is no Ray whose nodes could be read.
+        settings = ("gateway.enabled=false", "metrics.enabled=false")
+        return controller.Controller(Request("test", read("local-dual", settings)))
 
 
 def test_one_that_is_never_told_to_begin_says_so_and_releases_the_npus(monkeypatch, tmp_path):

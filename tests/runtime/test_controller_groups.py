@@ -186,6 +186,23 @@ async def await_verdict(one) -> tuple[str, ...]:
     return (await await_status(one, lambda status: status.awaits)).awaits
 
 
+def test_a_group_that_backs_off_shows_when_it_launches_next(create):
+    async def live():
+        one = await begin(create, "health.backoff_first_s=60")
+        backend = one._groups.find("serve-1").backend
+        # The first failure of a group that was ready is answered without a pause.
+        backend.kill_server(0)
+        await await_status(one, lambda now: now.restarts == 1 and now.phase is Phase.READY)
+        backend.kill_server(0)
+        status = await await_status(one, lambda now: any(g.relaunch_at for g in now.groups))
+        by_name = {group.name: group for group in status.groups}
+        assert by_name["serve-1"].relaunch_at > status.now
+        assert by_name["serve-0"].relaunch_at is None
+        await one.stop()
+
+    run(live)
+
+
 def test_an_upgrade_replaces_group_after_group(create):
     async def live():
         one = await begin(create)

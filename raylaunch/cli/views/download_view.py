@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from raylaunch.cli.output import Output
-from raylaunch.cli.views.status_view import duration
+from raylaunch.cli.views.durations import duration
 from raylaunch.cli.views.weights_view import size_text
 from raylaunch.plan.wanted_weights import DownloadProgress, Stock
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from raylaunch.checks.findings import Finding
 from raylaunch.cli.output import Style, error_lines, table, to_json
+from raylaunch.cli.views.durations import countdowns, duration
 from raylaunch.cli.views.plan_view import compress, count, finding_lines
 from raylaunch.errors import from_dict
 from raylaunch.supervise.deployment_status import (
@@ -182,17 +183,6 @@ def event_line(event: Event, style: Style, *, several: bool = False) -> str:
     )
 
 
-def duration(seconds: float) -> str:
-    """Write seconds for people: "4.2 s", "3 min 12 s", "2 h 05 min"."""
-    seconds = max(0.0, seconds)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _phase_line(status: Status, stamp: str) -> str:
     attempt = f", attempt {status.attempt}" if status.attempt > 1 else ""
     return f"{stamp} {status.phase.value}{attempt}"
@@ -245,6 +235,8 @@ def _head(status: Status, style: Style) -> Iterator[str]:
         yield f"gateway   on {node.ip}: {_gateway_counts(node.counters)}"
     if status.waiting_for:
         yield f"waiting   for {', '.join(status.waiting_for)}"
+    for line in countdowns(status):
+        yield f"back-off  {line}"
 
 
 def _gateway_counts(seen: GatewayCounters) -> str:

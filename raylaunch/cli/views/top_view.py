@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raylaunch.cli.output import Style, table
+from raylaunch.cli.views.durations import countdowns, duration
 from raylaunch.cli.views.plan_view import count
-from raylaunch.cli.views.status_view import (
-    PHASE_KINDS,
-    duration,
-    event_line,
-    has_several,
-    server_name,
-)
+from raylaunch.cli.views.status_view import PHASE_KINDS, event_line, has_several, server_name
+from raylaunch.plan.facts import Npu
+from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.supervise.deployment_status import ServerStatus, Status
 from raylaunch.supervise.state import RankSeen
 
 KEPT = 24
 """Speeds that a sparkline shows."""
+KEPT_BESIDE_NPUS = 12
+"""Speeds that a sparkline shows where a rank has its NPUs beside it: a row has 80 columns."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-=+*%#"
 FOOTER = "q quit   r ranks   e events   l log   d diagnosis   0-9 server of the log"
 SERVERS_HEADER = ("SERVER", "NODE", "PID", "STAGE", "AGENT", "HEALTH")
 RANKS_HEADER = ("RANK", "RUN", "WAIT", "TOK/S", "", "KV", "HITS", "STATE")
+NPUS_HEADER = (*RANKS_HEADER[:-1], "HBM", "NPU", RANKS_HEADER[-1])
 EVENTS_KEPT = 3
 """Events that stay on the screen when there are many ranks."""
+Usage = Mapping[tuple[str, int], NodeUsage]
+"""What servers and their nodes use, by group and server."""
 
 
 @dataclass
@@ -75,11 +77,17 @@ def sparkline(speeds: Sequence[float], blocks: str = BLOCKS) -> str:
 
 
 def top_lines(
-    status: Status, history: TopHistory, style: Style, height: int, blocks: str = BLOCKS
+    status: Status,
+    history: TopHistory,
+    style: Style,
+    height: int,
+    blocks: str = BLOCKS,
+    usage: Usage | None = None,
 ) -> list[str]:
     """Return a frame of at most `height` lines: head, servers, ranks, the newest events."""
+    npus = _npus_of_ranks(status, usage or {})
     head = [*_head(status, style), ""]
-    body = [*_servers(status, style), "", *_ranks(status, history, style, blocks)]
+    body = [*_servers(status, style), "", *_ranks(status, history, npus, style, blocks)]
     several = has_several(status)
     events = [event_line(event, style, several=several) for event in status.events]
     room = height - len(head) - 2
@@ -108,7 +116,7 @@ def _head(status: Status, style: Style) -> Iterator[str]:
     running = sum(rank.running for rank in ranks)
     waiting = sum(rank.waiting for rank in ranks)
     yield f"{status.endpoint}  {running:.0f} running, {waiting:.0f} waiting"
-    for line in (status.operation, *status.waiting_for[:2]):
+    for line in (status.operation, *countdowns(status), *status.waiting_for[:2]):
         if line:
             yield f"  {line}"
 
@@ -134,22 +142,63 @@ def _server_row(server: ServerStatus, now: float, *, several: bool) -> tuple[str
     return server_name(server, several=several), server.ip, pid, stage, agent, health
 
 
-def _ranks(status: Status, history: TopHistory, style: Style, blocks: str) -> Iterator[str]:
+def _npus_of_ranks(status: Status, usage: Usage) -> dict[tuple[str, int], tuple[Npu, ...]]:
+    """Return the NPUs of each rank whose state is known: equal shares of its server's, in order."""
+    found = {}
+    for server in status.servers:
+        on_node = usage.get((server.group, server.index), NodeUsage()).npus
+        by_id = {npu.id: npu for npu in on_node}
+        share = len(server.devices) // max(1, len(server.ranks))
+        for position, rank in enumerate(server.ranks):
+            devices = server.devices[position * share : (position + 1) * share]
+            npus = tuple(by_id[device] for device in devices if device in by_id)
+            if npus:
+                found[server.group, rank] = npus
+    return found
+
+
+def _ranks(
+    status: Status,
+    history: TopHistory,
+    npus: Mapping[tuple[str, int], Sequence[Npu]],
+    style: Style,
+    blocks: str,
+) -> Iterator[str]:
     several = has_several(status)
+    width = KEPT_BESIDE_NPUS if npus else KEPT
     rows = []
     for server in status.servers:
         for rank in server.seen.ranks:
             speeds = history.speeds(server.group, rank.rank)
             name = f"{server.group}/{rank.rank}" if several else str(rank.rank)
-            rows.append((name, *_rank_cells(rank, speeds, status.now, blocks)))
+            line = sparkline(speeds[-width:], blocks).rjust(width)
+            *cells, state = _rank_cells(rank, speeds, line, status.now)
+            if npus:
+                of_rank = npus.get((server.group, rank.rank), ())
+                cells += [_memory(of_rank), _utilisation(of_rank)]
+                state = _ill_health(of_rank) or state
+            rows.append((name, *cells, state))
     if not rows:
         return iter(())
-    return table(rows, _unwrapped(style), header=RANKS_HEADER)
+    return table(rows, _unwrapped(style), header=NPUS_HEADER if npus else RANKS_HEADER)
 
 
-def _rank_cells(
-    rank: RankSeen, speeds: Sequence[float], now: float, blocks: str
-) -> tuple[str, ...]:
+def _memory(npus: Sequence[Npu]) -> str:
+    """Return how full the fullest NPU's memory is: the one that runs out first."""
+    ratios = [npu.hbm_used_mb / npu.hbm_total_mb for npu in npus if npu.hbm_total_mb]
+    return f"{max(ratios):.0%}" if ratios else "-"
+
+
+def _utilisation(npus: Sequence[Npu]) -> str:
+    percents = [npu.aicore_percent for npu in npus if npu.aicore_percent is not None]
+    return f"{sum(percents) / len(percents):.0f}%" if percents else "-"
+
+
+def _ill_health(npus: Sequence[Npu]) -> str:
+    return ", ".join(f"NPU {npu.id}: {npu.health}" for npu in npus if npu.health != "OK")
+
+
+def _rank_cells(rank: RankSeen, speeds: Sequence[float], line: str, now: float) -> tuple[str, ...]:
     state = "ok"
     if rank.still_since is not None:
         state = f"still for {duration(now - rank.still_since)}"
@@ -160,7 +209,7 @@ def _rank_cells(
         f"{rank.running:.0f}",
         f"{rank.waiting:.0f}",
         f"{speeds[-1]:.0f}" if speeds else "-",
-        sparkline(speeds, blocks).rjust(KEPT),
+        line,
         f"{rank.kv_usage:.0%}",
         hits,
         state,

@@ -12,7 +12,8 @@ function showHead(live, frozen) {
     `recipe ${live.recipe}`, `model ${live.served_name}`, `attempt ${live.attempt}`, count(live.restarts, "restart"),
   ];
   byId("headline").replaceChildren(state(live.state, live.phase), facts.join(", "));
-  for (const line of [live.operation, live.endpoint, ...live.waiting_for.map((one) => `waiting for ${one}`)]) {
+  const command = live.operation ? `under way: ${live.operation}` : "";
+  for (const line of [command, live.endpoint, ...live.waiting_for.map((one) => `waiting for ${one}`)]) {
     if (line) byId("headline").append(make("br"), line);
   }
   if (frozen) byId("headline").append(make("br"), `as of ${clock(live.now)}`);
@@ -55,6 +56,7 @@ function groupCard(group) {
     make("p", {class: "dim"}, [group.role, `attempt ${group.attempt}`, count(group.restarts, "restart"),
       count(group.servers, "server")].join(", ")),
     group.endpoint ? make("p", null, group.endpoint) : null,
+    group.relaunch_at ? make("p", null, `next launch at ${clock(group.relaunch_at)}`) : null,
     ...group.waiting_for.map((one) => make("p", null, `waiting for ${one}`)));
 }
 

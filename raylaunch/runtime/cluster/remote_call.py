@@ -189,6 +189,13 @@ class RemoteActor(Generic[A]):
             )
         if isinstance(error, exceptions.RayError):
             return ActorError(f"{self.peer} did not answer ({method})", why=reason, todo=_LOOK)
+        if isinstance(error, AttributeError):
+            # Ray's handle has the methods of the class that the actor was started with.
+            return ActorError(
+                f"{self.peer} was started by another version of raylaunch",
+                why=f"it has no {method}",
+                todo="use that version, or stop the deployment and start it again",
+            )
         return error
 
 

@@ -17,6 +17,7 @@ from raylaunch.errors import BusyError, LaunchError
 from raylaunch.home import home
 from raylaunch.node.process.log_files import Chunk, Cursor, tail
 from raylaunch.plan.launch_plan import LaunchPlan
+from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.agent.fault_injection import DrillLimits
@@ -189,6 +190,11 @@ class Controller:
             await self._gateway.refresh()
         return self._status()
 
+    async def usage(self) -> Mapping[tuple[str, int], NodeUsage]:
+        """Return what servers and nodes use; see `Monitor.usage`."""
+        await self._state.know()
+        return await self._monitor.usage()
+
     async def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
         """Return the status as soon as it is newer than `version`, or after `timeout_s`."""
         await self._state.know()
@@ -302,6 +308,7 @@ class Controller:
         """
         await self._require_running()
         self._operations.upgrade(loaded, secrets)
+        self._monitor.take_secrets(self._operations.secrets)
 
     async def confirm(self, problem: str) -> None:
         """Take the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""

@@ -32,6 +32,7 @@ from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 if TYPE_CHECKING:
     from raylaunch.node.process.log_files import Chunk, Cursor
     from raylaunch.plan.launch_plan import LaunchPlan
+    from raylaunch.plan.node_usage import NodeUsage
     from raylaunch.recipe.load import LoadedRecipe
     from raylaunch.runtime.agent.fault_injection import DrillLimits
     from raylaunch.runtime.controller.controller import Controller
@@ -83,6 +84,10 @@ class ControllerClient:
     def status(self) -> Status:
         """Return where the deployment is now."""
         return self._ask(Controller.status, timeout_s=CALL_TIMEOUT_S)()
+
+    def usage(self) -> Mapping[tuple[str, int], NodeUsage]:
+        """Return what servers and nodes use, by group and server; silent agents are left out."""
+        return self._ask(Controller.usage, timeout_s=CALL_TIMEOUT_S)()
 
     def wait_change(self, version: int, timeout_s: float) -> tuple[int, Status]:
         """Return the status as soon as it is newer than `version`, or after `timeout_s`."""

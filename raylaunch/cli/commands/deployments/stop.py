@@ -51,8 +51,8 @@ def stop(
 
 
 def _summary(report: StopReport) -> str:
+    from raylaunch.cli.views.durations import duration
     from raylaunch.cli.views.plan_view import count
-    from raylaunch.cli.views.status_view import duration
 
     stopped = f"{report.deployment} stopped in {duration(report.seconds)}"
     processes = count(report.processes_ended, "process", "processes")

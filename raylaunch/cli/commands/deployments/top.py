@@ -15,8 +15,9 @@ from raylaunch.cli.output import Output, Style
 
 if TYPE_CHECKING:
     from raylaunch.cli.terminal import Screen
-    from raylaunch.cli.views.top_view import TopHistory
+    from raylaunch.cli.views.top_view import TopHistory, Usage
     from raylaunch.deployment import Deployment
+    from raylaunch.supervise.deployment_status import Status
     from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 
 PIPE_LINES = 200
@@ -51,7 +52,7 @@ def top(
         int, typer.Option(min=0, metavar="N", help="Exit after N frames; 0 for never.")
     ] = 0,
 ) -> None:
-    """Show a deployment live: servers, ranks, speeds, events.
+    """Show a deployment live: servers, ranks, speeds, NPUs, events.
 
     Keys: q quits, r ranks, e events, l log, d diagnosis; a digit selects the server of the log. In
     a pipe, and with --cluster, each frame is printed below the last one and there are no keys.
@@ -93,7 +94,21 @@ def _ranks_page(
     status = deployment.status()
     history.update(status)
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    return top_lines(status, history, style, height, BLOCKS if is_unicode else ASCII_BLOCKS)
+    blocks = BLOCKS if is_unicode else ASCII_BLOCKS
+    return top_lines(status, history, style, height, blocks, _usage(deployment, status))
+
+
+def _usage(deployment: Deployment, status: Status) -> Usage:
+    """Return the usage of a deployment on NPUs: on CPU there is nothing of it to show."""
+    from raylaunch.errors import ClusterError
+
+    if not any(server.devices for server in status.servers):
+        return {}
+    try:
+        return deployment.usage()
+    except ClusterError:
+        # A controller of an earlier version has no answer, and the rest of the frame is known.
+        return {}
 
 
 class _View:

@@ -74,7 +74,7 @@ def _lines(report: CleanReport, style: Style) -> Iterator[str]:
 
 
 def _row(orphan: Leftover) -> tuple[str, ...]:
-    from raylaunch.cli.views.status_view import duration
+    from raylaunch.cli.views.durations import duration
 
     return (
         orphan.host,

@@ -45,8 +45,8 @@ def monitoring(
 ) -> None:
     """Write files for Prometheus, Alertmanager and Grafana.
 
-    They serve every deployment with `metrics.enabled`. The alerts have the causes and remedies of
-    `raylaunch diagnose`.
+    They serve every deployment of this user on this machine. The alerts have the causes and
+    remedies of `raylaunch diagnose`.
     """
     from raylaunch import api
     from raylaunch.cli.file_writer import write_files

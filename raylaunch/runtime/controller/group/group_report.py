@@ -23,8 +23,17 @@ def build_group_status(
     record: GroupRecord,
     log_roots: Mapping[int, str],
     clock: Clock,
+    back_off_until: float | None = None,
 ) -> GroupStatus:
-    """Return the group as it is now, with all times on the wall clock."""
+    """Return the group as it is now, with all times on the wall clock.
+
+    Args:
+        request: The group, and what was asked of it.
+        record: Its journal and last observations.
+        log_roots: The folder of each server's logs on its node.
+        clock: Of this process.
+        back_off_until: When the back-off of a restart is over, by the monotonic clock.
+    """
     journal = record.journal
     waiting_for: tuple[str, ...] = ()
     if journal.phase is Phase.STARTING:
@@ -33,6 +42,9 @@ def build_group_status(
     ready_at = journal.history.ready_at
     if ready_at is not None:
         ready_at += clock.wall() - clock.monotonic()
+    relaunch_at = None
+    if back_off_until is not None and back_off_until > clock.monotonic():
+        relaunch_at = clock.wall() + back_off_until - clock.monotonic()
     return GroupStatus(
         name=request.spec.name,
         role=request.spec.role,
@@ -46,6 +58,7 @@ def build_group_status(
         waiting_for=waiting_for,
         servers=_servers(journal, on_wall_clock(record.seen, clock), log_roots),
         findings=journal.findings,
+        relaunch_at=relaunch_at,
         error=journal.error,
     )
 

@@ -149,7 +149,11 @@ class GroupSupervisor:
     def status(self) -> GroupStatus:
         """Return where the group is now."""
         return build_group_status(
-            self.request, self.loop.record, self.backend.log_roots, self._clock
+            self.request,
+            self.loop.record,
+            self.backend.log_roots,
+            self._clock,
+            self.loop.recovery.back_off_until,
         )
 
     async def diagnosis(self) -> Diagnosis | None:

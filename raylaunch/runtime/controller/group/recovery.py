@@ -56,6 +56,11 @@ class Recovery:
         """Take a decision that only shortens the back-off of the restart under way."""
         self._decision = decision
 
+    @property
+    def back_off_until(self) -> float | None:
+        """When the back-off of the restart under way is over (monotonic); None without one."""
+        return None if self._decision is None else self._decision.not_before
+
     async def reserve(self) -> None:
         """Reserve for the first attempt.
 

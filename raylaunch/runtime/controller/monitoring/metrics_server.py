@@ -11,7 +11,8 @@ import contextlib
 import errno
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
 log = logging.getLogger(__name__)
@@ -37,30 +38,37 @@ class MetricsServer:
     """
 
     def __init__(self, render: Render, token: str = "") -> None:
+        self.token = token
         self._render = render
-        self._token = token
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
         self.port = 0
 
-    async def open(self, host: str, port: int) -> None:
+    async def open(self, host: str, port: int, avoided: Collection[int] = ()) -> None:
         """Listen on the first free port from `port` on.
 
+        Args:
+            host: Address of this host.
+            port: The first of the 20 that are tried.
+            avoided: Ports that are left to others.
+
         Raises:
-            OSError: none of the next 20 is free, or the address is not one of this host.
+            OSError: none of them is free, or the address is not one of this host.
         """
-        last = min(port + TRIED_PORTS, 65536)
-        for candidate in range(port, last):
+        for candidate in range(port, min(port + TRIED_PORTS, 65536)):
+            if candidate in avoided:
+                continue
             try:
                 self._server = await asyncio.start_server(
                     self._serve, host, candidate, limit=HEAD_BYTES
                 )
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or candidate == last - 1:
+                if error.errno != errno.EADDRINUSE:
                     raise
             else:
                 self.port = self._server.sockets[0].getsockname()[1]
                 return
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
     def close(self) -> None:
         """Stop listening and close every connection."""
@@ -114,10 +122,10 @@ class MetricsServer:
         return HTTPStatus.OK, kind, body
 
     def _is_allowed(self, authorization: str) -> bool:
-        if not self._token:
+        if not self.token:
             return True
         given = authorization.encode("latin-1")
-        return hmac.compare_digest(given, f"Bearer {self._token}".encode())
+        return hmac.compare_digest(given, f"Bearer {self.token}".encode())
 
 
 def _head_of(status: HTTPStatus, kind: str, length: int) -> bytes:

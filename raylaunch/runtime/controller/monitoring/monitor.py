@@ -6,30 +6,22 @@ Whatever fails here is an event, or a line in the log. It never reaches the grou
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from raylaunch.checks.findings import Finding
 from raylaunch.errors import RaylaunchError
-from raylaunch.home import home
-from raylaunch.monitoring.exposition import write_samples
 from raylaunch.monitoring.notices import make_notice, phase_events, wants
-from raylaunch.monitoring.scrape import Scrape, collect
-from raylaunch.monitoring.targets import Target, join_address, vllm_targets, write_targets
+from raylaunch.monitoring.scrape import Scrape
 from raylaunch.plan.node_usage import NodeUsage
 from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.recipe.monitoring_settings import Metrics
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.task_owner import TaskOwner
 from raylaunch.runtime.controller.deployment_record import DeploymentRecord
 from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
-from raylaunch.runtime.controller.monitoring.metrics_server import MetricsServer
+from raylaunch.runtime.controller.monitoring.metrics_endpoint import MetricsEndpoint
 from raylaunch.runtime.controller.monitoring.notifier import Notifier
 from raylaunch.runtime.controller.monitoring.tracer import Tracer
 from raylaunch.supervise.deployment_status import Event, Status
@@ -38,12 +30,10 @@ log = logging.getLogger(__name__)
 
 AGENT_S = 1.0
 """How long a scrape waits for the agents: Prometheus itself gives up after 10 s."""
-CACHED_S = 1.0
-"""Scrapes within this time share one answer."""
-TARGETS_PERIOD_S = 15.0
-"""Ray's nodes come and go without a change of the deployment."""
+PERIOD_S = 15.0
+"""Longest time without a step; each change of the deployment is one."""
 FLUSH_S = 2.0
-"""How long `stop` waits for the last notices and spans."""
+"""How long a stop, or an upgrade that replaces them, waits for the last notices and spans."""
 
 
 class Monitor:
@@ -75,26 +65,19 @@ class Monitor:
         self._changes = changes
         self._status = status
         self._clock = clock
-        self._file = home() / "monitoring" / f"{deployment}.json"
         context = ray.get_runtime_context()
         self._took_over = bool(context.was_current_actor_reconstructed)
         self._started_at = clock.wall()
         self._gateway: GatewayLink | None = None
-        self._metrics = Metrics()
-        self._server: MetricsServer | None = None
+        self._tasks: TaskOwner | None = None
+        self._running: LoadedRecipe | None = None
+        """The recipe that is carried out here."""
+        self._secrets: Mapping[str, str] = {}
+        note = record.note
+        self._metrics = MetricsEndpoint(deployment, groups, changes, self._scrape, note, clock)
         self._notifier: Notifier | None = None
         self._tracer: Tracer | None = None
-        self._secrets: Mapping[str, str] = {}
-        self._may_open = True
-        """The metrics have not been tried with these secrets."""
-        self._address = ""
         self._notified = 0
-        self._written = ""
-        self._answer: tuple[bytes, str] = (b"", "")
-        self._answer_key: tuple[str, float] = ("", float("-inf"))
-        self._lock = asyncio.Lock()
-        self._file_lock = asyncio.Lock()
-        """A write of the targets that had begun shall not follow their removal."""
 
     def begin(
         self,
@@ -111,24 +94,21 @@ class Monitor:
             gateway: None without one.
             tasks: Owns the tasks.
         """
-        recipe = loaded.recipe
         self._gateway = gateway
         self._secrets = secrets
-        self._metrics = recipe.metrics
-        self._notified = max((event.number for event in self._groups.events()), default=0)
-        if recipe.notify:
-            self._notifier = Notifier(recipe.notify, secrets, self._clock, self._report_hook)
-            self._notifier.start(tasks)
-        if recipe.tracing.endpoint is not None:
-            self._tracer = Tracer(self._deployment, loaded, self._clock, self._record.note)
-            self._tracer.start(self._groups, secrets, tasks)
-        if recipe.metrics.enabled or recipe.notify or self._tracer is not None:
-            tasks.keep_running("monitoring", self._run)
+        self._tasks = tasks
+        self._running = loaded
+        self._notified = self._newest
+        self._metrics.use(loaded, secrets)
+        self._start_notifier(loaded)
+        self._start_tracer(loaded)
+        tasks.keep_running("metrics", self._metrics.run)
+        tasks.keep_running("monitoring", self._run)
 
     def take_secrets(self, secrets: Mapping[str, str]) -> None:
         """Take the secrets later than `begin`; what lacked its token is tried again."""
         self._secrets = secrets
-        self._may_open = True
+        self._metrics.take_secrets(secrets)
         if self._notifier is not None:
             self._notifier.take_secrets(secrets)
         if self._tracer is not None:
@@ -142,104 +122,98 @@ class Monitor:
 
     async def stop(self) -> None:
         """Deliver the last notices and spans for a short time, and take everything down."""
+        await asyncio.gather(self._stop_notifier(), self._stop_tracer())
+        await self._metrics.close()
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _start_notifier(self, loaded: LoadedRecipe) -> None:
+        assert self._tasks is not None
+        if loaded.recipe.notify:
+            hooks = loaded.recipe.notify
+            self._notifier = Notifier(hooks, self._secrets, self._clock, self._report_hook)
+            self._notifier.start(self._tasks)
+
+    async def _stop_notifier(self) -> None:
         self._notify_hooks()
-        waiting = [] if self._notifier is None else [self._notifier.flush(FLUSH_S)]
+        if self._notifier is not None:
+            await self._notifier.stop(FLUSH_S)
+            self._notifier = None
+
+    def _start_tracer(self, loaded: LoadedRecipe) -> None:
+        assert self._tasks is not None
+        if loaded.recipe.tracing.endpoint is not None:
+            self._tracer = Tracer(self._deployment, loaded, self._clock, self._record.note)
+            self._tracer.start(self._groups, self._secrets, self._tasks)
+
+    async def _stop_tracer(self) -> None:
         if self._tracer is not None:
             self._tracer.take(self._groups)
-            waiting.append(self._tracer.flush(FLUSH_S))
-        await asyncio.gather(*waiting)
-        async with self._file_lock:
-            if self._server is not None:
-                self._server.close()
-                self._server = None
-                with contextlib.suppress(OSError):
-                    self._file.unlink(missing_ok=True)
+            await self._tracer.stop(FLUSH_S)
+            self._tracer = None
 
-    # -- metrics -------------------------------------------------------------------------------
+    async def _replace_parts(self, wanted: LoadedRecipe) -> None:
+        """Replace what an upgrade has changed; the rest runs on: a hook keeps what waits for it."""
+        assert self._running is not None
+        old, new = self._running.recipe, wanted.recipe
+        self._running = wanted
+        changed = []
+        if old.metrics != new.metrics:
+            changed.append("metrics")
+            await self._metrics.close()
+            self._metrics.use(wanted, self._secrets)
+        if old.notify != new.notify:
+            changed.append("notify")
+            if self._notifier is None:
+                # The first hooks get what happens from now on, not what happened before.
+                self._notified = self._newest
+            await self._stop_notifier()
+            self._start_notifier(wanted)
+        if old.tracing != new.tracing:
+            changed.append("tracing")
+            await self._stop_tracer()
+            self._start_tracer(wanted)
+        if changed:
+            self._record.note("command", f"applied to the controller: {', '.join(changed)}")
 
-    async def _open(self, wanted: Metrics) -> None:
-        import ray
+    # -- work ----------------------------------------------------------------------------------
 
-        node = str(ray.util.get_node_ip_address())
-        host = {"loopback": "127.0.0.1", "node": node}.get(wanted.host, wanted.host)
-        self._may_open = False
-        token = self._secrets.get(wanted.token, "") if wanted.token else ""
-        if wanted.token and not token:
-            self._record.note("metrics", f"no metrics: the token {wanted.token} has no value")
-            return
-        server = MetricsServer(self.render, token)
-        try:
-            await server.open(host, wanted.port)
-        except OSError as error:
-            place = join_address(host, wanted.port)
-            self._record.note("metrics", f"no metrics on {place}: {error.strerror or error}")
-            return
-        self._server = server
-        self._address = join_address(host, server.port)
-        if server.port != wanted.port:
-            text = f"port {wanted.port} is in use: the metrics are on {self._address}"
-            self._record.note("metrics", text)
-        log.info("metrics on http://%s/metrics", self._address)
-
-    async def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics; see `MetricsServer`."""
-        async with self._lock:
-            kind, made_at = self._answer_key
-            now = self._clock.monotonic()
-            if kind != accept or now - made_at >= CACHED_S:
-                scrape = await self._scrape()
-                self._answer = await asyncio.to_thread(_write, scrape, accept)
-                self._answer_key = (accept, now)
-            return self._answer
+    async def _run(self) -> None:
+        while True:
+            version = self._changes.version
+            if self._record.journal.loaded is not self._running:
+                await self._replace_parts(self._record.journal.loaded)
+            self._notify_hooks()
+            if self._tracer is not None:
+                self._tracer.take(self._groups)
+            await self._changes.wait(version, PERIOD_S)
 
     async def _scrape(self) -> Scrape:
+        groups = list(self._groups)
+        gateway_up = None if self._gateway is None else await self._gateway.refresh()
+        return Scrape(
+            usage=await self.usage(),
+            status=self._status(),
+            tallies={group.name: group.journal.tally for group in groups},
+            started_at=self._started_at,
+            took_over=self._took_over,
+            gateway_up=gateway_up,
+        )
+
+    async def usage(self) -> dict[tuple[str, int], NodeUsage]:
+        """Return what servers and nodes use, by group and server; silent agents are left out."""
         groups = list(self._groups)
         answers = await asyncio.gather(*(_usage_of(group) for group in groups))
         usage: dict[tuple[str, int], NodeUsage] = {}
         for group, of_group in zip(groups, answers, strict=True):
             for server, one in of_group.items():
                 usage[group.name, server] = one
-        gateway_up = None if self._gateway is None else await self._gateway.refresh()
-        return Scrape(
-            status=self._status(),
-            tallies={group.name: group.journal.tally for group in groups},
-            usage=usage,
-            started_at=self._started_at,
-            took_over=self._took_over,
-            gateway_up=gateway_up,
-        )
+        return usage
 
-    # -- targets and notices -------------------------------------------------------------------
-
-    async def _run(self) -> None:
-        while True:
-            version = self._changes.version
-            if self._metrics.enabled and self._server is None and self._may_open:
-                await self._open(self._metrics)
-            self._notify_hooks()
-            if self._tracer is not None:
-                self._tracer.take(self._groups)
-            if self._server is not None:
-                await self._write_targets()
-            await self._changes.wait(version, TARGETS_PERIOD_S)
-
-    async def _write_targets(self) -> None:
-        targets = [Target(self._address, "raylaunch"), *vllm_targets(self._groups.plans())]
-        for node in await asyncio.to_thread(alive_nodes):
-            port = int(node.get("MetricsExportPort") or 0)
-            if port:
-                address = join_address(str(node["NodeManagerAddress"]), port)
-                targets.append(Target(address, "ray"))
-        text = write_targets(self._deployment, targets)
-        async with self._file_lock:
-            if text == self._written or self._server is None:
-                return
-            try:
-                await asyncio.to_thread(_replace, self._file, text)
-            except OSError as error:
-                log.warning("the targets for Prometheus cannot be written: %s", error)
-                return
-            self._written = text
+    @property
+    def _newest(self) -> int:
+        """The number of the newest event of a group."""
+        return max((event.number for event in self._groups.events()), default=0)
 
     def _notify_hooks(self) -> None:
         if self._notifier is None:
@@ -273,14 +247,3 @@ async def _usage_of(group: GroupSupervisor) -> dict[int, NodeUsage]:
         for server, answer in answers.items()
         if not isinstance(answer, RaylaunchError)
     }
-
-
-def _write(scrape: Scrape, accept: str) -> tuple[bytes, str]:
-    return write_samples(collect(scrape), accept)
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -44,6 +44,7 @@ class Notifier:
         report: Callable[[str], None],
     ) -> None:
         self._deliveries = [_Delivery(hook, secrets, clock, report) for hook in hooks]
+        self._tasks: list[asyncio.Task[None]] = []
 
     def take_secrets(self, secrets: Mapping[str, str]) -> None:
         """Take the values of the tokens later than at the start."""
@@ -53,7 +54,7 @@ class Notifier:
     def start(self, tasks: TaskOwner) -> None:
         """Begin to deliver."""
         for number, delivery in enumerate(self._deliveries):
-            tasks.keep_running(f"hook {number}", delivery.run)
+            self._tasks.append(tasks.keep_running(f"hook {number}", delivery.run))
 
     def send(self, wanted: Callable[[Notify], bool], notice: bytes) -> None:
         """Queue a notice for the hooks that want it; returns without waiting."""
@@ -67,6 +68,12 @@ class Notifier:
             async with asyncio.timeout(timeout_s):
                 for delivery in self._deliveries:
                     await delivery.idle.wait()
+
+    async def stop(self, flush_s: float) -> None:
+        """Deliver for at most `flush_s`, and no more after it."""
+        await self.flush(flush_s)
+        for task in self._tasks:
+            task.cancel()
 
 
 class _Delivery:

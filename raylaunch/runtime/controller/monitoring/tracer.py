@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class Tracer:
         self._secrets: Mapping[str, str] = {}
         self._followed: dict[str, _Followed] = {}
         self._exporter = SpanExporter(settings, _resource(deployment), clock, self._report)
+        self._task: asyncio.Task[None] | None = None
         self._is_on = is_installed()
         self.findings: tuple[Finding, ...] = ()
         """Why nothing is sent."""
@@ -87,7 +89,7 @@ class Tracer:
         self.take_secrets(secrets)
         if missing := self._missing():
             self._note(NOTE, f"no spans are sent: {', '.join(missing)} has no value")
-        tasks.keep_running("tracing", self._exporter.run)
+        self._task = tasks.keep_running("tracing", self._exporter.run)
 
     def take_secrets(self, secrets: Mapping[str, str]) -> None:
         """Take the values of the headers later than at the start."""
@@ -114,10 +116,11 @@ class Tracer:
                 self._send(name, followed)
             followed.read = journal.number
 
-    async def flush(self, timeout_s: float) -> None:
-        """Wait until everything is sent, at most `timeout_s`."""
-        if self._is_on:
-            await self._exporter.flush(timeout_s)
+    async def stop(self, flush_s: float) -> None:
+        """Send for at most `flush_s`, and no more after it."""
+        if self._task is not None:
+            await self._exporter.flush(flush_s)
+            self._task.cancel()
 
     def _send(self, name: str, followed: _Followed, *, removed: bool = False) -> None:
         history = self._history(followed.journal, name)
