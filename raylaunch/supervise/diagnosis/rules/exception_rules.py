@@ -83,6 +83,11 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "LoRA",
         "a lower `args.max-lora-rank`, or no LoRA flags under `args`",
     ),
+    (
+        r"offload|swap_blocks|swap_in|swap_out",
+        "KV offloading",
+        "no KV offloading flags under `args`",
+    ),
     (r"sleep|camem", "sleep mode", "no `args.enable-sleep-mode`"),
     (r"multimodal|vision|_vl\b|mm_|encoder", "multimodal inputs", ""),
     (r"310p", "the 310P", ""),
@@ -328,6 +333,37 @@ def name_features(text: str, process: str) -> list[tuple[str, str]]:
     return found[:2]
 
 
+_PLUGIN_NAME = re.compile(
+    r"(?i)\b(?:unknown|invalid|unsupported|unrecogni[sz]ed|no such)\b[^\n'\"]{0,60}"
+    r"['\"]((?:ascend|npu|hccl)\w{0,40})['\"]"
+)
+
+
+def _plugin_name(raised: Raised) -> Reading | None:
+    """Read that vLLM does not know a name which vllm-ascend registers."""
+    found = _PLUGIN_NAME.search(raised.message)
+    frame = raised.innermost
+    if found is None or raised.type not in ("ValueError", "KeyError", "RuntimeError"):
+        return None
+    if frame is None or frame.package not in ("vllm", "torch", "transformers"):
+        return None
+    return Reading(
+        reason(
+            "versions-differ",
+            f"{frame.package} does not know `{found[1]}`, a name that vllm-ascend registers "
+            f"({shorten(raised.message, 120)}): the two are of different releases, or the plug-in "
+            "was not loaded in this process.",
+            "Install the releases of vLLM and vllm-ascend that belong together (`pip list | grep "
+            "-i vllm`), or use the release's image; the log of a good start has `Platform plugin "
+            "ascend is activated`.",
+            "exception by its words",
+            "deterministic",
+        ),
+        raised.line,
+        certain=False,
+    )
+
+
 def _refused_configuration(raised: Raised) -> Reading | None:
     """Read a ValueError or AssertionError that a configuration check raised with a message."""
     if (
@@ -383,6 +419,7 @@ _RULES: tuple[Rule, ...] = (
     _unknown_weight,
     _missing_name,
     _wrong_call,
+    _plugin_name,
     _refused_configuration,
     _missing_attribute,
     _ascend_feature,
