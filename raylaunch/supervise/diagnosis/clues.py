@@ -319,6 +319,8 @@ def _unknown_exception(
     raised = read_exception(log, line, matches[line])
     shown = log.cleaned[line].strip()[:LINE_CHARS]
     reason = explain_exception(raised, shown, serving=-1 < life.served < line)
+    if reason.id == "unknown" and is_passed_on(matches[line]):
+        return None  # the engine's report says as much
     at = _time_of(log, line, server)
     return Clue(Rank.HINT, at, server, reason, line, certain=False)
 

@@ -323,7 +323,8 @@ def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
         return _by_text(block, by_text, quoted, call)
     if known is not None and known.cause:
         where = f" in `{call}`" if call and call not in quoted else ""
-        cause = f"{known.cause}{where} ({block.code}: {quoted})"
+        number = "" if known.code == block.code else f", code {known.code}"
+        cause = f"{known.cause}{where} ({block.code}{number}: {quoted})"
     else:
         cause = f"{module} reports {block.code}: {quoted}."
     remedy = known.remedy if known and known.remedy else ""

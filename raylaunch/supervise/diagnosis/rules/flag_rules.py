@@ -19,6 +19,7 @@ _INVALID = re.compile(
     r"(?:\d{1,4} validation errors? for \w{1,60}\n)?"
     r"(?!invalid choice|expected|not allowed|ignored)\s{0,8}([^\n]{4,600})"
 )
+_RULE = re.compile(r"^The value of ?(\w{1,40}?) ?must (?:meet|be|not)\b[^\n]{0,300}", re.MULTILINE)
 _UNRECOGNISED = re.compile(r"error: unrecognized arguments: (\S{1,200})([^\n]{0,300})")
 _NO_FIELD = re.compile(
     r"\b(\w{0,30}(?:EngineArgs|Config|LLM))(?:\.__init__)?\(\) got an unexpected keyword argument "
@@ -63,6 +64,18 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
         )
     for line, match in log.errors.find(_INVALID):
         yield _invalid_value(line, match[1], _PYDANTIC_TAIL.split(match[2])[0])
+    for line, match in log.errors.find(_RULE):
+        yield Reading(
+            reason(
+                "mindie-config",
+                f"MindIE refused the value of {match[1]} in its configuration: {shorten(match[0])}",
+                f"Correct {match[1]} in MindIE's config.json (or the name that the launcher gives "
+                "it).",
+                "MindIE param_checker",
+                "deterministic",
+            ),
+            line,
+        )
     for line, _ in log.errors.find(_QUANT):
         yield _no_ascend_quantisation(line, "quant-mismatch")
     for line, match in log.errors.find(_UNRECOGNISED):
