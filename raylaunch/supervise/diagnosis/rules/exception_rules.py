@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_flags, name_options
+from raylaunch.supervise.diagnosis.rules.refusal_rules import (
+    name_flags,
+    name_options,
+    read_plugin_name,
+)
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _QUANT_TENSOR = re.compile(
@@ -333,37 +337,6 @@ def name_features(text: str, process: str) -> list[tuple[str, str]]:
     return found[:2]
 
 
-_PLUGIN_NAME = re.compile(
-    r"(?i)\b(?:unknown|invalid|unsupported|unrecogni[sz]ed|no such)\b[^\n'\"]{0,60}"
-    r"['\"]((?:ascend|npu|hccl)\w{0,40})['\"]"
-)
-
-
-def _plugin_name(raised: Raised) -> Reading | None:
-    """Read that vLLM does not know a name which vllm-ascend registers."""
-    found = _PLUGIN_NAME.search(raised.message)
-    frame = raised.innermost
-    if found is None or raised.type not in ("ValueError", "KeyError", "RuntimeError"):
-        return None
-    if frame is None or frame.package not in ("vllm", "torch", "transformers"):
-        return None
-    return Reading(
-        reason(
-            "versions-differ",
-            f"{frame.package} does not know `{found[1]}`, a name that vllm-ascend registers "
-            f"({shorten(raised.message, 120)}): the two are of different releases, or the plug-in "
-            "was not loaded in this process.",
-            "Install the releases of vLLM and vllm-ascend that belong together (`pip list | grep "
-            "-i vllm`), or use the release's image; the log of a good start has `Platform plugin "
-            "ascend is activated`.",
-            "exception by its words",
-            "deterministic",
-        ),
-        raised.line,
-        certain=False,
-    )
-
-
 def _refused_configuration(raised: Raised) -> Reading | None:
     """Read a ValueError or AssertionError that a configuration check raised with a message."""
     if (
@@ -419,7 +392,7 @@ _RULES: tuple[Rule, ...] = (
     _unknown_weight,
     _missing_name,
     _wrong_call,
-    _plugin_name,
+    read_plugin_name,
     _refused_configuration,
     _missing_attribute,
     _ascend_feature,

@@ -150,6 +150,37 @@ def _refusal(raised: Raised) -> Reading | None:
     )
 
 
+_PLUGIN_NAME = re.compile(
+    r"(?i)\b(?:unknown|invalid|unsupported|unrecogni[sz]ed|no such)\b[^\n'\"]{0,60}"
+    r"['\"]((?:ascend|npu|hccl)\w{0,40})['\"]"
+)
+
+
+def read_plugin_name(raised: Raised) -> Reading | None:
+    """Read that vLLM does not know a name which vllm-ascend registers."""
+    found = _PLUGIN_NAME.search(raised.message)
+    frame = raised.innermost
+    if found is None or raised.type not in ("ValueError", "KeyError", "RuntimeError"):
+        return None
+    if frame is None or frame.package not in ("vllm", "torch", "transformers"):
+        return None
+    return Reading(
+        reason(
+            "versions-differ",
+            f"{frame.package} does not know `{found[1]}`, a name that vllm-ascend registers "
+            f"({shorten(raised.message, 120)}): the two are of different releases, or the plug-in "
+            "was not loaded in this process.",
+            "Install the releases of vLLM and vllm-ascend that belong together (`pip list | grep "
+            "-i vllm`), or use the release's image; the log of a good start has `Platform plugin "
+            "ascend is activated`.",
+            "exception by its words",
+            "deterministic",
+        ),
+        raised.line,
+        certain=False,
+    )
+
+
 def _failed_check(raised: Raised, place: str) -> Reading:
     """Read an assertion without a message in the running engine: its state is not as expected."""
     way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames)
