@@ -79,11 +79,11 @@ def read_network(log: ServerLog) -> Iterator[Reading]:
                 line,
                 "ports-used-up",
                 "No free port is left on this node: the server asked the kernel for any port. The "
-                "range of ephemeral ports is used up, by connections or by sockets that nobody "
-                "closed.",
+                "range of ephemeral ports is used up, by connections or by sockets that "
+                "were never closed.",
                 "`ss -s` and `sysctl net.ipv4.ip_local_port_range` on that node: find the process "
                 "with many sockets (`ss -tanp | awk '{print $NF}' | sort | uniq -c | sort -n`), "
-                "end it, or widen the range.",
+                "stop it, or widen the range.",
                 "transient",
                 certain=False,
             )
