@@ -30,8 +30,18 @@ _NOISE = re.compile(
 )
 _CAUSED = re.compile(r"direct cause of the following exception")
 _CHAIN_LINES = 4
+_BELOW_ITS_EXCEPTION = (
+    "cann-",
+    "hccl-",
+    "npu-",
+    "collective-timeout",
+    "op-compile",
+    "graph-streams",
+)
+"""Readings of what CANN writes below the exception that torch_npu raises for it."""
 _PLACEHOLDER = re.compile(r"\{(\d)\}")
 _BLOCK_WITHIN_LINES = 10
+_SECOND_HAND = (Rank.CODE, Rank.WRAPPER)
 _UNKNOWN_WITHIN_S = 60.0
 _SURVIVED_S = 600.0
 """A server that fails exits within its time-outs: seconds, or HANDSHAKE_TIMEOUT_MINS = 5
@@ -69,7 +79,7 @@ def find_clues(server: ServerEvidence, log: ServerLog, site: Site) -> Iterator[C
     found: list[Clue] = []
     for reading in readings:
         explained_lines |= {reading.line, *reading.covers}
-        follows = reading.symptom or reading.rank is Rank.WRAPPER
+        follows = reading.symptom or reading.rank in _SECOND_HAND
         if not _is_no_failure(server, log, life, reading.line, symptom=follows):
             found.append(_reading_clue(reading, server, log))
     found = _first_of_each(found)
@@ -158,7 +168,7 @@ def _is_preferred(signature: Signature, reading: Reading) -> bool:
     if signature.level != "fatal" or signature.id == reading.reason.id:
         return False
     if signature.wrapper:
-        return reading.rank is Rank.WRAPPER
+        return reading.rank in _SECOND_HAND
     if signature.id == "bad-config-value":
         return False  # it only repeats the message of another check
     if reading.reason.id.startswith("cann-") or not signature.symptom:
@@ -183,7 +193,7 @@ def _reading_clue(reading: Reading, server: ServerEvidence, log: ServerLog) -> C
         reason=reading.reason,
         line=reading.line,
         symptom=reading.symptom,
-        certain=reading.certain and not reading.symptom and reading.rank is not Rank.WRAPPER,
+        certain=reading.certain and not reading.symptom and reading.rank not in _SECOND_HAND,
     )
 
 
@@ -283,7 +293,7 @@ def _unknown_exception(
     "Failed" is its first second-hand report, or its exit. A server that has run for long also logs
     exceptions of single requests; those explain nothing.
     """
-    second_hand = [clue for clue in found if clue.rank in (Rank.HINT, Rank.WRAPPER)]
+    second_hand = [clue for clue in found if clue.rank in (Rank.HINT, *_SECOND_HAND)]
     matches = {
         line: match
         for line, match in log.errors.find(EXCEPTION)
@@ -298,7 +308,9 @@ def _unknown_exception(
     before = [line for line in near if line < first_report or is_passed_on(matches[line])]
     has_hint = any(clue.rank is Rank.HINT for clue in found)
     if before:
-        line = before[-1]
+        # The worker's own report has its frames; the engine's may have lost them.
+        own = [line for line in before if not is_passed_on(matches[line])]
+        line = (own or before)[-1]
     elif near and near[-1] == max(matches) and not has_hint:
         line = near[-1]
     else:
@@ -307,6 +319,8 @@ def _unknown_exception(
     raised = read_exception(log, line, matches[line])
     shown = log.cleaned[line].strip()[:LINE_CHARS]
     reason = explain_exception(raised, shown, serving=-1 < life.served < line)
+    if reason.id == "unknown" and is_passed_on(matches[line]):
+        return None  # the engine's report says as much
     at = _time_of(log, line, server)
     return Clue(Rank.HINT, at, server, reason, line, certain=False)
 
@@ -326,7 +340,7 @@ def _first_of_chain(log: ServerLog, line: int, matches: Mapping[int, re.Match[st
 def _is_explained_below(log: ServerLog, line: int, found: Sequence[Clue]) -> bool:
     """Whether CANN's own block follows: torch_npu appends it to its exception."""
     return any(
-        clue.reason.id.startswith("cann-")
+        clue.reason.id.startswith(_BELOW_ITS_EXCEPTION)
         and 0 <= log.numbers[clue.line or 0] - log.numbers[line] <= _BLOCK_WITHIN_LINES
         for clue in found
     )

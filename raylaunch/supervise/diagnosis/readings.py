@@ -22,15 +22,17 @@ class Rank(IntEnum):
     CAUSE = 0
     HINT = 1
     """Points to a peer, or is an exception without a signature."""
-    WRAPPER = 2
+    CODE = 2
+    """A number of CANN: which kind of failure, not why."""
+    WRAPPER = 3
     """Only reports that something else failed."""
-    EXIT = 3
+    EXIT = 4
     """Exit status without a signal: it names no cause."""
-    HANG = 4
-    UNREAD = 5
+    HANG = 5
+    UNREAD = 6
     """Error lines that nothing explains."""
-    QUALITY = 6
-    NOTE = 7
+    QUALITY = 7
+    NOTE = 8
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,15 @@ _LOOK_BACK = 60
 
 _PASSED_ON = re.compile(
     r"^(?:Worker failed with error|Call to \w{1,60} method failed:) ?'?"
-    r"([A-Z]\w{1,60}(?:Error|Exception)): ?([^\n]{1,2000}?)'?(?:, please check the stack trace.*)?$"
+    r"(?:([A-Z]\w{1,60}(?:Error|Exception)): ?)?([^\n]{1,2000}?)'?"
+    r"(?:, please check the stack trace.*)?$"
 )
 """The engine's report of an exception in a worker, whose own traceback may be lost."""
+_TYPE_BY_WORDS = (
+    (re.compile(r"has no attribute"), "AttributeError"),
+    (re.compile(r"argument|not callable|unsupported operand|not subscriptable"), "TypeError"),
+    (re.compile(r"index out of range"), "IndexError"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,10 @@ def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
     message = (match[2] or "").strip()
     if passed_on := _PASSED_ON.match(message):
         # The frames are those of the engine.
-        return Raised(line, passed_on[1], passed_on[2], (), log.processes[line])
+        said = passed_on[2]
+        by_words = (type_ for words, type_ in _TYPE_BY_WORDS if words.search(said))
+        type_ = passed_on[1] or next(by_words, "RuntimeError")
+        return Raised(line, type_, said, (), log.processes[line])
     frames = tuple(_frames_before(log, line))
     before = [] if frames else _DOTTED.findall("\n".join(log.cleaned[max(0, line - 4) : line]))
     return Raised(

@@ -47,6 +47,8 @@ _TRACE_LINES = 2
 _LINES_OF_THE_CALL = 5
 _FALLBACK_CODES = ("EE1001", "EL0003", "EH0001")
 """CANN uses these where it has no code of its own for a failed call."""
+_ONLY_AN_ARGUMENT = ("107", "100", "145")
+"""Numbers of CANN that say no more than a fallback code: an argument is wrong."""
 _REPORTERS_OWN = re.compile(r"rtGetDevMsg|GetDevErrMsg|rtGetErrorVerbose")
 """Calls by which torch_npu asks for an error's text: that they fail is no failure of the server."""
 
@@ -97,6 +99,28 @@ _BY_TEXT = (
         "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` before `ray start` and try `python "
         "-c 'import te, tbe'` there; compare CANN with the release that this torch_npu and the "
         "driver (`npu-smi info`) need; the plog of the process names the step.",
+    ),
+    _Text(
+        r"(?:GetDeviceCount|get device count|get hardware version)[^\n]{0,200}"
+        r"(?:driver error:internal error|507899)|get hardware version fail",
+        "The NPU driver does not answer this process: it is not (wholly) mounted into the "
+        "container, or is older than this CANN needs",
+        "Try `npu-smi info` where the server runs; mount /usr/local/Ascend/driver, "
+        "/usr/local/dcmi and the device files (/dev/davinci*, davinci_manager, devmm_svm, "
+        "hisi_hdc); compare /usr/local/Ascend/driver/version.info with the driver that this CANN "
+        "names, and install that one.",
+    ),
+    _Text(
+        r"Parse blockDim failed|[Ff]ailed to parse json or compress op|PackageTvmJson|"
+        r"re-?compile (?:single )?op\b|Failed to compile graph with compiler|ParalCompOp|"
+        r"OptimizeFusedGraph failed",
+        "CANN's operator compiler gave no usable result for an operator: its working folder "
+        "(kernel_meta) cannot be written or was emptied by another process, or the compiler or a "
+        "Python package it needs is broken",
+        "Start the server in a folder that it may write, or set `env.ASCEND_WORK_PATH` (each "
+        "server one of its own); try `python -c 'import te, tbe'` with CANN's set_env.sh sourced; "
+        "compare CANN with the release that this torch_npu needs; the plog of the process has the "
+        "compiler's own message.",
     ),
     _Text(
         r"tsd client|unknown device error|driver error:internal error",
@@ -175,13 +199,23 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
         elif block.code.startswith("EZ"):
             call = find_call(log.cleaned[max(0, block.line - _LINES_OF_THE_CALL) : block.line + 1])
         elif block.code in _FALLBACK_CODES:
-            number = find_number([log.cleaned[line] for line in block.lines], log.codes)
-            known = number if number and number.kind == "device" else known
+            number = _number_near(log, block)
+            said_more = number is not None and not number.code.startswith(_ONLY_AN_ARGUMENT)
+            known = number if said_more else known
         if known is None and not (block.text or block.reason or block.trace):
             continue
         if _REPORTERS_OWN.search(block.reason or block.text) and _text_of(block) is None:
             continue
         yield _reading(block, known, call)
+
+
+def _number_near(log: ServerLog, block: CannBlock) -> ErrorCode | None:
+    """Return what the number of the failed call says: in the block, else in the lines above it."""
+    own = find_number([log.cleaned[line] for line in block.lines], log.codes)
+    if own is not None or block.reason:
+        return own
+    first = max(0, block.line - _LINES_OF_THE_CALL)
+    return find_number(log.cleaned[first : block.line], log.codes)
 
 
 def _orphans(log: ServerLog, taken: Collection[int]) -> Iterator[Reading]:
@@ -289,7 +323,8 @@ def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
         return _by_text(block, by_text, quoted, call)
     if known is not None and known.cause:
         where = f" in `{call}`" if call and call not in quoted else ""
-        cause = f"{known.cause}{where} ({block.code}: {quoted})"
+        number = "" if known.code == block.code else f", code {known.code}"
+        cause = f"{known.cause}{where} ({block.code}{number}: {quoted})"
     else:
         cause = f"{module} reports {block.code}: {quoted}."
     remedy = known.remedy if known and known.remedy else ""
@@ -314,7 +349,11 @@ def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
         covers=frozenset(block.lines),
         rank=rank,
         symptom=symptom,
-        certain=known is not None and not symptom and not block.is_inner_error,
+        certain=known is not None
+        and not symptom
+        and not block.is_inner_error
+        and (known.first_hand or known.code == block.code)
+        and (block.code not in _FALLBACK_CODES or bool(block.reason or block.trace)),
     )
 
 

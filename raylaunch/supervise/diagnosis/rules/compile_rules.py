@@ -41,10 +41,22 @@ _INDUCTOR = re.compile(
 _CANN_COMPILER = re.compile(
     r"\[Init\]\[Env\] ?init env failed|AclSetCompileopt|SetPrecisionMode:|GEInitialize failed|"
     r"build op model failed|TbeInitialize|[Ii]nit(?:ialize)? (?:te|tbe) fusion (?:fail|error)|"
-    r"(?:PyInit|import) (?:te|tbe)\b[^\n]{0,60}fail|Failed to import Python module \[(\w{1,40})"
+    r"(?:PyInit|import) (?:te|tbe)\b[^\n]{0,60}fail|Failed to import Python module \["
+    r"(\w{1,40})(?:: ([^\]\n]{1,200}))?"
 )
 _SOC_VERSION = re.compile(
     r"SocVersion ?= ?(\w{3,40})|(?:option|platform) (?:named )?'(Ascend\w{1,30})'"
+)
+_FAILED_OPERATOR = re.compile(
+    r"(?:Failed to compile Op|[Cc]ompile [Oo]p) ?\[(\w{2,80})[^\]\n]{0,80}\]"
+)
+_OPERATOR_LINES = 60
+_OPERATOR_ERROR = re.compile(r"\b(?:fatal )?error: ([^\n]{8,300})")
+_LAST_EXCEPTION = re.compile(
+    r"^\s{0,8}(?:\w{1,40}\.){0,6}([A-Z]\w{1,40}(?:Error|Exception): [^\n]{8,300})"
+)
+_HEADER_OF_CANN = re.compile(
+    r"'(__clang_cce\w{1,60}\.h|kernel_\w{1,40}\.h|\w{1,40}\.h)' file not found"
 )
 _CODE_5000 = re.compile(r"(?<!\d)50000[0-5](?!\d)")
 _CANN_LINES = 8
@@ -76,7 +88,34 @@ def read_compilers(log: ServerLog) -> Iterator[Reading]:
             f"Install the package {package}, or use the release's image.",
         )
     yield from _failed_compilations(log)
+    yield from _cann_operators(log)
     yield from _cann_compiler(log)
+
+
+def _cann_operators(log: ServerLog) -> Iterator[Reading]:
+    """Read why CANN's compiler refused an operator: its own error stands below the report."""
+    for line, match in log.errors.find(_FAILED_OPERATOR):
+        near = log.cleaned[line + 1 : line + _OPERATOR_LINES]
+        said = [found[1] for text in near if (found := _OPERATOR_ERROR.search(text))]
+        said += [found[1] for text in near if (found := _LAST_EXCEPTION.match(text))]
+        if not said:
+            continue  # the block itself is all there is
+        header = _HEADER_OF_CANN.search(said[0])
+        remedy = (
+            "The compiler's own headers are not found: install the whole CANN toolkit (with its "
+            "compiler package), and source its set_env.sh in the server's environment"
+            if header
+            else "Compare the CANN release with the one that this torch_npu and vllm-ascend need, "
+            "and try `python -c 'import te, tbe'` with set_env.sh sourced"
+        )
+        yield _found(
+            line,
+            "op-compile",
+            f"CANN's compiler could not compile the operator {match[1]}: {shorten(said[0], 240)}.",
+            f"{remedy}; or use the release's image. If the operator refuses this model's types or "
+            "sizes, use another release of vllm-ascend, or switch off the feature that calls it.",
+            certain=header is not None,
+        )
 
 
 def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
@@ -139,6 +178,9 @@ def _cann_compiler(log: ServerLog) -> Iterator[Reading]:
         if soc := _SOC_VERSION.search(near):
             yield _unknown_soc(line, soc[1] or soc[2])
             continue
+        if match[2]:
+            yield _broken_module(line, match[1], match[2])
+            continue
         module = f": the Python module `{match[1]}` cannot be imported" if match[1] else ""
         yield _found(
             line,
@@ -152,6 +194,26 @@ def _cann_compiler(log: ServerLog) -> Iterator[Reading]:
             "CANN release with the one that this torch_npu names.",
             certain=False,
         )
+
+
+def _broken_module(line: int, error: str, said: str) -> Reading:
+    numpy = re.search(r"np\.\w|[Nn]um[Pp]y", said) is not None
+    missing = re.search(r"[Nn]o module named ['\"]?([\w.]{1,60})", said)
+    if numpy:
+        remedy = "Install a NumPy that this CANN takes (`pip install 'numpy<2'`)"
+    elif missing:
+        remedy = f"Install `{missing[1]}` into the Python of the server"
+    else:
+        remedy = "Install the release of that package that this CANN takes"
+    return _found(
+        line,
+        "cann-compiler-init",
+        "A Python module of CANN's operator compiler cannot be imported: "
+        f"{error}: {shorten(said, 200)}.",
+        f"{remedy}; CANN's manual lists the Python packages that it needs (attrs, cffi, decorator, "
+        "numpy, psutil, pyyaml, scipy, sympy). Source its set_env.sh before `ray start`, or use "
+        "the release's image.",
+    )
 
 
 def _unknown_soc(line: int, version: str) -> Reading:

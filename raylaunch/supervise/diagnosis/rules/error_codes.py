@@ -173,7 +173,7 @@ def _operator(line: int, name: str, known: ErrorCode | None) -> Reading | None:
             known.kind,
         ),
         line,
-        rank=Rank.WRAPPER,
+        rank=Rank.CODE,
         certain=False,
     )
 
@@ -212,7 +212,7 @@ def read_numbers(log: ServerLog) -> Iterator[Reading]:
                 known.kind,
             ),
             line=line,
-            rank=Rank.CAUSE if known.first_hand else Rank.WRAPPER,
+            rank=Rank.CAUSE if known.first_hand else Rank.CODE,
             symptom=known.symptom,
             certain=known.first_hand,
         )

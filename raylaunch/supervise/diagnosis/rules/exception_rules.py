@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_flags, name_options
+from raylaunch.supervise.diagnosis.rules.refusal_rules import (
+    name_flags,
+    name_options,
+    read_plugin_name,
+)
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _QUANT_TENSOR = re.compile(
@@ -82,6 +86,11 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         r"lora|sgmv|bgmv|punica",
         "LoRA",
         "a lower `args.max-lora-rank`, or no LoRA flags under `args`",
+    ),
+    (
+        r"offload|swap_blocks|swap_in|swap_out",
+        "KV offloading",
+        "no KV offloading flags under `args`",
     ),
     (r"sleep|camem", "sleep mode", "no `args.enable-sleep-mode`"),
     (r"multimodal|vision|_vl\b|mm_|encoder", "multimodal inputs", ""),
@@ -383,6 +392,7 @@ _RULES: tuple[Rule, ...] = (
     _unknown_weight,
     _missing_name,
     _wrong_call,
+    read_plugin_name,
     _refused_configuration,
     _missing_attribute,
     _ascend_feature,

@@ -14,6 +14,12 @@ _CHOICE = re.compile(
     r"'?([^'\n(]{1,80}?)'? "
     r"\(choose from ([^\n]{0,4000})"
 )
+_INVALID = re.compile(
+    r"error: argument (--[\w-]{1,60})(?:/-{1,2}[\w-]{1,40}){0,4}: "
+    r"(?:\d{1,4} validation errors? for \w{1,60}\n)?"
+    r"(?!invalid choice|expected|not allowed|ignored)\s{0,8}([^\n]{4,600})"
+)
+_RULE = re.compile(r"^The value of ?(\w{1,40}?) ?must (?:meet|be|not)\b[^\n]{0,300}", re.MULTILINE)
 _UNRECOGNISED = re.compile(r"error: unrecognized arguments: (\S{1,200})([^\n]{0,300})")
 _NO_FIELD = re.compile(
     r"\b(\w{0,30}(?:EngineArgs|Config|LLM))(?:\.__init__)?\(\) got an unexpected keyword argument "
@@ -55,6 +61,20 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             f"{shorten(choices.rstrip(')'), 200)}.",
             f"Choose one of these for {flag} under `args`, or use the release in which `{value}` "
             "exists.",
+        )
+    for line, match in log.errors.find(_INVALID):
+        yield _invalid_value(line, match[1], _PYDANTIC_TAIL.split(match[2])[0])
+    for line, match in log.errors.find(_RULE):
+        yield Reading(
+            reason(
+                "mindie-config",
+                f"MindIE refused the value of {match[1]} in its configuration: {shorten(match[0])}",
+                f"Correct {match[1]} in MindIE's config.json (or the name that the launcher gives "
+                "it).",
+                "MindIE param_checker",
+                "deterministic",
+            ),
+            line,
         )
     for line, _ in log.errors.find(_QUANT):
         yield _no_ascend_quantisation(line, "quant-mismatch")
@@ -113,6 +133,17 @@ def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
         )
+
+
+def _invalid_value(line: int, flag: str, said: str) -> Reading:
+    name = flag.removeprefix("--")
+    field = name_options(flag) or [f"`args.{name}`"]
+    return _flag(
+        line,
+        f"vLLM refused the value of {flag}: {shorten(said)}.",
+        f"Correct {field[0]} (`--{name}`): JSON where the flag takes an object, a number with its "
+        "unit where it takes one; `vllm serve --help=all` on the node shows the form.",
+    )
 
 
 def _positional(line: int, value: str) -> Reading:

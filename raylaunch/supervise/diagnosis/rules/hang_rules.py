@@ -16,7 +16,7 @@ _WATCHDOG = re.compile(
 )
 _FFTS = re.compile(
     r"(?:device\(chipId:(\d{1,3})[^\n]{0,120})?hccl fftsplus task timeout occurred[^\n]{0,160}?"
-    r"timeout[:=] ?(\d{1,6})|reason=fftsplus timeout"
+    r"timeout[:=] ?(\d{1,6}) ?(min)?|reason=fftsplus timeout"
 )
 _NOTICE = re.compile(r"No available shared memory broadcast block found in (\d{1,6}) seconds?")
 _NO_INPUT = re.compile(
@@ -47,7 +47,7 @@ def read_hangs(log: ServerLog) -> Iterator[Reading]:
         )
     for line, match in log.errors.find(_FFTS):
         chip = f"NPU {match[1]}" if match[1] else "an NPU"
-        limit = f" for {match[2]} s" if match[2] else ""
+        limit = f" for {match[2]} {match[3] or 's'}" if match[2] else ""
         yield _waits(
             line,
             f"Hang in a collective operation: {chip} waited{limit} (fftsplus, HCCL_EXEC_TIMEOUT) "

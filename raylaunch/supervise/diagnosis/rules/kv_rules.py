@@ -38,6 +38,14 @@ _UCX = re.compile(
     r"\bUCX +(?:ERROR|FATAL) [^\n]{1,200}|Unexpected UCX error: [^\n]{1,160}|"
     r"Transport retry count exceeded on [\w.:/-]{1,60}|Remote access error on [\w.:/-]{1,60}"
 )
+_UCX_DEVICE = re.compile(
+    r"uct_iface_open\((?:\w{1,20}/)?([\w:.-]{1,40})\) failed: [^\n]{1,80}|"
+    r"network device '?([\w:.-]{1,40})'? is not available"
+)
+_SAYS_WHY = re.compile(
+    r"refused|timed? ?out|[Tt]imeout|unreachable|[Nn]o route|not found|[Ii]nvalid|status|errno|"
+    r"\bret\b|code|\d{1,3}\.\d{1,3}\.\d{1,3}\.\d"
+)
 _SIZE = re.compile(r"\bsize=(\d{6,16})\b")
 _RDMA_CARDS = re.compile(r"local_nic: ([\w@.:-]{1,80}), peer_nic: ([\w@.:-]{1,120})")
 _RDMA_REASON = re.compile(
@@ -53,12 +61,16 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
         sessions = [match[0] for _, match in log.errors.find(_SESSION)]
         text = " ".join([*(f"{match[1]} {match[2]}" for _, match in lines[:40]), *sessions[:1]])
         covers = frozenset(line for line, _ in lines)
-        yield _mooncake(lines[0][0], text, lines[0][1][2], covers)
+        said = [match[2] for _, match in lines]
+        telling = next((each for each in said if _SAYS_WHY.search(each)), said[0])
+        yield _mooncake(lines[0][0], text, telling, covers)
         return
     for line, match in log.errors.find(_NIXL):
         yield _nixl(line, match[0])
-    for line, match in log.errors.find(_UCX):
-        yield _ucx(line, match[0])
+    ucx = list(log.errors.find(_UCX))
+    device = next((found for _, each in ucx if (found := _UCX_DEVICE.search(each[0]))), None)
+    for line, match in ucx:
+        yield _ucx_device(line, device) if device else _ucx(line, match[0])
     for line, match in log.errors.find(_KV_FAILED):
         yield Reading(
             reason(
@@ -92,6 +104,24 @@ def _nixl(line: int, said: str) -> Reading:
             "transient",
         ),
         line,
+        certain=False,
+    )
+
+
+def _ucx_device(line: int, found: re.Match[str]) -> Reading:
+    return Reading(
+        reason(
+            "ucx-failed",
+            f"UCX cannot open the network device {found[1] or found[2]}: it has no address, is not "
+            f"there, or the transport does not work on it ({shorten(found[0], 160)}).",
+            "Name the devices that it may use (`env.UCX_NET_DEVICES`, as in mlx5_0:1,eth0; "
+            "`ucx_info -d` lists them) and a transport (`env.UCX_TLS`); use the UCX of the NIXL "
+            "wheel.",
+            "UCX ucp_worker.c",
+            "deterministic",
+        ),
+        line,
+        rank=Rank.HINT,
         certain=False,
     )
 

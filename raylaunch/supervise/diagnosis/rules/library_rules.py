@@ -28,6 +28,10 @@ _NO_LIBRARY = re.compile(
     r"(?<![\w/.-])([A-Za-z][\w.+-]{1,60}\.so[\w.]{0,20}): cannot open shared object file|"
     r"Could not load this library: (\S{3,300}\.so[\w.]{0,20})"
 )
+_STATIC_TLS = re.compile(
+    r"(\S{2,300}\.so[\w.]{0,20}): cannot (?:allocate memory in|load any more object with) "
+    r"static TLS"
+)
 _NO_MODULE = re.compile(
     r"(?:(?:ModuleNotFoundError|ImportError|System error): |^)No module named '?([\w.]{1,120})'?",
     re.MULTILINE,
@@ -60,6 +64,15 @@ def read_libraries(log: ServerLog) -> Iterator[Reading]:
         yield _function(line, match)
     for line, match in log.errors.find(_NO_LIBRARY):
         yield _library(line, match[1]) if match[1] else _unloadable(line, match[2])
+    for line, match in log.errors.find(_STATIC_TLS):
+        yield _found(
+            line,
+            "library-order",
+            f"{match[1]} was loaded too late: the space for its thread variables (static TLS) is "
+            "used up by libraries that were loaded before it.",
+            f"Load it first: `env.LD_PRELOAD: {match[1]}`, also in the shell that starts Ray; or "
+            "use the release's image, or one environment without a second copy of that library.",
+        )
     for line, match in log.errors.find(_NO_MODULE):
         yield _module(line, match[1])
     for line, match in log.errors.find(_MODEL_TYPE):

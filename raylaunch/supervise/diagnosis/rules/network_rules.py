@@ -21,6 +21,13 @@ _HTTP = re.compile(
     r"HTTPS?ConnectionPool\(host='([\w.-]{1,120})', port=(\d{1,5})\): "
     r"(?:Max retries exceeded[^\n]{0,600}?Caused by ?(?:(\w{4,40})|$)|(Read timed out))"
 )
+_PROXY = re.compile(
+    r"ProxyError: ?\(?['\"]?(?:Unable|Cannot|Your proxy)[^\n]{0,200}|"
+    r"Tunnel connection failed: (?:\d{3}[^\n)'\"]{0,80})"
+)
+_SERVER_ERROR = re.compile(
+    r"(?<!\d)(5\d\d) Server Error: ([^\n]{1,60}?) for url: (https?://([\w.-]{1,100})\S{0,160})"
+)
 _CERTIFICATE = re.compile(r"(?i)certificate|self.signed|CERT_")
 _HUB = re.compile(
     r"couldn't connect to '(https?://[^'\n]{1,120})' to load|"
@@ -66,6 +73,20 @@ def read_network(log: ServerLog) -> Iterator[Reading]:
         yield _reading(
             line, "address-not-local", *_cannot_bind(match[1], match[2]), "deterministic"
         )
+    for line, _ in log.errors.find(_IN_USE):
+        if any(_ANY_PORT.search(text) for text in log.cleaned[max(0, line - 3) : line]):
+            yield _reading(
+                line,
+                "ports-used-up",
+                "No free port is left on this node: the server asked the kernel for any port. The "
+                "range of ephemeral ports is used up, by connections or by sockets that "
+                "were never closed.",
+                "`ss -s` and `sysctl net.ipv4.ip_local_port_range` on that node: find the process "
+                "with many sockets (`ss -tanp | awk '{print $NF}' | sort | uniq -c | sort -n`), "
+                "stop it, or widen the range.",
+                "transient",
+                certain=False,
+            )
     yield from _refused(log)
 
 
@@ -88,6 +109,16 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_HTTP):
         certificate = _CERTIFICATE.search(log.cleaned[line]) is not None
         yield _http(line, match[1], match[2], match[3] or match[4] or "", certificate=certificate)
+    for line, _ in log.errors.find(_PROXY):
+        yield _reading(line, "proxy-failed", *_no_proxy("the hub or a peer"), "deterministic")
+    for line, match in log.errors.find(_SERVER_ERROR):
+        where = f"{match[4]} ({match[3]})"
+        yield _reading(
+            line,
+            "hub-unreachable",
+            *_hub(where, f"it or a gateway before it answers {match[1]} {match[2]}"),
+            "transient",
+        )
     for line, match in log.errors.find(_HUB):
         where = match[1] or match[2] or "(no address in the message)"
         yield _reading(
@@ -131,6 +162,10 @@ _NAMED = re.compile(
 )
 
 
+_ANY_PORT = re.compile(
+    r"\.bind\(\(['\"][^'\"]{0,40}['\"], 0\)\)|in (?:_?get_open_port|find_free_port)\b"
+)
+_IN_USE = re.compile(r"Errno (?:98|99)\][^\n]{0,80}(?:[Aa]ddress already in use|[Cc]annot assign)")
 _LISTENS = re.compile(r"\.bind\(|in create_server_socket")
 ECHO_ANCHOR = "non-default args: "
 _ECHOED_HOST = re.compile(
@@ -149,13 +184,7 @@ def _host_near(log: ServerLog, line: int) -> str:
 
 def _http(line: int, host: str, port: str, why: str, *, certificate: bool) -> Reading:
     if why.startswith("Proxy"):
-        cause = f"The proxy set in http_proxy or https_proxy does not connect to {host}:{port}."
-        remedy = (
-            "Correct or unset `env.http_proxy` and `env.https_proxy`, and set `env.no_proxy` to "
-            "the "
-            "nodes' addresses; or give a local folder as `model.path`."
-        )
-        return _reading(line, "proxy-failed", cause, remedy, "deterministic")
+        return _reading(line, "proxy-failed", *_no_proxy(f"{host}:{port}"), "deterministic")
     if why.startswith("SSL") and certificate:
         cause = (
             f"The TLS certificate of {host}:{port} is not accepted (usually a proxy that opens "
@@ -182,6 +211,17 @@ def _http(line: int, host: str, port: str, why: str, *, certificate: bool) -> Re
         f"From this node try `nc -vz {host} {port}`; check that the service runs, that its address "
         "is right, and that no proxy variable is in the way (`env.no_proxy`).",
         "transient",
+    )
+
+
+def _no_proxy(where: str) -> tuple[str, str]:
+    return (
+        f"The proxy set in http_proxy or https_proxy does not connect to {where}.",
+        (
+            "Correct or unset `env.http_proxy` and `env.https_proxy`, and set `env.no_proxy` to "
+            "the nodes' addresses; or give a local folder as `model.path` with "
+            "`env.HF_HUB_OFFLINE: 1`."
+        ),
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
 from raylaunch.supervise.diagnosis.signatures import Kind
 
 _ERRNO = re.compile(
@@ -39,6 +40,20 @@ _MOVED_BY: tuple[tuple[str, str], ...] = (
     ),
     (r"/dev/(?:davinci|devmm|hisi)", "add the user to the group of the driver (HwHiAiUser)"),
 )
+
+
+_CRASH = re.compile(
+    r"!!!!!!! Segfault encountered !!!!!!!|Fatal Python error: (?:Segmentation fault|Bus error)|"
+    r"\*\*\* SIG(?:SEGV|BUS)[^\n]{0,80}|Caught signal 11[^\n]{0,80}"
+)
+_CRASH_FRAMES = (
+    re.compile(r'^\s*File "(?:<unknown>|[^"\n]{1,300})", line \d{1,6},? in ([\w:.]{3,120})'),
+    re.compile(
+        r"^\s*(?:@|#\d{1,3}|\d{1,3}) +(?:0x[\da-f]{4,16} )?(?:in )?([A-Za-z_][\w:]{2,120})\("
+    ),
+    re.compile(r"(/[\w./+-]{1,200}\.so[\w.]{0,20})"),
+)
+_FRAME_LINES = 12
 
 
 class _Refusal(NamedTuple):
@@ -104,6 +119,9 @@ _BY_TEXT: tuple[tuple[str, _Refusal], ...] = (
 
 def read_os_errors(log: ServerLog) -> Iterator[Reading]:
     """Yield the paths that the operating system refused, with their meaning."""
+    for line, _ in log.errors.find(_CRASH):
+        if frames := _crashed_in(log.cleaned[line + 1 : line + _FRAME_LINES]):
+            yield _crash(line, frames)
     for line, match in log.errors.find(_DENIED):
         yield _denied(line, match[1])
     for line, match in log.errors.find(_ERRNO):
@@ -114,6 +132,39 @@ def read_os_errors(log: ServerLog) -> Iterator[Reading]:
         named = f" {path.strip()}" if path else " a file"
         cause = found.cause.format(path=named, text=text)
         yield Reading(reason(found.name, cause, found.remedy, "errno(3)", found.kind), line)
+
+
+def _crashed_in(lines: Sequence[str]) -> list[str]:
+    """Return the innermost calls below a crash, at most three."""
+    calls = [
+        found[1]
+        for line in lines
+        if (found := next((match for each in _CRASH_FRAMES if (match := each.search(line))), None))
+    ]
+    return list(dict.fromkeys(calls))[:3]
+
+
+def _crash(line: int, frames: Sequence[str]) -> Reading:
+    through = " from ".join(f"`{frame}`" for frame in frames)
+    features = [fix for _, fix in name_features(" ".join(frames), "") if fix]
+    off = (
+        f"start once with {' or '.join(features)}"
+        if features
+        else ("start once with `args.enforce-eager: true`")
+    )
+    return Reading(
+        reason(
+            "segfault",
+            f"Native code crashed with a segmentation fault in {through}.",
+            f"If it recurs at the same call, {off}, or use another release of the package that it "
+            "belongs to; compare driver, CANN (or CUDA) and the wheels with the release's image. "
+            "`dmesg -T` names the library; the frames after the line have the whole way.",
+            "faulthandler; torch's and glog's crash handlers",
+            "transient",
+        ),
+        line,
+        certain=False,
+    )
 
 
 def _denied(line: int, path: str) -> Reading:

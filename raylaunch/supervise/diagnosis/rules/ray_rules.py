@@ -52,7 +52,9 @@ _NO_RAYLET = re.compile(
 _MARKED_DEAD = re.compile(r"mistakenly (?:been )?marked (?:as )?dead by the GCS")
 _ACTOR_DIED = re.compile(
     r"ray\.exceptions\.\w{0,40}ActorDiedError|The actor died unexpectedly before finishing|"
-    r"A worker died or was killed while executing a task"
+    r"A worker died or was killed while executing a task|"
+    r"The actor is dead because (?:its worker process|the node|all references)|"
+    r"Worker exit type: SYSTEM_ERROR"
 )
 _WORKER_ADDRESS = re.compile(r"Worker IP address: ([\w.:]{3,45})|\bpid=\d{1,9}, ip=([\w.:]{3,45})")
 _NODE_START = re.compile(

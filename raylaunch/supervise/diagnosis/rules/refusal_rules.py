@@ -41,7 +41,20 @@ _VARIABLE = re.compile(
 _REQUEST_PLACE = re.compile(
     r"^vllm/(?:entrypoints/openai|sampling_params|v1/engine/(?:input_)?proc)"
 )
+_ADDRESS = re.compile(r"https?://\S{1,300}")
+_VALUES = re.compile(
+    r"(?:[Vv]alid|[Ss]upported|[Aa]llowed|[Aa]vailable|[Kk]nown|[Rr]egistered)"
+    r"(?: \w{1,20}){0,3}:? (?:are|is)\b|choose from|must be one of|should be one of|"
+    r"[Ss]upported \w{1,30}: "
+)
 _MIN_WORDS = 3
+_RUNNING_PLACE = re.compile(r"^vllm(?:_ascend)?/(?:v1/(?:core|engine)|core)/(?!kv_cache_spec)")
+_RUNTIME_FEATURES: tuple[tuple[str, str], ...] = (
+    (r"kv_xfer|connector|kv_transfer|remote|async_load", "no `args.kv-transfer-config`"),
+    (r"spec_|draft|propos", "no `features.speculative`"),
+    (r"prefix|cached_block|popleft|block_pool|free_block", "`args.enable-prefix-caching: false`"),
+    (r"step_with_batch_queue|async_sched", "`args.async-scheduling: false`"),
+)
 _FIELDS = {
     "tensor-parallel-size": "parallel.tensor",
     "pipeline-parallel-size": "parallel.pipeline",
@@ -112,6 +125,8 @@ def _refusal(raised: Raised) -> Reading | None:
     place = innermost.module_path if innermost else ""
     if _WRAPPERS.search(message) or _REQUEST_PLACE.match(place):
         return None
+    if not raised.message and _RUNNING_PLACE.match(place):
+        return _failed_check(raised, place)
     package = innermost.package.replace("_", "-") if innermost else "The server"
     function = innermost.function if innermost else ""
     options = name_options(f"{raised.message} {raised.code}")
@@ -135,9 +150,70 @@ def _refusal(raised: Raised) -> Reading | None:
     )
 
 
+_PLUGIN_NAME = re.compile(
+    r"(?i)\b(?:unknown|invalid|unsupported|unrecogni[sz]ed|no such)\b[^\n'\"]{0,60}"
+    r"['\"]((?:ascend|npu|hccl)\w{0,40})['\"]"
+)
+
+
+def read_plugin_name(raised: Raised) -> Reading | None:
+    """Read that vLLM does not know a name which vllm-ascend registers."""
+    found = _PLUGIN_NAME.search(raised.message)
+    frame = raised.innermost
+    if found is None or raised.type not in ("ValueError", "KeyError", "RuntimeError"):
+        return None
+    if frame is None or frame.package not in ("vllm", "torch", "transformers"):
+        return None
+    return Reading(
+        reason(
+            "versions-differ",
+            f"{frame.package} does not know `{found[1]}`, a name that vllm-ascend registers "
+            f"({shorten(raised.message, 120)}): the two are of different releases, or the plug-in "
+            "was not loaded in this process.",
+            "Install the releases of vLLM and vllm-ascend that belong together (`pip list | grep "
+            "-i vllm`), or use the release's image; the log of a good start has `Platform plugin "
+            "ascend is activated`.",
+            "exception by its words",
+            "deterministic",
+        ),
+        raised.line,
+        certain=False,
+    )
+
+
+def _failed_check(raised: Raised, place: str) -> Reading:
+    """Read an assertion without a message in the running engine: its state is not as expected."""
+    way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames)
+    off = [fix for words, fix in _RUNTIME_FEATURES if re.search(words, f"{way} {raised.code}")]
+    switch = (
+        f"start once without the features it goes through ({'; '.join(off)})"
+        if off
+        else (
+            "start once without prefix caching (`args.enable-prefix-caching: false`), speculative "
+            "decoding and KV transfer, one after the other"
+        )
+    )
+    return Reading(
+        reason(
+            "engine-check-failed",
+            f"A check of the running engine failed (`{shorten(raised.code, 120)}` in {place}): its "
+            "state is not what the code expects, usually by a combination of features that this "
+            "release does not handle. No setting is refused.",
+            f"A restart serves again. If it recurs, {switch}, or use a newer release.",
+            "assertion in vllm/v1",
+            "transient",
+        ),
+        raised.line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
 def name_options(message: str) -> list[str]:
     """Return the recipe fields that a message names or is about, at most three."""
-    return name_flags(message) or _name_spelled(message) or _name_topics(message)
+    # Names of models and of the values that would be valid are no options.
+    bare = _VALUES.split(_ADDRESS.sub("", message))[0]
+    return name_flags(bare) or _name_spelled(bare) or _name_topics(bare)
 
 
 def name_flags(message: str) -> list[str]:
