@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylaunch.recipe.group_names import DEFAULT_NAME, GroupRole
 from raylaunch.recipe.layers import group_layer
@@ -64,4 +64,4 @@ def _without_replicas(loaded: LoadedRecipe) -> LoadedRecipe:
     values = loaded.recipe.model_dump(exclude_unset=True)
     del values["parallel"]["replicas"]
     origins = {path: at for path, at in loaded.origins.items() if path != "parallel.replicas"}
-    return LoadedRecipe(validate(Document(values), loaded.name), loaded.name, origins)
+    return replace(loaded, recipe=validate(Document(values), loaded.name), origins=origins)

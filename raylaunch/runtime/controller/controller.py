@@ -25,6 +25,9 @@ from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import takeover
+from raylaunch.runtime.controller.changes.fallback_loop import FallbackLoop
+from raylaunch.runtime.controller.changes.group_changes import GroupChanges
+from raylaunch.runtime.controller.changes.operations import Operations
 from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
 from raylaunch.runtime.controller.gateway.gateway_link import make_gateway
@@ -34,7 +37,6 @@ from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.journal_copies import JournalCopies
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.monitoring.monitor import Monitor
-from raylaunch.runtime.controller.operations import Operations
 from raylaunch.runtime.controller.port_turns import Ticket
 from raylaunch.runtime.controller.whole_status import all_events, whole_status
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
@@ -76,9 +78,12 @@ class Controller:
         )
         self._key = (self._key_file, self._record.note)
         self._tasks = TaskOwner(self._report_task)
+        self._work = GroupChanges(request.deployment, self._groups, self._record, self._changes)
         self._operations = Operations(
-            request.deployment, self._groups, self._record, self._changes, self._tasks
+            request.deployment, self._groups, self._record, self._work, self._tasks
         )
+        parts = (self._groups, self._record, self._work, self._operations, self._clock)
+        self._fallbacks = FallbackLoop(request.deployment, *parts)
         self._stop_began = 0.0
         self._offered: Mapping[str, str] = {}
         self._begun = asyncio.Event()
@@ -354,14 +359,15 @@ class Controller:
             group.loop.request_stop()
 
     def _run_gateway(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
-        self._operations.secrets = secrets
-        self._operations.gateway = self._gateway
+        self._work.secrets = secrets
+        self._work.gateway = self._gateway
         if self._gateway is not None:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
         self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
+        self._tasks.keep_running("fallbacks", self._fallbacks.run)
         if self._groups.lack_any(secrets):
-            parts = (self._groups, self._changes, self._operations, self._monitor)
+            parts = (self._groups, self._changes, self._work, self._monitor)
             self._tasks.run_once("late secrets", lambda: takeover.hand_out_late(*parts))
 
     def _report_task(self, failure: TaskFailure) -> None:

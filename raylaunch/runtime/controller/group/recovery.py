@@ -91,6 +91,7 @@ class Recovery:
         fails_early = ordered and not self._lost_nodes
         timeout_s = None if fails_early else self.settings.health.restart_window_s
         await self._backend.reserve(excluded, timeout_s)
+        self._record.journal.waiting_since = None
         self._record.show_reserved(self._backend.servers)
         await self._backend.clean_up()
         self.forget()
@@ -106,6 +107,7 @@ class Recovery:
         self._decision = None
         self._lost_nodes = {}
         self._reservation_is_suspect = False
+        self._record.journal.waiting_since = None
 
     async def has_spare(self, servers: int = 1) -> bool:
         """Return whether other nodes have the NPUs of so many servers."""
@@ -123,6 +125,9 @@ class Recovery:
         lost = self._lost_nodes
         if not lost or await self.has_spare(len(lost)):
             return tuple(lost.values())
+        journal = self._record.journal
+        if journal.waiting_since is None:
+            journal.waiting_since = self._clock.monotonic()
         nodes = ", ".join(self._record.shape.nodes[index] for index in lost)
         text = (
             f"waiting for {nodes}: no spare node has enough NPUs. "

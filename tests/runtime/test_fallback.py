@@ -1,0 +1,344 @@
+"""A node is lost and there is no spare one: a smaller recipe serves until it is back."""
+
+from __future__ import annotations
+
+import pytest
+from fake_cluster import cluster_creator
+from fake_controllers import await_status, run, search_in
+
+from raylaunch.cli.exit_codes import exit_code
+from raylaunch.errors import BusyError
+from raylaunch.recipe.load import change_recipe
+from raylaunch.runtime.controller import takeover
+from raylaunch.supervise.degradation import Degradation, Stage
+from raylaunch.supervise.state import Phase
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    return cluster_creator(monkeypatch, tmp_path)
+
+
+async def begin(create, *settings):
+    one = create(*settings)
+    await one.begin({})
+    await await_status(one, lambda status: status.phase is Phase.READY)
+    return one
+
+
+async def lose_node(one, cluster):
+    """Lose a node of the first group, and return the status once a fallback serves."""
+    cluster.lose_node(next(iter(one._groups)).backend)
+    return await await_degraded(one)
+
+
+async def await_degraded(one):
+    return await await_status(one, lambda now: now.serves_all and now.fallback)
+
+
+async def await_full(one):
+    return await await_status(
+        one, lambda now: now.phase is Phase.READY and not now.fallback and not now.operation
+    )
+
+
+async def texts(one, kind: str) -> list[str]:
+    return [event.text for event in await one.events(0) if event.kind == kind]
+
+
+def names(status) -> list[str]:
+    return [group.name for group in status.groups]
+
+
+def abandon(one) -> None:
+    """Kill a controller: what it runs stays as it is."""
+    one._tasks.cancel()
+    for group in one._groups:
+        group._tasks.cancel()
+
+
+async def take_over(old, create, monkeypatch, *settings):
+    abandon(old)
+    monkeypatch.setattr(takeover, "search", search_in(old))
+    new = create(*settings, reconstructed=True)
+    await new.take_over()
+    return new
+
+
+def test_a_smaller_recipe_serves_until_the_node_is_back(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        status = await lose_node(one, cluster)
+        assert (status.phase, names(status)) == (Phase.DEGRADED, ["serve-0.g2"])
+        assert status.fallback == "the recipe itself with parallel.data=1"
+        assert exit_code(status) == 0
+        assert len(status.servers) == 1
+        assert cluster.held == {"serve-0.g2": 1}
+        cluster.bring_back()
+        status = await await_full(one)
+        assert (names(status), len(status.servers)) == (["serve-0.g3"], 2)
+        assert cluster.held == {"serve-0.g3": 2}
+        assert cluster.checks == 1, "the recipe itself was checked before the fallback was stopped"
+        said = await texts(one, "degraded")
+        assert said == [
+            "the recipe itself with parallel.data=1 serves until the lost node is back",
+            "no longer: local-dual serves",
+        ]
+        assert one._record.journal.degradation == Degradation()
+        assert (await one.stop()).left == ()
+
+    run(live)
+
+
+def test_without_a_fallback_a_lost_node_is_awaited_as_before(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create, "fallback=[]")
+        group = next(iter(one._groups))
+        cluster.lose_node(group.backend)
+        await await_status(one, lambda now: any(e.kind == "waiting" for e in now.events))
+        assert not one._fallbacks._is_concerned()
+        cluster.bring_back()
+        status = await await_full(one)
+        assert (names(status), status.groups[0].attempt) == (["serve-0"], 2)
+        assert cluster.launched == ["serve-0", "serve-0"]
+        await one.stop()
+
+    run(live)
+
+
+def test_a_node_that_comes_back_early_costs_no_fallback(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create, "health.degrade_after_s=3000")
+        group = next(iter(one._groups))
+        cluster.lose_node(group.backend)
+        await await_status(one, lambda now: any(e.kind == "waiting" for e in now.events))
+        assert group.journal.waiting_since is not None
+        cluster.bring_back()
+        status = await await_full(one)
+        assert names(status) == ["serve-0"]
+        assert group.journal.waiting_since is None
+        await one.stop()
+
+    run(live)
+
+
+def test_the_next_fallback_is_started_when_the_first_cannot_be(made):
+    create, cluster = made
+    three = (
+        "parallel.data=3",
+        "fallback=[{set: {parallel.data: 2}}, {set: {parallel.data: 1}}]",
+    )
+
+    async def live():
+        cluster.nodes = 3
+        one = await begin(create, *three)
+        cluster.broken = {2}
+        status = await lose_node(one, cluster)
+        assert status.fallback == "the recipe itself with parallel.data=1"
+        assert cluster.held == {"serve-0.g3": 1}, "nothing of the first one is left"
+        failures = await texts(one, "failure")
+        assert any(
+            "start the fallback the recipe itself with parallel.data=2" in t for t in failures
+        )
+        await one.stop()
+
+    run(live)
+
+
+def test_the_recipe_serves_again_when_no_fallback_can_be_started(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        cluster.broken = {1}
+        cluster.lose_node(next(iter(one._groups)).backend)
+        await await_status(one, lambda now: one._record.journal.degradation.failures > 0)
+        cluster.bring_back()
+        status = await await_full(one)
+        assert names(status) == ["serve-0"]
+        await await_status(one, lambda now: one._record.journal.degradation == Degradation())
+        await one.stop()
+
+    run(live)
+
+
+def test_a_recipe_that_does_not_start_gives_way_to_its_fallback_and_is_tried_again(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        await lose_node(one, cluster)
+        cluster.broken = {2}
+        cluster.bring_back()
+        state = one._record.journal
+        await await_status(
+            one, lambda now: now.serves_all and now.fallback and state.degradation.failures == 1
+        )
+        assert cluster.held == {"serve-0.g4": 1}
+        assert state.degradation.serving == 0
+        cluster.broken = set()
+        status = await await_full(one)
+        assert len(status.servers) == 2
+        await one.stop()
+
+    run(live)
+
+
+def test_a_recipe_that_fails_its_checks_costs_the_fallback_nothing(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        await lose_node(one, cluster)
+        cluster.problem = "the weights are missing on 10.0.0.2"
+        cluster.bring_back()
+        await await_status(one, lambda _: cluster.checks > 1)
+        assert (await one.status()).serves_all
+        assert cluster.launched == ["serve-0", "serve-0.g2"]
+        failures = await texts(one, "failure")
+        assert any("weights are missing" in text for text in failures)
+        cluster.problem = ""
+        await await_full(one)
+        await one.stop()
+
+    run(live)
+
+
+def test_a_recipe_that_loses_its_node_again_while_it_starts_does_not_wait_for_it(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        await lose_node(one, cluster)
+        lost: list[str] = []
+
+        def lose_again(status) -> bool:
+            """Lose the node again in the moment in which the recipe itself is launched."""
+            growing = one._record.journal.degradation.stage is Stage.GROWING
+            for group in one._groups:
+                if growing and not lost and group.journal.phase is Phase.STARTING:
+                    lost.append(group.name)
+                    cluster.lose_node(group.backend)
+            return bool(lost) and status.serves_all and bool(status.fallback)
+
+        cluster.bring_back()
+        await await_status(one, lose_again)
+        assert one._record.journal.degradation.failures == 1
+        await one.stop()
+
+    run(live)
+
+
+def test_a_degraded_deployment_takes_no_other_recipe(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        await lose_node(one, cluster)
+        with pytest.raises(BusyError, match="its fallback serves"):
+            await one.scale(2)
+        changed = change_recipe(one._record.journal.loaded, ["args.max-num-seqs=4"])
+        with pytest.raises(BusyError, match="its fallback serves"):
+            await one.upgrade(changed, {})
+        await one.restart(None)
+        status = await await_status(one, lambda now: not now.operation and now.serves_all)
+        assert status.groups[0].attempt == 2, "its groups can be restarted"
+        await one.stop()
+
+    run(live)
+
+
+def test_a_stop_interrupts_a_switch_and_leaves_nothing(made):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        cluster.lose_node(next(iter(one._groups)).backend)
+        await await_status(one, lambda now: now.operation.startswith("start the fallback"))
+        assert (await one.stop()).left == ()
+        assert cluster.held == {}
+        assert (await one.status()).phase is Phase.STOPPED
+
+    run(live)
+
+
+def test_a_node_with_a_device_fault_is_not_used_by_the_next_groups_either(made):
+    from raylaunch.supervise.state import Failure
+
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        group = next(iter(one._groups))
+        fault = Failure(0, 0.0, "npu-hbm", "device", 0, node="10.0.0.9")
+        group.journal.history = group.journal.history.remember(fault)
+        await lose_node(one, cluster)
+        (small,) = one._groups
+        assert small.journal.history.excluded_nodes == ("10.0.0.9",)
+        assert one._fallbacks._excluded() == ("10.0.0.9",)
+        await one.stop()
+
+    run(live)
+
+
+# -- a controller that takes over -----------------------------------------------------------------
+
+
+def test_a_new_controller_grows_back_from_the_fallback_that_it_finds(made, monkeypatch):
+    create, cluster = made
+
+    async def live():
+        old = await begin(create)
+        await lose_node(old, cluster)
+        new = await take_over(old, create, monkeypatch)
+        status = await await_degraded(new)
+        assert names(status) == ["serve-0.g2"]
+        assert cluster.launched == ["serve-0", "serve-0.g2"], "the fallback's server was adopted"
+        cluster.bring_back()
+        assert names(await await_full(new)) == ["serve-0.g3"]
+        await new.stop()
+
+    run(live)
+
+
+@pytest.mark.parametrize("stage", [Stage.DEGRADING, Stage.GROWING, Stage.RETURNING])
+def test_a_new_controller_continues_the_switch_that_it_finds(made, monkeypatch, stage):
+    create, cluster = made
+
+    async def live():
+        old = await begin(create)
+        cluster.broken = {2} if stage is Stage.RETURNING else set()
+        if stage is not Stage.DEGRADING:
+            await lose_node(old, cluster)
+            cluster.slow = True
+            cluster.bring_back()
+        else:
+            cluster.slow = True
+            cluster.lose_node(next(iter(old._groups)).backend)
+
+        def has_launched(_):
+            state = old._record.journal.degradation
+            target = [spec.name for spec in state.target]
+            return state.stage is stage and target[0] in cluster.launched
+
+        await await_status(old, has_launched)
+        launched = list(cluster.launched)
+        cluster.broken, cluster.slow = set(), False
+        new = await take_over(old, create, monkeypatch)
+        await await_status(
+            new, lambda now: now.serves_all and not new._record.journal.degradation.is_switching
+        )
+        assert cluster.launched[: len(launched)] == launched
+        assert launched[-1] not in cluster.launched[len(launched) :], "it was adopted"
+        assert (await new.status()).operation_error is None
+        await new.stop()
+
+    run(live)
