@@ -10,6 +10,7 @@ from fake_controllers import FakeBackend, creator
 from raylaunch.errors import LaunchError, PlacementError
 from raylaunch.plan.launch_plan import Place
 from raylaunch.runtime.cluster import placement
+from raylaunch.runtime.controller import journal_store
 from raylaunch.runtime.controller.changes import fallback_loop
 from raylaunch.runtime.controller.group import group_supervisor
 from raylaunch.supervise.state import RankSeen, ServerSeen
@@ -39,6 +40,8 @@ class FakeCluster:
         self.problem = ""
         """Why the recipe itself would not start."""
         self.checks = 0
+        self.stored: dict[str, bytes] = {}
+        """The journals in Ray's key-value store, by owner."""
         self._changed = asyncio.Event()
 
     @property
@@ -61,6 +64,12 @@ class FakeCluster:
     def give_back(self, name: str) -> None:
         self.held.pop(name, None)
         self.note()
+
+    def put(self, deployment, instance, owner, data) -> None:
+        self.stored[owner] = data
+
+    def remove_all(self, *_) -> None:
+        self.stored.clear()
 
     def lose_node(self, backend: NodesBackend) -> None:
         """Lose the node of a group's last server."""
@@ -100,11 +109,13 @@ class NodesBackend(FakeBackend):
         ]
         self.plan_made = replace(self.plan_made, servers=(first, *others))
         self.spare = False
+        self.excluded: tuple[str, ...] = ()
         self.adopted = False
         """Another controller has launched it."""
 
     async def reserve(self, excluded, timeout_s) -> None:
         self.adopted = False
+        self.excluded = tuple(excluded)
         await self.cluster.take(self.name, self.size, waits=timeout_s is not None)
         await super().reserve(excluded, timeout_s)
         self.agents = set(range(self.size))
@@ -149,6 +160,9 @@ def cluster_creator(monkeypatch, tmp_path):
     monkeypatch.setattr(placement, "has_spare", cluster.has_spare)
     monkeypatch.setattr(fallback_loop, "find_problem", cluster.find_problem)
     monkeypatch.setattr(fallback_loop, "PERIOD_S", 0.01)
+    monkeypatch.setattr(journal_store, "PAUSE_S", 0.01)
+    monkeypatch.setattr(journal_store, "put", cluster.put)
+    monkeypatch.setattr(journal_store, "remove_all", cluster.remove_all)
 
     def make(*settings, reconstructed=False):
         return create(*ONE_GROUP, *settings, reconstructed=reconstructed)

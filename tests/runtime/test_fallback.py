@@ -9,6 +9,7 @@ from fake_controllers import await_status, run, search_in
 from raylaunch.cli.exit_codes import exit_code
 from raylaunch.errors import BusyError
 from raylaunch.recipe.load import change_recipe
+from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.controller import takeover
 from raylaunch.supervise.degradation import Degradation, Stage
 from raylaunch.supervise.state import Phase
@@ -78,10 +79,14 @@ def test_a_smaller_recipe_serves_until_the_node_is_back(made):
         assert exit_code(status) == 0
         assert len(status.servers) == 1
         assert cluster.held == {"serve-0.g2": 1}
+        (small,) = one._groups
+        assert small.backend.excluded == ("node-1",), "Ray may not have marked it dead yet"
         cluster.bring_back()
         status = await await_full(one)
         assert (names(status), len(status.servers)) == (["serve-0.g3"], 2)
         assert cluster.held == {"serve-0.g3": 2}
+        (full,) = one._groups
+        assert full.backend.excluded == ()
         assert cluster.checks == 1, "the recipe itself was checked before the fallback was stopped"
         said = await texts(one, "degraded")
         assert said == [
@@ -283,13 +288,47 @@ def test_a_node_with_a_device_fault_is_not_used_by_the_next_groups_either(made):
         await lose_node(one, cluster)
         (small,) = one._groups
         assert small.journal.history.excluded_nodes == ("10.0.0.9",)
-        assert one._fallbacks._excluded() == ("10.0.0.9",)
+        assert "10.0.0.9" in small.backend.excluded
         await one.stop()
 
     run(live)
 
 
 # -- a controller that takes over -----------------------------------------------------------------
+
+
+def test_a_new_controller_goes_on_where_no_agent_keeps_a_journal(made, monkeypatch):
+    """A group that waits for a lost node has released all its NPUs, and its agents with them."""
+    create, cluster = made
+
+    async def live():
+        old = await begin(create, "health.degrade_after_s=3000")
+        group = next(iter(old._groups))
+        cluster.lose_node(group.backend)
+        await await_status(old, lambda now: any(e.kind == "waiting" for e in now.events))
+        waiting_since = group.journal.waiting_since
+        version = (await old.wait_change(-1, 0.1))[0]
+        while group.journal.number != old._store._kept.get(group.name):
+            version, _ = await old.wait_change(version, 0.1)
+        abandon(old)
+        clock = SystemClock()
+
+        async def search(*_, **__):
+            return takeover.sort_copies(cluster.stored.items(), clock)
+
+        monkeypatch.setattr(takeover, "search", search)
+        new = create("health.degrade_after_s=3000", reconstructed=True)
+        await new.take_over()
+        await new.status()
+        (adopted,) = new._groups
+        assert adopted.journal.waiting_since == pytest.approx(waiting_since, abs=1)
+        cluster.bring_back()
+        status = await await_full(new)
+        assert (names(status), status.groups[0].attempt) == (["serve-0"], 2)
+        await new.stop()
+        assert cluster.stored == {}, "nothing is kept of a deployment that is stopped"
+
+    run(live)
 
 
 def test_a_new_controller_grows_back_from_the_fallback_that_it_finds(made, monkeypatch):

@@ -35,6 +35,7 @@ from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.journal_copies import JournalCopies
+from raylaunch.runtime.controller.journal_store import JournalStore
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.monitoring.monitor import Monitor
 from raylaunch.runtime.controller.port_turns import Ticket
@@ -84,6 +85,8 @@ class Controller:
         )
         parts = (self._groups, self._record, self._work, self._operations, self._clock)
         self._fallbacks = FallbackLoop(request.deployment, *parts)
+        kept = (self._groups, self._record, self._changes, self._clock)
+        self._store = JournalStore(request.deployment, request.instance, *kept)
         self._stop_began = 0.0
         self._offered: Mapping[str, str] = {}
         self._begun = asyncio.Event()
@@ -345,6 +348,7 @@ class Controller:
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
             await asyncio.to_thread(takeover_key.remove_key, self._key_file)
+            await self._tasks.run_once("end of the journals", self._store.remove)
         await self._tasks.run_once("end of monitoring", self._monitor.stop)
         return self._groups.report_stop(groups, stopped, self._stop_began)
 
@@ -366,6 +370,7 @@ class Controller:
             self._tasks.keep_running(GATEWAY, self._gateway.run)
         self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
         self._tasks.keep_running("fallbacks", self._fallbacks.run)
+        self._tasks.keep_running("journal store", self._store.run)
         if self._groups.lack_any(secrets):
             parts = (self._groups, self._changes, self._work, self._monitor)
             self._tasks.run_once("late secrets", lambda: takeover.hand_out_late(*parts))

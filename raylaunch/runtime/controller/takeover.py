@@ -24,6 +24,7 @@ from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.node_tasks import call_on_nodes
+from raylaunch.runtime.controller import journal_store
 from raylaunch.runtime.controller.changes.group_changes import GroupChanges
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
@@ -94,6 +95,8 @@ async def search(request: Request, clock: Clock) -> Found:
     copies = [copy for hello in hellos for copy in hello.journals.items()]
     if request.adopts or request.loaded.recipe.health.orphan_grace_s > 0:
         copies += await _ask_guards(deployment, request.instance)
+    if request.loaded.recipe.fallback:
+        copies += await asyncio.to_thread(journal_store.read_all, deployment, request.instance)
     found = sort_copies(copies, clock)
     log.info("found %d agents and the journals of %s", len(hellos), sorted(found.groups))
     return found

@@ -73,6 +73,8 @@ class FallbackLoop:
         self._faults: tuple[Failure, ...] = ()
         """Device faults of all groups so far: their nodes are not used by the next ones either."""
         self._ray_addresses: dict[str, str] = {}
+        self._lost: tuple[str, ...] = ()
+        """Ray's ids of the nodes that were lost. Ray itself may count them for another minute."""
 
     @property
     def _journal(self) -> DeploymentJournal:
@@ -117,6 +119,8 @@ class FallbackLoop:
         if serves and self._state.stage is Stage.FULL and self._state != Degradation():
             # The node came back before any fallback could be started.
             self._enter(Degradation())
+        if serves and self._state.stage is Stage.FULL:
+            self._lost = ()
         self._remember_faults()
         fitting: tuple[int, ...] = ()
         if degradation.is_stuck(states, self._health, now):
@@ -134,7 +138,7 @@ class FallbackLoop:
         """Return the fallbacks for which there are enough free NPUs."""
         found = []
         for index, loaded in enumerate(self._journal.loaded.fallbacks):
-            if await self._has_room(expand_groups(loaded), {}):
+            if await self._has_room(expand_groups(loaded), {}, without=self._lost):
                 found.append(index)
         return tuple(found)
 
@@ -151,12 +155,14 @@ class FallbackLoop:
             text = f"there are NPUs for {self._journal.loaded.name} again"
             self._record.note("waiting", f"{text}: it is started when they stay for {wait_s:g} s")
 
-    async def _has_room(self, specs: Sequence[GroupSpec], freed: Mapping[str, int]) -> bool:
+    async def _has_room(
+        self, specs: Sequence[GroupSpec], freed: Mapping[str, int], without: tuple[str, ...] = ()
+    ) -> bool:
         # The largest stands for all: a guess too small only means that a switch is not tried.
         largest = max((spec.loaded.recipe for spec in specs), key=lambda one: one.npus_per_server)
         servers = sum(spec.loaded.recipe.parallel.servers for spec in specs)
         return await asyncio.to_thread(
-            placement.has_spare, largest, (), self._excluded(), servers, freed=freed
+            placement.has_spare, largest, without, self._excluded(), servers, freed=freed
         )
 
     def _excluded(self) -> tuple[str, ...]:
@@ -231,6 +237,8 @@ class FallbackLoop:
             journal = group.journal
             journal.history = replace(journal.history, failures=self._faults)
             journal.ray_addresses |= self._ray_addresses
+            if self._state.wanted is not None:
+                group.loop.recovery.avoided = self._lost
 
     async def _await_target(self, names: Sequence[str]) -> None:
         """Wait until all these groups serve.
@@ -293,6 +301,7 @@ class FallbackLoop:
             failures = group.journal.history.failures
             known |= dict.fromkeys(one for one in failures if one.kind == "device")
             self._ray_addresses |= group.journal.ray_addresses
+            self._lost = tuple(dict.fromkeys((*self._lost, *group.loop.recovery.lost_nodes)))
         self._faults = tuple(known)
 
     # -- words ----------------------------------------------------------------------------------

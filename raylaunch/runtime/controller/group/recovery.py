@@ -41,6 +41,13 @@ class Recovery:
         self._lost_nodes: dict[int, str] = {}
         """Servers whose nodes are lost, with Ray's id of the node."""
         self._reservation_is_suspect = False
+        self.avoided: tuple[str, ...] = ()
+        """Ray's ids of nodes that are not used either: a fallback does without the lost ones."""
+
+    @property
+    def lost_nodes(self) -> tuple[str, ...]:
+        """Ray's ids of the nodes that are lost, until they are replaced."""
+        return tuple(self._lost_nodes.values())
 
     def begin(self, decision: Restart, *, reservation_is_suspect: bool) -> None:
         """Take the decision that the next try carries out.
@@ -137,11 +144,11 @@ class Recovery:
         return ()
 
     def _excluded_nodes(self) -> tuple[str, ...]:
-        """Return Ray's addresses of the nodes with a device fault."""
+        """Return Ray's addresses of the nodes with a device fault, and the avoided ones."""
         # A node's address in the plan is that of its chosen interface; Ray may know another one.
         known = self._record.journal.ray_addresses
         faulty = self._record.journal.history.excluded_nodes
-        return tuple(dict.fromkeys(known.get(node, node) for node in faulty))
+        return tuple(dict.fromkeys((*(known.get(node, node) for node in faulty), *self.avoided)))
 
 
 def find_lost_nodes(
