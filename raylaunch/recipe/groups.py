@@ -43,7 +43,8 @@ def expand_groups(loaded: LoadedRecipe) -> tuple[GroupSpec, ...]:
     specs: list[GroupSpec] = []
     for index, group in enumerate(recipe.groups):
         merged = group_layer(layer, index)
-        own = LoadedRecipe(validate(merged, loaded.name), loaded.name, merged.origins)
+        recipe_of_group = validate(merged, loaded.name)
+        own = replace(loaded, recipe=recipe_of_group, origins=merged.origins)
         one = _without_replicas(own)
         specs += _replicate(group.name, group.role, one, group.replicas, alone=alone)
     return tuple(specs)

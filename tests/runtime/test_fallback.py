@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from fake_cluster import cluster_creator
 from fake_controllers import await_status, run, search_in
+from test_gateway_link import FakeGateway
 
 from raylaunch.cli.exit_codes import exit_code
 from raylaunch.errors import BusyError
 from raylaunch.recipe.load import change_recipe
+from raylaunch.runtime.agent import gateway_host
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.controller import takeover
+from raylaunch.runtime.controller.gateway import gateway_link
 from raylaunch.supervise.degradation import Degradation, Stage
 from raylaunch.supervise.state import Phase
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
@@ -289,6 +294,29 @@ def test_a_node_with_a_device_fault_is_not_used_by_the_next_groups_either(made):
         (small,) = one._groups
         assert small.journal.history.excluded_nodes == ("10.0.0.9",)
         assert "10.0.0.9" in small.backend.excluded
+        await one.stop()
+
+    run(live)
+
+
+def test_clients_keep_the_gateways_address_and_the_fallback_is_drained(made, monkeypatch):
+    create, cluster = made
+    gateway = FakeGateway()
+    monkeypatch.setattr(gateway_host, "start_gateway", gateway.start)
+    monkeypatch.setattr(gateway_link, "connect_gateway", lambda _: None)
+    monkeypatch.setattr(ray, "util", SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
+
+    async def live():
+        one = await begin(create, "gateway.enabled=true", "network.http_port=8000")
+        endpoint = (await one.status()).endpoint
+        status = await lose_node(one, cluster)
+        assert status.endpoint == endpoint
+        await gateway.await_call(lambda: gateway.pushed[-1] == {"serve-0.g2/0": "ready"})
+        assert gateway.calls == [], "nothing is drained that does not serve"
+        cluster.bring_back()
+        assert (await await_full(one)).endpoint == endpoint
+        await gateway.await_call(lambda: gateway.pushed[-1] == {"serve-0.g3/0": "ready"})
+        assert gateway.calls == ["drain serve-0.g2/0"]
         await one.stop()
 
     run(live)

@@ -99,7 +99,7 @@ class GroupSupervisor:
         """The newest plan, for others that choose their ports; None if nothing runs."""
         if self.journal.phase in (Phase.FAILED, Phase.STOPPED):
             return None
-        if self.journal.waiting_since is not None and self.request.spec.loaded.recipe.fallback:
+        if self.journal.waiting_since is not None and self.request.spec.loaded.fallbacks:
             # Nothing of it runs, and its fallback shall have the same ports.
             return None
         return self.backend.chosen or self.journal.plan
