@@ -104,7 +104,9 @@ class FallbackLoop:
             return
         if not self._state.is_switching:
             await self._decide()
-        if self._state.is_switching:
+        # A command may have come while nodes were probed.
+        may_switch = not (self._operations.current or self._journal.stopping)
+        if self._state.is_switching and may_switch:
             await self._operations.run_alone(self._name_switch(), self._switch)
 
     def _is_concerned(self) -> bool:
