@@ -22,6 +22,7 @@ from recovery import User
 from raylaunch import api
 from raylaunch.errors import RaylaunchError
 from raylaunch.node.process.process_markers import ANY_INSTANCE, find_marked, terminate_marked
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.local_cleanup import stop_local
 from raylaunch.supervise.deployment_status import Event, Status
 
@@ -160,14 +161,21 @@ class Product:
             self._following = None
 
     def processes(self, *, but_attempt: int | None = None) -> list[str]:
-        """Return the marked processes of the deployment, and of its cluster unless it runs."""
-        found = []
-        for process in find_marked():
-            if but_attempt is None and process.deployment.startswith(f"@{self.name}-"):
-                found.append(f"pid {process.pid} {process.command[:60]}")
-            if process.deployment == self.name and process.attempt != but_attempt:
-                found.append(f"pid {process.pid} {process.command[:60]}")
-        return found
+        """Return the marked processes of the deployment and of its cluster.
+
+        With `but_attempt` it runs: only the servers of other attempts.
+        """
+        names = (self.name, f"@{self.name}-")
+        found = [one for one in find_marked() if one.deployment.startswith(names)]
+        if but_attempt is not None:
+            found = [
+                one
+                for one in found
+                if one.deployment == self.name
+                and one.group != GATEWAY_GROUP
+                and one.attempt != but_attempt
+            ]
+        return [f"pid {one.pid} {one.command[:60]}" for one in found]
 
     def records(self) -> list[str]:
         """Return the files that record embedded clusters of this home."""

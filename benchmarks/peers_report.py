@@ -83,7 +83,7 @@ def sections(result: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]]
         )
     if any("fault" in run for run in runs):
         title = f"Faults, beside what one would pick instead{of_what}"
-        made.append((f"{file}-faults", title, *faults(runs)))
+        made.append((f"{file}-faults", title, *faults(runs, model)))
     return made
 
 
@@ -95,6 +95,16 @@ def model_of(result: Mapping[str, Any]) -> str:
 def file_name(model: str) -> str:
     """Of the stored result, and of the launch section."""
     return "peers" if model == "dense" else f"peers-{model}"
+
+
+def picture_name(section: str) -> str:
+    """Of a section's picture, which `tools/benchmark_pictures.py` draws from the stored result."""
+    return f"benchmark-{section}"
+
+
+def picture(section: str, shows: str) -> str:
+    """The line of a section that shows its picture."""
+    return f"![{shows}](images/{picture_name(section)}.svg)"
 
 
 def launches(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
@@ -129,6 +139,7 @@ def launches(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
     hosts = HOSTS.format(model=SERVED[model])
     parts = [
         f"{hosts} {SERVE_RUNS} The rounds are interleaved. Goal: raylaunch at most {GOAL} times the scripts.",
+        picture(file_name(model), "Command to first token, by way"),
         table(head, rows),
     ]
     if stages := [run["stages"] for run in of(runs, RAYLAUNCH.name) if "stages" in run]:
@@ -206,7 +217,8 @@ def serving(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
         "share the cores, as do Ray's daemons where there are any: the scripts beside an idle cluster show what those "
         "cost. Goal: raylaunch within noise of the scripts; nothing of it is in the way of a request."
     )
-    return f"{intro}\n\n{table(head, rows)}", missed
+    drawn = picture(f"{file_name(model)}-serving", "Requests per second, by way and clients")
+    return f"{intro}\n\n{drawn}\n\n{table(head, rows)}", missed
 
 
 def by_level(runs: Sequence[Run], name: str) -> dict[int, list[Mapping[str, Any]]]:
@@ -218,7 +230,7 @@ def by_level(runs: Sequence[Run], name: str) -> dict[int, list[Mapping[str, Any]
     return found
 
 
-def faults(runs: Sequence[Run]) -> tuple[str, list[str]]:
+def faults(runs: Sequence[Run], model: str) -> tuple[str, list[str]]:
     """Text and missed goals of the faults section."""
     titles = {peer.name: peer.title for peer in PEERS}
     rows, missed = [], []
@@ -247,7 +259,8 @@ def faults(runs: Sequence[Run]) -> tuple[str, list[str]]:
         f"{DETECTED_S:g} s, a hang in {NOTICED_S['stop-headless']:g} s; then back {BEYOND_S:g} s beyond the servers' "
         "own start."
     )
-    return f"{intro}\n\n{table(head, rows)}\n\n{DEFAULTS}", missed
+    drawn = picture(f"{file_name(model)}-faults", "Detection and recovery, by fault and way")
+    return f"{intro}\n\n{drawn}\n\n{table(head, rows)}\n\n{DEFAULTS}", missed
 
 
 def fault_row(one: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 TOOLS = ["cli_reference", "recipe_reference", "refusals", "diagnosis_reference", "architecture"]
-TOOLS += ["dashboards", "page_pictures"]
+TOOLS += ["dashboards", "page_pictures", "benchmark_pictures"]
 PROGRAM = get_command(app)
 UsageError: type[Exception] = typer.BadParameter.__base__  # typer does not export it
 TAKES_RECIPE = {"show", "plan", "render", "start", "cluster"}

@@ -92,6 +92,7 @@ def test_pins_fit_the_requirements():
             *project["dependencies"],
             *extras["cpu"],
             *extras["test"],
+            *extras["otel"],
             *extras["pictures"],
             *extras["dev"],
         ],

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKED = ROOT / "requirements" / "locked.txt"
-EXTRAS = "cpu,test,dev"
+EXTRAS = "cpu,otel,test,dev"
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 
 

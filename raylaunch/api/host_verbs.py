@@ -90,6 +90,7 @@ def _check_here(
     loaded: LoadedRecipe, title: str, group: str | None
 ) -> tuple[DeploymentPlan, list[Finding]]:
     from raylaunch.runtime.controller.gateway.gateway_preflight import check_gateway_here
+    from raylaunch.runtime.controller.monitoring.tracing_preflight import check_tracing_here
 
     nodes = default_nodes(loaded, ask_vllm=False)
     running = _find_running_embedded(title)
@@ -102,6 +103,7 @@ def _check_here(
     asked = plan if group is None else plan.only(group)
     findings += check_answers(loaded, nodes, asked, reports, findings)
     findings += check_gateway_here(loaded, nodes[0])
+    findings += check_tracing_here(loaded, nodes[0].ip)
     if running is not None:
         findings.insert(0, running)
     return asked, findings

@@ -93,6 +93,7 @@ CHECK_IDS = frozenset(
         "server-too-big",
         "shm-full",
         "shm-small",
+        "tracing-package",
         "tuning",
         "unknown-additional-config",
         "unknown-env",

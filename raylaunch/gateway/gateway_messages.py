@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-MemberState = Literal["ready", "draining", "down"]
+MemberState = Literal["ready", "draining", "down", "failed"]
 Policy = Literal["least-loaded", "round-robin", "prefix-aware", "sticky"]
 MESSAGE_LIMIT = 16 << 20
 """Bytes of one line: 8192 members with their counters need 2 MB."""
@@ -27,7 +27,10 @@ class Member:
     ranks: tuple[int, ...] = (0,)
     """Data-parallel ranks that answer behind this address."""
     state: MemberState = "ready"
-    """`draining` gets no new request; `down` loses its running ones too."""
+    """`draining` gets no new request; `down` loses its running ones too.
+
+    `failed` is for all members: every group has failed, and no request waits for one.
+    """
     weight: float = 1.0
     """Share of requests, relative to members with as many ranks."""
     running: float = 0.0

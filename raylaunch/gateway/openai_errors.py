@@ -47,6 +47,16 @@ def no_group_ready(waited_s: float) -> GatewayError:
     )
 
 
+def all_groups_failed() -> GatewayError:
+    """Every group has failed, and nothing but a command starts one again."""
+    return GatewayError(
+        503,
+        "all_groups_failed",
+        "every group of this deployment has failed; `raylaunch status` says why",
+        {"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
 def hold_queue_full(what: str) -> GatewayError:
     """No group can answer now, and no more requests may wait."""
     return GatewayError(

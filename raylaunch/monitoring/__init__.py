@@ -1,1 +1,1 @@
-"""A deployment seen from outside: metrics, alerts, dashboards, notices. Pure."""
+"""A deployment seen from outside: metrics, alerts, dashboards, notices, traces. Pure."""

@@ -1,1 +1,1 @@
-"""A deployment as one page: its model, its timelines, its HTML. Pure."""
+"""A deployment as one page: its model and its HTML. Pure."""

@@ -14,14 +14,14 @@ from raylaunch.bench.charts import Figure, make_figure
 from raylaunch.bench.result import Run
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.secret_checks import mask_group_secrets
-from raylaunch.page.failure_timeline import FailureTimeline, build_failures
 from raylaunch.page.foreign_text import clean
 from raylaunch.page.live_part import LiveView
-from raylaunch.page.start_timeline import StartTimeline, build_starts
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.plan.plan_json import plan_to_dict
 from raylaunch.supervise.deployment_status import Event, Status
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
+from raylaunch.supervise.failure_timeline import FailureTimeline, build_failures
+from raylaunch.supervise.start_timeline import StartTimeline, build_starts
 
 SCHEMA = 1
 SHOWN_EVENTS = 500

@@ -23,7 +23,7 @@ from raylaunch.recipe.field_types import (
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GroupRole
 from raylaunch.recipe.health_settings import Fallbacks, Health
-from raylaunch.recipe.monitoring_settings import Hooks, Metrics
+from raylaunch.recipe.monitoring_settings import Hooks, Metrics, Tracing
 from raylaunch.recipe.reserved import normalise_flag, reserved_arg, reserved_env
 
 
@@ -286,6 +286,8 @@ class Recipe(_Part):
     """The Prometheus endpoint of the deployment."""
     notify: Hooks = ()
     """Webhooks and commands that are called when a group's phase changes."""
+    tracing: Tracing = Tracing()
+    """Each attempt as a trace for OpenTelemetry."""
     features: Features = Features()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
@@ -309,6 +311,7 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _lists_the_tokens_as_secrets(self) -> Recipe:
         tokens = [self.metrics.token, *(hook.token for hook in self.notify)]
+        tokens += self.tracing.headers.values()
         for name in filter(None, tokens):
             if name not in self.secrets:
                 raise ValueError(f"the token {name} is not in `secrets`: list it there")

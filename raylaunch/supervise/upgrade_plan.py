@@ -15,7 +15,7 @@ from raylaunch.recipe.load import LoadedRecipe
 NO_SERVER_SETTINGS = (
     *("description", "good_for", "source", "bench"),
     *("gateway", "health", "timeouts", "fallback"),
-    *("metrics", "notify"),
+    *("metrics", "notify", "tracing"),
 )
 """Sections of a recipe that no server reads: they are changed without touching one."""
 

@@ -157,6 +157,17 @@ async def test_a_request_waits_no_longer_than_it_may(relay):
     assert (status, answer["error"]["code"]) == (503, "no_group_ready")
 
 
+async def test_nothing_waits_for_groups_that_have_all_failed(relay, servers):
+    relay.configure(member_of(servers[0], "down"))
+    asked = asyncio.create_task(relay.post(COMPLETIONS, PLAIN))
+    await until(lambda: relay.counting.held == 1)
+    relay.configure(member_of(servers[0], "failed"))
+    for status, answer in (await asked, await relay.post(COMPLETIONS, PLAIN)):
+        assert (status, answer["error"]["code"]) == (503, "all_groups_failed")
+    relay.configure(member_of(servers[0]))
+    assert (await relay.post(COMPLETIONS, PLAIN))[0] == 200, "a command has started it again"
+
+
 async def test_a_full_hold_queue_refuses_and_says_when_to_try_again(relay, servers):
     relay.configure(member_of(servers[0], "down"), hold_requests=2)
     held = [asyncio.create_task(relay.post(COMPLETIONS, PLAIN)) for _ in range(2)]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from page_samples import BEGAN, GROUP, story
 
-from raylaunch.page.failure_timeline import build_failures
-from raylaunch.page.start_timeline import build_starts, split_stage
 from raylaunch.supervise.deployment_status import Event
+from raylaunch.supervise.failure_timeline import build_failures
+from raylaunch.supervise.start_timeline import build_starts, split_stage
 
 NOW = BEGAN + 200
 

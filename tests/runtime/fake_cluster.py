@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fake_controllers import FakeBackend, creator
 
+from raylaunch.checks.findings import Finding
 from raylaunch.errors import LaunchError, PlacementError
 from raylaunch.plan.launch_plan import Place
 from raylaunch.runtime.cluster import placement
@@ -34,6 +35,8 @@ class FakeCluster:
         self.held: dict[str, int] = {}
         self.broken: set[int] = set()
         """Sizes of groups that cannot be launched, in servers."""
+        self.refused: set[int] = set()
+        """Sizes of groups that the checks refuse."""
         self.slow = False
         """What is launched becomes ready only when another controller has adopted it."""
         self.launched: list[str] = []
@@ -119,6 +122,12 @@ class NodesBackend(FakeBackend):
         await self.cluster.take(self.name, self.size, waits=timeout_s is not None)
         await super().reserve(excluded, timeout_s)
         self.agents = set(range(self.size))
+
+    async def plan(self, facts):
+        plan, findings = await super().plan(facts)
+        if self.size in self.cluster.refused:
+            findings = [Finding("heads", "error", "refused", "look")]
+        return plan, findings
 
     async def launch(self, plan, attempt, facts, secrets) -> None:
         if self.size in self.cluster.broken:

@@ -299,15 +299,40 @@ def test_a_node_with_a_device_fault_is_not_used_by_the_next_groups_either(made):
     run(live)
 
 
-def test_clients_keep_the_gateways_address_and_the_fallback_is_drained(made, monkeypatch):
-    create, cluster = made
-    gateway = FakeGateway()
-    monkeypatch.setattr(gateway_host, "start_gateway", gateway.start)
+GATEWAY = ("gateway.enabled=true", "network.http_port=8000")
+
+
+@pytest.fixture
+def gateway(monkeypatch):
+    fake = FakeGateway()
+    monkeypatch.setattr(gateway_host, "start_gateway", fake.start)
     monkeypatch.setattr(gateway_link, "connect_gateway", lambda _: None)
     monkeypatch.setattr(ray, "util", SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"))
+    return fake
+
+
+def test_requests_wait_for_the_fallback_when_the_recipe_is_refused(made, gateway):
+    create, cluster = made
 
     async def live():
-        one = await begin(create, "gateway.enabled=true", "network.http_port=8000")
+        one = await begin(create, *GATEWAY)
+        await lose_node(one, cluster)
+        cluster.refused = {2}
+        cluster.bring_back()
+        await await_status(one, lambda now: one._record.journal.degradation.failures > 0)
+        await await_degraded(one)
+        states = {state for members in gateway.pushed for state in members.values()}
+        assert "failed" not in states, "the gateway would refuse what it holds"
+        await one.stop()
+
+    run(live)
+
+
+def test_clients_keep_the_gateways_address_and_the_fallback_is_drained(made, gateway):
+    create, cluster = made
+
+    async def live():
+        one = await begin(create, *GATEWAY)
         endpoint = (await one.status()).endpoint
         status = await lose_node(one, cluster)
         assert status.endpoint == endpoint

@@ -31,6 +31,7 @@ from raylaunch.errors import (
 )
 from raylaunch.node.process import guard_socket
 from raylaunch.node.process.process_markers import find_marked
+from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.supervise.state import Phase
 
 pytestmark = pytest.mark.ray
@@ -293,12 +294,18 @@ def test_a_group_that_failed_keeps_the_others_and_is_not_forgotten(start):
     assert "calculate-kv-scales" in refused.value.evidence
     status = handle.status()
     assert [group.phase for group in status.groups] == [Phase.READY, Phase.FAILED]
-    assert ask(status.endpoint).status_code == 200
+    endpoint = await_true(lambda: handle.status().endpoint, "the gateway is up")
+    assert ask(endpoint).status_code == 200
     find_controller(handle.name).crash()
     await_true(lambda: "adopted" in kinds(handle), "a controller that has found its agents")
     status = handle.status()
     assert [group.phase for group in status.groups] == [Phase.READY, Phase.FAILED]
     assert status.groups[1].error == handle.status().groups[1].error
+
+
+def answer_of(handle):
+    endpoint = handle.status().endpoint
+    return ask(endpoint) if endpoint else None
 
 
 def test_failing_again_and_again_ends_as_failed_with_the_diagnosis(start):
@@ -313,7 +320,10 @@ def test_failing_again_and_again_ends_as_failed_with_the_diagnosis(start):
     found = api.diagnose(handle.name)
     assert found is not None
     assert found.root in (0, 1)
-    assert not find_marked(handle.name), "a failed deployment keeps no process"
+    left = {one.group for one in find_marked(handle.name)}
+    assert left == {GATEWAY_GROUP}, "a failed deployment keeps no server"
+    answer = await_true(lambda: answer_of(handle), "the gateway answers without waiting")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "all_groups_failed")
 
 
 def test_a_bad_flag_is_not_tried_twice(start):

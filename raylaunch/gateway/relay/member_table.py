@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from raylaunch.gateway.gateway_messages import GatewayOptions, Member, MemberStatus, RelayCounters
-from raylaunch.gateway.openai_errors import hold_queue_full, no_group_ready
+from raylaunch.gateway.openai_errors import all_groups_failed, hold_queue_full, no_group_ready
 from raylaunch.gateway.relay.balancer import Balancer, Candidate, Wish
 
 SUSPECT_S = 1.0
@@ -91,7 +91,7 @@ class MemberTable:
             seat.suspect_until = 0.0
         seat.member = member
         seat.others = max(0.0, member.running + member.waiting - len(seat.leases))
-        if member.state == "down":
+        if member.state in ("down", "failed"):
             self._abort_all(seat)
 
     def _abort_all(self, seat: _Seat) -> None:
@@ -105,6 +105,12 @@ class MemberTable:
     def has_ready(self) -> bool:
         """Return whether the controller calls any member ready."""
         return any(seat.member.state == "ready" for seat in self._seats.values())
+
+    def have_failed(self) -> bool:
+        """Return whether the controller calls every member failed."""
+        return bool(self._seats) and all(
+            seat.member.state == "failed" for seat in self._seats.values()
+        )
 
     def take(self, wish: Wish, *, suspects: bool) -> Lease | None:
         """Choose a member now; None when none may get the request."""
@@ -126,7 +132,8 @@ class MemberTable:
         """Return a lease, waiting in the hold queue while no member can take the request.
 
         Raises:
-            GatewayError: The queue is full, or the deadline (monotonic clock) has passed.
+            GatewayError: The queue is full, the deadline (monotonic clock) has passed, or every
+                group has failed.
         """
         lease = self.take(wish, suspects=False)
         if lease is not None:
@@ -137,6 +144,8 @@ class MemberTable:
         with self._holding() as began:
             while lease is None:
                 remaining_s = deadline - self._clock()
+                if self.have_failed():
+                    raise all_groups_failed()
                 if remaining_s <= 0:
                     raise no_group_ready(self._clock() - began)
                 await self._change(min(remaining_s, RETRY_S) if self.has_ready() else remaining_s)

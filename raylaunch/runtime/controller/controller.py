@@ -85,8 +85,7 @@ class Controller:
         )
         parts = (self._groups, self._record, self._work, self._operations, self._clock)
         self._fallbacks = FallbackLoop(request.deployment, *parts)
-        kept = (self._groups, self._record, self._changes, self._clock)
-        self._store = JournalStore(request.deployment, request.instance, *kept)
+        self._store = JournalStore(request, self._groups, self._record, self._changes, self._clock)
         self._stop_began = 0.0
         self._offered: Mapping[str, str] = {}
         self._begun = asyncio.Event()
@@ -368,7 +367,7 @@ class Controller:
         if self._gateway is not None:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
-        self._monitor.begin(self._record.journal.loaded.recipe, secrets, self._gateway, self._tasks)
+        self._monitor.begin(self._record.journal.loaded, secrets, self._gateway, self._tasks)
         self._tasks.keep_running("fallbacks", self._fallbacks.run)
         self._tasks.keep_running("journal store", self._store.run)
         if self._groups.lack_any(secrets):
@@ -397,4 +396,5 @@ class Controller:
             self._operations,
             self._gateway,
             self._clock,
+            self._monitor.findings,
         )

@@ -13,6 +13,7 @@ import logging
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentRecord
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
+from raylaunch.runtime.controller.launch_request import Request
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,7 @@ class JournalStore:
     """Keeps the newest journals of one deployment.
 
     Args:
-        deployment: Its name.
-        instance: Id of its start.
+        request: Names the deployment and its instance.
         groups: Its groups.
         record: Its journal.
         changes: Tells when there is something new.
@@ -36,15 +36,14 @@ class JournalStore:
 
     def __init__(
         self,
-        deployment: str,
-        instance: str,
+        request: Request,
         groups: GroupSet,
         record: DeploymentRecord,
         changes: Changes,
         clock: Clock,
     ) -> None:
-        self._deployment = deployment
-        self._instance = instance
+        self._deployment = request.deployment
+        self._instance = request.instance
         self._groups = groups
         self._record = record
         self._changes = changes

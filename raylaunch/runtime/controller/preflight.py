@@ -24,6 +24,7 @@ from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.controller.gateway.gateway_preflight import preflight_gateway
 from raylaunch.runtime.controller.group.planning import check_plan, probe_nodes
+from raylaunch.runtime.controller.monitoring.tracing_preflight import preflight_tracing
 from raylaunch.runtime.controller.port_turns import ask_plans
 
 
@@ -56,7 +57,7 @@ def preflight(
             findings.update(dict.fromkeys(found))
     findings.update(dict.fromkeys(check_fallback_recipes(loaded, {})))
     gateway, found = preflight_gateway(loaded, plans)
-    findings.update(dict.fromkeys(found))
+    findings.update(dict.fromkeys([*found, *preflight_tracing(loaded)]))
     return DeploymentPlan(deployment, loaded.name, tuple(plans), gateway), list(findings)
 
 

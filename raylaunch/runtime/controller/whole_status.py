@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from raylaunch.checks.findings import Finding
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.controller.changes.operations import Operations
 from raylaunch.runtime.controller.deployment_record import DeploymentRecord
@@ -24,8 +28,9 @@ def whole_status(
     operations: Operations,
     gateway: GatewayLink | None,
     clock: Clock,
+    findings: Sequence[Finding] = (),
 ) -> Status:
-    """Return where a deployment is now."""
+    """Return where a deployment is now; `findings` are those beside its groups' and gateway's."""
     loaded = record.journal.loaded
     status = summarise(
         [group.status() for group in groups],
@@ -37,6 +42,7 @@ def whole_status(
         stopping=record.journal.stopping,
     )
     status = operations.show_in(status)
+    status = replace(status, findings=(*status.findings, *findings))
     if gateway is not None:
         status = behind_gateway(status, gateway.report(), gateway.findings)
     serving = record.journal.degradation.serving

@@ -226,6 +226,8 @@ class FallbackLoop:
             await self._back_out(state)
             raise
         await self._remove([group for group in self._groups if group.name not in names])
+        for group in self._groups:
+            group.is_on_trial = False
         self._full_fits_since = None
         if state.wanted is None:
             self._failed_at = None
@@ -241,6 +243,8 @@ class FallbackLoop:
             journal.ray_addresses |= self._ray_addresses
             if self._state.wanted is not None:
                 group.loop.recovery.avoided = self._lost
+        for spec in specs:
+            self._groups.find(spec.name).is_on_trial = self._state.stage is Stage.GROWING
 
     async def _await_target(self, names: Sequence[str]) -> None:
         """Wait until all these groups serve.

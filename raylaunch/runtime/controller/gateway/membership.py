@@ -23,6 +23,8 @@ def members_of(groups: Iterable[GroupSupervisor], draining: Collection[str]) -> 
         draining: Names of groups that get no new request.
     """
     members = []
+    groups = list(groups)
+    have_failed = all(has_failed(group) for group in groups)
     for group in groups:
         plan = group.journal.plan
         if plan is None:
@@ -30,6 +32,8 @@ def members_of(groups: Iterable[GroupSupervisor], draining: Collection[str]) -> 
         state: MemberState = "ready" if can_answer(group) else "down"
         if state == "ready" and group.name in draining:
             state = "draining"
+        elif have_failed:
+            state = "failed"
         seen = group.loop.record.seen
         members += [
             _member(group.name, server, state, seen.get(server.index))
@@ -37,6 +41,11 @@ def members_of(groups: Iterable[GroupSupervisor], draining: Collection[str]) -> 
             if server.role == "primary"
         ]
     return tuple(members)
+
+
+def has_failed(group: GroupSupervisor) -> bool:
+    """Return whether nothing but a command starts a group again, or others in its place."""
+    return group.journal.phase is Phase.FAILED and not group.is_on_trial
 
 
 def can_answer(group: GroupSupervisor) -> bool:

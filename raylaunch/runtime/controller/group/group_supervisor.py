@@ -80,6 +80,8 @@ class GroupSupervisor:
             on_change=on_change,
             numbers=numbers,
         )
+        self.is_on_trial = False
+        """Other groups are started if this one fails: requests wait for those."""
         self._clock = clock
         self._tasks = TaskOwner(self._report_task)
         self._loop_task: asyncio.Task[None] | None = None

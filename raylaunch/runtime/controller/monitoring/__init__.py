@@ -1,1 +1,1 @@
-"""The controller's side of metrics and hooks. Nothing here may disturb the deployment."""
+"""The controller's side of metrics, hooks and traces. Nothing here may disturb the deployment."""

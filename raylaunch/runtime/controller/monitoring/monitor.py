@@ -1,4 +1,4 @@
-"""Shows one deployment to the outside: metrics, targets for Prometheus, notices for hooks.
+"""Shows one deployment to the outside: metrics, targets for Prometheus, notices, traces.
 
 Whatever fails here is an event, or a line in the log. It never reaches the groups.
 """
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from raylaunch.checks.findings import Finding
 from raylaunch.errors import RaylaunchError
 from raylaunch.home import home
 from raylaunch.monitoring.exposition import write_samples
@@ -19,7 +20,7 @@ from raylaunch.monitoring.notices import make_notice, phase_events, wants
 from raylaunch.monitoring.scrape import Scrape, collect
 from raylaunch.monitoring.targets import Target, join_address, vllm_targets, write_targets
 from raylaunch.plan.node_usage import NodeUsage
-from raylaunch.recipe.model import Recipe
+from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.recipe.monitoring_settings import Metrics
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
@@ -30,6 +31,7 @@ from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.monitoring.metrics_server import MetricsServer
 from raylaunch.runtime.controller.monitoring.notifier import Notifier
+from raylaunch.runtime.controller.monitoring.tracer import Tracer
 from raylaunch.supervise.deployment_status import Event, Status
 
 log = logging.getLogger(__name__)
@@ -41,11 +43,11 @@ CACHED_S = 1.0
 TARGETS_PERIOD_S = 15.0
 """Ray's nodes come and go without a change of the deployment."""
 FLUSH_S = 2.0
-"""How long `stop` waits for the last notices."""
+"""How long `stop` waits for the last notices and spans."""
 
 
 class Monitor:
-    """Metrics and hooks of one deployment.
+    """Metrics, hooks and traces of one deployment.
 
     Args:
         deployment: Its name.
@@ -81,6 +83,7 @@ class Monitor:
         self._metrics = Metrics()
         self._server: MetricsServer | None = None
         self._notifier: Notifier | None = None
+        self._tracer: Tracer | None = None
         self._secrets: Mapping[str, str] = {}
         self._may_open = True
         """The metrics have not been tried with these secrets."""
@@ -95,7 +98,7 @@ class Monitor:
 
     def begin(
         self,
-        recipe: Recipe,
+        loaded: LoadedRecipe,
         secrets: Mapping[str, str],
         gateway: GatewayLink | None,
         tasks: TaskOwner,
@@ -103,11 +106,12 @@ class Monitor:
         """Run what the recipe asks for.
 
         Args:
-            recipe: Of the deployment.
+            loaded: The recipe of the deployment.
             secrets: Values by name.
             gateway: None without one.
             tasks: Owns the tasks.
         """
+        recipe = loaded.recipe
         self._gateway = gateway
         self._secrets = secrets
         self._metrics = recipe.metrics
@@ -115,7 +119,10 @@ class Monitor:
         if recipe.notify:
             self._notifier = Notifier(recipe.notify, secrets, self._clock, self._report_hook)
             self._notifier.start(tasks)
-        if recipe.metrics.enabled or recipe.notify:
+        if recipe.tracing.endpoint is not None:
+            self._tracer = Tracer(self._deployment, loaded, self._clock, self._record.note)
+            self._tracer.start(self._groups, secrets, tasks)
+        if recipe.metrics.enabled or recipe.notify or self._tracer is not None:
             tasks.keep_running("monitoring", self._run)
 
     def take_secrets(self, secrets: Mapping[str, str]) -> None:
@@ -124,13 +131,23 @@ class Monitor:
         self._may_open = True
         if self._notifier is not None:
             self._notifier.take_secrets(secrets)
+        if self._tracer is not None:
+            self._tracer.take_secrets(secrets)
         self._changes.note()
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the recipe asks for, and this node cannot do."""
+        return () if self._tracer is None else self._tracer.findings
+
     async def stop(self) -> None:
-        """Deliver the last notices for a short time, and take everything down."""
+        """Deliver the last notices and spans for a short time, and take everything down."""
         self._notify_hooks()
-        if self._notifier is not None:
-            await self._notifier.flush(FLUSH_S)
+        waiting = [] if self._notifier is None else [self._notifier.flush(FLUSH_S)]
+        if self._tracer is not None:
+            self._tracer.take(self._groups)
+            waiting.append(self._tracer.flush(FLUSH_S))
+        await asyncio.gather(*waiting)
         async with self._file_lock:
             if self._server is not None:
                 self._server.close()
@@ -200,6 +217,8 @@ class Monitor:
             if self._metrics.enabled and self._server is None and self._may_open:
                 await self._open(self._metrics)
             self._notify_hooks()
+            if self._tracer is not None:
+                self._tracer.take(self._groups)
             if self._server is not None:
                 await self._write_targets()
             await self._changes.wait(version, TARGETS_PERIOD_S)

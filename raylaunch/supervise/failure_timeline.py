@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from raylaunch.page.start_timeline import Bar
 from raylaunch.supervise.deployment_status import Event
+from raylaunch.supervise.start_timeline import Bar
 from raylaunch.supervise.state import Phase
 
 FAULT = "fault"

@@ -1,0 +1,1 @@
+"""Checks of how a deployment is seen from outside."""
