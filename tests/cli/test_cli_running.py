@@ -36,9 +36,10 @@ def test_a_plan_for_cpu_names_no_npus(cli):
     text = cli(
         "plan", "local-dual", "--host", "192.0.2.10%eth0", "--host", "192.0.2.11%eth0"
     ).stdout
-    head, _, _, *rows = text.splitlines()
+    head, *lines = text.splitlines()
     assert "NPU" not in head
-    assert [row.split()[5] for row in rows[1:3]] == ["-", "-"]
+    titles = next(number for number, line in enumerate(lines) if line.startswith("SERVER"))
+    assert [row.split()[5] for row in lines[titles + 1 : titles + 3]] == ["-", "-"]
 
 
 def test_stop_does_not_repeat_the_warnings_of_the_start(cli, api):
