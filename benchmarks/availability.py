@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -116,6 +117,17 @@ def shortfalls(rounds: Sequence[Round]) -> list[str]:
     return missed
 
 
+def counted(rounds: Sequence[Round]) -> list[str]:
+    """Return the shortfalls for the page: one line for each kind, with the number of rounds."""
+    same: Counter[tuple[str, str, str]] = Counter()
+    for one in rounds:
+        same.update({(one.part, one.kind, text) for text in shortfalls([one])})
+    return [
+        f"{WORDS[part]}, {kind}, {count} rounds: {text.rpartition(', round 1: ')[2]}"
+        for (part, kind, text), count in same.items()
+    ]
+
+
 def stored_rounds(name: str, *, short: bool) -> list[Round]:
     """Return the rounds of the stored result; none without one."""
     path = (SHORT if short else RESULTS) / f"{name}.json"
@@ -139,7 +151,7 @@ def publish_rounds(name: str, rounds: Sequence[Round], *, standin: bool, short: 
         "requests failed, 0 refused, 0 empty, all streams as undisturbed, other groups' processes "
         f"untouched, {BEYOND_S:g} s beyond the servers' own start (a hang: after its detection)."
     )
-    notes = [f"- {_one_line(text)}" for text in missed]
+    notes = [f"- {_one_line(text)}" for text in counted(rounds)]
     wrong = "\n\nMissed:\n\n" + "\n".join(notes) if notes else "\n\nEvery goal was met."
     publish(
         name,

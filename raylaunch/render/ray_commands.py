@@ -80,11 +80,11 @@ def start_commands(loaded: LoadedRecipe, site: Site) -> Iterator[str]:
     yield from _STOP_COMMENT.splitlines()
     yield from (_BARE_COMMENT if site.bare else _CONTAINER_COMMENT).splitlines()
     for role in ("head", "worker"):
-        start = [*_environment(site, role)]
+        start = [*_environment(site, role, restarts="" if site.bare else "loop")]
         run = [*_ray_start(loaded, site, role)]
         start += run if site.bare else _loop(run, site)
         yield f"{role}_start_ray_commands:"
-        for command in (_kill_marked(site), start):
+        for command in (kill_marked(site.name), start):
             yield "  - >-"
             for line in command:
                 yield f"    {line}"
@@ -102,13 +102,31 @@ def _worker_ports(loaded: LoadedRecipe) -> tuple[int, int]:
     return below + 1, above - 1
 
 
-def _kill_marked(site: Site) -> list[str]:
+def foreground_commands(loaded: LoadedRecipe, site: Site, role: str) -> Iterator[str]:
+    """Yield shell lines that replace the Ray of this cluster on a host, and stay with the new one.
+
+    For systemd, which starts it again. There is no autoscaler: each host starts its own Ray.
+
+    Args:
+        loaded: The recipe.
+        site: The cluster.
+        role: "head" or "worker".
+    """
+    yield f"export RAY_HEAD_IP={site.head};"
+    yield from kill_marked(site.name)
+    yield from _environment(site, role, restarts="systemd")
+    words = [*_ray_start(loaded, site, role), "--block"]
+    kept = [word for word in words if not word.startswith("--autoscaling-config")]
+    yield " \\\n  ".join(["exec " + kept[0], *kept[1:]])
+
+
+def kill_marked(cluster: str) -> list[str]:
     """Return shell lines that kill the Ray of this cluster: SIGTERM, up to 30 s, SIGKILL.
 
     Guards and gateways of deployments have inherited the marker, and outlive Ray.
     """
     return [
-        f"ours() {{ grep -lzsxF {MARKER}={site.name} /proc/[0-9]*/environ |",
+        f"ours() {{ grep -lzsxF {MARKER}={cluster} /proc/[0-9]*/environ |",
         f"xargs -r grep -LzsE ^{DEPLOYMENT_MARKER}= | cut -d/ -f3; }};",
         "kill -TERM $(ours) 2>/dev/null;",
         'for second in $(seq 30); do [ -z "$(ours)" ] && break; sleep 1; done;',
@@ -116,8 +134,14 @@ def _kill_marked(site: Site) -> list[str]:
     ]
 
 
-def _environment(site: Site, role: str) -> Iterator[str]:
-    """Yield shell lines: what Ray is started in."""
+def _environment(site: Site, role: str, *, restarts: str) -> Iterator[str]:
+    """Yield shell lines: what Ray is started in.
+
+    Args:
+        site: The cluster.
+        role: "head" or "worker".
+        restarts: What starts Ray again; "" for nothing.
+    """
     if role == "head":
         yield "export RAY_enable_autoscaler_v2=0;"
         metrics = " ".join(f"{name}={port}" for name, port in METRIC_PORTS.items())
@@ -127,9 +151,9 @@ def _environment(site: Site, role: str) -> Iterator[str]:
     yield f"mkdir -p -m 700 {STORE}/{site.name};"
     if role == "head":
         yield f"export RAY_gcs_storage=rocksdb RAY_gcs_storage_path={STORE}/{site.name};"
-    if not site.bare:
+    if restarts:
         yield f"export RAY_gcs_rpc_server_reconnect_timeout_s={GCS_AWAY_S};"
-        yield "export RAYLAUNCH_RAY_RESTARTS=loop;"
+        yield f"export RAYLAUNCH_RAY_RESTARTS={restarts};"
     yield "unset ASCEND_RT_VISIBLE_DEVICES RAY_AUTH_TOKEN;"
     yield f"for file in {' '.join(TOOLKIT_ENVIRONMENT)};"
     yield "do if [ -f $file ]; then source $file; break; fi; done;"

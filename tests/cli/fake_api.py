@@ -119,6 +119,14 @@ def deploy(name, **given):
     return Deployment(given["deployment"] or name)
 
 
+def follow(name, **given):
+    asked.append(("follow", {"name": name, **given}))
+    given["on_wait"]("waiting for 192.0.2.11 to join the Ray cluster")
+    for status in script:
+        given["on_update"](status)
+    raise error or UnknownDeploymentError(f"{name} was stopped by another command")
+
+
 def attach(deployment, address=None):
     asked.append(("attach", {"deployment": deployment, "address": address}))
     if deployment != "a2-dual":

@@ -54,6 +54,7 @@ class DummyServer:
         self.die_after_chunks: int | None = None
         self.error_event_after: int | None = None
         self.status = 200
+        self.error_text = name
         self.empty = False
         self.ids_per_chunk = 1
         self.keep = True
@@ -108,7 +109,7 @@ class DummyServer:
             self.die_before_answer -= 1
             self._cut(request)
         if self.status != 200:
-            return web.json_response({"error": {"message": self.name}}, status=self.status)
+            return web.json_response({"error": {"message": self.error_text}}, status=self.status)
         if self.empty:
             return web.Response(status=200)
         if request.method != "POST":

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -27,21 +27,6 @@ from raylaunch.node.process.process_markers import find_marked
 COMPLETIONS = "/v1/completions"
 PLAIN = {"model": "tiny", "prompt": "hello", "max_tokens": 12}
 STREAM = {**PLAIN, "max_tokens": 90, "temperature": 0, "stream": True}
-
-
-@pytest.fixture(scope="module")
-def shared_gateway(tmp_path_factory) -> Iterator[RunningGateway]:
-    """One gateway for the tests that leave it running: a start takes seconds.
-
-    The path of its folder is longer than that of a unix socket may be.
-    """
-    folder = tmp_path_factory.mktemp("gateway")
-    running = RunningGateway(folder / ("g" * 120), GatewayOptions(port=free_port(), drain_s=5.0))
-    try:
-        running.start()
-        yield running
-    finally:
-        running.kill()
 
 
 @pytest.fixture
@@ -188,7 +173,9 @@ async def test_without_an_owner_the_gateway_stops_after_its_grace(own_gateway, s
         os.kill(own_gateway.status.keeper_pid, signal.SIGKILL)
     await until(lambda: not find_marked(DEPLOYMENT, instance=own_gateway.instance))
     assert connect_gateway(own_gateway.folder) is None
-    assert not accepts(own_gateway.status.port)
+    port = own_gateway.status.port
+    # A process that exits loses its environment before its sockets.
+    await until(lambda: not accepts(port))
     left = {file.name for file in own_gateway.folder.iterdir()}
     assert left <= {"gateway.log", "haproxy.cfg", "keeper.lock"}
 

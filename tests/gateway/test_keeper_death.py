@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,17 +23,6 @@ from raylaunch.node.process.process_markers import await_exit, find_marked, is_a
 COMPLETIONS = "/v1/completions"
 PLAIN = {"model": "tiny", "prompt": "hello", "max_tokens": 12}
 STREAM = {**PLAIN, "max_tokens": 90, "temperature": 0, "stream": True}
-
-
-@pytest.fixture(scope="module")
-def shared_gateway(tmp_path_factory) -> Iterator[RunningGateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    running = RunningGateway(folder / "g", GatewayOptions(port=free_port(), drain_s=5.0))
-    try:
-        running.start()
-        yield running
-    finally:
-        running.kill()
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ from relay_harness import member_of, read_stream, text_of, until
 from yarl import URL
 
 from raylaunch.gateway.gateway_messages import Member
+from raylaunch.gateway.relay.forwarder import MAX_DEATHS
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 PLAIN = {"model": "tiny", "prompt": "hello", "max_tokens": 12}
 GREEDY = {**PLAIN, "temperature": 0, "max_tokens": 90}
 QUESTION = {
@@ -105,23 +107,42 @@ async def test_a_servers_own_error_is_passed_on_and_not_repeated(relay, servers,
     assert sum(len(server.requests) for server in servers) == 1
 
 
-async def test_an_error_of_a_server_that_is_not_healthy_is_repeated(relay, servers):
-    servers[0].status, servers[0].healthy = 500, False
-    relay.configure(member_of(servers[0]), member_of(servers[1], "down"))
+@pytest.mark.parametrize(("healthy", "text"), [(False, "a"), (True, ENGINE_DEAD)])
+async def test_an_error_of_a_server_that_is_dead_is_repeated(relay, servers, healthy, text):
+    servers[0].status, servers[0].healthy, servers[0].error_text = 500, healthy, text
+    both = [member_of(server) for server in servers]
+    relay.configure(*both)
+    assert (await relay.post(COMPLETIONS, PLAIN))[0] == 200
+    assert [len(server.requests) for server in servers] == [1, 1]
+    # Called ready again, it is not suspected any more.
+    relay.configure(member_of(servers[0], "down"), both[1])
+    relay.configure(*both)
+    chunks, done = await relay.stream(COMPLETIONS, PLAIN)
+    assert (text_of(chunks), done) == (expected_text("hello", 12), True)
+    assert [len(server.requests) for server in servers] == [2, 2]
+
+
+async def test_a_request_waits_while_a_server_that_is_called_ready_has_a_dead_engine(
+    relay, servers
+):
+    dead = servers[0]
+    dead.status, dead.error_text = 500, ENGINE_DEAD
+    relay.configure(member_of(dead))
     asked = asyncio.create_task(relay.post(COMPLETIONS, PLAIN))
-    await until(lambda: servers[0].requests)
-    relay.configure(member_of(servers[0], "down"), member_of(servers[1]))
+    # More tries than a request has that kills servers.
+    await until(lambda: len(dead.requests) > MAX_DEATHS + 1)
+    relay.configure(member_of(dead, "down"))
+    dead.status = 200
+    relay.configure(member_of(dead))
     assert (await asked)[0] == 200
 
 
 async def test_an_empty_200_is_repeated(relay, servers):
     servers[0].empty = True
-    relay.configure(member_of(servers[0]))
-    asked = asyncio.create_task(relay.post(COMPLETIONS, PLAIN))
-    await until(lambda: servers[0].requests)
-    relay.configure(member_of(servers[0]), member_of(servers[1]))
-    status, answer = await asked
+    relay.configure(*map(member_of, servers))
+    status, answer = await relay.post(COMPLETIONS, PLAIN)
     assert (status, answer["name"]) == (200, "b")
+    assert servers[0].requests == [PLAIN]
 
 
 async def test_a_refused_connection_goes_to_the_other_server(relay, servers):
@@ -373,11 +394,9 @@ async def test_a_broken_stream_continues_on_another_server(
     relay, servers, path, body, chunks_before
 ):
     servers[0].die_after_chunks = chunks_before
-    relay.configure(member_of(servers[0]), member_of(servers[1], "down"))
-    running = asyncio.create_task(relay.stream(path, body))
-    await until(lambda: servers[0].requests)
     relay.configure(*map(member_of, servers))
-    chunks, done = await running
+    chunks, done = await relay.stream(path, body)
+    assert len(servers[0].requests) == 1
     assert (text_of(chunks), done) == (expected_text("hello", 90), True)
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert {chunk["object"] for chunk in chunks} == {

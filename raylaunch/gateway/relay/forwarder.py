@@ -36,6 +36,8 @@ KEEP_ALIVE_S = 3.0
 """uvicorn closes an idle connection after 5 s; a request must not meet that."""
 BUFFERED_BYTES = 16 << 20
 """Answers up to this size are passed on when they are complete."""
+ENGINE_DEAD = b"EngineCore encountered an issue"
+"""vLLM's EngineDeadError, which no server recovers from (vllm/v1/engine/exceptions.py)."""
 BROKEN = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.IncompleteReadError)
 """What a dying server, or the lease of a member that was taken out, raises."""
 
@@ -46,6 +48,10 @@ class UnreachableError(Exception):
 
 class DiedError(Exception):
     """The member exited, or was taken out, before its answer was complete."""
+
+
+class NotHealthyError(DiedError):
+    """The member still answers, with an error, and can serve no more."""
 
 
 class ClientGoneError(Exception):
@@ -144,7 +150,9 @@ class Forwarder:
         Raises:
             GatewayError: The request may not be sent again.
         """
-        delivery.deaths += 1
+        if not (lease.suspect and isinstance(death, NotHealthyError)):
+            # A server that was dead before this request reached it did not die of it.
+            delivery.deaths += 1
         log.info("%s: %s under %s", lease.member.id, death, delivery.exchange.path)
         if delivery.begun:
             if delivery.record is None:
@@ -209,11 +217,11 @@ class Forwarder:
             # The server refuses to continue (it may be of another version, or too full).
             return await self._close_broken(delivery, f"continuing got status {upstream.status}")
         repeatable = delivery.exchange.repeatable
-        if upstream.status >= 500 and repeatable and await self._is_dead(member):
-            raise DiedError(f"answered {upstream.status} and is not healthy")
         if (upstream.content_length or 0) > BUFFERED_BYTES:
             return await self._pass_through(delivery, upstream)
         body = await upstream.read()
+        if upstream.status >= 500 and repeatable and await self._is_dead(member, body):
+            raise NotHealthyError(f"answered {upstream.status} and is not healthy")
         must_have_body = delivery.exchange.method == "POST" and repeatable
         if upstream.status == 200 and not body and must_have_body:
             raise DiedError("answered 200 with an empty body")
@@ -232,8 +240,14 @@ class Forwarder:
         await response.write_eof()
         return response
 
-    async def _is_dead(self, member: Member) -> bool:
-        """Ask the server itself, after an error of its own: vLLM's /health knows its engines."""
+    async def _is_dead(self, member: Member, error: bytes) -> bool:
+        """Return whether the server can answer no more, after an error of its own.
+
+        It is asked itself: vLLM's /health knows its engines. While it shuts down, /health answers
+        200 and a request gets the error of a dead engine (measured with the stand-in).
+        """
+        if ENGINE_DEAD in error:
+            return True
         timeout = aiohttp.ClientTimeout(total=HEALTH_S)
         try:
             async with self.session.get(f"{member.url}/health", timeout=timeout) as health:
@@ -249,9 +263,9 @@ class Forwarder:
         async for chunk in upstream.content.iter_any():
             out = bytearray()
             for event in splitter.feed(chunk):
-                if event.startswith(ERROR) and await self._is_dead(member):
+                if event.startswith(ERROR) and await self._is_dead(member, event):
                     await self._write_events(delivery, upstream, out)
-                    raise DiedError("closed the stream with an error and is not healthy")
+                    raise NotHealthyError("closed the stream with an error and is not healthy")
                 if event == DONE:
                     await self._write_events(delivery, upstream, out + event + b"\n\n")
                     return await _finish(delivery)

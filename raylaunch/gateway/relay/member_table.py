@@ -25,6 +25,8 @@ class Lease:
     member: Member
     scope: asyncio.Timeout | None = None
     aborted: bool = False
+    suspect: bool = False
+    """Whether the member was under suspicion when it was chosen."""
 
     def abort(self) -> None:
         """Give the attempt up: the member was taken out."""
@@ -126,7 +128,7 @@ class MemberTable:
         ]
         seat = self._seats[self.balancer.choose(candidates, wish)]
         seat.last_used = next(self._numbers)
-        return Lease(seat.member)
+        return Lease(seat.member, suspect=not trusted)
 
     async def acquire(self, wish: Wish, deadline: float) -> Lease:
         """Return a lease, waiting in the hold queue while no member can take the request.

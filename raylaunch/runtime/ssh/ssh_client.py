@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TextIO
 
 from raylaunch.errors import ClusterFileError, HeadError, from_dict
-from raylaunch.recipe.cluster_yaml import GIVEN, ClusterFile, read_cluster_file
+from raylaunch.recipe.cluster_yaml import GIVEN, ClusterFile, open_cluster_file
 from raylaunch.runtime.ssh.ssh_message import pack_message
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def run_on_head(
         HeadError: the head cannot be reached or cannot run raylaunch, or the connection was lost.
         ClusterError: Ray does not run there.
     """
-    cluster = _read(file)
+    cluster = open_cluster_file(file, "give the file with which `ray up` started the cluster")
     mark = secrets.token_hex(16)
     request = {
         "mark": mark,
@@ -130,6 +130,20 @@ def ssh_command(cluster: ClusterFile) -> list[str]:
     Raises:
         ClusterFileError: the user or host would be read as an option of ssh or docker.
     """
+    _refuse_options(cluster.container)
+    inner = f"exec bash --login -c -i {shlex.quote(LOGIN)} 3<&0 </dev/null"
+    if cluster.container:
+        enter = f"exec {cluster.docker} exec -i {shlex.quote(cluster.container)}"
+        inner = f"{enter} bash -c {shlex.quote(inner)}"
+    return [*ssh_words(cluster, cluster.outer_ip or cluster.head_ip), inner]
+
+
+def ssh_words(cluster: ClusterFile, host: str) -> list[str]:
+    """Return the ssh command line for a host of the cluster, up to what is to run there.
+
+    Raises:
+        ClusterFileError: the user or host would be read as an option of ssh.
+    """
     from ray.autoscaler._private.command_runner import SSHOptions
 
     options = SSHOptions(
@@ -140,14 +154,9 @@ def ssh_command(cluster: ClusterFile) -> list[str]:
         StrictHostKeyChecking="accept-new",
         UserKnownHostsFile=None,  # instead of Ray's /dev/null: ssh's own files
     )
-    host = cluster.outer_ip or cluster.head_ip
-    _refuse_options(cluster.user, host, cluster.container)
-    inner = f"exec bash --login -c -i {shlex.quote(LOGIN)} 3<&0 </dev/null"
-    if cluster.container:
-        enter = f"exec {cluster.docker} exec -i {shlex.quote(cluster.container)}"
-        inner = f"{enter} bash -c {shlex.quote(inner)}"
+    _refuse_options(cluster.user, host)
     words = options.to_ssh_options_list(timeout=CONNECT_S)
-    return ["ssh", *words, "--", f"{cluster.user}@{host}", inner]
+    return ["ssh", *words, "--", f"{cluster.user}@{host}"]
 
 
 class _RemoteCommand:
@@ -297,18 +306,6 @@ class _Gate:
     def _write(self, chunk: bytes) -> None:
         self._target.write(chunk)
         self._target.flush()
-
-
-def _read(file: Path) -> ClusterFile:
-    try:
-        text = file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterFileError(
-            f"the cluster's file {file} cannot be read",
-            why=str(error),
-            todo="give the file with which `ray up` started the cluster",
-        ) from error
-    return read_cluster_file(text, str(file))
 
 
 def _refuse_options(*names: str | None) -> None:

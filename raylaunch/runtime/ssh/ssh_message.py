@@ -25,18 +25,22 @@ def pack_message(request: Mapping[str, object], given: Mapping[str, Path]) -> by
     return b"%d\n" % len(source) + source + line + b"\n" + package
 
 
-def _zip(given: Mapping[str, Path]) -> bytes:
-    """Pack this raylaunch with its recipes, and the files that are sent along."""
+def code_files() -> dict[str, Path]:
+    """Return the files of this raylaunch with its recipes, by their path in a folder for Python."""
     package = Path(__file__).resolve().parents[2]
     files = {}
     for path in _files(package):
         files[f"raylaunch/{path.relative_to(package)}"] = path
     for path in _files(configs_dir()):
         files[f"raylaunch/configs/{path.relative_to(configs_dir())}"] = path
-    files.update(given)
+    return files
+
+
+def _zip(given: Mapping[str, Path]) -> bytes:
+    """Pack this raylaunch with its recipes, and the files that are sent along."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for name, path in files.items():
+        for name, path in {**code_files(), **given}.items():
             archive.write(path, name)
     return packed.getvalue()
 
