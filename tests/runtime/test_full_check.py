@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from raylaunch.errors import PlacementError
-from raylaunch.plan.facts import Facts, Listener
+from raylaunch.plan.facts import Facts, Interface, Listener, ProbeFailure
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.runtime.cluster import placement
@@ -34,11 +35,11 @@ def problem(monkeypatch):
 
     monkeypatch.setattr(full_check, "ask_plans", no_others)
 
-    def _problem(*facts: Facts, busy=(BUSY,), waived=None) -> str:
+    def _problem(*facts: Facts, freed=(BUSY,), waived=None) -> str:
         found = {one.node_id: one for one in facts}
         monkeypatch.setattr(placement, "places", lambda *_: list(found))
         monkeypatch.setattr(full_check, "call_on_nodes", lambda *_: (found, ()))
-        room = Room({f"id-{BUSY}": 8}, busy)
+        room = Room({f"id-{ip}": 8 for ip in freed})
         return asyncio.run(find_problem(SPECS, "d", room, waived or {}))
 
     return _problem
@@ -54,7 +55,22 @@ def test_what_uses_the_port_on_a_node_that_is_back_is_a_problem(problem):
 
 def test_what_uses_the_port_where_the_fallback_serves_is_the_fallback(problem):
     assert problem(host(BUSY, ports=[20004]), host(BACK)) == ""
-    assert "20004" in problem(host(BUSY, ports=[20004]), host(BACK), busy=())
+    assert "20004" in problem(host(BUSY, ports=[20004]), host(BACK), freed=())
+
+
+def test_what_uses_the_port_is_the_fallback_also_where_its_address_is_that_of_another_interface(
+    problem,
+):
+    facts = replace(
+        host(BUSY, ports=[20004]),
+        interfaces=(Interface("eth1", ("192.0.2.99/24",)),),
+    )
+    assert problem(facts, host(BACK)) == ""
+
+
+def test_an_error_that_the_fallback_is_not_the_cause_of_is_a_problem_on_its_node_too(problem):
+    hangs = ProbeFailure("npus", "npu-smi did not return", hung=True)
+    assert "does not return" in problem(replace(host(BUSY), failures=(hangs,)), host(BACK))
 
 
 def test_an_error_that_start_was_to_skip_is_none_here_either(problem):
@@ -68,13 +84,13 @@ def test_nodes_that_are_gone_again_are_a_problem(problem, monkeypatch):
 
     problem(host(BACK), host(BUSY))
     monkeypatch.setattr(placement, "places", too_few)
-    assert "gone" in asyncio.run(find_problem(SPECS, "d", Room({}, ()), {}))
+    assert "gone" in asyncio.run(find_problem(SPECS, "d", Room({}), {}))
 
 
 def test_a_node_that_does_not_answer_is_a_problem(problem, monkeypatch):
     problem(host(BACK), host(BUSY))
     monkeypatch.setattr(full_check, "call_on_nodes", lambda *_: ({}, ("id",)))
-    assert "1 node(s) did not answer" in asyncio.run(find_problem(SPECS, "d", Room({}, ()), {}))
+    assert "1 node(s) did not answer" in asyncio.run(find_problem(SPECS, "d", Room({}), {}))
 
 
 def test_a_place_is_a_node_with_enough_npus_that_are_free_or_become_free(monkeypatch):

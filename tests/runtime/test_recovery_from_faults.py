@@ -235,7 +235,10 @@ def test_a_smaller_recipe_serves_while_a_node_is_lost_and_no_request_fails_when_
     finally:
         with asking(handle.status().endpoint) as failures:
             cluster.add(8)  # for the tests that follow, too
-            status = await_phase(handle, Phase.READY, deadline_s=300)
+            try:
+                status = await_phase(handle, Phase.READY, deadline_s=300)
+            finally:
+                print(*handle.events(), sep="\n")
     assert failures == []
     assert (status.fallback, len(status.servers)) == ("", 3)
     assert "degraded" in kinds(handle)

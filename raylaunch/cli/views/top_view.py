@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from raylaunch.cli.output import Style, table
 from raylaunch.cli.views.plan_view import count
+from raylaunch.cli.views.service_view import fallback_line
 from raylaunch.cli.views.status_view import (
     PHASE_KINDS,
     duration,
@@ -108,6 +109,8 @@ def _head(status: Status, style: Style) -> Iterator[str]:
     running = sum(rank.running for rank in ranks)
     waiting = sum(rank.waiting for rank in ranks)
     yield f"{status.endpoint}  {running:.0f} running, {waiting:.0f} waiting"
+    if status.fallback:
+        yield f"  {fallback_line(status, style)}"
     for line in (status.operation, *status.waiting_for[:2]):
         if line:
             yield f"  {line}"

@@ -12,7 +12,8 @@ function showHead(live, frozen) {
     `recipe ${live.recipe}`, `model ${live.served_name}`, `attempt ${live.attempt}`, count(live.restarts, "restart"),
   ];
   byId("headline").replaceChildren(state(live.state, live.phase), facts.join(", "));
-  for (const line of [live.operation, live.endpoint, ...live.waiting_for.map((one) => `waiting for ${one}`)]) {
+  const fallback = live.fallback && `${live.fallback} serves instead of ${live.recipe} until the lost node is back`;
+  for (const line of [fallback, live.operation, live.endpoint, ...live.waiting_for.map((one) => `waiting for ${one}`)]) {
     if (line) byId("headline").append(make("br"), line);
   }
   if (frozen) byId("headline").append(make("br"), `as of ${clock(live.now)}`);

@@ -189,9 +189,8 @@ class FallbackLoop:
         """Plan and check the recipe itself; only what passes costs the fallback its place."""
         loaded = self._journal.loaded
         target = self._next_groups(loaded)
-        busy = [server.node.ip for plan in self._groups.plans() for server in plan.servers]
         waived = next(iter(self._groups)).loop.settings.waived
-        room = Room(self._held_npus(), busy, self._excluded())
+        room = Room(self._held_npus(), self._excluded())
         problem = await find_problem(target, self._deployment, room, waived)
         if not problem:
             self._enter(self._state.grow_back(target))

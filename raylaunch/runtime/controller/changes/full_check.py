@@ -22,6 +22,9 @@ from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 from raylaunch.runtime.controller.group.planning import wanted_ports
 from raylaunch.runtime.controller.port_turns import ask_plans
 
+IN_USE = frozenset({"leftovers", "memory-small", "npu-busy", "port-busy"})
+"""Ids of the checks that find what a running server uses."""
+
 
 @dataclass(frozen=True)
 class Room:
@@ -29,8 +32,6 @@ class Room:
 
     freed: Mapping[str, int]
     """The NPUs that the fallback will release, by Ray's id of the node."""
-    busy: Collection[str]
-    """Addresses of the nodes where the fallback serves: what is in use there is not judged."""
     excluded: tuple[str, ...] = ()
     """Addresses of nodes that are not used, in Ray's words."""
 
@@ -55,7 +56,7 @@ async def find_problem(
         for spec in specs:
             facts = await _probe(spec.loaded.recipe, room)
             plan = plan_group(spec, facts, deployment=deployment, others=plans)
-            findings = waive(find_errors(spec, facts, plan, others.plans, room.busy), waived)
+            findings = waive(find_errors(spec, facts, plan, others.plans, room.freed), waived)
             errors = [one.what for one in findings if one.level == "error"]
             if errors:
                 return "; ".join(errors)
@@ -70,13 +71,24 @@ def find_errors(
     nodes: Sequence[Facts],
     plan: LaunchPlan,
     others: Sequence[LaunchPlan],
-    busy: Collection[str],
+    fallback: Collection[str],
 ) -> list[Finding]:
-    """Return the errors of a plan, without those on nodes where the fallback serves."""
+    """Return the errors of a plan; what is in use on a node of the fallback is none.
+
+    Args:
+        spec: The group.
+        nodes: The facts of its nodes.
+        plan: Its plan.
+        others: The plans of other deployments.
+        fallback: Ray's ids of the nodes where the fallback serves.
+    """
+    # A finding has Ray's address of its node. The fallback's plan may have another one.
+    busy = [node.ip for node in nodes if node.node_id in fallback]
     known = common_names(nodes)
     found = [*check_recipe(spec.loaded, nodes[0].versions, known=known)]
     found += check_nodes(spec.loaded, nodes, plan, others)
-    return [one for one in found if one.level == "error" and one.where not in busy]
+    errors = [one for one in found if one.level == "error"]
+    return [one for one in errors if not (one.id in IN_USE and one.where in busy)]
 
 
 async def _probe(recipe: Recipe, room: Room) -> list[Facts]:
