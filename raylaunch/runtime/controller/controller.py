@@ -137,6 +137,10 @@ class Controller:
             self._state.enter(ControllerState.RUNNING)
             self._groups.run()
 
+    async def note_wait(self, text: str) -> None:
+        """Note what `raylaunch start` has waited for."""
+        self._record.note("waiting", text)
+
     async def take_over(self) -> None:
         """Continue after the death of the last controller."""
         if self._takeover_call.arrive():
@@ -389,12 +393,5 @@ class Controller:
         self._changes.note()
 
     def _status(self) -> Status:
-        return whole_status(
-            self._request.deployment,
-            self._groups,
-            self._record,
-            self._operations,
-            self._gateway,
-            self._clock,
-            self._monitor.findings,
-        )
+        parts = (self._groups, self._record, self._operations, self._gateway, self._clock)
+        return whole_status(self._request.deployment, *parts, self._monitor.findings)
