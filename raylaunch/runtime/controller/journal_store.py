@@ -30,7 +30,7 @@ class JournalStore:
         request: Names the deployment and its instance.
         groups: Its groups.
         record: Its journal.
-        changes: Tells when there is something new.
+        changes: Wakes it when there is something new.
         clock: Of this process.
     """
 
