@@ -44,6 +44,8 @@ env:
 - `--set KEY=VALUE` changes one value on the command line, by dotted path: `--set parallel.data=4`,
   `--set args.max-num-seqs=64`, `--set env.HCCL_BUFFSIZE=512`. The value is read as YAML and checked by the schema.
   A flag may be spelt with `-` or `_`; within one file only once.
+- `fallback` names smaller recipes that serve while a node is lost; see
+  [Supervision](supervision.md#while-a-node-is-lost-and-no-spare-one-is-there).
 - `configs/recipe.schema.json` lets editors complete and check recipes (the first line of the example).
 - An unknown key is an error that names file, line and the nearest valid key.
 """

@@ -94,6 +94,12 @@ EARLIER = (
         "test_a_recipe_that_extends_itself_is_refused_with_the_circle",
     ),
     (
+        "a fallback that cannot take the recipe's place",
+        3,
+        "recipe/test_fallbacks.py",
+        "test_a_fallback_that_cannot_take_the_place_is_refused",
+    ),
+    (
         "a flag or variable that raylaunch sets itself",
         3,
         "recipe/test_load.py",

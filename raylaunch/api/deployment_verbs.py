@@ -33,6 +33,7 @@ from raylaunch.deployment import (
     stop_embedded,
     unknown_name,
 )
+from raylaunch.deployment.awaited_hosts import START_HOST, read_all_waiting
 from raylaunch.deployment.deployment_records import (
     Record,
     read_records,
@@ -199,6 +200,12 @@ def overview(address: str | None = None) -> Overview:
         _ask_embedded(running, silent)
     if address != LOCAL:
         _ask_cluster(address, running, silent)
+    known = {status.deployment for status in running}
+    starts = {name: text for name, text in read_all_waiting(home()).items() if name not in known}
+    silent = [one for one in silent if one.deployment not in starts]
+    silent += [
+        Silent(name, f"its start is {text}", "", START_HOST) for name, text in starts.items()
+    ]
     return Overview(tuple(running), tuple(silent))
 
 

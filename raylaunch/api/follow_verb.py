@@ -10,10 +10,12 @@ from raylaunch.api.deployment_verbs import deploy
 from raylaunch.api.earlier_starts import find_running, stop_running
 from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, starts_embedded
 from raylaunch.deployment import Deployment, OnUpdate, checked_name, find_embedded
+from raylaunch.deployment.awaited_hosts import WaitingNote
 from raylaunch.deployment.deployment_handle import POLL_S
 from raylaunch.deployment.follower import follow_changes, wait_for_hosts
 from raylaunch.deployment.service_manager import ServiceManager
 from raylaunch.errors import RaylaunchError, UnknownDeploymentError
+from raylaunch.home import home
 from raylaunch.plan.layout import nodes_needed
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
@@ -49,7 +51,8 @@ def follow(
         await_hosts: Addresses of nodes. Before a start as many of them as the recipe needs must
             have joined the cluster.
         on_update: Called with every new status.
-        on_wait: Called with what the cluster lacks, from 30 s on.
+        on_wait: Called with what the cluster lacks, from 30 s on. `status` shows it meanwhile, and
+            afterwards it is an event of the deployment.
         primary: Address of the node that becomes the primary.
         skip_checks: Ids of checks whose errors count as warnings, with the reason.
         dry_run_engine: Have the nodes' vLLM build the engine configuration beside the start.
@@ -68,10 +71,8 @@ def follow(
             on_wait(text)
 
     def start() -> Deployment:
-        if await_hosts:
-            needed = nodes_needed(expand_groups(loaded))
-            wait_for_hosts(await_hosts, needed, lambda: _list_alive(address), report)
-        return deploy(
+        waited = _wait_for(await_hosts, loaded, title, address, report) if await_hosts else ""
+        handle = deploy(
             name,
             set=set,
             deployment=title,
@@ -82,13 +83,40 @@ def follow(
             dry_run_engine=dry_run_engine,
             adopt=True,
         )
+        if waited:
+            _note_wait(handle, waited)
+        return handle
 
     try:
         if not _is_embedded(title, loaded, address):
-            wait_for_hosts((), 0, lambda: _list_alive(address), report)
+            _wait_for((), loaded, title, address, report)
         raise _follow_until_error(title, address, start, manager, on_update, report)
     finally:
         manager.notify_stopping()
+
+
+def _wait_for(
+    hosts: Sequence[str],
+    loaded: LoadedRecipe,
+    title: str,
+    address: str | None,
+    report: Callable[[str], None],
+) -> str:
+    """Wait for the cluster and these hosts; what is missing is reported, and shown by `status`."""
+    needed = nodes_needed(expand_groups(loaded))
+    with WaitingNote(home(), title) as note:
+
+        def show(text: str) -> None:
+            report(text)
+            note.show(text)
+
+        return wait_for_hosts(hosts, needed, lambda: _list_alive(address), show)
+
+
+def _note_wait(handle: Deployment, text: str) -> None:
+    from raylaunch.runtime.controller.controller_client import require_controller
+
+    require_controller(handle.name).note_wait(text)
 
 
 def _follow_until_error(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from raylaunch.deployment import LOCAL
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.catalog import read
+from raylaunch.recipe.catalog import configs_dir, finder, read
 from raylaunch.recipe.load import LoadedRecipe, recipe_from_mapping
 from raylaunch.recipe.model import Recipe
 
@@ -44,9 +44,8 @@ def load(
             "`set` changes recipes that are given by name or path",
             todo="put the values into the recipe itself",
         )
-    if isinstance(recipe, Recipe):
-        return recipe_from_mapping(recipe.model_dump(exclude_unset=True), "custom")
-    return recipe_from_mapping(dict(recipe), "custom")
+    values = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else dict(recipe)
+    return recipe_from_mapping(values, "custom", find=finder(configs_dir()))
 
 
 def merge_settings(

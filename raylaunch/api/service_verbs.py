@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylaunch.api.deployment_verbs import read_secrets
 from raylaunch.api.recipe_arguments import load
 from raylaunch.deployment import checked_name
-from raylaunch.errors import NodeError, RecipeError
+from raylaunch.errors import NodeError, RaylaunchError, RecipeError, UnknownDeploymentError
 from raylaunch.recipe.catalog import files_of
 from raylaunch.recipe.cluster_yaml import ClusterFile, open_cluster_file
 from raylaunch.recipe.load import LoadedRecipe
@@ -123,16 +124,23 @@ def service_status(deployment: str, *, cluster: Path | None = None) -> dict[str,
     return {host: read_states(file, host, units) for host, units in _units(title, file).items()}
 
 
-def remove_service(deployment: str, *, cluster: Path | None = None) -> list[str]:
+def remove_service(
+    deployment: str,
+    *,
+    cluster: Path | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> list[str]:
     """Stop, disable and remove the units and files of a service; return the units.
 
-    Ray's units and containers stay while another deployment's service needs them. A deployment
-    that runs is not stopped as `stop` does it: without Ray its servers stop after
-    `health.orphan_grace_s`, and with its container they are killed.
+    Before Ray's units the deployment is stopped as by `stop`. If that fails they are stopped all
+    the same: without Ray its servers stop after `health.orphan_grace_s`, and with its container
+    they are killed. Ray's units and containers stay while another deployment's service needs them,
+    and then the deployment keeps running, as it does on an embedded cluster.
 
     Args:
         deployment: Its name.
         cluster: As for `service_status`.
+        on_note: Called with why the deployment could not be stopped.
 
     Raises:
         ClusterFileError: the file is missing or not one for `ray up`.
@@ -147,12 +155,13 @@ def remove_service(deployment: str, *, cluster: Path | None = None) -> list[str]
     units = _units(title, file)
     own = deployment_unit(title)
     label = ""
-    if file is not None:
+    if file is not None and cluster is not None:
         rays = cluster_unit(file.name)
         if find_other_users(file, rays, own):
             units = {file.head_ip: [own]}
-        elif file.container is not None:
-            label = f"{LABEL}={file.name}"
+        else:
+            _stop_before_ray(cluster, title, on_note)
+            label = "" if file.container is None else f"{LABEL}={file.name}"
     hosts = []
     for host, names in units.items():
         paths = [f"{UNITS}/{name}" for name in names]
@@ -161,6 +170,23 @@ def remove_service(deployment: str, *, cluster: Path | None = None) -> list[str]
         hosts.append(HostFiles(host, dict.fromkeys(paths, ("", 0)), tuple(names)))
     remove(hosts, file, label)
     return [name for names in units.values() for name in names]
+
+
+def _stop_before_ray(cluster: Path, deployment: str, on_note: Callable[[str], None] | None) -> None:
+    from raylaunch.runtime.ssh import ssh_client
+
+    try:
+        # The report of `stop` is for people; stdout may be for a program.
+        with contextlib.redirect_stdout(sys.stderr):
+            code = ssh_client.run_on_head(cluster, ["stop", deployment], {}, {})
+        problem = f"`raylaunch stop` exited with {code}"
+    except RaylaunchError as error:
+        code = error.exit_code
+        problem = error.what
+    if code == ssh_client.INTERRUPTED:
+        raise KeyboardInterrupt
+    if code not in (0, UnknownDeploymentError.exit_code) and on_note is not None:
+        on_note(f"{deployment} was not stopped before its Ray: {problem}")
 
 
 def _units(title: str, file: ClusterFile | None) -> dict[str, list[str]]:

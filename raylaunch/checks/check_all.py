@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from raylaunch.checks.board_checks import check_boards, check_image, check_pairs
 from raylaunch.checks.check_context import build_context
+from raylaunch.checks.fallback.fallback_checks import check_fallbacks
 from raylaunch.checks.findings import Finding
 from raylaunch.checks.flag_checks import FLAG_CHECKS
 from raylaunch.checks.gateway.gateway_checks import check_gateway_keys
@@ -108,7 +109,21 @@ def check_deployment(
         findings.update(dict.fromkeys(check_nodes(spec.loaded, nodes, group, siblings)))
         context = build_context(spec.loaded, nodes, group, siblings)
         findings.update(dict.fromkeys(check_shared_nodes(context)))
+    findings.update(dict.fromkeys(check_fallback_recipes(loaded, nodes[0].versions, known=known)))
     yield from findings
+
+
+def check_fallback_recipes(
+    loaded: LoadedRecipe, versions: Versions, *, known: KnownFlags | None = None
+) -> Iterator[Finding]:
+    """Yield what is known of the recipes under `fallback`; arguments as for `check_recipe`."""
+
+    def judge(fallback: LoadedRecipe) -> Iterator[Finding]:
+        own = versions or image_versions(fallback.recipe)
+        for spec in expand_groups(fallback):
+            yield from check_recipe(spec.loaded, own, known=known)
+
+    yield from dict.fromkeys(check_fallbacks(loaded, judge))
 
 
 def common_names(nodes: Sequence[Facts]) -> KnownFlags | None:

@@ -33,6 +33,8 @@ CHECK_IDS = frozenset(
         "engine-refuses",
         "engine-warns",
         "ep-without-flashcomm1",
+        "fallback",
+        "fallback-refused",
         "fault-tolerance",
         "flag-value",
         "flashcomm1",

@@ -91,10 +91,24 @@ def mask_recipe(values: Mapping[str, object]) -> dict[str, object]:
     groups = masked.get("groups")
     if isinstance(groups, list | tuple):
         masked["groups"] = [mask_recipe(group) for group in groups]
+    fallbacks = masked.get("fallback")
+    if isinstance(fallbacks, list | tuple):
+        masked["fallback"] = [_mask_fallback(entry) for entry in fallbacks]
     container = masked.get("container")
     if isinstance(container, Mapping):
         masked["container"] = mask_recipe(container)
     return masked
+
+
+def _mask_fallback(entry: object) -> object:
+    changes = entry.get("set") if isinstance(entry, Mapping) else None
+    if not isinstance(entry, Mapping) or not isinstance(changes, Mapping):
+        return entry
+    masked = {
+        path: MASK if any(_secret_paths(path.rpartition(".")[2], value)) else value
+        for path, value in changes.items()
+    }
+    return {**entry, "set": masked}
 
 
 def _mask_variables(env: Mapping[str, Value]) -> dict[str, Value]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raylaunch.deployment.awaited_hosts import START_HOST, read_waiting
 from raylaunch.deployment.deployment_records import read_record
 from raylaunch.deployment.names import check_address, is_name, shortened
 from raylaunch.errors import ClusterError, NodeError, UnknownDeploymentError
@@ -141,6 +142,8 @@ def _explain(
     error: ClusterError, deployment: str, address: str | None, chosen: str
 ) -> ClusterError | UnknownDeploymentError:
     """Say what this machine knows of a deployment whose cluster does not answer."""
+    if deployment and read_waiting(home(), deployment):
+        return unknown_name(deployment)
     record = read_record(home(), deployment) if deployment else None
     if record is not None and chosen in ("", record.address):
         return ClusterError(
@@ -197,7 +200,13 @@ def stop_embedded(deployment: str) -> list[str]:
 
 
 def unknown_name(name: str) -> UnknownDeploymentError:
-    """Return the error for a deployment that is not known."""
+    """Return the error for a deployment that is not known, or that waits to be started."""
+    waiting = read_waiting(home(), name)
+    if waiting:
+        return UnknownDeploymentError(
+            f"{shortened(name)} is not started yet: `start --follow` on this machine is {waiting}",
+            todo=START_HOST,
+        )
     return UnknownDeploymentError(
         f"there is no deployment named {shortened(name)!r}",
         todo="`raylaunch list --running` shows those of this cluster; "

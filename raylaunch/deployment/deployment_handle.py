@@ -135,7 +135,7 @@ class Deployment:
             status = narrow(whole, self.group)
             if on_update is not None:
                 on_update(status)
-            if status.phase is Phase.READY:
+            if status.serves_all:
                 return status
             if status.phase in (Phase.FAILED, Phase.STOPPING, Phase.STOPPED):
                 raise self._explain_stopped(status, own=own)
@@ -216,7 +216,7 @@ class Deployment:
         from raylaunch.verify import verification as verify
 
         status = self.status()
-        if status.phase is not Phase.READY:
+        if not status.serves_all:
             raise NotReadyError(
                 f"{self.title} is {status.phase}, and only a service that is ready can be verified",
                 todo=f"`raylaunch status {self.name}` shows what it waits for",

@@ -85,8 +85,10 @@ def wait_for_hosts(
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> None:
+) -> str:
     """Wait without end until the cluster answers and has enough of these hosts.
+
+    Return what was waited for and for how long, if anything was reported; else "".
 
     Args:
         hosts: Their addresses; may be empty, to wait for the cluster alone.
@@ -102,7 +104,8 @@ def wait_for_hosts(
     while True:
         missing = _find_missing(hosts, needed, list_alive)
         if not missing:
-            return
+            waited_s = clock() - started
+            return f"the start began after {waited_s:.0f} s of {reported}" if reported else ""
         if missing != reported and clock() - started >= QUIET_S:
             report(missing)
             reported = missing

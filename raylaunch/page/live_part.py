@@ -134,6 +134,8 @@ class LiveView:
     phase_since: float
     waiting_for: tuple[str, ...]
     operation: str
+    fallback: str
+    """What serves in the place of the recipe while a node is lost; "" for the recipe itself."""
     groups: tuple[GroupView, ...]
     hosts: tuple[HostView, ...]
     ranks: tuple[RankView, ...]
@@ -156,6 +158,7 @@ def view_live(status: Status) -> LiveView:
         phase_since=status.phase_since,
         waiting_for=status.waiting_for,
         operation=status.operation,
+        fallback=status.fallback,
         groups=tuple(_view_group(group) for group in status.groups),
         hosts=tuple(_view_hosts(status)),
         ranks=tuple(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from raylaunch.errors import PlanError
 from raylaunch.plan.facts import Facts, Interface
 from raylaunch.plan.launch_plan import LaunchPlan, Place
+from raylaunch.recipe.fallbacks import count_nodes
 
 if TYPE_CHECKING:
     from raylaunch.recipe.groups import GroupSpec
@@ -122,23 +123,7 @@ def share_nodes(groups: Sequence[GroupSpec], nodes: Sequence[Facts]) -> list[lis
 
 def nodes_needed(groups: Sequence[GroupSpec]) -> int:
     """Return on how many nodes the groups fit, when each takes free NPUs of those before it."""
-    used: list[int] = []
-    for group in groups:
-        recipe = group.loaded.recipe
-        own: set[int] = set()
-        for _ in range(recipe.parallel.servers):
-            free = (
-                at
-                for at, npus in enumerate(used)
-                if npus + recipe.npus_per_server <= recipe.npus_per_node
-                and not (recipe.hardware.spread and at in own)
-            )
-            at = next(free, len(used))
-            if at == len(used):
-                used.append(0)
-            own.add(at)
-            used[at] += recipe.npus_per_server
-    return len(used)
+    return count_nodes(group.loaded.recipe for group in groups)
 
 
 def _take_nodes(group: GroupSpec, used: list[int], *, emptiest_first: bool) -> list[int] | None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from raylaunch.errors import RecipeError
-from raylaunch.recipe.load import Finder, LoadedRecipe, load_recipe, read_chain
+from raylaunch.recipe.load import Finder, LoadedRecipe, load_recipe, read_chain, read_fallback_files
 from raylaunch.recipe.yaml_reader import shorten
 
 
@@ -45,9 +45,10 @@ def files_of(name: str) -> tuple[str, dict[str, Path]]:
     """
     if not _is_path(name):
         return name, {}
-    chain = [path for path, _ in read_chain(name, finder(configs_dir()))]
-    bases = [path for path in chain[1:] if not path.is_relative_to(configs_dir())]
-    own = [chain[0], *bases]
+    find = finder(configs_dir())
+    chain = read_chain(name, find)
+    others = [path for path, _ in chain[1:]] + read_fallback_files(chain, find)
+    own = [chain[0][0], *(path for path in others if not path.is_relative_to(configs_dir()))]
     root = os.path.commonpath([path.parent for path in own])
     files = {str(path.relative_to(root)): path for path in own}
     return next(iter(files)), files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylaunch.recipe.group_names import DEFAULT_NAME, GroupRole
 from raylaunch.recipe.layers import group_layer
@@ -43,7 +43,8 @@ def expand_groups(loaded: LoadedRecipe) -> tuple[GroupSpec, ...]:
     specs: list[GroupSpec] = []
     for index, group in enumerate(recipe.groups):
         merged = group_layer(layer, index)
-        own = LoadedRecipe(validate(merged, loaded.name), loaded.name, merged.origins)
+        recipe_of_group = validate(merged, loaded.name)
+        own = replace(loaded, recipe=recipe_of_group, origins=merged.origins)
         one = _without_replicas(own)
         specs += _replicate(group.name, group.role, one, group.replicas, alone=alone)
     return tuple(specs)
@@ -64,4 +65,4 @@ def _without_replicas(loaded: LoadedRecipe) -> LoadedRecipe:
     values = loaded.recipe.model_dump(exclude_unset=True)
     del values["parallel"]["replicas"]
     origins = {path: at for path, at in loaded.origins.items() if path != "parallel.replicas"}
-    return LoadedRecipe(validate(Document(values), loaded.name), loaded.name, origins)
+    return replace(loaded, recipe=validate(Document(values), loaded.name), origins=origins)

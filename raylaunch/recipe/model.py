@@ -13,18 +13,16 @@ from raylaunch.recipe.field_types import (
     DraftTokens,
     EnvName,
     EnvValue,
-    Factor,
     GroupName,
     Npus,
-    Pause,
     Port,
     Ranks,
-    Restarts,
     Seconds,
     SysctlValue,
 )
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.recipe.group_names import GroupRole
+from raylaunch.recipe.health_settings import Fallbacks, Health
 from raylaunch.recipe.monitoring_settings import Hooks, Metrics, Tracing
 from raylaunch.recipe.reserved import normalise_flag, reserved_arg, reserved_env
 
@@ -150,37 +148,6 @@ class Timeouts(_Part):
     """From launch to ready. vLLM's primary has no time-out of its own for a headless server."""
     stop: Seconds = 30
     """Between SIGTERM and SIGKILL of a server's process group."""
-
-
-class Health(_Part):
-    """Liveness, failure detection and restart back-off. Times in seconds."""
-
-    heartbeat_s: Seconds = 1
-    """Period of an agent's reports while nothing changes."""
-    agent_silent_s: Seconds = 6
-    """Silence of an agent after which its node counts as unreachable."""
-    http_period_s: Seconds = 2
-    http_timeout_s: Seconds = 15
-    """Time-out of one `/health` request: under load it took 3 to 8 s (measured)."""
-    http_fail_s: Seconds = 30
-    """`/health` failing for this long counts as a failure, if no rank makes tokens either."""
-    progress_period_s: Seconds = 2
-    stall_s: Seconds = 20
-    """A rank with requests whose counters stand still this long hangs. Raise for long prefills."""
-    canary_idle_s: Seconds = 5
-    """A rank that was idle for this long gets a canary: a request for one token."""
-    canary_timeout_s: Seconds = 15
-    """Time-out of the canary. A rank that has requests is judged by `stall_s` alone."""
-    max_restarts: Restarts = 3
-    """Restarts allowed within `restart_window_s`."""
-    restart_window_s: Seconds = 3600
-    backoff_first_s: Pause = 1
-    backoff_factor: Factor = 4
-    backoff_max_s: Seconds = 120
-    device_pause_s: Pause = 10
-    """Minimum pause before NPUs are used again after an unclean exit (HCCP needs about 10 s)."""
-    orphan_grace_s: Pause = 0
-    """How long a server runs on without its agent, for another to adopt it. Experimental; 0: no."""
 
 
 class Container(_Part):
@@ -324,6 +291,8 @@ class Recipe(_Part):
     features: Features = Features()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
+    fallback: Fallbacks = ()
+    """Smaller recipes for the nodes that are left while one is lost: the first that fits serves."""
     container: Container | None = None
     tuning: Tuning = Tuning()
     bench: tuple[str, ...] = ()
@@ -356,6 +325,16 @@ class Recipe(_Part):
             if flag in seen:
                 raise ValueError(f"args gives --{flag} twice, in two spellings")
             seen.add(flag)
+        return self
+
+    @model_validator(mode="after")
+    def _degrades_before_it_fails(self) -> Recipe:
+        health = self.health
+        if self.fallback and health.degrade_after_s >= health.restart_window_s:
+            raise ValueError(
+                "health.degrade_after_s is not below health.restart_window_s: "
+                "the group would fail before a fallback is started"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ class Event:
     attempt: int
     kind: str
     """One of phase, stage, read-ahead, exit, failure, diagnosis, restart, waiting, adopted,
-    command, drill, note.
+    command, degraded, drill, note.
     """
     text: str
     server: int | None = None
@@ -153,6 +153,15 @@ class Status:
     """Groups that an upgrade has started, and that wait to be verified."""
     operation_error: dict[str, str] | None = None
     """Why the last such command failed, as `RaylaunchError.as_dict`."""
+    fallback: str = ""
+    """The fallback that serves in the place of the recipe while a node is lost; "" for none."""
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether every group serves: those of the recipe, or of its fallback."""
+        if self.fallback and self.phase is Phase.DEGRADED:
+            return all(group.phase is Phase.READY for group in self.groups)
+        return self.phase is Phase.READY
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,12 @@ def behind_gateway(
     return replace(shown, phase=Phase.STARTING, waiting_for=waiting)
 
 
+def on_fallback(status: Status, fallback: str) -> Status:
+    """Return the status of a deployment whose fallback has the recipe's place; "" for none."""
+    phase = Phase.DEGRADED if fallback and status.phase is Phase.READY else status.phase
+    return replace(status, phase=phase, fallback=fallback)
+
+
 def narrow(status: Status, name: str | None) -> Status:
     """Return the status of one group in the form of a deployment's; all of it without a name.
 

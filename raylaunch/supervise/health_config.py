@@ -38,6 +38,10 @@ class HealthConfig:
     """Least pause before NPUs are used again."""
     orphan_grace_s: float = 0.0
     """How long a server runs on without its agent, for another agent to adopt it. 0: not at all."""
+    degrade_after_s: float = 120.0
+    """How long a lost node without a spare one is awaited before a fallback is started."""
+    grow_back_after_s: float = 60.0
+    """How long the nodes of the full recipe have to be there before it takes over again."""
     start_s: float = 3600.0
     """From launch to ready."""
     unknown_retries: int = 1

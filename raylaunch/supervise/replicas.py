@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raylaunch.errors import RecipeError
 from raylaunch.recipe.load import LoadedRecipe
 
@@ -28,4 +30,4 @@ def with_replicas(loaded: LoadedRecipe, replicas: int) -> LoadedRecipe:
     parallel = loaded.recipe.parallel.model_copy(update={"replicas": replicas})
     recipe = loaded.recipe.model_copy(update={"parallel": parallel})
     origins = {**loaded.origins, "parallel.replicas": "raylaunch scale"}
-    return LoadedRecipe(recipe, loaded.name, origins)
+    return replace(loaded, recipe=recipe, origins=origins)

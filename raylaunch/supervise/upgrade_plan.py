@@ -14,7 +14,7 @@ from raylaunch.recipe.load import LoadedRecipe
 
 NO_SERVER_SETTINGS = (
     *("description", "good_for", "source", "bench"),
-    *("gateway", "health", "timeouts"),
+    *("gateway", "health", "timeouts", "fallback"),
     *("metrics", "notify", "tracing"),
 )
 """Sections of a recipe that no server reads: they are changed without touching one."""

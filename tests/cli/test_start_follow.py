@@ -9,7 +9,9 @@ from dataclasses import replace
 import fake_api
 import pytest
 
-from raylaunch.api import follow_verb
+from raylaunch.api import deployment_verbs, follow_verb
+from raylaunch.deployment.awaited_hosts import WaitingNote, read_all_waiting, read_waiting
+from raylaunch.deployment.cluster_choice import unknown_name
 from raylaunch.deployment.follower import follow_changes, wait_for_hosts
 from raylaunch.deployment.service_manager import ServiceManager
 from raylaunch.errors import ClusterError, LaunchError, PlacementError, UnknownDeploymentError
@@ -158,7 +160,7 @@ class Nodes:
         self.now += seconds
 
     def wait_for(self, *hosts, needed=2):
-        wait_for_hosts(
+        return wait_for_hosts(
             hosts,
             needed,
             self.list_alive,
@@ -170,7 +172,7 @@ class Nodes:
 
 def test_hosts_that_come_within_30_s_are_not_reported():
     nodes = Nodes(*[{"192.0.2.10"}] * 10, {"192.0.2.10", "192.0.2.11"})
-    nodes.wait_for("192.0.2.10", "192.0.2.11")
+    assert nodes.wait_for("192.0.2.10", "192.0.2.11") == ""
     assert nodes.reports == []
     assert nodes.now == 20
 
@@ -178,11 +180,12 @@ def test_hosts_that_come_within_30_s_are_not_reported():
 def test_after_30_s_what_is_missing_is_reported_by_name_and_once():
     silent = [ClusterError("no Ray cluster answers")] * 20
     nodes = Nodes(*silent, *[{"192.0.2.10"}] * 9, {"192.0.2.10", "192.0.2.11"})
-    nodes.wait_for("192.0.2.10", "192.0.2.11")
+    waited = nodes.wait_for("192.0.2.10", "192.0.2.11")
     assert nodes.reports == [
         "waiting for the Ray cluster: no Ray cluster answers",
         "waiting for 192.0.2.11 to join the Ray cluster",
     ]
+    assert waited == f"the start began after {nodes.now:.0f} s of {nodes.reports[-1]}"
 
 
 def test_a_spare_host_that_is_missing_is_not_awaited():
@@ -278,6 +281,53 @@ def test_the_last_notification_is_that_the_process_exits(verbs, systemd, monkeyp
     verbs(fake_api.ready(), failed())
     assert systemd.received()[-1] == "STOPPING=1"
     assert "NOTIFY_SOCKET" not in os.environ
+
+
+MISSING = "waiting for 192.0.2.11 to join the Ray cluster"
+
+
+def test_a_host_that_a_start_waits_for_is_in_the_status_and_then_an_event(
+    verbs, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
+    monkeypatch.setattr(deployment_verbs, "_ask_cluster", lambda *_: None)
+    shown, noted = [], []
+
+    def wait(hosts, needed, list_alive, report):
+        if not hosts:
+            return ""
+        report(MISSING)
+        shown.append(unknown_name("prod").what)
+        shown.extend(one.what for one in deployment_verbs.overview("auto").silent)
+        return f"the start began after 95 s of {MISSING}"
+
+    monkeypatch.setattr(follow_verb, "wait_for_hosts", wait)
+    monkeypatch.setattr(follow_verb, "_note_wait", lambda _, text: noted.append(text))
+    verbs(fake_api.ready(), failed())
+    assert [MISSING in text for text in shown] == [True, True]
+    assert noted == [f"the start began after 95 s of {MISSING}"]
+    assert MISSING not in unknown_name("prod").what
+    assert deployment_verbs.overview("auto").silent == ()
+
+
+def test_the_note_of_a_start_that_was_killed_does_not_count(tmp_path):
+    with WaitingNote(tmp_path, "prod") as note:
+        note.show("waiting for a host with a long name")
+        note.show(MISSING)
+        assert read_all_waiting(tmp_path) == {"prod": MISSING}
+        path = tmp_path / "deployments" / "prod.waiting"
+        kept = path.read_bytes()
+    assert read_waiting(tmp_path, "prod") == ""
+    path.write_bytes(kept)
+    assert read_all_waiting(tmp_path) == {}, "no process has it locked"
+
+
+def test_a_start_waits_also_where_no_note_can_be_written(tmp_path, caplog):
+    (tmp_path / "deployments").write_text("a file")
+    with WaitingNote(tmp_path, "prod") as note:
+        note.show(MISSING)
+    assert "cannot write" in caplog.text
+    assert read_waiting(tmp_path, "prod") == ""
 
 
 def test_follow_prints_what_it_waits_for_and_exits_with_the_deployments_code(cli, api):

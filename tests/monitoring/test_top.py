@@ -122,6 +122,13 @@ def test_a_restart_counts_down():
     assert "back-off  serve-0: next launch in 12.0 s" in shown
 
 
+def test_a_fallback_that_serves_is_on_the_screen():
+    status = replace(make_status(phase=Phase.DEGRADED), fallback="a2-single")
+    frames = [top_lines(one, TopHistory(), Style(), 24) for one in (status, make_status())]
+    named = [any("a2-single serves instead of a2-dual" in line for line in one) for one in frames]
+    assert named == [True, False]
+
+
 def test_a_page_shows_the_end_of_a_text():
     lines = page_lines("log", [str(number) for number in range(100)], Style(), 24)
     assert len(lines) == 24

@@ -89,6 +89,12 @@ def test_a_silent_rank_is_bad():
     assert (rank.state, rank.note) == ("bad", "fails its health-check completion")
 
 
+def test_a_fallback_that_serves_is_named():
+    status = replace(make_status(), fallback="a2-single", phase=Phase.DEGRADED)
+    assert (view_live(status).fallback, view_live(make_status()).fallback) == ("a2-single", "")
+    assert "live.fallback" in ASSETS.joinpath("overview.js").read_text(encoding="utf-8")
+
+
 def test_sixty_four_servers_fit_into_one_message():
     text = encode(view_live(make_status(64)))
     assert len(json.loads(text)["hosts"]) == 64

@@ -182,6 +182,68 @@ def test_a_lost_node_is_replaced_by_a_spare_one(start, cluster):
     assert handle.status().phase is Phase.READY
 
 
+@contextlib.contextmanager
+def asking(endpoint):
+    """Ask all the while, without retries; yields the list of what failed."""
+    failures: list[str] = []
+    is_over = threading.Event()
+
+    def run() -> None:
+        while not is_over.is_set():
+            try:
+                code = ask(endpoint).status_code
+            except httpx.HTTPError as error:
+                code = repr(error)
+            if code != 200:
+                failures.append(str(code))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_smaller_recipe_serves_while_a_node_is_lost_and_no_request_fails_when_it_is_back(
+    start, cluster
+):
+    from raylaunch.runtime.cluster.node_tasks import head_node
+    from raylaunch.runtime.controller.controller_client import find_controller
+
+    handle = start(
+        parallel__data=3,
+        health__degrade_after_s=5,
+        health__grow_back_after_s=5,
+        fallback=[{"set": {"parallel.data": 1}}],
+    )
+    controller = find_controller(handle.name)
+    head = head_node()["NodeID"]
+    lost = next(server for server, node in controller.node_ids(None).items() if node != head)
+    controller.inject("kill-raylet", lost, None)
+    try:
+        status = await_true(
+            lambda: (now := handle.status()).fallback and now.serves_all and now,
+            "the fallback serves",
+            deadline_s=300,
+        )
+        assert (status.phase, len(status.servers)) == (Phase.DEGRADED, 1)
+        assert ask(status.endpoint).status_code == 200
+    finally:
+        with asking(handle.status().endpoint) as failures:
+            cluster.add(8)  # for the tests that follow, too
+            try:
+                status = await_phase(handle, Phase.READY, deadline_s=300)
+            finally:
+                print(*handle.events(), sep="\n")
+    assert failures == []
+    assert (status.fallback, len(status.servers)) == ("", 3)
+    assert "degraded" in kinds(handle)
+
+
 def test_a_drill_that_cannot_be_says_why(start, cluster):
     handle = start()
     (outcome,) = api.drill(handle.name, ["cut-node"], address=cluster.address)

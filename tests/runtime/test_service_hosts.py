@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from raylaunch import api
-from raylaunch.errors import HeadError, NodeError, RecipeError
+from raylaunch.errors import HeadError, NodeError, RecipeError, UnknownDeploymentError
 from raylaunch.recipe.catalog import read
 from raylaunch.render.ray_cluster import render_cluster
-from raylaunch.runtime.ssh import service_hosts
+from raylaunch.runtime.ssh import service_hosts, ssh_client
 
 HEAD, WORKER = "192.0.2.10", "192.0.2.11"
 SSH = """#!/bin/bash
@@ -74,7 +74,21 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(service_hosts, "ROOT", ".")
+    let_stop_answer(monkeypatch, tmp_path, 0)
     return tmp_path
+
+
+def let_stop_answer(monkeypatch, home: Path, answer: int | Exception) -> None:
+    """Have `raylaunch` on the head exit with a code, or fail to run."""
+
+    def run_on_head(file, words, given, env):
+        with (home / "calls").open("a") as stream:
+            stream.write(f"{HEAD} raylaunch {' '.join(words)}\n")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ssh_client, "run_on_head", run_on_head)
 
 
 @pytest.fixture(params=["bare", "container"])
@@ -254,8 +268,9 @@ def test_remove_leaves_no_unit_and_no_file(home, cluster):
     tokens = ".raylaunch/cluster/a2-dual/token"
     for host in (HEAD, WORKER):
         assert [path for path in files_on(home, host) if not path.endswith(tokens)] == []
-    stopped = [line for line in calls(home) if "disable" in line]
+    stopped = [line for line in calls(home) if "disable" in line or "raylaunch stop" in line]
     assert stopped == [
+        f"{HEAD} raylaunch stop prod",
         f"{HEAD} disable --now --quiet {OWN_UNIT}",
         f"{HEAD} disable --now --quiet {RAY_UNIT}",
         f"{WORKER} disable --now --quiet {RAY_UNIT}",
@@ -268,8 +283,36 @@ def test_ray_stays_while_another_service_needs_it(home, bare):
     install(bare)
     api.install_service("a2-dual", cluster=bare, deployment="other")
     assert api.remove_service("prod", cluster=bare) == [OWN_UNIT]
+    assert f"{HEAD} raylaunch stop prod" not in calls(home), "its servers keep their Ray"
     assert f"etc/systemd/system/{RAY_UNIT}" in files_on(home, WORKER)
     assert f"etc/systemd/system/{OWN_UNIT}" not in files_on(home, HEAD)
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        (0, ""),
+        (UnknownDeploymentError.exit_code, ""),
+        (5, "exited with 5"),
+        (HeadError("no Python with Ray"), "no Python with Ray"),
+    ],
+)
+def test_a_deployment_that_cannot_be_stopped_does_not_keep_its_service(
+    home, bare, monkeypatch, answer, note
+):
+    install(bare)
+    let_stop_answer(monkeypatch, home, answer)
+    notes = []
+    assert len(api.remove_service("prod", cluster=bare, on_note=notes.append)) == 3
+    assert (note in notes[0]) if note else not notes
+
+
+def test_an_interrupt_of_the_stop_removes_nothing(home, bare, monkeypatch):
+    install(bare)
+    let_stop_answer(monkeypatch, home, ssh_client.INTERRUPTED)
+    with pytest.raises(KeyboardInterrupt):
+        api.remove_service("prod", cluster=bare)
+    assert f"etc/systemd/system/{OWN_UNIT}" in files_on(home, HEAD)
 
 
 def test_a_unit_of_that_name_that_is_not_ours_is_not_removed(home, bare):

@@ -11,6 +11,7 @@ from fake_group import FakeClock, make_plan
 
 from raylaunch.recipe.catalog import read
 from raylaunch.recipe.groups import expand_groups
+from raylaunch.runtime.cluster.clock import ClockReading
 from raylaunch.runtime.cluster.takeover_key import create_key, file_of, read_key, remove_key
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal
@@ -23,6 +24,7 @@ from raylaunch.runtime.controller.group.journal import Journal, seal
 from raylaunch.runtime.controller.group.ray_group import RayGroup
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.port_turns import Turns
+from raylaunch.supervise.degradation import Degradation
 from raylaunch.supervise.health_config import HealthConfig
 from raylaunch.supervise.state import Phase
 
@@ -177,3 +179,33 @@ def test_a_journal_without_a_field_that_has_no_default_cannot_be_read():
     del old.__dict__["created_at"]
     with pytest.raises(ValueError, match="it has no created_at"):
         Journal.load(old.dump(clock), clock)
+
+
+@pytest.mark.parametrize("owner", ["a group", "the deployment"])
+def test_a_journal_from_before_fallbacks_is_read_with_their_defaults(owner):
+    clock = FakeClock()
+    if owner == "a group":
+        older = Journal(1.0, saved_at=ClockReading.of(clock))
+        del older.waiting_since
+        assert Journal.load(seal(older), clock).waiting_since is None
+    else:
+        loaded = read("local-dual")
+        journal = DeploymentJournal(loaded, expand_groups(loaded))
+        del journal.degradation
+        object.__delattr__(loaded, "fallbacks")
+        restored = DeploymentJournal.load(seal(journal))
+        assert restored.degradation == Degradation()
+        assert restored.loaded.fallbacks == ()
+
+
+def test_the_time_since_when_a_group_waits_is_moved_to_the_clock_of_another_boot(monkeypatch):
+    from raylaunch.runtime.cluster import clock as clocks
+
+    clock = FakeClock()
+    data = Journal(1.0, waiting_since=clock.now - 30).dump(clock)
+    monkeypatch.setattr(clocks, "_boot_id", lambda: "another boot")
+    wall = clock.wall()
+    clock.now = 5.0
+    clock.stepped = wall - 1.7e9 - 5.0
+    waiting_since = Journal.load(data, clock).waiting_since
+    assert clock.now - waiting_since == pytest.approx(30)

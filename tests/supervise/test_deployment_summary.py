@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from raylaunch.cli.exit_codes import exit_code
 from raylaunch.cli.output import Style
 from raylaunch.cli.views.status_view import status_lines
 from raylaunch.errors import UnknownDeploymentError
@@ -22,6 +23,7 @@ from raylaunch.supervise.deployment_summary import (
     derive_phase,
     is_settled,
     narrow,
+    on_fallback,
     summarise,
 )
 from raylaunch.supervise.state import Phase
@@ -127,3 +129,23 @@ def test_the_status_of_a_gateway_counts_what_it_did_and_leaves_out_rare_zeros():
         "gateway   on 192.0.2.10: 12 requests, 1 in the queue, 3 held, 2 repeated, "
         "1 stream continued, 0 failed, 4 broken"
     )
+
+
+@pytest.mark.parametrize(
+    ("phases", "fallback", "phase", "code"),
+    [
+        (["ready"], "small", "degraded", 0),
+        (["ready"], "", "ready", 0),
+        (["starting"], "small", "starting", 8),
+        (["ready", "restarting"], "small", "degraded", 8),
+        (["ready", "failed"], "", "degraded", 8),
+        (["failed"], "small", "failed", 7),
+    ],
+)
+def test_a_fallback_that_serves_is_degraded_and_its_exit_code_is_0(phases, fallback, phase, code):
+    groups = [group(f"serve-{index}", Phase(one)) for index, one in enumerate(phases)]
+    status = on_fallback(status_of(*groups), fallback)
+    assert (status.phase, exit_code(status)) == (phase, code)
+    lines = "\n".join(status_lines(status, Style()))
+    warning = "warning: small serves instead of r until the lost node is back"
+    assert (warning in lines) is bool(fallback)

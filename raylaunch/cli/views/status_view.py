@@ -11,14 +11,9 @@ from raylaunch.checks.findings import Finding
 from raylaunch.cli.output import Style, error_lines, table, to_json
 from raylaunch.cli.views.durations import countdowns, duration
 from raylaunch.cli.views.plan_view import compress, count, finding_lines
+from raylaunch.cli.views.service_view import fallback_line, gateway_counts
 from raylaunch.errors import from_dict
-from raylaunch.supervise.deployment_status import (
-    Event,
-    GatewayCounters,
-    GroupStatus,
-    ServerStatus,
-    Status,
-)
+from raylaunch.supervise.deployment_status import Event, GroupStatus, ServerStatus, Status
 from raylaunch.supervise.state import HttpSeen, Phase, RankSeen, ServerSeen
 
 PHASE_KINDS = {
@@ -29,7 +24,9 @@ PHASE_KINDS = {
     Phase.STOPPED: "dim",
 }
 EVENT_KINDS = {"failure": "bad", "exit": "warn", "recovered": "good"}
-LOUD_EVENTS = frozenset({"exit", "failure", "restart", "waiting", "recovered", "adopted"})
+LOUD_EVENTS = frozenset(
+    {"exit", "failure", "restart", "waiting", "recovered", "adopted", "degraded"}
+)
 """Kinds of event shown during `start`; phases and stages are shown on their own."""
 
 ASKED_WITH = "RAYLAUNCH_ASKED_WITH"
@@ -142,6 +139,8 @@ def ready_lines(status: Status, address: str | None, style: Style) -> Iterator[s
     elapsed = duration(ready_at - status.created_at)
     name = style.paint(status.deployment, "title")
     yield f"{name} is {style.paint('ready', 'good')} after {elapsed}"
+    if status.fallback:
+        yield f"  {fallback_line(status, style)}"
     yield f"  endpoint  {style.paint(status.endpoint, 'good')}  (model {status.served_name})"
     yield f"  try it    {curl(status)}"
     yield f"  look      {again('status', status.deployment, address)}"
@@ -231,26 +230,14 @@ def _head(status: Status, style: Style) -> Iterator[str]:
     numbers = f"{first}, {count(status.restarts, 'restart')}"
     yield f"{name}  {phase} for {in_phase}  (recipe {status.recipe}, {numbers})"
     yield f"endpoint  {status.endpoint}  (model {status.served_name})"
+    if status.fallback:
+        yield fallback_line(status, style)
     for node in status.gateway.nodes if status.gateway else ():
-        yield f"gateway   on {node.ip}: {_gateway_counts(node.counters)}"
+        yield f"gateway   on {node.ip}: {gateway_counts(node.counters)}"
     if status.waiting_for:
         yield f"waiting   for {', '.join(status.waiting_for)}"
     for line in countdowns(status):
         yield f"back-off  {line}"
-
-
-def _gateway_counts(seen: GatewayCounters) -> str:
-    """Return what a gateway did: the usual numbers always, the rare ones when there are any."""
-    counts = [
-        count(seen.requests, "request"),
-        f"{seen.queue} in the queue",
-        f"{seen.held} held",
-        f"{seen.repeated} repeated",
-        f"{count(seen.continued, 'stream')} continued",
-        f"{seen.failed} failed",
-    ]
-    rare = {"broken": seen.broken, "rejected": seen.rejected, "cancelled": seen.cancelled}
-    return ", ".join([*counts, *(f"{number} {name}" for name, number in rare.items() if number)])
 
 
 def _group_row(group: GroupStatus, now: float) -> tuple[str, ...]:

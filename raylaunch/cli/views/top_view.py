@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from raylaunch.cli.output import Style, table
 from raylaunch.cli.views.durations import countdowns, duration
 from raylaunch.cli.views.plan_view import count
+from raylaunch.cli.views.service_view import fallback_line
 from raylaunch.cli.views.status_view import PHASE_KINDS, event_line, has_several, server_name
 from raylaunch.plan.facts import Npu
 from raylaunch.plan.node_usage import NodeUsage
@@ -116,6 +117,8 @@ def _head(status: Status, style: Style) -> Iterator[str]:
     running = sum(rank.running for rank in ranks)
     waiting = sum(rank.waiting for rank in ranks)
     yield f"{status.endpoint}  {running:.0f} running, {waiting:.0f} waiting"
+    if status.fallback:
+        yield f"  {fallback_line(status, style)}"
     for line in (status.operation, *countdowns(status), *status.waiting_for[:2]):
         if line:
             yield f"  {line}"

@@ -13,7 +13,8 @@ function showHead(live, frozen) {
   ];
   byId("headline").replaceChildren(state(live.state, live.phase), facts.join(", "));
   const command = live.operation ? `under way: ${live.operation}` : "";
-  for (const line of [command, live.endpoint, ...live.waiting_for.map((one) => `waiting for ${one}`)]) {
+  const fallback = live.fallback && `${live.fallback} serves instead of ${live.recipe} until the lost node is back`;
+  for (const line of [fallback, command, live.endpoint, ...live.waiting_for.map((one) => `waiting for ${one}`)]) {
     if (line) byId("headline").append(make("br"), line);
   }
   if (frozen) byId("headline").append(make("br"), `as of ${clock(live.now)}`);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,12 @@ def slots(group: Any) -> list[Slot]:  # noqa: ANN401 - Ray's PlacementGroup
 
 
 def has_spare(
-    recipe: Recipe, used: tuple[str, ...], excluded: tuple[str, ...] = (), servers: int = 1
+    recipe: Recipe,
+    used: tuple[str, ...],
+    excluded: tuple[str, ...] = (),
+    servers: int = 1,
+    *,
+    freed: Mapping[str, int] | None = None,
 ) -> bool:
     """Return whether other nodes have enough free NPUs for `servers` servers.
 
@@ -167,12 +172,39 @@ def has_spare(
         used: Addresses or ids of nodes that do not count, because they are in use.
         excluded: Addresses or ids of nodes that must not be used.
         servers: How many servers need a place.
+        freed: NPUs that count as free, by Ray's id of the node.
     """
-    free = _free_npus()
-    avoided = (*used, *excluded)
-    nodes = [node for node in alive_nodes() if not _is_among(node, avoided)]
-    amounts = [int(free.get(node["NodeID"], 0)) for node in nodes]
+    amounts = _amounts(_usable_nodes((*used, *excluded)), freed or {})
     return _count_fitting(recipe, amounts) >= servers
+
+
+def places(recipe: Recipe, freed: Mapping[str, int], excluded: tuple[str, ...] = ()) -> list[str]:
+    """Return Ray's id of a node with enough free NPUs for each server, ordered by address.
+
+    The arguments are those of `has_spare`.
+
+    Raises:
+        PlacementError: there are too few.
+    """
+    nodes = sorted(_usable_nodes(excluded), key=lambda node: _order(node["NodeManagerAddress"]))
+    found: list[str] = []
+    for node, amount in zip(nodes, _amounts(nodes, freed), strict=True):
+        found += [str(node["NodeID"])] * _count_fitting(recipe, [amount])
+    servers = recipe.parallel.servers
+    if len(found) < servers:
+        raise _shortage(recipe, excluded, "they are not free")
+    return found[:servers]
+
+
+def _usable_nodes(avoided: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [node for node in alive_nodes() if not _is_among(node, avoided)]
+
+
+def _amounts(nodes: Sequence[dict[str, Any]], freed: Mapping[str, int]) -> list[int]:
+    """Return the free NPUs of each node."""
+    free = _free_npus()
+    ids = [node["NodeID"] for node in nodes]
+    return [int(free.get(node_id, 0)) + freed.get(node_id, 0) for node_id in ids]
 
 
 def _order(ip: str) -> tuple[int, int]:

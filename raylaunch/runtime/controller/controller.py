@@ -26,6 +26,9 @@ from raylaunch.runtime.cluster.actor_log import actor_log_path, open_actor_log
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.cluster.task_owner import TaskFailure, TaskOwner
 from raylaunch.runtime.controller import takeover
+from raylaunch.runtime.controller.changes.fallback_loop import FallbackLoop
+from raylaunch.runtime.controller.changes.group_changes import GroupChanges
+from raylaunch.runtime.controller.changes.operations import Operations
 from raylaunch.runtime.controller.controller_state import ControllerState, StateMachine
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
 from raylaunch.runtime.controller.gateway.gateway_link import make_gateway
@@ -33,9 +36,9 @@ from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.journal import EventNumbers
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.journal_copies import JournalCopies
+from raylaunch.runtime.controller.journal_store import JournalStore
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.monitoring.monitor import Monitor
-from raylaunch.runtime.controller.operations import Operations
 from raylaunch.runtime.controller.port_turns import Ticket
 from raylaunch.runtime.controller.whole_status import all_events, whole_status
 from raylaunch.supervise.deployment_status import Event, Status, StopReport
@@ -77,9 +80,13 @@ class Controller:
         )
         self._key = (self._key_file, self._record.note)
         self._tasks = TaskOwner(self._report_task)
+        self._work = GroupChanges(request.deployment, self._groups, self._record, self._changes)
         self._operations = Operations(
-            request.deployment, self._groups, self._record, self._changes, self._tasks
+            request.deployment, self._groups, self._record, self._work, self._tasks
         )
+        parts = (self._groups, self._record, self._work, self._operations, self._clock)
+        self._fallbacks = FallbackLoop(request.deployment, *parts)
+        self._store = JournalStore(request, self._groups, self._record, self._changes, self._clock)
         self._stop_began = 0.0
         self._offered: Mapping[str, str] = {}
         self._begun = asyncio.Event()
@@ -130,6 +137,10 @@ class Controller:
             self._run_gateway(secrets, was_up=False)
             self._state.enter(ControllerState.RUNNING)
             self._groups.run()
+
+    async def note_wait(self, text: str) -> None:
+        """Note what `raylaunch start` has waited for."""
+        self._record.note("waiting", text)
 
     async def take_over(self) -> None:
         """Continue after the death of the last controller."""
@@ -308,7 +319,7 @@ class Controller:
         """
         await self._require_running()
         self._operations.upgrade(loaded, secrets)
-        self._monitor.take_secrets(self._operations.secrets)
+        self._monitor.take_secrets(self._work.secrets)
 
     async def confirm(self, problem: str) -> None:
         """Take the verdict on the groups in `Status.awaits`; "" if nothing is wrong with them."""
@@ -347,6 +358,7 @@ class Controller:
         if self._state.now is ControllerState.STOPPING:
             self._state.enter(ControllerState.STOPPED)
             await asyncio.to_thread(takeover_key.remove_key, self._key_file)
+            await self._tasks.run_once("end of the journals", self._store.remove)
         await self._tasks.run_once("end of monitoring", self._monitor.stop)
         return self._groups.report_stop(groups, stopped, self._stop_began)
 
@@ -361,14 +373,16 @@ class Controller:
             group.loop.request_stop()
 
     def _run_gateway(self, secrets: Mapping[str, str], *, was_up: bool) -> None:
-        self._operations.secrets = secrets
-        self._operations.gateway = self._gateway
+        self._work.secrets = secrets
+        self._work.gateway = self._gateway
         if self._gateway is not None:
             self._gateway.begin(secrets, was_up=was_up)
             self._tasks.keep_running(GATEWAY, self._gateway.run)
         self._monitor.begin(self._record.journal.loaded, secrets, self._gateway, self._tasks)
+        self._tasks.keep_running("fallbacks", self._fallbacks.run)
+        self._tasks.keep_running("journal store", self._store.run)
         if self._groups.lack_any(secrets):
-            parts = (self._groups, self._changes, self._operations, self._monitor)
+            parts = (self._groups, self._changes, self._work, self._monitor)
             self._tasks.run_once("late secrets", lambda: takeover.hand_out_late(*parts))
 
     def _report_task(self, failure: TaskFailure) -> None:
@@ -386,12 +400,5 @@ class Controller:
         self._changes.note()
 
     def _status(self) -> Status:
-        return whole_status(
-            self._request.deployment,
-            self._groups,
-            self._record,
-            self._operations,
-            self._gateway,
-            self._clock,
-            self._monitor.findings,
-        )
+        parts = (self._groups, self._record, self._operations, self._gateway, self._clock)
+        return whole_status(self._request.deployment, *parts, self._monitor.findings)

@@ -81,6 +81,10 @@ class ControllerClient:
         """Start the deployment; returns before it is ready."""
         self._ask(Controller.begin, timeout_s=BEGIN_TIMEOUT_S)(secrets=secrets)
 
+    def note_wait(self, text: str) -> None:
+        """Note what `raylaunch start` has waited for, as an event."""
+        self._ask(Controller.note_wait, timeout_s=CALL_TIMEOUT_S)(text=text)
+
     def status(self) -> Status:
         """Return where the deployment is now."""
         return self._ask(Controller.status, timeout_s=CALL_TIMEOUT_S)()

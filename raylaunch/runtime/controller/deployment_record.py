@@ -19,6 +19,7 @@ from raylaunch.runtime.controller.group.journal import (
     seal,
     unseal,
 )
+from raylaunch.supervise.degradation import Degradation
 from raylaunch.supervise.deployment_status import Event
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class DeploymentJournal:
     """The command that changes the deployment at this moment; "" for none."""
     key_hashes: Mapping[str, str] = field(default_factory=dict)
     """API keys of the gateway that were replaced since the start: SHA-256 -> name of the secret."""
+    degradation: Degradation = field(default_factory=Degradation)
+    """Whether a fallback serves, or is about to."""
     stopping: bool = False
     events: list[Event] = field(default_factory=list)
     number: int = 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from raylaunch.checks.check_all import check_fallback_recipes
 from raylaunch.checks.findings import Finding
 from raylaunch.plan.deployment_plan import DeploymentPlan
 from raylaunch.plan.launch_plan import LaunchPlan
@@ -54,6 +55,7 @@ def preflight(
             plan, found = asyncio.run(work)
             plans.append(plan)
             findings.update(dict.fromkeys(found))
+    findings.update(dict.fromkeys(check_fallback_recipes(loaded, {})))
     gateway, found = preflight_gateway(loaded, plans)
     findings.update(dict.fromkeys([*found, *preflight_tracing(loaded)]))
     return DeploymentPlan(deployment, loaded.name, tuple(plans), gateway), list(findings)

@@ -24,13 +24,14 @@ from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.node_tasks import call_on_nodes
+from raylaunch.runtime.controller import journal_store
+from raylaunch.runtime.controller.changes.group_changes import GroupChanges
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
 from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
 from raylaunch.runtime.controller.launch_request import Request
 from raylaunch.runtime.controller.monitoring.monitor import Monitor
-from raylaunch.runtime.controller.operations import Operations
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ async def search(request: Request, clock: Clock) -> Found:
     copies = [copy for hello in hellos for copy in hello.journals.items()]
     if request.adopts or request.loaded.recipe.health.orphan_grace_s > 0:
         copies += await _ask_guards(deployment, request.instance)
+    if request.loaded.recipe.fallback:
+        copies += await asyncio.to_thread(journal_store.read_all, deployment, request.instance)
     found = sort_copies(copies, clock)
     log.info("found %d agents and the journals of %s", len(hellos), sorted(found.groups))
     return found
@@ -183,7 +186,7 @@ async def read_secrets(groups: Iterable[GroupSupervisor]) -> Mapping[str, str]:
 
 
 async def hand_out_late(
-    groups: GroupSet, changes: Changes, operations: Operations, monitor: Monitor
+    groups: GroupSet, changes: Changes, work: GroupChanges, monitor: Monitor
 ) -> None:
     """Hand out the secrets once an agent has them that the last controller's agents had.
 
@@ -196,10 +199,10 @@ async def hand_out_late(
         if not group.loop.secrets:
             group.loop.begin(secrets)
     # An upgrade that was ordered meanwhile has brought newer ones.
-    operations.secrets = {**secrets, **operations.secrets}
-    monitor.take_secrets(operations.secrets)
-    if operations.gateway is not None:
-        operations.gateway.take_secrets(operations.secrets)
+    work.secrets = {**secrets, **work.secrets}
+    monitor.take_secrets(work.secrets)
+    if work.gateway is not None:
+        work.gateway.take_secrets(work.secrets)
 
 
 class RepeatedCall:

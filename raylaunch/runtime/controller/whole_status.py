@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from raylaunch.checks.findings import Finding
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.changes.operations import Operations
 from raylaunch.runtime.controller.deployment_record import DeploymentRecord
 from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
 from raylaunch.runtime.controller.group_set import GroupSet
-from raylaunch.runtime.controller.operations import Operations
 from raylaunch.supervise.deployment_status import Event, Status
-from raylaunch.supervise.deployment_summary import behind_gateway, summarise
+from raylaunch.supervise.deployment_summary import behind_gateway, on_fallback, summarise
 
 
 def all_events(groups: GroupSet, record: DeploymentRecord) -> list[Event]:
@@ -43,6 +43,7 @@ def whole_status(
     )
     status = operations.show_in(status)
     status = replace(status, findings=(*status.findings, *findings))
-    if gateway is None:
-        return status
-    return behind_gateway(status, gateway.report(), gateway.findings)
+    if gateway is not None:
+        status = behind_gateway(status, gateway.report(), gateway.findings)
+    serving = record.journal.degradation.serving
+    return on_fallback(status, "" if serving is None else loaded.recipe.fallback[serving].title)

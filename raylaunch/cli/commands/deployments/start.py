@@ -106,7 +106,8 @@ def start(
     The deployment does not depend on this command: Ctrl-C, a closed laptop or the exit of this
     command leave it running. Servers that have outlived Ray or their controller are adopted as they
     run: --fresh stops them first, --adopt takes a deployment with a controller too.
-    Exit codes: 0 ready, 7 failed, 8 not ready yet. With --follow: that of the deployment's error.
+    Exit codes: 0 ready, or a fallback serves; 7 failed, 8 not ready yet. With --follow: that of the
+    deployment's error.
     """
     from raylaunch import api
 

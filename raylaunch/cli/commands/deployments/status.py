@@ -39,7 +39,7 @@ def status(
 ) -> None:
     """Show a deployment and its last observations.
 
-    Exit codes: 0 ready, 7 failed, 8 not ready yet, 9 unknown or stopped.
+    Exit codes: 0 ready, or a fallback serves; 7 failed, 8 not ready yet, 9 unknown or stopped.
     """
     if name is None:
         if group is not None:

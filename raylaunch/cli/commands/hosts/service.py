@@ -80,8 +80,8 @@ def service(
 
     Each host gets a unit that keeps Ray running, instead of `ray up`; the head also gets one that
     runs `start --follow`. With --local there is the second one alone. The user of the
-    SSH connections is root, or may use sudo without a password. `remove` does not stop the
-    deployment in order: `raylaunch stop` before it does.
+    SSH connections is root, or may use sudo without a password. `remove` stops the deployment
+    before Ray; where Ray stays (--local, another service), the deployment keeps running.
     Exit codes: 0 done, 8 a unit does not run (status), 11 a host refuses, 14 it is not reached.
     """
     from raylaunch import api
@@ -143,7 +143,7 @@ def _show(out: Output, name: str, cluster_file: Path | None, output: Format) -> 
 def _remove(out: Output, name: str, cluster_file: Path | None, output: Format) -> None:
     from raylaunch import api
 
-    removed = api.remove_service(name, cluster=cluster_file)
+    removed = api.remove_service(name, cluster=cluster_file, on_note=out.note)
     if output is Format.JSON:
         out.json({"removed": removed})
     else:

@@ -24,7 +24,7 @@ def members_of(groups: Iterable[GroupSupervisor], draining: Collection[str]) -> 
     """
     members = []
     groups = list(groups)
-    have_failed = all(group.journal.phase is Phase.FAILED for group in groups)
+    have_failed = all(has_failed(group) for group in groups)
     for group in groups:
         plan = group.journal.plan
         if plan is None:
@@ -41,6 +41,11 @@ def members_of(groups: Iterable[GroupSupervisor], draining: Collection[str]) -> 
             if server.role == "primary"
         ]
     return tuple(members)
+
+
+def has_failed(group: GroupSupervisor) -> bool:
+    """Return whether nothing but a command starts a group again, or others in its place."""
+    return group.journal.phase is Phase.FAILED and not group.is_on_trial
 
 
 def can_answer(group: GroupSupervisor) -> bool:

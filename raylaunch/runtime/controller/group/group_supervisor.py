@@ -80,6 +80,8 @@ class GroupSupervisor:
             on_change=on_change,
             numbers=numbers,
         )
+        self.is_on_trial = False
+        """Other groups are started if this one fails: requests wait for those."""
         self._clock = clock
         self._tasks = TaskOwner(self._report_task)
         self._loop_task: asyncio.Task[None] | None = None
@@ -98,6 +100,9 @@ class GroupSupervisor:
     def plan(self) -> LaunchPlan | None:
         """The newest plan, for others that choose their ports; None if nothing runs."""
         if self.journal.phase in (Phase.FAILED, Phase.STOPPED):
+            return None
+        if self.journal.waiting_since is not None and self.request.spec.loaded.fallbacks:
+            # Nothing of it runs, and its fallback shall have the same ports.
             return None
         return self.backend.chosen or self.journal.plan
 

@@ -40,7 +40,8 @@ UNSAVED_EVENTS = 1000
 class Journal:
     """The memory of one group.
 
-    `history` has monotonic times of the controller's machine: ages and deadlines are made of them.
+    `history` and `waiting_since` have monotonic times of the controller's machine: ages and
+    deadlines are made of them.
     All other times are for display: seconds since the epoch.
     """
 
@@ -65,6 +66,8 @@ class Journal:
     """What was installed on each server's node when it was last probed."""
     tally: Tally = field(default_factory=Tally)
     """Counts for the metrics."""
+    waiting_since: float | None = None
+    """Since when the group waits for a lost node (monotonic); None if it does not."""
     number: int = 0
     """That of the newest event; the agents keep the newest journal."""
     saved_at: ClockReading | None = None
@@ -108,6 +111,8 @@ class Journal:
         complete(journal)
         shift_s = ClockReading.of(clock).shift_from(journal.saved_at)
         journal.history = _shift(journal.history, shift_s)
+        if journal.waiting_since is not None:
+            journal.waiting_since += shift_s
         return journal
 
     def became_ready(self, now: float) -> None:

@@ -58,9 +58,7 @@ async def probe_nodes(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
     Raises:
         RaylaunchError: an agent refused or did not answer.
     """
-    network = recipe.network
-    hccl_ports = range(network.hccl_base_port, network.hccl_base_port + HCCL_PORTS)
-    ports = (network.http_port, network.rpc_port, *hccl_ports)
+    ports = wanted_ports(recipe)
     facts = await gang.demand_all(
         lambda agent: agent.probe(
             tiny=recipe.model.tiny,
@@ -72,6 +70,13 @@ async def probe_nodes(gang: Gang, recipe: Recipe) -> dict[int, Facts]:
         )
     )
     return {index: facts[index] for index in sorted(facts)}
+
+
+def wanted_ports(recipe: Recipe) -> tuple[int, ...]:
+    """Return the ports that a server would use if they are free."""
+    network = recipe.network
+    hccl_ports = range(network.hccl_base_port, network.hccl_base_port + HCCL_PORTS)
+    return (network.http_port, network.rpc_port, *hccl_ports)
 
 
 async def check_plan(

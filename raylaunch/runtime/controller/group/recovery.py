@@ -41,6 +41,13 @@ class Recovery:
         self._lost_nodes: dict[int, str] = {}
         """Servers whose nodes are lost, with Ray's id of the node."""
         self._reservation_is_suspect = False
+        self.avoided: tuple[str, ...] = ()
+        """Ray's ids of nodes that are not used either: a fallback does without the lost ones."""
+
+    @property
+    def lost_nodes(self) -> tuple[str, ...]:
+        """Ray's ids of the nodes that are lost, until they are replaced."""
+        return tuple(self._lost_nodes.values())
 
     def begin(self, decision: Restart, *, reservation_is_suspect: bool) -> None:
         """Take the decision that the next try carries out.
@@ -96,6 +103,7 @@ class Recovery:
         fails_early = ordered and not self._lost_nodes
         timeout_s = None if fails_early else self.settings.health.restart_window_s
         await self._backend.reserve(excluded, timeout_s)
+        self._record.journal.waiting_since = None
         self._record.show_reserved(self._backend.servers)
         await self._backend.clean_up()
         self.forget()
@@ -111,6 +119,7 @@ class Recovery:
         self._decision = None
         self._lost_nodes = {}
         self._reservation_is_suspect = False
+        self._record.journal.waiting_since = None
 
     async def has_spare(self, servers: int = 1) -> bool:
         """Return whether other nodes have the NPUs of so many servers."""
@@ -128,6 +137,9 @@ class Recovery:
         lost = self._lost_nodes
         if not lost or await self.has_spare(len(lost)):
             return tuple(lost.values())
+        journal = self._record.journal
+        if journal.waiting_since is None:
+            journal.waiting_since = self._clock.monotonic()
         nodes = ", ".join(self._record.shape.nodes[index] for index in lost)
         text = (
             f"waiting for {nodes}: no spare node has enough NPUs. "
@@ -137,11 +149,11 @@ class Recovery:
         return ()
 
     def _excluded_nodes(self) -> tuple[str, ...]:
-        """Return Ray's addresses of the nodes with a device fault."""
+        """Return Ray's addresses of the nodes with a device fault, and the avoided ones."""
         # A node's address in the plan is that of its chosen interface; Ray may know another one.
         known = self._record.journal.ray_addresses
         faulty = self._record.journal.history.excluded_nodes
-        return tuple(dict.fromkeys(known.get(node, node) for node in faulty))
+        return tuple(dict.fromkeys((*(known.get(node, node) for node in faulty), *self.avoided)))
 
 
 def find_lost_nodes(

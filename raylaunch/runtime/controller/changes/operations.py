@@ -10,28 +10,21 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
-from raylaunch.errors import (
-    BusyError,
-    NodeError,
-    RaylaunchError,
-    RecipeError,
-    VerifyError,
-    from_dict,
-)
+from raylaunch.errors import BusyError, NodeError, RaylaunchError, RecipeError, VerifyError
 from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.task_owner import TaskOwner
+from raylaunch.runtime.controller.changes.group_changes import GroupChanges
+from raylaunch.runtime.controller.changes.hold_check import refuse_short_hold
+from raylaunch.runtime.controller.changes.verdict import Verdict
 from raylaunch.runtime.controller.deployment_record import DeploymentRecord
-from raylaunch.runtime.controller.gateway.gateway_link import GatewayLink
 from raylaunch.runtime.controller.group.group_report import as_raylaunch_error
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
-from raylaunch.runtime.controller.group_set import Changes, GroupSet
-from raylaunch.runtime.controller.hold_check import refuse_short_hold
-from raylaunch.runtime.controller.verdict import Verdict
+from raylaunch.runtime.controller.group_set import GroupSet
+from raylaunch.supervise.degradation import Stage
 from raylaunch.supervise.deployment_status import Status
 from raylaunch.supervise.replicas import with_replicas
-from raylaunch.supervise.state import Phase
 from raylaunch.supervise.upgrade_plan import (
     Confirm,
     Remove,
@@ -46,8 +39,6 @@ from raylaunch.supervise.upgrade_plan import (
 
 log = logging.getLogger(__name__)
 
-SETTLED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
-
 
 class Operations:
     """Restarts, scales and upgrades the groups of a deployment.
@@ -56,7 +47,7 @@ class Operations:
         deployment: Its name.
         groups: Its groups.
         record: Its journal.
-        changes: Wakes it after each change.
+        work: Adds and removes groups.
         tasks: Runs the operation.
     """
 
@@ -65,22 +56,21 @@ class Operations:
         deployment: str,
         groups: GroupSet,
         record: DeploymentRecord,
-        changes: Changes,
+        work: GroupChanges,
         tasks: TaskOwner,
     ) -> None:
         self.current = ""
         """What is under way, for people; "" for nothing."""
         self.error: dict[str, str] | None = None
         """Why the last operation failed, as `RaylaunchError.as_dict`; None if it did not."""
-        self.gateway: GatewayLink | None = None
-        self.secrets: Mapping[str, str] = {}
         self._deployment = deployment
         self._groups = groups
         self._record = record
-        self._changes = changes
+        self._work = work
+        self._changes = work.changes
         self._tasks = tasks
         self._task: asyncio.Task[None] | None = None
-        self._verdict = Verdict(changes)
+        self._verdict = Verdict(work.changes)
 
     def show_in(self, status: Status) -> Status:
         """Return the status with what is under way."""
@@ -101,9 +91,10 @@ class Operations:
         """Begin to add or remove groups, until there are so many replicas.
 
         Raises:
-            BusyError: another operation is under way.
+            BusyError: another operation is under way, or a fallback serves.
             RecipeError: the groups of this recipe are no replicas of one.
         """
+        self._refuse_while_degraded()
         loaded = with_replicas(self._record.journal.loaded, replicas)
         self._begin(f"scale to {replicas} replicas", lambda: self._scale(loaded))
 
@@ -111,9 +102,10 @@ class Operations:
         """Begin to replace what differs from another recipe; see `Upgrade`.
 
         Raises:
-            BusyError: another operation is under way.
+            BusyError: another operation is under way, or a fallback serves.
             RecipeError: the recipes differ in what an upgrade cannot change.
         """
+        self._refuse_while_degraded()
         running = self._record.journal.loaded
         if running.recipe.gateway.enabled != loaded.recipe.gateway.enabled:
             raise RecipeError(
@@ -121,31 +113,33 @@ class Operations:
                 why="the deployment's address would change",
                 todo=f"`raylaunch stop {self._deployment}`, and start it with the new recipe",
             )
-        self.secrets = {**self.secrets, **secrets}
+        self._work.secrets = {**self._work.secrets, **secrets}
         self._begin(f"upgrade to {loaded.name}", lambda: self._upgrade(loaded))
 
     async def rotate_keys(self, key_hashes: Mapping[str, str]) -> None:
         """See `Controller.rotate_keys`."""
-        if self.gateway is None:
+        if self._work.gateway is None:
             raise RecipeError(f"{self._deployment} has no gateway, so it checks no API keys")
         journal = self._record.journal
         names = set(key_hashes.values())
         kept = {digest: name for digest, name in journal.key_hashes.items() if name not in names}
         changed = {**kept, **key_hashes}
-        await self.gateway.replace_keys(changed)
+        await self._work.gateway.replace_keys(changed)
         journal.key_hashes = changed
         self._record.note("command", f"replaced the API keys {', '.join(sorted(names))}")
 
     def resume(self) -> None:
         """Report the command during which the last controller died; roll an upgrade back."""
         journal = self._record.journal
-        if not journal.operation:
+        if not journal.operation or journal.degradation.is_switching:
+            # A switch to a fallback or back is continued, not taken back.
+            journal.operation = ""
             return
         what = journal.operation
         specs = journal.restore
-        if specs is not None and self.gateway is not None:
+        if specs is not None and self._work.gateway is not None:
             for name in self._groups.by_name.keys() - {spec.name for spec in specs}:
-                self.gateway.hold_back(name)
+                self._work.gateway.hold_back(name)
         self._begin(what, lambda: self._fail_interrupted(what, specs))
 
     async def _fail_interrupted(self, what: str, specs: Sequence[GroupSpec] | None) -> None:
@@ -165,6 +159,25 @@ class Operations:
         """Stop what is under way: the deployment is to be stopped."""
         if self._task is not None:
             self._task.cancel()
+
+    async def run_alone(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Carry out a change that no person has ordered, with no command beside it.
+
+        Its error is in the status, as that of a command.
+
+        Raises:
+            BusyError: another operation is under way.
+        """
+        self._begin(what, work)
+        assert self._task is not None
+        await asyncio.wait({self._task})
+
+    def _refuse_while_degraded(self) -> None:
+        if self._record.journal.degradation.stage is not Stage.FULL:
+            raise BusyError(
+                f"{self._deployment} does without a node: its fallback serves, or is about to",
+                todo="bring the lost node back, and try again when the recipe itself serves",
+            )
 
     def _begin(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         if self.current:
@@ -195,41 +208,15 @@ class Operations:
 
     async def _restart_all(self, groups: list[GroupSupervisor]) -> None:
         for group in groups:
-            await self._drain(group)
+            await self._work.drain(group)
             attempt = group.journal.attempt
             group.loop.orders.restart()
             try:
-                await self._await_settled(group, after=attempt)
+                await self._work.await_settled(group, after=attempt)
             finally:
                 # Also when it failed: it may be restarted later.
-                if self.gateway is not None:
-                    self.gateway.undrain(group.name)
-
-    async def _await_settled(self, group: GroupSupervisor, after: int) -> None:
-        """Wait until a group serves in an attempt later than `after`.
-
-        Raises:
-            RaylaunchError: it failed for good.
-        """
-
-        def is_settled() -> bool:
-            journal = group.journal
-            if group.loop.orders.are_pending:
-                return False
-            launched = journal.attempt > after or journal.phase is not Phase.READY
-            return launched and journal.phase in SETTLED
-
-        await self._changes.until(is_settled)
-        if group.journal.error:
-            raise from_dict(group.journal.error)
-        if group.journal.phase is not Phase.READY:
-            raise RaylaunchError(f"group {group.name} is {group.journal.phase}")
-
-    async def _drain(self, group: GroupSupervisor) -> None:
-        if self.gateway is not None and group.journal.phase is Phase.READY:
-            finished = await self.gateway.drain(group.name)
-            if not finished:
-                log.warning("requests of %s were still running after gateway.drain_s", group.name)
+                if self._work.gateway is not None:
+                    self._work.gateway.undrain(group.name)
 
     async def _scale(self, loaded: LoadedRecipe) -> None:
         old = [group.request.spec for group in self._groups]
@@ -239,48 +226,14 @@ class Operations:
         added = [spec for spec in wanted if spec.name not in self._groups.by_name]
         removed = [group for group in self._groups if group.name not in names]
         try:
-            await self._add(added)
+            await self._work.add(added)
         except Exception:
             # The deployment stays as it was.
-            await self._remove([self._groups.find(spec.name) for spec in added])
+            await self._work.remove([self._groups.find(spec.name) for spec in added])
             raise
-        await self._remove(removed)
+        await self._work.remove(removed)
         self._record.journal.loaded = loaded
         self._record.changed()
-
-    async def _add(self, specs: Sequence[GroupSpec]) -> None:
-        groups = [self._groups.add(spec) for spec in specs]
-        self._save_specs()
-        for group in groups:
-            group.loop.begin(self.secrets)
-            group.run()
-        for group in groups:
-            await self._await_settled(group, after=0)
-
-    async def _remove(self, groups: Sequence[GroupSupervisor]) -> None:
-        """Drain, stop and forget groups.
-
-        Raises:
-            NodeError: a process of one of them is left.
-        """
-        for group in groups:
-            await self._drain(group)
-            group.loop.orders.stop()
-            group.run()
-        left = []
-        for group in groups:
-            stopped = await group.loop.stopped()
-            left += [f"{group.name} {survivor}" for survivor in stopped.left]
-            self._groups.by_name.pop(group.name)
-            if self.gateway is not None:
-                self.gateway.undrain(group.name)
-        self._save_specs()
-        if left:
-            raise NodeError(
-                "processes of a removed group are left",
-                evidence="\n".join(left),
-                todo=f"`raylaunch clean --deployment {self._deployment}` names them",
-            )
 
     # -- upgrade -------------------------------------------------------------------------------
 
@@ -288,9 +241,9 @@ class Operations:
         journal = self._record.journal
         old = tuple(group.request.spec for group in self._groups)
         new = name_generation(expand_groups(loaded), journal.generation + 1)
-        beside = self.gateway is not None and await self._has_room(old, new)
+        beside = self._work.gateway is not None and await self._has_room(old, new)
         steps = plan_upgrade(old, new, beside=beside)
-        if self.gateway is not None:
+        if self._work.gateway is not None:
             refuse_short_hold(steps, self._groups, loaded.recipe.gateway)
         # First: settings that the gateway refuses shall cost no group.
         await self._apply_gateway(loaded)
@@ -310,25 +263,25 @@ class Operations:
             self._finish_upgrade(loaded, old, new)
 
     async def _apply_gateway(self, loaded: LoadedRecipe) -> None:
-        if self.gateway is not None:
-            await self.gateway.apply(loaded.recipe.gateway, self.secrets)
+        if self._work.gateway is not None:
+            await self._work.gateway.apply(loaded.recipe.gateway, self._work.secrets)
 
     async def _take(self, step: Step) -> None:
         self._record.note("command", describe(step))
         match step:
             case Start(specs):
                 for spec in specs:
-                    if self.gateway is not None:
-                        self.gateway.hold_back(spec.name)
-                await self._add(specs)
+                    if self._work.gateway is not None:
+                        self._work.gateway.hold_back(spec.name)
+                await self._work.add(specs)
             case Confirm(groups):
                 await self._await_verdict(groups)
             case Switch(groups):
                 for name in groups:
-                    if self.gateway is not None:
-                        self.gateway.undrain(name)
+                    if self._work.gateway is not None:
+                        self._work.gateway.undrain(name)
             case Remove(groups):
-                await self._remove([self._groups.find(name) for name in groups])
+                await self._work.remove([self._groups.find(name) for name in groups])
 
     async def _await_verdict(self, groups: tuple[str, ...]) -> None:
         """Wait until the command that ordered the upgrade has verified these groups.
@@ -356,15 +309,15 @@ class Operations:
         self._record.note("command", "roll back")
         names = [spec.name for spec in specs]
         try:
-            await self._remove([group for group in self._groups if group.name not in names])
+            await self._work.remove([group for group in self._groups if group.name not in names])
         except NodeError as error:
             # What is left of a new group must not keep the old ones from serving.
             self._record.note("failure", f"{error.what}: {error.evidence}")
         missing = [spec for spec in specs if spec.name not in self._groups.by_name]
-        await self._add(missing)
-        self._sort(specs)
+        await self._work.add(missing)
+        self._work.sort(specs)
         self._record.journal.restore = None
-        self._save_specs()
+        self._work.save_specs()
 
     async def _has_room(self, old: Sequence[GroupSpec], new: Sequence[GroupSpec]) -> bool:
         """Return whether free nodes have the NPUs of every group that an upgrade starts."""
@@ -383,18 +336,9 @@ class Operations:
         specs = kept_and_new(old, new)
         for spec, wanted in zip(specs, new, strict=True):
             self._groups.find(spec.name).apply(wanted.loaded)
-        self._sort(specs)
+        self._work.sort(specs)
         journal = self._record.journal
         journal.loaded = loaded
         journal.generation += 1
         journal.restore = None
-        self._save_specs()
-
-    def _sort(self, specs: Sequence[GroupSpec]) -> None:
-        """Put these groups first, in this order."""
-        first = {spec.name: self._groups.find(spec.name) for spec in specs}
-        self._groups.by_name = first | self._groups.by_name
-
-    def _save_specs(self) -> None:
-        self._record.journal.specs = tuple(group.request.spec for group in self._groups)
-        self._record.changed()
+        self._work.save_specs()

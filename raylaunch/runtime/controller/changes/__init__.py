@@ -1,0 +1,1 @@
+"""What changes the groups of a running deployment: commands, and a fallback for a lost node."""
