@@ -18,6 +18,8 @@ from raylaunch.node.process.guard import Process, read_process
 from raylaunch.node.process.process_markers import ANY_INSTANCE, terminate_marked
 from raylaunch.node.process.ray_daemons import RayDaemon, marked_daemons
 from raylaunch.runtime.cluster.daemon_supervisor import (
+    GCS_POLL_S,
+    GCS_WAIT_S,
     LONGEST_PAUSE_S,
     STEADY_S,
     DaemonSupervisor,
@@ -156,7 +158,7 @@ def failing():
             raise OSError("no space left")
         return read_process(os.getpid())
 
-    supervisor = DaemonSupervisor([dead("gcs_server"), dead("raylet")], start, clock)
+    supervisor = DaemonSupervisor([dead("gcs_server"), dead("raylet")], start, clock=clock)
     return supervisor, clock, started, broken
 
 
@@ -169,6 +171,44 @@ def test_a_raylet_waits_until_the_gcs_is_started(failing):
     clock.now += LONGEST_PAUSE_S
     supervisor.step()
     assert started[-2:] == ["gcs_server", "raylet"]
+
+
+def test_a_gcs_that_exits_after_its_raylet_is_not_waited_for_but_started():
+    """As when both are killed, and the kernel takes longer for the one with more memory."""
+    with subprocess.Popen(["sleep", "600"]) as gcs:
+        alive = RayDaemon(read_process(gcs.pid), ("/bin/gcs_server",), (), "/")
+        clock, started, answering = Clock(), [], []
+
+        def start(daemon: RayDaemon) -> Process:
+            started.append(daemon.kind)
+            return read_process(os.getpid())
+
+        raylet = dead("raylet")
+        supervisor = DaemonSupervisor([alive, raylet], start, lambda _: bool(answering), clock)
+        supervisor.step()
+        assert started == [], "the GCS does not answer any more, and has not exited yet"
+        gcs.kill()
+        supervisor.step()
+        assert started == ["gcs_server"]
+        answering.append(True)
+        clock.now += GCS_POLL_S
+        supervisor.step()
+        assert started == ["gcs_server", "raylet"]
+
+
+def test_a_raylet_does_not_wait_for_ever_for_a_gcs_that_does_not_answer():
+    clock, started = Clock(), []
+
+    def start(daemon: RayDaemon) -> Process:
+        started.append(daemon.kind)
+        return read_process(os.getpid())
+
+    supervisor = DaemonSupervisor([dead("raylet")], start, lambda _: False, clock)
+    began = clock.now
+    while not started:
+        supervisor.step()
+        clock.now = supervisor.watched[0].due_at or clock.now
+    assert GCS_WAIT_S <= clock.now - began <= GCS_WAIT_S + 1
 
 
 def test_the_pause_grows_up_to_a_limit_and_begins_again_after_a_steady_run(failing):

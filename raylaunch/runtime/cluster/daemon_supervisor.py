@@ -57,6 +57,8 @@ class Watched:
     pause_s: float = 0.0
     due_at: float | None = None
     """When to start it again; None while it runs."""
+    gcs_awaited_since: float | None = None
+    """Since when it is due and the GCS does not answer."""
 
 
 @dataclass
@@ -65,12 +67,14 @@ class DaemonSupervisor:
 
     Args:
         daemons: Those that run, the GCS first: a raylet needs it.
-        start: Starts one of them and returns its process.
+        start: Starts one of them and returns its process; does not wait.
+        has_gcs: Returns whether the GCS that a raylet needs accepts connections.
         clock: A monotonic clock.
     """
 
     daemons: Sequence[RayDaemon]
     start: Callable[[RayDaemon], Process]
+    has_gcs: Callable[[RayDaemon], bool] = lambda _: True
     clock: Callable[[], float] = time.monotonic
     watched: list[Watched] = field(init=False)
 
@@ -94,7 +98,7 @@ class DaemonSupervisor:
             self._on_exit(running[pidfd])
         for one in self.watched:
             if self._may_start(one) and self.clock() >= (one.due_at or 0.0):
-                self._start(one)
+                self._start_or_postpone(one)
 
     def _timeout_ms(self) -> float | None:
         due = [one.due_at or 0.0 for one in self.watched if self._may_start(one)]
@@ -138,6 +142,22 @@ class DaemonSupervisor:
         one.due_at = now + one.pause_s
         one.pause_s = min(LONGEST_PAUSE_S, 2 * one.pause_s or FIRST_PAUSE_S)
 
+    def _start_or_postpone(self, one: Watched) -> None:
+        """Start a daemon, a raylet only with a GCS.
+
+        A GCS that was killed together with its raylets may exit after them. Waiting for it here
+        would be waiting for what this loop starts.
+        """
+        now = self.clock()
+        if one.daemon.kind != GCS and not self.has_gcs(one.daemon):
+            if one.gcs_awaited_since is None:
+                one.gcs_awaited_since = now
+            if now - one.gcs_awaited_since < GCS_WAIT_S:
+                one.due_at = now + GCS_POLL_S
+                return
+        one.gcs_awaited_since = None
+        self._start(one)
+
     def _start(self, one: Watched) -> None:
         try:
             for helper in helpers_of(one.daemon):
@@ -159,8 +179,6 @@ def start_daemon(daemon: RayDaemon) -> Process:
     Raises:
         OSError: it cannot be started.
     """
-    if daemon.kind != GCS:
-        _await_port(daemon.option("gcs-address"))
     child = subprocess.Popen(
         daemon.argv,
         env=dict(daemon.env),
@@ -174,16 +192,16 @@ def start_daemon(daemon: RayDaemon) -> Process:
     return read_process(child.pid) or Process(child.pid, os.getpid(), "Z", 0)
 
 
-def _await_port(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + GCS_WAIT_S
-    while port.isdigit() and time.monotonic() < deadline:
-        try:
-            socket.create_connection((host, int(port)), GCS_POLL_S).close()
-        except OSError:
-            time.sleep(GCS_POLL_S)
-        else:
-            return
+def has_gcs(raylet: RayDaemon) -> bool:
+    """Return whether the GCS of a raylet accepts connections, or its address is not known."""
+    host, _, port = raylet.option("gcs-address").rpartition(":")
+    if not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), GCS_POLL_S).close()
+    except OSError:
+        return False
+    return True
 
 
 # -- the process, as `local_cluster` starts and finds it -------------------------------------------
@@ -254,7 +272,7 @@ def main(marker: str, log_file: str) -> int:
         log.error("this kernel has no pidfds (before Linux 5.3): no daemon is started again")
         sys.stdout.write("no pidfds\n")
         return 0
-    supervisor = DaemonSupervisor(marked_daemons(marker), start_daemon)
+    supervisor = DaemonSupervisor(marked_daemons(marker), start_daemon, has_gcs)
     log.info("watching %s", [(one.kind, one.process.pid) for one in supervisor.daemons])
     sys.stdout.write("watching\n")
     sys.stdout.flush()
