@@ -43,6 +43,9 @@ STEADY_S = 60.0
 """A daemon that ran this long is started again without a pause."""
 GCS_WAIT_S = 30.0
 """A raylet is started once the GCS accepts connections, or after this time."""
+GCS_CHECK_S = 5.0
+GCS_CLOSED_S = 10.0
+"""A GCS that has closed its port and lives for so long does not open it again."""
 GCS_POLL_S = 0.1
 """Nothing announces that a port accepts connections."""
 
@@ -59,6 +62,10 @@ class Watched:
     """When to start it again; None while it runs."""
     gcs_awaited_since: float | None = None
     """Since when it is due and the GCS does not answer."""
+    has_listened: bool = False
+    """Of a GCS: it has accepted a connection since it was started."""
+    refuses_since: float | None = None
+    """Of a GCS: since when it lives and accepts no connection any more."""
 
 
 @dataclass
@@ -68,13 +75,13 @@ class DaemonSupervisor:
     Args:
         daemons: Those that run, the GCS first: a raylet needs it.
         start: Starts one of them and returns its process; does not wait.
-        has_gcs: Returns whether the GCS that a raylet needs accepts connections.
+        has_gcs: Returns whether the GCS that a raylet needs accepts connections; None for unknown.
         clock: A monotonic clock.
     """
 
     daemons: Sequence[RayDaemon]
     start: Callable[[RayDaemon], Process]
-    has_gcs: Callable[[RayDaemon], bool] = lambda _: True
+    has_gcs: Callable[[RayDaemon], bool | None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     watched: list[Watched] = field(init=False)
 
@@ -96,15 +103,37 @@ class DaemonSupervisor:
             poller.register(pidfd, select.POLLIN)
         for pidfd, _ in poller.poll(self._timeout_ms()):
             self._on_exit(running[pidfd])
+        self._check_gcs()
         for one in self.watched:
             if self._may_start(one) and self.clock() >= (one.due_at or 0.0):
                 self._start_or_postpone(one)
 
-    def _timeout_ms(self) -> float | None:
+    def _timeout_ms(self) -> float:
         due = [one.due_at or 0.0 for one in self.watched if self._may_start(one)]
-        if not due:
-            return None
-        return 1000 * max(0.0, min(due) - self.clock())
+        now = self.clock()
+        return 1000 * max(0.0, min([*due, now + GCS_CHECK_S]) - now)
+
+    def _check_gcs(self) -> None:
+        """Kill a GCS that lives and has closed its port: it hangs in its own shutdown.
+
+        Seen with Ray 2.60, where GCS and raylets get SIGTERM at the same moment. The raylets wait
+        for its answer, and exit once the next GCS gives it.
+        """
+        raylet = next((one.daemon for one in self.watched if one.daemon.kind != GCS), None)
+        for one in self.watched:
+            if one.daemon.kind != GCS or one.due_at is not None or raylet is None:
+                continue
+            listens = self.has_gcs(raylet)
+            if listens is not False:
+                one.has_listened = one.has_listened or listens is True
+                one.refuses_since = None
+            elif one.has_listened and one.refuses_since is None:
+                one.refuses_since = self.clock()
+            elif one.refuses_since is not None and self.clock() - one.refuses_since >= GCS_CLOSED_S:
+                pid = one.daemon.process.pid
+                log.warning("killing %s, pid %d: its port is closed", one.daemon.kind, pid)
+                send_signal(one.daemon.process, signal.SIGKILL)
+                one.refuses_since = None
 
     def _may_start(self, one: Watched) -> bool:
         """Return whether a daemon has exited and finds what it needs: a raylet needs the GCS."""
@@ -117,6 +146,8 @@ class DaemonSupervisor:
         process = one.daemon.process
         one.started_at = self.clock()
         one.due_at = None
+        one.has_listened = False
+        one.refuses_since = None
         try:
             one.pidfd = os.pidfd_open(process.pid)
         except ProcessLookupError:
@@ -149,7 +180,7 @@ class DaemonSupervisor:
         would be waiting for what this loop starts.
         """
         now = self.clock()
-        if one.daemon.kind != GCS and not self.has_gcs(one.daemon):
+        if one.daemon.kind != GCS and self.has_gcs(one.daemon) is False:
             if one.gcs_awaited_since is None:
                 one.gcs_awaited_since = now
             if now - one.gcs_awaited_since < GCS_WAIT_S:
@@ -192,15 +223,17 @@ def start_daemon(daemon: RayDaemon) -> Process:
     return read_process(child.pid) or Process(child.pid, os.getpid(), "Z", 0)
 
 
-def has_gcs(raylet: RayDaemon) -> bool:
-    """Return whether the GCS of a raylet accepts connections, or its address is not known."""
+def has_gcs(raylet: RayDaemon) -> bool | None:
+    """Return whether the GCS of a raylet accepts connections; None where that is not known."""
     host, _, port = raylet.option("gcs-address").rpartition(":")
     if not port.isdigit():
-        return True
+        return None
     try:
         socket.create_connection((host, int(port)), GCS_POLL_S).close()
-    except OSError:
+    except ConnectionRefusedError:
         return False
+    except OSError:
+        return None
     return True
 
 
