@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from availability_rounds import (
+    AGENT_FAULTS,
     BEYOND_S,
     GROUP_FAULTS,
     PLANE_FAULTS,
@@ -50,7 +51,8 @@ def run_part(part: str, rounds: int, folder: Path, limit_s: float, standin: bool
     """Run one part in this process, which stays connected to the part's own cluster."""
     spare = part in ("upgrade-beside", "broken")
     shape = Shape(1 if part == "one-group" else 2, spare, standin)
-    faults = {"replicas": tuple(GROUP_FAULTS), "one-group": tuple(GROUP_FAULTS)}
+    of_group = (*GROUP_FAULTS, *AGENT_FAULTS)
+    faults = {"replicas": of_group, "one-group": of_group}
     if part.startswith("upgrade"):
         return run_upgrades(part, shape, rounds, folder, limit_s)
     if part == "broken":

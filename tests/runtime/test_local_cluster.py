@@ -668,7 +668,8 @@ def test_a_frozen_cluster_is_stopped_with_its_servers(user, standin, ports):
 
 READY_S = 120.0
 IN_CONTROL_S = 60.0
-SURVIVING = ["--set", "health.orphan_grace_s=600"]
+DRILL_S = 420.0
+"""A drill waits 300 s for Ray, and then names what has not come back."""
 
 
 def seen_by(user) -> dict:
@@ -692,11 +693,12 @@ def is_in_control(status: dict) -> bool:
 def test_servers_run_on_when_ray_is_killed_and_are_under_control_again(user, standin, ports):
     """The GCS, then a raylet, then all of Ray: a minute each, nobody types, no server is touched."""
     user.extra = standin
-    started = user.run("start", "local-dual", "--name", NAME, *ports, *SURVIVING)
+    started = user.run("start", "local-dual", "--name", NAME, *ports)
     assert started.code == 0, started.out + started.err
     before = pids_in(seen_by(user))
     for fault in ("kill-gcs", "kill-raylet", "kill-ray", "restart-ray"):
-        drilled = user.run("drill", NAME, "--fault", fault, "--yes", "-o", "json")
+        words = ("drill", NAME, "--fault", fault, "--yes", "-o", "json")
+        drilled = user.run(*words, deadline_s=DRILL_S)
         assert drilled.code == 0, drilled.out + drilled.err
         (outcome,) = drilled.json()
         assert (outcome["adopted"], outcome["failed"], outcome["problem"]) == (True, 0, "")
@@ -718,7 +720,7 @@ def test_servers_run_on_when_ray_is_killed_and_are_under_control_again(user, sta
 def test_start_adopts_servers_whose_cluster_is_gone(user, standin, ports):
     """All of Ray and its supervisor are killed; the tables are there, then they are gone too."""
     user.extra = standin
-    start = ("start", "local-dual", "--name", NAME, *ports, *SURVIVING)
+    start = ("start", "local-dual", "--name", NAME, *ports)
     assert user.run(*start).code == 0
     before = pids_in(seen_by(user))
     (record,), _ = read_records(user.home)
