@@ -391,6 +391,32 @@ def test_ray_inherits_no_secret(tmp_path, monkeypatch):
     assert set(kept) <= env.keys()
 
 
+TWO_TOKENS = """
+import os, sys
+from pathlib import Path
+from raylaunch.runtime.cluster.connection import use_token
+os.environ.pop("RAY_AUTH_MODE", None)
+if sys.argv[1] == "imported before":
+    import ray
+read = []
+for name in ("one", "two", "two"):
+    Path(name).write_text(name * 20)
+    use_token(Path(name))
+    from ray._raylet import AuthenticationTokenLoader
+    read.append(AuthenticationTokenLoader.instance().get_raw_token())
+print(read == ["one" * 20, "two" * 20, "two" * 20], read)
+"""
+
+
+@pytest.mark.parametrize("ray", ["imported before", "imported after"])
+def test_a_process_that_joins_another_cluster_uses_its_token(tmp_path, ray):
+    command = [sys.executable, "-c", TWO_TOKENS, ray]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.startswith("True"), done.stdout + done.stderr
+
+
 @pytest.fixture
 def listener():
     with socket.create_server(("127.0.0.1", 0)) as server:
