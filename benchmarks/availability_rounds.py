@@ -49,9 +49,13 @@ BROKEN: Mapping[str, tuple[str, ...]] = {
     "a flag that vLLM does not know": ("args.no-such-flag=1",),
     "a model that is not there": ("model.tiny=null", "model.path=/no/such/model"),
     "a value that vLLM refuses": ("args.dtype=float13",),
-    "a variable that vLLM refuses": ("env.VLLM_CPU_KVCACHE_SPACE=none",),
     "more NPUs than there are": ("hardware.npus_per_server=64", "hardware.npus_per_node=64"),
 }
+BROKEN_AT_ITS_START = {
+    False: {"a variable that vLLM refuses": ("env.VLLM_CPU_KVCACHE_SPACE=none",)},
+    True: {"out of memory at its weights": ("env.STANDIN_FAIL=npu-oom",)},
+}
+"""What no check refuses, so that the servers start: with real vLLM, and with the stand-in."""
 UPGRADES = ("args.max-num-seqs=7", "args.max-num-seqs=8")
 """In turns: each differs from what runs."""
 
@@ -281,7 +285,7 @@ def run_broken(part: str, shape: Shape, folder: Path, limit_s: float) -> list[Ro
     until = time.monotonic() + limit_s
     done: list[Round] = []
     with running_service(folder, shape) as service, clients_of(service) as clients:
-        for kind, settings in BROKEN.items():
+        for kind, settings in (BROKEN | BROKEN_AT_ITS_START[shape.is_standin]).items():
             if time.monotonic() > until:
                 break
             one = Round(part, kind)

@@ -173,13 +173,10 @@ def running_service(folder: Path, shape: Shape) -> Iterator[Service]:
 
 
 class Clients:
-    """Plain and streaming clients that never retry, as a process of their own."""
+    """Plain and streaming clients that never retry, as a process of their own (clients.py)."""
 
-    def __init__(self, url: str, plain: int, streams: int) -> None:
-        command = [sys.executable, "-u", str(CLIENTS), url, str(plain), str(streams)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
         self._lines: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._ready = threading.Event()
@@ -232,7 +229,10 @@ class Clients:
 def clients_of(service: Service, plain: int = 4, streams: int = 4) -> Iterator[Clients]:
     """Run clients in front of the deployment's address."""
     url = service.status().endpoint.removesuffix("/v1")
-    clients = Clients(url, plain, streams)
+    command = [sys.executable, "-u", str(CLIENTS), url, str(plain), str(streams)]
+    clients = Clients(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    )
     try:
         clients.await_ready()
         yield clients

@@ -225,15 +225,22 @@ def start_ray(pair: TwoHosts, env: Mapping[str, str]) -> None:
 
     `env` reaches every worker.
     """
-    common = [
-        *('--resources={"NPU": 8}', "--num-cpus=4", "--object-store-memory=80000000"),
-        *("--disable-usage-stats", "--include-log-monitor=false", "--max-worker-port=19999"),
-    ]
+    for host in pair.hosts:
+        join_ray(pair, host, env)
+
+
+def join_ray(pair: TwoHosts, host: Host, env: Mapping[str, str]) -> None:
+    """Start Ray on one of the hosts."""
     address = f"{pair.head.ip}:{RAY_PORT}"
-    ways = (["--head", f"--port={RAY_PORT}", "--include-dashboard=false"], [f"--address={address}"])
-    for host, way in zip(pair.hosts, ways, strict=True):
-        words = ["ray", "start", *way, f"--node-ip-address={host.ip}", *common]
-        host.run(words, env={**RAY_ENV, **env}, timeout=120)
+    way = [f"--address={address}"]
+    if host is pair.head:
+        way = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
+    words = [
+        *("ray", "start", *way, f"--node-ip-address={host.ip}", '--resources={"NPU": 8}'),
+        *("--num-cpus=4", "--object-store-memory=80000000", "--disable-usage-stats"),
+        *("--include-log-monitor=false", "--max-worker-port=19999"),
+    ]
+    host.run(words, env={**RAY_ENV, **env}, timeout=120)
 
 
 def await_first_token(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from benchmark_hosts import (
@@ -62,10 +63,10 @@ class Peer:
     """Whether something is there that could start the servers again."""
 
 
-def local_dual(pair: TwoHosts) -> tuple[str, ...]:
+def on_hosts(pair: TwoHosts, recipe: str = "local-dual") -> tuple[str, ...]:
     """The recipe on real hosts, with the model of the pair."""
     sets = ("network.interface=auto", *pair.model.sets)
-    return ("local-dual", *(word for one in sets for word in ("--set", one)))
+    return (recipe, *(word for one in sets for word in ("--set", one)))
 
 
 def prepare_scripts(pair: TwoHosts, shape: tuple[str, ...] = ()) -> None:
@@ -74,7 +75,7 @@ def prepare_scripts(pair: TwoHosts, shape: tuple[str, ...] = ()) -> None:
     words = [
         "raylaunch",
         "render",
-        *(shape or local_dual(pair)),
+        *(shape or on_hosts(pair)),
         *hosts,
         "--as",
         "bash",
@@ -102,9 +103,11 @@ def _prepare_scripts_beside_ray(pair: TwoHosts) -> None:
     _prepare_ray(pair)
 
 
-def start_raylaunch(pair: TwoHosts, shape: tuple[str, ...] = ()) -> None:
-    """The command of the user."""
-    words = ["raylaunch", "-q", "start", *(shape or local_dual(pair)), "--name", NAME]
+def start_raylaunch(
+    pair: TwoHosts, shape: tuple[str, ...] = (), recipe: str = "local-dual"
+) -> None:
+    """The command of the user; `shape` replaces the words for the recipe."""
+    words = ["raylaunch", "-q", "start", *(shape or on_hosts(pair, recipe)), "--name", NAME]
     pair.command(pair.head, words, env=pair.ray_env)
 
 
@@ -183,6 +186,14 @@ RAYLAUNCH = Peer(
     OF_VLLM_SERVE,
     acts=True,
 )
+RAYLAUNCH_REPLICAS = replace(
+    RAYLAUNCH,
+    name="raylaunch-replicas",
+    title="raylaunch start, two replicas behind the gateway",
+    port=SERVE_PORT,
+    start=partial(start_raylaunch, recipe="local-replicas"),
+    prey={fault: OF_VLLM_SERVE[fault] for fault in ("kill-engine", "kill-primary")},
+)
 VLLM_RAY = Peer(
     "vllm-ray",
     "vLLM `--data-parallel-backend ray`",
@@ -223,7 +234,8 @@ SERVE_DP = Peer(
     health="/-/healthz",
     acts=True,
 )
-PEERS = (SCRIPTS, SCRIPTS_BESIDE_RAY, RAYLAUNCH, VLLM_RAY, SERVE, SERVE_DP)
+OURS = frozenset({RAYLAUNCH.name, RAYLAUNCH_REPLICAS.name})
+PEERS = (SCRIPTS, SCRIPTS_BESIDE_RAY, RAYLAUNCH, RAYLAUNCH_REPLICAS, VLLM_RAY, SERVE, SERVE_DP)
 COMPARED = {
     "dense": PEERS,
     "moe": (

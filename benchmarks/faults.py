@@ -13,7 +13,7 @@ from typing import Any
 import contenders
 import outlook
 from benchmark_hosts import Command, PeerError, TwoHosts
-from contenders import NAME, RAYLAUNCH, Peer
+from contenders import NAME, OURS, Peer
 
 FLOW_S = 60.0
 HANG_S = 240.0
@@ -60,10 +60,10 @@ def harm(peer: Peer, pair: TwoHosts, fault: str, patience_s: float) -> dict[str,
     Raises:
         PeerError: the peer has no such process, or did not answer before the fault.
     """
-    if peer.name == RAYLAUNCH.name:
-        return _drill(pair, fault)
     if fault not in peer.prey:
         return {"fault": fault, "skipped": "it has no such process"}
+    if peer.name in OURS:
+        return _drill(pair, fault)
     return _strike(peer, pair, fault, patience_s)
 
 

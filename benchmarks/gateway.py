@@ -143,7 +143,8 @@ def gateway(urls: list[str]) -> Iterator[tuple[GatewayClient, str]]:
         try:
             client = start_gateway(
                 Path(folder) / "g",
-                GatewayOptions(port=28990, orphan_grace_s=60.0),
+                # A soak asks it nothing for minutes.
+                GatewayOptions(port=28990, orphan_grace_s=3600.0),
                 deployment="gateway-bench",
                 instance=instance,
                 env=os.environ,
@@ -308,7 +309,7 @@ def soak(requests: int) -> None:
             for body in (BODY, {**STREAM, "max_tokens": 8}):
                 result = in_process(f"{url}/v1/completions", 16, 20.0, body)
                 done += result.requests
-                assert not result.failed, result
+                assert not result.failed, result.as_json()
             if done >= shown:
                 show(f"{done} requests", usage_of(client))
                 shown += requests // SOAK_PARTS

@@ -301,7 +301,8 @@ def test_a_gateway_that_cannot_start_is_refused_before_anything_is_launched(
         await one.begin({})
         status = await await_status(one, lambda status: status.phase is Phase.FAILED)
         assert status.error["error"] == "ChecksFailedError"
-        assert "gateway-haproxy" in str(status.error)
+        # Events show this part alone.
+        assert "(gateway-haproxy)" in status.error["what"]
         assert [finding.id for finding in status.findings] == ["gateway-haproxy"]
         assert gateway.starts == []
         for group in one._groups:

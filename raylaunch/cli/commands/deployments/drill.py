@@ -62,10 +62,10 @@ def drill(
 
     One fault at a time: kill-engine, kill-headless, kill-primary, stop-headless (a hang),
     kill-agent, kill-guard, kill-controller, steal-port; only when named also cut-node, and
-    kill-raylet, kill-gcs, kill-ray, restart-ray, where something starts Ray again. Requests fail
-    while the deployment restarts. Its restart budget is not touched. Times in seconds: until the
-    failure was detected, until the service was ready again, the servers' own start within that
-    time, and the rest.
+    kill-raylet, kill-gcs, kill-ray, restart-ray, where something starts Ray again. Requests wait
+    in the gateway while the deployment restarts; without a gateway they fail. Its restart budget
+    is not touched. Times in seconds: until the failure was detected, until the service was ready
+    again, the servers' own start within that time, and the rest.
     Exit codes: 0 all recovered, 7 one did not, 10 not ready.
     """
     _refuse_unknown(fault or [])

@@ -172,8 +172,10 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
     if not errors:
         return
     hints = dict.fromkeys(finding.todo for finding in errors if finding.todo)
+    # Events show this sentence alone, so it names the checks.
+    ids = ", ".join(dict.fromkeys(finding.id for finding in errors))
     raise ChecksFailedError(
-        f"{len(errors)} check(s) failed, nothing was launched",
+        f"{len(errors)} check(s) failed ({ids}), nothing was launched",
         evidence="\n".join(_describe(finding) for finding in errors),
         todo="; ".join(hints),
     )
