@@ -21,6 +21,7 @@ from typing import Any
 
 from availability_hosts import run_cut_host
 from availability_rounds import (
+    AGENT_FAULTS,
     BEYOND_S,
     GROUP_FAULTS,
     PLANE_FAULTS,
@@ -62,7 +63,8 @@ def run_part(part: str, rounds: int, folder: Path, limit_s: float, standin: bool
         return run_cut_host(rounds, folder, limit_s)
     spare = part in ("upgrade-beside", "broken")
     shape = Shape(1 if part == "one-group" else 2, spare, standin)
-    faults = {"replicas": tuple(GROUP_FAULTS), "one-group": tuple(GROUP_FAULTS)}
+    of_group = (*GROUP_FAULTS, *AGENT_FAULTS)
+    faults = {"replicas": of_group, "one-group": of_group}
     if part.startswith("upgrade"):
         return run_upgrades(part, shape, rounds, folder, limit_s)
     if part == "broken":

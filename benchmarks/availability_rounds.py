@@ -40,9 +40,10 @@ GROUP_FAULTS: Mapping[str, str] = {
     "kill-engine": "kill-engine",
     "kill-primary": "kill-server",
     "stop-primary": "stop-server",
-    "kill-agent": "kill-agent",
 }
 """Faults that cost a group its attempt, and what its agent executes."""
+AGENT_FAULTS = ("kill-agent",)
+"""Faults after which another agent adopts the server, which runs on."""
 PLANE_FAULTS = ("kill-controller", "kill-relay", "kill-haproxy", "kill-keeper")
 BROKEN: Mapping[str, tuple[str, ...]] = {
     "a flag that vLLM does not know": ("args.no-such-flag=1",),
@@ -159,6 +160,8 @@ def _continued(service: Service) -> int | None:
 def _one_fault(service: Service, one: Round) -> None:
     if one.kind in GROUP_FAULTS:
         _strike_group(service, one)
+    elif one.kind in AGENT_FAULTS:
+        _kill_agent(service, one)
     elif one.kind == "kill-controller":
         _kill_controller(service, one)
     else:
@@ -191,6 +194,22 @@ def _strike_group(service: Service, one: Round) -> None:
     after = pids_by_group()
     if any(after.get(name) != pids for name, pids in others.items()):
         one.problems.append("processes of another group are not those of before")
+
+
+def _kill_agent(service: Service, one: Round) -> None:
+    group = random.choice(service.status().groups).name
+    last, before = service.last_event(), pids_by_group()
+    injected = service.controller.inject(one.kind, 0, group)
+
+    def await_kind(kind: str) -> Event:
+        return service.await_event(
+            last, lambda event: (event.group, event.kind) == (group, kind), DETECTED_S, kind
+        )
+
+    one.detection_s = max(0.0, await_kind("orphaned").at - injected.at)
+    one.recovery_s = await_kind("adopted").at - injected.at
+    if pids_by_group() != before:
+        one.problems.append("servers were not left alone")
 
 
 def _kill_controller(service: Service, one: Round) -> None:

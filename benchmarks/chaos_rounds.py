@@ -39,6 +39,8 @@ STEP_SETTLE_S = 3.0
 """A step is noticed at the next of the heartbeats, which come every second."""
 WRITE_DELAY_US = 50_000
 POLL_S = 0.2
+ADOPTED_S = 60.0
+"""Another agent must own the guard by then."""
 LOG_DISK_MB = 32
 FILES_LIMIT = 256
 START_TRIES = 10
@@ -181,6 +183,10 @@ class RunningRounds:
             return f"{what}, each write takes {WRITE_DELAY_US / 1000:.0f} ms longer", (1,)
         role = one.kind.removeprefix("kill-")
         process = target(role, server, self.product.home)
+        if role == "agent":
+            what = kill(f"the agent of server {one.server}", process)
+            self._await_adoption(server, process)
+            return what, (0,)
         return kill(f"the {role} of server {one.server}", process), (1,)
 
     def _kill_without_disk(self, one: Draw, server: psutil.Process, status: Status) -> str:
@@ -198,6 +204,16 @@ class RunningRounds:
             if reported not in kinds:
                 raise UnexpectedError(f"recovered, and no {reported} event")
         return f"{what}, {one.kind}"
+
+    def _await_adoption(self, server: psutil.Process, old: psutil.Process) -> None:
+        """Wait until another agent owns the guard of a server, which runs on meanwhile."""
+        deadline = time.monotonic() + ADOPTED_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(UnexpectedError):
+                if target("agent", server, self.product.home).pid != old.pid:
+                    return
+            time.sleep(POLL_S)
+        raise UnexpectedError(f"no other agent has adopted the server within {ADOPTED_S:.0f} s")
 
     def _step_clock(self, one: Draw, status: Status) -> str:
         """Step the wall clock of every process of the deployment and of Ray, and step it back."""

@@ -47,8 +47,9 @@ class Record:
         """What to do when its cluster does not answer."""
         return (
             f"if that Ray still runs, --address {self.address} reaches it; if not, start Ray there "
-            f"again (`ray up FILE`, or `ray start --head`) and then the deployment; "
-            f"`raylaunch clean` on each of its nodes finds processes that are left"
+            f"again (`ray up FILE`, or `ray start --head`) and then the deployment, which adopts "
+            f"servers that still run; `raylaunch clean --deployment {self.deployment}` on each of "
+            f"its nodes finds what is left, and with --yes kills it"
         )
 
 

@@ -43,8 +43,8 @@ class Health(_Part):
     backoff_max_s: Seconds = 120
     device_pause_s: Pause = 10
     """Minimum pause before NPUs are used again after an unclean exit (HCCP needs about 10 s)."""
-    orphan_grace_s: Pause = 0
-    """How long a server runs on without its agent, for another to adopt it. Experimental; 0: no."""
+    orphan_grace_s: Pause = 600
+    """How long a server runs on without its agent, for another to adopt it. 0: not at all."""
     degrade_after_s: Seconds = 120
     """A lost node without a spare one is awaited for this long before a `fallback` is started."""
     grow_back_after_s: Seconds = 60

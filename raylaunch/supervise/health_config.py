@@ -36,7 +36,7 @@ class HealthConfig:
     backoff_max_s: float = 120.0
     device_pause_s: float = 10.0
     """Least pause before NPUs are used again."""
-    orphan_grace_s: float = 0.0
+    orphan_grace_s: float = 600.0
     """How long a server runs on without its agent, for another agent to adopt it. 0: not at all."""
     degrade_after_s: float = 120.0
     """How long a lost node without a spare one is awaited before a fallback is started."""

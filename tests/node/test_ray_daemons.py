@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 
+import psutil
 import pytest
+from standin_servers import wait_until
 
 from raylaunch.node.process.guard import read_process
 from raylaunch.node.process.ray_daemons import (
@@ -45,6 +47,9 @@ def start(tmp_path):
             stack.callback(process.wait)
             stack.callback(os.killpg, process.pid, signal.SIGKILL)
             process.stdout.readline()
+            # Between fork and exec the inner process looks like the daemon.
+            below = psutil.Process(process.pid)
+            wait_until(lambda: [one.name() for one in below.children()] == ["sleep"], "its child")
             return process
 
         yield start
@@ -79,7 +84,12 @@ def test_the_daemons_of_a_raylets_session_are_found_and_no_others(start):
 def test_a_raylet_is_started_again_as_another_node_and_a_gcs_as_it_was(start, tmp_path):
     session = tmp_path / "session"
     session.mkdir()
-    for name, text in ((f"listen_{NODE}", "-1"), (f"metrics_{NODE}", "4711")):
+    agent_port = f"dashboard_agent_listen_port_{NODE}"
+    for name, text in (
+        (f"export_{NODE}", "-1"),
+        (f"metrics_{NODE}", "4711"),
+        (agent_port, "11721"),
+    ):
         (session / name).write_text(text)
     socket = tmp_path / "raylet.sock"
     socket.touch()
@@ -102,7 +112,9 @@ def test_a_raylet_is_started_again_as_another_node_and_a_gcs_as_it_was(start, tm
     assert again.argv[-1] == "--java_worker_command="
     assert again.env == raylet.env
     assert not socket.exists()
-    assert (session / f"listen_{new}").read_text() == "-1"
+    assert (session / f"export_{new}").read_text() == "-1"
+    port = (session / f"dashboard_agent_listen_port_{new}").read_text()
+    assert port == "-1", "its agent wrote a port over it; a raylet that waits for it may exit"
     assert not (session / f"metrics_{new}").exists(), "its agents choose their ports again"
 
 

@@ -17,7 +17,8 @@ from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.policy import HealthConfig
 from raylaunch.supervise.state import CanarySeen, Exit, HttpSeen, Phase, RankSeen, ServerSeen
 
-HEALTH = HealthConfig(max_restarts=5, backoff_first_s=1.0, device_pause_s=0.0)
+HEALTH = HealthConfig(max_restarts=5, backoff_first_s=1.0, device_pause_s=0.0, orphan_grace_s=0.0)
+"""Without a grace for orphans: the loss of an agent is the loss of its server."""
 
 
 def make_plan() -> LaunchPlan:

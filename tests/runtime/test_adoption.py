@@ -135,6 +135,21 @@ def test_a_node_that_comes_back_in_time_costs_nothing_and_one_that_does_not_a_re
     play(work())
 
 
+def test_without_a_spare_node_the_servers_run_on_for_the_whole_grace():
+    async def work():
+        stage = await ready()
+        stage.gang.spare = False
+        stage.gang.kill_agent(1, "node died")
+        lost_at = stage.clock.now
+        await steps(stage, int(NODE_WAIT_S) + 60)
+        assert stage.phase is Phase.READY, "a restart would wait for the same node"
+        while stage.phase is Phase.READY:
+            await steps(stage, 1)
+        assert 0 <= stage.clock.now - lost_at - PATIENT.orphan_grace_s <= 10
+
+    play(work())
+
+
 def test_an_error_of_a_try_is_tried_again():
     async def work():
         stage = await ready()

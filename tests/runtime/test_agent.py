@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 import uuid
+from types import SimpleNamespace
 
 import pytest
 from standin_servers import STANDIN, free_port
 
 from raylaunch.errors import BusyError, NodeError
+from raylaunch.node.process import guard_socket
 from raylaunch.node.process.process_markers import find_marked
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
@@ -385,6 +387,14 @@ async def test_the_next_agents_adopt_servers_journals_and_secrets_of_killed_ones
         left = await asyncio.gather(*(agent.stop(1.0) for agent in agents))
         assert left == [[], []]
         assert find_marked(pair.deployment) == []
+
+
+async def test_a_guard_that_stops_its_server_is_not_waited_for(monkeypatch, tmp_path):
+    report = SimpleNamespace(name="server 0", attempt=4, phase="stopping", pid=7)
+    monkeypatch.setattr(guard_socket, "describe", lambda _: report)
+    with pytest.raises(NodeError, match="cannot be adopted") as refused:
+        await guard_adoption.take_guard(tmp_path, 4, print)
+    assert refused.value.why == "its guard, pid 7, is stopping"
 
 
 async def test_an_agent_that_launched_nothing_has_nothing_to_hit():

@@ -40,11 +40,16 @@ class World:
         async def wait_for_ever(*_):
             await asyncio.Event().wait()
 
+        async def no_guards(*_):
+            return []
+
         monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
         monkeypatch.setattr(controller, "open_actor_log", lambda _: None)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray, "get_actor", no_actor)
         monkeypatch.setattr(takeover, "find_agents", dict)
+        monkeypatch.setattr(takeover, "_ask_guards", no_guards)
+        monkeypatch.setattr(takeover, "NODES_BACK_S", 0.0)
         monkeypatch.setattr(placement, "find_reservation", lambda _: self.found)
         monkeypatch.setattr(placement, "release", self.released.append)
         monkeypatch.setattr(RayGroup, "reserve", wait_for_ever)

@@ -15,9 +15,12 @@ from ray_clusters import await_true
 
 from raylaunch.errors import ClusterError
 from raylaunch.node.process.guard import Process, read_process
-from raylaunch.node.process.process_markers import ANY_INSTANCE, terminate_marked
+from raylaunch.node.process.process_markers import ANY_INSTANCE, is_alive, terminate_marked
 from raylaunch.node.process.ray_daemons import RayDaemon, marked_daemons
 from raylaunch.runtime.cluster.daemon_supervisor import (
+    GCS_CLOSED_S,
+    GCS_POLL_S,
+    GCS_WAIT_S,
     LONGEST_PAUSE_S,
     STEADY_S,
     DaemonSupervisor,
@@ -156,7 +159,7 @@ def failing():
             raise OSError("no space left")
         return read_process(os.getpid())
 
-    supervisor = DaemonSupervisor([dead("gcs_server"), dead("raylet")], start, clock)
+    supervisor = DaemonSupervisor([dead("gcs_server"), dead("raylet")], start, clock=clock)
     return supervisor, clock, started, broken
 
 
@@ -169,6 +172,77 @@ def test_a_raylet_waits_until_the_gcs_is_started(failing):
     clock.now += LONGEST_PAUSE_S
     supervisor.step()
     assert started[-2:] == ["gcs_server", "raylet"]
+
+
+def test_a_gcs_that_exits_after_its_raylet_is_not_waited_for_but_started():
+    """As when both are killed, and the kernel takes longer for the one with more memory."""
+    with subprocess.Popen(["sleep", "600"]) as gcs:
+        alive = RayDaemon(read_process(gcs.pid), ("/bin/gcs_server",), (), "/")
+        clock, started, answering = Clock(), [], []
+
+        def start(daemon: RayDaemon) -> Process:
+            started.append(daemon.kind)
+            return read_process(os.getpid())
+
+        raylet = dead("raylet")
+        supervisor = DaemonSupervisor([alive, raylet], start, lambda _: bool(answering), clock)
+        supervisor.step()
+        assert started == [], "the GCS does not answer any more, and has not exited yet"
+        gcs.kill()
+        supervisor.step()
+        assert started == ["gcs_server"]
+        answering.append(True)
+        clock.now += GCS_POLL_S
+        supervisor.step()
+        assert started == ["gcs_server", "raylet"]
+
+
+def test_a_gcs_that_hangs_in_its_shutdown_is_killed_and_one_that_has_not_begun_is_not():
+    with contextlib.ExitStack() as stack:
+        daemons = []
+        for kind in ("gcs_server", "raylet"):
+            process = stack.enter_context(subprocess.Popen(["sleep", "600"]))
+            stack.callback(process.kill)
+            daemons.append(RayDaemon(read_process(process.pid), (f"/bin/{kind}",), (), "/"))
+        clock, answers, started = Clock(), [False], []
+
+        def start(daemon: RayDaemon) -> Process:
+            started.append(daemon.kind)
+            return read_process(os.getpid())
+
+        supervisor = DaemonSupervisor(daemons, start, lambda _: answers[-1], clock)
+        supervisor._timeout_ms = lambda: 0
+
+        def steps() -> None:
+            for _ in range(3):
+                supervisor.step()
+                clock.now += GCS_CLOSED_S
+
+        gcs = daemons[0].process
+        steps()
+        assert is_alive(gcs), "it may be loading its tables"
+        answers.append(True)
+        steps()
+        answers.append(False)
+        steps()
+        await_true(lambda: supervisor.step() or started, "another GCS")
+        assert started == ["gcs_server"]
+        assert not is_alive(gcs)
+
+
+def test_a_raylet_does_not_wait_for_ever_for_a_gcs_that_does_not_answer():
+    clock, started = Clock(), []
+
+    def start(daemon: RayDaemon) -> Process:
+        started.append(daemon.kind)
+        return read_process(os.getpid())
+
+    supervisor = DaemonSupervisor([dead("raylet")], start, lambda _: False, clock)
+    began = clock.now
+    while not started:
+        supervisor.step()
+        clock.now = supervisor.watched[0].due_at or clock.now
+    assert GCS_WAIT_S <= clock.now - began <= GCS_WAIT_S + 1
 
 
 def test_the_pause_grows_up_to_a_limit_and_begins_again_after_a_steady_run(failing):

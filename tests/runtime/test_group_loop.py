@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from fake_group import HEALTH, Stage
@@ -12,7 +13,6 @@ from raylaunch.errors import ChecksFailedError, LaunchError, PlacementError, fro
 from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
 from raylaunch.runtime.controller.group import group_loop
 from raylaunch.runtime.controller.group.journal import Journal
-from raylaunch.supervise.policy import HealthConfig
 from raylaunch.supervise.state import Phase, ServerSeen
 
 
@@ -337,7 +337,7 @@ def test_a_fault_in_the_first_start_is_tried_again(moment, fault):
 
 def test_the_budget_ends_a_fault_that_stays_and_its_error_is_shown():
     async def play():
-        stage = Stage(HealthConfig(max_restarts=2, device_pause_s=0.0))
+        stage = Stage(replace(HEALTH, max_restarts=2))
         await stage.make_ready()
         stage.gang.faults["clean_up"] = [
             LaunchError("a port was taken", why="port 1 is held", todo="stop it") for _ in range(9)
@@ -358,7 +358,7 @@ def test_the_budget_ends_a_fault_that_stays_and_its_error_is_shown():
 @pytest.mark.parametrize("moment", ["reserve", "probe", "launch"])
 def test_the_budget_also_ends_a_first_start_that_keeps_failing(moment):
     async def play():
-        stage = Stage(HealthConfig(max_restarts=2, device_pause_s=0.0))
+        stage = Stage(replace(HEALTH, max_restarts=2))
         stage.loop.begin({})
         stage.gang.faults[moment] = [ActorTimeoutError("no answer") for _ in range(20)]
         await stage.step_to(Phase.FAILED)
@@ -382,7 +382,7 @@ def test_a_refusal_at_the_first_start_is_final():
 
 def test_npus_that_cannot_be_released_keep_no_group_from_failing():
     async def play():
-        stage = Stage(HealthConfig(max_restarts=0, device_pause_s=0.0))
+        stage = Stage(replace(HEALTH, max_restarts=0))
         await stage.make_ready()
         stage.gang.faults["release"] = [RuntimeError("GCS is gone")]
         stage.gang.kill_server(1)
@@ -413,7 +413,7 @@ def test_a_controller_that_takes_over_a_stop_finishes_it():
 
 def test_a_drill_does_not_count_and_the_fault_after_it_does():
     async def play():
-        stage = Stage(HealthConfig(max_restarts=1, device_pause_s=0.0, backoff_first_s=0.0))
+        stage = Stage(replace(HEALTH, max_restarts=1, backoff_first_s=0.0))
         await stage.make_ready()
         for _ in range(3):
             stage.loop.record.expect_drill()

@@ -35,6 +35,7 @@ class FakeAgents:
         self.created = 0
         self.given_up: list[int] = []
         self.name_taken = name_taken
+        self.incomplete_since: float | None = None
         self.alive: dict[int, object] = {}
         self.places: list[dict[int, Slot]] = []
 
@@ -127,9 +128,32 @@ def test_an_agent_without_a_guard_to_adopt_refuses_and_one_that_dies_is_tried_ag
 def test_an_orphan_whose_node_is_not_back_gets_no_agent_yet(group, monkeypatch):
     slots = [Slot(0, "node-0", "10.0.0.1"), Slot(1, "node-1", "")]
     monkeypatch.setattr(placement, "slots", lambda _: slots)
+    monkeypatch.setattr(agent_replacement, "alive_nodes", lambda: NODES[:1])
     gang = Adopting({})
     adopted = adopt(group, gang, (1,))
     assert (adopted.servers, adopted.refused, gang.created) == ((), {}, 0)
+    assert gang.incomplete_since is None
+
+
+NODES = [{"NodeID": f"n{end}", "NodeManagerAddress": f"10.0.0.{end}"} for end in (1, 2)]
+
+
+def test_a_reservation_that_ray_does_not_complete_is_released_once_all_nodes_are_there(
+    group, monkeypatch
+):
+    """As when the GCS was stopped after it had stored a node's death, and nothing more."""
+    released = []
+    slots = [Slot(0, "n1", "10.0.0.1"), Slot(1, "dead", "")]
+    monkeypatch.setattr(placement, "slots", lambda _: slots)
+    monkeypatch.setattr(placement, "release", released.append)
+    monkeypatch.setattr(agent_replacement, "alive_nodes", lambda: NODES)
+    gang = Adopting({})
+    adopt(group, gang, (1,))
+    assert (released, gang.reservation) == ([], "the reservation"), "Ray may be about to"
+    gang.incomplete_since -= agent_replacement.STUCK_S
+    assert adopt(group, gang, (1,)).servers == ()
+    assert (released, gang.reservation) == (["the reservation"], None)
+    assert gang.incomplete_since is None
 
 
 class GcsError(ray_exceptions.RayError):

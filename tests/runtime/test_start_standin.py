@@ -395,10 +395,11 @@ find_controller("test-maker").kill()
 
 def test_agents_that_an_accident_left_are_named_not_joined(user, ray_nodes):
     user.extra = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray_nodes.address}
-    assert user.run("start", "local-dual", "--name", "test-maker").code == 0
+    no_grace = ("--set", "health.orphan_grace_s=0")
+    assert user.run("start", "local-dual", "--name", "test-maker", *no_grace).code == 0
     assert user.python(CONTROLLER_IS_ENDED.format(address=ray_nodes.address)).code == 0
     before = {process.pid for process in find_marked("test-maker")}
-    again = user.run("start", "local-dual", "--name", "test-maker")
+    again = user.run("start", "local-dual", "--name", "test-maker", *no_grace)
     assert again.code == 10, again.out + again.err
     assert "raylaunch clean --yes --deployment test-maker" in again.err
     assert {process.pid for process in find_marked("test-maker")} == before, (
@@ -408,7 +409,14 @@ def test_agents_that_an_accident_left_are_named_not_joined(user, ray_nodes):
     assert user.run("clean", "--yes", "--deployment", "test-maker").code == 0
     assert find_marked("test-maker") == []
     assert user.run("start", "local-dual", "--name", "test-maker").code == 0
+    # With a grace the guards have the journals, and the next start adopts what runs.
+    before = {process.pid for process in find_marked("test-maker")}
+    assert user.python(CONTROLLER_IS_ENDED.format(address=ray_nodes.address)).code == 0
+    adopted = user.run("start", "local-dual", "--name", "test-maker")
+    assert (adopted.code, "adopt" in adopted.err) == (0, True), adopted.out + adopted.err
+    assert {process.pid for process in find_marked("test-maker")} == before
     assert user.run("stop", "test-maker").code == 0
+    assert find_marked("test-maker") == []
 
 
 def test_the_python_face(user, standin):

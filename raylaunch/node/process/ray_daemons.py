@@ -27,6 +27,8 @@ SUPERVISOR = "supervisor"
 """`runtime/cluster/daemon_supervisor.py`: after every exit."""
 LOOP = "loop"
 """A shell loop around `ray start --block`: not after SIGTERM, as `ray stop` sends it."""
+LISTEN_PORT = "dashboard_agent_listen_port_"
+"""Begins the name of the port file that a raylet awaits although it was given the port."""
 NO_PORT = "-1"
 """In a port file of a session: there is no such port (see `runtime/cluster/ray_start.py`)."""
 
@@ -113,9 +115,11 @@ def renewed(daemon: RayDaemon) -> RayDaemon:
     for name in ("raylet_socket_name", "store_socket_name"):
         if path := daemon.option(name):
             Path(path).unlink(missing_ok=True)
-    # A raylet awaits the ports of its agents in files that are named after its node.
+    # A raylet awaits the ports of its agents in files that are named after its node, for 15 s.
     for file in Path(daemon.option("session_dir") or os.devnull).glob(f"*_{old}"):
-        if file.read_text(encoding="ascii", errors="replace").strip() == NO_PORT:
+        has_no_port = file.read_text(encoding="ascii", errors="replace").strip() == NO_PORT
+        # The agent of the old node has written its port over what the raylet had found there.
+        if has_no_port or file.name == LISTEN_PORT + old:
             file.with_name(file.name.replace(old, new)).write_text(NO_PORT, encoding="ascii")
     return replace(daemon, argv=tuple(word.replace(old, new) for word in daemon.argv))
 

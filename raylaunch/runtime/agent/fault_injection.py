@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raylaunch.errors import NodeError
+from raylaunch.node.process import ray_stop
 from raylaunch.node.process.guard import Process, descendants, read_process, send_signal
 from raylaunch.node.process.ray_daemons import GCS, RESTARTS, RayDaemon, session_processes
 from raylaunch.node.process.vllm_children import VllmChild
@@ -152,7 +153,9 @@ def kill_ours(fault: str, targets: Targets, call_later: CallLater) -> Injected:
 
 
 def break_ray(fault: str, targets: Targets, call_later: CallLater) -> Injected:
-    """Signal daemons of Ray, with all workers if it is "kill-ray", once the clients have left.
+    """Kill daemons of Ray, with all workers if it is "kill-ray", once the clients have left.
+
+    "restart-ray" stops them instead, as `ray stop` does.
 
     Raises:
         NodeError: There is none that the fault could hit.
@@ -167,16 +170,21 @@ def break_ray(fault: str, targets: Targets, call_later: CallLater) -> Injected:
         found = session_processes(daemons)
     # This process is one of the workers.
     found.sort(key=lambda process: process.pid == targets.agent)
-    number = signal.SIGTERM if fault == "restart-ray" else signal.SIGKILL
 
-    def signal_all() -> None:
+    def kill_all() -> None:
         for process in found:
-            send_signal(process, number)
+            send_signal(process, signal.SIGKILL)
 
+    def stop_all() -> None:
+        raylets = [daemon.process for daemon in daemons if daemon.kind != GCS]
+        ray_stop.stop_detached(raylets, [one for one in found if one not in raylets])
+
+    is_stop = fault == "restart-ray"
     at = time.monotonic() + LEAVE_S
-    call_later(LEAVE_S, signal_all)
+    call_later(LEAVE_S, stop_all if is_stop else kill_all)
     names = ", ".join(f"{daemon.kind} (pid {daemon.process.pid})" for daemon in daemons)
-    return Injected(at, f"{number.name} to {len(found)} processes: {names}")
+    number = "SIGTERM" if is_stop else "SIGKILL"
+    return Injected(at, f"{number} to {len(found)} processes: {names}")
 
 
 def kill_and_steal(engine: VllmChild, port: int) -> Injected:

@@ -35,6 +35,8 @@ class Gang:
     """Id of this start of the group, in the marker of every process it starts."""
     reservation: Any = None
     """Ray's placement group that holds the NPUs."""
+    incomplete_since: float | None = None
+    """Since when it lacks the NPUs of a server although all nodes are there (monotonic clock)."""
     agents: dict[int, AgentHandle | None] = field(default_factory=dict)
     kind: type[ProbeActor] = Agent
     detached: bool = True

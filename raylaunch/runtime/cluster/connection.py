@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -67,10 +68,18 @@ def connect(address: str | None, token_file: Path | None = None) -> None:
 def use_token(token_file: Path) -> None:
     """Make Ray use this token.
 
-    Ray has no parameter for it. It reads these variables when it is imported.
+    Ray has no parameter for it. It reads these variables once, unless it is made to read them again
+    (as `ray/_private/authentication_test_utils.py` does, Ray 2.60): `start --fresh` leaves one
+    cluster and joins another.
     """
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+    wanted = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
+    is_known = all(os.environ.get(name) == value for name, value in wanted.items())
+    os.environ.update(wanted)
+    if is_known or "ray" not in sys.modules:
+        return
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def import_ahead() -> None:

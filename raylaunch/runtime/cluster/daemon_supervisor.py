@@ -43,6 +43,9 @@ STEADY_S = 60.0
 """A daemon that ran this long is started again without a pause."""
 GCS_WAIT_S = 30.0
 """A raylet is started once the GCS accepts connections, or after this time."""
+GCS_CHECK_S = 5.0
+GCS_CLOSED_S = 10.0
+"""A GCS that has closed its port and lives for so long does not open it again."""
 GCS_POLL_S = 0.1
 """Nothing announces that a port accepts connections."""
 
@@ -57,6 +60,12 @@ class Watched:
     pause_s: float = 0.0
     due_at: float | None = None
     """When to start it again; None while it runs."""
+    gcs_awaited_since: float | None = None
+    """Since when it is due and the GCS does not answer."""
+    has_listened: bool = False
+    """Of a GCS: it has accepted a connection since it was started."""
+    refuses_since: float | None = None
+    """Of a GCS: since when it lives and accepts no connection any more."""
 
 
 @dataclass
@@ -65,12 +74,14 @@ class DaemonSupervisor:
 
     Args:
         daemons: Those that run, the GCS first: a raylet needs it.
-        start: Starts one of them and returns its process.
+        start: Starts one of them and returns its process; does not wait.
+        has_gcs: Returns whether the GCS that a raylet needs accepts connections; None for unknown.
         clock: A monotonic clock.
     """
 
     daemons: Sequence[RayDaemon]
     start: Callable[[RayDaemon], Process]
+    has_gcs: Callable[[RayDaemon], bool | None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     watched: list[Watched] = field(init=False)
 
@@ -92,15 +103,37 @@ class DaemonSupervisor:
             poller.register(pidfd, select.POLLIN)
         for pidfd, _ in poller.poll(self._timeout_ms()):
             self._on_exit(running[pidfd])
+        self._check_gcs()
         for one in self.watched:
             if self._may_start(one) and self.clock() >= (one.due_at or 0.0):
-                self._start(one)
+                self._start_or_postpone(one)
 
-    def _timeout_ms(self) -> float | None:
+    def _timeout_ms(self) -> float:
         due = [one.due_at or 0.0 for one in self.watched if self._may_start(one)]
-        if not due:
-            return None
-        return 1000 * max(0.0, min(due) - self.clock())
+        now = self.clock()
+        return 1000 * max(0.0, min([*due, now + GCS_CHECK_S]) - now)
+
+    def _check_gcs(self) -> None:
+        """Kill a GCS that lives and has closed its port: it hangs in its own shutdown.
+
+        Seen with Ray 2.60, where GCS and raylets get SIGTERM at the same moment. The raylets wait
+        for its answer, and exit once the next GCS gives it.
+        """
+        raylet = next((one.daemon for one in self.watched if one.daemon.kind != GCS), None)
+        for one in self.watched:
+            if one.daemon.kind != GCS or one.due_at is not None or raylet is None:
+                continue
+            listens = self.has_gcs(raylet)
+            if listens is not False:
+                one.has_listened = one.has_listened or listens is True
+                one.refuses_since = None
+            elif one.has_listened and one.refuses_since is None:
+                one.refuses_since = self.clock()
+            elif one.refuses_since is not None and self.clock() - one.refuses_since >= GCS_CLOSED_S:
+                pid = one.daemon.process.pid
+                log.warning("killing %s, pid %d: its port is closed", one.daemon.kind, pid)
+                send_signal(one.daemon.process, signal.SIGKILL)
+                one.refuses_since = None
 
     def _may_start(self, one: Watched) -> bool:
         """Return whether a daemon has exited and finds what it needs: a raylet needs the GCS."""
@@ -113,6 +146,8 @@ class DaemonSupervisor:
         process = one.daemon.process
         one.started_at = self.clock()
         one.due_at = None
+        one.has_listened = False
+        one.refuses_since = None
         try:
             one.pidfd = os.pidfd_open(process.pid)
         except ProcessLookupError:
@@ -138,6 +173,22 @@ class DaemonSupervisor:
         one.due_at = now + one.pause_s
         one.pause_s = min(LONGEST_PAUSE_S, 2 * one.pause_s or FIRST_PAUSE_S)
 
+    def _start_or_postpone(self, one: Watched) -> None:
+        """Start a daemon, a raylet only with a GCS.
+
+        A GCS that was killed together with its raylets may exit after them. Waiting for it here
+        would be waiting for what this loop starts.
+        """
+        now = self.clock()
+        if one.daemon.kind != GCS and self.has_gcs(one.daemon) is False:
+            if one.gcs_awaited_since is None:
+                one.gcs_awaited_since = now
+            if now - one.gcs_awaited_since < GCS_WAIT_S:
+                one.due_at = now + GCS_POLL_S
+                return
+        one.gcs_awaited_since = None
+        self._start(one)
+
     def _start(self, one: Watched) -> None:
         try:
             for helper in helpers_of(one.daemon):
@@ -159,8 +210,6 @@ def start_daemon(daemon: RayDaemon) -> Process:
     Raises:
         OSError: it cannot be started.
     """
-    if daemon.kind != GCS:
-        _await_port(daemon.option("gcs-address"))
     child = subprocess.Popen(
         daemon.argv,
         env=dict(daemon.env),
@@ -174,16 +223,18 @@ def start_daemon(daemon: RayDaemon) -> Process:
     return read_process(child.pid) or Process(child.pid, os.getpid(), "Z", 0)
 
 
-def _await_port(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + GCS_WAIT_S
-    while port.isdigit() and time.monotonic() < deadline:
-        try:
-            socket.create_connection((host, int(port)), GCS_POLL_S).close()
-        except OSError:
-            time.sleep(GCS_POLL_S)
-        else:
-            return
+def has_gcs(raylet: RayDaemon) -> bool | None:
+    """Return whether the GCS of a raylet accepts connections; None where that is not known."""
+    host, _, port = raylet.option("gcs-address").rpartition(":")
+    if not port.isdigit():
+        return None
+    try:
+        socket.create_connection((host, int(port)), GCS_POLL_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 # -- the process, as `local_cluster` starts and finds it -------------------------------------------
@@ -254,7 +305,7 @@ def main(marker: str, log_file: str) -> int:
         log.error("this kernel has no pidfds (before Linux 5.3): no daemon is started again")
         sys.stdout.write("no pidfds\n")
         return 0
-    supervisor = DaemonSupervisor(marked_daemons(marker), start_daemon)
+    supervisor = DaemonSupervisor(marked_daemons(marker), start_daemon, has_gcs)
     log.info("watching %s", [(one.kind, one.process.pid) for one in supervisor.daemons])
     sys.stdout.write("watching\n")
     sys.stdout.flush()

@@ -160,7 +160,10 @@ def _agents_of(deployments: Collection[str]) -> list[AgentHandle]:
 
 
 def kill_agents(deployment: str) -> None:
-    """Kill the agents of a deployment, whose guards then stop the servers, and release its NPUs."""
+    """Kill the agents of a deployment and release its NPUs.
+
+    Its servers run on until their guards have waited for `health.orphan_grace_s`.
+    """
     for agent in _agents_of([deployment]):
         agent.kill()
     for key in placement.reserved_groups(deployment):

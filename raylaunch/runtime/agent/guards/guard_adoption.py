@@ -24,7 +24,7 @@ async def take_guard(
     """Become the owner of the guard behind a socket.
 
     Raises:
-        NodeError: There is none, or its server is of another attempt.
+        NodeError: There is none, its server is of another attempt, or has exited.
         BusyError: It keeps its owner.
     """
     deadline = time.monotonic() + OWNER_GONE_S
@@ -34,6 +34,12 @@ async def take_guard(
             raise NodeError(
                 f"{report.name} cannot be adopted",
                 why=f"its guard runs attempt {report.attempt}, not {attempt}",
+            )
+        if report.phase != "running":
+            # Waiting for the guard would only delay the restart of the group.
+            raise NodeError(
+                f"{report.name} cannot be adopted",
+                why=f"its guard, pid {report.pid}, is {report.phase}",
             )
         try:
             return await asyncio.to_thread(ServerProcess.adopt, path, on_event)

@@ -15,7 +15,7 @@ from raylaunch.node.process.guard_socket import GuardSilentError
 from raylaunch.plan.launch_plan import LaunchPlan
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.placement import Slot
-from raylaunch.runtime.cluster.remote_call import ActorError
+from raylaunch.runtime.cluster.remote_call import ActorError, explained_ray_errors
 from raylaunch.runtime.controller.group.group_backend import Adopted, GroupBackend, GroupSettings
 from raylaunch.runtime.controller.group.journal import GroupRecord
 from raylaunch.supervise.state import ServerSeen
@@ -23,7 +23,11 @@ from raylaunch.supervise.state import ServerSeen
 log = logging.getLogger(__name__)
 
 NODE_WAIT_S = 60.0
-"""How long the daemons of a node may take to come back. Its servers run on meanwhile."""
+"""How long the daemons of a node may take to come back where a spare node could replace it.
+
+Without one they may take as long as the guards wait: a restart would stop servers that serve, and
+then wait for the same node.
+"""
 RETRY_S = 1.0
 TRY_AGAIN = (ActorError, GuardSilentError)
 HOST_LIVES = ("agent died", "node died")
@@ -90,7 +94,7 @@ class Adoption:
         except RaylaunchError as error:
             log.warning("cannot adopt: %s", error)
             result = Adopted(plan)
-        self._apply(result, orphans)
+        self._apply(result, orphans, await self._limit_s(plan, orphans))
         self._retry_at = self._clock.monotonic() + RETRY_S
         return bool(result.servers)
 
@@ -106,7 +110,24 @@ class Adoption:
                 why = self._record.seen[index].agent_lost
                 self._record.note("orphaned", f"{why}; the server waits for another agent", index)
 
-    def _apply(self, result: Adopted, orphans: Sequence[int]) -> None:
+    async def _limit_s(self, plan: LaunchPlan, orphans: Sequence[int]) -> float:
+        """Return how long a server may wait for its node, in seconds."""
+        grace_s = self.settings.health.orphan_grace_s
+        waited_s = self._clock.monotonic() - min(self._lost_at[index] for index in orphans)
+        if waited_s < min(NODE_WAIT_S, grace_s):
+            return grace_s
+        journal = self._record.journal
+        faulty = journal.history.excluded_nodes
+        excluded = [journal.ray_addresses.get(node, node) for node in faulty]
+        try:
+            with explained_ray_errors("a spare node"):
+                has_spare = await self._backend.has_spare(plan, excluded, len(orphans))
+        except RaylaunchError as error:
+            log.warning("cannot look for a spare node: %s", error)
+            has_spare = False
+        return min(NODE_WAIT_S, grace_s) if has_spare else grace_s
+
+    def _apply(self, result: Adopted, orphans: Sequence[int], limit_s: float) -> None:
         journal = self._record.journal
         now = self._clock.monotonic()
         if result.servers:
@@ -114,7 +135,6 @@ class Adoption:
         for index in orphans:
             why = result.refused.get(index, "")
             waited_s = now - self._lost_at[index]
-            limit_s = min(NODE_WAIT_S, self.settings.health.orphan_grace_s)
             if index in result.servers:
                 seen = self._record.seen[index]
                 self._record.seen[index] = replace(seen, agent_lost=None, agent_at=None)

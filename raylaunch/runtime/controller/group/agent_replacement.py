@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 NAME_TAKEN_S = 5.0
 """Ray frees the name of a killed actor after its process has exited."""
 NAME_POLL_S = 0.2
+STUCK_S = 10.0
+"""Ray places the rest of a reservation within a second or two, once the nodes are there."""
 
 
 async def replace_agents(
@@ -87,7 +89,37 @@ async def _slots_of(
     except KeyError:  # Ray does not know this placement group any more
         gang.reservation = None
         return nowhere
-    return find_slots(plan, reserved, addresses)
+    found = find_slots(plan, reserved, addresses)
+    if await _is_stuck(gang, plan, found, addresses):
+        # The agents in it die with it: other servers of the group are orphans for a moment too.
+        log.warning("Ray does not complete the reservation of %s: releasing it", gang.key)
+        await asyncio.to_thread(placement.release, gang.reservation)
+        gang.reservation = None
+        gang.incomplete_since = None
+        return nowhere
+    return found
+
+
+async def _is_stuck(
+    gang: Gang, plan: LaunchPlan, slots: Sequence[Slot], addresses: Mapping[str, str]
+) -> bool:
+    """Return whether a server has no slot for STUCK_S although all nodes are there.
+
+    A GCS that is stopped just after a node may have stored the node's death, and not that the NPUs
+    reserved there must be placed again: the next GCS never does (seen, Ray 2.60). Nor can it place
+    NPUs that were reserved by the id of a node that came back under another one.
+    """
+    if all(slot.ip for slot in slots):
+        gang.incomplete_since = None
+        return False
+    nodes = choose_nodes(plan, await asyncio.to_thread(alive_nodes), addresses)
+    if not all(nodes):
+        gang.incomplete_since = None
+        return False
+    now = time.monotonic()
+    if gang.incomplete_since is None:
+        gang.incomplete_since = now
+    return now - gang.incomplete_since >= STUCK_S
 
 
 def choose_nodes(

@@ -112,11 +112,12 @@ class AgentWatch:
 
     async def _report_death(self) -> None:
         node_is_alive = await asyncio.to_thread(_is_alive, self._node["NodeID"])
-        reason = "node died"
-        if node_is_alive:  # as far as Ray has noticed
-            raylet = await asyncio.to_thread(probe_raylet, self._node)
-            reason = LOST_BECAUSE.get(raylet, "agent died")
-        self._lose(reason)
+        # Ray calls a node dead when its raylet has exited, and when its whole host is lost.
+        raylet = await asyncio.to_thread(probe_raylet, self._node)
+        if raylet == "alive":  # perhaps the next one, on the same port
+            self._lose("agent died" if node_is_alive else "node died")
+        else:
+            self._lose(LOST_BECAUSE[raylet])
 
     def _lose(self, reason: str) -> None:
         log.warning("%s is lost: %s", self._agent.peer, reason)

@@ -392,7 +392,8 @@ class GroupLoop:
         self.recovery.drop_lost_agents()
         left = await self._backend.stop_servers(self.settings.stop_grace_s)
         for index, node in self.record.unreachable.items():
-            left.append(f"server {index}: {node} cannot be reached")
+            if not any(line.startswith(f"server {index}: ") for line in left):
+                left.append(f"server {index}: {node} cannot be reached")
         self._backend.release()
         self.record.enter(Phase.STOPPED)
         self._stopped = GroupStopped(len(running), tuple(left))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from raylaunch.node.process.process_markers import terminate_marked
 from raylaunch.plan.facts import MarkedProcess
@@ -11,6 +11,7 @@ from raylaunch.plan.launch_plan import ServerPlan
 from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.cluster.node_tasks import call_on_nodes
+from raylaunch.runtime.controller.group.agent_watch import probe_raylet
 
 ANSWER_S = 10.0
 """Beyond the grace period. A new worker process has to start and to import the code first."""
@@ -27,11 +28,11 @@ async def stop_orphans(servers: Sequence[ServerPlan], gang: Gang, grace_s: float
     """
     if not servers:
         return []
-    alive = {node["NodeID"] for node in await asyncio.to_thread(alive_nodes)}
+    reached = await _reached_nodes({server.node.node_id for server in servers})
     by_node: dict[str, list[int]] = {}
     left = []
     for server in servers:
-        if server.node.node_id in alive:
+        if server.node.node_id in reached:
             by_node.setdefault(server.node.node_id, []).append(server.index)
         else:
             left.append(_unreachable(server.index, server.node.ip))
@@ -49,6 +50,17 @@ async def stop_orphans(servers: Sequence[ServerPlan], gang: Gang, grace_s: float
         if server.node.node_id in silent:
             left.append(_unreachable(server.index, server.node.ip))
     return left
+
+
+async def _reached_nodes(wanted: Collection[str]) -> set[str]:
+    """Return those of the nodes that are alive and whose raylet accepts a connection.
+
+    Ray calls a host alive for up to 75 s after its network was cut, and a task there would be
+    waited for in vain, before every restart.
+    """
+    nodes = [node for node in await asyncio.to_thread(alive_nodes) if node["NodeID"] in wanted]
+    states = await asyncio.gather(*(asyncio.to_thread(probe_raylet, node) for node in nodes))
+    return {node["NodeID"] for node, state in zip(nodes, states, strict=True) if state == "alive"}
 
 
 def _unreachable(server: int, ip: str) -> str:
