@@ -43,7 +43,7 @@ from raylaunch.runtime.cluster.daemon_supervisor import SUPERVISOR_GROUP, find_s
 NAME = "test-embedded"
 MARKER = f"@{NAME}-1a2b3c4d"
 GONE = Starter(pid=2**22 - 1, started=1, machine=pid_space(), host=socket.gethostname())
-BOUND_S = 20.0
+BOUND_S = 60.0
 """`stop` must have finished by then, whatever state Ray is in."""
 
 
@@ -658,7 +658,8 @@ def test_an_embedded_cluster_shows_nothing_to_others_and_a_dead_one_is_stopped(u
         modes[path] = stat.S_IMODE(Path(path).stat().st_mode)
     assert modes == {folder: 0o700, token_file: 0o600, user.home / "clusters": 0o700}
 
-    (supervisor,) = [one for one in find_marked() if one.group == SUPERVISOR_GROUP]
+    supervisors = [one for one in find_marked() if one.group == SUPERVISOR_GROUP]
+    (supervisor,) = [one for one in supervisors if one.deployment.startswith(f"@{NAME}-")]
     psutil.Process(supervisor.pid).kill()
     gcs_of().kill()
     # Never without a name: it would kill what other tests on this machine have started.
