@@ -13,6 +13,7 @@ from fake_group import FakeEvidence, FakeGang
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.cluster.clock import SystemClock
 from raylaunch.runtime.controller import controller, takeover
+from raylaunch.runtime.controller.changes import operations
 from raylaunch.runtime.controller.controller import Controller
 from raylaunch.runtime.controller.deployment_record import OWNER, DeploymentJournal
 from raylaunch.runtime.controller.group import group_supervisor
@@ -28,6 +29,8 @@ TWO = (
     "health.agent_silent_s=86400",
     "health.backoff_first_s=0",
     "health.device_pause_s=0",
+    # The loss of an agent is the loss of its server: no guard is asked.
+    "health.orphan_grace_s=0",
     "health.canary_idle_s=86400",
     "metrics.enabled=false",  # there is no Ray whose nodes could be read
     "gateway.enabled=false",  # a real one would be started for servers that do not exist
@@ -92,12 +95,17 @@ def creator(monkeypatch, tmp_path):
     monkeypatch.setattr(group_supervisor, "RayGroup", FakeBackend)
     monkeypatch.setattr(group_supervisor, "EvidenceCollector", lambda *_: FakeEvidence())
     monkeypatch.setattr(group_supervisor, "alive_nodes", list)
+    monkeypatch.setattr(operations, "find_problem", no_problem)
 
     def create(*settings, reconstructed=False) -> Controller:
         context.was_current_actor_reconstructed = reconstructed
         return Controller(Request("test", read("local-dual", (*TWO, *settings))))
 
     return create
+
+
+async def no_problem(*_) -> str:
+    return ""
 
 
 def run(live) -> None:

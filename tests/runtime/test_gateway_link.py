@@ -27,6 +27,7 @@ from raylaunch.recipe.load import change_recipe
 from raylaunch.runtime.agent import gateway_host
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import takeover
+from raylaunch.runtime.controller.changes import operations
 from raylaunch.runtime.controller.gateway import gateway_link
 from raylaunch.supervise.state import Phase
 
@@ -475,6 +476,18 @@ def test_an_upgrade_in_place_within_the_holding_time_is_carried_out(create, gate
     error, names = upgrade_in_place(create, gateway, monkeypatch, start_s=812, hold_s=900)
     assert error is None
     assert names == ["serve-0.g2"]
+
+
+def test_an_upgrade_in_place_that_cannot_start_removes_no_group(create, gateway, monkeypatch):
+    async def too_few(specs, *_):
+        assert [spec.name for spec in specs] == ["serve-0.g2"]
+        return "too few NPUs"
+
+    monkeypatch.setattr(operations, "find_problem", too_few)
+    error, names = upgrade_in_place(create, gateway, monkeypatch, start_s=1, hold_s=900)
+    assert error["what"] == "nothing was changed: too few NPUs"
+    assert names == ["serve-0"]
+    assert gateway.options is None
 
 
 async def secrets_of_the_start(_) -> dict[str, str]:

@@ -104,6 +104,18 @@ class GroupSet:
         """Whether any group was ready at any time."""
         return any(group.journal.served for group in self)
 
+    def held_npus(self) -> dict[str, int]:
+        """Return the NPUs that the groups have, by Ray's id of the node."""
+        held: dict[str, int] = {}
+        for group in self:
+            npus = group.request.spec.loaded.recipe.npus_per_server
+            # A group that failed or waits has released its own.
+            if group.plan is None or group.journal.waiting_since is not None:
+                continue
+            for node in group.node_ids().values():
+                held[node] = held.get(node, 0) + npus
+        return held
+
     def begin(self, secrets: Mapping[str, str]) -> None:
         """Hand the secrets over to every group."""
         for group in self:

@@ -149,7 +149,7 @@ class FallbackLoop:
         if self._state.stage is not Stage.DEGRADED:
             self._full_fits_since = None
             return
-        if not await self._has_room(expand_groups(self._journal.loaded), self._held_npus()):
+        if not await self._has_room(expand_groups(self._journal.loaded), self._groups.held_npus()):
             self._full_fits_since = None
         elif self._full_fits_since is None:
             self._full_fits_since = self._clock.monotonic()
@@ -173,24 +173,12 @@ class FallbackLoop:
         faulty = [failure.node for failure in self._faults if failure.node]
         return tuple(known.get(node, node) for node in faulty)
 
-    def _held_npus(self) -> dict[str, int]:
-        """Return the NPUs that the groups have, by Ray's id of the node."""
-        held: dict[str, int] = {}
-        for group in self._groups:
-            npus = group.request.spec.loaded.recipe.npus_per_server
-            # A group that failed or waits has released its own.
-            if group.plan is None or group.journal.waiting_since is not None:
-                continue
-            for node in group.node_ids().values():
-                held[node] = held.get(node, 0) + npus
-        return held
-
     async def _grow_back(self) -> None:
         """Plan and check the recipe itself; only what passes costs the fallback its place."""
         loaded = self._journal.loaded
         target = self._next_groups(loaded)
         waived = next(iter(self._groups)).loop.settings.waived
-        room = Room(self._held_npus(), self._excluded())
+        room = Room(self._groups.held_npus(), self._excluded())
         problem = await find_problem(target, self._deployment, room, waived)
         if not problem:
             self._enter(self._state.grow_back(target))

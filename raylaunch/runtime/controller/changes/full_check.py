@@ -1,4 +1,4 @@
-"""The recipe itself, planned and checked while its fallback serves on some of the same nodes."""
+"""Groups planned and checked while those that they replace still serve on some of the nodes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ IN_USE = frozenset({"leftovers", "memory-small", "npu-busy", "port-busy"})
 
 @dataclass(frozen=True)
 class Room:
-    """Where the groups of the recipe itself may be."""
+    """Where the new groups may be."""
 
     freed: Mapping[str, int]
-    """The NPUs that the fallback will release, by Ray's id of the node."""
+    """The NPUs that the old groups will release, by Ray's id of the node."""
     excluded: tuple[str, ...] = ()
     """Addresses of nodes that are not used, in Ray's words."""
 
@@ -71,19 +71,19 @@ def find_errors(
     nodes: Sequence[Facts],
     plan: LaunchPlan,
     others: Sequence[LaunchPlan],
-    fallback: Collection[str],
+    serving: Collection[str],
 ) -> list[Finding]:
-    """Return the errors of a plan; what is in use on a node of the fallback is none.
+    """Return the errors of a plan; what is in use on a node of the old ones is none.
 
     Args:
         spec: The group.
         nodes: The facts of its nodes.
         plan: Its plan.
         others: The plans of other deployments.
-        fallback: Ray's ids of the nodes where the fallback serves.
+        serving: Ray's ids of the nodes where the groups serve that are replaced.
     """
-    # A finding has Ray's address of its node. The fallback's plan may have another one.
-    busy = [node.ip for node in nodes if node.node_id in fallback]
+    # A finding has Ray's address of its node. The plan may have another one.
+    busy = [node.ip for node in nodes if node.node_id in serving]
     known = common_names(nodes)
     found = [*check_recipe(spec.loaded, nodes[0].versions, known=known)]
     found += check_nodes(spec.loaded, nodes, plan, others)
@@ -92,7 +92,7 @@ def find_errors(
 
 
 async def _probe(recipe: Recipe, room: Room) -> list[Facts]:
-    """Probe a node for each server, without its NPUs: the fallback has some of them."""
+    """Probe a node for each server, without its NPUs: the old groups have some of them."""
     places = await asyncio.to_thread(placement.places, recipe, room.freed, room.excluded)
     arguments = {
         node_id: (

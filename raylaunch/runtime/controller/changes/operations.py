@@ -10,11 +10,19 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
-from raylaunch.errors import BusyError, NodeError, RaylaunchError, RecipeError, VerifyError
+from raylaunch.errors import (
+    BusyError,
+    ChecksFailedError,
+    NodeError,
+    RaylaunchError,
+    RecipeError,
+    VerifyError,
+)
 from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.task_owner import TaskOwner
+from raylaunch.runtime.controller.changes.full_check import Room, find_problem
 from raylaunch.runtime.controller.changes.group_changes import GroupChanges
 from raylaunch.runtime.controller.changes.hold_check import refuse_short_hold
 from raylaunch.runtime.controller.changes.verdict import Verdict
@@ -242,6 +250,8 @@ class Operations:
         old = tuple(group.request.spec for group in self._groups)
         new = name_generation(expand_groups(loaded), journal.generation + 1)
         beside = self._work.gateway is not None and await self._has_room(old, new)
+        if not beside:
+            await self._refuse_unfit(_started(old, new))
         steps = plan_upgrade(old, new, beside=beside)
         if self._work.gateway is not None:
             refuse_short_hold(steps, self._groups, loaded.recipe.gateway)
@@ -321,14 +331,31 @@ class Operations:
 
     async def _has_room(self, old: Sequence[GroupSpec], new: Sequence[GroupSpec]) -> bool:
         """Return whether free nodes have the NPUs of every group that an upgrade starts."""
-        kept = [spec.name for spec in kept_and_new(old, new)]
-        started = [spec for spec in new if spec.name in kept]
+        started = _started(old, new)
         if not started:
             return True
         # The largest stands for all: a guess too small only makes the upgrade slower.
         largest = max((spec.loaded.recipe for spec in started), key=lambda one: one.npus_per_server)
         servers = sum(spec.loaded.recipe.parallel.servers for spec in started)
         return await asyncio.to_thread(placement.has_spare, largest, (), (), servers)
+
+    async def _refuse_unfit(self, specs: Sequence[GroupSpec]) -> None:
+        """Refuse groups that would not start in the place of the old ones, which still serve.
+
+        Raises:
+            ChecksFailedError: too few NPUs, or a check or the plan fails.
+        """
+        if not specs:
+            return
+        waived = next(iter(self._groups)).loop.settings.waived
+        room = Room(self._groups.held_npus())
+        problem = await find_problem(specs, self._deployment, room, waived)
+        if problem:
+            raise ChecksFailedError(
+                f"nothing was changed: {problem}",
+                why="the new groups would not start in the place of those that serve",
+                todo="correct the recipe; `raylaunch check` shows what it needs",
+            )
 
     def _finish_upgrade(
         self, loaded: LoadedRecipe, old: Sequence[GroupSpec], new: Sequence[GroupSpec]
@@ -342,3 +369,9 @@ class Operations:
         journal.generation += 1
         journal.restore = None
         self._work.save_specs()
+
+
+def _started(old: Sequence[GroupSpec], new: Sequence[GroupSpec]) -> list[GroupSpec]:
+    """Return the groups of an upgrade that do not run yet."""
+    kept = [spec.name for spec in kept_and_new(old, new)]
+    return [spec for spec in new if spec.name in kept]
