@@ -135,9 +135,12 @@ def counted(rounds: Sequence[Round]) -> list[str]:
     """Return the shortfalls for the page: one line for each kind, with the number of rounds."""
     same: Counter[tuple[str, str, str]] = Counter()
     for one in rounds:
-        same.update({(one.part, one.kind, text) for text in shortfalls([one])})
+        texts = set(one.problems)
+        if one.beyond_s is not None and one.beyond_s > BEYOND_S:
+            texts.add(f"more than {BEYOND_S:g} s beyond the servers' own start")
+        same.update((one.part, one.kind, text) for text in texts)
     return [
-        f"{WORDS[part]}, {kind}, {count} rounds: {text.rpartition(', round 1: ')[2]}"
+        f"{WORDS[part]}, {kind}, {count} rounds: {text}"
         for (part, kind, text), count in same.items()
     ]
 

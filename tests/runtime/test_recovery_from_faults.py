@@ -284,7 +284,7 @@ def test_a_groups_failure_touches_no_other_group(start, cluster):
     running = {one.pid for one in find_marked(handle.name)}
     find_controller(handle.name).crash()
     await_true(lambda: kinds(handle).count("adopted") == 2, "both groups are adopted")
-    assert handle.status().phase is Phase.READY
+    await_phase(handle, Phase.READY)  # the gateway answers the new controller too
     assert {one.pid for one in find_marked(handle.name)} == running >= before
     numbers = [event.number for event in handle.events()]
     assert numbers == sorted(set(numbers)), "one numbering over both groups"

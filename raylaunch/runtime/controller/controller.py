@@ -81,11 +81,9 @@ class Controller:
         self._key = (self._key_file, self._record.note)
         self._tasks = TaskOwner(self._report_task)
         self._work = GroupChanges(request.deployment, self._groups, self._record, self._changes)
-        self._operations = Operations(
-            request.deployment, self._groups, self._record, self._work, self._tasks
-        )
-        parts = (self._groups, self._record, self._work, self._operations, self._clock)
-        self._fallbacks = FallbackLoop(request.deployment, *parts)
+        parts = (self._groups, self._record, self._work)
+        self._operations = Operations(request.deployment, *parts, self._tasks)
+        self._fallbacks = FallbackLoop(request.deployment, *parts, self._operations, self._clock)
         self._store = JournalStore(request, self._groups, self._record, self._changes, self._clock)
         self._stop_began = 0.0
         self._offered: Mapping[str, str] = {}
@@ -98,28 +96,26 @@ class Controller:
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         # The event loop does not run yet: the first work comes as a call of this actor to itself.
         context = ray.get_runtime_context()
-        me = context.current_actor
         self._monitor = Monitor(
             request.deployment, self._groups, self._record, self._changes, self._status, self._clock
         )
         if context.was_current_actor_reconstructed or request.adopts:
             log.warning("the controller of %s takes over, pid %d", request.deployment, os.getpid())
             self._state = StateMachine(ControllerState.TAKING_OVER)
-            self._takeover_call = takeover.RepeatedCall(me.take_over.remote)
+            self._takeover_call = takeover.RepeatedCall(context.current_actor.take_over.remote)
             self._takeover_call.start()
         else:
             log.info("controller of %s, pid %d", request.deployment, os.getpid())
             self._state = StateMachine(ControllerState.WAITING_FOR_BEGIN)
-            me.expect_begin.remote()
+            context.current_actor.expect_begin.remote()
 
     # -- start ---------------------------------------------------------------------------------
 
     async def expect_begin(self) -> None:
         """Reserve meanwhile; fail if `raylaunch start` exits before it has called `begin`."""
         self._groups.run()
-        await self._await_begin(
-            ORPHAN_S, "`raylaunch start` exited before the controller took over"
-        )
+        why = "`raylaunch start` exited before the controller took over"
+        await self._await_begin(ORPHAN_S, why)
 
     async def begin(self, secrets: Mapping[str, str]) -> None:
         """Start the deployment, or adopt what runs of it; returns before it is ready."""
