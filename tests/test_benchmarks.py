@@ -182,7 +182,7 @@ def test_another_model_has_sections_and_files_of_its_own(program, page):
 def test_raylaunch_serves_the_model_with_the_flags_of_the_peers(program, tmp_path, kind):
     pair, contenders = program("benchmark_hosts"), program("contenders")
     model = pair.MODELS[kind]
-    name, *sets = contenders.local_dual(pair.TwoHosts((), tmp_path, model))
+    name, *sets = contenders.on_hosts(pair.TwoHosts((), tmp_path, model))
     hosts = [Facts(f"192.0.2.{number}", interface="eth0") for number in (1, 2)]
     plan = build_plan(read(name, tuple(word for word in sets if word != "--set")), hosts)
     assert Path(plan.model).name == Path(model.path).name

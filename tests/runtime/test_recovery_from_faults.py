@@ -221,6 +221,8 @@ def test_a_smaller_recipe_serves_while_a_node_is_lost_and_no_request_fails_when_
         parallel__data=3,
         health__degrade_after_s=5,
         health__grow_back_after_s=5,
+        # This machine lives: with a grace the servers would serve on without the raylet.
+        health__orphan_grace_s=0,
         fallback=[{"set": {"parallel.data": 1}}],
     )
     controller = find_controller(handle.name)

@@ -29,8 +29,8 @@ _NO_LIBRARY = re.compile(
     r"Could not load this library: (\S{3,300}\.so[\w.]{0,20})"
 )
 _STATIC_TLS = re.compile(
-    r"(\S{2,300}\.so[\w.]{0,20}): cannot (?:allocate memory in|load any more object with) "
-    r"static TLS"
+    r"(?<![^\s'\"(])([^\s'\"(]{2,300}\.so[\w.]{0,20}): "
+    r"cannot (?:allocate memory in|load any more object with) static TLS"
 )
 _NO_MODULE = re.compile(
     r"(?:(?:ModuleNotFoundError|ImportError|System error): |^)No module named '?([\w.]{1,120})'?",
