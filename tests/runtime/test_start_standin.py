@@ -461,15 +461,20 @@ for key in ("", "0" * 64):
     except NodeError:
         print("refused")
 
-def await_event(kind, text=""):
+def await_true(ask):
     deadline = time.monotonic() + 120
-    while not [one for one in handle.events() if one.kind == kind and text in one.text]:
+    while not (answer := ask()):
         assert time.monotonic() < deadline, handle.events()
         time.sleep(0.1)
+    return answer
+
+def await_event(kind, text=""):
+    await_true(lambda: [one for one in handle.events() if one.kind == kind and text in one.text])
 
 find_controller("test-secret").crash()
 await_event("adopted")
-os.kill(handle.status().servers[1].seen.pid, signal.SIGKILL)
+# The new controller knows the pid with the agent's next report.
+os.kill(await_true(lambda: handle.status().servers[1].seen.pid), signal.SIGKILL)
 await_event("command", "attempt 2")
 handle.wait_ready(120)
 print("attempt", handle.status().attempt)
