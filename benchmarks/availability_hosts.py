@@ -127,7 +127,7 @@ class HostService:
             one.problems.append("processes of another group are not those of before")
 
     def _await_ready(self, after: int, group: str) -> Mapping[str, Any]:
-        """Return the event that the group is ready, starting Ray again where it gave up the node."""
+        """Return the event that the group is ready; Ray is started again if it gave up the node."""
         worker = self.pair.hosts[1]
 
         def rejoin() -> None:

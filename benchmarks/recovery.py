@@ -95,7 +95,7 @@ def running_servers(user: User, servers: int) -> Iterator[None]:
 
 
 def rest(user: User, servers: int) -> dict[str, float]:
-    """What the controller of `servers` idle servers takes, over `QUIET_S` seconds without requests."""
+    """What the controller of `servers` idle servers takes in `QUIET_S` seconds without requests."""
     with running_servers(user, servers):
         controller, agents = actors(user)
         time.sleep(5.0)  # what follows the start is not rest

@@ -164,7 +164,7 @@ def test_no_client_notices_a_change_or_a_death(create, monkeypatch):
         await clients.answer_more()
 
         for number, is_room in enumerate((True, False), 2):
-            monkeypatch.setattr(placement, "has_spare", lambda *_, room=is_room: room)
+            monkeypatch.setattr(placement, "has_spare", lambda *_, room=is_room, **__: room)
             status = await upgrade(one, clients, f"args.max-num-seqs={number}")
             assert status.operation_error is None
             assert list(attempts(status)) == [f"serve-0.g{number}", f"serve-1.g{number}"]

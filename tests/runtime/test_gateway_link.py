@@ -248,7 +248,7 @@ def test_a_gateway_that_cannot_start_fails_the_start(create, gateway):
 
 def test_an_upgrade_starts_the_new_groups_beside_the_old_and_switches(create, gateway, monkeypatch):
     async def live():
-        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        monkeypatch.setattr(placement, "has_spare", lambda *_, **__: True)
         one = await begin(create, *GATEWAY)
         loaded = change_recipe(one._record.journal.loaded, ["args.max-num-seqs=4"])
         await one.upgrade(loaded, {})
@@ -272,7 +272,7 @@ def test_an_upgrade_starts_the_new_groups_beside_the_old_and_switches(create, ga
 
 def test_a_green_group_that_is_refused_never_serves(create, gateway, monkeypatch):
     async def live():
-        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        monkeypatch.setattr(placement, "has_spare", lambda *_, **__: True)
         one = await begin(create, *GATEWAY)
         blue = {"serve-0/0": "ready", "serve-1/0": "ready"}
         loaded = change_recipe(one._record.journal.loaded, ["args.max-num-seqs=4"])
@@ -315,7 +315,7 @@ def test_a_gateway_that_cannot_start_is_refused_before_anything_is_launched(
 
 def test_gateway_settings_that_are_refused_cost_no_group(create, gateway, monkeypatch):
     async def live():
-        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        monkeypatch.setattr(placement, "has_spare", lambda *_, **__: True)
         one = await begin(create, *GATEWAY)
         await gateway.await_call(lambda: gateway.pushed)
         gateway.refused_options = NodeError("the certificate has expired")
@@ -334,7 +334,7 @@ def test_an_upgrade_that_is_refused_gives_the_gateway_its_settings_back(
     create, gateway, monkeypatch
 ):
     async def live():
-        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        monkeypatch.setattr(placement, "has_spare", lambda *_, **__: True)
         one = await begin(create, *GATEWAY, "gateway.hold_s=77")
         settings = ["args.max-num-seqs=4", "gateway.hold_s=5"]
         await one.upgrade(change_recipe(one._record.journal.loaded, settings), {})
@@ -349,7 +349,7 @@ def test_an_upgrade_that_is_refused_gives_the_gateway_its_settings_back(
 
 def test_old_groups_that_cannot_be_removed_do_not_undo_the_upgrade(create, gateway, monkeypatch):
     async def live():
-        monkeypatch.setattr(placement, "has_spare", lambda *_: True)
+        monkeypatch.setattr(placement, "has_spare", lambda *_, **__: True)
         one = await begin(create, *GATEWAY)
         one._groups.find("serve-0").backend.left = ["server 0: pid 7 vllm"]
         loaded = change_recipe(one._record.journal.loaded, ["args.max-num-seqs=4"])
@@ -442,7 +442,7 @@ def upgrade_in_place(create, gateway, monkeypatch, start_s, hold_s):
     """Return the error of an upgrade in place of a single group, and its attempts."""
 
     async def live():
-        monkeypatch.setattr(placement, "has_spare", lambda *_: False)
+        monkeypatch.setattr(placement, "has_spare", lambda *_, **__: False)
         one = await begin(create, *GATEWAY, "parallel.replicas=1")
         (group,) = one._groups
         history = group.journal.history

@@ -731,7 +731,7 @@ def in_control(user) -> dict:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_servers_run_on_when_ray_is_killed_and_are_under_control_again(user, standin, ports):
-    """The GCS, then a raylet, then all of Ray: nobody types, no server is touched."""
+    """The GCS, then a raylet, then all of Ray: no command is needed, no server is touched."""
     user.extra = standin
     started = user.run("start", "local-dual", "--name", NAME, *ports)
     assert started.code == 0, started.out + started.err

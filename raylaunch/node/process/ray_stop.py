@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raylaunch.node.process.guard import Process, read_process, send_signal
-from raylaunch.node.process.process_markers import is_alive
+from raylaunch.node.process.process_markers import await_exit
 
 GRACE_S = 8.0
 """For the raylets, and again for the GCS: half of what `ray stop` waits by default."""
-POLL_S = 0.1
 
 
 def stop_processes(processes: Sequence[Process], grace_s: float) -> None:
@@ -27,8 +26,8 @@ def stop_processes(processes: Sequence[Process], grace_s: float) -> None:
     for process in processes:
         send_signal(process, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
-    while any(is_alive(process) for process in processes) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+    for process in processes:
+        await_exit(process, deadline)
     for process in processes:
         send_signal(process, signal.SIGKILL)
 

@@ -7,17 +7,15 @@ it stands is in the deployment's journal, so that a controller that takes over c
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from raylaunch.errors import NodeError, RaylaunchError, from_dict
 from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.controller.changes.full_check import Room, find_problem
+from raylaunch.runtime.controller.changes.full_check import Room, find_problem, has_room
 from raylaunch.runtime.controller.changes.group_changes import GroupChanges
 from raylaunch.runtime.controller.changes.operations import Operations
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
@@ -140,7 +138,7 @@ class FallbackLoop:
         """Return the fallbacks for which there are enough free NPUs."""
         found = []
         for index, loaded in enumerate(self._journal.loaded.fallbacks):
-            if await self._has_room(expand_groups(loaded), {}, without=self._lost):
+            if await has_room(expand_groups(loaded), Room({}, self._excluded()), self._lost):
                 found.append(index)
         return tuple(found)
 
@@ -149,23 +147,14 @@ class FallbackLoop:
         if self._state.stage is not Stage.DEGRADED:
             self._full_fits_since = None
             return
-        if not await self._has_room(expand_groups(self._journal.loaded), self._groups.held_npus()):
+        room = Room(self._groups.held_npus(), self._excluded())
+        if not await has_room(expand_groups(self._journal.loaded), room):
             self._full_fits_since = None
         elif self._full_fits_since is None:
             self._full_fits_since = self._clock.monotonic()
             wait_s = self._health.grow_back_after_s
             text = f"there are NPUs for {self._journal.loaded.name} again"
             self._record.note("waiting", f"{text}: it is started when they stay for {wait_s:g} s")
-
-    async def _has_room(
-        self, specs: Sequence[GroupSpec], freed: Mapping[str, int], without: tuple[str, ...] = ()
-    ) -> bool:
-        # The largest stands for all: a guess too small only means that a switch is not tried.
-        largest = max((spec.loaded.recipe for spec in specs), key=lambda one: one.npus_per_server)
-        servers = sum(spec.loaded.recipe.parallel.servers for spec in specs)
-        return await asyncio.to_thread(
-            placement.has_spare, largest, without, self._excluded(), servers, freed=freed
-        )
 
     def _excluded(self) -> tuple[str, ...]:
         """Return Ray's addresses of the nodes with a device fault."""

@@ -36,6 +36,22 @@ class Room:
     """Addresses of nodes that are not used, in Ray's words."""
 
 
+async def has_room(specs: Sequence[GroupSpec], room: Room, without: tuple[str, ...] = ()) -> bool:
+    """Return whether there are NPUs for every server of these groups.
+
+    Args:
+        specs: The groups, at least one.
+        room: Where they may be.
+        without: Ray's ids of further nodes that are not used.
+    """
+    # The largest stands for all: a guess too small only makes a change slower, or not tried.
+    largest = max((spec.loaded.recipe for spec in specs), key=lambda one: one.npus_per_server)
+    servers = sum(spec.loaded.recipe.parallel.servers for spec in specs)
+    return await asyncio.to_thread(
+        placement.has_spare, largest, without, room.excluded, servers, freed=room.freed
+    )
+
+
 async def find_problem(
     specs: Sequence[GroupSpec],
     deployment: str,

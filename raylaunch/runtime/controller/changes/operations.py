@@ -20,9 +20,8 @@ from raylaunch.errors import (
 )
 from raylaunch.recipe.groups import GroupSpec, expand_groups
 from raylaunch.recipe.load import LoadedRecipe
-from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.cluster.task_owner import TaskOwner
-from raylaunch.runtime.controller.changes.full_check import Room, find_problem
+from raylaunch.runtime.controller.changes.full_check import Room, find_problem, has_room
 from raylaunch.runtime.controller.changes.group_changes import GroupChanges
 from raylaunch.runtime.controller.changes.hold_check import refuse_short_hold
 from raylaunch.runtime.controller.changes.verdict import Verdict
@@ -249,9 +248,12 @@ class Operations:
         journal = self._record.journal
         old = tuple(group.request.spec for group in self._groups)
         new = name_generation(expand_groups(loaded), journal.generation + 1)
-        beside = self._work.gateway is not None and await self._has_room(old, new)
+        started = _started(old, new)
+        beside = self._work.gateway is not None and (
+            not started or await has_room(started, Room({}))
+        )
         if not beside:
-            await self._refuse_unfit(_started(old, new))
+            await self._refuse_unfit(started)
         steps = plan_upgrade(old, new, beside=beside)
         if self._work.gateway is not None:
             refuse_short_hold(steps, self._groups, loaded.recipe.gateway)
@@ -328,16 +330,6 @@ class Operations:
         self._work.sort(specs)
         self._record.journal.restore = None
         self._work.save_specs()
-
-    async def _has_room(self, old: Sequence[GroupSpec], new: Sequence[GroupSpec]) -> bool:
-        """Return whether free nodes have the NPUs of every group that an upgrade starts."""
-        started = _started(old, new)
-        if not started:
-            return True
-        # The largest stands for all: a guess too small only makes the upgrade slower.
-        largest = max((spec.loaded.recipe for spec in started), key=lambda one: one.npus_per_server)
-        servers = sum(spec.loaded.recipe.parallel.servers for spec in started)
-        return await asyncio.to_thread(placement.has_spare, largest, (), (), servers)
 
     async def _refuse_unfit(self, specs: Sequence[GroupSpec]) -> None:
         """Refuse groups that would not start in the place of the old ones, which still serve.

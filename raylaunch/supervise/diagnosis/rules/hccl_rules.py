@@ -25,7 +25,8 @@ _OPERATION = re.compile(r"\btag\[([A-Za-z]{3,30})_")
 _TRANSPORT = re.compile(
     r"crea[\w]{1,3}Link para: ?rank\[(\d{1,6})\][^\n]{0,80}?localIpAddr\[([\da-fA-F.:/%]{3,60})\]"
     r"[^\n]{0,40}?"
-    r"(?:dst_rank|remoteRank)\[(\d{1,6})\][^\n]{0,80}?remote(?:_ip_addr|IpAddr)\[([\da-fA-F.:/%]{3,60})\]"
+    r"(?:dst_rank|remoteRank)\[(\d{1,6})\][^\n]{0,80}?"
+    r"remote(?:_ip_addr|IpAddr)\[([\da-fA-F.:/%]{3,60})\]"
 )
 _ONE_SIDED = re.compile(
     r"Failed to invoke (HcclBatch(?:Get|Put))[^\n]{0,80}|"
