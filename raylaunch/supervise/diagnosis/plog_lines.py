@@ -13,6 +13,11 @@ _LINE = re.compile(
     r"^\[ERROR\] ([A-Z][A-Z_]{1,20})\(\d{1,9},[^)\n]{0,40}\): ?\d{4}-\d\d-\d\d-[\d:.]{8,20} ?"
     r"\[[^\]\n]{1,80}\] ?(?:\d{1,9} |(?:\[[^\]\n]{1,60}\]){0,6})([^\n]{8,600})"
 )
+# [2024-12-05 09:28:49.347] [dicp] [error] [model.cpp:234] text; ATB has the thread before the file.
+_NATIVE = re.compile(
+    r"^\[\d{4}-\d\d-\d\d [\d:.,+]{8,20}\] (?:\[([a-z]\w{1,20})\] )?\[(?:error|critical|fatal)\] "
+    r"(?:\[\d{1,9}\] )?\[[\w./-]{1,80}:\d{1,6}\] ?([^\n]{8,600})"
+)
 _NO_CAUSE = re.compile(
     r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\|)|[Cc]all trace|report error module_name|"
     r"rtGetDevMsg|GetDevErrMsg"
@@ -34,10 +39,16 @@ _NO_DEVICE = (
     "of its NPUs, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc and the driver "
     "(/usr/local/Ascend/driver) mounted, and an NPU that no other container has."
 )
+_ATB = (
+    "An operator of ATB (package NNAL) refused its input: use NNAL, CANN and torch_npu of one "
+    "release and an image for this NPU generation; try without graphs (`args.enforce-eager: "
+    "true`)."
+)
 _BY_WORDS: tuple[tuple[str, str], ...] = (
     (r"device (?:num|count)|drvGetDevNum|no (?:valid )?device|load driver so", _NO_DEVICE),
     (r"rank ?table", _RANK_TABLE),
     (r"\bport\b|listen|bind", _PORT),
+    (r"(?i)\b(?:node ?\[\d|runner|operation)\b|execute fail|setup fail|infer ?shape", _ATB),
     (r"ifname|host ?ip|interface", "Set `network.interface` to the network between the nodes."),
     (r"socket|connect|link|time ?out", _LINK),
     (
@@ -57,10 +68,10 @@ def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
         The index of the line, and what it means; None when no line does.
     """
     for index, text in enumerate(texts):
-        found = _LINE.match(text)
+        found = _LINE.match(text) or _NATIVE.match(text)
         if found is None or _NO_CAUSE.search(found[2]):
             continue
-        component, said = found.groups()
+        component, said = found[1] or "ATB", found[2]
         remedy = next((how for words, how in _BY_WORDS if re.search(words, said)), "")
         rest = "Read the lines that follow it, and the plog of the other ranks at that time."
         short = (

@@ -48,14 +48,17 @@ _REQUEST_MODULE = re.compile(
 _ASGI = "Exception in ASGI application"
 _PYTHON_ERROR = re.compile(
     r"^Traceback \(most recent call last\)|"
-    r"^(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception)(?:: |$)"
+    r"^(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception)(?:: |$)|"
+    # pip indents what a build wrote.
+    r"^ {4,12}(?:[a-z_]\w{0,60}\.){1,8}[A-Z]\w{0,60}(?:Error|Exception): "
 )
 _ERROR_LINE = re.compile(
     r"^\s{0,8}(?:\([^()]{0,64}\) ?){0,3}(?:\[rank\d{1,5}\]: ?)?(?:ERROR|CRITICAL|FATAL)\b[ :]|"
     r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|"
-    r"CRITICAL)\][ :]|"
+    r"CRITICAL|error|critical|fatal)\][ :]|"
     r"^(?:\(\w{1,40} pid=\d{1,9}\) )?\[\d{4}-\d\d-\d\d [\d:,]{8,16} C \d{1,9} \d{1,9}\]|"
-    r"Unhandled exception: |Check failed: |\bUCX +(?:ERROR|FATAL)\b|"
+    r"^(?:Error response from daemon|CMake Error|Allocate failed due to|(?:error|panic|fatal error)"
+    r"(?: [\w ]{1,30})?): |Unhandled exception: |Check failed: |\bUCX +(?:ERROR|FATAL)\b|"
     r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
 )
 

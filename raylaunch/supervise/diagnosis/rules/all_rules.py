@@ -18,12 +18,14 @@ from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
 from raylaunch.supervise.diagnosis.rules.library_rules import read_libraries
 from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
 from raylaunch.supervise.diagnosis.rules.network_rules import read_network
+from raylaunch.supervise.diagnosis.rules.npu.npu_rules import NPU_RULES
 from raylaunch.supervise.diagnosis.rules.os_rules import read_os_errors
 from raylaunch.supervise.diagnosis.rules.ray_rules import read_ray
 from raylaunch.supervise.diagnosis.rules.refusal_rules import read_refusals
 from raylaunch.supervise.diagnosis.rules.weight_rules import read_weights
 
 RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
+    *NPU_RULES,
     read_weights,
     read_exceptions,
     read_libraries,

@@ -33,7 +33,7 @@ _TRITON = re.compile(
 )
 _COMPILER_ERROR = re.compile(r"\berror: ([^\n]{8,300})")
 _COMPILER_LINES = 12
-_NO_TARGET = re.compile(r"--target option: Cannot find option named '(\w{2,40})'")
+_NO_TARGET = re.compile(r"--target option: Cannot find option named '([\w-]{2,40})'")
 _INDUCTOR = re.compile(
     r"(?:torch\._inductor\.exc\.\w{1,40}|torch\._dynamo\.exc\.\w{1,40}|BackendCompilerFailed|"
     r"InductorError|CppCompileError): ?([^\n]{0,400})"

@@ -61,6 +61,7 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "graph capture",
         "`args.enforce-eager: true` or `cudagraph_mode: PIECEWISE`",
     ),
+    (r"ppmissing|pipeline_par", "pipeline parallelism", "`parallel.pipeline: 1`"),
     (r"eplb", "expert load balancing (EPLB)", "EPLB off in `args.additional-config`"),
     (
         r"fused_moe|moe|expert|mc2|dispatch|token_dispatcher",
@@ -168,9 +169,9 @@ def _quant_description(raised: Raised) -> Reading | None:
         f"The description of the quantisation has no entry for {shorten(raised.message, 160)}: "
         "quant_model_description.json is of other weights, or this release of vllm-ascend does "
         "not know how this model names its layers.",
-        "Use the vllm-ascend release that the model card names; check "
-        "quant_model_description.json under `model.path`, and quantise or download the model "
-        "again if the entry is missing there.",
+        "Leave out `args.quantization: ascend` if ModelSlim did not quantise these weights. Else "
+        "use the vllm-ascend release that the model card names, and quantise or download the model "
+        "again if quant_model_description.json under `model.path` lacks the entry.",
     )
 
 
@@ -317,8 +318,8 @@ def _ascend_feature(raised: Raised) -> Reading | None:
             "deterministic",
         ),
         line=raised.line,
-        # A bare assertion or a lookup may also be met by one odd request.
-        certain=bool(raised.message) and raised.type in ("AttributeError", "NotImplementedError"),
+        # Anything else may also come from a vLLM of another release, or from one odd request.
+        certain=bool(raised.message) and raised.type == "NotImplementedError",
     )
 
 
