@@ -39,12 +39,20 @@ _NO_DEVICE = (
     "of its NPUs, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc and the driver "
     "(/usr/local/Ascend/driver) mounted, and an NPU that no other container has."
 )
+_DESCRIBED = re.compile(r"ErrCode=(\d{6}), ?desc=\[([^\]\n]{4,200})\]")
+_REASON_LINES = 4
+_CAPTURE = (
+    "A copy or wait is called while a graph is captured: set `args.compilation-config: "
+    "{cudagraph_mode: PIECEWISE}` or `args.enforce-eager: true`, leave more memory free (lower "
+    "`args.gpu-memory-utilization`), or use another release of vllm-ascend."
+)
 _ATB = (
     "An operator of ATB (package NNAL) refused its input: use NNAL, CANN and torch_npu of one "
     "release and an image for this NPU generation; try without graphs (`args.enforce-eager: "
     "true`)."
 )
 _BY_WORDS: tuple[tuple[str, str], ...] = (
+    (r"capture mode|during capture|\bcaptur", _CAPTURE),
     (r"device (?:num|count)|drvGetDevNum|no (?:valid )?device|load driver so", _NO_DEVICE),
     (r"rank ?table", _RANK_TABLE),
     (r"\bport\b|listen|bind", _PORT),
@@ -52,13 +60,19 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     (r"ifname|host ?ip|interface", "Set `network.interface` to the network between the nodes."),
     (r"socket|connect|link|time ?out", _LINK),
     (
-        r"[Mm]em|alloc",
+        r"(?i)memory (?:is|not|alloc|insuff)|mem_?alloc|malloc|out of mem|total mem|alloc",
         (
             "`npu-smi info` shows who holds memory; lower `args.gpu-memory-utilization` or "
             "`args.max-model-len`, or raise `parallel.tensor`."
         ),
     ),
 )
+
+
+def _described(texts: Sequence[str]) -> str:
+    """Return the runtime's own words for its code: they stand some lines below the first report."""
+    found = next((each for text in texts if (each := _DESCRIBED.search(text))), None)
+    return f"{found[2]} ({found[1]})" if found else ""
 
 
 def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
@@ -72,6 +86,8 @@ def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
         if found is None or _NO_CAUSE.search(found[2]):
             continue
         component, said = found[1] or "ATB", found[2]
+        if why := _described(texts[index : index + _REASON_LINES]):
+            said = f"{why}, in {said}"
         remedy = next((how for words, how in _BY_WORDS if re.search(words, said)), "")
         rest = "Read the lines that follow it, and the plog of the other ranks at that time."
         short = (

@@ -12,6 +12,7 @@ from raylaunch.supervise.diagnosis.rules.npu.container_rules import read_contain
 from raylaunch.supervise.diagnosis.rules.npu.dcmi_codes import read_dcmi
 from raylaunch.supervise.diagnosis.rules.npu.install_rules import read_children, read_installs
 from raylaunch.supervise.diagnosis.rules.npu.kv_pool_codes import read_kv_pool
+from raylaunch.supervise.diagnosis.rules.npu.lost_codes import read_lost_codes
 from raylaunch.supervise.diagnosis.rules.npu.operator_rules import read_operators
 from raylaunch.supervise.diagnosis.rules.npu.option_rules import read_options
 from raylaunch.supervise.diagnosis.rules.npu.plugin_rules import read_plugins
@@ -27,4 +28,5 @@ NPU_RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_operators,
     read_kv_pool,
     read_call_codes,
+    read_lost_codes,
 )
