@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ NAMESPACES = ("--mount", "--net", "--uts", "--ipc", "--propagation", "private")
 SIZE = "4g"
 BOOTED_S = 120.0
 COMMAND_S = 300.0
-POLL_S = 0.2
+POLL_S = 0.5
 
 
 class BootedHostError(Exception):
@@ -199,6 +200,8 @@ def open_host(
     }
     programs = list(dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix]))
     programs = [one for one in programs if not _is_below(one, programs)]
+    # An exception, so that the folder and the host go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="rl-host-") as folder:
         wanted = {
             "name": f"{name}-{secrets.token_hex(4)}",

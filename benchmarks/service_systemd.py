@@ -27,8 +27,9 @@ UNIT = f"raylaunch-deployment-{RECIPE}.service"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 BIN = f"{sys.prefix}/bin"
 STANDIN = f"{ROOT}/tests/standin/bin/vllm"
+GATEWAY_PORT = 28200
 SETTINGS = (
-    *("gateway.enabled=true", "gateway.port=28200"),
+    *("gateway.enabled=true", f"gateway.port={GATEWAY_PORT}"),
     *("network.http_port=28210", "network.rpc_port=28230"),
 )
 MANAGER = f"""[Manager]
@@ -93,21 +94,28 @@ class Service:
         return shown
 
     def servers(self) -> set[int]:
-        """Return the pids of the servers; empty unless the deployment is ready and controlled."""
+        """Return the pids of the servers' main processes."""
+        return set(self.find("standin_vllm.py serve"))
+
+    def is_controlled(self) -> bool:
+        """Whether the deployment is ready, and each server has an agent that knows its pid."""
         shown = self.status()
         seen = [server["seen"] for server in shown.get("servers", ())]
-        if shown.get("phase") != "ready" or any(
-            one.get("agent_lost") or not one.get("pid") for one in seen
-        ):
-            return set()
-        return {one["pid"] for one in seen}
+        known = {one.get("pid") for one in seen if not one.get("agent_lost")}
+        return shown.get("phase") == "ready" and bool(known) and known == self.servers()
+
+    def follows(self) -> bool:
+        """Whether the unit runs, and has reported to systemd that the deployment is ready.
+
+        It costs little: a command of raylaunch takes seconds of CPU time.
+        """
+        state = self.state()
+        is_running = (state["ActiveState"], state["SubState"]) == ("active", "running")
+        return is_running and f"{RECIPE} is ready" in state["StatusText"]
 
     def is_ready(self) -> bool:
-        """Whether the unit is active and the deployment under control."""
-        state = self.state()
-        return (state["ActiveState"], state["SubState"]) == ("active", "running") and bool(
-            self.servers()
-        )
+        """Whether the unit follows, and the deployment is under control."""
+        return self.follows() and self.is_controlled()
 
     def daemons(self) -> set[int]:
         """Return the pids of Ray's GCS and raylets."""
@@ -130,8 +138,8 @@ class Service:
     @contextmanager
     def clients(self) -> Iterator[Clients]:
         """Run clients on the host, in front of the deployment's address."""
-        url = self.status()["endpoint"].removesuffix("/v1")
-        clients = Clients(self.host.popen(sys.executable, "-u", str(CLIENTS), url, "4", "2"))
+        url = f"http://127.0.0.1:{GATEWAY_PORT}"
+        clients = Clients(self.host.popen(sys.executable, "-u", str(CLIENTS), url, "2", "1"))
         try:
             clients.await_ready()
             yield clients
