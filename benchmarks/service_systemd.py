@@ -71,6 +71,9 @@ class Step:
 class Service:
     """The service on its host."""
 
+    address = "127.0.0.1"
+    """The gateway's."""
+
     def __init__(self, host: BootedHost) -> None:
         self.host = host
 
@@ -142,7 +145,7 @@ class Service:
     @contextmanager
     def clients(self) -> Iterator[Clients]:
         """Run clients on the host, in front of the deployment's address."""
-        url = f"http://127.0.0.1:{GATEWAY_PORT}"
+        url = f"http://{self.address}:{GATEWAY_PORT}"
         clients = Clients(self.host.popen(sys.executable, "-u", str(CLIENTS), url, "2", "1"))
         try:
             clients.await_ready()
@@ -228,7 +231,7 @@ RESTARTED = (kill_follower, restart_unit, stop_and_start_unit, install_again, ha
 """Faults after which the unit has another main process."""
 
 
-def run_fault(
+def run_step(
     service: Service, what: str, fault: Callable[[Service], list[int]], clients: Clients
 ) -> Step:
     """Inject one fault; wait until the deployment is under control again."""
@@ -265,7 +268,7 @@ def run_faults(service: Service, names: Sequence[str]) -> Iterator[Step]:
         for what in names:
             if FAULTS[what] is hang_follower:
                 set_watchdog(service)
-            step = run_fault(service, what, FAULTS[what], clients)
+            step = run_step(service, what, FAULTS[what], clients)
             yield step
             if step.shown_s is None:
                 return
@@ -284,14 +287,19 @@ def set_watchdog(service: Service) -> None:
 # -- boots -----------------------------------------------------------------------------------------
 
 
-def start_anew(service: Service, what: str, down: Callable[[], None]) -> Step:
-    """Take the host down and boot it: nobody types a command."""
+def start_anew(
+    service: Service,
+    what: str,
+    down: Callable[[], None],
+    boot: Callable[[], None] | None = None,
+) -> Step:
+    """Take a host down and boot it: nobody types a command."""
     step = Step(what)
     try:
         down()
         began = time.monotonic()
-        service.host.boot()
-        await_true(lambda: _active(service), STARTED_S, f"{what}: the unit")
+        (boot or service.host.boot)()
+        await_true(lambda: _follows(service), STARTED_S, f"{what}: the unit")
         step.took_s = time.monotonic() - began
         await_true(service.is_ready, CONTROL_S, what)
         step.shown_s = time.monotonic() - began
@@ -303,9 +311,9 @@ def start_anew(service: Service, what: str, down: Callable[[], None]) -> Step:
     return step
 
 
-def _active(service: Service) -> bool:
+def _follows(service: Service) -> bool:
     try:
-        return service.state()["ActiveState"] == "active"
+        return service.follows()
     except (BootedHostError, KeyError):
         return False  # systemd does not answer yet
 
@@ -326,7 +334,7 @@ def install(service: Service) -> Step:
     step = Step("`service install --local`")
     began = time.monotonic()
     service.install()
-    await_true(lambda: _active(service), STARTED_S, "the unit")
+    await_true(lambda: _follows(service), STARTED_S, "the unit")
     step.took_s = time.monotonic() - began
     if not service.is_ready():
         step.problems.append("the unit is active, and `status` does not show ready")
