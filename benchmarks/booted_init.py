@@ -18,7 +18,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -37,7 +36,6 @@ DETACH = 2
 """MNT_DETACH."""
 EMPTY_S = 60.0
 """The kernel has killed a whole host within it."""
-OPEN_FILES = 1 << 20
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 COPIED = (
     *("alternatives", "bash.bashrc", "gai.conf", "group", "ld.so.cache", "ld.so.conf"),
@@ -66,10 +64,6 @@ def main() -> None:
     """Build the root folder, then boot and power off as asked."""
     wanted = json.loads(sys.argv[1])
     os.umask(0o022)
-    # Root of the host cannot raise them: units with limits of their own would not get those.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, OPEN_FILES))
-    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     group = make_group(wanted["name"])
     root = Path(wanted["root"])
