@@ -64,6 +64,9 @@ def main() -> None:
     """Build the root folder, then boot and power off as asked."""
     wanted = json.loads(sys.argv[1])
     os.umask(0o022)
+    # The end of stdin is the one that counts; handlers, so that programs begin with the defaults.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     group = make_group(wanted["name"])
     root = Path(wanted["root"])

@@ -301,6 +301,7 @@ def start_anew(
         (boot or service.host.boot)()
         await_true(lambda: _follows(service), STARTED_S, f"{what}: the unit")
         step.took_s = time.monotonic() - began
+        print(f"{what}: the unit was ready after {step.took_s:.1f} s", file=sys.stderr)
         await_true(service.is_ready, CONTROL_S, what)
         step.shown_s = time.monotonic() - began
         with service.clients() as clients:
