@@ -12,6 +12,8 @@ from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
 from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
 from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
+from raylaunch.supervise.diagnosis.rules.general.ray_exits import read_ray_exits
+from raylaunch.supervise.diagnosis.rules.general.start_waits import read_start_waits
 from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
 from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
 from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
@@ -31,11 +33,13 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_flags,
     read_memory,
     read_os_errors,
+    read_ray_exits,
     read_ray,
     read_kv_transfer,
     read_network,
     read_hccl,
     read_hangs,
+    read_start_waits,
     read_devices,
     read_blocks,
     read_numbers,

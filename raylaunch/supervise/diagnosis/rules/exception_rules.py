@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.general.config_fields import OWN_CONFIG, read_missing_field
+from raylaunch.supervise.diagnosis.rules.general.places import PLACES
 from raylaunch.supervise.diagnosis.rules.refusal_rules import (
     name_flags,
     name_options,
@@ -111,15 +113,8 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
 )
 _REQUEST = re.compile(r"^(?:vllm/entrypoints|starlette|fastapi|uvicorn)")
 _UNSUPPORTED = (
-    "AttributeError",
-    "NotImplementedError",
-    "AssertionError",
-    "TypeError",
-    "KeyError",
-    "IndexError",
-    "UnboundLocalError",
-    "NameError",
-    "ValueError",
+    *("AttributeError", "NotImplementedError", "AssertionError", "TypeError", "KeyError"),
+    *("IndexError", "UnboundLocalError", "NameError", "ValueError"),
 )
 
 Rule = Callable[[Raised], Reading | None]
@@ -267,6 +262,8 @@ def _missing_attribute(raised: Raised) -> Reading | None:
             f"Install the {top} release that {caller} was made for, or use the release's "
             "container image.",
         )
+    if OWN_CONFIG.search(owner):
+        return read_missing_field(raised, owner, name)
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
         raised
     ):
@@ -366,7 +363,7 @@ def _correct(message: str, place: str) -> str:
     if not options and place.endswith("ascend_config.py"):
         return "Correct `args.additional-config`"
     if options:
-        return f"Correct {' or '.join(options)}"
+        return f"Correct {' or '.join(options)}, or use a release that knows this value"
     return "Correct the option that the message names, under `args`, `env` or `parallel`"
 
 
@@ -390,6 +387,7 @@ _RULES: tuple[Rule, ...] = (
     _quant_description,
     _quant_tensor,
     _unknown_weight,
+    *PLACES,
     _missing_name,
     _wrong_call,
     read_plugin_name,
