@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.general.config_fields import OWN_CONFIG, read_missing_field
+from raylaunch.supervise.diagnosis.rules.general import config_fields
 from raylaunch.supervise.diagnosis.rules.general.places import PLACES
 from raylaunch.supervise.diagnosis.rules.refusal_rules import (
     name_flags,
@@ -262,8 +262,10 @@ def _missing_attribute(raised: Raised) -> Reading | None:
             f"Install the {top} release that {caller} was made for, or use the release's "
             "container image.",
         )
-    if OWN_CONFIG.search(owner):
-        return read_missing_field(raised, owner, name)
+    if reading := config_fields.read_of_two_packages(raised, owner, name):
+        return reading
+    if config_fields.OWN_CONFIG.search(owner):
+        return config_fields.read_missing_field(raised, owner, name)
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
         raised
     ):

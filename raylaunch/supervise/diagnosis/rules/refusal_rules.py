@@ -88,6 +88,14 @@ _TOPICS: tuple[tuple[str, str], ...] = (
     ),
     (r"\blora\b", "the LoRA options under `args`"),
     (r"bfloat16|float16|\bdtype\b", "`args.dtype`"),
+    (
+        r"flashinfer|flash_?mla|marlin|deep_?gemm|\btrtllm",
+        "the choice of kernels (`args.moe-backend`, `args.attention-backend`, VLLM_USE_* in `env`)",
+    ),
+    (
+        r"mixture_of_experts|is_moe\b",
+        "`args.enable-eplb` and `parallel.expert`, which are for models with experts",
+    ),
     (r"chat template", "`args.chat-template`"),
     (
         r"captur|cuda ?graph|acl ?graph|graph mode",
@@ -120,6 +128,10 @@ def _refusal(raised: Raised) -> Reading | None:
     innermost = raised.innermost
     if innermost is not None and innermost.package not in _OWN:
         return None
+    if raised.type in ("KeyError", "IndexError") and _RUNNING_PLACE.match(
+        innermost.module_path if innermost else ""
+    ):
+        return _failed_check(raised, innermost.module_path if innermost else "")
     message = raised.message or (raised.code if raised.code.startswith("assert ") else "")
     if raised.type not in _TYPES or len(message.split()) < _MIN_WORDS:
         return None
@@ -199,6 +211,7 @@ def _failed_check(raised: Raised, place: str) -> Reading:
     if _AT_START.search(way):
         return _failed_at_start(raised, place, way)
     off = [fix for words, fix in _RUNTIME_FEATURES if re.search(words, f"{way} {raised.code}")]
+    failed = shorten(raised.code or raised.message, 120)
     switch = (
         f"start once without the features it goes through ({'; '.join(off)})"
         if off
@@ -210,9 +223,9 @@ def _failed_check(raised: Raised, place: str) -> Reading:
     return Reading(
         reason(
             "engine-check-failed",
-            f"A check of the running engine failed (`{shorten(raised.code, 120)}` in {place}): its "
-            "state is not what the code expects, usually by a combination of features that this "
-            "release does not handle. No setting is refused.",
+            f"A check of the running engine failed (`{failed}` in {place}): its state is not what "
+            "the code expects, usually by a combination of features that this release does not "
+            "handle. No setting is refused.",
             f"A restart serves again. If it recurs, {switch}, or use a newer release.",
             "assertion in vllm/v1",
             "transient",

@@ -14,6 +14,8 @@ OWN_CONFIG = re.compile(
     r"Decoding|KVEvents)Config$|^(?:Async)?EngineArgs$"
 )
 
+_GETTERS = ("__getattr__", "__getattribute__")
+
 
 def read_missing_field(raised: Raised, owner: str, name: str) -> Reading:
     """Return what it means that a class of vLLM's configuration has no such attribute."""
@@ -23,6 +25,29 @@ def read_missing_field(raised: Raised, owner: str, name: str) -> Reading:
         reason("versions-differ", cause, remedy, "exception by type and place", "deterministic"),
         raised.line,
         certain=False,
+    )
+
+
+def read_of_two_packages(raised: Raised, owner: str, name: str) -> Reading | None:
+    """Return the reading of an attribute that one package asks of an object of another one."""
+    if len(raised.frames) < 2 or raised.frames[0].function not in _GETTERS:
+        return None
+    package = raised.frames[0].package
+    caller = next((f.package for f in raised.frames if f.package != package), "")
+    if not caller or package == "torch":
+        return None
+    shown = caller.replace("_", "-")
+    return Reading(
+        reason(
+            "versions-differ",
+            f"The installed {package} has no `{owner}.{name}`, which {shown} uses: their releases "
+            "do not belong together.",
+            f"Install the {package} release that {shown} was made for (`pip show {shown}`, `pip "
+            "check`), on every node, or use the release's container image.",
+            "exception by type and place",
+            "deterministic",
+        ),
+        raised.line,
     )
 
 
