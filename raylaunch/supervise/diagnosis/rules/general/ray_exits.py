@@ -20,7 +20,8 @@ _OWNER = re.compile(
     r"(Owner's (?:node|worker process|process) has (?:crashed|died|exited))"
 )
 _DETAIL = re.compile(
-    r"Worker exit detail: (?![^\n]{0,60}(?:End of file|connection error))([^\n]{8,300})"
+    r"Worker exit detail: (?![^\n]{0,60}(?:End of file|connection error|unexpectedly exits))"
+    r"([^\n]{8,300})"
 )
 _LOGS = "under /tmp/ray/session_latest/logs on that node"
 
