@@ -21,6 +21,7 @@ from typing import Any
 
 from availability_hosts import run_cut_host
 from availability_nodes import run_lose_node
+from availability_ray import run_ray
 from availability_rounds import (
     AGENT_FAULTS,
     BEYOND_S,
@@ -48,6 +49,7 @@ PARTS = (
     "broken",
     "cut-host",
     "lose-node",
+    "ray",
 )
 OF_HOSTS = ("cut-host", "lose-node")
 WORDS = {
@@ -59,6 +61,7 @@ WORDS = {
     "broken": "two groups, recipes that cannot serve",
     "cut-host": "two groups, on two hosts",
     "lose-node": "dp=2 on two hosts, its fallback dp=1",
+    "ray": "one group of two servers",
 }
 
 
@@ -68,6 +71,8 @@ def run_part(part: str, rounds: int, folder: Path, limit_s: float, standin: bool
         return run_cut_host(rounds, folder, limit_s)
     if part == "lose-node":
         return run_lose_node(rounds, folder, limit_s)
+    if part == "ray":
+        return run_ray(rounds, folder, limit_s, standin=standin)
     spare = part in ("upgrade-beside", "broken")
     shape = Shape(1 if part == "one-group" else 2, spare, standin)
     of_group = (*GROUP_FAULTS, *AGENT_FAULTS)
@@ -170,9 +175,11 @@ def publish_rounds(name: str, rounds: Sequence[Round], *, standin: bool, short: 
     intro = (
         f"`raylaunch start local-replicas --set gateway.enabled=true` with {what}, on an embedded "
         "Ray cluster of two nodes; `on two hosts`: on test hosts, with Ray started by hand, and "
-        "the network of the one without the gateway is cut. Where a fallback is named, the host "
-        "stays away until the fallback serves, and what is counted first is the first answer of "
-        "the fallback, without `health.degrade_after_s`. 4 plain and 4 streaming clients that "
+        "the network of the one without the gateway is cut; where a fallback is named, until it "
+        "has served for a while: `back after` is its first answer, and the last column leaves out "
+        "`health.degrade_after_s`; `one group of two servers`: "
+        "`raylaunch drill local-dual`, on its own cluster (`back after`: under control again; "
+        "processes, sockets and open files are counted after each fault). 4 plain and 4 streaming clients that "
         "never retry; temperature 0, 16 and 200 tokens; every text is compared with the "
         f"undisturbed one. Measured {' and '.join(dates)}, load average {loads} on "
         f"{os.cpu_count()} cores. Goals: 0 plain requests failed, 0 refused, 0 empty, all streams "
