@@ -66,6 +66,9 @@ class Tally:
     """Restarts by cause and failure class."""
     failures: int = 0
     last_failure: LastFailure | None = None
+    """The newest failure whose cause is named."""
+    unnamed: LastFailure | None = None
+    """A failure that is being diagnosed. To show it now would show a cause that it may not have."""
     down_since: float | None = None
     """When the failure was detected that the group has not recovered from (epoch)."""
     detection: Histogram = Histogram(DETECTION_BOUNDS)
@@ -89,18 +92,24 @@ class Tally:
         return replace(
             self,
             failures=self.failures + 1,
-            last_failure=LastFailure(now, failure.cause, failure.kind, failure.root),
+            unnamed=LastFailure(now, failure.cause, failure.kind, failure.root),
             down_since=now if self.down_since is None else self.down_since,
             detection=detection,
         )
 
     def diagnosed(self, diagnosis: Diagnosis, root: int | None) -> Tally:
-        """Name the cause of the last failure, if its diagnosis explains it."""
-        last = self.last_failure
-        if last is None or not explains(diagnosis, last.cause):
+        """Name the cause of the new failure: the diagnosis, or the detector where that fails."""
+        last = self.unnamed
+        if last is not None and explains(diagnosis, last.cause):
+            last = replace(last, cause=diagnosis.id, kind=diagnosis.kind, server=root)
+            return replace(self, last_failure=last, unnamed=None)
+        return self.settled()
+
+    def settled(self) -> Tally:
+        """Let a failure that nothing diagnosed keep the name that its detector gave it."""
+        if self.unnamed is None:
             return self
-        last = replace(last, cause=diagnosis.id, kind=diagnosis.kind, server=root)
-        return replace(self, last_failure=last)
+        return replace(self, last_failure=self.unnamed, unnamed=None)
 
     def restarted(self, cause: str, kind: str) -> Tally:
         """Count a restart."""

@@ -55,6 +55,20 @@ def test_the_diagnosis_names_the_failure_that_it_explains(detected, certain, cau
     assert (last.cause, last.at) == (cause, 5.0)
 
 
+def test_a_failure_has_no_cause_until_it_is_diagnosed_or_the_group_moves_on():
+    """A scrape in between would show another cause than the next one: two alerts for one fault."""
+    failure = FailureSeen("ended", 1, "x")
+    killed = Diagnosis("killed", "transient", 0, "", None, "", "", "")
+    old = Tally().failed(failure, 5.0, 0.1).diagnosed(killed, 0)
+    new = old.failed(failure, 9.0, 0.1)
+    assert new.failures == 2
+    assert new.last_failure == old.last_failure
+    for named, cause in ((new.diagnosed(killed, 0), "killed"), (new.settled(), "ended")):
+        assert named.last_failure is not None
+        assert (named.last_failure.at, named.last_failure.cause) == (9.0, cause)
+        assert named.unnamed is None
+
+
 @pytest.mark.parametrize(
     ("cause", "server", "began"),
     [

@@ -229,6 +229,7 @@ class GroupRecord:
         log.info("group %s: %s -> %s", self._name, self.journal.phase, phase)
         self.is_failing = False
         now = self._clock.wall()
+        self.journal.tally = self.journal.tally.settled()
         if phase is Phase.READY:
             stages = stage_seconds(self._stages_began, self._clock.monotonic())
             self.journal.tally = self.journal.tally.became_ready(now, stages)
