@@ -67,6 +67,8 @@ def test_the_numbers_are_those_of_the_status():
     npu = ("node=10.0.0.1", "npu=7")
     assert numbers["raylaunch_npu_utilization_ratio", *npu] == 0.8
     assert numbers["raylaunch_npu_hbm_total_bytes", *npu] == 64 << 30
+    errors = ("kind=corrected", *npu)
+    assert numbers["raylaunch_npu_hbm_ecc_errors_total", *errors] == 5
 
 
 def test_a_dead_server_is_down_and_its_ages_grow():
