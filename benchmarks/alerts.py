@@ -83,6 +83,8 @@ def dear(found: Mapping[str, Any]) -> list[str]:
     many_s = statistics.median(found["many"])
     if many_s > SCRAPE_S:
         missed.append(f"alerts: {1000 * many_s:.0f} ms for {MANY} servers")
+    if found["unanswered"]:
+        missed.append(f"alerts: {found['unanswered']} of {SCRAPES} scrapes had no answer")
     page_s = statistics.median(found["pages"])
     if page_s > PAGE_S:
         missed.append(f"alerts: {page_s:.1f} s until the page of {MANY} servers is drawn")
@@ -157,13 +159,18 @@ def measure_many(folder: Path) -> dict[str, Any]:
     with running_servers(user, MANY):
         address = metrics_address(folder, MANY_NAME)
         times = []
+        failed = 0
         for _ in range(SCRAPES):
             time.sleep(INTERVAL_S)
             began = time.monotonic()
-            httpx.get(f"http://{address}/metrics", trust_env=False, timeout=60).raise_for_status()
+            try:
+                httpx.get(f"http://{address}/metrics", trust_env=False, timeout=60)
+            except httpx.HTTPError:
+                failed += 1
             times.append(time.monotonic() - began)
         pages = load_pages(user, MANY_NAME, MANY)
-        return {"many": times, "pages": pages, "top": watch_top(user, MANY_NAME)}
+        top = watch_top(user, MANY_NAME)
+        return {"many": times, "unanswered": failed, "pages": pages, "top": top}
 
 
 def run_alone(work: Callable[..., Result], *given: object) -> Result:

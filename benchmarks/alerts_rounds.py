@@ -12,7 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from alerts_prometheus import AlertLog, Fired
-from availability_service import AwaitedError, Service, Shape, settings_from, words_of
+from availability_service import (
+    NODES,
+    SERVER_NPUS,
+    AwaitedError,
+    Service,
+    Shape,
+    settings_from,
+    words_of,
+)
 
 from raylaunch.errors import RaylaunchError
 from raylaunch.monitoring.alerts import FRESH_S, alert_name
@@ -40,8 +48,10 @@ AT_START = (
 """Faults that the stand-in plays in its first attempt. Each is named after its diagnosis."""
 CONTROLLER = "kill-controller"
 FAULTS = (*INJECTED, CONTROLLER, *AT_START)
-BESIDE = 2
-"""Deployments beside the first one at a time: the nodes have NPUs for so many."""
+BESIDE = 4
+"""Deployments beside the first one at a time."""
+BESIDE_NPUS = SERVER_NPUS * NODES // BESIDE
+"""Of the server of each: the spare NPUs of the nodes."""
 FIRST_PORT = 28500
 SHAPE = Shape(groups=2, spare=True, is_standin=True, name="alerts", first_port=FIRST_PORT)
 
@@ -158,7 +168,8 @@ def _start_with(service: Service, log: AlertLog, one: Round, first_port: str) ->
     name = f"{service.name}-{one.fault.lower()}"
     settings = (
         *settings_from(int(first_port)),
-        *("parallel.replicas=1", f"hardware.npus_per_node={SHAPE.npus_per_node}"),
+        *("parallel.replicas=1", f"hardware.npus_per_server={BESIDE_NPUS}"),
+        f"hardware.npus_per_node={SHAPE.npus_per_node}",
         *(f"env.STANDIN_FAIL={one.fault}", "env.STANDIN_FAIL_ATTEMPTS=1"),
     )
     began = time.time()

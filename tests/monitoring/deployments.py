@@ -102,10 +102,10 @@ def make_usage() -> NodeUsage:
 
 def make_tally() -> Tally:
     failure = FailureSeen("ended", 1, "server 1 exited")
-    tally = Tally().failed(failure, NOW - 300, 0.08)
+    tally = Tally().failed(failure, NOW - 300, 0.08, 1)
     killed = Diagnosis("killed", "transient", 1, "", None, "", "", "")
     tally = tally.diagnosed(killed, 1).restarted("killed", "transient")
-    return tally.became_ready(NOW - 230, {(0, "weights"): 41.0, (1, "weights"): 12.5})
+    return tally.became_ready(NOW - 230, {(0, "weights"): 41.0, (1, "weights"): 12.5}, 2)
 
 
 def make_scrape(servers: int = 2, status: Status | None = None) -> Scrape:
