@@ -19,8 +19,12 @@ import httpx
 from raylaunch.api import monitoring_files
 
 POLL_S = 1.0
-UP_S = 60.0
-ANSWER_S = 10.0
+UP_S = 300.0
+"""For a machine that is busy with other things."""
+ANSWER_S = 30.0
+
+Labels = tuple[str, str, str]
+"""Deployment, group and name of an alert."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,26 @@ class Fired:
     alert: str
     first: float
     last: float
+    group: str = ""
+    """The group that it is about; "" for the deployment or a node."""
 
 
 class AlertLog:
     """What fires, poll by poll. An alert that pauses for longer than two polls is another one."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[str, str], Fired] = {}
+        self._open: dict[Labels, Fired] = {}
         self._closed: list[Fired] = []
         self._lock = threading.Lock()
 
-    def take(self, firing: Iterable[tuple[str, str]], now: float) -> None:
-        """Take the answer of one poll: pairs of deployment and alert."""
+    def take(self, firing: Iterable[Labels], now: float) -> None:
+        """Take the answer of one poll."""
         with self._lock:
-            for deployment, alert in firing:
-                known = self._open.get((deployment, alert))
+            for labels in firing:
+                known = self._open.get(labels)
                 first = now if known is None else known.first
-                self._open[deployment, alert] = Fired(deployment, alert, first, now)
+                deployment, group, alert = labels
+                self._open[labels] = Fired(deployment, alert, first, now, group)
             for key, one in list(self._open.items()):
                 if now - one.last > 2 * POLL_S:
                     self._closed.append(self._open.pop(key))
@@ -65,13 +72,14 @@ class AlertLog:
         return sorted((one for one in found if one.first >= at), key=lambda one: one.first)
 
 
-def firing_in(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
+def firing_in(answer: Mapping[str, Any]) -> list[Labels]:
     """Return the alerts of an answer of /api/v1/alerts that fire, without those that wait."""
     found = []
     for alert in answer["data"]["alerts"]:
         if alert["state"] == "firing":
             labels = alert["labels"]
-            found.append((labels.get("deployment", ""), labels["alertname"]))
+            place = (labels.get("deployment", ""), labels.get("group", ""))
+            found.append((*place, labels["alertname"]))
     return found
 
 

@@ -30,22 +30,29 @@ from raylaunch.runtime.controller.controller_client import ControllerClient, req
 from raylaunch.supervise.deployment_status import Event, Status
 
 NAME = "availability"
-CLUSTER = "availability-ray"
 NODES = 2
 SERVER_NPUS = 8
 CLIENTS = ROOT / "benchmarks" / "asking" / "clients.py"
 READY_S = 300.0
 LAST_ANSWERS_S = 900.0
 POLL_S = 1.0
-SETTINGS = (
-    "gateway.enabled=true",
-    "gateway.port=28200",
-    "network.http_port=28210",
-    "network.rpc_port=28230",
-    # A round waits for the recovery, not for the back-off.
-    "health.max_restarts=1000",
-    "health.backoff_first_s=0",
-)
+FIRST_PORT = 28200
+
+
+def settings_from(first_port: int) -> tuple[str, ...]:
+    """Return the settings of a deployment that uses the 100 ports from `first_port` on."""
+    return (
+        "gateway.enabled=true",
+        f"gateway.port={first_port}",
+        f"network.http_port={first_port + 10}",
+        f"network.rpc_port={first_port + 30}",
+        # A round waits for the recovery, not for the back-off.
+        "health.max_restarts=1000",
+        "health.backoff_first_s=0",
+    )
+
+
+SETTINGS = settings_from(FIRST_PORT)
 
 
 class AwaitedError(Exception):
@@ -60,11 +67,15 @@ class Shape:
         groups: Equal groups of one server.
         spare: Whether the nodes have the NPUs of another deployment of this shape.
         is_standin: The stand-in of the tests in place of real vLLM.
+        name: Of the deployment; its cluster is named after it.
+        first_port: The deployment uses ports from here on.
     """
 
     groups: int
     spare: bool
     is_standin: bool
+    name: str = NAME
+    first_port: int = FIRST_PORT
 
     @property
     def npus_per_node(self) -> int:
@@ -75,13 +86,14 @@ class Shape:
 class Service:
     """The deployment, seen from the process that is connected to its cluster."""
 
-    def __init__(self, user: User) -> None:
+    def __init__(self, user: User, name: str = NAME) -> None:
         self.user = user
+        self.name = name
 
     @property
     def controller(self) -> ControllerClient:
         """The controller, also after Ray has started it again."""
-        return require_controller(NAME)
+        return require_controller(self.name)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of raylaunch to its end, whatever its exit status."""
@@ -150,7 +162,8 @@ def running_service(folder: Path, shape: Shape) -> Iterator[Service]:
     user.env["STANDIN_TOKEN_S"] = "0.005"  # a stream lasts a second: each fault hits some
     home = Path(user.env["RAYLAUNCH_HOME"])
     os.environ.update(user.env)
-    cluster = start_local(home, CLUSTER, nodes=NODES, npus_per_node=shape.npus_per_node)
+    name, cluster_name = shape.name, f"{shape.name}-ray"
+    cluster = start_local(home, cluster_name, nodes=NODES, npus_per_node=shape.npus_per_node)
     try:
         user.env |= {
             "RAY_ADDRESS": cluster.address,
@@ -158,18 +171,17 @@ def running_service(folder: Path, shape: Shape) -> Iterator[Service]:
             "RAY_AUTH_TOKEN_PATH": str(cluster.token_file),
         }
         settings = (
-            *SETTINGS,
+            *settings_from(shape.first_port),
             f"parallel.replicas={shape.groups}",
             f"hardware.npus_per_node={shape.npus_per_node}",
         )
-        words = [word for setting in settings for word in ("--set", setting)]
-        user.run("start", "local-replicas", "--name", NAME, *words)
+        user.run("start", "local-replicas", "--name", name, *words_of(settings))
         connect(cluster.address, cluster.token_file)
-        yield Service(user)
+        yield Service(user, name)
     finally:
-        user.run("stop", NAME, refused=(3, 5, 9))
-        terminate_marked(NAME, instance=ANY_INSTANCE, grace_s=0)
-        stop_local(home, CLUSTER)
+        user.run("stop", name, refused=(3, 5, 9))
+        terminate_marked(name, instance=ANY_INSTANCE, grace_s=0)
+        stop_local(home, cluster_name)
 
 
 class Clients:

@@ -70,15 +70,20 @@ def publish(
         short: Print the table and keep the JSON in a folder of its own: the page is for whole measurements.
         arguments: Those that the program needs to measure this section.
     """
-    stamp = machine()
-    folder = SHORT if short else RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = without_paths({**data, **stamp, "missed": list(missed)})
-    (folder / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    stored = store(name, {**data, "missed": list(missed)}, short=short)
     if short:
         print(f"\n## {title}\n\n{text.strip()}\n", flush=True)
     else:
         write_section(name, title, text, stored, arguments)
+
+
+def store(name: str, data: Mapping[str, Any], *, short: bool = False) -> dict[str, Any]:
+    """Write the JSON of a result, with what its figures belong to; return what was written."""
+    folder = SHORT if short else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, Any] = without_paths({**data, **machine()})
+    (folder / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    return stored
 
 
 def without_paths(value: Any) -> Any:  # noqa: ANN401 - any JSON value

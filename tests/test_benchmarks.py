@@ -15,11 +15,15 @@ from pathlib import Path
 import pytest
 
 from raylaunch.monitoring.alerts import all_alerts
+from raylaunch.monitoring.exposition import write_samples
+from raylaunch.monitoring.scrape import Scrape, collect
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
 from raylaunch.runtime.cluster.ray_start import TOO_LATE
-from raylaunch.supervise.deployment_status import Event
+from raylaunch.supervise.deployment_status import Event, GroupStatus, ServerStatus, Status
+from raylaunch.supervise.deployment_summary import summarise
+from raylaunch.supervise.state import Phase, RankSeen, ServerSeen
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = Path(__file__).with_name("data") / "benchmarks" / "peers.json"
@@ -411,10 +415,11 @@ def test_the_cost_of_the_gateway_is_compared_pair_by_pair(program):
 
 def test_an_alert_fires_from_its_first_poll_to_its_last(program):
     prometheus = program("alerts_prometheus")
-    alert = {"labels": {"deployment": "a", "alertname": "RaylaunchKilled"}, "state": "firing"}
+    labels = {"deployment": "a", "group": "serve-0", "alertname": "RaylaunchKilled"}
+    alert = {"labels": labels, "state": "firing"}
     waiting = {"labels": {"deployment": "a", "alertname": "RaylaunchDegraded"}, "state": "pending"}
     firing = prometheus.firing_in({"data": {"alerts": [alert, waiting]}})
-    assert firing == [("a", "RaylaunchKilled")]
+    assert firing == [("a", "serve-0", "RaylaunchKilled")]
     log = prometheus.AlertLog()
     for now in (10.0, 11.0, 12.0):
         log.take(firing, now)
@@ -429,55 +434,120 @@ def test_an_alert_fires_from_its_first_poll_to_its_last(program):
 
 def failure_events(cause: str, at: float) -> list[Event]:
     return [
-        Event(1, at, 1, "phase", "ready"),
-        Event(2, at + 5, 1, "failure", "server 0 exited"),
-        Event(3, at + 5, 1, "restart", f"{cause}: server 0 exited"),
-        Event(4, at + 7, 2, "phase", "starting"),
-        Event(5, at + 9, 2, "phase", "ready"),
+        Event(1, at, 1, "phase", "ready", None, "serve-0"),
+        Event(2, at + 5, 1, "failure", "server 0 exited", 0, "serve-0"),
+        Event(3, at + 5, 1, "restart", f"{cause}: server 0 exited", 0, "serve-0"),
+        Event(4, at + 7, 2, "phase", "starting", None, "serve-0"),
+        Event(5, at + 8, 1, "failure", "another group failed too", 0, "serve-1"),
+        Event(6, at + 9, 2, "phase", "ready", None, "serve-0"),
     ]
 
 
 def test_an_alert_is_judged_by_what_the_deployment_itself_reports(program):
     rounds, alerts = program("alerts_rounds"), program("alerts")
     fired = program("alerts_prometheus").Fired
-    failed, ready_at = rounds.read_failure("a", failure_events("hccl-socket-EI0006", 100.0))
+    found = failure_events("hccl-socket-EI0006", 100.0)
+    failed, ready_at = rounds.read_failure("a", "serve-0", found)
     assert (failed.at, failed.alert, ready_at) == (105.0, "RaylaunchHcclSocketEI0006", 109.0)
     with pytest.raises(program("availability_service").AwaitedError):
-        rounds.read_failure("a", failure_events("killed", 100.0)[:1])
+        rounds.read_failure("a", "serve-0", failure_events("killed", 100.0)[:1])
     good, late, wrong = (rounds.Round(name) for name in ("good", "late", "wrong"))
-    rounds.judge(good, failed, ready_at, [fired("a", failed.alert, 112.0, 230.0)])
-    rounds.judge(late, failed, ready_at, [fired("a", failed.alert, 140.0, 300.0)])
-    rounds.judge(wrong, failed, ready_at, [fired("b", "RaylaunchNotReady", 112.0, 230.0)])
+    own, of_all = (failed.alert, "serve-0"), ("RaylaunchNotReady", "")
+    elsewhere = fired("a", "RaylaunchKilled", 112.0, 230.0, "serve-1")
+    rounds.judge(good, failed, ready_at, [fired("a", own[0], 112.0, 230.0, own[1]), elsewhere])
+    rounds.judge(late, failed, ready_at, [fired("a", own[0], 140.0, 300.0, own[1])])
+    rounds.judge(wrong, failed, ready_at, [fired("a", of_all[0], 112.0, 230.0)])
     assert (good.fired_s, good.cleared_s, good.others) == (7.0, 121.0, [])
-    assert alerts.shortfalls([good, late, wrong], ["RaylaunchMemoryLow"]) == [
+    other = fired("b", "RaylaunchMemoryLow", 112.0, 230.0)
+    beside = rounds.strays([good, late, wrong], [elsewhere, other])
+    assert beside == ["a: RaylaunchKilled", "b: RaylaunchMemoryLow"]
+    missed = alerts.shortfalls(
+        {
+            "rounds": [vars(one) for one in (good, late, wrong)],
+            "healthy": ["RaylaunchMemoryLow"],
+            "strays": beside[1:],
+            "disagree": [],
+        }
+    )
+    assert missed == [
         "alerts: healthy, and RaylaunchMemoryLow fired",
+        "alerts: b: RaylaunchMemoryLow fired beside the faults",
         "alerts: late: RaylaunchHcclSocketEI0006 fired after 35 s",
         "alerts: late: RaylaunchHcclSocketEI0006 cleared after 191 s",
-        "alerts: wrong: b: RaylaunchNotReady fired too",
+        "alerts: wrong: a: RaylaunchNotReady fired too",
         "alerts: wrong: RaylaunchHcclSocketEI0006 did not fire",
     ]
 
 
-def test_alerts_and_what_the_metrics_cost_become_a_section(program, page):
+def found_by_alerts(program) -> dict:
     one = program("alerts_rounds").Round("kill-engine", "RaylaunchKilled", 8.0, 121.0)
-    found = {
+    return {
         "rounds": [vars(one)],
+        "strays": [],
         "healthy": [],
         "healthy_s": 600.0,
+        "disagree": [],
         "load": 1.0,
         "unscraped": 0.02,
         "scraped": 0.03,
         "many": [0.1, 0.3, 0.25],
+        "unanswered": 1,
+        "pages": [0.4, 1.5, 1.2],
+        "top": 0.035,
     }
-    missed = program("alerts").publish_alerts(found, short=False)
+
+
+def test_alerts_and_what_it_costs_to_watch_become_a_section(program, page):
+    missed = program("alerts").publish_alerts(found_by_alerts(program), short=False)
     assert missed == [
         "alerts: the metrics take 1.0 % of a core",
         "alerts: 250 ms for 64 servers",
+        "alerts: 1 of 20 scrapes had no answer",
+        "alerts: 1.2 s until the page of 64 servers is drawn",
+        "alerts: top takes 3.5 % of a core",
     ]
     text = page.read_text()
     assert "| kill-engine | RaylaunchKilled | 8 | 121 | none |" in text
     assert "10 healthy minutes fired no alert" in text
     assert "1.00 % for the metrics" in text
+
+
+def test_a_part_of_the_alerts_that_is_measured_again_leaves_the_others(program, page):
+    alerts, rounds = program("alerts"), program("alerts_rounds")
+    alerts.publish_alerts(found_by_alerts(program), short=False)
+    again = [vars(rounds.Round(fault, "X", 1.0, 1.0)) for fault in ("stop-primary", "kill-guard")]
+    merged = alerts.with_stored({"rounds": again}, short=False)
+    faults = [one["fault"] for one in merged["rounds"]]
+    assert faults == ["kill-engine", "kill-guard", "stop-primary"]
+    assert merged["top"] == 0.035
+
+
+def test_metrics_agree_with_a_status_that_moved_on_meanwhile(program):
+    views = program("alerts_views")
+    before, after = (make_status(tokens, Phase.READY) for tokens in (1000.0, 1200.0))
+    for tokens, wrong in ((1000.0, 0), (1100.0, 0), (1300.0, 2), (900.0, 2)):
+        scrape = Scrape(make_status(tokens, Phase.READY), {}, {}, 0.0)
+        text, _ = write_samples(collect(scrape), "text/plain")
+        samples = views.read_samples(text.decode())
+        assert len(views.disagreements(before, samples, after)) == wrong
+    restarting = make_status(1100.0, Phase.RESTARTING)
+    text, _ = write_samples(collect(Scrape(restarting, {}, {}, 0.0)), "text/plain")
+    found = views.disagreements(before, views.read_samples(text.decode()), after)
+    assert [line.split("{")[0] for line in found] == [
+        "raylaunch_deployment_phase",
+        "raylaunch_group_phase",
+    ]
+
+
+def make_status(tokens: float, phase: Phase) -> Status:
+    ranks = tuple(RankSeen(number, tokens=tokens, at=1.0) for number in range(2))
+    server = ServerStatus(
+        0, "primary", (0, 1), "10.0.0.1", "lo", (), "/log", ServerSeen(0, ranks=ranks), "serve-0"
+    )
+    group = GroupStatus("serve-0", "serve", phase, 1, "", 0.0, 0.0, servers=(server,))
+    return summarise(
+        [group], [], deployment="a", recipe="a", served_name="m", now=2.0, stopping=False
+    )
 
 
 def test_every_fault_of_the_alerts_has_an_alert_of_its_own(program):

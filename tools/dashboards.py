@@ -202,6 +202,7 @@ def node() -> Dashboard:
         lines("AI Core", "percentunit", (f"raylaunch_npu_utilization_ratio{{{N}}}", npu)),
         lines("Temperature", "celsius", (f"raylaunch_npu_temperature_celsius{{{N}}}", npu)),
         lines("Power", "watt", (f"raylaunch_npu_power_watts{{{N}}}", npu)),
+        lines("Uncorrected HBM errors in an hour", "none", (f'increase(raylaunch_npu_hbm_ecc_errors_total{{{N}, kind="uncorrected"}}[1h])', npu)),
         lines("Memory available", "bytes", (f"raylaunch_node_memory_available_bytes{{{N}}}", "{{node}}")),
         lines("Disk free", "bytes", (f"raylaunch_node_disk_free_bytes{{{N}}}", "{{node}} {{holds}}")),
         lines("Memory of the servers", "bytes", (f"raylaunch_server_resident_memory_bytes{{{D}}}", "{{group}}/{{server}}")),

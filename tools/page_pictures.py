@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "page"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from browser import Page, find_browser, open_browser  # noqa: E402
 

@@ -263,6 +263,16 @@ _SYMPTOMS = (
         severity="critical",
     ),
     Alert(
+        name="RaylaunchNpuEccErrors",
+        expr='increase(raylaunch_npu_hbm_ecc_errors_total{kind="uncorrected"}[1h]) > 0',
+        summary="NPU {{ $labels.npu }} on {{ $labels.node }} had uncorrected memory errors",
+        cause="The HBM of the NPU lost data within the last hour. A request may fail, or the "
+        "server with it.",
+        remedy="Run `npu-smi info -t ecc -i N` on that node; if the count grows, take the NPU out "
+        "of use and have the card checked.",
+        command=_CHECK,
+    ),
+    Alert(
         name="RaylaunchNpuStateOld",
         expr="raylaunch_npu_state_age_seconds > 120",
         summary="npu-smi on {{ $labels.node }} does not answer",

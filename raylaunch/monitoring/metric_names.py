@@ -203,6 +203,18 @@ METRICS: tuple[Metric, ...] = (
     Metric("raylaunch_npu_utilization_ratio", "gauge", _NPU, "AI Core utilisation, 0 to 1."),
     Metric("raylaunch_npu_temperature_celsius", "gauge", _NPU, "Temperature."),
     Metric("raylaunch_npu_power_watts", "gauge", _NPU, "Power."),
+    Metric(
+        "raylaunch_npu_hbm_ecc_errors_total",
+        "counter",
+        (*_NPU, "kind"),
+        "ECC errors of the device memory since it was made: corrected or uncorrected.",
+    ),
+    Metric(
+        "raylaunch_npu_hbm_isolated_pages",
+        "gauge",
+        _NPU,
+        "Pages of the device memory that are not used any more because of uncorrected errors.",
+    ),
     Metric("raylaunch_npu_state_age_seconds", "gauge", ("node",), "Age of npu-smi's answer."),
     Metric("raylaunch_node_memory_total_bytes", "gauge", ("node",), "Memory of the host."),
     Metric(

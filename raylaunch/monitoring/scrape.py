@@ -196,6 +196,11 @@ def _add_node(samples: Samples, node: str, usage: NodeUsage) -> None:
     samples.add("raylaunch_npu_state_age_seconds", usage.npu_age_s, node)
     for npu in usage.npus:
         _add_npu(samples, node, npu)
+    errors = "raylaunch_npu_hbm_ecc_errors_total"
+    for ecc in usage.ecc:
+        samples.add(errors, ecc.corrected, node, ecc.npu, "corrected")
+        samples.add(errors, ecc.uncorrected, node, ecc.npu, "uncorrected")
+        samples.add("raylaunch_npu_hbm_isolated_pages", ecc.isolated_pages, node, ecc.npu)
 
 
 def _add_disk(samples: Samples, node: str, holds: str, disk: DiskUsage | None) -> None:

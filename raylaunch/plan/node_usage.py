@@ -27,6 +27,20 @@ class DiskUsage:
 
 
 @dataclass(frozen=True)
+class NpuEcc:
+    """Errors of the HBM of one NPU: all of its life, as npu-smi keeps them."""
+
+    npu: int
+    """Its id, as in the table of devices."""
+    corrected: int
+    """Single-bit errors."""
+    uncorrected: int
+    """Errors of several bits: what was stored is lost."""
+    isolated_pages: int
+    """Pages that are not used any more, because of uncorrected errors."""
+
+
+@dataclass(frozen=True)
 class NodeUsage:
     """One node as the agent of one server sees it. None: it could not be read."""
 
@@ -37,6 +51,8 @@ class NodeUsage:
     log_disk: DiskUsage | None = None
     weights_disk: DiskUsage | None = None
     npus: tuple[Npu, ...] = ()
+    ecc: tuple[NpuEcc, ...] = ()
+    """Of the NPUs whose counters could be read."""
     npu_age_s: float | None = None
     """Age of the NPUs' state; None while there is none."""
     npu_problem: str = ""

@@ -23,19 +23,40 @@ OTHER = "other"
 
 
 @dataclass(frozen=True)
+class Observed:
+    """One duration, for the exemplar of a histogram. `at`: seconds since the epoch."""
+
+    seconds: float
+    at: float
+    attempt: int
+
+
+@dataclass(frozen=True)
 class Histogram:
     """Counts of durations. `counts` has one more entry than `bounds`, for those above all."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...] = ()
     total_s: float = 0.0
+    newest: Observed | None = None
 
-    def observe(self, seconds: float) -> Histogram:
-        """Return the histogram with one more duration; a negative one counts as 0."""
-        seconds = max(0.0, seconds)
+    def observe(self, seconds: float, at: float, attempt: int) -> Histogram:
+        """Return the histogram with one more duration; a negative one counts as 0.
+
+        Args:
+            seconds: The duration.
+            at: When it was over, in seconds since the epoch.
+            attempt: The attempt of the group that it belongs to.
+        """
+        newest = Observed(max(0.0, seconds), at, attempt)
         counts = list(self.counts or (0,) * (len(self.bounds) + 1))
-        counts[bisect_left(self.bounds, seconds)] += 1
-        return replace(self, counts=tuple(counts), total_s=self.total_s + seconds)
+        counts[self.place_of(newest)] += 1
+        total_s = self.total_s + newest.seconds
+        return replace(self, counts=tuple(counts), total_s=total_s, newest=newest)
+
+    def place_of(self, one: Observed) -> int:
+        """Return the index of the count of a duration."""
+        return bisect_left(self.bounds, one.seconds)
 
     def cumulative(self) -> list[int]:
         """Return the number of durations up to each bound, and of all of them at last."""
@@ -66,6 +87,9 @@ class Tally:
     """Restarts by cause and failure class."""
     failures: int = 0
     last_failure: LastFailure | None = None
+    """The newest failure whose cause is named."""
+    unnamed: LastFailure | None = None
+    """A failure that is being diagnosed. To show it now would show a cause that it may not have."""
     down_since: float | None = None
     """When the failure was detected that the group has not recovered from (epoch)."""
     detection: Histogram = Histogram(DETECTION_BOUNDS)
@@ -75,32 +99,41 @@ class Tally:
     stages: Mapping[tuple[int, str], float] = field(default_factory=dict)
     """Seconds that each server spent in each stage of the last start that became ready."""
 
-    def failed(self, failure: FailureSeen, now: float, detection_s: float | None) -> Tally:
+    def failed(
+        self, failure: FailureSeen, now: float, detection_s: float | None, attempt: int
+    ) -> Tally:
         """Count a failure.
 
         Args:
             failure: What was detected.
             now: Seconds since the epoch.
             detection_s: How long it took to detect it; None if its begin is unknown.
+            attempt: The attempt that failed.
         """
         detection = self.detection
         if detection_s is not None:
-            detection = detection.observe(detection_s)
+            detection = detection.observe(detection_s, now, attempt)
         return replace(
             self,
             failures=self.failures + 1,
-            last_failure=LastFailure(now, failure.cause, failure.kind, failure.root),
+            unnamed=LastFailure(now, failure.cause, failure.kind, failure.root),
             down_since=now if self.down_since is None else self.down_since,
             detection=detection,
         )
 
     def diagnosed(self, diagnosis: Diagnosis, root: int | None) -> Tally:
-        """Name the cause of the last failure, if its diagnosis explains it."""
-        last = self.last_failure
-        if last is None or not explains(diagnosis, last.cause):
+        """Name the cause of the new failure: the diagnosis, or the detector where that fails."""
+        last = self.unnamed
+        if last is not None and explains(diagnosis, last.cause):
+            last = replace(last, cause=diagnosis.id, kind=diagnosis.kind, server=root)
+            return replace(self, last_failure=last, unnamed=None)
+        return self.settled()
+
+    def settled(self) -> Tally:
+        """Let a failure that nothing diagnosed keep the name that its detector gave it."""
+        if self.unnamed is None:
             return self
-        last = replace(last, cause=diagnosis.id, kind=diagnosis.kind, server=root)
-        return replace(self, last_failure=last)
+        return replace(self, last_failure=self.unnamed, unnamed=None)
 
     def restarted(self, cause: str, kind: str) -> Tally:
         """Count a restart."""
@@ -110,16 +143,19 @@ class Tally:
         count = self.restarts.get((cause, kind), 0) + 1
         return replace(self, restarts={**self.restarts, (cause, kind): count})
 
-    def became_ready(self, now: float, stages: Mapping[tuple[int, str], float]) -> Tally:
+    def became_ready(
+        self, now: float, stages: Mapping[tuple[int, str], float], attempt: int
+    ) -> Tally:
         """Note that the group is ready.
 
         Args:
             now: Seconds since the epoch.
             stages: Seconds by server and stage of this start.
+            attempt: The attempt that is ready.
         """
         recovery = self.recovery
         if self.down_since is not None:
-            recovery = recovery.observe(now - self.down_since)
+            recovery = recovery.observe(now - self.down_since, now, attempt)
         return replace(self, down_since=None, recovery=recovery, stages=dict(stages))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from raylaunch.monitoring.scrape import Scrape
 from raylaunch.plan.facts import Npu
-from raylaunch.plan.node_usage import DiskUsage, NodeUsage, ProcessUsage
+from raylaunch.plan.node_usage import DiskUsage, NodeUsage, NpuEcc, ProcessUsage
 from raylaunch.supervise.deployment_status import GroupStatus, ServerStatus, Status
 from raylaunch.supervise.deployment_summary import summarise
 from raylaunch.supervise.detect import FailureSeen
@@ -95,15 +95,17 @@ def make_usage() -> NodeUsage:
         for number in range(8)
     )
     disk = DiskUsage(100 << 30, 40 << 30)
-    return NodeUsage(ProcessUsage(9, 5 << 30, 300), 512 << 30, 400 << 30, disk, disk, npus, 3.0)
+    ecc = tuple(NpuEcc(number, 5, 0, 0) for number in range(8))
+    processes = ProcessUsage(9, 5 << 30, 300)
+    return NodeUsage(processes, 512 << 30, 400 << 30, disk, disk, npus, ecc, 3.0)
 
 
 def make_tally() -> Tally:
     failure = FailureSeen("ended", 1, "server 1 exited")
-    tally = Tally().failed(failure, NOW - 300, 0.08)
+    tally = Tally().failed(failure, NOW - 300, 0.08, 1)
     killed = Diagnosis("killed", "transient", 1, "", None, "", "", "")
     tally = tally.diagnosed(killed, 1).restarted("killed", "transient")
-    return tally.became_ready(NOW - 230, {(0, "weights"): 41.0, (1, "weights"): 12.5})
+    return tally.became_ready(NOW - 230, {(0, "weights"): 41.0, (1, "weights"): 12.5}, 2)
 
 
 def make_scrape(servers: int = 2, status: Status | None = None) -> Scrape:

@@ -9,10 +9,11 @@ import pytest
 from deployments import NOW, make_scrape, make_status, with_seen
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Exemplar, Timestamp
 
 from raylaunch.monitoring.exposition import write_samples
 from raylaunch.monitoring.metric_names import METRICS
-from raylaunch.monitoring.scrape import Scrape, collect
+from raylaunch.monitoring.scrape import Samples, Scrape, collect
 from raylaunch.supervise.deployment_status import GatewayCounters, GatewayNode, GatewayReport
 from raylaunch.supervise.state import Exit, Phase
 
@@ -67,6 +68,8 @@ def test_the_numbers_are_those_of_the_status():
     npu = ("node=10.0.0.1", "npu=7")
     assert numbers["raylaunch_npu_utilization_ratio", *npu] == 0.8
     assert numbers["raylaunch_npu_hbm_total_bytes", *npu] == 64 << 30
+    errors = ("kind=corrected", *npu)
+    assert numbers["raylaunch_npu_hbm_ecc_errors_total", *errors] == 5
 
 
 def test_a_dead_server_is_down_and_its_ages_grow():
@@ -91,6 +94,62 @@ def test_openmetrics_is_served_to_whom_asks_for_it():
     assert kind.startswith("application/openmetrics-text")
     families = list(openmetrics.text_string_to_metric_families(text.decode()))
     assert {family.name for family in families} >= {"raylaunch_group_restarts"}
+
+
+@pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS, "text/html, " + OPENMETRICS, ""])
+def test_each_format_is_read_as_what_was_collected(accept):
+    scrape = make_scrape()
+    hostile = 'a "model"\\with {braces},\nlines and é'
+    samples = collect(replace(scrape, status=replace(scrape.status, served_name=hostile)))
+    text, kind = write_samples(samples, accept)
+    is_open = kind.startswith("application/openmetrics-text")
+    assert is_open == ("openmetrics" in accept)
+    parse = (
+        openmetrics.text_string_to_metric_families if is_open else text_string_to_metric_families
+    )
+    families = list(parse(text.decode()))
+    assert {family.documentation for family in families} <= {metric.help for metric in METRICS}
+    by_name = {metric.name.removesuffix("_total"): metric.kind for metric in METRICS}
+    assert {family.name: family.type for family in families}.items() <= by_name.items()
+    read_back = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+        if family.type != "histogram"
+    }
+    collected = {
+        (name, labels): value for name, found in samples.values.items() for labels, value in found
+    }
+    assert read_back == collected
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e300, 5e-324, 0.1])
+@pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS])
+def test_each_number_is_read_as_it_was(accept, value):
+    samples = Samples("a")
+    samples.add("raylaunch_gateway_up", value)
+    text, _ = write_samples(samples, accept)
+    is_open = accept == OPENMETRICS
+    parse = (
+        openmetrics.text_string_to_metric_families if is_open else text_string_to_metric_families
+    )
+    [family] = parse(text.decode())
+    assert str(family.samples[0].value) == str(value)
+
+
+def test_a_duration_has_the_attempt_as_its_exemplar():
+    text, _ = write_samples(collect(make_scrape()), OPENMETRICS)
+    families = openmetrics.text_string_to_metric_families(text.decode())
+    found = {
+        sample.name: (sample.labels["le"], sample.exemplar)
+        for family in families
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    detection = found["raylaunch_group_detection_seconds_bucket"]
+    assert detection == ("0.1", Exemplar({"attempt": "1"}, 0.08, Timestamp(NOW - 300, 0)))
+    recovery = found["raylaunch_group_recovery_seconds_bucket"]
+    assert recovery == ("120.0", Exemplar({"attempt": "2"}, 70.0, Timestamp(NOW - 230, 0)))
 
 
 def test_no_label_is_unbounded():

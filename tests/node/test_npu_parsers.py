@@ -280,3 +280,20 @@ def test_hccn_tool_answers(parse, sample, expected):
 def test_hccn_ping(sample, expected, reached):
     assert hccn_parsers.parse_hccn_ping(hccn(sample)) == expected
     assert expected.reached is reached
+
+
+def test_the_ecc_counters_of_a_card_are_those_of_its_life():
+    assert npu_parsers.parse_ecc(smi("ecc_a2")) == [npu_parsers.EccCounts(0, 12, 2, 1)]
+    assert npu_parsers.parse_ecc(smi("ecc_950")) == [npu_parsers.EccCounts(0, 0, 0, 0)]
+
+
+def test_each_chip_of_a_card_has_its_ecc_counters_and_its_controller_none():
+    second = smi("ecc_a2").replace("Chip ID                                  : 0", "Chip ID : 1")
+    both = smi("ecc_a2") + second.replace(": 12", ": 40") + "Chip ID : 2\n"
+    found = npu_parsers.parse_ecc(both)
+    assert [(one.chip, one.corrected) for one in found] == [(0, 12), (1, 40)]
+
+
+@pytest.mark.parametrize("text", ["", "This device does not support querying ecc.", "Chip ID : 0"])
+def test_an_answer_without_ecc_counters_has_none(text):
+    assert npu_parsers.parse_ecc(text) == []

@@ -5,13 +5,14 @@ import pytest
 
 from raylaunch.checks.ping_checks import Ping
 from raylaunch.errors import NodeError
-from raylaunch.node.probe import npu_tools
+from raylaunch.node.probe import npu_tools, usage
 from raylaunch.plan.facts import NpuLink, ProbeFailure
 
 DATA = Path(__file__).parents[1] / "data"
 SMI = f"""case "$*" in
   info) cat {DATA}/npu-smi/$TABLE.txt ;;
   "info -m") cat {DATA}/npu-smi/m_$TABLE.txt ;;
+  "info -t ecc"*) cat {DATA}/npu-smi/ecc_a2.txt ;;
   "info -t board"*) cat {DATA}/npu-smi/board.txt ;;
   *) echo "unexpected: $*"; exit 64 ;;
 esac"""
@@ -269,3 +270,21 @@ def test_a_device_that_hangs_hccn_tool_keeps_its_earlier_answers(tools):
     assert answer.links[0].mtu == 1500
     assert [failure.probe for failure in answer.failures] == ["hccn_tool"]
     assert answer.failures[0].reason.startswith("NPU 1: no answer in")
+
+
+def test_the_ecc_counters_have_the_ids_of_the_device_table(tools):
+    tools.add("npu-smi", SMI)
+    npus = usage.read_npus(tools.env(), 60)
+    assert npus is not None
+    counts = usage.read_ecc(npus, tools.env(), 60)
+    assert [(one.npu, one.corrected, one.uncorrected) for one in counts] == [
+        (number, 12, 2) for number in range(8)
+    ]
+
+
+def test_a_driver_without_ecc_counters_is_an_error_that_names_the_call(tools):
+    tools.add("npu-smi", SMI.replace("info -t ecc", "info -t other"))
+    npus = usage.read_npus(tools.env(), 60)
+    assert npus is not None
+    with pytest.raises(NodeError, match="info -t ecc -i 0"):
+        usage.read_ecc(npus, tools.env(), 60)

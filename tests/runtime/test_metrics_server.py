@@ -103,6 +103,30 @@ async def test_idle_clients_are_dropped_and_keep_nobody_out(monkeypatch):
     server.close()
 
 
+async def test_a_thousand_connections_are_one_report_and_a_scrape_is_answered_after_them(
+    monkeypatch,
+):
+    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(metrics_server, "REQUEST_S", 600.0)
+    reports: list[str] = []
+    server = MetricsServer(answer, on_full=lambda: reports.append("full"))
+    await server.open("127.0.0.1", free_port())
+    kept = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+    async with asyncio.timeout(LIMIT_S):
+        for _ in range(1000):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+        assert reports == ["full"]
+        for _, writer in kept:
+            writer.close()
+        while server._connections:  # noqa: ASYNC110 - the listener has no event for it
+            await asyncio.sleep(0.01)
+    assert "200 OK" in await ask(server, "GET /metrics HTTP/1.1\r\n\r\n")
+    server.close()
+
+
 async def test_a_request_without_end_is_dropped():
     server = await opened()
     async with asyncio.timeout(LIMIT_S):

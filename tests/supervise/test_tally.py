@@ -7,23 +7,31 @@ import pytest
 from raylaunch.supervise.detect import FailureSeen
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis
 from raylaunch.supervise.state import CanarySeen, Exit, HttpSeen, RankSeen, ServerSeen
-from raylaunch.supervise.tally import MAX_CAUSES, Histogram, Tally, fault_began, stage_seconds
+from raylaunch.supervise.tally import (
+    MAX_CAUSES,
+    Histogram,
+    Observed,
+    Tally,
+    fault_began,
+    stage_seconds,
+)
 
 
 def test_a_histogram_counts_up_to_each_bound_and_all_at_last():
     histogram = Histogram((1.0, 5.0))
     for seconds in (0.5, 1.0, 3.0, 100.0, -2.0):
-        histogram = histogram.observe(seconds)
+        histogram = histogram.observe(seconds, 1.0, 2)
     assert histogram.cumulative() == [3, 4, 5]
     assert histogram.total_s == 104.5
+    assert histogram.newest == Observed(0.0, 1.0, 2)
     assert Histogram((1.0,)).cumulative() == [0, 0]
 
 
 def test_a_failure_in_a_restart_counts_but_the_outage_is_one():
     failure = FailureSeen("ended", 0, "x")
-    tally = Tally().failed(failure, 100.0, 0.1).restarted("killed", "transient")
-    tally = tally.failed(failure, 130.0, None).restarted("killed", "transient")
-    tally = tally.became_ready(190.0, {})
+    tally = Tally().failed(failure, 100.0, 0.1, 1).restarted("killed", "transient")
+    tally = tally.failed(failure, 130.0, None, 2).restarted("killed", "transient")
+    tally = tally.became_ready(190.0, {}, 3)
     assert tally.failures == 2
     assert tally.restarts == {("killed", "transient"): 2}
     assert tally.recovery.cumulative()[-1] == 1
@@ -32,7 +40,7 @@ def test_a_failure_in_a_restart_counts_but_the_outage_is_one():
 
 
 def test_the_first_start_is_no_recovery():
-    assert Tally().became_ready(10.0, {}).recovery.cumulative()[-1] == 0
+    assert Tally().became_ready(10.0, {}, 1).recovery.cumulative()[-1] == 0
 
 
 def test_causes_are_bounded():
@@ -49,10 +57,24 @@ def test_causes_are_bounded():
 )
 def test_the_diagnosis_names_the_failure_that_it_explains(detected, certain, cause):
     found = Diagnosis("hbm-oom", "deterministic", 0, "", None, "", "", "", certain=certain)
-    tally = Tally().failed(FailureSeen(detected, 1, "x"), 5.0, 0.1)
+    tally = Tally().failed(FailureSeen(detected, 1, "x"), 5.0, 0.1, 1)
     last = tally.diagnosed(found, 0).last_failure
     assert last is not None
     assert (last.cause, last.at) == (cause, 5.0)
+
+
+def test_a_failure_has_no_cause_until_it_is_diagnosed_or_the_group_moves_on():
+    """A scrape in between would show another cause than the next one: two alerts for one fault."""
+    failure = FailureSeen("ended", 1, "x")
+    killed = Diagnosis("killed", "transient", 0, "", None, "", "", "")
+    old = Tally().failed(failure, 5.0, 0.1, 1).diagnosed(killed, 0)
+    new = old.failed(failure, 9.0, 0.1, 2)
+    assert new.failures == 2
+    assert new.last_failure == old.last_failure
+    for named, cause in ((new.diagnosed(killed, 0), "killed"), (new.settled(), "ended")):
+        assert named.last_failure is not None
+        assert (named.last_failure.at, named.last_failure.cause) == (9.0, cause)
+        assert named.unnamed is None
 
 
 @pytest.mark.parametrize(

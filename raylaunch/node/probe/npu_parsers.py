@@ -49,6 +49,16 @@ class Health:
 
 
 @dataclass(frozen=True)
+class EccCounts:
+    """One chip of `npu-smi info -t ecc`: HBM errors and isolated pages of its whole life."""
+
+    chip: int
+    corrected: int
+    uncorrected: int
+    isolated_pages: int
+
+
+@dataclass(frozen=True)
 class Board:
     """Answer of `npu-smi info -t board`; npu-smi calls the `driver` the software version."""
 
@@ -143,6 +153,25 @@ def parse_board(text: str) -> Board:
         bus_id=present.get("pcie bus info"),
         chip_name=present.get("chip name"),
     )
+
+
+def parse_ecc(text: str) -> list[EccCounts]:
+    """Read `npu-smi info -t ecc`; chips whose HBM counters are missing are left out.
+
+    The id of a chip stands behind its counters; the 950 series prints none, for it has one chip.
+    The "Error Count" without "Aggregate" begins again at each reset, so it is not read.
+    Source: the manual of npu-smi and the driver's own program (npu_smi), not a real machine.
+    """
+    found = []
+    block: list[str] = []
+    for line in [*text.splitlines(), "Chip ID : 0"]:
+        key, _, value = line.partition(":")
+        block.append(line)
+        if " ".join(key.split()).lower() == "chip id":
+            counts = _ecc_counts(_fields("\n".join(block)), _whole(value.strip()))
+            found += [] if counts is None else [counts]
+            block = []
+    return found
 
 
 # All patterns below are for lines whose runs of blanks have been collapsed to one.
@@ -269,6 +298,15 @@ def _chip(row: dict[str, str]) -> ChipMapping | None:
         return None
     name = row["Chip Name"].strip()
     return ChipMapping(card, chip, logic, phy, name)
+
+
+def _ecc_counts(fields: dict[str, str], chip: int | None) -> EccCounts | None:
+    corrected = _whole(fields.get("hbm single bit aggregate total err cnt", ""))
+    uncorrected = _whole(fields.get("hbm double bit aggregate total err cnt", ""))
+    pages = _whole(fields.get("hbm double bit isolated pages count", ""))
+    if chip is None or corrected is None or uncorrected is None or pages is None:
+        return None
+    return EccCounts(chip, corrected, uncorrected, pages)
 
 
 def _fields(text: str) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,7 @@ import psutil
 from raylaunch.errors import NodeError
 from raylaunch.node.probe import npu_parsers, npu_tools
 from raylaunch.plan.facts import Npu
-from raylaunch.plan.node_usage import DiskUsage, NodeUsage, ProcessUsage
+from raylaunch.plan.node_usage import DiskUsage, NodeUsage, NpuEcc, ProcessUsage
 
 
 def read_usage(pid: int | None, log_folder: Path | None, weights: Path | None) -> NodeUsage:
@@ -47,6 +48,33 @@ def read_npus(env: Mapping[str, str], timeout_s: float) -> tuple[Npu, ...] | Non
     except npu_parsers.UnreadableOutputError as error:
         raise NodeError("the output of npu-smi cannot be read", why=str(error)) from error
     return tuple(npus)
+
+
+def read_ecc(npus: Sequence[Npu], env: Mapping[str, str], timeout_s: float) -> tuple[NpuEcc, ...]:
+    """Read the errors of the HBM of NPUs. Takes a call of npu-smi for each card.
+
+    Args:
+        npus: The devices of this node.
+        env: Where npu-smi is found.
+        timeout_s: For all of them.
+
+    Raises:
+        NodeError: npu-smi failed or hung.
+    """
+    tool = npu_tools.find_npu_smi(env)
+    if tool is None:
+        return ()
+    deadline = time.monotonic() + timeout_s
+    found = []
+    for card in dict.fromkeys(npu.card for npu in npus):
+        argv = [tool, "info", "-t", "ecc", "-i", str(card)]
+        text = npu_tools.run_tool(argv, env=env, timeout_s=deadline - time.monotonic())
+        ids = {npu.chip: npu.id for npu in npus if npu.card == card}
+        for one in npu_parsers.parse_ecc(text):
+            if one.chip in ids:
+                counts = (one.corrected, one.uncorrected, one.isolated_pages)
+                found.append(NpuEcc(ids[one.chip], *counts))
+    return tuple(found)
 
 
 def _read_processes(pid: int) -> ProcessUsage | None:

@@ -1,5 +1,11 @@
 // Takes the parts of the page, from its own file or from the server, and shows them.
 
+const SILENT_S = 20;
+const SILENT = {
+  what: `no data has come within ${SILENT_S} s`, why: "a proxy between this browser and raylaunch may buffer answers",
+  todo: "connect without it, or forward the port with `ssh -N -L`",
+};
+
 function takeLive(live, frozen) {
   showHead(live, frozen);
   showTopology(live);
@@ -91,7 +97,16 @@ function showLost(error) {
 
 function follow() {
   const source = new EventSource("stream");
-  const take = (name, use) => source.addEventListener(name, (event) => use(JSON.parse(event.data)));
+  // A proxy that collects an answer before it passes it on passes nothing of a stream.
+  let has_answer = false;
+  setTimeout(() => {
+    if (!has_answer) showLost(SILENT);
+  }, 1000 * SILENT_S);
+  const take = (name, use) => source.addEventListener(name, (event) => {
+    if (!has_answer) showLost(null);
+    has_answer = true;
+    use(JSON.parse(event.data));
+  });
   take("live", (live) => takeLive(live, false));
   take("history", takeHistory);
   take("facts", takeFacts);
@@ -103,6 +118,7 @@ function follow() {
     showLost({what: `${title} was stopped`, why: "", todo: "this page shows its last state"});
   });
   source.addEventListener("error", () => {
+    has_answer = true;
     const why = source.readyState === EventSource.CLOSED ? "the link is no longer valid" : "trying again";
     showLost({what: "the page is not connected to raylaunch", why, todo: "`raylaunch ui` gives another link"});
   });

@@ -229,9 +229,11 @@ class GroupRecord:
         log.info("group %s: %s -> %s", self._name, self.journal.phase, phase)
         self.is_failing = False
         now = self._clock.wall()
+        tally = self.journal.tally.settled()
         if phase is Phase.READY:
             stages = stage_seconds(self._stages_began, self._clock.monotonic())
-            self.journal.tally = self.journal.tally.became_ready(now, stages)
+            tally = tally.became_ready(now, stages, self.journal.attempt)
+        self.journal.tally = tally
         self.journal.enter(phase, now, self._numbers.draw())
         self._give_copy()
         self._on_change()
@@ -257,7 +259,8 @@ class GroupRecord:
         began = fault_began(failure, list(self.seen.values()))
         detection_s = None if began is None else self._clock.monotonic() - began
         now = self._clock.wall()
-        self.journal.tally = self.journal.tally.failed(failure, now, detection_s)
+        tally, attempt = self.journal.tally, self.journal.attempt
+        self.journal.tally = tally.failed(failure, now, detection_s, attempt)
         self.note("failure", failure.reason, failure.root)
 
     def note_diagnosis(self, diagnosis: Diagnosis, root: int | None) -> None:

@@ -21,7 +21,11 @@ from raylaunch.recipe.monitoring_settings import Metrics
 from raylaunch.runtime.cluster.clock import Clock
 from raylaunch.runtime.cluster.connection import alive_nodes
 from raylaunch.runtime.controller.group_set import Changes, GroupSet
-from raylaunch.runtime.controller.monitoring.metrics_server import TRIED_PORTS, MetricsServer
+from raylaunch.runtime.controller.monitoring.metrics_server import (
+    MAX_CONNECTIONS,
+    TRIED_PORTS,
+    MetricsServer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +148,7 @@ class MetricsEndpoint:
         host = "127.0.0.1" if wanted.host == "loopback" else wanted.host
         if host == "node":
             host = str(ray.util.get_node_ip_address())
-        server = MetricsServer(self.render, self._token)
+        server = MetricsServer(self.render, self._token, self._note_full)
         try:
             await server.open(host, wanted.port, avoided=self._own_ports)
         except OSError as error:
@@ -156,6 +160,13 @@ class MetricsEndpoint:
             text = f"port {wanted.port} is taken: the metrics are on {self.address}"
             self._note(NOTE, text)
         log.info("metrics on http://%s/metrics", self.address)
+
+    def _note_full(self) -> None:
+        text = (
+            f"more than {MAX_CONNECTIONS} connections to {self.address} are open: further ones are "
+            "closed; find the client with `ss -tnp`"
+        )
+        self._note(NOTE, text)
 
     async def _write_targets(self) -> None:
         # Each observation of a server is a change; a question to Ray for each would cost more

@@ -22,6 +22,8 @@ REQUEST_S = 5.0
 HEAD_BYTES = 16 << 10
 MAX_CONNECTIONS = 64
 """Further connections are closed: a Prometheus and its replicas need a handful."""
+FULL_PERIOD_S = 600.0
+"""Least time between two reports that connections were closed: each is an event that is kept."""
 TRIED_PORTS = 20
 PLAIN = "text/plain; charset=utf-8"
 
@@ -35,11 +37,16 @@ class MetricsServer:
     Args:
         render: Makes the answer.
         token: What a scraper must send as its bearer token; "" for nothing.
+        on_full: Called when connections are closed because too many are open.
     """
 
-    def __init__(self, render: Render, token: str = "") -> None:
+    def __init__(
+        self, render: Render, token: str = "", on_full: Callable[[], object] | None = None
+    ) -> None:
         self.token = token
         self._render = render
+        self._on_full = on_full
+        self._full_at = float("-inf")
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
         self.port = 0
@@ -81,6 +88,7 @@ class MetricsServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
             writer.transport.abort()
+            self._report_full()
             return
         self._connections.add(writer)
         try:
@@ -98,6 +106,12 @@ class MetricsServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    def _report_full(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._on_full is not None and now - self._full_at >= FULL_PERIOD_S:
+            self._full_at = now
+            self._on_full()
 
     async def _answer(self, head: str) -> tuple[HTTPStatus, str, bytes]:
         request, *lines = head.split("\r\n")

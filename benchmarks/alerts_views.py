@@ -1,0 +1,172 @@
+"""A running deployment seen from outside: its page in Chromium, `top`, and metrics beside `status`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from recovery import User, cpu_s
+from report import ROOT
+
+from raylaunch.supervise.deployment_status import Status
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from browser import find_browser, open_browser
+
+LOADS = 5
+TOP_S = 30.0
+TOP_BEGINS_S = 15.0
+"""Its imports and its first frames are no steady state."""
+DRAWN = (
+    "document.querySelectorAll('#ranks tbody tr').length === {ranks} "
+    "&& document.querySelectorAll('#topology .card').length >= 2 && performance.now()"
+)
+
+Key = tuple[str, tuple[tuple[str, str], ...]]
+"""Name and labels of a sample."""
+Samples = Mapping[Key, float]
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+
+def missing_browser() -> str:
+    """Return what has to be installed; "" for nothing."""
+    return "" if find_browser() else "chromium is missing: apt-get install chromium (Debian)"
+
+
+def load_pages(user: User, name: str, ranks: int) -> list[float]:
+    """Return the seconds from the click on a link until all ranks are drawn, for LOADS links.
+
+    Each link is that of a `raylaunch ui` that has read nothing yet.
+    """
+    return asyncio.run(_load_pages(user, name, ranks))
+
+
+async def _load_pages(user: User, name: str, ranks: int) -> list[float]:
+    program = find_browser()
+    assert program is not None
+    found = []
+    with tempfile.TemporaryDirectory(prefix="rl-page-", ignore_cleanup_errors=True) as folder:
+        async with open_browser(program, Path(folder) / "profile") as browser:
+            for _ in range(LOADS):
+                with serving_page(user, name) as link:
+                    async with browser.open_page() as page:
+                        await page.open(link)
+                        found.append(await page.wait_for(DRAWN.format(ranks=ranks)) / 1000)
+                        assert page.problems == [], page.problems
+    return found
+
+
+@contextmanager
+def serving_page(user: User, name: str) -> Iterator[str]:
+    """Run `raylaunch ui`; yield its link."""
+    command = [sys.executable, "-m", "raylaunch", "-q", "ui", name]
+    process = subprocess.Popen(command, env=user.env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# -- top ---------------------------------------------------------------------------------------
+
+
+def watch_top(user: User, name: str) -> float:
+    """Return the part of a core that `raylaunch top` takes on a terminal of 80x24."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "raylaunch", "top", name]
+    process = subprocess.Popen(command, env=user.env, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    drawn = bytearray()
+    reader = threading.Thread(target=_read_all, args=(master, drawn), daemon=True)
+    reader.start()
+    try:
+        time.sleep(TOP_BEGINS_S)
+        shown = psutil.Process(process.pid)
+        before, began, had = cpu_s(shown), time.monotonic(), len(drawn)
+        time.sleep(TOP_S)
+        used = (cpu_s(shown) - before) / (time.monotonic() - began)
+        if len(drawn) == had or b"q quit" not in drawn:
+            raise SystemExit(f"top drew nothing: {bytes(drawn[-500:])!r}")
+        return used
+    finally:
+        process.terminate()
+        process.wait()
+        reader.join()
+        os.close(master)
+
+
+def _read_all(master: int, drawn: bytearray) -> None:
+    # EIO: the process that had the terminal has exited.
+    with contextlib.suppress(OSError):
+        while piece := os.read(master, 1 << 16):
+            drawn += piece
+
+
+# -- metrics beside status ---------------------------------------------------------------------
+
+
+def read_samples(text: str) -> Samples:
+    """Return the samples of an answer in Prometheus' text format."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def disagreements(before: Status, samples: Samples, after: Status) -> list[str]:
+    """Return what the metrics say otherwise than `status` right before and right after."""
+    expected = dict(_as_samples(before))
+    later = dict(_as_samples(after))
+    found = []
+    for key, first in expected.items():
+        name, labels = key
+        place = tuple(sorted({"deployment": before.deployment, **dict(labels)}.items()))
+        value = samples.get((name, place))
+        low, high = sorted((first, later.get(key, first)))
+        if value is None or not low <= value <= high:
+            found.append(f"{name}{dict(labels)}: {value}, and `status`: {low:g} to {high:g}")
+    return found
+
+
+def _as_samples(status: Status) -> Iterator[tuple[Key, float]]:
+    """Yield the numbers of a status that only grow, or stay while nothing happens."""
+
+    def sample(name: str, value: float, **labels: object) -> tuple[Key, float]:
+        return (f"raylaunch_{name}", tuple((key, str(one)) for key, one in labels.items())), value
+
+    yield sample("deployment_phase", 1, phase=status.phase)
+    for group in status.groups:
+        yield sample("group_phase", 1, group=group.name, phase=group.phase)
+        yield sample("group_attempt", group.attempt, group=group.name)
+        for server in group.servers:
+            for rank in server.seen.ranks:
+                place = {"group": group.name, "rank": rank.rank}
+                yield sample("rank_tokens_total", rank.tokens, **place)
+                yield sample("rank_requests_finished_total", rank.finished, **place)
+    if status.gateway is not None:
+        counters = [node.counters for node in status.gateway.nodes]
+        yield sample("gateway_requests_total", sum(one.requests for one in counters))
+        yield sample("gateway_failed_requests_total", sum(one.failed for one in counters))
