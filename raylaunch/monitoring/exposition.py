@@ -1,21 +1,34 @@
-"""Samples as text for Prometheus, in its own format or in OpenMetrics, as the scraper asks.
-
-Written here, since prometheus_client checks each name and label value again letter by letter: an
-answer of 64 servers took it 156 ms of CPU time in OpenMetrics, and 28 ms here (2 cores, loaded).
-"""
+"""Samples as text for Prometheus, in its own format or in OpenMetrics, as the scraper asks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from raylaunch.monitoring.metric_names import METRICS, Metric
 from raylaunch.monitoring.scrape import Samples
 from raylaunch.supervise.tally import Histogram
 
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric as Family
+    from prometheus_client.samples import Exemplar
+
+    Bucket = tuple[str, float] | tuple[str, float, Exemplar]
+
+
+class _Families:
+    """What prometheus_client writes out: it asks for nothing but `collect`."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the families that have samples, in the order of `METRICS`."""
+        for metric in METRICS:
+            if metric.name in self._samples.values:
+                yield _plain(metric, self._samples)
+            elif metric.name in self._samples.histograms:
+                yield _histogram(metric, self._samples)
 
 
 def write_samples(samples: Samples, accept: str) -> tuple[bytes, str]:
@@ -25,56 +38,44 @@ def write_samples(samples: Samples, accept: str) -> tuple[bytes, str]:
         samples: See `collect`.
         accept: The header of this name in the request.
     """
-    is_open = any(
-        accepted.partition(";")[0].strip() == "application/openmetrics-text"
-        for accepted in accept.split(",")
-    )
-    lines = [line for metric in METRICS for line in _family(metric, samples, is_open=is_open)]
-    if is_open:
-        lines.append("# EOF")
-    lines.append("")
-    return "\n".join(lines).encode(), OPENMETRICS if is_open else TEXT
+    from prometheus_client.exposition import choose_encoder
+
+    encode, content_type = choose_encoder(accept)
+    # A registry locks and checks for duplicates; families that were just made need neither.
+    return encode(_Families(samples)), content_type
 
 
-def _family(metric: Metric, samples: Samples, *, is_open: bool) -> Iterator[str]:
-    """Yield the lines of a metric; none without samples."""
-    plain = samples.values.get(metric.name, [])
-    histograms = samples.histograms.get(metric.name, [])
-    if not plain and not histograms:
-        return
-    # In OpenMetrics the ending of a counter belongs to its sample alone.
-    name = metric.name.removesuffix("_total") if is_open else metric.name
-    yield f"# HELP {name} {metric.help.translate(_ESCAPES)}"
-    yield f"# TYPE {name} {metric.kind}"
-    names = ("deployment", *metric.labels)
-    for values, number in plain:
-        yield f"{metric.name}{{{_labels(names, values)}}} {_number(number)}"
-    for values, histogram in histograms:
-        yield from _histogram(metric.name, _labels(names, values), histogram, is_open=is_open)
+def _plain(metric: Metric, samples: Samples) -> Family:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    labels = ("deployment", *metric.labels)
+    family = kind(metric.name, metric.help, labels=labels)
+    for values, number in samples.values[metric.name]:
+        family.add_metric(values, number)
+    return family
 
 
-def _histogram(name: str, labels: str, histogram: Histogram, *, is_open: bool) -> Iterator[str]:
-    bounds = [*map(_number, histogram.bounds), "+Inf"]
-    counts = histogram.cumulative()
+def _histogram(metric: Metric, samples: Samples) -> Family:
+    from prometheus_client.core import HistogramMetricFamily
+
+    labels = ("deployment", *metric.labels)
+    family = HistogramMetricFamily(metric.name, metric.help, labels=labels)
+    for values, histogram in samples.histograms[metric.name]:
+        family.add_metric(values, _buckets(histogram), histogram.total_s)
+    return family
+
+
+def _buckets(histogram: Histogram) -> list[Bucket]:
+    """Return bound and count; the newest duration is the exemplar of its bucket."""
+    from prometheus_client.samples import Exemplar
+
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    counts = map(float, histogram.cumulative())
+    buckets: list[Bucket] = list(zip(bounds, counts, strict=True))
     newest = histogram.newest
-    for index, (bound, count) in enumerate(zip(bounds, counts, strict=True)):
-        line = f'{name}_bucket{{{labels},le="{bound}"}} {_number(count)}'
-        if is_open and newest is not None and index == histogram.place_of(newest):
-            line += f' # {{attempt="{newest.attempt}"}} {_number(newest.seconds)} {newest.at:.3f}'
-        yield line
-    yield f"{name}_count{{{labels}}} {_number(counts[-1])}"
-    yield f"{name}_sum{{{labels}}} {_number(histogram.total_s)}"
-
-
-def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    pairs = zip(names, values, strict=True)
-    return ",".join([f'{name}="{value.translate(_ESCAPES)}"' for name, value in pairs])
-
-
-def _number(value: float) -> str:
-    """Return a number as OpenMetrics has it."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return repr(float(value))
+    if newest is not None:
+        place = histogram.place_of(newest)
+        exemplar = Exemplar({"attempt": str(newest.attempt)}, newest.seconds, newest.at)
+        buckets[place] = (*buckets[place][:2], exemplar)
+    return buckets

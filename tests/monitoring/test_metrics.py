@@ -112,13 +112,16 @@ def test_each_format_is_read_as_what_was_collected(accept):
     by_name = {metric.name.removesuffix("_total"): metric.kind for metric in METRICS}
     assert {family.name: family.type for family in families}.items() <= by_name.items()
     read_back = {
-        (sample.name, tuple(sample.labels.values())): sample.value
+        (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
         if family.type != "histogram"
     }
+    labels_of = {metric.name: ("deployment", *metric.labels) for metric in METRICS}
     collected = {
-        (name, labels): value for name, found in samples.values.items() for labels, value in found
+        (name, frozenset(zip(labels_of[name], labels, strict=True))): value
+        for name, found in samples.values.items()
+        for labels, value in found
     }
     assert read_back == collected
 
