@@ -126,8 +126,8 @@ def test_what_was_not_ready_not_named_or_not_measured_is_a_missed_goal(program):
     rounds[2].named_s["10.77.0.12"] = 75.0
     assert list(power.missed_goals(rounds)) == [
         "power cut, order 012: not ready within 420 s",
-        "power cut, order 021: 10.77.0.12 was missing and named never, the goal is 60 s",
-        "power cut, order 102: 10.77.0.12 was missing and named after 75 s, the goal is 60 s",
+        "power cut, order 021: 10.77.0.12 was missing and named never, the goal is 45 s",
+        "power cut, order 102: 10.77.0.12 was missing and named after 75 s, the goal is 45 s",
         "power cut, order 201: not measured",
         "power cut, order 210: not measured",
     ]

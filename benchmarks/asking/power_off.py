@@ -63,7 +63,8 @@ def holds_mount(folder: Path) -> bool:
 
 
 def renew_boot_id() -> None:
-    """Put another boot id over the machine's."""
+    """Put another boot id over the machine's, and away with the one of the last cut."""
+    subprocess.run(["umount", "-n", BOOT_ID], capture_output=True, check=False)
     with tempfile.NamedTemporaryFile("w") as own:
         own.write(f"{uuid.uuid4()}\n")
         own.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,21 +20,54 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 90.0
+"""Longer than Ray needs to restart a controller, and it to adopt its agents."""
+SILENCE_S = 5.0
 
-def find_running(deployment: str, address: str | None) -> Deployment | None:
-    """Return the deployment of that name if its controller answers."""
+
+def find_running(
+    deployment: str,
+    address: str | None,
+    *,
+    patience_s: float = ANSWER_S,
+    on_silence: Callable[[], object] = lambda: None,
+) -> Deployment | None:
+    """Return the deployment of that name if its controller answers.
+
+    Args:
+        deployment: Its name.
+        address: Ray cluster, as for `attach`.
+        patience_s: How long a controller may take that Ray restarts.
+        on_silence: Called every few seconds meanwhile.
+    """
     from raylaunch.runtime.cluster.connection import disconnect
 
     running = Deployment(deployment)
     try:
         connect_to(deployment, address)
-        running.status()
+        _await_controller(deployment, patience_s, on_silence)
     except (ClusterError, UnknownDeploymentError) as error:
         log.info("%s does not run: %s", deployment, error.what)
         disconnect()  # perhaps from another cluster than the one that it is started on
         return None
     running.adopted = True
     return running
+
+
+def _await_controller(deployment: str, patience_s: float, on_silence: Callable[[], object]) -> None:
+    from raylaunch.runtime.cluster.remote_call import ActorTimeoutError, ActorUnavailableError
+    from raylaunch.runtime.controller.controller_client import require_controller
+
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            require_controller(deployment).await_known(SILENCE_S)
+        except (ActorTimeoutError, ActorUnavailableError):
+            if time.monotonic() >= deadline:
+                raise
+            on_silence()
+        else:
+            return
 
 
 def stop_running(deployment: str, address: str | None) -> None:

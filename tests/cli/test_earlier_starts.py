@@ -11,7 +11,9 @@ from raylaunch.deployment.deployment_records import Record, write_record
 from raylaunch.errors import BusyError, LaunchError
 from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.controller import guard_search, orphan_search
+from raylaunch.runtime.cluster import connection
+from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
+from raylaunch.runtime.controller import controller_client, guard_search, orphan_search
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal
 from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.runtime.controller.guard_search import EarlierStart, RunningServer
@@ -110,3 +112,43 @@ def test_nodes_are_asked_only_where_something_may_run(world, tmp_path):
     assert instance() is None
     assert world.searched == 0, "it was stopped, or started elsewhere"
     assert instance(True) == "aa", "on request"
+
+
+@pytest.fixture
+def controller(monkeypatch):
+    """A controller that answers after some time-outs, and then not at all."""
+    found = SimpleNamespace(silences=2, asked=0, error=ActorTimeoutError("no answer"), clock=0.0)
+
+    def await_known(timeout_s):
+        found.asked += 1
+        found.clock += timeout_s
+        if found.silences:
+            found.silences -= 1
+            raise found.error
+
+    monkeypatch.setattr(earlier_starts, "connect_to", lambda *_: None)
+    monkeypatch.setattr(earlier_starts, "time", SimpleNamespace(monotonic=lambda: found.clock))
+    client = SimpleNamespace(await_known=await_known)
+    monkeypatch.setattr(controller_client, "require_controller", lambda _: client)
+    monkeypatch.setattr(connection, "disconnect", lambda: None)
+    return found
+
+
+def test_a_controller_that_ray_restarts_is_awaited(controller):
+    waits = []
+    running = earlier_starts.find_running("d", None, on_silence=lambda: waits.append(1))
+    assert running is not None
+    assert running.adopted
+    assert len(waits) == 2
+
+
+def test_a_controller_that_stays_silent_does_not_run(controller):
+    controller.silences = 1000
+    assert earlier_starts.find_running("d", None, patience_s=20.0) is None
+    assert controller.asked == 4
+
+
+def test_a_dead_controller_is_not_awaited(controller):
+    controller.error = ActorLostError("it is dead")
+    assert earlier_starts.find_running("d", None) is None
+    assert controller.asked == 1
