@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from availability_hosts import run_cut_host
+from availability_ray import run_ray
 from availability_rounds import (
     AGENT_FAULTS,
     BEYOND_S,
@@ -45,6 +46,7 @@ PARTS = (
     "upgrade-in-place",
     "broken",
     "cut-host",
+    "ray",
 )
 WORDS = {
     "replicas": "two groups",
@@ -54,6 +56,7 @@ WORDS = {
     "upgrade-in-place": "two groups, no room",
     "broken": "two groups, recipes that cannot serve",
     "cut-host": "two groups, on two hosts",
+    "ray": "one group of two servers",
 }
 
 
@@ -61,6 +64,8 @@ def run_part(part: str, rounds: int, folder: Path, limit_s: float, standin: bool
     """Run one part in this process, which stays connected to the part's own cluster."""
     if part == "cut-host":
         return run_cut_host(rounds, folder, limit_s)
+    if part == "ray":
+        return run_ray(rounds, folder, limit_s, standin=standin)
     spare = part in ("upgrade-beside", "broken")
     shape = Shape(1 if part == "one-group" else 2, spare, standin)
     of_group = (*GROUP_FAULTS, *AGENT_FAULTS)
@@ -163,7 +168,9 @@ def publish_rounds(name: str, rounds: Sequence[Round], *, standin: bool, short: 
     intro = (
         f"`raylaunch start local-replicas --set gateway.enabled=true` with {what}, on an embedded "
         "Ray cluster of two nodes; `on two hosts`: on test hosts, with Ray started by hand, and "
-        "the network of the one without the gateway is cut. 4 plain and 4 streaming clients that "
+        "the network of the one without the gateway is cut; `one group of two servers`: "
+        "`raylaunch drill local-dual`, on its own cluster (`back after`: under control again; "
+        "processes, sockets and open files are counted after each fault). 4 plain and 4 streaming clients that "
         "never retry; temperature 0, 16 and 200 tokens; every text is compared with the "
         f"undisturbed one. Measured {' and '.join(dates)}, load average {loads} on "
         f"{os.cpu_count()} cores. Goals: 0 plain requests failed, 0 refused, 0 empty, all streams "

@@ -228,7 +228,14 @@ class Clients:
 @contextmanager
 def clients_of(service: Service, plain: int = 4, streams: int = 4) -> Iterator[Clients]:
     """Run clients in front of the deployment's address."""
-    url = service.status().endpoint.removesuffix("/v1")
+    with clients_at(service.status().endpoint, plain, streams) as clients:
+        yield clients
+
+
+@contextmanager
+def clients_at(endpoint: str, plain: int = 4, streams: int = 4) -> Iterator[Clients]:
+    """Run clients in front of an address."""
+    url = endpoint.removesuffix("/v1")
     command = [sys.executable, "-u", str(CLIENTS), url, str(plain), str(streams)]
     clients = Clients(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -165,6 +165,36 @@ def test_a_dead_process_takes_its_group_out_before_the_loop_has_stepped(create, 
     run(live)
 
 
+@pytest.mark.parametrize("why", ["agent died", "node died"])
+def test_a_server_that_waits_for_another_agent_keeps_its_requests(create, gateway, why):
+    async def live():
+        one = await begin(create, *GATEWAY, "health.orphan_grace_s=600")
+        await await_pushed(gateway, {"serve-0/0": "ready", "serve-1/0": "ready"})
+        before = len(gateway.pushed)
+        backend = one._groups.find("serve-1").backend
+        backend.kill_agent(1, why)
+        version = -1
+        while "orphaned" not in [event.kind for event in await one.events(0)]:
+            version, _ = await one.wait_change(version, 1.0)
+        await gateway.await_call(lambda: len(gateway.pushed) > before + 1)
+        assert {pushed["serve-1/0"] for pushed in gateway.pushed[before:]} == {"ready"}
+        await one.stop()
+
+    run(live)
+
+
+def test_a_server_on_a_host_that_is_cut_off_gets_no_request(create, gateway):
+    async def live():
+        one = await begin(create, *GATEWAY, "health.orphan_grace_s=600")
+        both = {"serve-0/0": "ready", "serve-1/0": "ready"}
+        await await_pushed(gateway, both)
+        one._groups.find("serve-1").backend.kill_agent(1, "node unreachable")
+        await await_pushed(gateway, {**both, "serve-1/0": "down"})
+        await one.stop()
+
+    run(live)
+
+
 def test_a_restart_drains_each_group_before_it_is_stopped(create, gateway):
     async def live():
         one = await begin(create, *GATEWAY)

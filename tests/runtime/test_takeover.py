@@ -89,6 +89,42 @@ def test_an_agent_that_has_not_adopted_its_server_yet_does_not_own_it(grace_s, p
     assert list(GroupSupervisor._owned(group, journal)) == owned
 
 
+@pytest.mark.parametrize(
+    ("attempts", "known", "asks"),
+    [
+        ([1, 1], True, False),
+        ([1, None], True, True),
+        ([1], True, True),
+        ([1, 1], False, True),
+        ([], False, True),
+    ],
+    ids=["all", "one-runs-none", "one-lost", "no-journal", "none"],
+)
+async def test_guards_are_asked_where_a_server_has_no_agent(monkeypatch, attempts, known, asks):
+    """A task on each node takes seconds, also when nothing but the controller has died."""
+    asked = []
+    request = request_with(600.0)
+    (spec,) = expand_groups(request.loaded)
+    journals = {
+        "": seal(DeploymentJournal(request.loaded, (spec,))),
+        spec.name: Journal(1.0, attempt=1, plan=make_plan()).dump(FakeClock()),
+    }
+
+    async def ask_agents(_):
+        kept = journals if known else {}
+        return [SimpleNamespace(attempt=attempt, journals=kept) for attempt in attempts]
+
+    async def ask_guards(*_):
+        asked.append(True)
+        return list(journals.items())
+
+    monkeypatch.setattr(takeover, "_ask_agents", ask_agents)
+    monkeypatch.setattr(takeover, "_ask_guards", ask_guards)
+    result = await takeover.search(request, FakeClock())
+    assert bool(asked) is asks
+    assert (result.deployment is not None, list(result.groups)) == (True, [spec.name])
+
+
 def found(attempt: int) -> takeover.Found:
     journal = Journal(1.0, attempt=attempt, plan=make_plan())
     return takeover.Found(None, {"serve-0": journal})

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -66,6 +66,16 @@ class Found:
             return False
         return not secrets_are_missing or any(journal.attempt > 0 for journal in journals)
 
+    def is_complete(self, hellos: Sequence[Hello]) -> bool:
+        """Return whether each group is known and each of its servers has an agent that runs it."""
+        if self.deployment is None:
+            return False
+        journals = [self.groups.get(spec.name) for spec in self.deployment.specs]
+        plans = [journal.plan for journal in journals if journal is not None]
+        servers = sum(len(plan.servers) for plan in plans if plan is not None)
+        running = sum(hello.attempt is not None for hello in hellos)
+        return None not in plans and len(plans) == len(journals) and running >= servers
+
     @property
     def newest_number(self) -> int:
         """The greatest number of an event that is known."""
@@ -97,18 +107,19 @@ async def search_patiently(request: Request, clock: Clock, is_begun: Callable[[]
 async def search(request: Request, clock: Clock) -> Found:
     """Ask all agents of a deployment for the journals they keep.
 
-    With a grace for orphans the guards are asked too: they outlive their agents.
+    With a grace for orphans the guards are asked too, where a server has no agent: they outlive
+    their agents. A task on each node takes seconds, and every journal reaches the agents first.
     """
     deployment = request.deployment
     hellos = await _ask_agents(deployment)
     copies = [copy for hello in hellos for copy in hello.journals.items()]
-    silent: frozenset[str] = frozenset()
-    if request.adopts or request.loaded.recipe.health.orphan_grace_s > 0:
-        kept, silent = await _ask_guards(deployment, request.instance)
-        copies += kept
     if request.loaded.recipe.fallback:
         copies += await asyncio.to_thread(journal_store.read_all, deployment, request.instance)
-    found = replace(sort_copies(copies, clock), silent_hosts=silent)
+    found = sort_copies(copies, clock)
+    may_have_guards = request.adopts or request.loaded.recipe.health.orphan_grace_s > 0
+    if may_have_guards and not found.is_complete(hellos):
+        kept, silent = await _ask_guards(deployment, request.instance)
+        found = replace(sort_copies([*copies, *kept], clock), silent_hosts=silent)
     log.info("found %d agents and the journals of %s", len(hellos), sorted(found.groups))
     return found
 

@@ -52,12 +52,12 @@ def can_answer(group: GroupSupervisor) -> bool:
     """Return whether a group serves, as far as is known at this moment.
 
     The death of one of its processes counts from its observation on, before the policy has decided
-    what follows.
+    what follows. A server that waits for another agent serves.
     """
     record = group.loop.record
     if record.journal.phase is not Phase.READY or record.is_failing:
         return False
-    return not any(one.exit or one.agent_lost for one in record.seen.values())
+    return not any(one.exit or one.agent_lost for one in group.loop.adoption.judged())
 
 
 def _member(group: str, server: ServerPlan, state: MemberState, seen: ServerSeen | None) -> Member:
