@@ -116,7 +116,7 @@ async def test_guards_are_asked_where_a_server_has_no_agent(monkeypatch, attempt
 
     async def ask_guards(*_):
         asked.append(True)
-        return list(journals.items())
+        return list(journals.items()), frozenset()
 
     monkeypatch.setattr(takeover, "_ask_agents", ask_agents)
     monkeypatch.setattr(takeover, "_ask_guards", ask_guards)
