@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from report import RESULTS, SHORT, publish, table
 
 ORDERS = tuple("".join(order) for order in permutations("012"))
 """Numbers of the hosts as they come back; 0 is the head."""
-DELAY_S = 60.0
+PAUSE_S = 60.0
 FIRST_READY_S, READY_S = 240.0, 420.0
 NAMED_S = 45.0
 """Goal: a host that is missing for so long after the head has power is named by then.
@@ -52,7 +52,8 @@ class Round:
     """What one power cut did; durations in seconds, None: not reached, or not applicable."""
 
     order: str
-    delays_s: list[float]
+    pauses_s: list[float]
+    """Between one host's power and the next: first as drawn, then as they were."""
     date: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"))
     load: float = field(default_factory=lambda: round(os.getloadavg()[0], 1))
     ready_s: float | None = None
@@ -66,10 +67,10 @@ class Round:
     problems: list[str] = field(default_factory=list)
 
 
-def draw_delays(seed: int, order: str) -> list[float]:
+def draw_pauses(seed: int, order: str) -> list[float]:
     """Return the pauses before the second and the third host."""
     drawn = random.Random(f"{seed} {order}")
-    return [round(drawn.uniform(0.0, DELAY_S), 1) for _ in range(2)]
+    return [round(drawn.uniform(0.0, PAUSE_S), 1) for _ in range(2)]
 
 
 def run_rounds(orders: Sequence[str], seed: int, folder: Path, logs: Path | None) -> list[Round]:
@@ -86,7 +87,7 @@ def run_rounds(orders: Sequence[str], seed: int, folder: Path, logs: Path | None
             site.head.await_ready(DEPLOYMENT_UNIT, FIRST_READY_S)
             whole = site.servers()
             for order in orders:
-                one = Round(order, draw_delays(seed, order))
+                one = Round(order, draw_pauses(seed, order))
                 done.append(one)
                 run_round(site, one, whole)
                 print(json.dumps(asdict(one)), flush=True)
@@ -101,11 +102,12 @@ def run_round(site: Site, one: Round, whole: dict[str, int]) -> None:
     site.cut_power()
     began = time.time()
     asked: list[str] = []
-    for number, delay_s in zip(map(int, one.order), [0.0, *one.delays_s], strict=True):
-        time.sleep(max(0.0, delay_s))
+    for number, pause_s in zip(map(int, one.order), [0.0, *one.pauses_s], strict=True):
+        time.sleep(pause_s)
         asked += ask_for_missing(site)
         site.hosts[number].power_on()
     last_at = time.time()
+    one.pauses_s = pauses_of(site, one.order)
     try:
         ready_at = site.head.await_ready(DEPLOYMENT_UNIT, READY_S)
         one.ready_s = round(ready_at - began, 1)
@@ -116,6 +118,12 @@ def run_round(site: Site, one: Round, whole: dict[str, int]) -> None:
     one.named_s = name_times(site)
     one.ray_starts = {host.ip: len(host.starts(CLUSTER_UNIT)) for host in site.hosts}
     one.follow_starts = len(site.head.starts(DEPLOYMENT_UNIT))
+
+
+def pauses_of(site: Site, order: str) -> list[float]:
+    """Return how long after one another the hosts got their power."""
+    times = [site.hosts[int(number)].on_at or 0.0 for number in order]
+    return [round(later - earlier, 1) for earlier, later in pairwise(times)]
 
 
 def missing_hosts(site: Site, at: float) -> list[PoweredHost]:
@@ -183,7 +191,7 @@ def rows(rounds: Sequence[Round]) -> list[list[str]]:
     return [
         [
             ", ".join(NAMES[int(number)] for number in one.order),
-            " and ".join(f"{delay:.0f}" for delay in one.delays_s),
+            " and ".join(f"{pause:.0f}" for pause in one.pauses_s),
             _seconds(one.ready_s),
             _seconds(one.after_last_s),
             ", ".join(f"{ip} after {_seconds(s)}" for ip, s in one.named_s.items()) or "-",
@@ -233,7 +241,7 @@ def publish_rounds(rounds: Sequence[Round], seed: int, *, short: bool) -> list[s
         "settings as printed, played by a program in the place of systemd. All hosts lose their "
         "power at the same time (SIGKILL to every process, network cut, /tmp, /run and /dev/shm "
         "emptied, a new boot id, pids from the beginning), and come back in every order, "
-        f"with pauses drawn from 0 to {DELAY_S:g} s (seed {seed}). Ready without a person: "
+        f"with pauses drawn from 0 to {PAUSE_S:g} s (seed {seed}; `status` may prolong one). Ready without a person: "
         f"{ready} of {len(rounds)}. Goals: all of them; one server per host; a request answered; "
         f"a host that is missing {NAMED_S:g} s after the head had power is named, by `status` too. "
         f"Load average before each round: {loads}, on {os.cpu_count()} cores."

@@ -92,11 +92,11 @@ def test_a_specifier_that_nothing_here_expands_is_refused(program, tmp_path):
 
 def test_a_seed_repeats_its_pauses_and_each_order_has_its_own(program):
     power = program("power_cut")
-    drawn = {order: power.draw_delays(15, order) for order in power.ORDERS}
-    assert drawn == {order: power.draw_delays(15, order) for order in power.ORDERS}
-    assert drawn != {order: power.draw_delays(16, order) for order in power.ORDERS}
-    assert len({tuple(delays) for delays in drawn.values()}) == len(power.ORDERS) == 6
-    assert all(0 <= delay <= power.DELAY_S for delays in drawn.values() for delay in delays)
+    drawn = {order: power.draw_pauses(15, order) for order in power.ORDERS}
+    assert drawn == {order: power.draw_pauses(15, order) for order in power.ORDERS}
+    assert drawn != {order: power.draw_pauses(16, order) for order in power.ORDERS}
+    assert len({tuple(pauses) for pauses in drawn.values()}) == len(power.ORDERS) == 6
+    assert all(0 <= pause <= power.PAUSE_S for pauses in drawn.values() for pause in pauses)
 
 
 def test_only_a_host_that_is_waited_for_counts_as_named(program):
