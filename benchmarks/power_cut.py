@@ -73,13 +73,14 @@ def draw_pauses(seed: int, order: str) -> list[float]:
     return [round(drawn.uniform(0.0, PAUSE_S), 1) for _ in range(2)]
 
 
-def run_rounds(orders: Sequence[str], seed: int, folder: Path, logs: Path | None) -> list[Round]:
+def run_rounds(
+    orders: Sequence[str], seed: int, folder: Path, logs: Path | None
+) -> Iterator[Round]:
     """Cut the power once for each order.
 
     Raises:
         AwaitedError: the deployment was not ready before the first cut.
     """
-    done: list[Round] = []
     with one_scheduling_group(), open_site(folder) as site:
         try:
             for one in site.hosts:
@@ -88,13 +89,14 @@ def run_rounds(orders: Sequence[str], seed: int, folder: Path, logs: Path | None
             whole = site.servers()
             for order in orders:
                 one = Round(order, draw_pauses(seed, order))
-                done.append(one)
                 run_round(site, one, whole)
                 print(json.dumps(asdict(one)), flush=True)
+                yield one
+                if one.ready_s is None:
+                    break  # what follows would count the effects of this one
         finally:
             if logs is not None:
                 site.save(logs)
-    return done
 
 
 def run_round(site: Site, one: Round, whole: dict[str, int]) -> None:
@@ -278,11 +280,14 @@ def main() -> int:
     given = options.parse_args()
     orders = given.order or (["120"] if given.short else list(ORDERS))
     kept = stored_rounds(SHORT if given.short else RESULTS) if given.add else []
+    rounds = [one for one in kept if one.order not in orders]
+    missed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rl-", ignore_cleanup_errors=True) as folder:
-        done = run_rounds(orders, given.seed, Path(folder), given.logs)
-    rounds = [one for one in kept if one.order not in orders] + done
-    rounds.sort(key=lambda one: one.order)
-    return 1 if publish_rounds(rounds, given.seed, short=given.short) else 0
+        for one in run_rounds(orders, given.seed, Path(folder), given.logs):
+            rounds = sorted([*rounds, one], key=lambda each: each.order)
+            # After each round: what was measured is kept if a later one is interrupted.
+            missed = publish_rounds(rounds, given.seed, short=given.short)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
