@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from raylaunch.deployment import Deployment, connect_to, stop_deployment
 from raylaunch.deployment.deployment_records import read_record
-from raylaunch.errors import BusyError, ClusterError, LaunchError, UnknownDeploymentError
+from raylaunch.errors import BusyError, ClusterError, NodeError, UnknownDeploymentError
 from raylaunch.home import home
 from raylaunch.recipe.load import LoadedRecipe
 
@@ -74,7 +74,7 @@ def stop_running(deployment: str, address: str | None) -> None:
     """Stop the deployment of that name, if there is one that has a cluster.
 
     Raises:
-        LaunchError: something of it resists.
+        NodeError: something of it resists.
     """
     from raylaunch.runtime.cluster.connection import disconnect
 
@@ -86,7 +86,7 @@ def stop_running(deployment: str, address: str | None) -> None:
     finally:
         disconnect()
     if report.left:
-        raise LaunchError(
+        raise NodeError(
             f"{deployment} was not started: the one that runs could not be stopped",
             evidence="\n".join(report.left),
             todo=f"`raylaunch clean --yes --deployment {deployment}`, then start it again",
@@ -105,7 +105,7 @@ def request_to_adopt(request: Request, adopt: bool | None) -> Request:
 
     Raises:
         BusyError: servers of several starts run.
-        LaunchError: what runs cannot be stopped.
+        NodeError: what runs cannot be stopped.
     """
     deployment = request.deployment
     if adopt is None and not _may_run(deployment, request.loaded):
@@ -151,7 +151,7 @@ def _stop(deployment: str, start: EarlierStart) -> None:
     """Stop what an earlier start left, on every node.
 
     Raises:
-        LaunchError: something resists, or a node does not answer.
+        NodeError: something resists, or a node does not answer.
     """
     from raylaunch.runtime.controller.guard_search import stop_earlier_start
     from raylaunch.runtime.controller.orphan_search import kill_agents
@@ -160,7 +160,7 @@ def _stop(deployment: str, start: EarlierStart) -> None:
     left = stop_earlier_start(deployment, start)
     kill_agents(deployment)
     if left:
-        raise LaunchError(
+        raise NodeError(
             f"servers of an earlier start of {deployment} could not be stopped",
             why="a second server beside them would have neither their NPUs nor their ports",
             evidence="\n".join(left),
