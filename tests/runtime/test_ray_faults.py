@@ -26,8 +26,8 @@ def status(phase=Phase.READY, attempt=1, pids=(10, 11), lost=()):
     return SimpleNamespace(phase=phase, attempt=attempt, servers=servers)
 
 
-def event(kind, server=None, text="agent died"):
-    return Event(1, 0.0, 1, kind, text, server)
+def event(kind, server=None, text="agent died", at=0.0):
+    return Event(1, at, 1, kind, text, server)
 
 
 ORPHANED = [event("orphaned", 0), event("orphaned", 1)]
@@ -63,6 +63,12 @@ def test_servers_that_ran_on_are_adopted():
     one = outcome()
     assert (one.adopted, one.problem, one.recovery_s) == (True, "", 5.0)
     assert one.detected_by == "agent died"
+
+
+def test_control_is_back_when_the_last_server_has_another_agent():
+    events = [*ORPHANED, event("adopted", 0, at=112.0), event("adopted", 1, at=138.0)]
+    assert Seen(status(), events).adopted_after_s(event("drill", at=100.0)) == 38.0
+    assert Seen(status(), ORPHANED).adopted_after_s(event("drill", at=100.0)) is None
 
 
 def test_servers_that_were_restarted_are_a_problem_where_they_should_have_run_on():

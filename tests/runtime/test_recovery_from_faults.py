@@ -171,6 +171,7 @@ def why_too_few(cluster):
     return caught.value.evidence
 
 
+@pytest.mark.long  # the same on hosts is short: test_spare_host.py, a cut host
 def test_a_lost_node_is_replaced_by_a_spare_one(start, cluster):
     # Nothing starts the raylet again: the spare node is used when the grace is over.
     handle = start(health__orphan_grace_s=3)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 NAME_TAKEN_S = 5.0
 """Ray frees the name of a killed actor after its process has exited."""
 NAME_POLL_S = 0.2
-STUCK_S = 10.0
+STUCK_S = 5.0
 """Ray places the rest of a reservation within a second or two, once the nodes are there."""
 
 
