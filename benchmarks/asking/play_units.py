@@ -4,8 +4,8 @@
 
 Each unit's own `ExecStart` and `Environment` are used. Of its other settings these are honoured:
 `EnvironmentFile`, `Type=notify` with the notification socket and `WatchdogSec`, `Restart`,
-`RestartSec`, `RestartPreventExitStatus`, `SuccessExitStatus`, `LimitNOFILE`, and
-`KillMode=control-group`, where processes are found by INVOCATION_ID, which they inherit. Any other setting is without effect: the
+`RestartSec`, `RestartPreventExitStatus`, `SuccessExitStatus`, and `KillMode=control-group`, where
+processes are found by INVOCATION_ID, which they inherit. Any other setting is without effect: the
 units are started in the order in which they are given, as root. Prints one JSON object for each
 start, exit and notification; what the units print goes to /root/journal.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shlex
 import signal
 import socket
@@ -144,8 +143,6 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
-        if files := int(self.unit.last("LimitNOFILE", "0")):
-            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (files, files))
         say(self.unit.name, "start")
         status = self.process.wait()
         if self.unit.last("KillMode", "control-group") == "control-group":
