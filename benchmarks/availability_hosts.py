@@ -47,7 +47,7 @@ def run_cut_host(rounds: int, folder: Path, limit_s: float) -> list[Round]:
                     break
                 one = Round("cut-host", "cut network")
                 done.append(one)
-                service.run_round(one, clients)
+                service.run_round(one, clients, service.cut_once)
                 show(one)
                 if one.recovery_s is None:
                     break  # what follows would count the effects of this one
@@ -60,11 +60,11 @@ class HostService:
     def __init__(self, pair: TwoHosts) -> None:
         self.pair = pair
 
-    def start(self) -> None:
-        """Start Ray and two groups."""
+    def start(self, recipe: str = "local-replicas", *more: str) -> None:
+        """Start Ray and a recipe: by default two groups. `more` are further settings."""
         start_ray(self.pair, ENV)
-        settings = (*SETTINGS, "network.interface=auto", "hardware.npus_per_node=8")
-        done = self._run("start", "local-replicas", "--name", NAME, *words_of(settings))
+        settings = (*SETTINGS, "network.interface=auto", "hardware.npus_per_node=8", *more)
+        done = self._run("start", recipe, "--name", NAME, *words_of(settings))
         if done.returncode:
             raise AwaitedError(f"start: {done.stdout[-1000:]}{done.stderr[-1000:]}")
 
@@ -97,18 +97,19 @@ class HostService:
             clients.close()
             clients.wait()
 
-    def run_round(self, one: Round, clients: Clients) -> None:
-        """Cut and heal once; count what the clients saw until the group is ready again."""
+    def run_round(self, one: Round, clients: Clients, work: Callable[[Round], None]) -> None:
+        """Do the work of one round; count what the clients saw until all is quiet again."""
         clients.take()
         time.sleep(QUIET_S)
         try:
-            self._cut(one)
+            work(one)
         except AwaitedError as error:
             one.problems.append(str(error))
         time.sleep(QUIET_S)
         one.count(clients.take())
 
-    def _cut(self, one: Round) -> None:
+    def cut_once(self, one: Round) -> None:
+        """Cut the worker and heal it; the round is over when its group is ready again."""
         worker = self.pair.hosts[1]
         last = self.events()[-1]["number"]
         servers = self.status()["servers"]
@@ -117,7 +118,7 @@ class HostService:
         began = time.time()
         worker.cut()
         try:
-            failed = self._await_event(last, group, "failure", "", DETECTED_S)
+            failed = self.await_event(last, group, "failure", "", DETECTED_S)
             one.detection_s = failed["at"] - began
         finally:
             worker.heal()
@@ -128,28 +129,36 @@ class HostService:
 
     def _await_ready(self, after: int, group: str) -> Mapping[str, Any]:
         """Return the event that the group is ready; Ray is started again if it gave up the node."""
+        return self.await_event(after, group, "phase", "ready", RECOVERED_S, self.rejoin)
+
+    def rejoin(self) -> None:
+        """Start Ray on the worker again if it gave the node up."""
         worker = self.pair.hosts[1]
+        if not any("raylet/raylet" in line for line in worker.processes().values()):
+            join_ray(self.pair, worker, ENV)
 
-        def rejoin() -> None:
-            if not any("raylet/raylet" in line for line in worker.processes().values()):
-                join_ray(self.pair, worker, ENV)
-
-        return self._await_event(after, group, "phase", "ready", RECOVERED_S, rejoin)
-
-    def _await_event(
+    def await_event(
         self,
         after: int,
-        group: str,
+        group: str | None,
         kind: str,
         text: str,
         limit_s: float,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Mapping[str, Any]:
+        """Return the first such event after number `after`.
+
+        With the text "" any text will do, and without a group that of any group.
+
+        Raises:
+            AwaitedError: none came within `limit_s`.
+        """
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             for event in self.events():
-                is_wanted = event["kind"] == kind and event.get("group") in ("", None, group)
-                if event["number"] > after and is_wanted and text in ("", event["text"]):
+                of_group = group is None or event.get("group") in ("", None, group)
+                is_wanted = of_group and event["kind"] == kind and text in ("", event["text"])
+                if event["number"] > after and is_wanted:
                     return event
             meanwhile()
             time.sleep(POLL_S)  # the controller is in another network namespace

@@ -33,8 +33,9 @@ QUIET_S = 3.0
 """Requests flow for so long before a fault and after the recovery."""
 DETECTED_S, RECOVERED_S = 120.0, 600.0
 BEYOND_S = 3.0
+FALLBACK_BEYOND_S = 5.0
 REFUSED_S = 1.0
-"""Goals: capacity beyond the servers' own start; refused connections after the keeper's death."""
+"""Goals: capacity beyond the servers' own start, and a fallback's answer; refused connections after the keeper's death."""
 
 GROUP_FAULTS: Mapping[str, str] = {
     "kill-engine": "kill-engine",
@@ -81,6 +82,8 @@ class Round:
     detection_s: float | None = None
     recovery_s: float | None = None
     start_s: float | None = None
+    waited_s: float = 0.0
+    """How long the settings of the recipe make the recovery wait."""
     continued: int | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -106,7 +109,12 @@ class Round:
         if self.recovery_s is None or self.start_s is None:
             return None
         hang_s = self.detection_s or 0.0 if self.kind == "stop-primary" else 0.0
-        return self.recovery_s - self.start_s - hang_s
+        return self.recovery_s - self.start_s - hang_s - self.waited_s
+
+    @property
+    def limit_s(self) -> float:
+        """The goal for `beyond_s`."""
+        return FALLBACK_BEYOND_S if self.part == "lose-node" else BEYOND_S
 
     def as_json(self) -> dict[str, Any]:
         """Return the round as it is stored."""

@@ -63,6 +63,13 @@ class Degradation:
         # They hold no NPUs, and serve as soon as their node is back.
         return self.stage is Stage.DEGRADING
 
+    def is_of_fallback(self, group: str) -> bool:
+        """Return whether a group is one of a fallback, and not of the recipe itself."""
+        is_target = group in [spec.name for spec in self.target]
+        if self.wanted is not None:
+            return is_target
+        return self.serving is not None and not is_target
+
     def degrade(self, index: int, target: tuple[GroupSpec, ...]) -> Degradation:
         """Return the start of a fallback."""
         return replace(self, stage=Stage.DEGRADING, wanted=index, target=target)

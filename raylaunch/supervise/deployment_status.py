@@ -115,6 +115,8 @@ class GatewayReport:
     """For clients; with several nodes, the head's."""
     policy: str = ""
     nodes: tuple[GatewayNode, ...] = ()
+    is_silent: bool = False
+    """No keeper answers the controller. HAProxy and relay serve on without one."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from raylaunch.supervise.state import Phase
 ON_THE_WAY = (Phase.PENDING, Phase.CHECKING, Phase.STARTING, Phase.RESTARTING)
 """Phases that lead to ready, the least advanced first."""
 SHOWN_EVENTS = 20
+GATEWAY_ANSWER = "an answer of the gateway's keeper"
 
 
 def derive_phase(phases: Collection[Phase], *, stopping: bool = False) -> Phase:
@@ -109,10 +110,14 @@ def behind_gateway(
         gateway=gateway,
         findings=tuple(dict.fromkeys((*status.findings, *findings))),
     )
-    if gateway.endpoint or status.phase is not Phase.READY:
+    answers = gateway.endpoint and not gateway.is_silent
+    if answers or status.phase not in (Phase.READY, Phase.DEGRADED):
         return shown
-    waiting = (*status.waiting_for, "the gateway")
-    return replace(shown, phase=Phase.STARTING, waiting_for=waiting)
+    if gateway.endpoint:
+        # It was up, and serves on without its keeper: the phase is what the groups make it.
+        return replace(shown, waiting_for=(*status.waiting_for, GATEWAY_ANSWER))
+    phase = Phase.STARTING if status.phase is Phase.READY else status.phase
+    return replace(shown, phase=phase, waiting_for=(*status.waiting_for, "the gateway"))
 
 
 def on_fallback(status: Status, fallback: str) -> Status:

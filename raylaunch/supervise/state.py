@@ -189,6 +189,11 @@ class ServerSeen:
     A task that must go on was restarted.
     """
 
+    @property
+    def is_node_lost(self) -> bool:
+        """Whether the agent was lost with its node: no call of it would be answered."""
+        return self.agent_lost not in (None, "agent died")
+
 
 @dataclass(frozen=True)
 class Failure:

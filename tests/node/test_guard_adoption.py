@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from raylaunch.node.process import guard_socket
 from raylaunch.node.process.guard import short_path
 from raylaunch.node.process.guard_socket import describe, find_guards, keep_note, socket_path
 from raylaunch.node.process.process_markers import find_marked
+from raylaunch.node.process.server_process import GUARD
 
 SERVER = """
 fork(stubborn)
@@ -26,6 +29,14 @@ say("server", os.getpid())
 sleep()
 """
 FOR_EVER_S = 3600.0
+JUMPING_GUARD = """
+import runpy, sys, time
+from pathlib import Path
+real = time.time
+time.time = lambda: real() + float(Path({jump!r}).read_text())
+sys.argv[0] = {guard!r}
+runpy.run_path({guard!r}, run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -46,14 +57,16 @@ def orphan(deployment, log, path):
     return make
 
 
-def start_owner(deployment, log, path, wait_s):
-    """Another process that owns a server, as an agent does."""
+def start_owner(deployment, log, path, wait_s, guard=GUARD):
+    """Another process that owns a server, as an agent does; `guard` is the guard's program."""
     code = """
 import json, sys, threading
 from pathlib import Path
-here, deployment, log, script, path, wait_s = sys.argv[1:]
+here, deployment, log, script, path, wait_s, guard = sys.argv[1:]
 sys.path.insert(0, here)
 from process_trees import Watched
+from raylaunch.node.process import server_process
+server_process.GUARD = Path(guard)
 server = Watched(
     deployment, Path(log), script,
     socket=path, owner_wait_s=float(wait_s), memo={"secret": "hush"},
@@ -63,7 +76,8 @@ server.line("server"), server.line("stubborn")
 print(json.dumps(spawned), flush=True)
 threading.Event().wait()
 """
-    words = (str(Path(__file__).parent), deployment, str(log), SERVER, str(path), str(wait_s))
+    here = str(Path(__file__).parent)
+    words = (here, deployment, str(log), SERVER, str(path), str(wait_s), str(guard))
     owner = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE)
     return owner, json.loads(owner.stdout.readline())
 
@@ -142,6 +156,57 @@ def test_a_second_owner_learns_who_the_first_is(deployment, log, path):
         Watched.adopt(path, log)
     assert f"agent pid {os.getpid()}" in refused.value.why
     server.process.kill()
+    server.end()
+
+
+def test_of_many_agents_that_want_one_guard_at_the_same_moment_one_gets_it(orphan, log, path):
+    orphan()
+    await_orphaned(path)
+
+    def try_to_adopt(_):
+        try:
+            return guard_socket.adopt(path)
+        except BusyError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(try_to_adopt, range(8)))
+    owners = [one for one in answers if not isinstance(one, BusyError)]
+    assert len(owners) == 1
+    assert len([one for one in answers if isinstance(one, BusyError)]) == 7
+    _, connection, events = owners[0]
+    events.close()
+    connection.close()
+    await_orphaned(path)
+    server = Watched.adopt(path, log)
+    assert server.process.state.running
+    server.process.kill()
+    server.end()
+
+
+@pytest.mark.parametrize("jump_s", [7200.0, -7200.0])
+def test_a_wall_clock_that_jumps_neither_ends_nor_prolongs_the_grace(
+    deployment, log, path, tmp_path, jump_s
+):
+    jump = tmp_path / "jump"
+    jump.write_text("0")
+    guard = tmp_path / "guard.py"
+    guard.write_text(JUMPING_GUARD.format(jump=str(jump), guard=str(GUARD)))
+    owner, _ = start_owner(deployment, log, path, FOR_EVER_S, guard)
+    owner.kill()
+    owner.communicate()
+    await_orphaned(path)
+    waits_s = describe(path).owner_wait_s
+    jump.write_text(str(jump_s))
+    for _ in range(3):  # each visit makes the guard look at its deadlines
+        seen = describe(path)
+        assert (seen.phase, seen.owner) == ("running", None)
+        assert 0 < seen.owner_wait_s <= waits_s
+    server = Watched.adopt(path, log)
+    server.event("spawned")
+    server.process.kill()
+    shown_s = server.event("exit")["at"] - time.time()
+    assert abs(shown_s) > 3600, "the clock of the guard has jumped"
     server.end()
 
 
@@ -284,6 +349,40 @@ def test_another_user_is_turned_away(deployment, log, path):
     assert server.process.state.running
     server.process.kill()
     server.end()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_socket_on_which_another_user_listens_is_refused(path):
+    """As if the folder had been open to all: notes and secrets must not go there."""
+    path.parent.mkdir()
+    path.parent.chmod(0o777)
+    up, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.chdir(path.parent)
+        os.setuid(65534)
+        os._exit(_listen(path.name, ready))
+    os.close(ready)
+    assert os.read(up, 1)
+    with pytest.raises(NodeError, match="is of another user") as refused:
+        keep_note(path, "serve-0", 1, "hush")
+    assert "user 65534" in refused.value.why
+    with pytest.raises(NodeError, match="is of another user"):
+        guard_socket.adopt(path)
+    assert find_guards(path.parents[1]) == []
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(up)
+
+
+def _listen(name, ready):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(name)
+    listener.listen()
+    os.chmod(name, 0o777)  # noqa: PTH101 - the path may be longer than an address
+    os.write(ready, b"1")
+    signal.pause()
+    return 0
 
 
 def _visit(visitor, name):

@@ -14,6 +14,7 @@ from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import journal_store
 from raylaunch.runtime.controller.changes import fallback_loop
 from raylaunch.runtime.controller.group import group_supervisor
+from raylaunch.runtime.controller.group.orphan_stop import StoppedInstances
 from raylaunch.supervise.state import RankSeen, ServerSeen
 
 SMALLER = "fallback=[{set: {parallel.data: 1}}]"
@@ -45,6 +46,8 @@ class FakeCluster:
         self.checks = 0
         self.stored: dict[str, bytes] = {}
         """The journals in Ray's key-value store, by owner."""
+        self.survivors: set[str] = set()
+        """Groups whose servers have survived on the node that was lost."""
         self._changed = asyncio.Event()
 
     @property
@@ -89,7 +92,13 @@ class FakeCluster:
 
     async def find_problem(self, *_) -> str:
         self.checks += 1
-        return self.problem
+        return self.problem or ", ".join(f"{name} holds NPUs" for name in self.survivors)
+
+    async def stop_instances(self, _deployment, instances, _grace_s) -> StoppedInstances:
+        named = {instance.partition(".")[2] for instance in instances}
+        assert named.isdisjoint(self.held), "a group that runs"
+        stopped, self.survivors = self.survivors & named, self.survivors - named
+        return StoppedInstances({"10.0.0.2": ", ".join(stopped)} if stopped else {})
 
 
 class NodesBackend(FakeBackend):
@@ -168,6 +177,7 @@ def cluster_creator(monkeypatch, tmp_path):
     monkeypatch.setattr(group_supervisor, "RayGroup", NodesBackend)
     monkeypatch.setattr(placement, "has_spare", cluster.has_spare)
     monkeypatch.setattr(fallback_loop, "find_problem", cluster.find_problem)
+    monkeypatch.setattr(fallback_loop, "stop_instances", cluster.stop_instances)
     monkeypatch.setattr(fallback_loop, "PERIOD_S", 0.01)
     monkeypatch.setattr(journal_store, "PAUSE_S", 0.01)
     monkeypatch.setattr(journal_store, "put", cluster.put)

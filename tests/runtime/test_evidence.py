@@ -20,7 +20,8 @@ from raylaunch.supervise.state import Exit, ServerSeen
 
 
 class FakeNodes:
-    async def read_snapshots(self, lines):
+    async def read_snapshots(self, lines, without):
+        self.without = list(without)
         return {0: Snapshot(("ERROR 06-01 [x.py:1] boom",), 1, 0.0, "pid 1", "server-0.log")}
 
     def wall_offsets(self):
@@ -35,6 +36,16 @@ def collect(folder: Path, **changes) -> EvidenceCollector:
 
 def journal() -> Journal:
     return Journal(created_at=1.7e9, attempt=1, plan=make_plan())
+
+
+def test_a_lost_node_is_not_asked_for_evidence(tmp_path):
+    """The next start would wait for an answer that does not come."""
+    nodes = FakeNodes()
+    collector = EvidenceCollector(nodes, FakeClock(), tmp_path, GroupKey("test", "serve-0"))
+    reasons = (None, "agent died", "node died", "node unreachable")
+    seen = {index: ServerSeen(index, agent_lost=why) for index, why in enumerate(reasons)}
+    asyncio.run(collector.examine(journal(), seen))
+    assert nodes.without == [2, 3]
 
 
 def test_a_diagnosis_that_does_not_end_blocks_nothing(tmp_path):
@@ -122,7 +133,7 @@ def test_a_bundle_is_for_its_owner_alone(tmp_path):
 
 def test_the_signatures_of_the_site_and_the_cann_of_the_node_reach_the_diagnosis(tmp_path):
     class Nodes(FakeNodes):
-        async def read_snapshots(self, lines):
+        async def read_snapshots(self, lines, without):
             line = "EJ0042: [PID: 7] the frobnicator failed"
             codes = {"EJ0042": CannEntry("", "Reset it")}
             return {0: Snapshot((line,), 1, 0.0, "pid 1", "server-0.log", cann_codes=codes)}

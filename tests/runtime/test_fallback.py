@@ -104,6 +104,30 @@ def test_a_smaller_recipe_serves_until_the_node_is_back(made):
     run(live)
 
 
+def test_servers_that_survived_on_the_lost_node_do_not_delay_the_recipe(made):
+    """Their guards would wait for an agent for ten minutes, and hold the NPUs."""
+    create, cluster = made
+
+    async def live():
+        one = await begin(create)
+        for last, next_one in (("serve-0", "serve-0.g3"), ("serve-0.g3", "serve-0.g5")):
+            cluster.survivors = {last}
+            await lose_node(one, cluster)
+            assert cluster.survivors == {last}, "their node is out of reach"
+            cluster.bring_back()
+            assert names(await await_full(one)) == [next_one]
+        assert await texts(one, "failure") == []
+        commands = await texts(one, "command")
+        said = [text for text in commands if "survived" in text]
+        assert said == [
+            "stopped what had survived of serve-0 on 10.0.0.2",
+            "stopped what had survived of serve-0.g3 on 10.0.0.2",
+        ]
+        await one.stop()
+
+    run(live)
+
+
 def test_without_a_fallback_a_lost_node_is_awaited_as_before(made):
     create, cluster = made
 
@@ -394,11 +418,20 @@ def test_a_new_controller_grows_back_from_the_fallback_that_it_finds(made, monke
         status = await await_degraded(new)
         assert names(status) == ["serve-0.g2"]
         assert cluster.launched == ["serve-0", "serve-0.g2"], "the fallback's server was adopted"
+        (small,) = new._groups
+        await new.restart(None)
+        await await_status(new, lambda now: now.serves_all and now.groups[0].attempt == 2)
+        assert small.backend.excluded == ("node-1",), "Ray may still count it"
         cluster.bring_back()
         assert names(await await_full(new)) == ["serve-0.g3"]
         await new.stop()
 
     run(live)
+
+
+def names_of_fallbacks(one) -> list[str]:
+    groups = [(group.name, group.request.spec.loaded.recipe) for group in one._groups]
+    return [name for name, recipe in groups if recipe.parallel.data == 1]
 
 
 @pytest.mark.parametrize("stage", [Stage.DEGRADING, Stage.GROWING, Stage.RETURNING])
@@ -425,6 +458,9 @@ def test_a_new_controller_continues_the_switch_that_it_finds(made, monkeypatch, 
         launched = list(cluster.launched)
         cluster.broken, cluster.slow = set(), False
         new = await take_over(old, create, monkeypatch)
+        for group in new._groups:
+            of_fallback = group.name in names_of_fallbacks(new)
+            assert group.loop.recovery.avoided == (("node-1",) if of_fallback else ())
         await await_status(
             new, lambda now: now.serves_all and not new._record.journal.degradation.is_switching
         )

@@ -29,6 +29,7 @@ from raylaunch.runtime.cluster import placement
 from raylaunch.runtime.controller import takeover
 from raylaunch.runtime.controller.changes import operations
 from raylaunch.runtime.controller.gateway import gateway_link
+from raylaunch.supervise.deployment_summary import GATEWAY_ANSWER
 from raylaunch.supervise.state import Phase
 
 ray = pytest.importorskip("ray")
@@ -426,6 +427,36 @@ def test_keys_are_replaced_by_name_and_survive_gateway_and_controller(create, ga
         await gateway.await_call(lambda: len(gateway.starts) == 3)
         assert gateway.starts[2]["key_hashes"] == wanted
         assert gateway.starts[2]["hold_s"] == 5, "that of the upgrade"
+        await new.stop()
+
+    run(live)
+
+
+def test_a_new_controller_shows_what_serves_before_the_gateway_has_answered_it(
+    create, gateway, monkeypatch
+):
+    answers = threading.Event()
+
+    def start_later(*args, **kwargs):
+        answers.wait(DEADLINE_S)
+        return gateway.start(*args, **kwargs)
+
+    async def live():
+        old = await begin(create, *GATEWAY)
+        endpoint = (await old.status()).endpoint
+        for group in old._groups:
+            group._tasks.cancel()
+        old._tasks.cancel()
+        monkeypatch.setattr(takeover, "search", search_in(old))
+        monkeypatch.setattr(gateway_host, "start_gateway", start_later)
+        new = create(*GATEWAY, reconstructed=True)
+        await new.take_over()
+        status = await new.status()
+        assert (status.phase, status.endpoint) == (Phase.READY, endpoint)
+        assert status.waiting_for == (GATEWAY_ANSWER,)
+        answers.set()
+        status = await await_status(new, lambda now: not now.waiting_for)
+        assert (status.phase, status.endpoint) == (Phase.READY, endpoint)
         await new.stop()
 
     run(live)

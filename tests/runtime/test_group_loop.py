@@ -67,6 +67,31 @@ def test_a_group_starts_and_stops_step_by_step():
     run(play())
 
 
+def test_a_lost_node_is_awaited_from_when_it_was_last_heard_of():
+    """Detection and evidence take seconds in which a fallback could serve already."""
+
+    async def play():
+        stage = Stage()
+        await stage.make_ready()
+        heard_at = stage.clock.now - 7.0
+        since: list[float | None] = []
+        reserve = stage.gang.reserve
+
+        async def note_and_reserve(*args):
+            since.append(stage.loop.record.journal.waiting_since)
+            await reserve(*args)
+
+        stage.gang.reserve = note_and_reserve
+        stage.gang.spare = False
+        stage.gang.dead.add(1)
+        stage.gang.show(1, agent_lost="node unreachable", agent_at=heard_at)
+        await stage.step_to(Phase.CHECKING)
+        assert since == [heard_at]
+        assert stage.loop.record.journal.waiting_since is None, "it is back"
+
+    run(play())
+
+
 def test_a_stop_interrupts_a_reservation_that_waits():
     async def play():
         stage = Stage()

@@ -142,6 +142,24 @@ def test_a_recipe_that_cannot_be_started_gives_its_place_back_and_is_tried_later
     assert again.grow_back(TARGET).succeed() == FULL, "its failures are forgotten when it serves"
 
 
+def test_which_groups_are_those_of_a_fallback():
+    """They do without the lost node; those of the recipe itself must not."""
+    (spec,) = TARGET
+    degrading, growing = FULL.degrade(0, TARGET), DEGRADED.grow_back(TARGET)
+    returning = growing.give_back(TARGET)
+    of_fallback = {
+        state.stage: (state.is_of_fallback(spec.name), state.is_of_fallback("another"))
+        for state in (FULL, degrading, DEGRADED, growing, returning)
+    }
+    assert of_fallback == {
+        Stage.FULL: (False, False),
+        Stage.DEGRADING: (True, False),
+        Stage.DEGRADED: (True, True),
+        Stage.GROWING: (False, True),
+        Stage.RETURNING: (True, False),
+    }
+
+
 @pytest.mark.parametrize(("before", "stage"), [(FULL, Stage.FULL), (DEGRADED, Stage.DEGRADED)])
 def test_a_fallback_that_cannot_be_started_changes_nothing_but_the_next_choice(before, stage):
     after = before.degrade(1, TARGET).fail()

@@ -19,6 +19,7 @@ from raylaunch.supervise.deployment_status import (
     Status,
 )
 from raylaunch.supervise.deployment_summary import (
+    GATEWAY_ANSWER,
     behind_gateway,
     derive_phase,
     is_settled,
@@ -114,6 +115,9 @@ def test_behind_a_gateway_the_deployment_is_ready_when_its_address_is():
     assert narrow(shown, "serve-0").gateway is None
     waiting = behind_gateway(status, GatewayReport())
     assert (waiting.phase, waiting.waiting_for) == (Phase.STARTING, ("the gateway",))
+    silent = behind_gateway(status, GatewayReport("http://g/v1", is_silent=True))
+    assert (silent.phase, silent.endpoint) == (Phase.READY, "http://g/v1")
+    assert silent.waiting_for == (GATEWAY_ANSWER,), "it serves on without its keeper"
     failed = status_of(group("serve-0", Phase.FAILED))
     assert behind_gateway(failed, GatewayReport()).phase is Phase.FAILED
 

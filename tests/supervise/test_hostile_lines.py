@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from types import ModuleType
 
 import pytest
@@ -33,7 +33,7 @@ from raylaunch.supervise.diagnosis.root_cause import diagnose_text
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 
 RULES = tuple(
-    import_module(f"{rules.__name__}.{found.name}") for found in iter_modules(rules.__path__)
+    import_module(found.name) for found in walk_packages(rules.__path__, f"{rules.__name__}.")
 )
 DIAGNOSIS_MODULES = (
     *(*RULES, clues, last_exception, log_lines, log_reduction, plog_lines, root_cause),

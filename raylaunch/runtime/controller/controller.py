@@ -83,7 +83,7 @@ class Controller:
         self._work = GroupChanges(request.deployment, self._groups, self._record, self._changes)
         parts = (self._groups, self._record, self._work)
         self._operations = Operations(request.deployment, *parts, self._tasks)
-        self._fallbacks = FallbackLoop(request.deployment, *parts, self._operations, self._clock)
+        self._fallbacks = FallbackLoop(request, *parts, self._operations, self._clock)
         self._store = JournalStore(request, self._groups, self._record, self._changes, self._clock)
         self._stop_began = 0.0
         self._offered: Mapping[str, str] = {}
@@ -161,11 +161,11 @@ class Controller:
             await self._await_begin(BEGIN_PATIENCE_S, takeover.explain_nothing(found))
             return
         if self._gateway is not None:
-            journal = self._record.journal
-            self._gateway.adopt(journal.loaded.recipe.gateway, journal.key_hashes)
+            self._gateway.adopt(self._record.journal)
         self._numbers.skip_lost(found.newest_number)
         for group in self._groups:
             group.adopt(found.groups.get(group.name), secrets)
+        self._fallbacks.avoid_lost_nodes()
         self._run_gateway(secrets, was_up=self._groups.have_served)
         self._state.enter(ControllerState.RUNNING)
         if self._record.journal.stopping:
@@ -214,8 +214,7 @@ class Controller:
     async def events(self, after: int) -> list[Event]:
         """Return the events newer than number `after`, in the order they happened."""
         await self._state.know()
-        events = all_events(self._groups, self._record)
-        return [event for event in events if event.number > after]
+        return [one for one in all_events(self._groups, self._record) if one.number > after]
 
     async def read_log(
         self,
@@ -390,6 +389,7 @@ class Controller:
         self._copies.spread_groups(self._record)
         if self._gateway is not None:
             self._gateway.mark_changed()
+            self._record.remember_endpoint(self._gateway.report().endpoint)
         self._changes.note()
 
     def _status(self) -> Status:

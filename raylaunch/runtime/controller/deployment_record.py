@@ -46,6 +46,12 @@ class DeploymentJournal:
     """API keys of the gateway that were replaced since the start: SHA-256 -> name of the secret."""
     degradation: Degradation = field(default_factory=Degradation)
     """Whether a fallback serves, or is about to."""
+    lost_nodes: tuple[str, ...] = ()
+    """Ray's ids of the nodes that were lost. Ray itself may count them for another minute."""
+    removed: tuple[str, ...] = ()
+    """Groups that a switch has removed. A server of theirs may live on a node out of reach."""
+    endpoint: str = ""
+    """Where the gateway was last up; "" without one."""
     stopping: bool = False
     events: list[Event] = field(default_factory=list)
     number: int = 0
@@ -106,6 +112,12 @@ class DeploymentRecord:
         self.journal.number = self._numbers.draw()
         self._save(self.journal.number, seal(self.journal))
         self._on_change()
+
+    def remember_endpoint(self, endpoint: str) -> None:
+        """Keep the gateway's endpoint for the next controller; "" changes nothing."""
+        if endpoint and endpoint != self.journal.endpoint:
+            self.journal.endpoint = endpoint
+            self.changed()
 
     def copy(self) -> tuple[int, bytes]:
         """Return the number of the newest change and a copy, for an agent that has none yet."""

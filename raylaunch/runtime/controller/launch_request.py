@@ -40,8 +40,13 @@ class Request:
             skipped=self.skipped or {},
             dry_run=self.dry_run,
             # Its own: the group's processes are found without those of its siblings.
-            instance=f"{self.instance}.{spec.name}",
+            instance=group_instance(self.instance, spec.name),
         )
+
+
+def group_instance(start: str, group: str) -> str:
+    """Return the id in the marker of a group's processes; `start` is that of the deployment."""
+    return f"{start}.{group}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ _LINE = re.compile(
     r"^\[ERROR\] ([A-Z][A-Z_]{1,20})\(\d{1,9},[^)\n]{0,40}\): ?\d{4}-\d\d-\d\d-[\d:.]{8,20} ?"
     r"\[[^\]\n]{1,80}\] ?(?:\d{1,9} |(?:\[[^\]\n]{1,60}\]){0,6})([^\n]{8,600})"
 )
+# [2024-12-05 09:28:49.347] [dicp] [error] [model.cpp:234] text; ATB has the thread before the file.
+_NATIVE = re.compile(
+    r"^\[\d{4}-\d\d-\d\d [\d:.,+]{8,20}\] (?:\[([a-z]\w{1,20})\] )?\[(?:error|critical|fatal)\] "
+    r"(?:\[\d{1,9}\] )?\[[\w./-]{1,80}:\d{1,6}\] ?([^\n]{8,600})"
+)
 _NO_CAUSE = re.compile(
     r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\|)|[Cc]all trace|report error module_name|"
     r"rtGetDevMsg|GetDevErrMsg"
@@ -34,20 +39,40 @@ _NO_DEVICE = (
     "of its NPUs, /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc and the driver "
     "(/usr/local/Ascend/driver) mounted, and an NPU that no other container has."
 )
+_DESCRIBED = re.compile(r"ErrCode=(\d{6}), ?desc=\[([^\]\n]{4,200})\]")
+_REASON_LINES = 4
+_CAPTURE = (
+    "A copy or wait is called while a graph is captured: set `args.compilation-config: "
+    "{cudagraph_mode: PIECEWISE}` or `args.enforce-eager: true`, leave more memory free (lower "
+    "`args.gpu-memory-utilization`), or use another release of vllm-ascend."
+)
+_ATB = (
+    "An operator of ATB (package NNAL) refused its input: use NNAL, CANN and torch_npu of one "
+    "release and an image for this NPU generation; try without graphs (`args.enforce-eager: "
+    "true`)."
+)
 _BY_WORDS: tuple[tuple[str, str], ...] = (
+    (r"capture mode|during capture|\bcaptur", _CAPTURE),
     (r"device (?:num|count)|drvGetDevNum|no (?:valid )?device|load driver so", _NO_DEVICE),
     (r"rank ?table", _RANK_TABLE),
     (r"\bport\b|listen|bind", _PORT),
+    (r"(?i)\b(?:node ?\[\d|runner|operation)\b|execute fail|setup fail|infer ?shape", _ATB),
     (r"ifname|host ?ip|interface", "Set `network.interface` to the network between the nodes."),
     (r"socket|connect|link|time ?out", _LINK),
     (
-        r"[Mm]em|alloc",
+        r"(?i)memory (?:is|not|alloc|insuff)|mem_?alloc|malloc|out of mem|total mem|alloc",
         (
             "`npu-smi info` shows who holds memory; lower `args.gpu-memory-utilization` or "
             "`args.max-model-len`, or raise `parallel.tensor`."
         ),
     ),
 )
+
+
+def _described(texts: Sequence[str]) -> str:
+    """Return the runtime's own words for its code: they stand some lines below the first report."""
+    found = next((each for text in texts if (each := _DESCRIBED.search(text))), None)
+    return f"{found[2]} ({found[1]})" if found else ""
 
 
 def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
@@ -57,10 +82,12 @@ def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
         The index of the line, and what it means; None when no line does.
     """
     for index, text in enumerate(texts):
-        found = _LINE.match(text)
+        found = _LINE.match(text) or _NATIVE.match(text)
         if found is None or _NO_CAUSE.search(found[2]):
             continue
-        component, said = found.groups()
+        component, said = found[1] or "ATB", found[2]
+        if why := _described(texts[index : index + _REASON_LINES]):
+            said = f"{why}, in {said}"
         remedy = next((how for words, how in _BY_WORDS if re.search(words, said)), "")
         rest = "Read the lines that follow it, and the plog of the other ranks at that time."
         short = (

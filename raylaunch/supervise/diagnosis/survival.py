@@ -48,18 +48,24 @@ _REQUEST_MODULE = re.compile(
 _ASGI = "Exception in ASGI application"
 _PYTHON_ERROR = re.compile(
     r"^Traceback \(most recent call last\)|"
-    r"^(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception)(?:: |$)"
+    r"^(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception)(?:: |$)|"
+    # pip indents what a build wrote.
+    r"^ {4,12}(?:[a-z_]\w{0,60}\.){1,8}[A-Z]\w{0,60}(?:Error|Exception): "
 )
 _ERROR_LINE = re.compile(
     r"^\s{0,8}(?:\([^()]{0,64}\) ?){0,3}(?:\[rank\d{1,5}\]: ?)?(?:ERROR|CRITICAL|FATAL)\b[ :]|"
     r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|"
-    r"CRITICAL)\][ :]|"
+    r"CRITICAL|error|critical|fatal)\][ :]|"
     r"^(?:\(\w{1,40} pid=\d{1,9}\) )?\[\d{4}-\d\d-\d\d [\d:,]{8,16} C \d{1,9} \d{1,9}\]|"
-    r"Unhandled exception: |Check failed: |\bUCX +(?:ERROR|FATAL)\b|"
+    r"^(?:Error response from daemon|CMake Error|Allocate failed due to|(?:error|panic|fatal error)"
+    r"(?: [\w ]{1,30})?): |Unhandled exception: |Check failed: |\bUCX +(?:ERROR|FATAL)\b|"
     r"^[\d:,. +-]{10,36}\s?(?:- [\w.]{1,60} - )?(?:ERROR|FATAL|CRITICAL)\b|^Fatal Python error"
 )
 
 
+_MAY_BE_ERROR = re.compile(
+    r"rror|xception|ERR|CRIT|FATAL|Fatal|raceback|[EF]\d{4}|\d C \d|Check failed"
+)
 _SAYS_NOTHING = re.compile(r"^\s*(?:Traceback|TraceBack) \(most recent call last\)")
 
 
@@ -184,7 +190,8 @@ def _is_from_a_request_module(text: str) -> bool:
 
 def _is_error(log: ServerLog, line: int) -> bool:
     cleaned = log.cleaned[line]
-    if not cleaned.strip():
+    # The cheapest test first: the patterns below need a word or a letter with a date.
+    if not _MAY_BE_ERROR.search(log.raw[line]) or not cleaned.strip():
         return False
     if _PYTHON_ERROR.match(cleaned):
         return True

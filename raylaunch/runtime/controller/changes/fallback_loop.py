@@ -20,7 +20,9 @@ from raylaunch.runtime.controller.changes.group_changes import GroupChanges
 from raylaunch.runtime.controller.changes.operations import Operations
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal, DeploymentRecord
 from raylaunch.runtime.controller.group.group_supervisor import GroupSupervisor
+from raylaunch.runtime.controller.group.orphan_stop import stop_instances
 from raylaunch.runtime.controller.group_set import GroupSet
+from raylaunch.runtime.controller.launch_request import Request, group_instance
 from raylaunch.supervise import degradation
 from raylaunch.supervise.degradation import (
     Degradation,
@@ -37,13 +39,15 @@ from raylaunch.supervise.upgrade_plan import name_generation
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+KEPT_NAMES = 100
+"""Of groups that were removed. Nothing of an older one runs any more."""
 
 
 class FallbackLoop:
     """Switches a deployment between its recipe and the fallbacks.
 
     Args:
-        deployment: Its name.
+        request: What `raylaunch start` asked for.
         groups: Its groups.
         record: Its journal.
         work: Adds and removes groups.
@@ -53,14 +57,15 @@ class FallbackLoop:
 
     def __init__(
         self,
-        deployment: str,
+        request: Request,
         groups: GroupSet,
         record: DeploymentRecord,
         work: GroupChanges,
         operations: Operations,
         clock: Clock,
     ) -> None:
-        self._deployment = deployment
+        self._deployment = request.deployment
+        self._instance = request.instance
         self._groups = groups
         self._record = record
         self._work = work
@@ -71,8 +76,6 @@ class FallbackLoop:
         self._faults: tuple[Failure, ...] = ()
         """Device faults of all groups so far: their nodes are not used by the next ones either."""
         self._ray_addresses: dict[str, str] = {}
-        self._lost: tuple[str, ...] = ()
-        """Ray's ids of the nodes that were lost. Ray itself may count them for another minute."""
 
     @property
     def _journal(self) -> DeploymentJournal:
@@ -86,6 +89,12 @@ class FallbackLoop:
     def _health(self) -> HealthConfig:
         recipe = self._journal.loaded.recipe
         return HealthConfig(**recipe.health.model_dump(), start_s=recipe.timeouts.start)
+
+    def avoid_lost_nodes(self) -> None:
+        """Let the groups of a fallback do without the lost nodes, also after a takeover."""
+        for group in self._groups:
+            if self._state.is_of_fallback(group.name):
+                group.loop.recovery.avoided = self._journal.lost_nodes
 
     async def run(self) -> None:
         """Step until the deployment is stopped."""
@@ -120,7 +129,7 @@ class FallbackLoop:
             # The node came back before any fallback could be started.
             self._enter(Degradation())
         if serves and self._state.stage is Stage.FULL:
-            self._lost = ()
+            self._journal.lost_nodes = ()
         self._remember_faults()
         fitting: tuple[int, ...] = ()
         if degradation.is_stuck(states, self._health, now):
@@ -138,7 +147,8 @@ class FallbackLoop:
         """Return the fallbacks for which there are enough free NPUs."""
         found = []
         for index, loaded in enumerate(self._journal.loaded.fallbacks):
-            if await has_room(expand_groups(loaded), Room({}, self._excluded()), self._lost):
+            room = Room({}, self._excluded())
+            if await has_room(expand_groups(loaded), room, self._journal.lost_nodes):
                 found.append(index)
         return tuple(found)
 
@@ -155,6 +165,7 @@ class FallbackLoop:
             wait_s = self._health.grow_back_after_s
             text = f"there are NPUs for {self._journal.loaded.name} again"
             self._record.note("waiting", f"{text}: it is started when they stay for {wait_s:g} s")
+            await self._stop_survivors()
 
     def _excluded(self) -> tuple[str, ...]:
         """Return Ray's addresses of the nodes with a device fault."""
@@ -165,6 +176,7 @@ class FallbackLoop:
     async def _grow_back(self) -> None:
         """Plan and check the recipe itself; only what passes costs the fallback its place."""
         loaded = self._journal.loaded
+        await self._stop_survivors()
         target = self._next_groups(loaded)
         waived = next(iter(self._groups)).loop.settings.waived
         room = Room(self._groups.held_npus(), self._excluded())
@@ -177,6 +189,21 @@ class FallbackLoop:
         pause_s = degradation.pause_s(self._state, self._health)
         text = f"{loaded.name} is not started, next try in {pause_s:g} s"
         self._record.note("failure", f"{text}: {problem}")
+
+    async def _stop_survivors(self) -> None:
+        """Stop the servers of removed groups whose node was out of reach: it may be back.
+
+        Their guards would keep them for `health.orphan_grace_s`, and the recipe's checks would
+        fail. A removed group's name is not used again, so no other server can be hit.
+        """
+        names = [name for name in self._journal.removed if name not in self._groups.by_name]
+        instances = [group_instance(self._instance, name) for name in names]
+        grace_s = self._journal.loaded.recipe.timeouts.stop
+        stopped = await stop_instances(self._deployment, instances, grace_s)
+        for ip, groups in stopped.found.items():
+            self._record.note("command", f"stopped what had survived of {groups} on {ip}")
+        for line in stopped.left:
+            self._record.note("failure", f"a removed group still runs: {line}")
 
     def _next_groups(self, loaded: LoadedRecipe) -> tuple[GroupSpec, ...]:
         """Return the groups of a recipe under the names of the next generation."""
@@ -217,8 +244,7 @@ class FallbackLoop:
             journal = group.journal
             journal.history = replace(journal.history, failures=self._faults)
             journal.ray_addresses |= self._ray_addresses
-            if self._state.wanted is not None:
-                group.loop.recovery.avoided = self._lost
+        self.avoid_lost_nodes()
         for spec in specs:
             self._groups.find(spec.name).is_on_trial = self._state.stage is Stage.GROWING
 
@@ -271,6 +297,8 @@ class FallbackLoop:
         self._enter(state.fail())
 
     async def _remove(self, groups: Sequence[GroupSupervisor]) -> None:
+        names = dict.fromkeys((*self._journal.removed, *(group.name for group in groups)))
+        self._journal.removed = tuple(names)[-KEPT_NAMES:]
         try:
             await self._work.remove(groups)
         except NodeError as error:
@@ -279,12 +307,16 @@ class FallbackLoop:
 
     def _remember_faults(self) -> None:
         known = dict.fromkeys(self._faults)
+        lost = dict.fromkeys(self._journal.lost_nodes)
         for group in self._groups:
             failures = group.journal.history.failures
             known |= dict.fromkeys(one for one in failures if one.kind == "device")
             self._ray_addresses |= group.journal.ray_addresses
-            self._lost = tuple(dict.fromkeys((*self._lost, *group.loop.recovery.lost_nodes)))
+            lost |= dict.fromkeys(group.loop.recovery.lost_nodes)
         self._faults = tuple(known)
+        if tuple(lost) != self._journal.lost_nodes:
+            self._journal.lost_nodes = tuple(lost)
+            self._record.changed()
 
     # -- words ----------------------------------------------------------------------------------
 

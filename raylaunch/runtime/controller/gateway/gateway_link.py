@@ -24,6 +24,7 @@ from raylaunch.home import home
 from raylaunch.recipe.gateway_settings import Gateway
 from raylaunch.runtime.agent.gateway_host import gateway_folder, start_here
 from raylaunch.runtime.cluster.clock import Clock
+from raylaunch.runtime.controller.deployment_record import DeploymentJournal
 from raylaunch.runtime.controller.gateway.gateway_preflight import check_gateway
 from raylaunch.runtime.controller.gateway.gateway_report import node_report
 from raylaunch.runtime.controller.gateway.node_gateways import GatewayAgent, NodeGateways
@@ -86,6 +87,8 @@ class GatewayLink:
         self._pushed_at = 0.0
         self._owes_options = False
         """The keeper was found while the secrets were not known."""
+        self._known_endpoint = ""
+        """Where a gateway was up under the last controller."""
         self._is_stopping = False
         self._lock = asyncio.Lock()
         """A stop waits for a start that is under way: it would leave a gateway behind."""
@@ -101,11 +104,12 @@ class GatewayLink:
         """Return where the gateway is, and its counters as of the last `refresh`."""
         settings = self._wanted.settings
         if self._status is None:
-            return GatewayReport(policy=settings.policy)
+            return GatewayReport(self._known_endpoint, settings.policy, is_silent=True)
         node = node_report(settings, self._address, self._status)
         others = self._nodes.statuses if self._nodes is not None else []
         reports = (node_report(settings, one.address, one) for one in others)
-        return GatewayReport(node.endpoint, settings.policy, (node, *reports))
+        is_silent = self._client is None
+        return GatewayReport(node.endpoint, settings.policy, (node, *reports), is_silent)
 
     async def refresh(self) -> bool:
         """Read the counters; return whether the gateway answered."""
@@ -145,10 +149,11 @@ class GatewayLink:
             for group in self._groups:
                 group.loop.abandon(error)
 
-    def adopt(self, settings: Gateway, key_hashes: Mapping[str, str]) -> None:
-        """Take what an upgrade and `raylaunch keys` have changed since the start, before `run`."""
-        self._wanted.settings = settings
-        self._wanted.key_hashes = key_hashes
+    def adopt(self, journal: DeploymentJournal) -> None:
+        """Take what the last controller knew, before `run`; `upgrade` and `keys` change it."""
+        self._wanted.settings = journal.loaded.recipe.gateway
+        self._wanted.key_hashes = journal.key_hashes
+        self._known_endpoint = journal.endpoint
 
     async def replace_keys(self, key_hashes: Mapping[str, str]) -> None:
         """Accept other API keys instead of those of their names (SHA-256 -> name).
@@ -350,7 +355,7 @@ class GatewayLink:
         if self._client is client:
             self._client = None
             self._up.clear()
-            self._dirty.set()
+            self._on_change()
 
     def _is_due(self) -> bool:
         if _without_load(self._wanted.members()) != _without_load(self._pushed):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,8 +47,11 @@ class Case:
 class Nodes(Protocol):
     """Where evidence is collected."""
 
-    async def read_snapshots(self, lines: int) -> dict[int, Snapshot]:
-        """Return what each server left behind; servers that cannot be asked are missing."""
+    async def read_snapshots(self, lines: int, without: Collection[int]) -> dict[int, Snapshot]:
+        """Return what each server left behind; servers that cannot be asked are missing.
+
+        Those in `without` are not asked.
+        """
 
     def wall_offsets(self) -> dict[int, float]:
         """Return each node's wall clock minus this one's, in seconds."""
@@ -94,7 +97,9 @@ class EvidenceCollector:
         """Freeze the evidence on every node and name the root cause."""
         case = Case()
         try:
-            case.snapshots = await self._nodes.read_snapshots(SNAPSHOT_LINES)
+            # No call of a lost node would be answered, and the next start would wait for it.
+            lost = [index for index, one in seen.items() if one.is_node_lost]
+            case.snapshots = await self._nodes.read_snapshots(SNAPSHOT_LINES, lost)
             evidence = as_evidence(
                 journal, self._on_wall_clock(seen), case.snapshots, self._nodes.wall_offsets()
             )

@@ -322,9 +322,12 @@ class RayGroup:
             left += await orphan_stop.stop_orphans(orphans, self.gang, grace_s)
         return left
 
-    async def read_snapshots(self, lines: int) -> dict[int, Snapshot]:
+    async def read_snapshots(self, lines: int, without: Collection[int]) -> dict[int, Snapshot]:
         """Return what each server left behind; servers that cannot be asked are missing."""
-        answers = await self.gang.ask_all(lambda agent: agent.read_snapshot(lines=lines))
+        servers = self.gang.alive.keys() - set(without)
+        answers = await self.gang.ask_all(
+            lambda agent: agent.read_snapshot(lines=lines), servers=servers
+        )
         return {index: one for index, one in answers.items() if isinstance(one, Snapshot)}
 
     def wall_offsets(self) -> dict[int, float]:

@@ -40,6 +40,8 @@ class Recovery:
         self._decision: Restart | None = None
         self._lost_nodes: dict[int, str] = {}
         """Servers whose nodes are lost, with Ray's id of the node."""
+        self._lost_since: float | None = None
+        """When the first of them was last heard of (monotonic); None for unknown."""
         self._reservation_is_suspect = False
         self.avoided: tuple[str, ...] = ()
         """Ray's ids of nodes that are not used either: a fallback does without the lost ones."""
@@ -89,6 +91,9 @@ class Recovery:
         decision = self._decision
         plan = self._record.journal.plan
         self._lost_nodes |= find_lost_nodes(plan, self._record.seen, decision)
+        if self._lost_since is None:
+            heard = [one.agent_at for one in self._record.seen.values() if one.is_node_lost]
+            self._lost_since = min((at for at in heard if at is not None), default=None)
         self.drop_lost_agents()
         ordered = decision is not None and decision.cause == COMMAND
         grace_s = self.settings.stop_grace_s if ordered else FAILED_GRACE_S
@@ -118,6 +123,7 @@ class Recovery:
         """Forget what was lost: it is replaced, or the group is given up."""
         self._decision = None
         self._lost_nodes = {}
+        self._lost_since = None
         self._reservation_is_suspect = False
         self._record.journal.waiting_since = None
 
@@ -139,7 +145,8 @@ class Recovery:
             return tuple(lost.values())
         journal = self._record.journal
         if journal.waiting_since is None:
-            journal.waiting_since = self._clock.monotonic()
+            now = self._clock.monotonic()
+            journal.waiting_since = now if self._lost_since is None else self._lost_since
         nodes = ", ".join(self._record.shape.nodes[index] for index in lost)
         text = (
             f"waiting for {nodes}: no spare node has enough NPUs. "
@@ -163,7 +170,7 @@ def find_lost_nodes(
 
     A node that Ray has marked dead comes back under another id.
     """
-    lost = {index for index, one in seen.items() if one.agent_lost not in (None, "agent died")}
+    lost = {index for index, one in seen.items() if one.is_node_lost}
     # Silence alone: no watch has found out more.
     if decision is not None and decision.cause == "node-lost" and decision.root is not None:
         lost.add(decision.root)

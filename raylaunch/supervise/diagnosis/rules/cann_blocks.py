@@ -164,8 +164,8 @@ class CannBlock:
 
     @property
     def is_inner_error(self) -> bool:
-        """Whether it is an inner error of CANN (9000 to 9999) and not one of its user."""
-        return self.code[-4] == "9"
+        """Whether it is an inner error of CANN (9000 to 9999, 8888) and not one of its user."""
+        return self.code[-4] == "9" or self.code.endswith("8888")
 
 
 def find_blocks(log: ServerLog) -> Iterator[CannBlock]:
@@ -328,6 +328,7 @@ def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
     else:
         cause = f"{module} reports {block.code}: {quoted}."
     remedy = known.remedy if known and known.remedy else ""
+    remedy = remedy.removeprefix("Read the EZ block beside it. ")
     if not remedy and block.solution:
         remedy = f"CANN suggests: {block.solution}."
     if not remedy:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.general import config_fields
+from raylaunch.supervise.diagnosis.rules.general.places import PLACES
 from raylaunch.supervise.diagnosis.rules.refusal_rules import (
     name_flags,
     name_options,
@@ -61,6 +63,7 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "graph capture",
         "`args.enforce-eager: true` or `cudagraph_mode: PIECEWISE`",
     ),
+    (r"ppmissing|pipeline_par", "pipeline parallelism", "`parallel.pipeline: 1`"),
     (r"eplb", "expert load balancing (EPLB)", "EPLB off in `args.additional-config`"),
     (
         r"fused_moe|moe|expert|mc2|dispatch|token_dispatcher",
@@ -111,15 +114,8 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
 )
 _REQUEST = re.compile(r"^(?:vllm/entrypoints|starlette|fastapi|uvicorn)")
 _UNSUPPORTED = (
-    "AttributeError",
-    "NotImplementedError",
-    "AssertionError",
-    "TypeError",
-    "KeyError",
-    "IndexError",
-    "UnboundLocalError",
-    "NameError",
-    "ValueError",
+    *("AttributeError", "NotImplementedError", "AssertionError", "TypeError", "KeyError"),
+    *("IndexError", "UnboundLocalError", "NameError", "ValueError"),
 )
 
 Rule = Callable[[Raised], Reading | None]
@@ -168,9 +164,9 @@ def _quant_description(raised: Raised) -> Reading | None:
         f"The description of the quantisation has no entry for {shorten(raised.message, 160)}: "
         "quant_model_description.json is of other weights, or this release of vllm-ascend does "
         "not know how this model names its layers.",
-        "Use the vllm-ascend release that the model card names; check "
-        "quant_model_description.json under `model.path`, and quantise or download the model "
-        "again if the entry is missing there.",
+        "Leave out `args.quantization: ascend` if ModelSlim did not quantise these weights. Else "
+        "use the vllm-ascend release that the model card names, and quantise or download the model "
+        "again if quant_model_description.json under `model.path` lacks the entry.",
     )
 
 
@@ -267,6 +263,10 @@ def _missing_attribute(raised: Raised) -> Reading | None:
             f"Install the {top} release that {caller} was made for, or use the release's "
             "container image.",
         )
+    if reading := config_fields.read_of_two_packages(raised, owner, name):
+        return reading
+    if config_fields.OWN_CONFIG.search(owner):
+        return config_fields.read_missing_field(raised, owner, name)
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
         raised
     ):
@@ -317,8 +317,8 @@ def _ascend_feature(raised: Raised) -> Reading | None:
             "deterministic",
         ),
         line=raised.line,
-        # A bare assertion or a lookup may also be met by one odd request.
-        certain=bool(raised.message) and raised.type in ("AttributeError", "NotImplementedError"),
+        # Anything else may also come from a vLLM of another release, or from one odd request.
+        certain=bool(raised.message) and raised.type == "NotImplementedError",
     )
 
 
@@ -366,7 +366,7 @@ def _correct(message: str, place: str) -> str:
     if not options and place.endswith("ascend_config.py"):
         return "Correct `args.additional-config`"
     if options:
-        return f"Correct {' or '.join(options)}"
+        return f"Correct {' or '.join(options)}, or use a release that knows this value"
     return "Correct the option that the message names, under `args`, `env` or `parallel`"
 
 
@@ -390,6 +390,7 @@ _RULES: tuple[Rule, ...] = (
     _quant_description,
     _quant_tensor,
     _unknown_weight,
+    *PLACES,
     _missing_name,
     _wrong_call,
     read_plugin_name,

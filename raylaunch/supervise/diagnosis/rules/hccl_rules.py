@@ -40,8 +40,12 @@ def read_hccl(log: ServerLog) -> Iterator[Reading]:
     rows = list(log.errors.find(_LINK))
     if rows:
         yield _links(rows)
-    for line, match in log.errors.find(_TRANSPORT):
-        yield _transport(line, match)
+    transports = list(log.errors.find(_TRANSPORT))
+    ranks_of: dict[str, set[str]] = {}
+    for _, match in transports:
+        ranks_of.setdefault(match[4], set()).add(match[3])
+    for line, match in transports:
+        yield _transport(line, match, of_a_host=len(ranks_of[match[4]]) > 1)
     for line, match in log.errors.find(_ONE_SIDED):
         yield _one_sided(line, match[1] or match[2], match[0])
     ranks = list(log.errors.find(_REMOTE_RANK))
@@ -78,9 +82,10 @@ def _links(rows: Sequence[tuple[int, re.Match[str]]]) -> Reading:
     )
 
 
-def _transport(line: int, match: re.Match[str]) -> Reading:
+def _transport(line: int, match: re.Match[str], *, of_a_host: bool) -> Reading:
+    """Read one failed link. An address that several ranks have is that of their host."""
     rank, local, peer, remote = match.groups()
-    shared = local == remote
+    shared = local == remote and not of_a_host
     why = (
         "Both ends have the same address: two processes use one NPU, or one rank was given another "
         "rank's device."

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.error_codes import find_number
 from raylaunch.supervise.diagnosis.rules.network_rules import PEER
 
 _GLOG_KV = re.compile(
@@ -51,6 +52,12 @@ _RDMA_CARDS = re.compile(r"local_nic: ([\w@.:-]{1,80}), peer_nic: ([\w@.:-]{1,12
 _RDMA_REASON = re.compile(
     r"transport retry counter exceeded|RNR retry counter exceeded|remote access error|"
     r"local protection error|Work Request Flushed Error|remote operation error"
+)
+
+
+_FABRIC = (
+    "Unset `env.ASCEND_ENABLE_USE_FABRIC_MEM`, or install the driver (HDK) and CANN that fabric "
+    "memory needs."
 )
 
 
@@ -160,7 +167,14 @@ def _mooncake(line: int, text: str, said: str, covers: frozenset[int]) -> Readin
     why = f" ({rdma[0]})" if rdma else ""
     cause = kind.cause.format(where=where, big=big, between=between, why=why)
     cause = f"{cause} Mooncake reports: {shorten(said, 200).rstrip('.')}."
-    told = reason(kind.name, cause, kind.remedy, "Mooncake's error lines", "transient")
+    known = find_number([text])
+    remedy = kind.remedy
+    if known is not None:
+        cause = f"{cause} {known.code} of CANN: {known.cause}."
+        remedy = f"{known.remedy} {remedy}"
+    if known is not None and known.code == "207000":
+        remedy = f"{_FABRIC} {remedy}"
+    told = reason(kind.name, cause, remedy, "Mooncake's error lines", "transient")
     return Reading(told, line, covers=covers)
 
 

@@ -86,8 +86,21 @@ def _found(line: int, id_: str, cause: str, remedy: str, *, certain: bool = True
 
 def _symbol(line: int, library: str, symbol: str) -> Reading:
     name = library.rpartition("/")[2]
-    missing = _provider(symbol)
     needs = _owner(library)
+    if needs == "an installed package":
+        needs = f"the package of {name}"
+    missing = _provider(symbol)
+    if missing == "other component" and needs in _LINKED_TO and not symbol.startswith("_Z"):
+        missing = _LINKED_TO[needs]
+    if needs == missing:
+        return _found(
+            line,
+            "symbol-undefined",
+            f"{name} ({needs}) needs the symbol `{symbol}`, which the rest of {needs} does not "
+            f"have: two releases of {needs} are mixed.",
+            f"Source the set_env.sh of one release of {needs} only, and look for another on "
+            f"LD_LIBRARY_PATH (`ldd -r {library}`); else install {needs} again.",
+        )
     cause = (
         f"{name} ({needs}) needs the symbol `{symbol}`, which the installed {missing} does not have"
     )
@@ -126,9 +139,12 @@ _PROVIDERS = (
         ),
         "CANN",
     ),
+    (r"Msprof|Prof[A-Z]|Adx|Adump|Tsd|mmp|dlog|Dlog|slog|TprtGet|Ra[A-Z]|Mc2", "CANN"),
     (r"Py[A-Z_]|_Py", "Python"),
     (r"cu[A-Z]|nccl|_ZN?\w{0,4}4cuda", "CUDA"),
 )
+# Below whom a library is linked, for a plain C symbol that names no component.
+_LINKED_TO = {"torch_npu": "CANN", "vllm-ascend": "CANN", "ATB (NNAL)": "CANN", "CANN": "CANN"}
 _SYMBOL_REMEDY = {
     "ATB (NNAL)": "Install the NNAL package of the same release as the CANN toolkit and the one "
     "torch_npu was built for, and `source /usr/local/Ascend/nnal/atb/set_env.sh` (its `--cxx_abi` "

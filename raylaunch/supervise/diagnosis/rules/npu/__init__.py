@@ -1,0 +1,1 @@
+"""Rules for what only Ascend installations write: containers, plug-in, operators, codes."""

@@ -1,0 +1,80 @@
+"""Operators of ATB (package NNAL) and aclnn that refuse their input, without an error block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+from raylaunch.supervise.diagnosis.rules.error_codes import find_code
+
+_ATB_STEP = re.compile(
+    r"\b([A-Z]\w{2,60}(?:Operation|Runner)\w{0,20}) (setup|execute|create|[Ii]nfer ?[Ss]hape) "
+    r"(?:failed|fail|error)\b|"
+    r"compiler_depend\.ts:\d{1,6}\] setup failed|raised from OperationSetup at|"
+    r"\b([A-Z]\w{2,60}Operation)\w{0,10} (?:invalid|unsupported|not support)[^\n]{0,80}"
+)
+_ACLNN_STATUS = re.compile(
+    r"\b(aclnn[A-Z]\w{1,60}?)(?:GetWorkspaceSize)? ?(?:failed|fail|error)?[^\n]{0,24}?"
+    r"(?:aclnnStatus|ERROR|ret|status|errno|error no is|error:) ?[=:]? ?([135]61\d{3})\b"
+)
+_CHIP = re.compile(r"(?i)\b(310p\d?|_310p|ascend310\w{0,4})\b")
+_ATB_LOG = (
+    "ATB's own log names the check: set `env.ATB_LOG_LEVEL: ERROR` and `env.ATB_LOG_TO_STDOUT: 1` "
+    "(before CANN 8.3 ASDOPS_LOG_LEVEL and ASDOPS_LOG_TO_STDOUT), or see ~/atb/log and "
+    "~/ascend/log/atb."
+)
+
+
+def read_operators(log: ServerLog) -> Iterator[Reading]:
+    """Yield the operators that failed by name, each once."""
+    seen: set[str] = set()
+    for line, match in log.errors.find(_ATB_STEP):
+        name = match[1] or match[3] or ""
+        # The line without a name repeats one with it, or is all that an old torch_npu writes.
+        if name not in seen and (name or not seen):
+            seen.add(name)
+            yield _atb(log, line, name, (match[2] or "setup").lower())
+    for line, match in log.errors.find(_ACLNN_STATUS):
+        known = find_code(match[2], log.codes)
+        if known is None or match[1] in seen:
+            continue
+        seen.add(match[1])
+        yield Reading(
+            reason(
+                "aclnn-failed",
+                f"{known.cause}: {match[1]} (code {known.code}).",
+                f"{known.remedy.removeprefix('Read the EZ block beside it. ')} If it is an "
+                "operator of a package of its own, source that package's set_env.bash "
+                "(ASCEND_CUSTOM_OPP_PATH), built for this CANN and NPU. The newest "
+                "`~/ascend/log/debug/plog/plog-PID_*.log` of this process names the argument.",
+                known.source,
+                known.kind,
+            ),
+            line,
+            rank=Rank.HINT,
+            certain=False,
+        )
+
+
+def _atb(log: ServerLog, line: int, name: str, step: str) -> Reading:
+    chip = next((match[1] for _, match in log.errors.find(_CHIP)), "")
+    operation = f"its operator `{name}`" if name else "an operator"
+    on = f" on this NPU ({chip.strip('_')})" if chip else ""
+    return Reading(
+        reason(
+            "atb-operation",
+            f"ATB (package NNAL) failed in the {step} of {operation}{on}: it does not "
+            "accept the shapes, types or mask that this release of vllm-ascend gives it for this "
+            "model, or NNAL is of another release than torch_npu and CANN.",
+            f"{_ATB_LOG} Use a release or image of vllm-ascend made for this NPU generation, with "
+            "NNAL, CANN and torch_npu of that image; try `args.enforce-eager: true` and, on an NPU "
+            "without bfloat16, `args.dtype: float16`.",
+            "op-plugin OperationSetup; vllm-ascend#393, #6842",
+            "deterministic",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )

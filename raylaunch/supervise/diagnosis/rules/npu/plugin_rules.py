@@ -1,0 +1,97 @@
+"""Python packages of Ascend that are found in the wrong place, or do not fit vLLM at load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
+
+_OF_A_FOLDER = re.compile(
+    r"module '([a-z]\w{1,40})' has no attribute '(?:__version__|__file__|LLM|SamplingParams|"
+    r"Tensor|nn|EngineArgs)'|"
+    r"partially initialized module '([a-z]\w{1,40})' has no attribute"
+)
+_NO_COMPILED_PART = re.compile(
+    r"No module named '((torch_npu|torch|triton|mooncake)\.(?:_C\w{0,20}|lib\w{0,20}|"
+    r"_build\w{0,20}|engine|store|version))'"
+)
+_LOADING = re.compile(
+    r"load_general_plugins|load_plugins_by_group|register\w{0,20}$|adapt_patch|apply_patch"
+)
+_PLUGIN_FILE = re.compile(r"^vllm_ascend/(?:__init__|utils|patch/|platform\.py|worker/__init__)")
+_INSTALLED = re.compile(r"(?:site|dist)-packages/")
+
+
+def read_plugins(log: ServerLog) -> Iterator[Reading]:
+    """Yield packages that another folder hides, and failures while a plug-in is loaded."""
+    for raised in find_exceptions(log):
+        for rule in (_shadowed, _no_compiled_part, _while_loading):
+            if reading := rule(raised):
+                yield reading
+                break
+
+
+def _shadowed(raised: Raised) -> Reading | None:
+    found = _OF_A_FOLDER.search(raised.message) if raised.type == "AttributeError" else None
+    if found is None:
+        return None
+    package = found[1] or found[2]
+    return _deterministic(
+        raised,
+        "package-shadowed",
+        f"Python finds a folder or file called `{package}` that is not the installed package "
+        f"({shorten(raised.message, 100)}): the working directory or PYTHONPATH contains one, or "
+        "the package is only half installed.",
+        f"Start from another directory (`cd /`), or rename what is called `{package}` there; "
+        f"`python -c 'import {package}; print({package}.__path__)'` shows which one is found. If "
+        f"it is the installed one, install {package} again.",
+    )
+
+
+def _no_compiled_part(raised: Raised) -> Reading | None:
+    found = _NO_COMPILED_PART.search(raised.message)
+    if found is None:
+        return None
+    name, package = found[1], found[2]
+    place = raised.innermost.path if raised.innermost else ""
+    from_source = place and not _INSTALLED.search(place)
+    where = f" ({place.rpartition('/')[0]})" if from_source else ""
+    return _deterministic(
+        raised,
+        "extension-not-built",
+        f"The compiled part `{name}` is missing: Python imports the source folder of {package}"
+        f"{where} instead of the installed package, or {package} was not built for this Python.",
+        f"Start from another directory than the source folder, and take it off PYTHONPATH; "
+        f"otherwise install the wheel of {package} for this Python and processor.",
+    )
+
+
+def _while_loading(raised: Raised) -> Reading | None:
+    """Read what vllm-ascend's own set-up raised: it patches vLLM by name, for one release of it."""
+    own = next((f for f in raised.frames if not f.module_path.startswith("torch/")), None)
+    if own is None or raised.type not in ("AttributeError", "TypeError", "KeyError", "NameError"):
+        return None
+    functions = [frame.function for frame in raised.frames]
+    if not _PLUGIN_FILE.match(own.module_path) or not any(map(_LOADING.search, functions)):
+        return None
+    return _deterministic(
+        raised,
+        "versions-differ",
+        f"vllm-ascend failed while it was loaded into vLLM ({own.module_path}, {own.function}: "
+        f"{shorten(f'{raised.type}: {raised.message}', 160)}): it adapts one release of vLLM by "
+        "name, and this is another one, or VLLM_VERSION names another one than is installed.",
+        "Unset `env.VLLM_VERSION` (also in the shell that starts Ray) unless vLLM was built from "
+        "source, then it must be its release; install the pair of releases that belong together "
+        "(`pip list | grep -i vllm`), or use the release's image.",
+    )
+
+
+def _deterministic(raised: Raised, id_: str, cause: str, remedy: str) -> Reading:
+    return Reading(
+        reason(id_, cause, remedy, "exception by type and place", "deterministic"),
+        raised.line,
+        rank=Rank.CAUSE,
+    )
