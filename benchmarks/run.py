@@ -32,6 +32,7 @@ WHOLE = (
     ("gateway.py", "--vllm"),
     ("diagnose.py",),
     ("alerts.py",),
+    ("power_cut.py",),
 )
 BRIEF = (
     ("peers.py", "--short"),

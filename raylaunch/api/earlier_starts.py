@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raylaunch.deployment import Deployment, connect_to, stop_deployment
 from raylaunch.deployment.deployment_records import read_record
-from raylaunch.errors import BusyError, ClusterError, LaunchError, UnknownDeploymentError
+from raylaunch.errors import BusyError, ClusterError, NodeError, UnknownDeploymentError
 from raylaunch.home import home
 from raylaunch.recipe.load import LoadedRecipe
 
@@ -18,15 +20,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 90.0
+"""Longer than Ray needs to restart a controller, and it to adopt its agents."""
+SILENCE_S = 5.0
 
-def find_running(deployment: str, address: str | None) -> Deployment | None:
-    """Return the deployment of that name if its controller answers."""
+
+def find_running(
+    deployment: str,
+    address: str | None,
+    *,
+    patience_s: float = ANSWER_S,
+    on_silence: Callable[[], object] = lambda: None,
+) -> Deployment | None:
+    """Return the deployment of that name if its controller answers.
+
+    Args:
+        deployment: Its name.
+        address: Ray cluster, as for `attach`.
+        patience_s: How long a controller may take that Ray restarts.
+        on_silence: Called every few seconds meanwhile.
+    """
     from raylaunch.runtime.cluster.connection import disconnect
 
     running = Deployment(deployment)
     try:
         connect_to(deployment, address)
-        running.status()
+        _await_controller(deployment, patience_s, on_silence)
     except (ClusterError, UnknownDeploymentError) as error:
         log.info("%s does not run: %s", deployment, error.what)
         disconnect()  # perhaps from another cluster than the one that it is started on
@@ -35,11 +54,27 @@ def find_running(deployment: str, address: str | None) -> Deployment | None:
     return running
 
 
+def _await_controller(deployment: str, patience_s: float, on_silence: Callable[[], object]) -> None:
+    from raylaunch.runtime.cluster.remote_call import ActorTimeoutError, ActorUnavailableError
+    from raylaunch.runtime.controller.controller_client import require_controller
+
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            require_controller(deployment).await_known(SILENCE_S)
+        except (ActorTimeoutError, ActorUnavailableError):
+            if time.monotonic() >= deadline:
+                raise
+            on_silence()
+        else:
+            return
+
+
 def stop_running(deployment: str, address: str | None) -> None:
     """Stop the deployment of that name, if there is one that has a cluster.
 
     Raises:
-        LaunchError: something of it resists.
+        NodeError: something of it resists.
     """
     from raylaunch.runtime.cluster.connection import disconnect
 
@@ -51,7 +86,7 @@ def stop_running(deployment: str, address: str | None) -> None:
     finally:
         disconnect()
     if report.left:
-        raise LaunchError(
+        raise NodeError(
             f"{deployment} was not started: the one that runs could not be stopped",
             evidence="\n".join(report.left),
             todo=f"`raylaunch clean --yes --deployment {deployment}`, then start it again",
@@ -70,7 +105,7 @@ def request_to_adopt(request: Request, adopt: bool | None) -> Request:
 
     Raises:
         BusyError: servers of several starts run.
-        LaunchError: what runs cannot be stopped.
+        NodeError: what runs cannot be stopped.
     """
     deployment = request.deployment
     if adopt is None and not _may_run(deployment, request.loaded):
@@ -116,7 +151,7 @@ def _stop(deployment: str, start: EarlierStart) -> None:
     """Stop what an earlier start left, on every node.
 
     Raises:
-        LaunchError: something resists, or a node does not answer.
+        NodeError: something resists, or a node does not answer.
     """
     from raylaunch.runtime.controller.guard_search import stop_earlier_start
     from raylaunch.runtime.controller.orphan_search import kill_agents
@@ -125,7 +160,7 @@ def _stop(deployment: str, start: EarlierStart) -> None:
     left = stop_earlier_start(deployment, start)
     kill_agents(deployment)
     if left:
-        raise LaunchError(
+        raise NodeError(
             f"servers of an earlier start of {deployment} could not be stopped",
             why="a second server beside them would have neither their NPUs nor their ports",
             evidence="\n".join(left),

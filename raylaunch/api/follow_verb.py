@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 from raylaunch.api.deployment_verbs import deploy
 from raylaunch.api.earlier_starts import find_running, stop_running
@@ -12,7 +13,7 @@ from raylaunch.api.recipe_arguments import RecipeLike, Settings, load, starts_em
 from raylaunch.deployment import Deployment, OnUpdate, checked_name, find_embedded
 from raylaunch.deployment.awaited_hosts import WaitingNote
 from raylaunch.deployment.deployment_handle import POLL_S
-from raylaunch.deployment.follower import follow_changes, wait_for_hosts
+from raylaunch.deployment.follower import HostWatch, OnWait, follow_changes, wait_for_hosts
 from raylaunch.deployment.service_manager import ServiceManager
 from raylaunch.errors import RaylaunchError, UnknownDeploymentError
 from raylaunch.home import home
@@ -20,6 +21,9 @@ from raylaunch.plan.layout import nodes_needed
 from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.load import LoadedRecipe
 from raylaunch.supervise.deployment_status import Status
+
+FOUND_S = 300.0
+"""How long a controller that Ray restarts may search for its servers, before it is given up."""
 
 
 def follow(
@@ -70,8 +74,19 @@ def follow(
         if on_wait is not None:
             on_wait(text)
 
+    needed = nodes_needed(expand_groups(loaded))
+    hosts = HostWatch(await_hosts, needed, lambda: _list_alive(address))
+
+    def find() -> Deployment | None:
+        if not await_hosts:
+            return find_running(title, address)
+        # After a power cut Ray restarts a controller that waits for nodes before it answers.
+        with _shown(title, hosts, report) as show:
+            on_silence = partial(hosts.check, show)
+            return find_running(title, address, patience_s=FOUND_S, on_silence=on_silence)
+
     def start() -> Deployment:
-        waited = _wait_for(await_hosts, loaded, title, address, report) if await_hosts else ""
+        waited = _wait_for(hosts, title, report) if await_hosts else ""
         handle = deploy(
             name,
             set=set,
@@ -89,28 +104,31 @@ def follow(
 
     try:
         if not _is_embedded(title, loaded, address):
-            _wait_for((), loaded, title, address, report)
-        raise _follow_until_error(title, address, start, manager, on_update, report)
+            _wait_for(HostWatch((), 0, lambda: _list_alive(address)), title, report)
+        restart = partial(_start_anew, title, address, start, report)
+        raise _follow_until_error(find, start, restart, manager, on_update)
     finally:
         manager.notify_stopping()
 
 
-def _wait_for(
-    hosts: Sequence[str],
-    loaded: LoadedRecipe,
-    title: str,
-    address: str | None,
-    report: Callable[[str], None],
-) -> str:
-    """Wait for the cluster and these hosts; what is missing is reported, and shown by `status`."""
-    needed = nodes_needed(expand_groups(loaded))
+def _wait_for(watch: HostWatch, title: str, report: OnWait) -> str:
+    """Wait for the cluster and its hosts; what is missing is reported, and shown by `status`."""
+    with _shown(title, watch, report) as show:
+        return wait_for_hosts(watch, show)
+
+
+@contextlib.contextmanager
+def _shown(title: str, watch: HostWatch, report: OnWait) -> Iterator[OnWait]:
+    """Yield a function that reports what is missing and has `status` show it, in this block."""
     with WaitingNote(home(), title) as note:
+        if watch.reported:
+            note.show(watch.reported)
 
         def show(text: str) -> None:
             report(text)
             note.show(text)
 
-        return wait_for_hosts(hosts, needed, lambda: _list_alive(address), show)
+        yield show
 
 
 def _note_wait(handle: Deployment, text: str) -> None:
@@ -119,23 +137,34 @@ def _note_wait(handle: Deployment, text: str) -> None:
     require_controller(handle.name).note_wait(text)
 
 
-def _follow_until_error(
+def _start_anew(
     title: str,
     address: str | None,
     start: Callable[[], Deployment],
+    report: OnWait,
+    error: RaylaunchError,
+) -> Deployment:
+    report(f"{title} is started again: what was found of it has failed: {error.what}")
+    stop_running(title, address)
+    return start()
+
+
+def _follow_until_error(
+    find: Callable[[], Deployment | None],
+    start: Callable[[], Deployment],
+    start_anew: Callable[[RaylaunchError], Deployment],
     manager: ServiceManager,
     on_update: OnUpdate | None,
-    report: Callable[[str], None],
 ) -> RaylaunchError:
-    """Follow what runs, else what `start` starts; return why it does not run any more."""
-    running = find_running(title, address)
-    if running is not None:
+    """Follow what `find` finds, else what is started; return why it does not run any more."""
+    running = find()
+    if running is None:
+        handle = start()
+    else:
         found = follow_changes(_changes_of(running), manager, on_update)
         if found.was_ready or found.was_stopped:
             return found.error
-        report(f"{title} is started again: what was found of it has failed: {found.error.what}")
-        stop_running(title, address)
-    handle = start()
+        handle = start_anew(found.error)
     followed = follow_changes(_changes_of(handle), manager, on_update)
     if not (handle.adopted or followed.was_ready):
         _remove(handle)

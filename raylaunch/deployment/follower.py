@@ -77,54 +77,75 @@ def describe(status: Status) -> str:
     return text
 
 
-def wait_for_hosts(
-    hosts: Sequence[str],
-    needed: int,
-    list_alive: Callable[[], Collection[str]],
-    report: OnWait,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> str:
-    """Wait without end until the cluster answers and has enough of these hosts.
-
-    Return what was waited for and for how long, if anything was reported; else "".
+class HostWatch:
+    """Watches whether the cluster answers and has enough of some hosts.
 
     Args:
-        hosts: Their addresses; may be empty, to wait for the cluster alone.
+        hosts: Their addresses; may be empty, to watch the cluster alone.
         needed: How many of them are enough; all of them, if there are fewer.
         list_alive: Returns the addresses of the nodes that are alive; raises ClusterError while
             the cluster does not answer.
-        report: Called with what is missing, after 30 s and whenever it changes after that.
         clock: Seconds.
-        sleep: Called with seconds.
     """
-    started = clock()
-    reported = ""
-    while True:
-        missing = _find_missing(hosts, needed, list_alive)
-        if not missing:
-            waited_s = clock() - started
-            return f"the start began after {waited_s:.0f} s of {reported}" if reported else ""
-        if missing != reported and clock() - started >= QUIET_S:
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        needed: int,
+        list_alive: Callable[[], Collection[str]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._hosts = hosts
+        self._needed = needed
+        self._list_alive = list_alive
+        self._clock = clock
+        self._started = clock()
+        self.reported = ""
+
+    def check(self, report: OnWait) -> bool:
+        """Return whether enough hosts are there.
+
+        Args:
+            report: Called with what is missing, 30 s after the watch has begun and whenever it
+                changes after that.
+        """
+        missing = self._find_missing()
+        is_late = self._clock() - self._started >= QUIET_S
+        if missing and is_late and missing != self.reported:
             report(missing)
-            reported = missing
-        sleep(RETRY_S)
+            self.reported = missing
+        return not missing
+
+    @property
+    def summary(self) -> str:
+        """What was waited for and for how long, if anything was reported; else ""."""
+        if not self.reported:
+            return ""
+        waited_s = self._clock() - self._started
+        return f"the start began after {waited_s:.0f} s of {self.reported}"
+
+    def _find_missing(self) -> str:
+        hosts = self._hosts
+        try:
+            alive = self._list_alive()
+        except ClusterError as error:
+            return f"waiting for the Ray cluster: {error.what}"
+        missing = [host for host in hosts if host not in alive]
+        lacking = min(self._needed, len(hosts)) - (len(hosts) - len(missing))
+        if lacking <= 0:
+            return ""
+        which = f"{lacking} of " if lacking < len(missing) else ""
+        return f"waiting for {which}{', '.join(missing)} to join the Ray cluster"
 
 
-def _find_missing(
-    hosts: Sequence[str], needed: int, list_alive: Callable[[], Collection[str]]
+def wait_for_hosts(
+    watch: HostWatch, report: OnWait, *, sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    try:
-        alive = list_alive()
-    except ClusterError as error:
-        return f"waiting for the Ray cluster: {error.what}"
-    missing = [host for host in hosts if host not in alive]
-    lacking = min(needed, len(hosts)) - (len(hosts) - len(missing))
-    if lacking <= 0:
-        return ""
-    which = f"{lacking} of " if lacking < len(missing) else ""
-    return f"waiting for {which}{', '.join(missing)} to join the Ray cluster"
+    """Wait without end until enough hosts are there; return the summary of the watch."""
+    while not watch.check(report):
+        sleep(RETRY_S)
+    return watch.summary
 
 
 def _serves(status: Status) -> bool:

@@ -8,10 +8,13 @@ import pytest
 
 from raylaunch.api import earlier_starts
 from raylaunch.deployment.deployment_records import Record, write_record
-from raylaunch.errors import BusyError, LaunchError
+from raylaunch.errors import BusyError, NodeError
 from raylaunch.plan.launch_plan import LaunchPlan, Place, Ports, ServerPlan
 from raylaunch.recipe.catalog import read
-from raylaunch.runtime.controller import guard_search, orphan_search
+from raylaunch.render.host_service import FINAL_EXIT_CODES
+from raylaunch.runtime.cluster import connection
+from raylaunch.runtime.cluster.remote_call import ActorLostError, ActorTimeoutError
+from raylaunch.runtime.controller import controller_client, guard_search, orphan_search
 from raylaunch.runtime.controller.deployment_record import DeploymentJournal
 from raylaunch.runtime.controller.group.journal import Journal
 from raylaunch.runtime.controller.guard_search import EarlierStart, RunningServer
@@ -98,9 +101,11 @@ def test_servers_of_two_starts_are_a_decision_of_the_user(world):
 
 def test_nothing_is_started_beside_what_resists(world):
     world.left = ["10.0.0.1: pid 4711 vllm"]
-    with pytest.raises(LaunchError, match="could not be stopped") as refused:
+    with pytest.raises(NodeError, match="could not be stopped") as refused:
         instance(False)
     assert "pid 4711" in refused.value.evidence
+    # A host that did not answer comes back: systemd must try again.
+    assert refused.value.exit_code not in FINAL_EXIT_CODES
 
 
 def test_nodes_are_asked_only_where_something_may_run(world, tmp_path):
@@ -110,3 +115,53 @@ def test_nodes_are_asked_only_where_something_may_run(world, tmp_path):
     assert instance() is None
     assert world.searched == 0, "it was stopped, or started elsewhere"
     assert instance(True) == "aa", "on request"
+
+
+def test_what_runs_and_cannot_be_stopped_is_tried_again_by_systemd(monkeypatch):
+    report = SimpleNamespace(left=("server 1: 10.0.0.2 cannot be reached",))
+    monkeypatch.setattr(earlier_starts, "stop_deployment", lambda *_: report)
+    monkeypatch.setattr(connection, "disconnect", lambda: None)
+    with pytest.raises(NodeError, match=r"d was not started") as refused:
+        earlier_starts.stop_running("d", None)
+    assert "10.0.0.2" in refused.value.evidence
+    assert refused.value.exit_code not in FINAL_EXIT_CODES
+
+
+@pytest.fixture
+def controller(monkeypatch):
+    """A controller that answers after some time-outs, and then not at all."""
+    found = SimpleNamespace(silences=2, asked=0, error=ActorTimeoutError("no answer"), clock=0.0)
+
+    def await_known(timeout_s):
+        found.asked += 1
+        found.clock += timeout_s
+        if found.silences:
+            found.silences -= 1
+            raise found.error
+
+    monkeypatch.setattr(earlier_starts, "connect_to", lambda *_: None)
+    monkeypatch.setattr(earlier_starts, "time", SimpleNamespace(monotonic=lambda: found.clock))
+    client = SimpleNamespace(await_known=await_known)
+    monkeypatch.setattr(controller_client, "require_controller", lambda _: client)
+    monkeypatch.setattr(connection, "disconnect", lambda: None)
+    return found
+
+
+def test_a_controller_that_ray_restarts_is_awaited(controller):
+    waits = []
+    running = earlier_starts.find_running("d", None, on_silence=lambda: waits.append(1))
+    assert running is not None
+    assert running.adopted
+    assert len(waits) == 2
+
+
+def test_a_controller_that_stays_silent_does_not_run(controller):
+    controller.silences = 1000
+    assert earlier_starts.find_running("d", None, patience_s=20.0) is None
+    assert controller.asked == 4
+
+
+def test_a_dead_controller_is_not_awaited(controller):
+    controller.error = ActorLostError("it is dead")
+    assert earlier_starts.find_running("d", None) is None
+    assert controller.asked == 1

@@ -10,9 +10,10 @@ import fake_api
 import pytest
 
 from raylaunch.api import deployment_verbs, follow_verb
+from raylaunch.deployment import follower
 from raylaunch.deployment.awaited_hosts import WaitingNote, read_all_waiting, read_waiting
 from raylaunch.deployment.cluster_choice import unknown_name
-from raylaunch.deployment.follower import follow_changes, wait_for_hosts
+from raylaunch.deployment.follower import HostWatch, follow_changes, wait_for_hosts
 from raylaunch.deployment.service_manager import ServiceManager
 from raylaunch.errors import ClusterError, LaunchError, PlacementError, UnknownDeploymentError
 from raylaunch.supervise.deployment_status import GroupStatus
@@ -160,14 +161,8 @@ class Nodes:
         self.now += seconds
 
     def wait_for(self, *hosts, needed=2):
-        return wait_for_hosts(
-            hosts,
-            needed,
-            self.list_alive,
-            self.reports.append,
-            clock=lambda: self.now,
-            sleep=self.sleep,
-        )
+        watch = HostWatch(hosts, needed, self.list_alive, clock=lambda: self.now)
+        return wait_for_hosts(watch, self.reports.append, sleep=self.sleep)
 
 
 def test_hosts_that_come_within_30_s_are_not_reported():
@@ -210,13 +205,18 @@ class Handle:
 @pytest.fixture
 def verbs(monkeypatch):
     """api.follow with its cluster replaced; returns what it does with a running and a new one."""
+    monkeypatch.setattr(follow_verb, "_note_wait", lambda *_: None)
 
-    def go(*steps, running=None, adopted=False, alive=("192.0.2.10", "192.0.2.11")):
+    alive = ("192.0.2.10", "192.0.2.11")
+
+    def go(*steps, running=None, adopted=False, silences=0, list_alive=lambda _: alive):
         asked = []
         new = Handle(*steps, adopted=adopted)
 
-        def find_running(name, address):
+        def find_running(name, address, *, patience_s, on_silence):
             asked.append(("find", name, address))
+            for _ in range(silences):
+                on_silence()
             return running
 
         def deploy(name, **given):
@@ -228,7 +228,7 @@ def verbs(monkeypatch):
         monkeypatch.setattr(
             follow_verb, "stop_running", lambda name, _: asked.append(("stop", name))
         )
-        monkeypatch.setattr(follow_verb, "_list_alive", lambda _: alive)
+        monkeypatch.setattr(follow_verb, "_list_alive", list_alive)
         monkeypatch.setattr(follow_verb, "_changes_of", lambda handle: script(*handle.steps))
         with pytest.raises((LaunchError, PlacementError, UnknownDeploymentError)) as error:
             follow_verb.follow("a2-dual", deployment="prod", await_hosts=alive)
@@ -291,10 +291,11 @@ def test_a_host_that_a_start_waits_for_is_in_the_status_and_then_an_event(
 ):
     monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
     monkeypatch.setattr(deployment_verbs, "_ask_cluster", lambda *_: None)
-    shown, noted = [], []
+    shown, noted, waits = [], [], []
 
-    def wait(hosts, needed, list_alive, report):
-        if not hosts:
+    def wait(_, report):
+        waits.append(report)
+        if len(waits) == 1:  # for the cluster alone
             return ""
         report(MISSING)
         shown.append(unknown_name("prod").what)
@@ -308,6 +309,29 @@ def test_a_host_that_a_start_waits_for_is_in_the_status_and_then_an_event(
     assert noted == [f"the start began after 95 s of {MISSING}"]
     assert MISSING not in unknown_name("prod").what
     assert deployment_verbs.overview("auto").silent == ()
+
+
+def test_a_host_that_is_missing_while_the_controller_is_silent_is_named_too(
+    verbs, systemd, monkeypatch, tmp_path
+):
+    """Ray restarts the controller after a power cut; it waits for nodes before it answers."""
+    monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.address)
+    monkeypatch.setattr(follower, "QUIET_S", 0.0)
+    answers = [{"192.0.2.10"}] * 3  # the first is asked for the cluster alone
+    shown = []
+
+    def alive(_):
+        shown.append(read_waiting(tmp_path, "prod"))
+        return answers.pop() if answers else {"192.0.2.10", "192.0.2.11"}
+
+    asked, _, _ = verbs(
+        fake_api.ready(), failed(), running=Handle(failed()), silences=3, list_alive=alive
+    )
+    assert asked == [FIND, ("stop", "prod"), DEPLOY]
+    assert systemd.received().count(f"STATUS={MISSING}") == 1
+    assert shown[:4] == ["", "", MISSING, MISSING]
+    assert read_waiting(tmp_path, "prod") == ""
 
 
 def test_the_note_of_a_start_that_was_killed_does_not_count(tmp_path):

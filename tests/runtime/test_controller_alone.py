@@ -41,7 +41,7 @@ class World:
             await asyncio.Event().wait()
 
         async def no_guards(*_):
-            return []
+            return [], frozenset()
 
         monkeypatch.setenv("RAYLAUNCH_HOME", str(tmp_path))
         monkeypatch.setattr(controller, "open_actor_log", lambda _: None)
@@ -113,7 +113,7 @@ def test_a_restarted_controller_without_a_journal_waits_for_begin_and_then_fails
         return status
 
     status = asyncio.run(asyncio.wait_for(live(), 60))
-    assert "Ray restarted it" in status.error["what"]
+    assert "no server of the deployment was found" in status.error["what"]
 
 
 def test_a_reservation_of_another_owner_is_not_released(monkeypatch, tmp_path):

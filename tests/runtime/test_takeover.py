@@ -116,7 +116,7 @@ async def test_guards_are_asked_where_a_server_has_no_agent(monkeypatch, attempt
 
     async def ask_guards(*_):
         asked.append(True)
-        return list(journals.items())
+        return list(journals.items()), frozenset()
 
     monkeypatch.setattr(takeover, "_ask_agents", ask_agents)
     monkeypatch.setattr(takeover, "_ask_guards", ask_guards)
@@ -156,6 +156,9 @@ def request_with(grace_s: float, **given) -> Request:
     return Request("d", read("local-dual", [f"health.orphan_grace_s={grace_s}"]), **given)
 
 
+NOTHING = takeover.Found(None, {}, frozenset({"192.0.2.11"}))
+
+
 @pytest.mark.parametrize(
     ("grace_s", "is_begun", "tries"), [(600.0, False, 3), (600.0, True, 1), (0.0, False, 1)]
 )
@@ -163,7 +166,7 @@ async def test_journals_of_nodes_that_come_back_late_are_found(
     monkeypatch, grace_s, is_begun, tries
 ):
     """Without a grace, and where `start` waits, nothing can come later."""
-    answers = [takeover.Found(None, {}), takeover.Found(None, {}), found(1)]
+    answers = [NOTHING, NOTHING, found(1)]
     asked = []
 
     async def search(*_):
@@ -179,7 +182,7 @@ async def test_journals_of_nodes_that_come_back_late_are_found(
 
 async def test_nodes_are_not_awaited_for_ever(monkeypatch):
     async def search(*_):
-        return takeover.Found(None, {})
+        return NOTHING
 
     monkeypatch.setattr(takeover, "search", search)
     clock = FakeClock()
@@ -187,6 +190,47 @@ async def test_nodes_are_not_awaited_for_ever(monkeypatch):
     result = await takeover.search_patiently(request_with(600.0), clock, lambda: False)
     assert not result.groups
     assert clock.now - began == pytest.approx(takeover.NODES_BACK_S, abs=2)
+
+
+async def test_when_all_hosts_have_answered_twice_no_node_is_awaited(monkeypatch):
+    """After a power cut of all hosts there is nothing to find."""
+    whole = takeover.Found(None, {})
+    answers = [NOTHING, whole, NOTHING, whole]
+
+    async def search(*_):
+        return answers.pop(0)
+
+    monkeypatch.setattr(takeover, "search", search)
+    clock = FakeClock()
+    result = await takeover.search_patiently(request_with(600.0), clock, lambda: False)
+    assert result == whole
+    assert answers == []
+
+
+async def test_a_host_that_ray_has_lost_or_that_does_not_answer_is_silent(monkeypatch):
+    nodes = [
+        {"NodeID": "old", "NodeManagerAddress": "192.0.2.10", "Alive": False},
+        {"NodeID": "new", "NodeManagerAddress": "192.0.2.10", "Alive": True},
+        {"NodeID": "lost", "NodeManagerAddress": "192.0.2.11", "Alive": False},
+        {"NodeID": "stale", "NodeManagerAddress": "192.0.2.12", "Alive": True},
+    ]
+    asked = []
+
+    def call(_function, arguments, _timeout_s):
+        asked.extend(arguments)
+        return {"new": []}, ("stale",)
+
+    async def no_agents(_):
+        return []
+
+    monkeypatch.setattr(takeover, "all_nodes", lambda: nodes)
+    monkeypatch.setattr(takeover, "call_on_nodes", call)
+    monkeypatch.setattr(takeover, "_ask_agents", no_agents)
+    result = await takeover.search(request_with(600.0), FakeClock())
+    assert asked == ["new", "stale"]
+    assert result.silent_hosts == {"192.0.2.11", "192.0.2.12"}
+    assert takeover.explain_nothing(result).endswith("no answer from 192.0.2.11, 192.0.2.12")
+    assert "no answer" not in takeover.explain_nothing(takeover.Found(None, {}))
 
 
 def test_start_makes_a_key_where_the_old_one_is_lost_and_a_restarted_controller_does_not(tmp_path):

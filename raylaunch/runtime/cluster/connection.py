@@ -172,11 +172,16 @@ def why_unreachable(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
     return ""
 
 
-def alive_nodes() -> list[dict[str, Any]]:
-    """Return Ray's records of the nodes that are alive."""
+def all_nodes() -> list[dict[str, Any]]:
+    """Return Ray's records of all nodes, also of those that it has lost."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    return list(ray.nodes())
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return Ray's records of the nodes that are alive."""
+    return [node for node in all_nodes() if node["Alive"]]
 
 
 def _silence_node_messages() -> None:

@@ -158,10 +158,7 @@ class Controller:
         secrets = {**self._offered, **await takeover.read_secrets(self._groups)}
         if not found.may_be_adopted(self._groups.lack_any(secrets)):
             self._state.enter(ControllerState.WAITING_FOR_BEGIN)
-            await self._await_begin(
-                BEGIN_PATIENCE_S,
-                "the controller died before anything was launched, and Ray restarted it",
-            )
+            await self._await_begin(BEGIN_PATIENCE_S, takeover.explain_nothing(found))
             return
         if self._gateway is not None:
             self._gateway.adopt(self._record.journal)

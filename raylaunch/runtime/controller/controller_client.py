@@ -85,6 +85,10 @@ class ControllerClient:
         """Note what `raylaunch start` has waited for, as an event."""
         self._ask(Controller.note_wait, timeout_s=CALL_TIMEOUT_S)(text=text)
 
+    def await_known(self, timeout_s: float) -> None:
+        """Wait until the controller knows what it controls, and answers questions."""
+        self._ask(Controller.wait_change, timeout_s=timeout_s)(version=-1, timeout_s=0.0)
+
     def status(self) -> Status:
         """Return where the deployment is now."""
         return self._ask(Controller.status, timeout_s=CALL_TIMEOUT_S)()

@@ -10,7 +10,7 @@ import base64
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from raylaunch.runtime.agent.gang import Gang
 from raylaunch.runtime.agent.probe_actor import Hello
 from raylaunch.runtime.cluster import takeover_key
 from raylaunch.runtime.cluster.clock import Clock
-from raylaunch.runtime.cluster.connection import alive_nodes
+from raylaunch.runtime.cluster.connection import all_nodes
 from raylaunch.runtime.cluster.node_tasks import call_on_nodes
 from raylaunch.runtime.controller import journal_store
 from raylaunch.runtime.controller.changes.group_changes import GroupChanges
@@ -40,6 +40,8 @@ RETRY_S = 0.5
 NODES_BACK_S = 60.0
 """How long a controller that finds no journal waits for nodes whose guards may have one."""
 NODES_RETRY_S = 1.0
+COMPLETE_SEARCHES = 2
+"""A guard that is busy may miss one question."""
 GUARDS_ANSWER_S = 30.0
 """For a task on each node, whose worker process has to start first."""
 
@@ -50,6 +52,8 @@ class Found:
 
     deployment: DeploymentJournal | None
     groups: Mapping[str, Journal]
+    silent_hosts: frozenset[str] = frozenset()
+    """Hosts that Ray knows, also as lost ones, and that did not say what their guards keep."""
 
     def may_be_adopted(self, secrets_are_missing: bool) -> bool:
         """Return whether anything may have been launched.
@@ -85,12 +89,17 @@ async def search_patiently(request: Request, clock: Clock, is_begun: Callable[[]
     """Search, and while nothing is found wait for nodes: they come back one by one.
 
     Where `raylaunch start` has called `begin` it waits for the answer, and nothing was launched.
+    Once every host that Ray knows has answered, as after a power cut of all of them, nothing can
+    come later.
     """
     patience_s = min(NODES_BACK_S, request.loaded.recipe.health.orphan_grace_s)
     deadline = clock.monotonic() + patience_s
+    complete = 0
     while True:
         found = await search(request, clock)
-        if found.groups or is_begun() or clock.monotonic() >= deadline:
+        complete += not found.silent_hosts
+        is_over = complete >= COMPLETE_SEARCHES or clock.monotonic() >= deadline
+        if found.groups or is_begun() or is_over:
             return found
         await clock.sleep(NODES_RETRY_S)
 
@@ -109,8 +118,8 @@ async def search(request: Request, clock: Clock) -> Found:
     found = sort_copies(copies, clock)
     may_have_guards = request.adopts or request.loaded.recipe.health.orphan_grace_s > 0
     if may_have_guards and not found.is_complete(hellos):
-        copies += await _ask_guards(deployment, request.instance)
-        found = sort_copies(copies, clock)
+        kept, silent = await _ask_guards(deployment, request.instance)
+        found = replace(sort_copies([*copies, *kept], clock), silent_hosts=silent)
     log.info("found %d agents and the journals of %s", len(hellos), sorted(found.groups))
     return found
 
@@ -143,16 +152,32 @@ async def _ask_agents(deployment: str) -> list[Hello]:
     return [one for some in answers for one in some.values() if isinstance(one, Hello)]
 
 
-async def _ask_guards(deployment: str, instance: str) -> list[tuple[str, bytes]]:
-    """Return the journals that the guards of one start keep, on all nodes, with their owners."""
-    nodes = await asyncio.to_thread(alive_nodes)
-    arguments = {node["NodeID"]: (deployment, instance) for node in nodes}
+async def _ask_guards(
+    deployment: str, instance: str
+) -> tuple[list[tuple[str, bytes]], frozenset[str]]:
+    """Return the journals that the guards of one start keep, with their owners.
+
+    Also the addresses of the nodes that Ray knows and on which nothing has answered.
+    """
+    nodes = await asyncio.to_thread(all_nodes)
+    hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+    arguments = {node["NodeID"]: (deployment, instance) for node in nodes if node["Alive"]}
     answers, silent = await asyncio.to_thread(
         call_on_nodes, journals_of_guards, arguments, GUARDS_ANSWER_S
     )
     if silent:
         log.warning("%d nodes did not say what their guards keep", len(silent))
-    return [copy for copies in answers.values() for copy in copies]
+    heard = {hosts[node_id] for node_id in answers}
+    copies = [copy for some in answers.values() for copy in some]
+    return copies, frozenset(hosts.values()) - heard
+
+
+def explain_nothing(found: Found) -> str:
+    """Return why a controller that Ray has restarted cannot continue."""
+    text = "Ray restarted the controller, and no server of the deployment was found"
+    if found.silent_hosts:
+        text += f"; no answer from {', '.join(sorted(found.silent_hosts))}"
+    return text
 
 
 def journals_of_guards(deployment: str, instance: str) -> list[tuple[str, bytes]]:
