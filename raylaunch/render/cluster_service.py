@@ -34,6 +34,8 @@ FOLLOWER = "RAYLAUNCH_FOLLOWER"
 """Marker variable of `start --follow` in a container."""
 LOGIN_SHELL = "/bin/bash --login -i"
 """As Ray's launcher runs its commands: only an interactive shell reads ~/.bashrc."""
+STOPPABLE = "trap 'exit 0' TERM  # an interactive shell ignores it otherwise"
+"""Before `exec` the shell is the unit's main process: systemd would wait for its time-out."""
 BASHRC = "source ~/.bashrc"
 """Of a login shell it may have been left out."""
 INSIDE = "RAYLAUNCH_INSIDE"
@@ -105,7 +107,7 @@ def _ray_files(
 ) -> Iterator[HostFile]:
     script = f"{cluster_folder(cluster.name)}/ray.sh"
     comments = mark(order.deployment, loaded.name, f"Ray's {role} in the foreground, for systemd")
-    inside = [BASHRC, *foreground_commands(loaded, site, role)]
+    inside = [STOPPABLE, BASHRC, *foreground_commands(loaded, site, role)]
     lines = inside if cluster.container is None else list(_in_container(inside, cluster))
     yield HostFile(script, _script(comments, lines), 0o755)
     unit = cluster_unit(cluster.name)
@@ -241,6 +243,7 @@ def _follow_commands(order: ServiceOrder, cluster: ClusterFile) -> Iterator[str]
         words += ["--await-host", host]
     for setting in order.sets:
         words += ["--set", setting]
+    yield STOPPABLE
     yield BASHRC
     yield "cd /  # Ray's workers search the driver's working directory for modules"
     yield "program=$(command -v ray) ||"

@@ -236,6 +236,25 @@ def lines_of(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+@pytest.mark.parametrize("path", [RAY_SCRIPT, FOLLOW_SCRIPT])
+def test_a_stop_before_the_program_has_begun_is_not_ignored(home, path):
+    (home / ".bashrc").write_text("echo begun; while true; do sleep 0.05; done\n")
+    script = home / "script.sh"
+    script.write_text(services()[HEAD][path])
+    command = ["bash", "--login", "-i", str(script)]
+    shell = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "begun\n"
+        shell.terminate()
+        assert shell.wait(60) == 0
+    finally:
+        shell.kill()
+        shell.wait()
+
+
 def test_the_container_is_made_once_and_ray_starts_in_it(home):
     script = services(bare=False, container="box")[WORKER][RAY_SCRIPT]
     for _ in range(2):

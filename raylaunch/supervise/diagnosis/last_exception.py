@@ -102,7 +102,8 @@ MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         name="call-mismatch",
         words=r"unexpected keyword argument|required (?:positional|keyword-only) argument|"
-        r"positional arguments? but|incompatible function arguments|schema|"
+        r"positional arguments? but|incompatible function arguments|"
+        r"(?:expected|any|function) schema|schema mismatch|"
         r"multiple values for (?:keyword )?argument",
         cause="One package calls another with arguments that it does not take: their releases do "
         "not belong together",
@@ -130,7 +131,8 @@ MEANINGS: tuple[_Meaning, ...] = (
         name="refused",
         words=r"[Nn]ot (?:yet )?(?:be )?(?:supported|implemented|allowed|available|compatible|"
         r"supporting)|(?:does|do|can)(?: ?n[o']t|not) (?:yet )?(?:support|work|be used|use)|"
-        r"[Uu]nsupported|[Ii]ncompatible|[Oo]nly (?:supports?|works?)|is required|[Rr]equires?\b|"
+        r"[Uu]nsupported|[Ii]ncompatible|[Oo]nly (?:supports?|works?|"
+        r"[^\n]{1,80}? (?:is|are) (?:\w{1,12} )?supported)|is required|[Rr]equires?\b|"
         r"must (?:be|not|set|have|match)|should (?:be|not)|[Ii]nvalid|[Mm]ismatch|[Uu]nknown|"
         r"[Uu]nrecogni[sz]ed|"
         r"[Ee]xpected|[Ff]ailed to find|not found|[Pp]lease (?:set|use|try|make|check|specify)",

@@ -1,6 +1,7 @@
-"""Known failure signatures, read from signatures.yaml once and compiled once.
+"""Known failure signatures, read from two files once and compiled once.
 
-The head of that file explains each field. A site adds its own (`inputs/site_signatures.py`).
+The head of signatures.yaml explains each field; general_signatures.yaml is for what is
+not Ascend's. A site adds its own (`inputs/site_signatures.py`).
 """
 
 from __future__ import annotations
@@ -54,15 +55,21 @@ class Site:
     """Lines that match report no failure, whatever their level."""
 
 
+_FILES = ("signatures.yaml", "general_signatures.yaml")
+
+
 @cache
 def load_signatures() -> tuple[Signature, ...]:
-    """Return all signatures, in the order of the file."""
+    """Return all signatures, in the order of the files."""
     import yaml
 
     # libyaml is about ten times as fast, but it is not built into every PyYAML.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = files(__package__).joinpath("signatures.yaml").read_text(encoding="utf-8")
-    entries = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader either way
+    folder = files(__package__)
+    entries: list[Mapping[str, Any]] = []
+    for name in _FILES:
+        text = folder.joinpath(name).read_text(encoding="utf-8")
+        entries += yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader either way
     return tuple(make_signature(entry) for entry in entries)
 
 

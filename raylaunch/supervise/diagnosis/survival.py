@@ -63,6 +63,9 @@ _ERROR_LINE = re.compile(
 )
 
 
+_MAY_BE_ERROR = re.compile(
+    r"rror|xception|ERR|CRIT|FATAL|Fatal|raceback|[EF]\d{4}|\d C \d|Check failed"
+)
 _SAYS_NOTHING = re.compile(r"^\s*(?:Traceback|TraceBack) \(most recent call last\)")
 
 
@@ -187,7 +190,8 @@ def _is_from_a_request_module(text: str) -> bool:
 
 def _is_error(log: ServerLog, line: int) -> bool:
     cleaned = log.cleaned[line]
-    if not cleaned.strip():
+    # The cheapest test first: the patterns below need a word or a letter with a date.
+    if not _MAY_BE_ERROR.search(log.raw[line]) or not cleaned.strip():
         return False
     if _PYTHON_ERROR.match(cleaned):
         return True

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raylaunch.supervise.diagnosis.inputs.bounded_lines import BoundedLines, Piece
+from raylaunch.supervise.diagnosis.inputs.bounded_lines import BoundedLines, Piece, may_hold
 from raylaunch.supervise.diagnosis.inputs.log_blocks import split_blocks
 from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, clean_line, has_time, split_line
 from raylaunch.supervise.diagnosis.survival import ANSWERED, PROGRESSED, SERVED, STOPPED, Sign
@@ -59,7 +59,9 @@ class _Skip:
     """Skips runs of lines that were logged with some levels."""
 
     def __init__(self, names: bytes, cann: bytes) -> None:
-        self._names = (*names.split(b"|"), *cann.split(b"|"))
+        words = {*names.split(b"|"), *cann.split(b"|")}
+        # A word that begins with another one of them needs no search of its own.
+        self._names = [one for one in words if not any(one[:n] in words for n in range(len(one)))]
         level = _LEVEL % {b"names": names, b"cann": cann}
         line = rb"(?:%b|%b)" % (_PLAIN + level, _DECORATED + level)
         self._plain = self._compile(line + rb"[^\n]*\n")
@@ -75,7 +77,8 @@ class _Skip:
     def other_lines(self, data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the runs of lines in `data[start:end]` that were not logged with these levels."""
         # Searching for the names is several times as fast as the pattern.
-        if start < end and not any(data.find(name, start, end) >= 0 for name in self._names):
+        held = (name for name in self._names if may_hold(data, name))
+        if start < end and not any(data.find(name, start, end) >= 0 for name in held):
             yield start, end
             return
         has_returns = data.find(b"\r", start, end) >= 0
@@ -218,7 +221,7 @@ class _Reduction:
         """Yield the lines of any level that hold an anchor."""
         data = buffer.data
         for anchor in self._anchors:
-            at = data.find(anchor, buffer.fresh)
+            at = data.find(anchor, buffer.fresh) if may_hold(data, anchor) else -1
             while at >= 0:
                 end = data.index(b"\n", at) + 1
                 yield _Span(data.rfind(b"\n", 0, at) + 1, end, is_error=False)
@@ -245,13 +248,14 @@ class _Reduction:
     def _time_before(self, buffer: _Buffer, end: int, stop: int) -> Piece | None:
         """Return the last line with a time in `data[stop:end]`."""
         data = buffer.data
-        for _ in range(_LOOK_BACK):
-            if end <= stop:
-                return None
-            start = data.rfind(b"\n", stop, end - 1) + 1 or stop
+        # One search of all these lines costs less than one of each, and in most logs without a
+        # time it is the only one.
+        first = _lines_back(data, end, _LOOK_BACK, stop)
+        found = [match.start() for match in _CLOCK.finditer(data, first, end)]
+        for at in reversed(found):
+            start = data.rfind(b"\n", first, at) + 1 or first
             if _line_has_time(data, start):
-                return Piece(buffer.number_at(start), data[start:end])
-            end = start
+                return Piece(buffer.number_at(start), data[start : data.index(b"\n", at) + 1])
         return None
 
     def _keep_first_time(self, buffer: _Buffer) -> None:
@@ -325,8 +329,8 @@ def _lines_on(data: bytes, start: int, count: int) -> tuple[int, int]:
 
 
 def _line_has_time(data: bytes, start: int) -> bool:
-    line = data[start : start + _STAMP_WITHIN]
-    return _CLOCK.search(line) is not None and has_time(_decode(line.partition(b"\n")[0]))
+    line = data[start : start + _STAMP_WITHIN].partition(b"\n")[0]
+    return _CLOCK.search(line) is not None and has_time(_decode(line))
 
 
 def _decode(line: bytes) -> str:
@@ -341,7 +345,7 @@ def _last_line(sign: Sign, data: bytes, after: int) -> int | None:
     """Return where the last line with the sign begins."""
     best = None
     for word, companion in sign.byte_words:
-        at = data.rfind(word, after)
+        at = data.rfind(word, after) if may_hold(data, word) else -1
         while at >= 0:
             start = data.rfind(b"\n", 0, at) + 1
             line = data[start : data.index(b"\n", at)]
@@ -357,7 +361,7 @@ def _first_line(sign: Sign, data: bytes, start: int) -> int | None:
     best = None
     end = len(data)
     for word, companion in sign.byte_words:
-        at = data.find(word, start, end)
+        at = data.find(word, start, end) if may_hold(data, word) else -1
         while at >= 0:
             begin = data.rfind(b"\n", 0, at) + 1
             behind = data.index(b"\n", at)

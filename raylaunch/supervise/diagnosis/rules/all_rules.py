@@ -12,6 +12,9 @@ from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
 from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
 from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
+from raylaunch.supervise.diagnosis.rules.general.env_values import read_env_values
+from raylaunch.supervise.diagnosis.rules.general.ray_exits import read_ray_exits
+from raylaunch.supervise.diagnosis.rules.general.start_waits import read_start_waits
 from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
 from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
 from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
@@ -27,17 +30,20 @@ from raylaunch.supervise.diagnosis.rules.weight_rules import read_weights
 RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     *NPU_RULES,
     read_weights,
+    read_env_values,
     read_exceptions,
     read_libraries,
     read_compilers,
     read_flags,
     read_memory,
     read_os_errors,
+    read_ray_exits,
     read_ray,
     read_kv_transfer,
     read_network,
     read_hccl,
     read_hangs,
+    read_start_waits,
     read_devices,
     read_blocks,
     read_numbers,

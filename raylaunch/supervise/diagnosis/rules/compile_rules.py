@@ -125,7 +125,7 @@ def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
         yield _found(
             line,
             "compile-failed",
-            f"torch.compile failed: {shorten(match[1] or match[0], 240)}.",
+            f"torch.compile failed: {shorten(_said(log, line, match), 240)}.",
             "`args.enforce-eager: true` starts without compilation and graphs. Clear the cache of "
             "an earlier release (~/.cache/vllm/torch_compile_cache), or use the release's image.",
             certain=False,
@@ -228,6 +228,13 @@ def _unknown_soc(line: int, version: str) -> Reading:
         "image for this NPU generation; the plog of the process names the file.",
         certain=False,
     )
+
+
+def _said(log: ServerLog, line: int, match: re.Match[str]) -> str:
+    """Return what the compiler's exception says: on the next line when it ends with "raised:"."""
+    said = match[1] or match[0]
+    following = log.cleaned[line + 1].strip() if line + 1 < len(log.cleaned) else ""
+    return f"{said} {following}" if said.rstrip().endswith("raised:") else said
 
 
 def _found(line: int, id_: str, cause: str, remedy: str, *, certain: bool = True) -> Reading:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.general import config_fields
+from raylaunch.supervise.diagnosis.rules.general.places import PLACES
 from raylaunch.supervise.diagnosis.rules.refusal_rules import (
     name_flags,
     name_options,
@@ -112,15 +114,8 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
 )
 _REQUEST = re.compile(r"^(?:vllm/entrypoints|starlette|fastapi|uvicorn)")
 _UNSUPPORTED = (
-    "AttributeError",
-    "NotImplementedError",
-    "AssertionError",
-    "TypeError",
-    "KeyError",
-    "IndexError",
-    "UnboundLocalError",
-    "NameError",
-    "ValueError",
+    *("AttributeError", "NotImplementedError", "AssertionError", "TypeError", "KeyError"),
+    *("IndexError", "UnboundLocalError", "NameError", "ValueError"),
 )
 
 Rule = Callable[[Raised], Reading | None]
@@ -268,6 +263,10 @@ def _missing_attribute(raised: Raised) -> Reading | None:
             f"Install the {top} release that {caller} was made for, or use the release's "
             "container image.",
         )
+    if reading := config_fields.read_of_two_packages(raised, owner, name):
+        return reading
+    if config_fields.OWN_CONFIG.search(owner):
+        return config_fields.read_missing_field(raised, owner, name)
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
         raised
     ):
@@ -367,7 +366,7 @@ def _correct(message: str, place: str) -> str:
     if not options and place.endswith("ascend_config.py"):
         return "Correct `args.additional-config`"
     if options:
-        return f"Correct {' or '.join(options)}"
+        return f"Correct {' or '.join(options)}, or use a release that knows this value"
     return "Correct the option that the message names, under `args`, `env` or `parallel`"
 
 
@@ -391,6 +390,7 @@ _RULES: tuple[Rule, ...] = (
     _quant_description,
     _quant_tensor,
     _unknown_weight,
+    *PLACES,
     _missing_name,
     _wrong_call,
     read_plugin_name,

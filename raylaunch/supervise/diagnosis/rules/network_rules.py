@@ -199,6 +199,7 @@ def _http(line: int, host: str, port: str, why: str, *, certificate: bool) -> Re
         "NameResolutionError": "its name cannot be resolved",
         "ConnectTimeoutError": "the connection times out",
         "ReadTimeoutError": "it does not answer in time",
+        "Read timed out": "it does not answer in time",
         "NewConnectionError": "no connection can be made",
         "SSLError": "the connection breaks while TLS is set up",
     }.get(why, "no connection can be made")

@@ -92,10 +92,11 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
     usage = {match[3]: match[2] for _, match in log.errors.find(_USAGE)}
     requests = dict([*log.everything.find(_WAITING), *log.warnings.find(_INFEASIBLE)])
     progressed = read_life(log).progressed if requests else -1
+    named = next((one for match in requests.values() for one in match.groups() if one), "")
     for line, match in sorted(requests.items(), key=lambda found: found[0]):
         if progressed > line:
             continue  # Ray has reserved it in the end
-        request = next((group for group in match.groups() if group), "")
+        request = next((group for group in match.groups() if group), "") or named
         yield _infeasible(log, line, request, usage)
     for line, match in log.errors.find(_DEMAND):
         yield _infeasible(log, line, match[1], usage)

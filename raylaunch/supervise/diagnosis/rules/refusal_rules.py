@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from raylaunch.plan.known_flags import read_flags
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import QUOTE_CHARS, Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
@@ -87,6 +88,14 @@ _TOPICS: tuple[tuple[str, str], ...] = (
     ),
     (r"\blora\b", "the LoRA options under `args`"),
     (r"bfloat16|float16|\bdtype\b", "`args.dtype`"),
+    (
+        r"flashinfer|flash_?mla|marlin|deep_?gemm|\btrtllm",
+        "the choice of kernels (`args.moe-backend`, `args.attention-backend`, VLLM_USE_* in `env`)",
+    ),
+    (
+        r"mixture_of_experts|is_moe\b",
+        "`args.enable-eplb` and `parallel.expert`, which are for models with experts",
+    ),
     (r"chat template", "`args.chat-template`"),
     (
         r"captur|cuda ?graph|acl ?graph|graph mode",
@@ -119,6 +128,10 @@ def _refusal(raised: Raised) -> Reading | None:
     innermost = raised.innermost
     if innermost is not None and innermost.package not in _OWN:
         return None
+    if raised.type in ("KeyError", "IndexError") and _RUNNING_PLACE.match(
+        innermost.module_path if innermost else ""
+    ):
+        return _failed_check(raised, innermost.module_path if innermost else "")
     message = raised.message or (raised.code if raised.code.startswith("assert ") else "")
     if raised.type not in _TYPES or len(message.split()) < _MIN_WORDS:
         return None
@@ -135,7 +148,9 @@ def _refusal(raised: Raised) -> Reading | None:
         return None
     where = f" in {place}" if place else ""
     release = f"a release of {package}" if innermost else "a release"
-    what = f"Correct {' or '.join(options)}" if options else "Correct what the message names"
+    what = f"Correct {' or '.join(options)}" if options else _without_feature(raised)
+    if advice := read_advice(raised.message):
+        what = f"The message advises: {advice}. {what}"
     return Reading(
         reason(
             "refused",
@@ -148,6 +163,15 @@ def _refusal(raised: Raised) -> Reading | None:
         rank=Rank.HINT,
         certain=False,
     )
+
+
+def _without_feature(raised: Raised) -> str:
+    """Return what to do about a refusal that names no option: leave off what it goes through."""
+    way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames[:4])
+    off = _name_topics(way.replace("/", " ").replace("_", " "))
+    if not off:
+        return "Correct what the message names"
+    return f"Correct what the message names; it goes through code for {' and '.join(off)}"
 
 
 _PLUGIN_NAME = re.compile(
@@ -184,7 +208,10 @@ def read_plugin_name(raised: Raised) -> Reading | None:
 def _failed_check(raised: Raised, place: str) -> Reading:
     """Read an assertion without a message in the running engine: its state is not as expected."""
     way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames)
+    if _AT_START.search(way):
+        return _failed_at_start(raised, place, way)
     off = [fix for words, fix in _RUNTIME_FEATURES if re.search(words, f"{way} {raised.code}")]
+    failed = shorten(raised.code or raised.message, 120)
     switch = (
         f"start once without the features it goes through ({'; '.join(off)})"
         if off
@@ -196,12 +223,38 @@ def _failed_check(raised: Raised, place: str) -> Reading:
     return Reading(
         reason(
             "engine-check-failed",
-            f"A check of the running engine failed (`{shorten(raised.code, 120)}` in {place}): its "
-            "state is not what the code expects, usually by a combination of features that this "
-            "release does not handle. No setting is refused.",
+            f"A check of the running engine failed (`{failed}` in {place}): its state is not what "
+            "the code expects, usually by a combination of features that this release does not "
+            "handle. No setting is refused.",
             f"A restart serves again. If it recurs, {switch}, or use a newer release.",
             "assertion in vllm/v1",
             "transient",
+        ),
+        raised.line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
+_AT_START = re.compile(
+    r"initialize_kv_cache|initialize_from_config|get_kv_cache_(?:groups|config)|kv_cache_spec|"
+    r"determine_available_memory|load_model|init_device|profile_run|run_engine_core __init__"
+)
+
+
+def _failed_at_start(raised: Raised, place: str, way: str) -> Reading:
+    """Read an assertion without a message during the start: each start meets it again."""
+    about = "the layout of the KV cache" if "kv_cache" in way else "the start"
+    return Reading(
+        reason(
+            "start-check-failed",
+            f"A check of {about} failed (`{shorten(raised.code, 120)}` in {place}): this release "
+            "does not support the model with this combination of options.",
+            "Start without what adds another kind of layer or cache: `features.speculative`, "
+            "`args.kv-cache-dtype`, `args.kv-transfer-config`, `args.block-size`; or use a newer "
+            "release of vLLM (and vllm-ascend).",
+            "assertion in vllm/v1",
+            "deterministic",
         ),
         raised.line,
         rank=Rank.HINT,

@@ -94,6 +94,17 @@ def _missing_file(line: int, path: str) -> Reading | None:
         r"config|tokenizer|index|model|vocab|quant|template|processor", name
     ):
         return None
+    if name.endswith(".py") and "/blobs/" in path:
+        return _found(
+            line,
+            "model-code-in-cache",
+            f"The model's own code cannot be read from the hub's cache: {path} is missing beside "
+            "the blob. This transformers follows the links of the cache, where the other files of "
+            "the code have no names.",
+            "Download the model to a plain folder (`hf download MODEL --local-dir DIR`) and give "
+            "it as `model.path`, or use another transformers release.",
+            certain=False,
+        )
     shard = _SHARD.search(name)
     part = f" (shard {int(shard[1])} of {int(shard[2])})" if shard else ""
     return _found(

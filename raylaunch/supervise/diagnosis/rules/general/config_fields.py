@@ -1,0 +1,75 @@
+"""A configuration class of vLLM that lacks what a caller expects of it."""
+
+from __future__ import annotations
+
+import re
+
+from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.tracebacks import Raised
+
+OWN_CONFIG = re.compile(
+    r"^(?:Vllm|Speculative|Model|Parallel|Cache|Scheduler|LoRA|Compilation|KVTransfer|Device|Load|"
+    r"Observability|Pooler|Ascend|EPLB|StructuredOutputs|MultiModal|Attention|Kernel|Offload|"
+    r"Decoding|KVEvents)Config$|^(?:Async)?EngineArgs$"
+)
+
+_GETTERS = ("__getattr__", "__getattribute__")
+
+
+def read_missing_field(raised: Raised, owner: str, name: str) -> Reading:
+    """Return what it means that a class of vLLM's configuration has no such attribute."""
+    caller = raised.innermost.package.replace("_", "-") if raised.innermost else "the caller"
+    cause, remedy = _own(owner, name) if caller == "vllm" else _of_two(owner, name, caller)
+    return Reading(
+        reason("versions-differ", cause, remedy, "exception by type and place", "deterministic"),
+        raised.line,
+        certain=False,
+    )
+
+
+def read_of_two_packages(raised: Raised, owner: str, name: str) -> Reading | None:
+    """Return the reading of an attribute that one package asks of an object of another one."""
+    if len(raised.frames) < 2 or raised.frames[0].function not in _GETTERS:
+        return None
+    package = raised.frames[0].package
+    caller = next((f.package for f in raised.frames if f.package != package), "")
+    if not caller or package == "torch":
+        return None
+    shown = caller.replace("_", "-")
+    return Reading(
+        reason(
+            "versions-differ",
+            f"The installed {package} has no `{owner}.{name}`, which {shown} uses: their releases "
+            "do not belong together.",
+            f"Install the {package} release that {shown} was made for (`pip show {shown}`, `pip "
+            "check`), on every node, or use the release's container image.",
+            "exception by type and place",
+            "deterministic",
+        ),
+        raised.line,
+    )
+
+
+def _own(owner: str, name: str) -> tuple[str, str]:
+    options = name_options(f"{owner.removesuffix('Config')} config")
+    where = f" ({' or '.join(options)})" if options else ""
+    cause = (
+        f"vLLM's own code expects `{name}` of `{owner}`, which has none: a defect of this release "
+        "with this option, or files of two releases are mixed."
+    )
+    return cause, (
+        f"Use another release of vLLM, or start without that option{where}; `pip install "
+        "--force-reinstall` removes files of an earlier release."
+    )
+
+
+def _of_two(owner: str, name: str, caller: str) -> tuple[str, str]:
+    cause = (
+        f"vLLM's `{owner}` has no `{name}`, which {caller} uses: their releases do not belong "
+        "together."
+    )
+    return cause, (
+        f"Install the releases of vLLM and {caller} that belong together (`pip list | grep -i "
+        "vllm`), or use the release's container image."
+    )
