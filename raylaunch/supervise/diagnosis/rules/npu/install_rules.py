@@ -70,7 +70,7 @@ def _refused(line: int, cause: str, remedy: str) -> Reading:
 
 
 def read_children(log: ServerLog) -> Iterator[Reading]:
-    """Yield the processes that torchrun says a signal ended."""
+    """Yield the processes that a signal stopped, as torchrun reports them."""
     for line, match in log.errors.find(_CHILD):
         number = -int(match[1])
         if number not in _SIGNALS:
