@@ -242,7 +242,7 @@ def publish_rounds(rounds: Sequence[Round], seed: int, *, short: bool) -> list[s
     loads = ", ".join(f"{one.load:g}" for one in rounds)
     intro = (
         f"Three test hosts (namespaces) with one server each, `{RECIPE}` with the stand-in of "
-        "the tests, started by the units of `raylaunch service install`: their command lines and "
+        "the tests, started by the units of `service install`: their command lines and "
         "settings as printed, played by a program in the place of systemd. All hosts lose their "
         "power at the same time (SIGKILL to every process, network cut, /tmp, /run and /dev/shm "
         "emptied, a new boot id, pids from the beginning), and come back in every order, "

@@ -105,7 +105,7 @@ def follow(
     try:
         if not _is_embedded(title, loaded, address):
             _wait_for(HostWatch((), 0, lambda: _list_alive(address)), title, report)
-        restart = partial(_start_anew, title, address, start, report)
+        restart = partial(_start_again, title, address, start, report)
         raise _follow_until_error(find, start, restart, manager, on_update)
     finally:
         manager.notify_stopping()
@@ -137,7 +137,7 @@ def _note_wait(handle: Deployment, text: str) -> None:
     require_controller(handle.name).note_wait(text)
 
 
-def _start_anew(
+def _start_again(
     title: str,
     address: str | None,
     start: Callable[[], Deployment],
@@ -152,7 +152,7 @@ def _start_anew(
 def _follow_until_error(
     find: Callable[[], Deployment | None],
     start: Callable[[], Deployment],
-    start_anew: Callable[[RaylaunchError], Deployment],
+    start_again: Callable[[RaylaunchError], Deployment],
     manager: ServiceManager,
     on_update: OnUpdate | None,
 ) -> RaylaunchError:
@@ -164,7 +164,7 @@ def _follow_until_error(
         found = follow_changes(_changes_of(running), manager, on_update)
         if found.was_ready or found.was_stopped:
             return found.error
-        handle = start_anew(found.error)
+        handle = start_again(found.error)
     followed = follow_changes(_changes_of(handle), manager, on_update)
     if not (handle.adopted or followed.was_ready):
         _remove(handle)
