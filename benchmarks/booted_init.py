@@ -52,7 +52,7 @@ FRESH = {
     "/tmp": "mode=1777,size=4g",
     "/dev/shm": "mode=1777,size=2g",
 }
-"""File systems that a boot makes anew, and their options."""
+"""File systems that each boot makes again, and their options."""
 UNITS = Path("/usr/lib/systemd/system")
 STARTED = ("systemd-journald.service", "systemd-journald.socket", "systemd-journald-dev-log.socket")
 """Of what the distribution starts at a boot. The rest is for hardware, logins or the kernel."""

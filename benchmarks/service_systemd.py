@@ -293,7 +293,7 @@ def start_anew(
     down: Callable[[], None],
     boot: Callable[[], None] | None = None,
 ) -> Step:
-    """Take a host down and boot it: nobody types a command."""
+    """Take a host down and boot it: no command is typed."""
     step = Step(what)
     try:
         down()
