@@ -64,6 +64,12 @@ class _Text:
 
 _BY_TEXT = (
     _Text(
+        r"support for Ascend\w{1,20} is not implemented",
+        "An operator of this build has no kernel for this NPU",
+        "Use a build of CANN, its kernels and the program that names this chip: `npu-smi info` "
+        "shows it, and the release notes list the NPU generations of a release.",
+    ),
+    _Text(
         r"opp_kernel|binary_info_config\.json|[Oo]pp kernel|[Pp]arse dynamic kernel config|"
         r"ADD_TO_LAUNCHER_LIST",
         "CANN's package of compiled operators (opp kernels) for this NPU is not installed",
