@@ -93,7 +93,9 @@ def break_ray(
     while time.monotonic() < began + PATIENCE_S:
         found = _look(key, last_event, reconnect)
         if isinstance(found, Seen) and found.is_under_control(fault.name, before):
-            took_s = found.adopted_after_s(injected) or time.monotonic() - began
+            took_s = found.adopted_after_s(injected)
+            if took_s is None:
+                took_s = time.monotonic() - began
             return judge(fault, injected, before, found, took_s=took_s, grace_s=grace_s)
         time.sleep(POLL_S)  # no connection to wait on
     reason = str(found.status.phase) if isinstance(found, Seen) else found

@@ -37,7 +37,7 @@ def read_ray_exits(log: ServerLog) -> Iterator[Reading]:
         yield _read(
             line,
             "ray-raylet-died",
-            f"A process of Ray{where} exited although nothing had stopped it: the raylet{which}. It "
+            f"A process of Ray{where} exited, and no stop was ordered: the raylet{which}. It "
             "was killed (memory of the node), crashed, or lost the head (GCS), and all servers on "
             "that node went with it.",
             f"Read raylet.out, raylet.err and dashboard_agent.log {_LOGS}; `dmesg -T | grep -iE "
