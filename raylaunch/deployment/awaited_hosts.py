@@ -10,10 +10,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from raylaunch.deployment.names import is_name
+from raylaunch.supervise.deployment_status import Status
+from raylaunch.supervise.deployment_summary import ON_THE_WAY
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,17 @@ def read_waiting(home: Path, deployment: str) -> str:
     except OSError as error:
         log.warning("cannot read %s: %s", path, error)
         return ""
+
+
+def add_awaited(status: Status, home: Path) -> Status:
+    """Return the status with what a start on this machine waits for.
+
+    After a power cut Ray restarts a controller that knows of no host before it has searched.
+    """
+    text = read_waiting(home, status.deployment) if status.phase in ON_THE_WAY else ""
+    if not text:
+        return status
+    return replace(status, waiting_for=(*status.waiting_for, text.removeprefix("waiting for ")))
 
 
 def read_all_waiting(home: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+from raylaunch.deployment.awaited_hosts import add_awaited
 from raylaunch.deployment.cluster_choice import (
     find_embedded,
     stop_embedded,
@@ -83,7 +84,7 @@ class Deployment:
 
     def status(self) -> Status:
         """Return where the deployment, or the group, is now."""
-        return narrow(self._controller().status(), self.group)
+        return add_awaited(narrow(self._controller().status(), self.group), home())
 
     def wait_change(self, version: int = -1, timeout: float = POLL_S) -> tuple[int, Status]:
         """Return version and status as soon as they are newer than `version`.

@@ -11,7 +11,12 @@ import pytest
 
 from raylaunch.api import deployment_verbs, follow_verb
 from raylaunch.deployment import follower
-from raylaunch.deployment.awaited_hosts import WaitingNote, read_all_waiting, read_waiting
+from raylaunch.deployment.awaited_hosts import (
+    WaitingNote,
+    add_awaited,
+    read_all_waiting,
+    read_waiting,
+)
 from raylaunch.deployment.cluster_choice import unknown_name
 from raylaunch.deployment.follower import HostWatch, follow_changes, wait_for_hosts
 from raylaunch.deployment.service_manager import ServiceManager
@@ -332,6 +337,18 @@ def test_a_host_that_is_missing_while_the_controller_is_silent_is_named_too(
     assert systemd.received().count(f"STATUS={MISSING}") == 1
     assert shown[:4] == ["", "", MISSING, MISSING]
     assert read_waiting(tmp_path, "prod") == ""
+
+
+def test_status_of_a_controller_that_does_not_know_the_missing_host_has_the_note(tmp_path):
+    restarted = replace(fake_api.ready(), deployment="prod", phase=Phase.PENDING)
+    assert add_awaited(restarted, tmp_path) == restarted
+    with WaitingNote(tmp_path, "prod") as note:
+        note.show(MISSING)
+        (waits,) = add_awaited(restarted, tmp_path).waiting_for
+        assert "192.0.2.11" in waits
+        assert not waits.startswith("waiting")
+        ready = replace(restarted, phase=Phase.READY)
+        assert add_awaited(ready, tmp_path) == ready
 
 
 def test_the_note_of_a_start_that_was_killed_does_not_count(tmp_path):
