@@ -1,4 +1,4 @@
-"""A running deployment seen from outside: its page in Chromium, `top`, and metrics beside `status`."""
+"""A running deployment from outside: its page in Chromium, `top`, metrics beside `status`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from availability_rounds import DETECTED_S, QUIET_S, RECOVERED_S, Round, show
-from availability_service import NAME, SETTINGS, AwaitedError, Clients, words_of
+from availability_service import NAME, SETTINGS, AwaitedError, Clients, asking, words_of
 from benchmark_hosts import TwoHosts, join_ray, open_hosts, start_ray
 from report import ROOT
 
@@ -89,13 +89,8 @@ class HostService:
     def clients(self, plain: int = 4, streams: int = 4) -> Iterator[Clients]:
         """Run clients on the head, in front of the deployment's address."""
         url = self.status()["endpoint"].removesuffix("/v1")
-        clients = Clients(self.pair.ask("clients.py", url, str(plain), str(streams)))
-        try:
-            clients.await_ready()
+        with asking(self.pair.ask("clients.py", url, str(plain), str(streams))) as clients:
             yield clients
-        finally:
-            clients.close()
-            clients.wait()
 
     def run_round(self, one: Round, clients: Clients, work: Callable[[Round], None]) -> None:
         """Do the work of one round; count what the clients saw until all is quiet again."""

@@ -35,7 +35,8 @@ DETECTED_S, RECOVERED_S = 120.0, 600.0
 BEYOND_S = 3.0
 FALLBACK_BEYOND_S = 5.0
 REFUSED_S = 1.0
-"""Goals: capacity beyond the servers' own start, and a fallback's answer; refused connections after the keeper's death."""
+"""Goals: capacity beyond the servers' own start, and a fallback's answer; refused connections
+after the keeper's death."""
 
 GROUP_FAULTS: Mapping[str, str] = {
     "kill-engine": "kill-engine",

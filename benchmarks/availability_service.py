@@ -249,9 +249,15 @@ def clients_at(endpoint: str, plain: int = 4, streams: int = 4) -> Iterator[Clie
     """Run clients in front of an address."""
     url = endpoint.removesuffix("/v1")
     command = [sys.executable, "-u", str(CLIENTS), url, str(plain), str(streams)]
-    clients = Clients(
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with asking(process) as clients:
+        yield clients
+
+
+@contextmanager
+def asking(process: subprocess.Popen[str]) -> Iterator[Clients]:
+    """Wait until the clients of a process ask; let them finish at the end."""
+    clients = Clients(process)
     try:
         clients.await_ready()
         yield clients

@@ -6,10 +6,11 @@ first process of the host. At the end of stdin, or at its own, the kernel kills 
 
 What runs inside cannot change the machine, also not as root:
 
-- Its root folder is a tmpfs with a copy of some files of /etc, and read-only mounts of the programs.
-  Nothing else of the machine's files is mounted: the machine's root is unmounted before the boot.
-- It has a user namespace. Its root is an ordinary user of the machine: no settings of the kernel, no
-  devices, no reboot, and mounts that were read-only before stay so.
+- Its root folder is a tmpfs with a copy of some files of /etc, and read-only mounts of the
+  programs. Nothing else of the machine's files is mounted: the machine's root is unmounted before
+  the boot.
+- It has a user namespace. Its root is an ordinary user of the machine: no settings of the kernel,
+  no devices, no reboot, and mounts that were read-only before stay so.
 - It has PIDs, a control group, a hostname and a network of its own.
 """
 

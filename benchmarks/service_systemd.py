@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from availability_service import CLIENTS, AwaitedError, Clients
+from availability_service import CLIENTS, AwaitedError, Clients, asking
 from booted_host import BootedHost, BootedHostError, await_true, open_host
 from report import ROOT, publish, spread, table
 
@@ -146,13 +146,9 @@ class Service:
     def clients(self) -> Iterator[Clients]:
         """Run clients on the host, in front of the deployment's address."""
         url = f"http://{self.address}:{GATEWAY_PORT}"
-        clients = Clients(self.host.popen(sys.executable, "-u", str(CLIENTS), url, "2", "1"))
-        try:
-            clients.await_ready()
+        process = self.host.popen(sys.executable, "-u", str(CLIENTS), url, "2", "1")
+        with asking(process) as clients:
             yield clients
-        finally:
-            clients.close()
-            clients.wait()
 
 
 # -- faults ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The units of `raylaunch service install --cluster` under a real systemd, on two hosts; needs root.
+"""The units of `service install --cluster` under a real systemd, on two hosts; needs root.
 
 Two hosts boot systemd (booted_host.py) with sshd, joined by one cable. The first one installs the
 service over SSH on both. Then faults under clients that never retry, power cuts with the hosts

@@ -1,4 +1,4 @@
-"""benchmarks/power_cut.py without hosts: units as systemd reads them, rounds, what counts as missed."""
+"""benchmarks/power_cut.py without hosts: units as systemd reads them, rounds, shortfalls."""
 
 from __future__ import annotations
 
