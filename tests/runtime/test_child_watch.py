@@ -35,6 +35,20 @@ def children():
         process.wait()
 
 
+@pytest.fixture
+def forking():
+    """A worker with a helper that it has forked: a subshell of bash keeps the title."""
+    worker = subprocess.Popen(
+        ["VLLM::Worker_TP0", "-c", "(echo forked; read -r _); exit 1"],
+        executable="/bin/bash",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert worker.stdout.readline() == b"forked\n"
+    yield worker
+    worker.communicate(b"\n")
+
+
 @contextlib.asynccontextmanager
 async def watching(expected: int, **options):
     """A watch that knows `expected` children; yields it, its exits as a queue, and the failures."""
@@ -85,6 +99,11 @@ async def test_of_children_that_exit_together_the_engine_core_is_the_root(childr
         found = await take(exits)
         assert exits.empty(), "the group is broken once"
     assert "EngineCore" in found.process
+
+
+async def test_a_fork_that_still_has_the_title_of_its_parent_is_not_watched(forking):
+    async with watching(1) as (watch, _exits, _failures):
+        assert set(watch._children) == {forking.pid}
 
 
 async def test_a_closed_watch_reports_nothing_and_holds_nothing(children):

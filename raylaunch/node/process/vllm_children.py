@@ -27,11 +27,15 @@ class VllmChild:
 
 
 def find_vllm_children(server_pid: int, known: set[int]) -> list[VllmChild]:
-    """Find lasting processes below the server whose pids are not in `known`."""
+    """Find lasting processes below the server whose pids are not in `known`.
+
+    A child with its parent's title is a fork that has not run its own program or not taken its own
+    title yet: a worker of vLLM 0.23 forks helpers that exit with code 0 (seen with vllm-ascend).
+    """
     found = []
     for process in descendants(server_pid):
         name = _title(process.pid)
-        if process.pid in known or not name.startswith(NAMES):
+        if process.pid in known or not name.startswith(NAMES) or name == _title(process.ppid):
             continue
         try:
             handle = os.pidfd_open(process.pid)
