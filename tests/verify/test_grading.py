@@ -110,6 +110,13 @@ def test_a_call_that_the_parser_left_in_the_content(left):
     assert judge_call(ChatReply(f"Sure. {left}", finish="length"), TOOL).result == "unclear"
 
 
+def test_arguments_that_were_cut_off_prove_nothing():
+    reasoning = calling('<think> first {"city": "上').calls
+    cut_off = ChatReply("", calls=reasoning, finish="length", tokens=512)
+    assert judge_call(cut_off, TOOL).result == "unclear"
+    assert "cut off after 512 tokens" in judge_named_call(cut_off, TOOL).detail
+
+
 def test_a_call_by_name_never_passes():
     assert judge_named_call(calling('{"city": "上海"}'), TOOL).result == "unclear"
     assert "guided decoding" in judge_named_call(calling('{"city": "上海"}'), TOOL).detail
