@@ -212,10 +212,12 @@ class Host:
     def save(self, path: str, folder: Path) -> None:
         """Copy a file or folder of the host to `folder` (for the logs of a failed test); nothing
         when it is missing."""
-        if self.path(path).exists():
+        # An absolute link (Ray's session_latest) would lead to the machine's own files from here.
+        real = self.run(["readlink", "-e", path], check=False).stdout.strip()
+        if real:
             folder.mkdir(parents=True, exist_ok=True)
             subprocess.run(
-                ["cp", "-r", "--no-dereference", str(self.path(path)), str(folder)], check=False
+                ["cp", "-r", "--no-dereference", str(self.path(real)), str(folder)], check=False
             )
 
 

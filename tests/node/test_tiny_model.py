@@ -36,6 +36,15 @@ def test_every_node_makes_the_same_bytes(kind, tmp_path):
     assert read_all(first) == read_all(second)
 
 
+@pytest.mark.parametrize("mark", ["minimax:tool_call", "think"])
+def test_a_tiny_minimax_has_the_tokens_that_its_parsers_look_for(mark, tmp_path):
+    tokenizer = Tokenizer.from_file(
+        str(ensure_tiny_model("minimax_m2", tmp_path) / "tokenizer.json")
+    )
+    for token in (f"<{mark}>", f"</{mark}>"):
+        assert tokenizer.encode(token).tokens == [token]
+
+
 def read_all(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -34,6 +34,8 @@ VOCABULARY = 512
 MAX_LENGTH = 4096  # tokens
 SPECIAL = ("<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+MINIMAX_SPECIAL = ("<minimax:tool_call>", "</minimax:tool_call>", "<think>", "</think>")
+"""vLLM's parsers for MiniMax-M2 refuse a chat when the tokenizer lacks these (0.23 and 0.32)."""
 SENTENCE = (
     "the quick brown fox jumps over a lazy dog and says hello to every node on its way home "
     "while two small servers launch together share one cluster answer with random words then stop"
@@ -113,9 +115,11 @@ def _publish(generated: Path, directory: Path) -> None:
 def _write_model(kind: Kind, folder: Path) -> None:
     merges = _merges()
     merged = ["".join(merge) for merge in merges]
-    tokens = [*SPECIAL, *_alphabet(), *merged]
+    more_special = MINIMAX_SPECIAL if kind == "minimax_m2" else ()
+    tokens = [*SPECIAL, *_alphabet(), *merged, *more_special]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    _write_json(folder / "tokenizer.json", _tokenizer(vocabulary, merges))
+    special = (*SPECIAL, *more_special)
+    _write_json(folder / "tokenizer.json", _tokenizer(vocabulary, merges, special))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
     _write_json(folder / "generation_config.json", SPECIAL_IDS)
     _write_json(folder / "config.json", _config(kind))
@@ -225,7 +229,9 @@ def _alphabet() -> list[str]:
     return alphabet
 
 
-def _tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Json:
+def _tokenizer(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], special: Sequence[str]
+) -> Json:
     plain = {
         "single_word": False,
         "lstrip": False,
@@ -239,7 +245,7 @@ def _tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Jso
         "trim_offsets": True,
         "use_regex": True,
     }
-    added_tokens = [{"id": vocabulary[token], "content": token, **plain} for token in SPECIAL]
+    added_tokens = [{"id": vocabulary[token], "content": token, **plain} for token in special]
     return {
         "version": "1.0",
         "truncation": None,
