@@ -39,6 +39,8 @@ def main() -> None:
     root, parser = read_parser()
     if question["names"]:
         _answer(original_stdout, {"names": read_names(parser)})
+    if question["argvs"]:
+        _load_beside("fork_inspection").install()
     for server, argv in question["argvs"].items():
         engine = dry_run.ask_in_fork(root, argv, messages, exit_with_parent)
         _answer(original_stdout, {"server": server, "engine": engine})
