@@ -21,6 +21,7 @@ import psutil
 import pytest
 from model_folders import DEEPSEEK_V3, write_folder
 
+from raylaunch.node.model.tiny_model import ensure_tiny_model
 from raylaunch.plan.facts import Facts
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read
@@ -144,3 +145,24 @@ def test_the_shape_of_deepseek_answers_on_both_ranks(tmp_path, free_port):
     with serving("deepseek-v3.1-a2-dual", sets, tmp_path) as (_, url):
         first = answers(url, "deepseek_v3", rank=0)
         assert answers(url, "deepseek_v3", rank=1) == first, "equal weights, equal seeds"
+
+
+def test_the_shape_of_a3_single_gives_the_same_answers_when_it_runs_again(tmp_path, free_port):
+    """tp=2 dp=2 in place of tp=4 dp=4: expert parallelism over four NPUs, FLASHCOMM1."""
+    ensure_tiny_model("minimax_m2", tmp_path / "model")
+    sets = [f"model.path={tmp_path}/model", "parallel.tensor=2", "parallel.api_servers=1"]
+    sets.append(f"network.http_port={free_port}")
+    runs = []
+    for number in range(2):
+        folder = tmp_path / f"run-{number}"
+        folder.mkdir()
+        with serving("a3-single", sets, folder) as (process, url):
+            assert count_workers(process) == 4
+            runs.append([answers(url, "MiniMax-M2.5", rank) for rank in range(2)])
+    assert runs[0] == runs[1], "equal weights, equal seeds"
+
+
+def count_workers(process: subprocess.Popen[bytes]) -> int:
+    """Count the workers below a server: one for each NPU."""
+    titles = [" ".join(one.cmdline()) for one in psutil.Process(process.pid).children(True)]
+    return sum("VLLM::Worker" in title for title in titles)

@@ -34,7 +34,7 @@ def swiglu(hidden, dim=-1):
 
 
 def init_routing(hidden, experts, *, expert_num, active_expert_range, **kwargs):
-    """Sort the (token, choice) pairs by expert.
+    """Sort the (token, choice) pairs by expert; those of the active range come first.
 
     Returns the rows in that order, for each pair its place in it, the rows per expert of the
     active range, and scales of one.
@@ -42,7 +42,9 @@ def init_routing(hidden, experts, *, expert_num, active_expert_range, **kwargs):
     first, last = active_expert_range
     choices = experts.shape[1]
     flat = experts.reshape(-1).long()
-    order = torch.argsort(flat, stable=True)
+    # An expert of another rank has no weights here: grouped_matmul begins with the first active.
+    elsewhere = (flat < first) | (flat >= last)
+    order = torch.argsort(flat + expert_num * elsewhere, stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(order.numel())
     counts = torch.bincount(flat, minlength=expert_num)[first:last]
@@ -239,6 +241,23 @@ class AscendOperators:
         return refuse(f"_C_ascend.{name}")
 
 
+def keep_likely(logits, p=None, k=None):
+    """Sampling: all but the `k` largest logits, and all beyond probability `p`, become -inf.
+
+    `logits` is [requests, vocabulary], `p` and `k` are [requests] or None.
+    """
+    ordered, places = logits.sort(dim=-1, descending=True)
+    if k is not None:
+        rank = torch.arange(logits.shape[-1], device=logits.device)
+        ordered = ordered.masked_fill(rank >= k.unsqueeze(1), -torch.inf)
+    if p is not None:
+        chances = ordered.softmax(dim=-1)
+        before = chances.cumsum(dim=-1) - chances
+        # The first token has nothing before it: one is always left.
+        ordered = ordered.masked_fill(before >= p.unsqueeze(1), -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, places, ordered)
+
+
 OPERATORS = {
     "npu_format_cast": lambda weight, *args, **kwargs: weight,
     "npu_rms_norm": rms_norm,
@@ -248,6 +267,7 @@ OPERATORS = {
     "npu_moe_token_unpermute": unpermute,
     "npu_grouped_matmul": grouped_matmul,
     "npu_moe_gating_top_k": gating_top_k,
+    "npu_top_k_top_p": keep_likely,
     "npu_fused_infer_attention_score": fused_attention,
     "_npu_reshape_and_cache": reshape_and_cache,
     "_npu_matmul_add_fp32": lambda *args: None,

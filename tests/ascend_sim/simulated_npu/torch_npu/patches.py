@@ -113,6 +113,14 @@ def _patch_block_table(module) -> None:
     module._compute_slot_mapping_kernel = kernels.SlotMapping()
 
 
+def _patch_message_queue(module) -> None:
+    """A reader of the message queue sleeps at once; released, it spins for a second first.
+
+    On real nodes each process has a core to spin on. Here some ten processes share two.
+    """
+    module.SpinCondition.__init__.__defaults__ = (0.0,)
+
+
 def _declare_torchvision() -> None:
     """vllm-ascend registers a replacement of torchvision's nms, which must have been declared."""
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -133,4 +141,5 @@ _PATCHES = {
     "vllm_ascend.platform": _patch_platform,
     "vllm_ascend.worker.worker": _patch_worker,
     "vllm_ascend.worker.block_table": _patch_block_table,
+    "vllm.distributed.device_communicators.shm_broadcast": _patch_message_queue,
 }
