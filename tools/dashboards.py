@@ -1,6 +1,8 @@
 """Write the Grafana dashboards of `raylaunch monitoring`, with Grafana's own typed SDK.
 
 `--check` only compares. The files are data of the package, so users do not need the SDK.
+`--schema FOLDER` checks them against Grafana's published JSON schemas: the folder `jsonschema` of
+a clone of grafana/grafana-foundation-sdk, branch v10.1.x+cog-v0.0.x.
 """
 
 from __future__ import annotations
@@ -8,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from grafana_foundation_sdk.builders import prometheus, stat, statetimeline, timeseries
+from grafana_foundation_sdk.builders import common, prometheus, stat, statetimeline, timeseries
 from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -28,6 +31,10 @@ N = f'{D}, node=~"$node"'
 
 def main() -> int:
     files = {FOLDER / f"{name}.json": text for name, text in dashboards().items()}
+    if sys.argv[1:2] == ["--schema"]:
+        problems = list(schema_problems(Path(sys.argv[2])))
+        print("\n".join(problems) or "the dashboards fit the schemas")
+        return 1 if problems else 0
     if sys.argv[1:] == ["--check"]:
         stale = [
             path.name
@@ -45,6 +52,28 @@ def main() -> int:
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.name}")
     return 0
+
+
+def schema_problems(folder: Path) -> Iterator[str]:
+    """Yield where a dashboard, the options of a panel or a query does not fit its schema."""
+    from jsonschema import Draft7Validator
+    from jsonschema.exceptions import best_match
+
+    def problems(part: object, module: str, name: str) -> Iterator[str]:
+        text = (folder / f"{module}.jsonschema.json").read_text(encoding="utf-8")
+        schema = {**json.loads(text), "$ref": f"#/definitions/{name}"}
+        for error in Draft7Validator(schema).iter_errors(part):
+            # Of alternatives the deepest error is that of the one that was meant.
+            best = best_match([error])
+            yield f"{name} of {module}: {best.json_path}: {best.message}"
+
+    for text in dashboards().values():
+        made = json.loads(text)
+        yield from problems(made, "dashboard", "Dashboard")
+        for panel in made["panels"]:
+            yield from problems(panel["options"], panel["type"].replace("-", ""), "Options")
+            for target in panel["targets"]:
+                yield from problems(target, "prometheus", "dataquery")
 
 
 def dashboards() -> dict[str, str]:
@@ -109,14 +138,21 @@ def lines(title: str, unit: str, *queries: tuple[str, str], width: int = 12) -> 
     panel = (
         timeseries.Panel().title(title).unit(unit).datasource(SOURCE).span(width).height(8).min(0)
     )
-    for index, (expr, legend) in enumerate(queries):
-        panel.with_target(query(expr, legend, index))
+    panel.legend(legend())
+    for index, (expr, name) in enumerate(queries):
+        panel.with_target(query(expr, name, index))
     return panel
 
 
-def number(title: str, unit: str, expr: str, legend: str = "") -> Builder[Panel]:
+def number(title: str, unit: str, expr: str, name: str = "") -> Builder[Panel]:
     panel = stat.Panel().title(title).unit(unit).datasource(SOURCE).span(6).height(4)
-    return panel.with_target(query(expr, legend))
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    return panel.with_target(query(expr, name))
+
+
+def legend() -> common.VizLegendOptions:
+    """Return Grafana's own default: the schema requires options, and the SDK's hide the legend."""
+    return common.VizLegendOptions().show_legend(True)
 
 
 def deployment() -> Dashboard:
@@ -131,6 +167,7 @@ def deployment() -> Dashboard:
     phases = (
         statetimeline.Panel().title("Phase of each group").datasource(SOURCE).span(24).height(6)
     )
+    phases.legend(legend())
     phases.with_target(query(f"raylaunch_group_phase{{{G}}} == 1", "{{group}} {{phase}}"))
     panels = [
         number("Phase", "none", f"raylaunch_deployment_phase{{{D}}} == 1", "{{phase}}"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import signal
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from raylaunch.cli.output import COLOUR_OFF, COLOUR_ON, Style
 
@@ -16,14 +18,21 @@ _LEAVE = "\x1b[?25h\x1b[?1049l"
 _HOME = "\x1b[H"
 _END_OF_LINE = "\x1b[K"
 _REST_OF_SCREEN = "\x1b[J"
+_PIPE_BYTES = 1 << 16
 _MARKS = frozenset([*COLOUR_ON.values(), COLOUR_OFF])
 
 
 class Screen:
-    """The terminal while a view owns it. Its size is read for each frame, so it may be resized."""
+    """The terminal while a view owns it. Its size is read for each frame, so it may be resized.
 
-    def __init__(self, style: Style) -> None:
+    Args:
+        style: How text may look on it.
+        resized: A file descriptor that is readable after it was resized.
+    """
+
+    def __init__(self, style: Style, resized: int) -> None:
         self.style = style
+        self._resized = resized
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,9 +50,11 @@ class Screen:
         sys.stdout.flush()
 
     def read_key(self, timeout_s: float) -> str:
-        """Return the next key, or "" after `timeout_s`."""
-        ready, _, _ = select.select([sys.stdin], [], [], timeout_s)
-        if not ready:
+        """Return the next key; "" after `timeout_s`, or when the terminal was resized."""
+        ready, _, _ = select.select([sys.stdin, self._resized], [], [], timeout_s)
+        if self._resized in ready:
+            os.read(self._resized, _PIPE_BYTES)
+        if sys.stdin not in ready:
             return ""
         # An arrow is several bytes: they count as one key, which nothing is bound to.
         typed = os.read(sys.stdin.fileno(), 16).decode(errors="ignore")
@@ -60,21 +71,54 @@ def full_screen(style: Style) -> Iterator[Screen]:
     try:
         tty.setcbreak(sys.stdin.fileno())
         sys.stdout.write(_ENTER)
-        yield Screen(style)
+        with _resizes() as resized:
+            yield Screen(style, resized)
     finally:
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
         sys.stdout.write(_LEAVE)
         sys.stdout.flush()
 
 
+@contextmanager
+def _resizes() -> Iterator[int]:
+    """Yield a file descriptor that is readable after the terminal was resized (SIGWINCH)."""
+    reader, writer = os.pipe()
+    # With a full pipe enough is known.
+    os.set_blocking(writer, False)
+
+    def tell(*_: object) -> None:
+        with suppress(BlockingIOError):
+            os.write(writer, b".")
+
+    before = signal.signal(signal.SIGWINCH, tell)
+    try:
+        yield reader
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+        os.close(reader)
+        os.close(writer)
+
+
 def fit(line: str, width: int) -> str:
     """Cut a line to a width; the marks of colours take no room, and none stays open."""
     room = width
+    is_full = False
     kept = []
     for character in line.replace("\t", " ").replace("\n", " "):
         if character not in _MARKS:
-            if room == 0:
+            cells = _cells(character)
+            is_full = is_full or cells > room
+            if is_full:
                 continue
-            room -= 1
+            room -= cells
         kept.append(character)
     return "".join(kept)
+
+
+def _cells(character: str) -> int:
+    """Return the columns of a character: two for a wide one, none for one on top of another."""
+    if character.isascii():
+        return 1
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
-import select
-import struct
-import subprocess
-import sys
+import re
 import termios
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from deployments import NOW, make_status, make_usage, with_seen
+from pseudo_terminal import DEADLINE_S, SGR, Terminal
 
 from raylaunch.cli.output import COLOUR_ON, Style
 from raylaunch.cli.terminal import fit
@@ -23,9 +16,6 @@ from raylaunch.cli.views.status_view import status_lines
 from raylaunch.cli.views.top_view import FOOTER, TopHistory, page_lines, sparkline, top_lines
 from raylaunch.supervise.deployment_status import Event
 from raylaunch.supervise.state import Exit, Phase
-
-DEADLINE_S = 60
-HERE = Path(__file__).parent
 
 
 def events(count: int) -> tuple[Event, ...]:
@@ -56,6 +46,12 @@ def test_colours_take_no_room_and_do_not_stay_open():
     cut = fit(painted + "ghi", 4)
     assert Style().finish(cut) == "abcd"
     assert Style(colour=True).finish(cut).endswith("\x1b[0m")
+
+
+def test_wide_characters_take_two_columns():
+    assert fit("显存不足", 5) == "显存"
+    assert fit("a显b", 2) == "a"
+    assert fit("e\u0301e\u0301e\u0301", 2) == "e\u0301e\u0301"
 
 
 def test_the_speed_is_that_of_the_last_readings():
@@ -135,67 +131,8 @@ def test_a_page_shows_the_end_of_a_text():
     assert lines[-2] == "99"
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from deployments import make_status
-from raylaunch.cli.commands.deployments.top import _View
-from raylaunch.cli.output import Style
-from raylaunch.cli.terminal import full_screen
-
-class Fake:
-    def status(self): return make_status()
-    def usage(self): return {}
-    def events(self): return []
-    def logs(self, server, lines): return f"line of server {server}"
-
-with full_screen(Style()) as screen:
-    _View(Fake(), lambda: None).run(screen, 60.0, 0)
-print("gone")
-"""
-
-
-class Terminal:
-    """A pseudo-terminal of 80 columns and 24 lines with the view in it."""
-
-    def __init__(self) -> None:
-        self.master, self.slave = pty.openpty()
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        self.before = termios.tcgetattr(self.slave)
-        self.text = ""
-        env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-        for name in ("COLUMNS", "LINES"):
-            env.pop(name, None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(HERE)],
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            env=env,
-        )
-
-    def read_until(self, wanted: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while wanted not in self.text:
-            assert time.monotonic() < deadline, self.text
-            ready, _, _ = select.select([self.master], [], [], 1.0)
-            if ready:
-                self.text += os.read(self.master, 65536).decode(errors="replace")
-
-    def type(self, key: str) -> None:
-        self.text = ""
-        os.write(self.master, key.encode())
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-        os.close(self.slave)
-
-
 def test_keys_change_the_page_and_the_terminal_is_given_back():
-    terminal = Terminal()
-    try:
+    with Terminal() as terminal:
         terminal.read_until("q quit")
         assert "\x1b[?1049h" in terminal.text
         assert "TOK/S" in terminal.text
@@ -210,5 +147,47 @@ def test_keys_change_the_page_and_the_terminal_is_given_back():
         assert "\x1b[?1049l" in terminal.text
         assert terminal.process.wait(DEADLINE_S) == 0
         assert termios.tcgetattr(terminal.slave) == terminal.before
-    finally:
-        terminal.close()
+
+
+LONG = "resize 显存 " + "x" * 200
+
+
+@pytest.mark.parametrize("page", ["r", "e", "l"])
+def test_a_resized_terminal_is_drawn_again_at_its_new_size(page):
+    with Terminal(servers=40, event=LONG) as terminal:
+        terminal.read_frame()
+        terminal.type(page)
+        terminal.read_frame()
+        for columns, lines in ((120, 40), (60, 20), (80, 24)):
+            terminal.resize(columns, lines)
+            shown = terminal.read_frame()
+            assert shown.problems == []
+            assert len(shown.rows) in (lines, lines - 1), "it fills the new height"
+            # A wide character that does not fit leaves one column.
+            assert max(map(shown.width_of, shown.rows)) in (columns, columns - 1)
+            assert shown.rows[-1] == FOOTER[:columns].rstrip()
+
+
+def test_colours_are_drawn_and_none_with_no_color():
+    with Terminal(event=LONG) as terminal:
+        assert re.search(SGR, terminal.read_frame().text)
+    with Terminal(event=LONG, NO_COLOR="1") as terminal:
+        frame = terminal.read_frame()
+        assert "TOK/S" in frame.text
+        terminal.type("e")
+        terminal.read_until("q quit")
+        terminal.type("q")
+        terminal.read_until("gone")
+        assert not re.search(SGR, terminal.all_text)
+
+
+def test_the_terminal_of_the_test_finds_lines_that_wrap_and_frames_that_scroll():
+    with Terminal() as terminal:
+        terminal.columns, terminal.lines = 10, 3
+        wrapped = terminal.show("\x1b[H" + "x" * 11 + "\x1b[K\x1b[J")
+        assert wrapped.problems == ["line 1 wraps"]
+        assert terminal.show("\x1b[H12345678显\x1b[K\x1b[J").problems == []
+        assert terminal.show("\x1b[H123456789显\x1b[K\x1b[J").problems == ["line 1 wraps"]
+        assert terminal.show("\x1b[H1\r\n2\r\n3\r\n4\x1b[J").problems == ["it scrolls"]
+        unknown = terminal.show("\x1b[H\x1b[2A\x1b[J")
+        assert unknown.problems == ["unknown sequence '\\x1b[2A'"]

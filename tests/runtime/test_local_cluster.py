@@ -25,6 +25,7 @@ from raylaunch.api import deployment_verbs
 from raylaunch.deployment import cluster_choice
 from raylaunch.errors import BusyError, ClusterError, LaunchError, NotReadyError
 from raylaunch.interrupts import StartUndone, signals_as_interrupt, sigterm_handler_kept
+from raylaunch.node.process import cluster_records
 from raylaunch.node.process.cluster_records import (
     ClusterRecord,
     Starter,
@@ -118,13 +119,13 @@ def test_an_interrupted_start_is_an_orphan_and_a_running_one_is_not(tmp_path, ma
     process = marked()
     put_record(tmp_path, starter=this_process())
     assert find_orphans(KnownDeployments(), NAME) == []
-    assert local_cleanup.stale_records(tmp_path, None) == []
+    assert local_cleanup.judge_records(tmp_path, None).stale == ()
     with pytest.raises(NotReadyError, match="is being started"):
         local_cluster.require_started(tmp_path, NAME)
 
     put_record(tmp_path, starter=GONE)
     assert [found.pid for found in find_orphans(KnownDeployments(), NAME)] == [process.pid]
-    assert local_cleanup.stale_records(tmp_path, None) == [NAME]
+    assert local_cleanup.judge_records(tmp_path, None).stale == (NAME,)
     with pytest.raises(ClusterError, match="was interrupted"):
         local_cluster.require_started(tmp_path, NAME)
 
@@ -225,18 +226,18 @@ def test_a_dead_cluster_with_servers_is_started_again_with_its_tables(
 def test_servers_that_run_on_without_ray_are_named_and_not_cleaned(tmp_path, monkeypatch):
     record = put_record(tmp_path, starter=GONE, address="127.0.0.1:1")
     monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [guard()])
-    assert local_cleanup.stale_records(tmp_path, None) == []
-    (line,) = local_cleanup.undecided_records(tmp_path, None)
+    assert local_cleanup.judge_records(tmp_path, None).stale == ()
+    (line,) = local_cleanup.judge_records(tmp_path, None).undecided
     assert line.endswith("its servers run on, for 500 s more without it (pid 42)")
-    assert local_cleanup.stale_records(tmp_path, NAME) == [NAME], "a person named it"
-    assert local_cleanup.undecided_records(tmp_path, NAME) == []
+    assert local_cleanup.judge_records(tmp_path, NAME).stale == (NAME,), "a person named it"
+    assert local_cleanup.judge_records(tmp_path, NAME).undecided == ()
     with pytest.raises(ClusterError, match="its servers run on") as caught:
         local_cleanup.refuse_without_ray(tmp_path, NAME)
     assert f"--name {NAME}` takes the servers over" in caught.value.todo
 
     monkeypatch.setattr(local_cleanup, "find_guards", lambda *_: [])
-    assert local_cleanup.stale_records(tmp_path, None) == [NAME]
-    assert local_cleanup.undecided_records(tmp_path, None) == []
+    assert local_cleanup.judge_records(tmp_path, None).stale == (NAME,)
+    assert local_cleanup.judge_records(tmp_path, None).undecided == ()
     local_cleanup.refuse_without_ray(tmp_path, NAME)
     assert record == local_cleanup.read_record(tmp_path, NAME), "looking changes nothing"
 
@@ -344,6 +345,28 @@ def test_a_record_that_cannot_be_opened_is_named(tmp_path):
     assert [problem.deployment for problem in problems] == ["folder"]
 
 
+def test_the_processes_are_read_once_for_all_records(tmp_path, monkeypatch, marked):
+    process = marked()
+    record = put_record(tmp_path, address="127.0.0.1:1")
+    other = replace(record, deployment="test-other", marker="@test-other-00000000")
+    record_path(tmp_path, "test-other").write_text(encode(other))
+    record_path(tmp_path, "test-damaged").write_text("{")
+    asked = []
+
+    def count(*given, **narrowed):
+        asked.append(given)
+        return find_marked(*given, **narrowed)
+
+    for module in (local_cleanup, cluster_records):
+        monkeypatch.setattr(module, "find_marked", count)
+    judged = local_cleanup.judge_records(tmp_path, None)
+    assert asked == [()]
+    assert judged.stale == ("test-damaged", "test-other")
+    (line,) = judged.undecided
+    assert "1 of its processes live" in line
+    assert process.poll() is None
+
+
 def test_a_damaged_record_never_hides_living_processes(tmp_path, marked):
     process = marked()
     path = put_record(tmp_path)
@@ -351,11 +374,11 @@ def test_a_damaged_record_never_hides_living_processes(tmp_path, marked):
     assert find_orphans(KnownDeployments()) == [] or process.pid not in {
         found.pid for found in find_orphans(KnownDeployments())
     }
-    (line,) = local_cleanup.undecided_records(tmp_path, None)
+    (line,) = local_cleanup.judge_records(tmp_path, None).undecided
     assert f"{NAME}.json" in line
     assert f"raylaunch clean --yes --deployment {NAME}" in line
     assert [found.pid for found in find_orphans(KnownDeployments(), NAME)] == [process.pid]
-    assert local_cleanup.stale_records(tmp_path, NAME) == [NAME]
+    assert local_cleanup.judge_records(tmp_path, NAME).stale == (NAME,)
     assert path.deployment == NAME
 
 

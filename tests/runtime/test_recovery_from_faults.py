@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from drilled import check_causes
 from own_processes import kill_own
 from ray_clusters import STANDIN, RayNodes, await_true, clean_env, free_ports
 
@@ -156,6 +157,7 @@ def test_every_fault_of_the_drill_is_recovered_from(start, cluster):
     assert (by_name["kill-agent"].adopted, by_name["kill-agent"].failed) == (True, 0)
     assert "rank 1" in by_name["stop-headless"].detected_by
     assert by_name["kill-controller"].failed == 0
+    check_causes(handle.events(), by_name)
     status = handle.status()
     assert status.phase is Phase.READY
     restarts = len(outcomes) - len(("kill-agent", "kill-controller"))

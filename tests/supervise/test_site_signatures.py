@@ -110,6 +110,11 @@ def test_our_own_signatures_pass_the_same_check(signature) -> None:
     assert list(sample_problems(signature)) == []
 
 
+def test_a_bracket_of_a_comment_hides_no_costly_part_behind_it() -> None:
+    assert find_costly(r"(?#[)(a+)+") != ""
+    assert find_costly(r"(?#\[)(a+)+") == "a group is repeated without an end (`)+`)"
+
+
 def test_words_of_a_pattern_are_in_all_that_it_matches_and_windows_find_the_same() -> None:
     filler = "".join(f"line {n} of something without a level\n" for n in range(1500))
     samples = [signature.sample for signature in load_signatures()]

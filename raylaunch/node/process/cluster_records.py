@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raylaunch.errors import ClusterError
 from raylaunch.node.process.guard import read_process
 from raylaunch.node.process.process_markers import find_marked
+from raylaunch.plan.facts import MarkedProcess
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,17 @@ class ClusterRecord:
         """Return whether Ray is being started by a process that is alive."""
         return not self.address and not self.is_abandoned()
 
-    def is_dead(self) -> bool:
-        """Return whether a completed cluster has no process left, for example after a reboot."""
+    def is_dead(self, processes: Collection[MarkedProcess] | None = None) -> bool:
+        """Return whether a completed cluster has no process left, for example after a reboot.
+
+        Args:
+            processes: Those with its marker, where they are known already.
+        """
         if not self.address:
             return False
         if self.starter is not None and self.starter.host != socket.gethostname():
             return False
-        return not find_marked(self.marker)
+        return not (find_marked(self.marker) if processes is None else processes)
 
 
 @dataclass(frozen=True)

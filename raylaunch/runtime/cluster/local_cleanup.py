@@ -32,7 +32,7 @@ from raylaunch.node.process.process_markers import (
 from raylaunch.plan.facts import MarkedProcess
 from raylaunch.recipe.group_names import GATEWAY_GROUP
 from raylaunch.runtime.cluster.connection import why_unreachable
-from raylaunch.runtime.cluster.daemon_supervisor import find_supervisors
+from raylaunch.runtime.cluster.daemon_supervisor import SUPERVISOR_GROUP, find_supervisors
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,16 @@ class KilledCluster:
     """How many were found, servers included."""
     left: tuple[str, ...] = ()
     """What resisted: "pid 12 raylet"."""
+
+
+@dataclass(frozen=True)
+class JudgedRecords:
+    """The records of embedded clusters that are not in order."""
+
+    stale: tuple[str, ...]
+    """Deployments of which only a record, or an interrupted start, is left."""
+    undecided: tuple[str, ...]
+    """What `clean` does not judge, each with what a person can do."""
 
 
 def stop_local(home: Path, deployment: str) -> list[str]:
@@ -106,53 +116,40 @@ def cancel_start(home: Path, deployment: str) -> KilledCluster | None:
     return replace(killed, processes=killed.processes + len(seen))
 
 
-def stale_records(home: Path, deployment: str | None) -> list[str]:
-    """Name the deployments of which only a record, or an interrupted start, is left.
+def judge_records(home: Path, deployment: str | None) -> JudgedRecords:
+    """Judge the records of a home, all or that of one deployment.
 
-    A damaged record counts when no process can belong to it, or when `deployment` names it. So does
-    one whose servers run on without Ray: `start` takes them over.
+    A damaged record is stale when no process can belong to it, or when `deployment` names it. So is
+    one whose servers run on without Ray only if it is named: `start` takes them over.
     """
     records, problems = read_records(home)
+    # After the records: each is written before the first process of its cluster exists.
+    processes = find_marked() if records or problems else []
     stale = []
+    undecided = []
     for record in records:
-        is_gone = record.is_dead() and (deployment or not guards_without_ray(home, record))
-        if record.is_abandoned() or is_gone:
+        if deployment not in (None, record.deployment):
+            continue
+        own = [process for process in processes if process.deployment == record.marker]
+        if record.is_abandoned():
             stale.append(record.deployment)
-    stale += [
-        problem.deployment
-        for problem in problems
-        if deployment == problem.deployment or not _has_processes(problem.deployment)
-    ]
-    return sorted(name for name in stale if deployment in (None, name))
-
-
-def undecided_records(home: Path, deployment: str | None) -> list[str]:
-    """Describe the records that `clean` does not judge, each with what a person can do."""
-    records, problems = read_records(home)
-    lines = []
-    for record in records:
-        if deployment not in (None, record.deployment) or not record.address:
-            continue
-        if record.is_dead():
+        elif record.is_dead(own):
             if deployment is None and (guards := guards_without_ray(home, record)):
-                lines.append(_describe_survivors(record, guards))
-            continue
-        if why := why_unreachable(record.address):
-            count = len(find_marked(record.marker))
-            supervisors = find_supervisors(record.marker)
-            returning = "".join(
-                f" (pid {one.pid}, its supervisor, starts Ray again)" for one in supervisors
-            )
-            lines.append(
-                f"the embedded cluster of {record.deployment} does not answer ({why}), and {count} "
-                f"of its processes live{returning}: `raylaunch stop {record.deployment}` kills them"
-            )
+                undecided.append(_describe_survivors(record, guards))
+            else:
+                stale.append(record.deployment)
+        elif record.address and (why := why_unreachable(record.address)):
+            undecided.append(_describe_unreachable(record, why, own))
     for problem in problems:
         name = problem.deployment
-        if deployment is None and _has_processes(name):
+        if deployment not in (None, name):
+            continue
+        if deployment is None and _has_processes(name, processes):
             error = damaged(problem)
-            lines.append(f"{error.what} ({error.why}), and its processes live: {error.todo}")
-    return lines
+            undecided.append(f"{error.what} ({error.why}), and its processes live: {error.todo}")
+        else:
+            stale.append(name)
+    return JudgedRecords(tuple(sorted(stale)), tuple(undecided))
 
 
 def remove_record(home: Path, deployment: str) -> bool:
@@ -200,6 +197,20 @@ def _describe_survivors(record: ClusterRecord, guards: Collection[GuardReport]) 
     )
 
 
+def _describe_unreachable(
+    record: ClusterRecord, why: str, processes: Collection[MarkedProcess]
+) -> str:
+    supervisors = [process for process in processes if process.group == SUPERVISOR_GROUP]
+    returning = "".join(
+        f" (pid {one.pid}, its supervisor, starts Ray again)" for one in supervisors
+    )
+    return (
+        f"the embedded cluster of {record.deployment} does not answer ({why}), and "
+        f"{len(processes)} of its processes live{returning}: "
+        f"`raylaunch stop {record.deployment}` kills them"
+    )
+
+
 def gcs_store_of(record: ClusterRecord) -> Path:
     """Return the folder in which the GCS of a cluster keeps its tables."""
     return Path(record.token_file).with_suffix(".gcs")
@@ -215,10 +226,10 @@ def _is_under_way(home: Path, record: ClusterRecord) -> bool:
     return latest is not None and latest.marker == record.marker and latest.is_starting()
 
 
-def _has_processes(deployment: str) -> bool:
+def _has_processes(deployment: str, processes: Collection[MarkedProcess]) -> bool:
     """Return whether a process carries the marker of a cluster of this deployment, of any home."""
     pattern = re.compile(rf"@{re.escape(deployment)}-[0-9a-f]{{8}}")
-    return any(pattern.fullmatch(found.deployment) for found in find_marked())
+    return any(pattern.fullmatch(found.deployment) for found in processes)
 
 
 def has_record(home: Path, deployment: str) -> bool:

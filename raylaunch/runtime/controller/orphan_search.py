@@ -63,17 +63,17 @@ def clean(home: Path, *, asked: str, deployment: str | None, end: bool) -> Clean
     found, silent = _search_everywhere(running, deployment) if asked else ([], [])
     found = _one_per_machine([*found, _search(_THIS_PROCESS, running, deployment)])
     left, silent_at_kill = _kill_everywhere(found) if end else (found, [])
-    records = local_cleanup.stale_records(home, deployment)
+    records = local_cleanup.judge_records(home, deployment)
     left_records = [
-        name for name in records if not (end and local_cleanup.remove_record(home, name))
+        name for name in records.stale if not (end and local_cleanup.remove_record(home, name))
     ]
     return CleanReport(
         ended=end,
         found=_flatten(found),
         left=_flatten(left),
-        records=tuple(records),
+        records=records.stale,
         left_records=tuple(left_records),
-        undecided=tuple(local_cleanup.undecided_records(home, deployment)),
+        undecided=records.undecided,
         orphaned=tuple(headless),
         left_orphaned=tuple(left_headless),
         silent=tuple(dict.fromkeys((*silent, *silent_at_kill))),

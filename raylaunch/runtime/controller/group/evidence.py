@@ -19,6 +19,7 @@ from raylaunch.runtime.cluster.group_key import GroupKey
 from raylaunch.runtime.controller.group.agent_watch import shift_times
 from raylaunch.runtime.controller.group.bundle_writer import write_bundle
 from raylaunch.runtime.controller.group.journal import Journal
+from raylaunch.supervise.detect import FailureSeen
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, ServerEvidence, diagnose
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 from raylaunch.supervise.state import ServerSeen
@@ -42,6 +43,14 @@ class Case:
     bundle: Path | None = None
     problem: str = ""
     """Why there is no bundle."""
+
+    def complete_diagnosis(self, failure: FailureSeen) -> Diagnosis:
+        """Name what was observed where logs and exit statuses show nothing, as in a hang."""
+        assert self.diagnosis is not None
+        if self.diagnosis.id == "no-evidence":
+            cause = f"{failure.reason}. {self.diagnosis.cause}"
+            self.diagnosis = replace(self.diagnosis, root=failure.root, cause=cause)
+        return self.diagnosis
 
 
 class Nodes(Protocol):

@@ -285,8 +285,7 @@ class GroupLoop:
         """Freeze the evidence, have it diagnosed, and do what the policy decides."""
         self.record.note_failure(failure)
         self._case = await self._evidence.examine(self._journal, self.record.seen)
-        diagnosis = self._case.diagnosis
-        assert diagnosis is not None
+        diagnosis = self._case.complete_diagnosis(failure)
         root = failure.root if diagnosis.root is None else diagnosis.root
         self.record.note_diagnosis(diagnosis, root)
         await self._evidence.keep(self._case, self._journal, self.record.seen)

@@ -6,7 +6,8 @@ import re
 
 _TOKEN = re.compile(
     r"(?P<escape>\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[\s\S]))"
-    r"|(?P<set>\[\^?\]?(?:\\[\s\S]|[^\]\\])*\])"
+    # Also without its end: to search for that again from each bracket takes quadratic time.
+    r"|(?P<set>\[\^?\]?(?:\\[\s\S]|[^\]\\])*+(?P<end>\]?))"
     r"|(?P<repeat>[*+]|\{\d*,\d*\}|\{\d+\}|\?)[?+]?"
     r"|(?P<other>[\s\S])"
 )
@@ -25,6 +26,8 @@ def find_costly(pattern: str) -> str:
     before = ""
     broad = 0
     for found in _TOKEN.finditer(pattern):
+        if found["end"] == "":
+            return "a `[` has no `]`"
         repeat = found["repeat"]
         if repeat is None:
             before = found[0]
