@@ -14,6 +14,8 @@ from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit
 from raylaunch.supervise.diagnosis.readings import reason, shorten
 from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
+from raylaunch.supervise.diagnosis.rules.general.packages import find_package
+from raylaunch.supervise.diagnosis.rules.general.place_options import name_place_options
 from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
 from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.tracebacks import Frame, Raised
@@ -130,7 +132,8 @@ MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         name="refused",
         words=r"[Nn]ot (?:yet )?(?:be )?(?:supported|implemented|allowed|available|compatible|"
-        r"supporting)|(?:does|do|can)(?: ?n[o']t|not) (?:yet )?(?:support|work|be used|use)|"
+        r"supporting|permitted|accepted|recogni[sz]ed)|"
+        r"\breserved\b|(?:does|do|can)(?: ?n[o']t|not) (?:yet )?(?:support|work|be used|use)|"
         r"[Uu]nsupported|[Ii]ncompatible|[Oo]nly (?:supports?|works?|"
         r"[^\n]{1,80}? (?:is|are) (?:\w{1,12} )?supported)|is required|[Rr]equires?\b|"
         r"must (?:be|not|set|have|match)|should (?:be|not)|[Ii]nvalid|[Mm]ismatch|[Uu]nknown|"
@@ -180,11 +183,13 @@ def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason
     through = f" It goes through {names}." if names else ""
     cause = meaning.cause.format(package=package)
     during = ", while it was answering requests" if serving else ""
+    known = find_package(frame.package) if frame else None
+    of_package = f" {known.remedy}" if known and meaning.name != "package-failed" else ""
     return reason(
         meaning.name,
         f"{cause}{during}: {quoted}{place}.{through}",
         f"{_advised(raised.message)}{_options(raised, frame)}"
-        f"{meaning.remedy.format(package=package)}",
+        f"{meaning.remedy.format(package=package)}{of_package}",
         "exception by its words",
         "transient" if serving else meaning.kind,
     )
@@ -233,6 +238,12 @@ def _by_place(frame: Frame | None) -> _Meaning | None:
     if frame.package in _OWN:
         remedy = "Use another release of {package}, or switch off the feature of that file."
         return _Meaning(name="code-failed", cause="{package} failed", remedy=remedy)
+    if known := find_package(frame.package):
+        return _Meaning(
+            name="package-failed",
+            cause=f"The package {{package}} ({known.role}) failed",
+            remedy=known.remedy.replace("{", "{{").replace("}", "}}"),
+        )
     return _Meaning(
         name="package-failed",
         cause="The package {package} failed",
@@ -269,7 +280,7 @@ def _features(raised: Raised, frame: Frame | None) -> list[tuple[str, str]]:
 
 def _options(raised: Raised, frame: Frame | None) -> str:
     """Return a sentence on the options that the message names and the features it goes through."""
-    named = name_options(f"{raised.message} {raised.code}")
+    named = name_options(f"{raised.message} {raised.code}") or name_place_options(raised.frames)
     off = [remedy for _, remedy in _features(raised, frame) if remedy]
     sentences = []
     if named:

@@ -12,9 +12,13 @@ from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
 from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
 from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
+from raylaunch.supervise.diagnosis.rules.general.device_messages import read_device_messages
 from raylaunch.supervise.diagnosis.rules.general.env_values import read_env_values
+from raylaunch.supervise.diagnosis.rules.general.hub_errors import read_hub_errors
 from raylaunch.supervise.diagnosis.rules.general.ray_exits import read_ray_exits
 from raylaunch.supervise.diagnosis.rules.general.start_waits import read_start_waits
+from raylaunch.supervise.diagnosis.rules.general.store_clients import read_store_clients
+from raylaunch.supervise.diagnosis.rules.general.taken_ports import read_taken_ports
 from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
 from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
 from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
@@ -40,11 +44,15 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_ray_exits,
     read_ray,
     read_kv_transfer,
+    read_hub_errors,
+    read_taken_ports,
+    read_store_clients,
     read_network,
     read_hccl,
     read_hangs,
     read_start_waits,
     read_devices,
+    read_device_messages,
     read_blocks,
     read_numbers,
     read_refusals,

@@ -33,6 +33,7 @@ _VALUE_ERROR = re.compile(
     r"(?:Value error|Assertion (?:error|failed)), ([^\n]{1,1000})"
 )
 _PYDANTIC_TAIL = re.compile(r" ?\[type=\w{1,60}, input_(?:value|type)=")
+_GOT = re.compile(r"input_value=([^\n]{1,80}?), input_type=(\w{1,40})")
 _CONFIGS = {
     "SpeculativeConfig": "features.speculative",
     "CompilationConfig": "args.compilation-config",
@@ -63,7 +64,7 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             "exists.",
         )
     for line, match in log.errors.find(_INVALID):
-        yield _invalid_value(line, match[1], _PYDANTIC_TAIL.split(match[2])[0])
+        yield _invalid_value(line, match[1], _PYDANTIC_TAIL.split(match[2])[0] + _got(match[2]))
     for line, match in log.errors.find(_RULE):
         yield Reading(
             reason(
@@ -105,7 +106,8 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
         yield Reading(
             reason(
                 "bad-config-value",
-                f"vLLM refused `{field}` of {owner}: {shorten(message, 200)}.",
+                f"vLLM refused `{field}` of {owner}: {shorten(message, 200).rstrip(' .')}"
+                f"{_got(log.cleaned[line + 2] if line + 2 < len(log.cleaned) else '')}.",
                 f"Correct `{field.replace('_', '-')}` under `args`: `vllm serve --help=all` on the "
                 "node shows its values.",
                 "pydantic",
@@ -144,6 +146,14 @@ def _invalid_value(line: int, flag: str, said: str) -> Reading:
         f"Correct {field[0]} (`--{name}`): JSON where the flag takes an object, a number with its "
         "unit where it takes one; `vllm serve --help=all` on the node shows the form.",
     )
+
+
+def _got(said: str) -> str:
+    """Return what pydantic says that it was given; "" for a whole object."""
+    found = _GOT.search(said)
+    if found is None or "ArgsKwargs" in found[1]:
+        return ""
+    return f" (given: {found[1]}, a value of type {found[2]})"
 
 
 def _positional(line: int, value: str) -> Reading:

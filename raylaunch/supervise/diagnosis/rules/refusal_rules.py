@@ -12,6 +12,7 @@ from raylaunch.plan.known_flags import read_flags
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import QUOTE_CHARS, Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.general.place_options import name_place_options
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _TYPES = (
@@ -41,6 +42,11 @@ _VARIABLE = re.compile(
 )
 _REQUEST_PLACE = re.compile(
     r"^vllm/(?:entrypoints/openai|sampling_params|v1/engine/(?:input_)?proc)"
+)
+_NAMED_VARIABLE = re.compile(
+    r"(?i:env(?:ironment)? ?var(?:iable)?s?)[ ,:]{0,3}[`'\"]?([A-Z_][A-Z0-9_]{3,60})\b|"
+    r"\b([A-Z][A-Z0-9]{1,20}(?:_[A-Z0-9]{1,20}){1,6})=|"
+    r"(?:\$|\b[Ss]et |[Uu]nset )[`'\"]?([A-Z][A-Z0-9]{1,20}(?:_[A-Z0-9]{1,20}){1,6})\b"
 )
 _ADDRESS = re.compile(r"https?://\S{1,300}")
 _VALUES = re.compile(
@@ -144,6 +150,7 @@ def _refusal(raised: Raised) -> Reading | None:
     function = innermost.function if innermost else ""
     options = name_options(f"{raised.message} {raised.code}")
     options = options or _name_topics(f"{place} {function}".replace("/", " "))
+    options = options or name_place_options(raised.frames)
     if not options and innermost is None:
         return None
     where = f" in {place}" if place else ""
@@ -276,6 +283,8 @@ def name_flags(message: str) -> list[str]:
     named += [match.replace("_", "-") for match in _NAME.findall(message)]
     fields = [_field(name) for name in named if name in flags or name in _FIELDS]
     fields += [f"`env.{name}`" for name in _VARIABLE.findall(message)]
+    found = (next(filter(None, groups)) for groups in _NAMED_VARIABLE.findall(message))
+    fields += [f"`env.{name}`" for name in found]
     return list(dict.fromkeys(fields))[:3]
 
 

@@ -1,0 +1,193 @@
+"""Rules for classes of messages: other words and values of the same class are read too."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylaunch.supervise.diagnosis.root_cause import Diagnosis, diagnose_text
+
+
+def read(log: str) -> Diagnosis:
+    found = diagnose_text(log)
+    assert found is not None, log
+    return found
+
+
+@pytest.mark.parametrize(
+    ("message", "cause", "remedy"),
+    [
+        ("RuntimeError: CUDA error: invalid device ordinal", "device number", "VISIBLE_DEVICES"),
+        ("torch.AcceleratorError: HIP error: invalid device ordinal", "device number", "parallel."),
+        (
+            "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+            "built for other GPU models",
+            "compute capability",
+        ),
+        (
+            "RuntimeError: CUDA error: CUDA driver version is insufficient for CUDA runtime",
+            "older than the CUDA",
+            "driver",
+        ),
+        (
+            "RuntimeError: CUDA error: peer access is not supported between these two devices",
+            "each other's memory",
+            "custom-all-reduce",
+        ),
+        ("RuntimeError: CUDA error: device-side assert triggered", "kernel failed", "eager"),
+    ],
+)
+def test_a_message_of_the_devices_runtime_has_its_own_meaning(
+    message: str, cause: str, remedy: str
+) -> None:
+    found = read(f"(Worker_TP1 pid=7) ERROR 10-15 16:32:16 [multiproc_executor.py:822] {message}")
+    assert cause in found.cause
+    assert remedy in found.remedy
+    assert not found.certain
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://huggingface.co/api/models/org/some-model.v2/revision/main", "org/some-model.v2"),
+        ("https://hf-mirror.com/org/model/resolve/main/config.json.", "org/model"),
+        ("https://huggingface.co/api/models/gpt9/tree/main?recursive=True", "gpt9"),
+        ("https://www.modelscope.cn/api/v1/models/a/b/revisions?EndTime=17", "a/b"),
+    ],
+)
+def test_a_hub_without_the_model_names_the_repository(url: str, name: str) -> None:
+    found = read(
+        f"huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error. (Request ID: 1)\n\n"
+        f"Repository Not Found for url: {url}\n"
+    )
+    assert found.id == "hub-no-such-model"
+    assert f"`{name}`" in found.cause
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        (
+            "huggingface_hub.errors.OfflineModeIsEnabled: Cannot reach "
+            "https://huggingface.co/api/models/org/m: offline mode is enabled. To disable it, please "
+            "unset the `HF_HUB_OFFLINE` environment variable."
+        ),
+        (
+            "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached "
+            "snapshot folder for the specified revision on the local disk and outgoing traffic has "
+            "been disabled. To enable repo look-ups and downloads online, pass "
+            "'local_files_only=False' as input."
+        ),
+    ],
+)
+def test_offline_mode_is_told_from_a_hub_that_cannot_be_reached(message: str) -> None:
+    found = read(message)
+    assert found.id == "hub-offline"
+    assert "model.path" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("lines", "port", "option"),
+    [
+        (
+            (
+                '  File "/x/site-packages/vllm/distributed/kv_transfer/kv_connector/v1/nixl_connector'
+                '.py", line 9, in _nixl_handshake_listener\n'
+                "zmq.error.ZMQError: Address already in use (addr='tcp://10.0.0.7:5600')"
+            ),
+            "5600",
+            "VLLM_NIXL_SIDE_CHANNEL_PORT",
+        ),
+        (
+            (
+                '  File "/x/site-packages/vllm/distributed/kv_events.py", line 9, in _socket_setup\n'
+                "zmq.error.ZMQError: Address already in use (addr='tcp://*:5557')"
+            ),
+            "5557",
+            "kv-events-config",
+        ),
+        (
+            (
+                '  File "/x/site-packages/torch/distributed/rendezvous.py", line 9, in _create_c10d\n'
+                "    return TCPStore(\n"
+                "RuntimeError: The server socket has failed to listen on any local network address. "
+                "port: 45123, useIpv6: false, code: -98, name: EADDRINUSE, message: address already "
+                "in use"
+            ),
+            "45123",
+            "master-port",
+        ),
+    ],
+)
+def test_a_port_in_use_is_that_of_the_part_which_asked(lines: str, port: str, option: str) -> None:
+    found = read(f"Traceback (most recent call last):\n{lines}")
+    assert found.id == "port-in-use"
+    assert port in found.cause
+    assert option in found.remedy
+
+
+@pytest.mark.parametrize(("came", "expected"), [(1, 2), (3, 16), (7, 8)])
+def test_a_rendezvous_counts_who_came(came: int, expected: int) -> None:
+    found = read(
+        "torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients. "
+        f"{came}/{expected} clients joined."
+    )
+    assert f"{came} of {expected}" in found.cause
+    assert not found.certain
+
+
+@pytest.mark.parametrize(
+    ("frame", "message", "option"),
+    [
+        (
+            "vllm/distributed/kv_transfer/kv_connector/factory.py",
+            "ValueError: Unsupported connector type: FancyConnector",
+            "kv-transfer-config",
+        ),
+        (
+            "vllm/model_executor/model_loader/weight_utils.py",
+            "RuntimeError: The layout of this thing is not what we want",
+            "load-format",
+        ),
+        (
+            "vllm/v1/attention/backends/flex_attention.py",
+            "NotImplementedError: We do not do this for such heads yet",
+            "attention-backend",
+        ),
+        (
+            "flashinfer/decode.py",
+            "RuntimeError: something strange in the plan",
+            "VLLM_ATTENTION_BACKEND",
+        ),
+        (
+            "opentelemetry/sdk/trace/export.py",
+            "ValueError: strange exporter",
+            "otlp-traces-endpoint",
+        ),
+    ],
+)
+def test_a_refusal_without_an_option_names_those_of_its_place(
+    frame: str, message: str, option: str
+) -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        f'  File "/usr/lib/python3.12/site-packages/{frame}", line 47, in work\n'
+        f"    raise\n{message}"
+    )
+    assert option in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("message", "variable"),
+    [
+        ("AssertionError: The env var, RAYX_HOOK_VAR, is not permitted here", "RAYX_HOOK_VAR"),
+        ("ValueError: Environment variable `FOO_BAR_MODE` must be set to 1 or 2", "FOO_BAR_MODE"),
+        ("RuntimeError: this is not supported, please set OMP_PROC_MODE=1 first", "OMP_PROC_MODE"),
+    ],
+)
+def test_a_variable_that_a_message_names_is_in_the_remedy(message: str, variable: str) -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        '  File "/usr/lib/python3.12/site-packages/vllm/envs_check.py", line 4, in check\n'
+        f"    raise\n{message}"
+    )
+    assert f"env.{variable}" in found.remedy
