@@ -191,3 +191,106 @@ def test_a_variable_that_a_message_names_is_in_the_remedy(message: str, variable
         f"    raise\n{message}"
     )
     assert f"env.{variable}" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("warning", "cause", "remedy"),
+    [
+        (
+            "socketPollConnect: Connect to 10.1.2.3<4001> returned 111(Connection refused) errno 115",
+            "10.1.2.3",
+            "network.interface",
+        ),
+        ("Net : Connection from remote peer 10.1.2.9<4711> closed", "10.1.2.9", "log"),
+        ("Bootstrap : no socket interface found", "no network interface", "ip -br addr"),
+        (
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 5000",
+            "same GPU",
+            "device of its own",
+        ),
+        (
+            "NET/IB : Got completion from peer 10.0.0.2<39111> with error 12, opcode 0, len 0",
+            "10.0.0.2",
+            "ibv_devinfo",
+        ),
+        ("Message truncated : received 1024 bytes instead of 256", "same program", "parallel"),
+    ],
+)
+def test_a_warning_of_nccl_says_more_than_its_exception(
+    warning: str, cause: str, remedy: str
+) -> None:
+    found = read(
+        f"n1:12:40 [0] misc/socket.cc:533 NCCL WARN {warning}\n"
+        "torch.distributed.DistBackendError: NCCL error in: x.cpp:1275, unhandled system error"
+    )
+    assert cause in found.cause
+    assert remedy in found.remedy
+    assert not found.certain
+
+
+def test_a_plug_in_that_nccl_does_not_need_is_no_missing_library() -> None:
+    line = "n1:12:40 [0] NCCL INFO NET/Plugin: libnccl-net.so: cannot open shared object file"
+    assert diagnose_text(f"{line}: No such file or directory") is None
+
+
+@pytest.mark.parametrize(
+    ("statement", "option"),
+    [
+        (
+            "AssertionError: Remote block size 64 differs from the local block size 128",
+            "args.block-size",
+        ),
+        ("RuntimeError: remote tp_size 8 is not a multiple of the local one", "parallel.tensor"),
+        ("ValueError: remote agent has another kv cache layout: NHD", "VLLM_KV_CACHE_LAYOUT"),
+        ("AssertionError: handshake: version hash of the remote is another one", "release"),
+    ],
+)
+def test_servers_that_do_not_fit_each_other_are_told_what_must_be_the_same(
+    statement: str, option: str
+) -> None:
+    found = read(
+        "(Worker_TP0 pid=8) ERROR 06-11 03:02:10 [worker.py:7] NIXL transfer failure: x | Context\n"
+        '(Worker_TP0 pid=8) ERROR 06-11 03:02:10 [worker.py:7]   File "/v/site-packages/vllm/'
+        'distributed/kv_transfer/kv_connector/v1/any_connector.py", line 4, in _validate_remote\n'
+        f"(Worker_TP0 pid=8) ERROR 06-11 03:02:10 [worker.py:7] {statement}"
+    )
+    assert found.id == "kv-partners-differ"
+    assert option in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "remedy"),
+    [
+        ("ERROR: Worker proc pid 77 died with exit code -9", "SIGKILL", "dmesg"),
+        ("ERROR: process 71 exited with exitcode: 139", "SIGSEGV", "eager"),
+        ("ERROR: rank 3 (local) crashed, exit status 135", "SIGBUS", "/dev/shm"),
+        ("ERROR: child process was terminated by signal 6", "SIGABRT", "what()"),
+    ],
+)
+def test_the_exit_of_a_process_is_read_by_its_number(line: str, cause: str, remedy: str) -> None:
+    found = read(line)
+    assert cause in found.cause
+    assert remedy in found.remedy
+    assert not found.certain
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("ERROR 10-01 09:52:48 client.py:244] TimeoutError('No heartbeat received')", "heartbeat"),
+        ('ERROR 10-01 09:52:48 x.py:4] ValueError("type fp9 is not supported here")', "fp9"),
+    ],
+)
+def test_an_exception_that_was_logged_by_its_repr_is_read(line: str, word: str) -> None:
+    found = read(line)
+    assert word in found.cause
+    assert found.id not in ("unexplained-errors", "unknown")
+
+
+def test_a_folder_of_torch_is_no_feature_of_vllm_ascend() -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        '  File "/v/site-packages/torch/_inductor/scheduler.py", line 4, in create\n'
+        "RuntimeError: this thing does not support that thing"
+    )
+    assert "ascend" not in f"{found.cause} {found.remedy}".lower()

@@ -26,7 +26,7 @@ LINE_CHARS = 500
 # Exceptions of a connection that the peer closed: they follow a failure and never explain one.
 _NOISE = re.compile(
     r"(?:^|\.)(?:CancelledError|BrokenPipeError|ConnectionResetError|KeyboardInterrupt|"
-    r"(?:Async|MQ)?EngineDeadError|EngineGenerationError|RayTaskError)\b"
+    r"(?:Async|MQ)?EngineDeadError|EngineGenerationError|RayTaskError|ChildProcessError)\b"
 )
 _CAUSED = re.compile(r"direct cause of the following exception")
 _CHAIN_LINES = 4

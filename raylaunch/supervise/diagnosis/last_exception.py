@@ -46,6 +46,17 @@ class _Meaning:
 # Ordered: the more special kind first.
 MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
+        name="device-too-old",
+        words=r"too old to be supported|(?:[Mm]in(?:imum)?|[Cc]urrent|CUDA|compute) [Cc]apability|"
+        r"only supported on (?:\w{1,20} ){0,3}(?:GPU|NPU|device)s?\b|"
+        r"not supported (?:on|by|for) (?:this|your|the current) "
+        r"(?:GPU|device|platform|hardware|arch)",
+        cause="The device does not have what this code needs",
+        remedy="Choose what this device supports: another `args.dtype`, `args.kv-cache-dtype`, "
+        "`args.attention-backend` or quantisation of the weights (`model.path`), or "
+        "`args.enforce-eager: true` for compiled kernels; else a newer device.",
+    ),
+    _Meaning(
         name="memory-short",
         words=r"[Oo]ut of memory|\bOOM\b|[Nn]ot enough (?:\w{1,20} )?memory|[Ii]nsufficient memory|"
         r"memory (?:is )?(?:not enough|insufficient)|more than total mem|"
@@ -273,7 +284,9 @@ def _package(raised: Raised, frame: Frame | None) -> str:
 
 def _features(raised: Raised, frame: Frame | None) -> list[tuple[str, str]]:
     """Return the features that an exception goes through, each with how to switch it off."""
-    places = " ".join(each.module_path for each in raised.frames[:4]) or raised.before
+    # torch's folders are called scheduler and codegen, too, and are no features of vllm-ascend.
+    own = [each for each in raised.frames[:4] if each.package not in ("torch", "ray", "triton")]
+    places = " ".join(each.module_path for each in own) or raised.before
     function = frame.function if frame else ""
     return name_features(f"{places} {function} {raised.message}", raised.process)
 

@@ -11,10 +11,13 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 EXCEPTION = re.compile(
     r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
     r"Interrupt|NotFound)(?:_\w{1,40})?|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
-    r"(?:: ?([^\n]{0,4000}))?$",
+    r"(?:: ?([^\n]{0,4000})|\((['\"])([^\n]{1,4000}?)\3,?\))?$",
     re.MULTILINE,
 )
-"""The last line of a traceback. A class of a module may begin with a small letter."""
+"""The last line of a traceback, or an exception that was logged by its repr.
+
+A class of a module may begin with a small letter.
+"""
 _FRAME = re.compile(r'^\s*File "([^"\n]{1,400})", line (\d{1,6})(?:, in ([\w<>.]{1,100}))?')
 _FOLDERS = ("site-packages/", "dist-packages/", "vllm-workspace/")
 _KNOWN = re.compile(
@@ -92,7 +95,7 @@ def find_exceptions(log: ServerLog) -> Iterator[Raised]:
 
 def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
     """Return the exception that `EXCEPTION` matched on a line, with the frames above it."""
-    message = (match[2] or "").strip()
+    message = (match[2] or match[4] or "").strip()
     if passed_on := _PASSED_ON.match(message):
         # The frames are those of the engine.
         said = passed_on[2]

@@ -15,6 +15,9 @@ from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
 from raylaunch.supervise.diagnosis.rules.general.device_messages import read_device_messages
 from raylaunch.supervise.diagnosis.rules.general.env_values import read_env_values
 from raylaunch.supervise.diagnosis.rules.general.hub_errors import read_hub_errors
+from raylaunch.supervise.diagnosis.rules.general.kv_pairing import read_kv_pairing
+from raylaunch.supervise.diagnosis.rules.general.nccl_lines import read_nccl_lines
+from raylaunch.supervise.diagnosis.rules.general.process_exits import read_process_exits
 from raylaunch.supervise.diagnosis.rules.general.ray_exits import read_ray_exits
 from raylaunch.supervise.diagnosis.rules.general.start_waits import read_start_waits
 from raylaunch.supervise.diagnosis.rules.general.store_clients import read_store_clients
@@ -35,6 +38,7 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     *NPU_RULES,
     read_weights,
     read_env_values,
+    read_kv_pairing,
     read_exceptions,
     read_libraries,
     read_compilers,
@@ -53,6 +57,8 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_start_waits,
     read_devices,
     read_device_messages,
+    read_nccl_lines,
+    read_process_exits,
     read_blocks,
     read_numbers,
     read_refusals,

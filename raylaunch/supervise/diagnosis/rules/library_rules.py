@@ -28,6 +28,8 @@ _NO_LIBRARY = re.compile(
     r"(?<![\w/.-])([A-Za-z][\w.+-]{1,60}\.so[\w.]{0,20}): cannot open shared object file|"
     r"Could not load this library: (\S{3,300}\.so[\w.]{0,20})"
 )
+# NCCL looks for plug-ins and goes on without them.
+_OPTIONAL = re.compile(r"NCCL INFO|libnccl-(?:net|tuner|env|profiler)\b")
 _STATIC_TLS = re.compile(
     r"(?<![^\s'\"(])([^\s'\"(]{2,300}\.so[\w.]{0,20}): "
     r"cannot (?:allocate memory in|load any more object with) static TLS"
@@ -63,6 +65,8 @@ def read_libraries(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_NO_FUNCTION):
         yield _function(line, match)
     for line, match in log.errors.find(_NO_LIBRARY):
+        if _OPTIONAL.search(log.cleaned[line]):
+            continue
         yield _library(line, match[1]) if match[1] else _unloadable(line, match[2])
     for line, match in log.errors.find(_STATIC_TLS):
         yield _found(

@@ -81,13 +81,27 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         "`parallel.tensor`",
     ),
     (r"world[_ ]size", "`parallel.tensor`, `parallel.pipeline` and `hardware.npus_per_server`"),
-    (r"intermediate_tensors|pipeline[- ]parallel|\bpp[_ ]?size\b", "`parallel.pipeline`"),
+    (
+        r"intermediate_tensors|pipeline[- ]parallel|\bpp[_ ]?size\b|\b_?pp[_ ]",
+        "`parallel.pipeline`",
+    ),
     (r"expert[- ]parallel|\bep[_ ]?size\b|EPLB|redundant[_ ]expert", "`parallel.expert`"),
     (
         r"context[- ]parallel|\bDCP\b|\bPCP\b",
         "`parallel.decode_context`, `parallel.prefill_context`",
     ),
-    (r"speculat|draft|eagle|\bmtp\b|medusa|ngram", "`features.speculative`"),
+    (
+        r"speculat|draft|eagle|\bmtp\b|medusa|ngram|sampled_token_ids\.shape|num_spec",
+        "`features.speculative`",
+    ),
+    (
+        (
+            r"(?:fp8|int8|quantized|nvfp4)[^\n]{0,12} (?:kv|attention)|"
+            r"kv[-_ ]?cache[-_ ]?(?:data ?)?type|"
+            r"kv[-_ ]cache[-_ ]dtype|cache_dtype"
+        ),
+        "`args.kv-cache-dtype`",
+    ),
     (
         r"quantiz|\bfp8\b|\bw8a8\b|\bawq\b|\bgptq\b|bitsandbytes",
         "`args.quantization` or other weights (`model.path`)",
@@ -155,7 +169,9 @@ def _refusal(raised: Raised) -> Reading | None:
         return None
     where = f" in {place}" if place else ""
     release = f"a release of {package}" if innermost else "a release"
-    what = f"Correct {' or '.join(options)}" if options else _without_feature(raised)
+    options += [each for each in _parallel(raised.process) if not raised.message]
+    verb = "Correct" if raised.message else "Start without, or with another value of,"
+    what = f"{verb} {' or '.join(options)}" if options else _without_feature(raised)
     if advice := read_advice(raised.message):
         what = f"The message advises: {advice}. {what}"
     return Reading(
@@ -170,6 +186,14 @@ def _refusal(raised: Raised) -> Reading | None:
         rank=Rank.HINT,
         certain=False,
     )
+
+
+_PARALLEL = (("PP", "`parallel.pipeline`"), ("DCP", "`parallel.decode_context`"))
+
+
+def _parallel(process: str) -> list[str]:
+    """Return the fields of the parallel ranks that vLLM writes into the name of a worker."""
+    return [field for rank, field in _PARALLEL if re.search(rf"_{rank}\d", process)]
 
 
 def _without_feature(raised: Raised) -> str:
