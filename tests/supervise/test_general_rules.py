@@ -116,6 +116,24 @@ def test_offline_mode_is_told_from_a_hub_that_cannot_be_reached(message: str) ->
             "45123",
             "master-port",
         ),
+        (
+            (
+                '  File "/x/site-packages/vllm/distributed/device_communicators/shm_broadcast.py", '
+                "line 9, in __init__\n"
+                "zmq.error.ZMQError: Address already in use (addr='tcp://10.0.0.7:41233')"
+            ),
+            "41233",
+            "VLLM_PORT",
+        ),
+        (
+            (
+                '  File "/x/site-packages/vllm/v1/engine/utils.py", line 9, in '
+                "launch_core_engines\n"
+                "zmq.error.ZMQError: Address already in use (addr='tcp://10.0.0.7:13345')"
+            ),
+            "13345",
+            "network.rpc_port",
+        ),
     ],
 )
 def test_a_port_in_use_is_that_of_the_part_which_asked(lines: str, port: str, option: str) -> None:
@@ -294,3 +312,212 @@ def test_a_folder_of_torch_is_no_feature_of_vllm_ascend() -> None:
         "RuntimeError: this thing does not support that thing"
     )
     assert "ascend" not in f"{found.cause} {found.remedy}".lower()
+
+
+@pytest.mark.parametrize(
+    ("statement", "key", "option"),
+    [
+        ('port = self.kv_connector_extra_config["proxy_port"]', "proxy_port", "kv-transfer-config"),
+        ('factor = rope_scaling["short_factor"]', "short_factor", "config.json"),
+        ('bits = hf_quant_config["num_bits"]', "num_bits", "model.path"),
+        ('size = hf_config["d_state"]', "d_state", "hf-overrides"),
+        ('flag = additional_config["torchair_mode"]', "torchair_mode", "additional-config"),
+        ('rank = os.environ["MY_RANK"]', "MY_RANK", "env.MY_RANK"),
+    ],
+)
+def test_a_missing_key_is_read_by_what_it_was_to_be_read_from(
+    statement: str, key: str, option: str
+) -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        '  File "/v/site-packages/vllm/some/place.py", line 4, in work\n'
+        f"    {statement}\nKeyError: '{key}'"
+    )
+    assert found.id == "key-missing"
+    assert key in found.cause
+    assert option in found.remedy
+    assert not found.certain
+
+
+@pytest.mark.parametrize(
+    ("line", "id_", "remedy"),
+    [
+        (
+            (
+                "ray.exceptions.WorkerCrashedError: The worker died unexpectedly while executing this "
+                "task."
+            ),
+            "ray-actor-died",
+            "dmesg",
+        ),
+        (
+            (
+                "ray.exceptions.ActorPlacementGroupRemoved: The actor died because its placement group "
+                "was removed."
+            ),
+            "ray-group-removed",
+            "placement-groups",
+        ),
+        ("ray.exceptions.OutOfDiskError: Local disk is full", "disk-full", "df -h"),
+        (
+            "RuntimeError: b'GCS has started but no raylets have registered yet.'",
+            "ray-no-raylet",
+            "ray start --head",
+        ),
+    ],
+)
+def test_an_exception_of_ray_is_read_by_its_class(line: str, id_: str, remedy: str) -> None:
+    found = read(line)
+    assert found.id == id_
+    assert remedy in found.remedy
+
+
+def test_a_check_of_a_kernel_is_quoted_and_an_index_beyond_its_table_explained() -> None:
+    found = read(
+        "x.cu:9: foo: block: [1,0,0], thread: [3,0,0] Assertion `srcIndex < srcSelectDimSize` "
+        "failed.\nRuntimeError: CUDA error: device-side assert triggered"
+    )
+    assert "srcIndex < srcSelectDimSize" in found.cause
+    assert "args.max-model-len" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("ambiguous option: --max could match --max-num-seqs, --max-model-len", "max-num-seqs"),
+        ("the following arguments are required: model_tag", "model_tag"),
+    ],
+)
+def test_what_argparse_says_of_a_whole_command_is_read(said: str, words: str) -> None:
+    found = read(f"vllm serve: error: {said}")
+    assert found.id == "bad-flag"
+    assert words in found.cause
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "remedy"),
+    [
+        (
+            "CUDA error (/src/vllm-flash-attn/flash_api.cpp:697): invalid configuration argument",
+            "flash_api.cpp",
+            "attention-backend",
+        ),
+        (
+            "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(h)`",
+            "CUBLAS_STATUS",
+            "gpu-memory-utilization",
+        ),
+        ("RuntimeError: Triton Error [HIP]: device kernel image is invalid", "image", "release"),
+        ("RuntimeError: HIP error: no kernel image is available", "built for other", "wheels"),
+    ],
+)
+def test_messages_of_kernels_and_of_libraries_of_the_device_are_read(
+    line: str, word: str, remedy: str
+) -> None:
+    found = read(line)
+    assert word in found.cause
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Operation not supported (addr='ipc:///share/tmp/1f_socket')",
+        "Permission denied (addr='ipc:///data/x/2e_socket')",
+        "No such file or directory (addr='ipc:///gone/3c_socket')",
+    ],
+)
+def test_a_local_socket_that_cannot_be_made_names_the_folder_to_set(message: str) -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        '  File "zmq/backend/cython/_zmq.py", line 190, in zmq.backend.cython._zmq._check_rc\n'
+        f"zmq.error.ZMQError: {message}"
+    )
+    assert "VLLM_RPC_BASE_PATH" in found.remedy
+    assert "ipc://" in found.cause
+
+
+def test_a_package_of_a_checkout_is_known_by_its_folder() -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        '  File "/home/me/LMCache/lmcache/v1/compute/models/utils.py", line 38, in get_model\n'
+        "    raise ValueError(x)\n"
+        "ValueError: vllm model for some-instance not found."
+    )
+    assert found.cause.startswith("lmcache refused")
+    assert "LMCACHE_CONFIG_FILE" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("place", "statement", "attribute", "name", "option"),
+    [
+        (
+            "vllm/some/loader.py",
+            "x = self.speculative_config.method",
+            "method",
+            "self.speculative_config",
+            "features.speculative",
+        ),
+        (
+            "vllm/distributed/kv_transfer/base.py",
+            "self.engine.start()",
+            "start",
+            "self.engine",
+            "kv-transfer-config",
+        ),
+        (
+            "vllm/model_executor/models/qwen9.py",
+            "s = self.visual.spatial",
+            "spatial",
+            "self.visual",
+            "qwen9",
+        ),
+    ],
+)
+def test_a_value_that_is_none_is_named_with_what_sets_it(
+    place: str, statement: str, attribute: str, name: str, option: str
+) -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        f'  File "/v/site-packages/{place}", line 4, in work\n'
+        f"    {statement}\n"
+        f"AttributeError: 'NoneType' object has no attribute '{attribute}'"
+    )
+    assert found.id == "value-none"
+    assert f"`{name}`" in found.cause
+    assert option in f"{found.cause} {found.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        (
+            (
+                "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xbb in position 0: invalid start "
+                "byte"
+            ),
+            "another form",
+        ),
+        ("ZeroDivisionError: integer division or modulo by zero", "parallel.tensor"),
+        ("AttributeError: Can't get attribute 'Foo' on <module 'bar'>", "same releases"),
+        ("ValueError: too many values to unpack (expected 2)", "do not belong together"),
+        ("TimeoutError: No heartbeat received from MQLLMEngine", "VLLM_RPC_TIMEOUT"),
+    ],
+)
+def test_an_exception_that_nothing_knows_is_read_by_its_kind(line: str, word: str) -> None:
+    found = read(
+        "Traceback (most recent call last):\n"
+        '  File "/v/site-packages/vllm/some/place.py", line 4, in work\n'
+        f"    y = work(x)\n{line}"
+    )
+    assert word in f"{found.cause} {found.remedy}"
+    assert not found.certain
+
+
+@pytest.mark.parametrize("kind", ["Entry Not Found", "Revision Not Found"])
+def test_a_missing_file_or_revision_is_no_missing_repository(kind: str) -> None:
+    found = diagnose_text(
+        f"huggingface_hub.errors.HfHubHTTPError: 404 Client Error. (Request ID: 1)\n\n{kind} for "
+        "url: https://huggingface.co/org/model/resolve/main/tokenizer.model.\n"
+    )
+    assert found is None or found.id != "hub-no-such-model"

@@ -21,7 +21,8 @@ A class of a module may begin with a small letter.
 _FRAME = re.compile(r'^\s*File "([^"\n]{1,400})", line (\d{1,6})(?:, in ([\w<>.]{1,100}))?')
 _FOLDERS = ("site-packages/", "dist-packages/", "vllm-workspace/")
 _KNOWN = re.compile(
-    r"(?:^|/)((?:vllm_ascend|vllm|torch_npu|transformers|ray|torch)/[\w/]{1,200}\.py)$"
+    r"(?:^|/)((?:vllm_ascend|vllm_omni|vllm|torch_npu|transformers|ray|torch|lmcache_ascend|"
+    r"lmcache|mooncake|nixl|xgrammar|flashinfer|compressed_tensors|kvcached)/[\w/]{1,200}\.py)$"
 )
 _FRAMES = 12
 _DOTTED = re.compile(r"(?<![\w.])\w{1,60}(?:\.\w{1,60}){1,8}")
@@ -57,6 +58,8 @@ class Frame:
             _, marker, below = self.path.rpartition(folder)
             if marker:
                 return below
+        if not self.path.startswith(("/", ".")):
+            return self.path  # of compiled modules: `zmq/backend/cython/_zmq.py`
         return self.path.rpartition("/")[2]
 
     @property
@@ -87,10 +90,22 @@ class Raised:
         return self.frames[0] if self.frames else None
 
 
+# vLLM shuts down an executor whose constructor failed.
+_HALF_MADE = re.compile(r"'\w{0,40}Executor' object has no attribute 'workers'")
+FOLLOWS = re.compile(
+    r"(?:^|\.)(?:CancelledError|BrokenPipeError|Connection(?:Reset|Aborted)Error|KeyboardInterrupt|"
+    r"(?:Async|MQ)?EngineDeadError|EngineGenerationError|RayTaskError|ChildProcessError)\b|"
+    + _HALF_MADE.pattern
+)
+"""Exceptions of a connection that the peer closed, and others that follow a failure and never
+explain one."""
+
+
 def find_exceptions(log: ServerLog) -> Iterator[Raised]:
     """Yield the exceptions of a log, in its order."""
     for line, match in log.errors.find(EXCEPTION):
-        yield read_exception(log, line, match)
+        if not _HALF_MADE.search(match[0]):
+            yield read_exception(log, line, match)
 
 
 def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:

@@ -15,10 +15,13 @@ from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
 from raylaunch.supervise.diagnosis.rules.general.device_messages import read_device_messages
 from raylaunch.supervise.diagnosis.rules.general.env_values import read_env_values
 from raylaunch.supervise.diagnosis.rules.general.hub_errors import read_hub_errors
+from raylaunch.supervise.diagnosis.rules.general.key_errors import read_key_errors
 from raylaunch.supervise.diagnosis.rules.general.kv_pairing import read_kv_pairing
 from raylaunch.supervise.diagnosis.rules.general.nccl_lines import read_nccl_lines
+from raylaunch.supervise.diagnosis.rules.general.none_values import read_none_values
 from raylaunch.supervise.diagnosis.rules.general.process_exits import read_process_exits
 from raylaunch.supervise.diagnosis.rules.general.ray_exits import read_ray_exits
+from raylaunch.supervise.diagnosis.rules.general.ray_messages import read_ray_messages
 from raylaunch.supervise.diagnosis.rules.general.start_waits import read_start_waits
 from raylaunch.supervise.diagnosis.rules.general.store_clients import read_store_clients
 from raylaunch.supervise.diagnosis.rules.general.taken_ports import read_taken_ports
@@ -40,6 +43,8 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_env_values,
     read_kv_pairing,
     read_exceptions,
+    read_key_errors,
+    read_none_values,
     read_libraries,
     read_compilers,
     read_flags,
@@ -47,6 +52,7 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_os_errors,
     read_ray_exits,
     read_ray,
+    read_ray_messages,
     read_kv_transfer,
     read_hub_errors,
     read_taken_ports,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.general.compile_reasons import find_compile_reason
+from raylaunch.supervise.diagnosis.rules.tables.compile_reasons import find_compile_reason
 
 _NO_COMPILER = re.compile(
     r"Failed to find C compiler|No working C\+\+ compiler found|InvalidCxxCompiler|"

@@ -19,6 +19,10 @@ _INVALID = re.compile(
     r"(?:\d{1,4} validation errors? for \w{1,60}\n)?"
     r"(?!invalid choice|expected|not allowed|ignored)\s{0,8}([^\n]{4,600})"
 )
+_AMBIGUOUS = re.compile(
+    r"error: ambiguous option: (--[\w-]{1,60})(?:=\S{0,100})? could match ([^\n]{4,300})"
+)
+_REQUIRED = re.compile(r"error: the following arguments are required: ([^\n]{2,200})")
 _RULE = re.compile(r"^The value of ?(\w{1,40}?) ?must (?:meet|be|not)\b[^\n]{0,300}", re.MULTILINE)
 _UNRECOGNISED = re.compile(r"error: unrecognized arguments: (\S{1,200})([^\n]{0,300})")
 _NO_FIELD = re.compile(
@@ -65,6 +69,7 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
         )
     for line, match in log.errors.find(_INVALID):
         yield _invalid_value(line, match[1], _PYDANTIC_TAIL.split(match[2])[0] + _got(match[2]))
+    yield from _read_parser(log)
     for line, match in log.errors.find(_RULE):
         yield Reading(
             reason(
@@ -114,6 +119,24 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
                 "deterministic",
             ),
             line,
+        )
+
+
+def _read_parser(log: ServerLog) -> Iterator[Reading]:
+    """Read what argparse says of a command as a whole."""
+    for line, match in log.errors.find(_AMBIGUOUS):
+        yield _flag(
+            line,
+            f"{match[1]} is no flag of this command, and it begins several: {match[2].strip()}.",
+            "Write the flag's whole name under `args`; the model is given by `model.path` and not "
+            "as --model, which `vllm serve` takes as its first argument.",
+        )
+    for line, match in log.errors.find(_REQUIRED):
+        yield _flag(
+            line,
+            f"The command lacks arguments that it needs: {match[1].strip()}.",
+            "Give them under `args` (the model by `model.path`); `vllm serve --help=all` on the "
+            "node shows the command's form.",
         )
 
 

@@ -221,11 +221,14 @@ def _library(line: int, name: str) -> Reading:
         )
         owner = "the NPU driver"
     elif re.match(r"libcud|libcublas|libnccl|libnv", name):
+        number = re.search(r"\.so\.(\d{1,3})", name)
+        wanted = f" {number[1]}" if number and name.startswith("libcudart") else ""
         remedy = (
-            "Install the CPU or NPU build of that package (`pip list | grep -iE "
-            "'torch|vllm|cuda'`)."
+            "On an NPU or CPU node install the build without CUDA (`pip list | grep -iE "
+            f"'torch|vllm|cuda'`). On a GPU node install wheels of one CUDA: this one was built "
+            f"for CUDA{wanted}, and another one is installed."
         )
-        owner = "CUDA: a CUDA build is installed on a node without it"
+        owner = f"CUDA{wanted}: a CUDA build is installed on a node without it"
     elif re.match(
         r"libpython|libstdc|libGL|libgomp|libnuma|libibverbs|librdmacm|libjemalloc|libssl|libglog",
         name,

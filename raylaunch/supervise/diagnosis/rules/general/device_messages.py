@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
 from raylaunch.supervise.diagnosis.signatures import Kind
 
-_ERROR = re.compile(r"\b(?:CUDA|HIP|MUSA|NPU|XPU) error: ([^\n]{3,200})")
+_ASSERT = re.compile(r"Assertion `([^`\n]{2,300})` failed")
+_ASSERT_LINES = 200
+_ERROR = re.compile(
+    r"\b(?:CUDA|HIP|MUSA|NPU|XPU)(?: driver)? error(?: \((\S{3,200}?)(?::\d{1,6})?\))?: "
+    r"([^\n]{3,200})|Triton Error \[\w{2,6}\]: ([^\n]{3,160})|\b(CUBLAS_STATUS_\w{3,40})"
+)
 
 
 class _Message(NamedTuple):
@@ -37,7 +42,22 @@ _MESSAGES: tuple[_Message, ...] = (
         "deterministic",
     ),
     _Message(
-        r"no kernel image",
+        r"CUBLAS_STATUS_(?:NOT_INITIALIZED|ALLOC_FAILED)",
+        "cuBLAS could not get memory for its workspace, or a call before it had failed",
+        "Lower `args.gpu-memory-utilization`; otherwise `env.CUDA_LAUNCH_BLOCKING: 1` shows the "
+        "call that failed first.",
+        "deterministic",
+    ),
+    _Message(
+        r"CUBLAS_STATUS_(?:INVALID_VALUE|NOT_SUPPORTED|ARCH_MISMATCH)",
+        "cuBLAS does not take these sizes or types: another cuBLAS is found first than the one "
+        "that torch was built with, or the device does not support the type",
+        "Unset LD_LIBRARY_PATH entries with another CUDA (`pip list | grep cublas`), or choose "
+        "another `args.dtype` or `args.quantization`.",
+        "deterministic",
+    ),
+    _Message(
+        r"no kernel image|kernel image is invalid",
         "the wheel (torch, vLLM or a kernel package) was built for other GPU models than this one",
         "Install wheels built for this GPU's compute capability (a newer or older release, or "
         "build with TORCH_CUDA_ARCH_LIST), or use other kernels (`args.attention-backend`).",
@@ -110,15 +130,18 @@ _MESSAGES: tuple[_Message, ...] = (
 def read_device_messages(log: ServerLog) -> Iterator[Reading]:
     """Yield what a message of the device's runtime means, where its words are known."""
     for line, match in log.errors.find(_ERROR):
-        known = _find(match[1])
+        text = (match[2] or match[3] or match[4]).split("\\n")[0]  # of a message in a repr
+        known = _find(text)
         if known is None:
             continue
-        said = match[1].strip(" .'\"")
+        said = text.strip(" .'\"")
+        source = f" (in {match[1].rpartition('/')[2]})" if match[1] else ""
+        check, beyond = _assertion(log, line) if "assert" in said else ("", "")
         yield Reading(
             reason(
                 "cuda-error",
-                f"The device's runtime reports `{said}`: {known.cause}.",
-                known.remedy,
+                f"The device's runtime reports `{said}`{source}{check}: {known.cause}.",
+                f"{beyond}{known.remedy}",
                 "CUDA runtime, cudaError_t",
                 known.kind,
             ),
@@ -129,3 +152,20 @@ def read_device_messages(log: ServerLog) -> Iterator[Reading]:
 
 def _find(said: str) -> _Message | None:
     return next((each for each in _MESSAGES if re.search(each.words, said, re.IGNORECASE)), None)
+
+
+def _assertion(log: ServerLog, line: int) -> tuple[str, str]:
+    """Return the check that failed in the kernel, and what an index beyond a table means."""
+    above = reversed(log.cleaned[max(0, line - _ASSERT_LINES) : line])
+    found = next((match for text in above if (match := _ASSERT.search(text))), None)
+    if found is None:
+        return "", ""
+    beyond = ""
+    if re.search(r"out of bounds|index|srcIndex", found[1]):
+        beyond = (
+            "An index is beyond its table: a position beyond the model's length (`args."
+            "max-model-len` above that of config.json, VLLM_ALLOW_LONG_MAX_MODEL_LEN, a request "
+            "near the limit), or a token beyond the vocabulary (a tokenizer or LoRA of another "
+            "model). "
+        )
+    return f" (check `{shorten(found[1], 140)}`)", beyond

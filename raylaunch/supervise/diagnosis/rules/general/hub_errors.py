@@ -23,6 +23,8 @@ _PATH = re.compile(r"https?://[\w.-]{3,80}/(?:api/(?:v1/)?)?(?:models/)?([^\s?'\
 _NO_NAME = re.compile(
     r"^(?:resolve|raw|tree|blob|revisions?|repo|commits?|files|snapshots?|main|master)$"
 )
+_OTHER = re.compile(r"Entry ?Not ?Found|Revision ?Not ?Found|Invalid rev id")
+_SAYS_REPOSITORY = re.compile(r"Repository ?Not ?Found")
 _MODELSCOPE = re.compile(r"modelscope")
 _NEAR_LINES = 6
 
@@ -49,8 +51,10 @@ def read_hub_errors(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_NOT_FOUND):
         text = "\n".join(log.cleaned[line : line + _NEAR_LINES])
         url = _URL.search(text)
-        if url is None:
+        if url is None or _OTHER.search(text):
             continue
+        if "/resolve/" in url[0] and not _SAYS_REPOSITORY.search(text):
+            continue  # a file of the repository, which may be optional
         asked = _repository(url[0])
         if not asked:
             continue

@@ -49,8 +49,26 @@ _SAME: tuple[tuple[str, str, str], ...] = (
 def read_kv_pairing(log: ServerLog) -> Iterator[Reading]:
     """Yield the checks of a connector that another server did not pass."""
     for raised in find_exceptions(log):
-        if reading := _pairing(log, raised):
+        if reading := _not_through_the_proxy(raised) or _pairing(log, raised):
             yield reading
+
+
+def _not_through_the_proxy(raised: Raised) -> Reading | None:
+    if not re.match(r"Request id \S{1,200} does not contain hostname and port", raised.message):
+        return None
+    return Reading(
+        reason(
+            "kv-request-unproxied",
+            "A request reached a server of prefill/decode without the addresses of its partners: "
+            f"it did not come through the proxy ({shorten(raised.message, 160)}).",
+            "Send requests only to the proxy, and start it with the script of the same release as "
+            "vLLM: the connector reads the addresses from the request id that the proxy writes "
+            "(`X-Request-Id`).",
+            "exception of a KV connector",
+            "transient",
+        ),
+        raised.line,
+    )
 
 
 def _pairing(log: ServerLog, raised: Raised) -> Reading | None:

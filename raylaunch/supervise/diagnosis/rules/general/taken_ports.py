@@ -54,6 +54,18 @@ _ASKERS: tuple[_Asker, ...] = (
         "the same time may choose the same port, so start them one after the other or give each "
         "its own",
     ),
+    _Asker(
+        r"shm_broadcast|message_queue",
+        "the message queue between the workers of several nodes",
+        "`env.VLLM_PORT` to the first of a free range on each node. vLLM had asked the kernel for "
+        "a free port, and another process took it first: a start later may succeed",
+    ),
+    _Asker(
+        r"coordinator|launch_core_engines|core_client|engine/utils|engine_handshake",
+        "the exchange between API server and engines (handshake, RPC)",
+        "`network.rpc_port` (`args.data-parallel-rpc-port`) or `env.VLLM_PORT`; of two servers on "
+        "a node each needs its own",
+    ),
     _Asker(r"prometheus|metrics_server", "the metrics", "the port of the metrics"),
     _Asker(r"grpc", "the gRPC server", "`args.grpc-port`"),
 )

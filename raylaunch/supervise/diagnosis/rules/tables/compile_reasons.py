@@ -41,6 +41,21 @@ _REASONS: tuple[CompileReason, ...] = (
         "`args.attention-backend` or `args.moe-backend`, or use a release with smaller tiles.",
     ),
     CompileReason(
+        r"kernel image is invalid|no kernel image",
+        "the driver does not take the compiled kernel: the driver is older than the CUDA of "
+        "Triton, or the kernel was compiled for another device (a cache from another node)",
+        "Update the driver, or install the torch and Triton of an older CUDA; remove the caches "
+        "(`~/.triton/cache`, `~/.cache/vllm/torch_compile_cache`); `args.enforce-eager: true` "
+        "starts without.",
+    ),
+    CompileReason(
+        r"PY_SSIZE_T_CLEAN|SystemError|\w{1,40} returned (?:NULL|a result with)",
+        "a compiled part of Triton was made for another release of Python",
+        "Install the Triton that belongs to this torch and this Python (`pip show torch`), a "
+        "newer one for Python 3.10 and later, and remove `~/.triton/cache`; or start with "
+        "`args.enforce-eager: true`.",
+    ),
+    CompileReason(
         r"ptxas|PTXASError|sm_\d{2,3}\w? is not|gpu-name|Unsupported gpu architecture",
         "the compiler of the installed CUDA toolkit does not know this device",
         "Install a CUDA toolkit that knows it (`env.TRITON_PTXAS_PATH` names its ptxas), and the "

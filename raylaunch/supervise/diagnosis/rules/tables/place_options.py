@@ -62,6 +62,8 @@ _PLACES: tuple[tuple[str, tuple[str, ...]], ...] = (
         r"distributed/(?:parallel_state|utils)|coordinator|core_client|engine/utils",
         ("`parallel`", "`network`"),
     ),
+    (r"custom_all_reduce|quick_all_reduce", ("`args.disable-custom-all-reduce: true`",)),
+    (r"symm_mem", ("`env.VLLM_ALLREDUCE_USE_SYMM_MEM: 0`",)),
     (r"profil", ("`args.profiler-config`",)),
     (r"tracing|otel", ("`args.otlp-traces-endpoint`",)),
     (r"vllm/plugins", ("`env.VLLM_PLUGINS`",)),
