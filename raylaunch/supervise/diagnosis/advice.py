@@ -15,7 +15,7 @@ _ADVICE = re.compile(
 )
 _SAYS_NOTHING = re.compile(
     r"stack ?trace|root cause|report (?:this|a|the)|open an issue|contact|ASCEND_LAUNCH_BLOCKING|"
-    r"for more (?:information|details)|accurate"
+    r"for more (?:information|details)|accurate|again later"
 )
 
 

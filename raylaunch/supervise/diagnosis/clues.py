@@ -19,15 +19,15 @@ from raylaunch.supervise.diagnosis.rules.all_rules import RULES
 from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block
 from raylaunch.supervise.diagnosis.signatures import Signature, Site, load_signatures
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
-from raylaunch.supervise.diagnosis.tracebacks import EXCEPTION, is_passed_on, read_exception
+from raylaunch.supervise.diagnosis.tracebacks import (
+    EXCEPTION,
+    FOLLOWS,
+    is_passed_on,
+    read_exception,
+)
 
 LINE_CHARS = 500
 """Longest part of a log line that a diagnosis quotes."""
-# Exceptions of a connection that the peer closed: they follow a failure and never explain one.
-_NOISE = re.compile(
-    r"(?:^|\.)(?:CancelledError|BrokenPipeError|ConnectionResetError|KeyboardInterrupt|"
-    r"(?:Async|MQ)?EngineDeadError|EngineGenerationError|RayTaskError)\b"
-)
 _CAUSED = re.compile(r"direct cause of the following exception")
 _CHAIN_LINES = 4
 _BELOW_ITS_EXCEPTION = (
@@ -298,7 +298,7 @@ def _unknown_exception(
         line: match
         for line, match in log.errors.find(EXCEPTION)
         if (line not in explained_lines or is_passed_on(match))
-        and not _NOISE.search(match[0])
+        and not FOLLOWS.search(match[0])
         and not _is_explained_below(log, line, found)
         and not _is_no_failure(server, log, life, line, symptom=True)
     }

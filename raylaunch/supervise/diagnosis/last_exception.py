@@ -15,6 +15,9 @@ from raylaunch.supervise.diagnosis.exit_reasons import ExitReason, describe_exit
 from raylaunch.supervise.diagnosis.readings import reason, shorten
 from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
 from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.rules.tables.known_timeouts import name_timeout
+from raylaunch.supervise.diagnosis.rules.tables.packages import find_package
+from raylaunch.supervise.diagnosis.rules.tables.place_options import name_place_options
 from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.tracebacks import Frame, Raised
 
@@ -44,7 +47,19 @@ class _Meaning:
 # Ordered: the more special kind first.
 MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
+        name="device-too-old",
+        words=r"too old to be supported|(?:[Mm]in(?:imum)?|[Cc]urrent|CUDA|compute) [Cc]apability|"
+        r"only supported on (?:\w{1,20} ){0,3}(?:GPU|NPU|device)s?\b|"
+        r"not supported (?:on|by|for) (?:this|your|the current) "
+        r"(?:GPU|device|platform|hardware|arch)",
+        cause="The device does not have what this code needs",
+        remedy="Choose what this device supports: another `args.dtype`, `args.kv-cache-dtype`, "
+        "`args.attention-backend` or quantisation of the weights (`model.path`), or "
+        "`args.enforce-eager: true` for compiled kernels; else a newer device.",
+    ),
+    _Meaning(
         name="memory-short",
+        types=("MemoryError",),
         words=r"[Oo]ut of memory|\bOOM\b|[Nn]ot enough (?:\w{1,20} )?memory|[Ii]nsufficient memory|"
         r"memory (?:is )?(?:not enough|insufficient)|more than total mem|"
         r"[Ff]ailed to alloc\w{0,10} (?:\w{1,20} )?memory",
@@ -52,6 +67,41 @@ MEANINGS: tuple[_Meaning, ...] = (
         remedy="Lower `args.max-num-batched-tokens`, `args.max-model-len` or "
         "`args.gpu-memory-utilization`, raise `parallel.tensor`, or see who holds it (`npu-smi "
         "info`, `free -g`).",
+    ),
+    _Meaning(
+        name="bytes-unreadable",
+        types=("UnicodeDecodeError",),
+        cause="Bytes that are no text were read by {package}: a damaged or binary file in place of "
+        "a text one, or a peer of another release that sends another form",
+        remedy="Download the model's *.json and tokenizer files again (`file *` under "
+        "`model.path`); between servers install the same releases of vLLM and of the connector.",
+    ),
+    _Meaning(
+        name="sizes-zero",
+        types=("ZeroDivisionError",),
+        cause="A number of the model becomes zero when it is split over the ranks",
+        remedy="Choose a smaller `parallel.tensor` (not more ranks than heads, KV heads or "
+        "experts), or another `parallel.expert` and `parallel.data`.",
+    ),
+    _Meaning(
+        name="peer-ended",
+        types=("EOFError", "IncompleteReadError"),
+        cause="A pipe, connection or file ended before {package} had read all of it: the process "
+        "at the other end died, or the file is cut off",
+        remedy="Look for the first error of the other process (on all nodes), and `dmesg -T | "
+        "grep -iE 'oom|killed process'`; a cut-off file of a cache or of the model is removed and "
+        "made or downloaded again.",
+        kind="transient",
+    ),
+    _Meaning(
+        name="not-picklable",
+        words=r"Can't get (?:local )?attribute|[Cc]an(?:'t|not) pickle|not (?:JSON )?serializable|"
+        r"No module named '__mp_main__'",
+        cause="An object cannot be sent between the processes of the server: they have different "
+        "releases of a package, or it is a function or class that only one of them knows",
+        remedy="Install the same releases on all nodes and in all processes; a plug-in or custom "
+        "class must be importable by its module name (`args.worker-extension-cls`), and functions "
+        "need `env.VLLM_ALLOW_INSECURE_SERIALIZATION: 1`.",
     ),
     _Meaning(
         name="device-query",
@@ -104,7 +154,7 @@ MEANINGS: tuple[_Meaning, ...] = (
         words=r"unexpected keyword argument|required (?:positional|keyword-only) argument|"
         r"positional arguments? but|incompatible function arguments|"
         r"(?:expected|any|function) schema|schema mismatch|"
-        r"multiple values for (?:keyword )?argument",
+        r"multiple values for (?:keyword )?argument|values to unpack",
         cause="One package calls another with arguments that it does not take: their releases do "
         "not belong together",
         remedy=_PAIR + ".",
@@ -130,7 +180,8 @@ MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         name="refused",
         words=r"[Nn]ot (?:yet )?(?:be )?(?:supported|implemented|allowed|available|compatible|"
-        r"supporting)|(?:does|do|can)(?: ?n[o']t|not) (?:yet )?(?:support|work|be used|use)|"
+        r"supporting|permitted|accepted|recogni[sz]ed)|"
+        r"\breserved\b|(?:does|do|can)(?: ?n[o']t|not) (?:yet )?(?:support|work|be used|use)|"
         r"[Uu]nsupported|[Ii]ncompatible|[Oo]nly (?:supports?|works?|"
         r"[^\n]{1,80}? (?:is|are) (?:\w{1,12} )?supported)|is required|[Rr]equires?\b|"
         r"must (?:be|not|set|have|match)|should (?:be|not)|[Ii]nvalid|[Mm]ismatch|[Uu]nknown|"
@@ -180,11 +231,15 @@ def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason
     through = f" It goes through {names}." if names else ""
     cause = meaning.cause.format(package=package)
     during = ", while it was answering requests" if serving else ""
+    way = " ".join(f"{each.module_path} {each.function}" for each in raised.frames[:4])
+    waits = name_timeout(f"{raised.message} {way}") if meaning.name == "timed-out" else ""
+    known = find_package(frame.package) if frame else None
+    of_package = f" {known.remedy}" if known and meaning.name != "package-failed" else ""
     return reason(
         meaning.name,
         f"{cause}{during}: {quoted}{place}.{through}",
         f"{_advised(raised.message)}{_options(raised, frame)}"
-        f"{meaning.remedy.format(package=package)}",
+        f"{waits}{meaning.remedy.format(package=package)}{of_package}",
         "exception by its words",
         "transient" if serving else meaning.kind,
     )
@@ -233,6 +288,12 @@ def _by_place(frame: Frame | None) -> _Meaning | None:
     if frame.package in _OWN:
         remedy = "Use another release of {package}, or switch off the feature of that file."
         return _Meaning(name="code-failed", cause="{package} failed", remedy=remedy)
+    if known := find_package(frame.package):
+        return _Meaning(
+            name="package-failed",
+            cause=f"The package {{package}} ({known.role}) failed",
+            remedy=known.remedy.replace("{", "{{").replace("}", "}}"),
+        )
     return _Meaning(
         name="package-failed",
         cause="The package {package} failed",
@@ -262,14 +323,16 @@ def _package(raised: Raised, frame: Frame | None) -> str:
 
 def _features(raised: Raised, frame: Frame | None) -> list[tuple[str, str]]:
     """Return the features that an exception goes through, each with how to switch it off."""
-    places = " ".join(each.module_path for each in raised.frames[:4]) or raised.before
+    # torch's folders are called scheduler and codegen, too, and are no features of vllm-ascend.
+    own = [each for each in raised.frames[:4] if each.package not in ("torch", "ray", "triton")]
+    places = " ".join(each.module_path for each in own) or raised.before
     function = frame.function if frame else ""
     return name_features(f"{places} {function} {raised.message}", raised.process)
 
 
 def _options(raised: Raised, frame: Frame | None) -> str:
     """Return a sentence on the options that the message names and the features it goes through."""
-    named = name_options(f"{raised.message} {raised.code}")
+    named = name_options(f"{raised.message} {raised.code}") or name_place_options(raised.frames)
     off = [remedy for _, remedy in _features(raised, frame) if remedy]
     sentences = []
     if named:

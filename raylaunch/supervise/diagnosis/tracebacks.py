@@ -11,14 +11,18 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 EXCEPTION = re.compile(
     r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
     r"Interrupt|NotFound)(?:_\w{1,40})?|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
-    r"(?:: ?([^\n]{0,4000}))?$",
+    r"(?:: ?([^\n]{0,4000})|\((['\"])([^\n]{1,4000}?)\3,?\))?$",
     re.MULTILINE,
 )
-"""The last line of a traceback. A class of a module may begin with a small letter."""
+"""The last line of a traceback, or an exception that was logged by its repr.
+
+A class of a module may begin with a small letter.
+"""
 _FRAME = re.compile(r'^\s*File "([^"\n]{1,400})", line (\d{1,6})(?:, in ([\w<>.]{1,100}))?')
 _FOLDERS = ("site-packages/", "dist-packages/", "vllm-workspace/")
 _KNOWN = re.compile(
-    r"(?:^|/)((?:vllm_ascend|vllm|torch_npu|transformers|ray|torch)/[\w/]{1,200}\.py)$"
+    r"(?:^|/)((?:vllm_ascend|vllm_omni|vllm|torch_npu|transformers|ray|torch|lmcache_ascend|"
+    r"lmcache|mooncake|nixl|xgrammar|flashinfer|compressed_tensors|kvcached)/[\w/]{1,200}\.py)$"
 )
 _FRAMES = 12
 _DOTTED = re.compile(r"(?<![\w.])\w{1,60}(?:\.\w{1,60}){1,8}")
@@ -54,6 +58,8 @@ class Frame:
             _, marker, below = self.path.rpartition(folder)
             if marker:
                 return below
+        if not self.path.startswith(("/", ".")):
+            return self.path  # of compiled modules: `zmq/backend/cython/_zmq.py`
         return self.path.rpartition("/")[2]
 
     @property
@@ -84,15 +90,27 @@ class Raised:
         return self.frames[0] if self.frames else None
 
 
+# vLLM shuts down an executor whose constructor failed.
+_HALF_MADE = re.compile(r"'\w{0,40}Executor' object has no attribute 'workers'")
+FOLLOWS = re.compile(
+    r"(?:^|\.)(?:CancelledError|BrokenPipeError|Connection(?:Reset|Aborted)Error|KeyboardInterrupt|"
+    r"(?:Async|MQ)?EngineDeadError|EngineGenerationError|RayTaskError|ChildProcessError)\b|"
+    + _HALF_MADE.pattern
+)
+"""Exceptions of a connection that the peer closed, and others that follow a failure and never
+explain one."""
+
+
 def find_exceptions(log: ServerLog) -> Iterator[Raised]:
     """Yield the exceptions of a log, in its order."""
     for line, match in log.errors.find(EXCEPTION):
-        yield read_exception(log, line, match)
+        if not _HALF_MADE.search(match[0]):
+            yield read_exception(log, line, match)
 
 
 def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
     """Return the exception that `EXCEPTION` matched on a line, with the frames above it."""
-    message = (match[2] or "").strip()
+    message = (match[2] or match[4] or "").strip()
     if passed_on := _PASSED_ON.match(message):
         # The frames are those of the engine.
         said = passed_on[2]

@@ -12,9 +12,19 @@ from raylaunch.supervise.diagnosis.rules.device_rules import read_devices
 from raylaunch.supervise.diagnosis.rules.error_codes import read_numbers
 from raylaunch.supervise.diagnosis.rules.exception_rules import read_exceptions
 from raylaunch.supervise.diagnosis.rules.flag_rules import read_flags
+from raylaunch.supervise.diagnosis.rules.general.device_messages import read_device_messages
 from raylaunch.supervise.diagnosis.rules.general.env_values import read_env_values
+from raylaunch.supervise.diagnosis.rules.general.hub_errors import read_hub_errors
+from raylaunch.supervise.diagnosis.rules.general.key_errors import read_key_errors
+from raylaunch.supervise.diagnosis.rules.general.kv_pairing import read_kv_pairing
+from raylaunch.supervise.diagnosis.rules.general.nccl_lines import read_nccl_lines
+from raylaunch.supervise.diagnosis.rules.general.none_values import read_none_values
+from raylaunch.supervise.diagnosis.rules.general.process_exits import read_process_exits
 from raylaunch.supervise.diagnosis.rules.general.ray_exits import read_ray_exits
+from raylaunch.supervise.diagnosis.rules.general.ray_messages import read_ray_messages
 from raylaunch.supervise.diagnosis.rules.general.start_waits import read_start_waits
+from raylaunch.supervise.diagnosis.rules.general.store_clients import read_store_clients
+from raylaunch.supervise.diagnosis.rules.general.taken_ports import read_taken_ports
 from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
 from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
 from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
@@ -31,7 +41,10 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     *NPU_RULES,
     read_weights,
     read_env_values,
+    read_kv_pairing,
     read_exceptions,
+    read_key_errors,
+    read_none_values,
     read_libraries,
     read_compilers,
     read_flags,
@@ -39,12 +52,19 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_os_errors,
     read_ray_exits,
     read_ray,
+    read_ray_messages,
     read_kv_transfer,
+    read_hub_errors,
+    read_taken_ports,
+    read_store_clients,
     read_network,
     read_hccl,
     read_hangs,
     read_start_waits,
     read_devices,
+    read_device_messages,
+    read_nccl_lines,
+    read_process_exits,
     read_blocks,
     read_numbers,
     read_refusals,

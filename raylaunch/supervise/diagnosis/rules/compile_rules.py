@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.tables.compile_reasons import find_compile_reason
 
 _NO_COMPILER = re.compile(
     r"Failed to find C compiler|No working C\+\+ compiler found|InvalidCxxCompiler|"
@@ -122,6 +123,9 @@ def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_TRITON):
         yield _triton(log, line, match[0])
     for line, match in log.errors.find(_INDUCTOR):
+        if reading := _known(line, "compile-failed", _said(log, line, match)):
+            yield reading
+            continue
         yield _found(
             line,
             "compile-failed",
@@ -144,6 +148,8 @@ def _triton(log: ServerLog, line: int, said: str) -> Reading:
             f"Use a vllm-ascend release or image for {target[1]} (310P: one whose path does "
             "without Triton), or a newer triton-ascend and CANN that list it.",
         )
+    if reading := _known(line, "triton-compile", near):
+        return reading
     error = _COMPILER_ERROR.search(near)
     detail = shorten(error[1] if error else said, 200)
     if error and "overflow" in error[1]:
@@ -166,6 +172,21 @@ def _triton(log: ServerLog, line: int, said: str) -> Reading:
         "grep -i triton`; plain `triton` must not be installed beside triton-ascend), or use "
         "the release's image or a newer one. If a smaller step starts "
         "(`args.max-num-batched-tokens`), the kernel is too large for it.",
+        certain=False,
+    )
+
+
+def _known(line: int, id_: str, said: str) -> Reading | None:
+    """Read a failed compilation whose words say why."""
+    known = find_compile_reason(said)
+    if known is None:
+        return None
+    telling = next((each for each in said.splitlines() if re.search(known.words, each)), said)
+    return _found(
+        line,
+        id_,
+        f"A compilation failed because {known.cause}: {shorten(telling, 240)}.",
+        known.remedy,
         certain=False,
     )
 

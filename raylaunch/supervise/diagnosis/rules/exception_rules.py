@@ -263,10 +263,8 @@ def _missing_attribute(raised: Raised) -> Reading | None:
             f"Install the {top} release that {caller} was made for, or use the release's "
             "container image.",
         )
-    if reading := config_fields.read_of_two_packages(raised, owner, name):
+    if reading := config_fields.read_missing_field(raised, owner, name):
         return reading
-    if config_fields.OWN_CONFIG.search(owner):
-        return config_fields.read_missing_field(raised, owner, name)
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
         raised
     ):

@@ -19,6 +19,10 @@ _INVALID = re.compile(
     r"(?:\d{1,4} validation errors? for \w{1,60}\n)?"
     r"(?!invalid choice|expected|not allowed|ignored)\s{0,8}([^\n]{4,600})"
 )
+_AMBIGUOUS = re.compile(
+    r"error: ambiguous option: (--[\w-]{1,60})(?:=\S{0,100})? could match ([^\n]{4,300})"
+)
+_REQUIRED = re.compile(r"error: the following arguments are required: ([^\n]{2,200})")
 _RULE = re.compile(r"^The value of ?(\w{1,40}?) ?must (?:meet|be|not)\b[^\n]{0,300}", re.MULTILINE)
 _UNRECOGNISED = re.compile(r"error: unrecognized arguments: (\S{1,200})([^\n]{0,300})")
 _NO_FIELD = re.compile(
@@ -33,6 +37,7 @@ _VALUE_ERROR = re.compile(
     r"(?:Value error|Assertion (?:error|failed)), ([^\n]{1,1000})"
 )
 _PYDANTIC_TAIL = re.compile(r" ?\[type=\w{1,60}, input_(?:value|type)=")
+_GOT = re.compile(r"input_value=([^\n]{1,80}?), input_type=(\w{1,40})")
 _CONFIGS = {
     "SpeculativeConfig": "features.speculative",
     "CompilationConfig": "args.compilation-config",
@@ -63,7 +68,8 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             "exists.",
         )
     for line, match in log.errors.find(_INVALID):
-        yield _invalid_value(line, match[1], _PYDANTIC_TAIL.split(match[2])[0])
+        yield _invalid_value(line, match[1], _PYDANTIC_TAIL.split(match[2])[0] + _got(match[2]))
+    yield from _read_parser(log)
     for line, match in log.errors.find(_RULE):
         yield Reading(
             reason(
@@ -105,13 +111,32 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
         yield Reading(
             reason(
                 "bad-config-value",
-                f"vLLM refused `{field}` of {owner}: {shorten(message, 200)}.",
+                f"vLLM refused `{field}` of {owner}: {shorten(message, 200).rstrip(' .')}"
+                f"{_got(log.cleaned[line + 2] if line + 2 < len(log.cleaned) else '')}.",
                 f"Correct `{field.replace('_', '-')}` under `args`: `vllm serve --help=all` on the "
                 "node shows its values.",
                 "pydantic",
                 "deterministic",
             ),
             line,
+        )
+
+
+def _read_parser(log: ServerLog) -> Iterator[Reading]:
+    """Read what argparse says of a command as a whole."""
+    for line, match in log.errors.find(_AMBIGUOUS):
+        yield _flag(
+            line,
+            f"{match[1]} is no flag of this command, and it begins several: {match[2].strip()}.",
+            "Write the flag's whole name under `args`; the model is given by `model.path` and not "
+            "as --model, which `vllm serve` takes as its first argument.",
+        )
+    for line, match in log.errors.find(_REQUIRED):
+        yield _flag(
+            line,
+            f"The command lacks arguments that it needs: {match[1].strip()}.",
+            "Give them under `args` (the model by `model.path`); `vllm serve --help=all` on the "
+            "node shows the command's form.",
         )
 
 
@@ -144,6 +169,14 @@ def _invalid_value(line: int, flag: str, said: str) -> Reading:
         f"Correct {field[0]} (`--{name}`): JSON where the flag takes an object, a number with its "
         "unit where it takes one; `vllm serve --help=all` on the node shows the form.",
     )
+
+
+def _got(said: str) -> str:
+    """Return what pydantic says that it was given; "" for a whole object."""
+    found = _GOT.search(said)
+    if found is None or "ArgsKwargs" in found[1]:
+        return ""
+    return f" (given: {found[1]}, a value of type {found[2]})"
 
 
 def _positional(line: int, value: str) -> Reading:

@@ -49,6 +49,7 @@ _SAYS_WHY = re.compile(
 )
 _SIZE = re.compile(r"\bsize=(\d{6,16})\b")
 _RDMA_CARDS = re.compile(r"local_nic: ([\w@.:-]{1,80}), peer_nic: ([\w@.:-]{1,120})")
+_RPC_CLOSED = re.compile(r"read rpc (?:head|body) failed, error\s{1,200}msg: ?End of file")
 _RDMA_REASON = re.compile(
     r"transport retry counter exceeded|RNR retry counter exceeded|remote access error|"
     r"local protection error|Work Request Flushed Error|remote operation error"
@@ -70,7 +71,7 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
         covers = frozenset(line for line, _ in lines)
         said = [match[2] for _, match in lines]
         telling = next((each for each in said if _SAYS_WHY.search(each)), said[0])
-        yield _mooncake(lines[0][0], text, telling, covers)
+        yield _mooncake(lines[0][0], text, telling, covers, _closed(log))
         return
     for line, match in log.errors.find(_NIXL):
         yield _nixl(line, match[0])
@@ -152,7 +153,17 @@ def _ucx(line: int, said: str) -> Reading:
     )
 
 
-def _mooncake(line: int, text: str, said: str, covers: frozenset[int]) -> Reading:
+def _closed(log: ServerLog) -> str:
+    """Say what it means that the peer of a call closed the connection; "" when it did not."""
+    if not any(True for _ in log.errors.find(_RPC_CLOSED)):
+        return ""
+    return (
+        "The other side accepted the connection and closed it (end of file): install the same "
+        "release of Mooncake for the master and all servers, and read the master's log."
+    )
+
+
+def _mooncake(line: int, text: str, said: str, covers: frozenset[int], closed: str) -> Reading:
     lower = text.lower()
     peer = PEER.search(text)
     size = _SIZE.search(text)
@@ -168,7 +179,7 @@ def _mooncake(line: int, text: str, said: str, covers: frozenset[int]) -> Readin
     cause = kind.cause.format(where=where, big=big, between=between, why=why)
     cause = f"{cause} Mooncake reports: {shorten(said, 200).rstrip('.')}."
     known = find_number([text])
-    remedy = kind.remedy
+    remedy = f"{closed} {kind.remedy}".strip()
     if known is not None:
         cause = f"{cause} {known.code} of CANN: {known.cause}."
         remedy = f"{known.remedy} {remedy}"

@@ -28,6 +28,8 @@ _NO_LIBRARY = re.compile(
     r"(?<![\w/.-])([A-Za-z][\w.+-]{1,60}\.so[\w.]{0,20}): cannot open shared object file|"
     r"Could not load this library: (\S{3,300}\.so[\w.]{0,20})"
 )
+# NCCL looks for plug-ins and goes on without them.
+_OPTIONAL = re.compile(r"NCCL INFO|libnccl-(?:net|tuner|env|profiler)\b")
 _STATIC_TLS = re.compile(
     r"(?<![^\s'\"(])([^\s'\"(]{2,300}\.so[\w.]{0,20}): "
     r"cannot (?:allocate memory in|load any more object with) static TLS"
@@ -63,6 +65,8 @@ def read_libraries(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_NO_FUNCTION):
         yield _function(line, match)
     for line, match in log.errors.find(_NO_LIBRARY):
+        if _OPTIONAL.search(log.cleaned[line]):
+            continue
         yield _library(line, match[1]) if match[1] else _unloadable(line, match[2])
     for line, match in log.errors.find(_STATIC_TLS):
         yield _found(
@@ -217,11 +221,14 @@ def _library(line: int, name: str) -> Reading:
         )
         owner = "the NPU driver"
     elif re.match(r"libcud|libcublas|libnccl|libnv", name):
+        number = re.search(r"\.so\.(\d{1,3})", name)
+        wanted = f" {number[1]}" if number and name.startswith("libcudart") else ""
         remedy = (
-            "Install the CPU or NPU build of that package (`pip list | grep -iE "
-            "'torch|vllm|cuda'`)."
+            "On an NPU or CPU node install the build without CUDA (`pip list | grep -iE "
+            f"'torch|vllm|cuda'`). On a GPU node install wheels of one CUDA: this one was built "
+            f"for CUDA{wanted}, and another one is installed."
         )
-        owner = "CUDA: a CUDA build is installed on a node without it"
+        owner = f"CUDA{wanted}: a CUDA build is installed on a node without it"
     elif re.match(
         r"libpython|libstdc|libGL|libgomp|libnuma|libibverbs|librdmacm|libjemalloc|libssl|libglog",
         name,

@@ -12,6 +12,11 @@ from raylaunch.plan.known_flags import read_flags
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import QUOTE_CHARS, Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.tables.packages import find_package
+from raylaunch.supervise.diagnosis.rules.tables.place_options import (
+    name_model_class,
+    name_place_options,
+)
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _TYPES = (
@@ -32,7 +37,8 @@ _WRAPPERS = re.compile(
     r"The Inner error is reported as above|error code is|function error|call acl|"
     r"error\(s\) in loading|DataLoader worker|unexpected keyword argument|unpickle|"
     # What tensors are is no refusal: `last_exception` reads it, and whether the server had served.
-    r"size of tensor|invalid for input of size|cannot be broadcast"
+    r"size of tensor|invalid for input of size|cannot be broadcast|values to unpack|"
+    r"Can't get (?:local )?attribute|[Cc]an(?:'t|not) pickle"
 )
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
 _NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")
@@ -42,6 +48,12 @@ _VARIABLE = re.compile(
 _REQUEST_PLACE = re.compile(
     r"^vllm/(?:entrypoints/openai|sampling_params|v1/engine/(?:input_)?proc)"
 )
+_NAMED_VARIABLE = re.compile(
+    r"(?i:env(?:ironment)? ?var(?:iable)?s?)[ ,:]{0,3}[`'\"]?([A-Z_][A-Z0-9_]{3,60})\b|"
+    r"\b([A-Z][A-Z0-9]{1,20}(?:_[A-Z0-9]{1,20}){1,6})=|"
+    r"(?:\$|\b[Ss]et |[Uu]nset )[`'\"]?([A-Z][A-Z0-9]{1,20}(?:_[A-Z0-9]{1,20}){1,6})\b"
+)
+_FOR_DEBUGGING = re.compile(r"DEBUG|LOGS?$|VERBOSE|LAUNCH_BLOCKING|_DSA$|TRACE")
 _ADDRESS = re.compile(r"https?://\S{1,300}")
 _VALUES = re.compile(
     r"(?:[Vv]alid|[Ss]upported|[Aa]llowed|[Aa]vailable|[Kk]nown|[Rr]egistered)"
@@ -75,13 +87,27 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         "`parallel.tensor`",
     ),
     (r"world[_ ]size", "`parallel.tensor`, `parallel.pipeline` and `hardware.npus_per_server`"),
-    (r"intermediate_tensors|pipeline[- ]parallel|\bpp[_ ]?size\b", "`parallel.pipeline`"),
+    (
+        r"intermediate_tensors|pipeline[- ]parallel|\bpp[_ ]?size\b|\b_?pp[_ ]",
+        "`parallel.pipeline`",
+    ),
     (r"expert[- ]parallel|\bep[_ ]?size\b|EPLB|redundant[_ ]expert", "`parallel.expert`"),
     (
         r"context[- ]parallel|\bDCP\b|\bPCP\b",
         "`parallel.decode_context`, `parallel.prefill_context`",
     ),
-    (r"speculat|draft|eagle|\bmtp\b|medusa|ngram", "`features.speculative`"),
+    (
+        r"speculat|draft|eagle|\bmtp\b|medusa|ngram|sampled_token_ids\.shape|num_spec",
+        "`features.speculative`",
+    ),
+    (
+        (
+            r"(?:fp8|int8|quantized|nvfp4)[^\n]{0,12} (?:kv|attention)|"
+            r"kv[-_ ]?cache[-_ ]?(?:data ?)?type|"
+            r"kv[-_ ]cache[-_ ]dtype|cache_dtype"
+        ),
+        "`args.kv-cache-dtype`",
+    ),
     (
         r"quantiz|\bfp8\b|\bw8a8\b|\bawq\b|\bgptq\b|bitsandbytes",
         "`args.quantization` or other weights (`model.path`)",
@@ -110,6 +136,7 @@ _TOPICS: tuple[tuple[str, str], ...] = (
     ),
     (r"kv[ _-]?(?:connector|transfer)", "`args.kv-transfer-config`"),
     (r"\bblock[_ ]size\b(?!_)", "`args.block-size`"),
+    (r"memory utilization", "`args.gpu-memory-utilization`"),
     (r"swap space", "`args.swap-space`"),
     (r"multi-?modal|\bmm_|image processor|video", "`args.limit-mm-per-prompt` and its like"),
     (r"tokenizer", "`args.tokenizer-mode`, and the tokenizer files under `model.path`"),
@@ -144,18 +171,26 @@ def _refusal(raised: Raised) -> Reading | None:
     function = innermost.function if innermost else ""
     options = name_options(f"{raised.message} {raised.code}")
     options = options or _name_topics(f"{place} {function}".replace("/", " "))
+    options = options or name_place_options(raised.frames)
     if not options and innermost is None:
         return None
     where = f" in {place}" if place else ""
     release = f"a release of {package}" if innermost else "a release"
-    what = f"Correct {' or '.join(options)}" if options else _without_feature(raised)
+    options += [each for each in _parallel(raised.process) if not raised.message]
+    verb = "Correct" if raised.message else "Start without, or with another value of,"
+    if any(": " in each for each in options):
+        verb = "Set"
+    what = f"{verb} {' or '.join(options)}" if options else _without_feature(raised)
     if advice := read_advice(raised.message):
         what = f"The message advises: {advice}. {what}"
+    known = find_package(innermost.package) if innermost else None
+    of_package = f" {known.remedy}" if known else ""
     return Reading(
         reason(
             "refused",
             f"{package} refused: {shorten(message, QUOTE_CHARS)} ({raised.type}{where}).",
-            f"{what}; if that is needed as it is, use {release} that supports it with this model.",
+            f"{what}; if that is needed as it is, use {release} that supports it with this model."
+            f"{of_package}",
             "exception with a message",
             "deterministic",
         ),
@@ -165,10 +200,25 @@ def _refusal(raised: Raised) -> Reading | None:
     )
 
 
+_PARALLEL = (("PP", "`parallel.pipeline`"), ("DCP", "`parallel.decode_context`"))
+
+
+def _parallel(process: str) -> list[str]:
+    """Return the fields of the parallel ranks that vLLM writes into the name of a worker."""
+    return [field for rank, field in _PARALLEL if re.search(rf"_{rank}\d", process)]
+
+
 def _without_feature(raised: Raised) -> str:
     """Return what to do about a refusal that names no option: leave off what it goes through."""
     way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames[:4])
     off = _name_topics(way.replace("/", " ").replace("_", " "))
+    model = name_model_class(raised.frames)
+    if not off and model:
+        return (
+            f"The class `{model}` of this release does not take these weights or options: compare "
+            "the model's files with the hub, serve other weights (`model.path`), or set "
+            "`args.model-impl: transformers`"
+        )
     if not off:
         return "Correct what the message names"
     return f"Correct what the message names; it goes through code for {' and '.join(off)}"
@@ -276,6 +326,8 @@ def name_flags(message: str) -> list[str]:
     named += [match.replace("_", "-") for match in _NAME.findall(message)]
     fields = [_field(name) for name in named if name in flags or name in _FIELDS]
     fields += [f"`env.{name}`" for name in _VARIABLE.findall(message)]
+    found = (next(filter(None, groups)) for groups in _NAMED_VARIABLE.findall(message))
+    fields += [f"`env.{name}`" for name in found if not _FOR_DEBUGGING.search(name)]
     return list(dict.fromkeys(fields))[:3]
 
 

@@ -8,7 +8,7 @@ from raylaunch.supervise.diagnosis.readings import Reading, reason
 from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
 from raylaunch.supervise.diagnosis.tracebacks import Raised
 
-OWN_CONFIG = re.compile(
+_OWN_CONFIG = re.compile(
     r"^(?:Vllm|Speculative|Model|Parallel|Cache|Scheduler|LoRA|Compilation|KVTransfer|Device|Load|"
     r"Observability|Pooler|Ascend|EPLB|StructuredOutputs|MultiModal|Attention|Kernel|Offload|"
     r"Decoding|KVEvents)Config$|^(?:Async)?EngineArgs$"
@@ -17,8 +17,12 @@ OWN_CONFIG = re.compile(
 _GETTERS = ("__getattr__", "__getattribute__")
 
 
-def read_missing_field(raised: Raised, owner: str, name: str) -> Reading:
-    """Return what it means that a class of vLLM's configuration has no such attribute."""
+def read_missing_field(raised: Raised, owner: str, name: str) -> Reading | None:
+    """Return what it means that a configuration or a tokenizer has no such attribute."""
+    if reading := _read_of_two_packages(raised, owner, name):
+        return reading
+    if not _OWN_CONFIG.search(owner):
+        return _read_mistral_common(raised, owner, name)
     caller = raised.innermost.package.replace("_", "-") if raised.innermost else "the caller"
     cause, remedy = _own(owner, name) if caller == "vllm" else _of_two(owner, name, caller)
     return Reading(
@@ -28,7 +32,7 @@ def read_missing_field(raised: Raised, owner: str, name: str) -> Reading:
     )
 
 
-def read_of_two_packages(raised: Raised, owner: str, name: str) -> Reading | None:
+def _read_of_two_packages(raised: Raised, owner: str, name: str) -> Reading | None:
     """Return the reading of an attribute that one package asks of an object of another one."""
     if len(raised.frames) < 2 or raised.frames[0].function not in _GETTERS:
         return None
@@ -72,4 +76,23 @@ def _of_two(owner: str, name: str, caller: str) -> tuple[str, str]:
     return cause, (
         f"Install the releases of vLLM and {caller} that belong together (`pip list | grep -i "
         "vllm`), or use the release's container image."
+    )
+
+
+def _read_mistral_common(raised: Raised, owner: str, name: str) -> Reading | None:
+    """Return the reading of an attribute of a tokenizer that is not of transformers."""
+    if not re.search(r"^(?:SentencePiece|Mistral|Instruct)Tokenizer|^Tekkenizer", owner):
+        return None
+    return Reading(
+        reason(
+            "versions-differ",
+            f"The installed mistral_common has no `{owner}.{name}`, which this vLLM uses: their "
+            "releases do not belong together.",
+            "Install the mistral_common that this vLLM names (`pip show vllm`; `pip install -U "
+            "mistral_common`), or leave out `args.tokenizer-mode: mistral`.",
+            "exception by type and place",
+            "deterministic",
+        ),
+        raised.line,
+        certain=False,
     )

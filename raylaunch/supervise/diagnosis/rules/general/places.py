@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.tracebacks import Raised
@@ -49,6 +50,17 @@ def _in_grammar(raised: Raised) -> Reading | None:
         return None
     if raised.type in ("ModuleNotFoundError", "ImportError"):
         return None
+    if re.search(r"(?i)tokenizer|vocab", raised.message):
+        return _reading(
+            raised,
+            "grammar-tokenizer",
+            "The backend of structured output does not work with this model's tokenizer: "
+            f"{shorten(_said(raised), 240)}.",
+            "Choose another backend in `args.structured-outputs-config` (`guidance`, `outlines`), "
+            "leave out `args.tokenizer-mode` (mistral has a tokenizer of its own), or use a newer "
+            "release of vLLM.",
+            "deterministic",
+        )
     return _reading(
         raised,
         "grammar-failed",
@@ -102,6 +114,8 @@ def _in_reader(raised: Raised) -> Reading | None:
             " This processor needs the tokenizer of transformers: leave out "
             "`args.tokenizer-mode: mistral`."
         )
+    if advice := read_advice(raised.message):
+        mode = f"{mode} The message advises: {advice}."
     return _reading(
         raised,
         "model-files-unread",
@@ -167,6 +181,15 @@ def _cannot_bind(raised: Raised) -> Reading | None:
     if raised.type != "ZMQError" or found is None:
         return None
     address, host, _ = found.groups()
+    if address.startswith("ipc:"):
+        return _reading(
+            raised,
+            "local-socket",
+            f"The local socket {address} cannot be made ({raised.message.partition(' (')[0]}): the "
+            "file system of its folder takes no sockets (network shares do not), the folder is "
+            "missing or not writable, or the name is too long.",
+            "Use a folder on a local disk: `env.VLLM_RPC_BASE_PATH: /tmp` and `env.TMPDIR: /tmp`.",
+        )
     if "annot assign" in raised.message:
         way = " ".join(frame.module_path for frame in raised.frames)
         owner, how = next(

@@ -1,0 +1,104 @@
+"""A key that the code reads and does not find: what it was to be read from decides the remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
+
+
+class _Source(NamedTuple):
+    """Words of the statement that reads the key, what that is, and how to give the key."""
+
+    words: str
+    name: str
+    remedy: str
+
+
+# Ordered: the more special source first.
+_SOURCES: tuple[_Source, ...] = (
+    _Source(
+        r"environ|getenv",
+        "an environment variable",
+        "Set `env.{key}` (and in the shell that starts Ray), or leave out the feature that reads "
+        "it.",
+    ),
+    _Source(
+        r"extra_config|kv_transfer_config|kv_connector",
+        "`kv_connector_extra_config` of the KV connector",
+        "Give `{key}` in `kv_connector_extra_config` of `args.kv-transfer-config`; the connector's "
+        "page in vLLM's documentation has a whole example.",
+    ),
+    _Source(
+        r"additional_config",
+        "`additional-config`",
+        "Give `{key}` in `args.additional-config`, as the page of this vllm-ascend release has it.",
+    ),
+    _Source(
+        r"rope_(?:scaling|parameters|config)",
+        "`rope_scaling` (`rope_parameters`) in the model's config.json",
+        "This vLLM or transformers reads that entry in another form than the file has it: use a "
+        "newer vLLM (with the transformers that it names), or write `{key}` into the entry "
+        "(config.json under `model.path`, or `args.hf-overrides`): `type` and `rope_type` have the "
+        "same value.",
+    ),
+    _Source(
+        r"quant(?:ization)?_config|quant_cfg|hf_quant",
+        "the description of the quantisation in the model's files",
+        "The checkpoint was quantised by a tool of another release than this vLLM reads: use the "
+        "release that the model card names, or other weights (`model.path`, `args.quantization`).",
+    ),
+    _Source(
+        r"hf_config|(?:model_|text_|vision_)?config(?:_dict)?\[|config\.",
+        "the model's config.json",
+        "Compare config.json under `model.path` with the hub; the model needs the release of vLLM "
+        "or transformers that its card names; `args.hf-overrides` can give `{key}`.",
+    ),
+    _Source(
+        r"(?:spec\w*|lora\w*|pooler\w*|compilation\w*)_config",
+        "an option that takes JSON",
+        "Give `{key}` in that option under `args` (`features.speculative` for speculation).",
+    ),
+)
+_KEY = re.compile(r"^['\"]([\w.-]{1,80})['\"]$")
+_SUBSCRIPT = r"\[['\"]{key}['\"]\]|(?:pop|getitem|get)\(['\"]{key}['\"]"
+
+
+def read_key_errors(log: ServerLog) -> Iterator[Reading]:
+    """Yield the keys that a statement names literally, with what they are read from."""
+    for raised in find_exceptions(log):
+        if reading := _missing_key(raised):
+            yield reading
+
+
+def _missing_key(raised: Raised) -> Reading | None:
+    found = _KEY.match(raised.message)
+    if raised.type != "KeyError" or found is None:
+        return None
+    key = found[1]
+    in_environment = any(frame.path.endswith("os.py") for frame in raised.frames[:1])
+    literal = re.search(_SUBSCRIPT.replace("{key}", re.escape(key)), raised.code)
+    if literal is None and not in_environment:
+        return None
+    text = "environ" if in_environment else raised.code
+    source = next((each for each in _SOURCES if re.search(each.words, text)), None)
+    if source is None:
+        return None
+    frame = next((each for each in raised.frames if not each.path.endswith("os.py")), None)
+    where = f" (`{shorten(raised.code, 100)}` in {frame.module_path})" if frame else ""
+    return Reading(
+        reason(
+            "key-missing",
+            f"The code reads `{key}` from {source.name}, and it is not there{where}.",
+            source.remedy.replace("{key}", key),
+            "KeyError by its statement",
+            "deterministic",
+        ),
+        raised.line,
+        rank=Rank.HINT,
+        certain=False,
+    )

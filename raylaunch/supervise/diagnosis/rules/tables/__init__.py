@@ -1,0 +1,1 @@
+"""Tables that the rules look things up in: packages, places, compilers, time-outs."""
