@@ -160,6 +160,7 @@ def test_the_shape_of_a3_single_gives_the_same_answers_when_it_runs_again(tmp_pa
             assert count_workers(process) == 4
             runs.append([answers(url, "MiniMax-M2.5", rank) for rank in range(2)])
     assert runs[0] == runs[1], "equal weights, equal seeds"
+    assert runs[0][0] == runs[0][1], "whatever the other rank does meanwhile"
 
 
 def count_workers(process: subprocess.Popen[bytes]) -> int:
