@@ -32,7 +32,7 @@ _WRAPPERS = re.compile(
     r"The Inner error is reported as above|error code is|function error|call acl|"
     r"error\(s\) in loading|DataLoader worker|unexpected keyword argument|unpickle|"
     # What tensors are is no refusal: `last_exception` reads it, and whether the server had served.
-    r"size of tensor|invalid for input of size|cannot be broadcast"
+    r"size of (?:the )?tensor|invalid for input of size|cannot be broadcast"
 )
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
 _NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")
@@ -149,7 +149,7 @@ def _refusal(raised: Raised) -> Reading | None:
     where = f" in {place}" if place else ""
     release = f"a release of {package}" if innermost else "a release"
     what = f"Correct {' or '.join(options)}" if options else _without_feature(raised)
-    if advice := read_advice(raised.message):
+    if advice := read_advice(f"{raised.message}\n{raised.after}"):
         what = f"The message advises: {advice}. {what}"
     return Reading(
         reason(
