@@ -62,6 +62,8 @@ def test_what_vllm_misses_in_a_class_of_vllm_ascend_is_a_question_of_releases(ow
         ("HCCL", "HCCL_RDMA_TC[1999] is invalid, expect multiples of 4", "HCCL_RDMA_TC"),
         ("OP", "OpName:[aclnnAddLayerNorm_881] Infer Shape failed.", "aclnnAddLayerNorm"),
         ("RUNTIME", "TaskWait: stream sync timeout, timeout=400ms", "time-out"),
+        ("GE", "FabricMemPool: open of the peer's block failed", "super node"),
+        ("RUNTIME", "rtMemExportToShareableHandle: ErrCode=207000, desc=[x y]", "super node"),
     ],
 )
 def test_lines_of_a_component_are_read_by_their_subject(
@@ -147,3 +149,96 @@ def test_the_lines_below_a_message_may_advise() -> None:
     ]
     found = diagnosed("\n".join(lines))
     assert "pip install 'other-package<2'" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("value 4 for parameter deviceId is invalid. Expected value: [0, 4).", "sees 4 NPUs"),
+        ("value [9] for argument [phyId] is invalid. Valid range: [0, 0).", "sees no NPU"),
+        ("value 77 for parameter streamPriority is invalid. Expected value: [0, 7].", "[0, 7]"),
+        ("Indices 151936 out of bounds [0, 151936)", "vocabulary"),
+        ("Index value 32768 is out of range [0 32768)!", "max-model-len"),
+    ],
+)
+def test_a_refused_value_is_named_with_what_is_valid(said: str, words: str) -> None:
+    found = diagnosed(f"{WORKER}RuntimeError: call failed\n{WORKER}{said}")
+    assert words in f"{found.cause} {found.remedy}"
+
+
+def test_the_ranks_that_did_not_come_are_named() -> None:
+    text = plog(
+        "HCCL",
+        "[InitGroupStage]topo exchange server get socket timeout! timeout[240 s]",
+        "[InitGroupStage]total connected num is [2],line num is [1]",
+        "[InitGroupStage]need connect rankNum is [4]",
+        "[InitGroupStage]connected rankinfo[LINE 0]: [0000000000000000],[0000000000000003];",
+    )
+    assert "2 of 4 came, missing are the ranks 1, 2" in diagnosed(text).cause
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7 : 60000", "192.0.2.7%eth1 : 61000"])
+def test_the_root_that_a_rank_cannot_reach_is_named(address: str) -> None:
+    said = f"[TopoInfoExchangeAgent][Setup]TopoExchangeAgent: connect server[{address}] failed"
+    assert "192.0.2.7" in diagnosed(plog("HCCL", said)).cause
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("RuntimeError: MoeGatingOperation CreateOperation failed.", "MoeGatingOperation"),
+        ("RuntimeError: Call aclnnSinkhorn failed, detail:E39999: Inner Error", "aclnnSinkhorn"),
+        (
+            "RuntimeError: call aclnnRope failed, detail:EZ1001: cosTable of Rope is nullptr.",
+            "without an input",
+        ),
+    ],
+)
+def test_an_operator_that_fails_without_a_code_is_named(said: str, words: str) -> None:
+    found = diagnose_text(WORKER + said)
+    assert found is not None
+    assert words in found.cause
+    assert "image" in found.remedy
+
+
+def test_a_failed_collective_on_the_npus_own_cpus_is_no_operator_of_the_model() -> None:
+    said = (
+        "Aicpu kernel execute failed, device_id=3, soName=libccl_kernel.so, kernelName=Run_gather"
+    )
+    found = diagnosed(WORKER + said)
+    assert "collective" in found.cause
+    assert "HCCL_OP_EXPANSION_MODE" in found.remedy
+
+
+def test_memory_that_cannot_be_registered_explains_a_transfer_that_failed() -> None:
+    said = "E0620 10:12:07.404089 342420 ascend_direct_transport.cpp:11] Failed to connect to: x"
+    text = said + "\n" + plog("HCCP", "tid:9,ra_typical_mr_reg : mr reg failed ret(-12)")
+    found = diagnosed(text)
+    assert found.id == "plog-memory"
+    assert "Cannot allocate memory" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (
+            "EE1001: [PID: 9] The argument is invalid.Reason: coreDim=70001 can't be greater than 9.",
+            "Triton",
+        ),
+        (
+            "EE1001: [PID: 9] The argument is invalid.Reason: blockDim=99999 exceeds the limit.",
+            "Triton",
+        ),
+        ("EE9999: [PID: 9] wait failed: the capture mode does not allow it", "graph capture"),
+    ],
+)
+def test_a_block_is_read_by_its_words(block: str, words: str) -> None:
+    found = diagnose_text(f"{WORKER}{block}")
+    assert found is not None
+    assert words in found.cause
+
+
+def test_mindie_kills_its_own_processes() -> None:
+    found = diagnosed("ERR: Failed to init endpoint! Please check the service log.\nKilled")
+    assert found.id == "mindie-init-failed"
+    assert "log" in found.remedy

@@ -64,7 +64,13 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     (r"device (?:num|count)|drvGetDevNum|no (?:valid )?device|load driver so", _NO_DEVICE),
     (r"rank ?table", _RANK_TABLE),
     (r"\bport\b|listen|bind", _PORT),
-    (r"(?i)\b(?:node ?\[\d|runner|operation)\b|execute fail|setup fail|infer ?shape", _ATB),
+    (
+        (
+            r"(?i)\b(?:node ?\[\d|runner|operation)\b|SetAclNN|\w{2,20}Node call|execute fail|"
+            r"setup fail|infer ?shape"
+        ),
+        _ATB,
+    ),
     (r"ifname|host ?ip|interface", "Set `network.interface` to the network between the nodes."),
     (r"socket|connect|link|time ?out", _LINK),
     (
@@ -98,12 +104,19 @@ def _explain_topic(matched: Sequence[tuple[int, re.Match[str]]]) -> tuple[int, E
     component = found[1] or "ATB"
     quoted = f"{component} of CANN reports: {shorten(said[place].rstrip('. '), 200)}"
     return index, reason(
-        "plog-error",
+        topic.id,
         f"{fill_cause(topic, said)} {quoted}{name_errno(component, said[place])}.",
         fill_remedy(topic, said[place]),
         "fault guides of cann/hixl and cann/hcomm",
         topic.kind,
     )
+
+
+def explain_telling(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
+    """Return what these lines are about if that explains what others report of it."""
+    matched = [(index, each) for index, text in enumerate(texts) if (each := _match(text))]
+    about = _explain_topic(matched[:_TOPIC_LINES])
+    return about if about is not None and about[1].id != "plog-error" else None
 
 
 def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:

@@ -21,6 +21,8 @@ class Topic:
     cause: str
     remedy: str
     kind: Kind = "transient"
+    id: str = "plog-error"
+    """A name of its own for what explains other failures."""
 
 
 _SEGMENT = "`global_segment_size` (mooncake.json)"
@@ -35,6 +37,16 @@ TOPICS: tuple[Topic, ...] = (
         "deterministic",
     ),
     Topic(
+        r"ShareableHandle|[Ff]abric_?[Mm]em",
+        "Memory of another NPU could not be opened through its handle (fabric memory): the two "
+        "NPUs are not in one super node, or driver, CANN and the super node's software do not "
+        "support it.",
+        "Unset `env.ASCEND_ENABLE_USE_FABRIC_MEM` on all servers, or place them in one super node "
+        "with the driver (HDK) and CANN that fabric memory needs.",
+        "deterministic",
+        "plog-fabric",
+    ),
+    Topic(
         r"create[_ ][cq][qp]\b|\b[cq][qp][_ ]create|drv_create_[cq]",
         "The NPU has no memory of its own system left for RDMA queues (that is not HBM): host "
         "memory registered with its network card takes page tables there, or too many links are "
@@ -42,6 +54,7 @@ TOPICS: tuple[Topic, ...] = (
         f"Register less host memory: a smaller {_SEGMENT}. Back it with huge pages "
         "(`vm.nr_hugepages`, `env.MC_STORE_USE_HUGEPAGE: 1`), and use driver 25.5 or newer, which "
         "counts huge pages once. `args.gpu-memory-utilization` does not help here.",
+        id="plog-queues",
     ),
     Topic(
         r"Can'?t find remote ?[Bb]uffer|remote ?buffer[^\n]{0,40}not (?:found|exist)",
@@ -61,14 +74,16 @@ TOPICS: tuple[Topic, ...] = (
     Topic(
         r"MemReg|[Rr]eg(?:ister)?(?:Global|Typical|Bound)?[_ ]?(?:global[_ ]|typical[_ ])?"
         r"(?:[Mm]r|[Mm]em)\b|RegisterBoundMem|_mr_reg|localbuffer init|ShmemCreateHandle|"
-        r"Ipc node attr|ibv_reg_mr",
+        r"Ipc node attr|ibv_reg_mr|_mr_reg|reg (?:ai )?mr fail",
         "Memory that is to be transferred could not be registered with the NPU or its network card"
         "{alignment}.",
         "Memory for HCCS links must begin at a multiple of 2 MiB (huge pages), be as large as it "
         "was allocated, and be of a kind that the card can register: use the releases of "
         "vllm-ascend and Mooncake (HIXL) that belong together, and huge pages for a pool of host "
-        "memory (`env.MC_STORE_USE_HUGEPAGE: 1`).",
+        "memory (`env.MC_STORE_USE_HUGEPAGE: 1`). A large pool also needs page tables on the NPU: "
+        f"lower {_SEGMENT}, use driver 25.5 or newer and a newer Mooncake.",
         "deterministic",
+        "plog-memory",
     ),
     Topic(
         r"'?device_ip'? is not set|hccn\.conf",

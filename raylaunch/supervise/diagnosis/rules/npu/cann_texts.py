@@ -21,6 +21,30 @@ TEXTS: tuple[Text, ...] = (
         "Use a build of CANN, its kernels and the program for this chip (`npu-smi info`).",
     ),
     Text(
+        r"is (?:a )?null ?pt?r|is null\b|is required, but|(?:should|must|can) ?not be null",
+        "An operator was called without an input that it needs: this release does not serve this "
+        "combination of model and features",
+        "No tuning variable helps. Switch off what the operator is called for (context "
+        "parallelism: `parallel.decode_context: 1`, `parallel.prefill_context: 1`; no "
+        "`features.speculative`; `parallel.expert: false` for MoE), or use a newer release or "
+        "another image of vllm-ascend, made for this NPU generation.",
+    ),
+    Text(
+        r"capture mode (?:does )?not (?:support|allow)",
+        "A copy or another operation that waits was called during graph capture, which does not "
+        "allow it",
+        "Set `args.enforce-eager: true` or `args.compilation-config: {cudagraph_mode: PIECEWISE}`, "
+        "or leave off what copies between host and NPU in a step (offloading of weights or cache "
+        "to the CPU), or use another release of vllm-ascend.",
+    ),
+    Text(
+        r"coreDim=\d{1,9} can'?t be greater|blockDim=?\d{1,9}[^\n]{0,40}(?:greater|exceed)",
+        "A Triton kernel was started with more blocks than an NPU takes (65535)",
+        "Lower `args.max-num-batched-tokens` (and `args.max-model-len`); `env."
+        "TRITON_ALL_BLOCKS_PARALLEL: 1` lets triton-ascend fold the blocks; or use a newer release "
+        "of vllm-ascend and triton-ascend.",
+    ),
+    Text(
         r"does not support opType \[",
         "No installed package has this operator for this NPU (one of vllm-ascend's own that is not "
         "built or sourced for it, or CANN's kernels are older or missing)",

@@ -21,7 +21,9 @@ _QUALIFIED = re.compile(
 _OWN = ("vllm", "vllm_ascend", "torch", "builtins", "transformers_modules")
 _CALLER = re.compile(r"\b([a-z]\w{2,40})\.v1\.|/(?:site|dist)-packages/([a-z]\w{2,40})/")
 _CONFIG = re.compile(r"'(\w{2,60}Config)' object has no attribute '(\w{1,80})'")
-_OF_VLLM = re.compile(r"^(?:Vllm|Model|Parallel|Cache|Scheduler|Ascend|Speculative|Compilation)C")
+_OF_VLLM = re.compile(
+    r"^(?:Vllm|Model|Parallel|Cache|Scheduler|Ascend|NPU|Speculative|Compilation)|Quant|^Torchair"
+)
 
 
 def read_foreign_objects(log: ServerLog) -> Iterator[Reading]:
