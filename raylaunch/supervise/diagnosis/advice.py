@@ -7,7 +7,8 @@ import re
 from raylaunch.supervise.diagnosis.readings import shorten
 
 _ADVICE = re.compile(
-    r"\b((?:[Pp]lease|[Tt]ry|[Cc]onsider|[Mm]ake sure|[Ee]nsure|[Tt]ake a try|"
+    r"\b((?:[Tt]o fix(?: this)?[:,]|"
+    r"[Pp]lease|[Tt]ry|[Cc]onsider|[Mm]ake sure|[Ee]nsure|[Tt]ake a try|"
     r"[Yy]ou (?:can|may|need|should|must)|[Ii]f you want to|(?:[Ii]n|[Dd]e)crease|"
     r"(?:[Rr]un|[Uu]se|[Ss]et) (?:`|--))"
     r"[^\n]{6,300}?)(?:[.!](?=\s|$)|$)",

@@ -55,7 +55,9 @@ _PYTHON_ERROR = re.compile(
 _ERROR_LINE = re.compile(
     r"^\s{0,8}(?:\([^()]{0,64}\) ?){0,3}(?:\[rank\d{1,5}\]: ?)?(?:ERROR|CRITICAL|FATAL)\b[ :]|"
     r"^[EF](?:\d{8}|\d{4}) \d\d:\d\d:\d\d\.\d|^\[rank\d{1,5}\]:\[E|\[(?:ERROR|FATAL|"
-    r"CRITICAL|error|critical|fatal)\][ :]|"
+    r"CRITICAL|error|critical|fatal)\][ :]|^\[ERROR\][A-Z]{2,20}\(|"
+    # LMCache and its like: `[2025-09-04 01:00:51,159] LMCache ERROR: `.
+    r"^\[\d{4}-\d\d-\d\d [\d:,. +-]{8,24}\] \w{2,30} (?:ERROR|CRITICAL)\b|"
     r"^(?:\(\w{1,40} pid=\d{1,9}\) )?\[\d{4}-\d\d-\d\d [\d:,]{8,16} C \d{1,9} \d{1,9}\]|"
     r"^(?:Error response from daemon|CMake Error|Allocate failed due to|(?:error|panic|fatal error)"
     r"(?: [\w ]{1,30})?): |Unhandled exception: |Check failed: |\bUCX +(?:ERROR|FATAL)\b|"

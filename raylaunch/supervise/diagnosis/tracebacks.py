@@ -27,6 +27,11 @@ _KNOWN = re.compile(
 _FRAMES = 12
 _DOTTED = re.compile(r"(?<![\w.])\w{1,60}(?:\.\w{1,60}){1,8}")
 _LOOK_BACK = 60
+_MESSAGE_LINES = 4
+_NEW_SUBJECT = re.compile(
+    r"\s*$|Traceback|\s*File \"|During handling|The above exception|\[ERROR\]|[\[(]|\d{4}-|"
+    r"(?:DEBUG|INFO|WARNING|ERROR)\b|[A-Z]\w{2,40}(?:Error|Exception)\b"
+)
 
 
 _PASSED_ON = re.compile(
@@ -81,6 +86,8 @@ class Raised:
     process: str
     code: str = ""
     """The statement that raised, as the traceback shows it."""
+    after: str = ""
+    """What follows the message on the next lines, of the same process."""
     before: str = ""
     """Names with dots in the lines above an exception that the log shows without frames."""
 
@@ -126,6 +133,7 @@ def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
         frames=frames,
         process=log.processes[line],
         code=_statement_before(log, line),
+        after=_following(log, line),
         before=" ".join(before),
     )
 
@@ -133,6 +141,17 @@ def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
 def is_passed_on(match: re.Match[str]) -> bool:
     """Whether what `EXCEPTION` matched is the engine's report of a worker's exception."""
     return _PASSED_ON.match((match[2] or "").strip()) is not None
+
+
+def _following(log: ServerLog, line: int) -> str:
+    """Return the lines that go on with the message of an exception."""
+    said: list[str] = []
+    for index in range(line + 1, min(line + 1 + _MESSAGE_LINES, len(log.cleaned))):
+        text = log.cleaned[index]
+        if log.processes[index] != log.processes[line] or _NEW_SUBJECT.match(text):
+            break
+        said.append(text.strip()[:400])
+    return "\n".join(said)
 
 
 def _statement_before(log: ServerLog, line: int) -> str:

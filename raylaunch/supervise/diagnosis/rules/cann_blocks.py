@@ -22,6 +22,7 @@ from raylaunch.supervise.diagnosis.rules.error_codes import (
     find_number,
     module_of,
 )
+from raylaunch.supervise.diagnosis.rules.npu.cann_texts import TEXTS, Text
 
 _CODE = re.compile(
     r"(?<![\w.])(?:[A-Z]\w{2,40}(?:[/ ]\w{2,20})?\()?([EW](?:[A-Z]\d{4}|\d{5}))(?![\w.])"
@@ -53,103 +54,6 @@ _REPORTERS_OWN = re.compile(r"rtGetDevMsg|GetDevErrMsg|rtGetErrorVerbose")
 """Calls by which torch_npu asks for an error's text: that they fail is no failure of the server."""
 
 
-@dataclass(frozen=True)
-class _Text:
-    """What a block's words say more exactly than its code."""
-
-    words: str
-    cause: str
-    remedy: str
-
-
-_BY_TEXT = (
-    _Text(
-        r"support for Ascend\w{1,20} is not implemented",
-        "An operator of this build has no kernel for this NPU",
-        "Use a build of CANN, its kernels and the program that names this chip: `npu-smi info` "
-        "shows it, and the release notes list the NPU generations of a release.",
-    ),
-    _Text(
-        r"opp_kernel|binary_info_config\.json|[Oo]pp kernel|[Pp]arse dynamic kernel config|"
-        r"ADD_TO_LAUNCHER_LIST",
-        "CANN's package of compiled operators (opp kernels) for this NPU is not installed",
-        "Install Ascend-cann-kernels (or -ops) of the same release as the toolkit and for this NPU "
-        "generation, and source set_env.sh; or use the release's image for this generation.",
-    ),
-    _Text(
-        r"init soc version failed",
-        "The runtime cannot read the type of the NPU (SoC version): the driver does not answer, or "
-        "is of another release than CANN",
-        "Try `npu-smi info` where the server runs: mount /usr/local/Ascend/driver and the device "
-        "files into the container, and install the driver that this CANN names.",
-    ),
-    _Text(
-        r"not implemented for DT_BFLOAT16|dtype or format is not supported[^\n]{0,80}DT_BFLOAT16",
-        "An operator does not take bfloat16 on this NPU (310P and 910A have no bfloat16)",
-        "Set `args.dtype: float16`; if that is set, a part of the model keeps a type of its own "
-        "(`torch_dtype` in its config.json): use a release of vllm-ascend whose image is made for "
-        "this NPU generation.",
-    ),
-    _Text(
-        r"not implemented for DT_FLOAT16\b[^\n]{0,60}\[[^\]]{0,200}DT_BFLOAT16",
-        "An operator of this model takes bfloat16 and not float16 (a quantised product and its "
-        "scales)",
-        "Set `args.dtype: bfloat16` (or leave it out for a model that is bfloat16); on an NPU "
-        "without bfloat16 use weights with another quantisation.",
-    ),
-    _Text(
-        r"GEInitialize failed|GELib::InnerInitialize|OpCompileProcessor init failed|"
-        r"Init compiler failed",
-        "CANN's operator compiler (GE) cannot be initialised: Python packages that it needs are "
-        "missing, its environment was not set, or CANN, driver and torch_npu do not fit",
-        "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` before `ray start` and try `python "
-        "-c 'import te, tbe'` there; compare CANN with the release that this torch_npu and the "
-        "driver (`npu-smi info`) need; the plog of the process names the step.",
-    ),
-    _Text(
-        r"(?:GetDeviceCount|get device count|get hardware version)[^\n]{0,200}"
-        r"(?:driver error:internal error|507899)|get hardware version fail",
-        "The NPU driver does not answer this process: it is not (wholly) mounted into the "
-        "container, or is older than this CANN needs",
-        "Try `npu-smi info` where the server runs; mount /usr/local/Ascend/driver, "
-        "/usr/local/dcmi and the device files (/dev/davinci*, davinci_manager, devmm_svm, "
-        "hisi_hdc); compare /usr/local/Ascend/driver/version.info with the driver that this CANN "
-        "names, and install that one.",
-    ),
-    _Text(
-        r"Parse blockDim failed|[Ff]ailed to parse json or compress op|PackageTvmJson|"
-        r"re-?compile (?:single )?op\b|Failed to compile graph with compiler|ParalCompOp|"
-        r"OptimizeFusedGraph failed",
-        "CANN's operator compiler gave no usable result for an operator: its working folder "
-        "(kernel_meta) cannot be written or was emptied by another process, or the compiler or a "
-        "Python package it needs is broken",
-        "Start the server in a folder that it may write, or set `env.ASCEND_WORK_PATH` (each "
-        "server one of its own); try `python -c 'import te, tbe'` with CANN's set_env.sh sourced; "
-        "compare CANN with the release that this torch_npu needs; the plog of the process has the "
-        "compiler's own message.",
-    ),
-    _Text(
-        r"tsd client|unknown device error|driver error:internal error",
-        "The service on the NPU (TSD) or the driver does not answer: the device hangs, is being "
-        "reset, or another process or container holds it",
-        "Run `npu-smi info` and `dmesg -T` on that node; end other processes on that NPU, then "
-        "`npu-smi set -t reset -i N -c 0`; if it comes again, exclude the node.",
-    ),
-    _Text(
-        r"InitOpInfoLib|InitOpKernel|op info lib",
-        "The description of an operator package does not fit this CANN",
-        "The custom operators (vllm-ascend's own, or a vendor's below opp/vendors) were built for "
-        "another CANN: build them again or remove them, or use the release's image.",
-    ),
-    _Text(
-        r"AddRmsNorm\w{0,20} do tiling failed|do tiling failed|[Tt]iling failed",
-        "An operator cannot split its input over the cores (tiling): the shapes that the model "
-        "or a feature gives it do not fit",
-        "No tuning variable helps. Switch off the feature that calls it (speculative decoding: no "
-        "`features.speculative`; graphs: `args.enforce-eager: true`; MoE: `parallel.expert: "
-        "false`), or use a newer release or image of vllm-ascend.",
-    ),
-)
 _NO_TEXT = re.compile(r"^(?:Inner Error!?[\s.]*)?$")
 _REPEATED = re.compile(r"Inner Error!? ?|\b[EW][A-Z\d]\d{4}(?:: ?|(?=\[PID))")
 
@@ -234,7 +138,7 @@ def _orphans(log: ServerLog, taken: Collection[int]) -> Iterator[Reading]:
     first = telling[0]
     block = CannBlock("EE9999", first, tuple(lines), texts[first], "", "", ())
     quoted = "; ".join(texts[line] for line in telling[:3])
-    found = next((each for each in _BY_TEXT if re.search(each.words, quoted)), None)
+    found = next((each for each in TEXTS if re.search(each.words, quoted)), None)
     if found is not None:
         reading = _by_text(block, found, shorten(quoted, 300))
         yield replace(reading, reason=replace(reading.reason, id="cann-trace"))
@@ -364,12 +268,12 @@ def _reading(block: CannBlock, known: ErrorCode | None, call: str) -> Reading:
     )
 
 
-def _text_of(block: CannBlock) -> _Text | None:
+def _text_of(block: CannBlock) -> Text | None:
     quoted = quote_block(block)
-    return next((each for each in _BY_TEXT if re.search(each.words, quoted)), None)
+    return next((each for each in TEXTS if re.search(each.words, quoted)), None)
 
 
-def _by_text(block: CannBlock, found: _Text, quoted: str, call: str = "") -> Reading:
+def _by_text(block: CannBlock, found: Text, quoted: str, call: str = "") -> Reading:
     where = f" in `{call}`" if call and call not in quoted else ""
     return Reading(
         reason=reason(

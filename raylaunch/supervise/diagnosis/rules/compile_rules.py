@@ -39,6 +39,7 @@ _INDUCTOR = re.compile(
     r"(?:torch\._inductor\.exc\.\w{1,40}|torch\._dynamo\.exc\.\w{1,40}|BackendCompilerFailed|"
     r"InductorError|CppCompileError): ?([^\n]{0,400})"
 )
+_TRACED = re.compile(r"Failed running call_(?:function|method|module) ([\w.<>]{2,80}?)\(\*")
 _CANN_COMPILER = re.compile(
     r"\[Init\]\[Env\] ?init env failed|AclSetCompileopt|SetPrecisionMode:|GEInitialize failed|"
     r"build op model failed|TbeInitialize|[Ii]nit(?:ialize)? (?:te|tbe) fusion (?:fail|error)|"
@@ -122,6 +123,8 @@ def _cann_operators(log: ServerLog) -> Iterator[Reading]:
 def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_TRITON):
         yield _triton(log, line, match[0])
+    for line, match in log.errors.find(_TRACED):
+        yield _traced(line, match[1])
     for line, match in log.errors.find(_INDUCTOR):
         if reading := _known(line, "compile-failed", _said(log, line, match)):
             yield reading
@@ -134,6 +137,25 @@ def _failed_compilations(log: ServerLog) -> Iterator[Reading]:
             "an earlier release (~/.cache/vllm/torch_compile_cache), or use the release's image.",
             certain=False,
         )
+
+
+def _traced(line: int, call: str) -> Reading:
+    custom = call.startswith(("_C", "vllm.", "_C_ascend", "torch.ops", "npu"))
+    why = (
+        " It is a compiled operator without a description for the compiler: the extension was "
+        "built for another torch, or this release does not compile with it."
+        if custom
+        else ""
+    )
+    return _found(
+        line,
+        "compile-failed",
+        f"torch.compile cannot trace the call of `{call}` in the model.{why}",
+        "`args.enforce-eager: true` starts without compilation and graphs; or leave the operator "
+        'out of it (`args.compilation-config: {custom_ops: ["none"]}`). Use vLLM, vllm-ascend and '
+        "torch of one release (its image), or a newer one.",
+        certain=False,
+    )
 
 
 def _triton(log: ServerLog, line: int, said: str) -> Reading:

@@ -15,7 +15,9 @@ _CORE_ERROR = re.compile(
     r"(?!, core id is \d{1,4}, error code = 0x[\da-f]{1,16}, dump info[^\n]{0,40}timeout)"
 )
 _ERROR_TEXT = re.compile(r"errorStr: ?([^\n.]{4,300})")
-_KERNEL = re.compile(r"(?:fault kernel_name|kernel_name|fault kernel name)[=:] ?([\w.:-]{3,160})")
+_KERNEL = re.compile(
+    r"(?:fault kernel_name|kernel_name|fault kernel name|kernelName)[=:] ?([\w.:-]{3,160})"
+)
 _TASK_DEVICE = re.compile(
     r"(?:Aicore|Aivec|AIV|Aicpu) [Kk]ernel execute failed, device_id=(\d{1,3})"
 )
@@ -36,6 +38,18 @@ _REMEDY = (
 )
 
 
+_COLLECTIVE = re.compile(
+    r"libccl_kernel|RunAicpuRpc|(?i:kernelName=\w*(?:hccl|allreduce|alltoall))"
+)
+_OF_A_COLLECTIVE = (
+    "It is a collective of HCCL that the NPU's own CPUs carry out. Two collectives of one group at "
+    "the same time break it: switch off what overlaps them (`env.VLLM_ASCEND_ENABLE_FLASHCOMM1`, "
+    "dual batch, multistream options of `args.additional-config`); try "
+    "`env.HCCL_OP_EXPANSION_MODE: AIV`. Compare CANN and driver on all nodes with the image's, and "
+    "read the plog of the other ranks."
+)
+
+
 def read_devices(log: ServerLog) -> Iterator[Reading]:
     """Yield one reading per log: the first kernel that failed, with what the device says of it."""
     cores = list(log.errors.find(_CORE_ERROR))
@@ -49,7 +63,7 @@ def read_devices(log: ServerLog) -> Iterator[Reading]:
         reason(
             "npu-kernel-fault",
             f"A kernel failed on {_device(cores, tasks)}: {_core(cores, text)}{_explained(text)}.",
-            _REMEDY,
+            _OF_A_COLLECTIVE if _COLLECTIVE.search(text) else _REMEDY,
             "CANN device_error_core_proc.cc; vllm-ascend#2976, #16654",
             "transient",
         ),
@@ -79,5 +93,6 @@ def _explained(text: str) -> str:
     if said := _ERROR_TEXT.search(text):
         parts.append(f": {shorten(said[1], 200)}")
     if kernel := _KERNEL.search(text):
-        parts.append(f" in kernel `{kernel[1]}`")
+        what = ", a collective of HCCL" if _COLLECTIVE.search(text) else ""
+        parts.append(f" in kernel `{kernel[1]}`{what}")
     return "".join(parts)

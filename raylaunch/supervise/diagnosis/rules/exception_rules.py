@@ -59,7 +59,7 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "no `features.speculative`",
     ),
     (
-        r"aclgraph|acl_graph|cudagraph|graph_mode|capture|compilation|torchair|piecewise",
+        r"aclgraph|acl_graph|cudagraph|graph_mode|full_graph|graph_param|capture|compilation|torchair|piecewise",
         "graph capture",
         "`args.enforce-eager: true` or `cudagraph_mode: PIECEWISE`",
     ),

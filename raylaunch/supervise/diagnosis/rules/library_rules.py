@@ -320,6 +320,12 @@ _MODULES = {
     "acl": _CANN_PATH,
     "te": _CANN_PATH,
     "tbe": _CANN_PATH,
+    "hccl": _CANN_PATH,
+    "llm_datadist": _CANN_PATH,
+    "torchair": "It is a part of torch_npu (torch_npu/dynamo/torchair), not a package to install: "
+    "use the torch_npu of the release's image, or add that folder's parent to PYTHONPATH.",
+    "torch_atb": "`source /usr/local/Ascend/nnal/atb/set_env.sh` (NNAL) before `ray start`.",
+    "atb_llm": "It belongs to MindIE's ATB models: use MindIE's image, and source its set_env.sh.",
     "mooncake": "Install mooncake-transfer-engine (for NPUs the build of the vllm-ascend image).",
     "transformers_modules": "It is the model's own code, which only the process that read the "
     "model knows: put the model under the same path on every node, set `args.trust-remote-code: "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _SIZE = r"([\d.]{1,12}) ([KMGT]iB)"
 _OUT = re.compile(
@@ -23,6 +25,39 @@ _RESERVED = re.compile(
 _OTHER_PROCESS = re.compile(r"Process (\d{1,9}) has " + _SIZE + r" memory in use")
 KV_NEGATIVE_ANCHOR = "Available KV cache memory: -"
 _KV_NEGATIVE = re.compile(r"Available KV cache memory: (-[\d.]{1,12}) ?GiB")
+# What asked for the memory, by the functions and files of the traceback; and what to do first.
+_ASKED_FOR: tuple[tuple[str, str, str], ...] = (
+    (
+        r"mask",
+        "the attention mask, which grows with the square of the length",
+        "Lower `args.max-model-len` first.",
+    ),
+    (
+        r"initialize_kv_cache|allocate_kv|_kv_cache_tensors|kv_caches?\b",
+        "the KV cache",
+        "Lower `args.gpu-memory-utilization` first.",
+    ),
+    (
+        r"load_weights|create_weights|load_model|process_weights|weight_loader",
+        "the weights",
+        "Raise `parallel.tensor` or `parallel.pipeline`, or use quantised weights.",
+    ),
+    (
+        r"sampler|compute_logits|top_k|top_p|penalt|logprobs|softmax",
+        "sampling, with a value for each word of the vocabulary and each sequence",
+        "Lower `args.max-num-seqs` first.",
+    ),
+    (
+        r"vision|visual|multimodal|mm_encoder|image|video|\bvit",
+        "the encoder of images or video",
+        "Lower `args.limit-mm-per-prompt` and the pixels (`args.mm-processor-kwargs`) first.",
+    ),
+    (
+        r"capture|aclgraph|acl_graph|cudagraph",
+        "graph capture",
+        "Capture fewer sizes (`args.compilation-config: {cudagraph_capture_sizes: [...]}`) first.",
+    ),
+)
 _UNITS = {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2.0**10}
 _OWN_OVERHEAD_GIB = 8.0
 """CANN's context, HCCL buffers and graphs of one process are outside PyTorch: 2 to 6 GiB."""
@@ -30,8 +65,9 @@ _OWN_OVERHEAD_GIB = 8.0
 
 def read_memory(log: ServerLog) -> Iterator[Reading]:
     """Yield each device that ran out of memory, with the process that holds the memory."""
+    places = {raised.line: raised for raised in find_exceptions(log)}
     for line, match in log.errors.find(_OUT):
-        yield _out_of_memory(line, match)
+        yield _name_place(_out_of_memory(line, match), places.get(line))
     # vLLM logs it as INFO; it never serves with less than none.
     for line, match in log.everything.find(_KV_NEGATIVE):
         yield Reading(
@@ -46,6 +82,20 @@ def read_memory(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
         )
+
+
+def _name_place(reading: Reading, raised: Raised | None) -> Reading:
+    """Add what asked for the memory, if the traceback shows it, and what helps against that."""
+    own = [f for f in raised.frames if f.package.startswith("vllm")] if raised else []
+    for frame in own[:4]:
+        place = f"{frame.function} {frame.module_path}"
+        for words, what, first in _ASKED_FOR:
+            if re.search(words, place):
+                told = reading.reason
+                cause = f"{told.cause} It was asked for {what} ({frame.function})."
+                named = replace(told, cause=cause, remedy=f"{first} {told.remedy}")
+                return replace(reading, reason=named)
+    return reading
 
 
 def _gib(match: re.Match[str] | None) -> float | None:

@@ -37,7 +37,7 @@ _WRAPPERS = re.compile(
     r"The Inner error is reported as above|error code is|function error|call acl|"
     r"error\(s\) in loading|DataLoader worker|unexpected keyword argument|unpickle|"
     # What tensors are is no refusal: `last_exception` reads it, and whether the server had served.
-    r"size of tensor|invalid for input of size|cannot be broadcast|values to unpack|"
+    r"size of (?:the )?tensor|invalid for input of size|cannot be broadcast|values to unpack|"
     r"Can't get (?:local )?attribute|[Cc]an(?:'t|not) pickle"
 )
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
@@ -181,7 +181,7 @@ def _refusal(raised: Raised) -> Reading | None:
     if any(": " in each for each in options):
         verb = "Set"
     what = f"{verb} {' or '.join(options)}" if options else _without_feature(raised)
-    if advice := read_advice(raised.message):
+    if advice := read_advice(f"{raised.message}\n{raised.after}"):
         what = f"The message advises: {advice}. {what}"
     known = find_package(innermost.package) if innermost else None
     of_package = f" {known.remedy}" if known else ""

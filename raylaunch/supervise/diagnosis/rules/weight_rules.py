@@ -21,7 +21,7 @@ _SIZES = re.compile(
     r"weight shape mismatch: parameter has (\([\d, ]{0,60}\)), checkpoint has (\([\d, ]{0,60}\))|"
     r"size of tensor a \((\d{1,12})\) must match the size of tensor b \((\d{1,12})\)|"
     r"[Ss]hape mismatch[^\n]{0,60}?(\[[\d, ]{1,60}\])[^\n]{0,60}?(\[[\d, ]{1,60}\])|"
-    r"start \((\d{1,12})\) \+ length \((\d{1,12})\) exceeds dimension size"
+    r"start \(\d{1,12}\) \+ length \((\d{1,12})\) exceeds dimension size \((\d{1,12})\)"
 )
 _SHAPE_CODE = re.compile(r"assert [\w.()]{1,60}(?:shape|size\(\))\s?==|\.copy_\(|\.narrow\(")
 _LOADER = re.compile(r"weight_loader|load_weights|load_row_parallel|load_column_parallel|_load_w")

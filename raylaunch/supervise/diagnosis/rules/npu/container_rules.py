@@ -134,6 +134,16 @@ _REFUSALS = (
         "in MindIE's config.json to an address of this container (`ip addr`).",
     ),
     _Refusal(
+        "mindie-init-failed",
+        r"(Failed to init endpoint|failed to init LLMInferModels)",
+        "MindIE's server could not start its endpoint or its models, and killed its own processes "
+        "({0}): this log has no reason.",
+        "Its own logs have it (`~/mindie/log/debug`, or `env.MINDIE_LOG_TO_STDOUT: 1`). Usual "
+        "ones: `httpsEnabled` without certificates, a model folder or config.json with other "
+        "permissions than it wants, `worldSize` and `npuDeviceIds` that do not fit, a rank table "
+        "(RANK_TABLE_FILE), less than 1 GB of /dev/shm.",
+    ),
+    _Refusal(
         "container-hook",
         r"(error running (?:prestart|createRuntime|createContainer)?\s?hook[^\n]{0,200})",
         "A hook of the container runtime failed, which gives the container its NPUs: {0}.",

@@ -12,6 +12,7 @@ from raylaunch.supervise.diagnosis.rules.error_codes import find_code
 _ATB_STEP = re.compile(
     r"\b([A-Z]\w{2,60}(?:Operation|Runner)\w{0,20}) (setup|execute|create|[Ii]nfer ?[Ss]hape) "
     r"(?:failed|fail|error)\b|"
+    r"\b([A-Z]\w{2,60}Operation) CreateOperation fail|"
     r"compiler_depend\.ts:\d{1,6}\] setup failed|raised from OperationSetup at|"
     r"\b([A-Z]\w{2,60}Operation)\w{0,10} (?:invalid|unsupported|not support)[^\n]{0,80}"
 )
@@ -19,6 +20,12 @@ _ACLNN_STATUS = re.compile(
     r"\b(aclnn[A-Z]\w{1,60}?)(?:GetWorkspaceSize)? ?(?:failed|fail|error)?[^\n]{0,24}?"
     r"(?:aclnnStatus|ERROR|ret|status|errno|error no is|error:) ?[=:]? ?([135]61\d{3})\b"
 )
+_ACLNN_DETAIL = re.compile(
+    r"\b(aclnn[A-Z]\w{1,60}?)(?:GetWorkspaceSize)? failed,? ?detail: ?((?:E\w\d{4}|E\d{5}):? ?"
+    r"(?:Inner Error!?)?)\s{0,2}$",
+    re.MULTILINE,
+)
+_MORE_BELOW = re.compile(r"\bE[A-Z]?\d{4,5}\b|\[PID: ")
 _CHIP = re.compile(r"(?i)\b(310p\d?|_310p|ascend310\w{0,4})\b")
 _ATB_LOG = (
     "ATB's own log names the check: set `env.ATB_LOG_LEVEL: ERROR` and `env.ATB_LOG_TO_STDOUT: 1` "
@@ -31,11 +38,17 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
     """Yield the operators that failed by name, each once."""
     seen: set[str] = set()
     for line, match in log.errors.find(_ATB_STEP):
-        name = match[1] or match[3] or ""
+        name = match[1] or match[3] or match[4] or ""
         # The line without a name repeats one with it, or is all that an old torch_npu writes.
         if name not in seen and (name or not seen):
             seen.add(name)
-            yield _atb(log, line, name, (match[2] or "setup").lower())
+            step = "creation" if match[3] else (match[2] or "setup").lower()
+            yield _atb(log, line, name, step)
+    for line, match in log.errors.find(_ACLNN_DETAIL):
+        below = log.cleaned[line + 1] if line + 1 < len(log.cleaned) else ""
+        if not _MORE_BELOW.search(below) and match[1] not in seen:
+            seen.add(match[1])
+            yield _inner(line, match[1], match[2], _package(log, line))
     for line, match in log.errors.find(_ACLNN_STATUS):
         known = find_code(match[2], log.codes)
         if known is None or match[1] in seen:
@@ -56,6 +69,31 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
             rank=Rank.HINT,
             certain=False,
         )
+
+
+def _inner(line: int, name: str, said: str, package: str) -> Reading:
+    """Read an operator that failed inside CANN, where the log has no text for it."""
+    return Reading(
+        reason(
+            "aclnn-failed",
+            f"The operator {name} failed inside CANN ({said.strip(' :')}); this log has no reason: "
+            f"CANN and {package} are of releases that do not belong together, or the kernels "
+            "package for this NPU is missing.",
+            f"Install the CANN release (toolkit and kernels) that this {package} names, or use the "
+            "release's image. The newest `~/ascend/log/debug/plog/plog-PID_*.log` of this process "
+            "has the first [ERROR] line.",
+            "vLLM MindSpore plugin, FAQ",
+            "deterministic",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
+def _package(log: ServerLog, line: int) -> str:
+    above = "\n".join(log.cleaned[max(0, line - 8) : line + 1])
+    return "MindSpore" if "mindspore" in above.lower() else "torch_npu"
 
 
 def _atb(log: ServerLog, line: int, name: str, step: str) -> Reading:
