@@ -1,8 +1,7 @@
-"""A running deployment from outside: its page in Chromium, `top`, metrics beside `status`."""
+"""A running deployment from outside: `top`, and its metrics beside `status`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -10,13 +9,10 @@ import pty
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 from recovery import User, cpu_s
@@ -26,16 +22,11 @@ from raylaunch.supervise.deployment_status import Status
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browser import find_browser, open_browser
+from browser import find_browser
 
-LOADS = 5
 TOP_S = 30.0
 TOP_BEGINS_S = 15.0
 """Its imports and its first frames are no steady state."""
-DRAWN = (
-    "document.querySelectorAll('#ranks tbody tr').length === {ranks} "
-    "&& document.querySelectorAll('#topology .card').length >= 2 && performance.now()"
-)
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """Name and labels of a sample."""
@@ -48,42 +39,6 @@ Samples = Mapping[Key, float]
 def missing_browser() -> str:
     """Return what has to be installed; "" for nothing."""
     return "" if find_browser() else "chromium is missing: apt-get install chromium (Debian)"
-
-
-def load_pages(user: User, name: str, ranks: int) -> list[float]:
-    """Return the seconds from the click on a link until all ranks are drawn, for LOADS links.
-
-    Each link is that of a `raylaunch ui` that has read nothing yet.
-    """
-    return asyncio.run(_load_pages(user, name, ranks))
-
-
-async def _load_pages(user: User, name: str, ranks: int) -> list[float]:
-    program = find_browser()
-    assert program is not None
-    found = []
-    with tempfile.TemporaryDirectory(prefix="rl-page-", ignore_cleanup_errors=True) as folder:
-        async with open_browser(program, Path(folder) / "profile") as browser:
-            for _ in range(LOADS):
-                with serving_page(user, name) as link:
-                    async with browser.open_page() as page:
-                        await page.open(link)
-                        found.append(await page.wait_for(DRAWN.format(ranks=ranks)) / 1000)
-                        assert page.problems == [], page.problems
-    return found
-
-
-@contextmanager
-def serving_page(user: User, name: str) -> Iterator[str]:
-    """Run `raylaunch ui`; yield its link."""
-    command = [sys.executable, "-m", "raylaunch", "-q", "ui", name]
-    process = subprocess.Popen(command, env=user.env, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
 
 
 # -- top ---------------------------------------------------------------------------------------

@@ -491,7 +491,6 @@ def found_by_alerts(program) -> dict:
         "unscraped": 0.02,
         "scraped": 0.03,
         "many": [0.1, 0.3, 0.25],
-        "unanswered": 1,
         "pages": [0.4, 1.5, 1.2],
         "top": 0.035,
     }
@@ -502,7 +501,6 @@ def test_alerts_and_what_it_costs_to_watch_become_a_section(program, page):
     assert missed == [
         "alerts: the metrics take 1.0 % of a core",
         "alerts: 250 ms for 64 servers",
-        "alerts: 1 of 20 scrapes had no answer",
         "alerts: 1.2 s until the page of 64 servers is drawn",
         "alerts: top takes 3.5 % of a core",
     ]
