@@ -37,10 +37,12 @@ INJECTED: Mapping[str, str] = {
     "kill-engine": "kill-engine",
     "kill-guard": "kill-guard",
     "stop-primary": "stop-server",
+    "kill-primary": "kill-server",
     "kill-agent": "kill-agent",
 }
 """Faults of a group that serves, and what its agent executes. The groups take turns: three failures
-of one group within an hour are an alert of their own."""
+of one group within an hour are an alert of their own. Another agent adopts the server of a killed
+one: nothing fails, so nothing may fire."""
 AT_START = (
     *("hccl-socket-EI0006", "hccl-bind-EI0019", "hccl-topo-EI0015", "dp-handshake-5min"),
     *("hbm-not-free", "hccl-notify-EI0002", "acl-stream-sync"),
@@ -70,7 +72,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Failed:
-    """A failure as the deployment reports it: where, when it was detected, and its own alert."""
+    """A failure as the deployment reports it: where, when it was detected, and its own alert.
+
+    `alert` is "" where nothing failed.
+    """
 
     deployment: str
     group: str
@@ -140,17 +145,22 @@ def _round(
 
 
 def _strike(service: Service, log: AlertLog, one: Round, group: str) -> None:
-    """Let the agent of a group break its server."""
+    """Let the agent of a group break its server, or itself."""
     last = service.last_event()
     began = time.time()
     service.controller.inject(INJECTED[one.fault], 0, group)
-    ready = (group, "phase", "ready")
-    service.await_event(
-        last, lambda event: (event.group, event.kind, event.text) == ready, EVENT_S, "ready"
-    )
-    failed, ready_at = read_failure(service.name, group, service.controller.events(last))
+    over = service.await_event(last, lambda event: _is_over(event, group), EVENT_S, "ready")
+    if over.kind == "adopted":
+        failed, ready_at = Failed(service.name, group, over.at, alert=""), over.at
+    else:
+        failed, ready_at = read_failure(service.name, group, service.controller.events(last))
     _await_quiet(log, failed)
     judge(one, failed, ready_at, log.since(began))
+
+
+def _is_over(event: Event, group: str) -> bool:
+    is_ready = (event.kind, event.text) == ("phase", "ready")
+    return event.group == group and (is_ready or event.kind == "adopted")
 
 
 def _kill_controller(service: Service, log: AlertLog, one: Round, _: str) -> None:

@@ -458,12 +458,17 @@ def test_an_alert_is_judged_by_what_the_deployment_itself_reports(program):
     rounds.judge(late, failed, ready_at, [fired("a", own[0], 140.0, 300.0, own[1])])
     rounds.judge(wrong, failed, ready_at, [fired("a", of_all[0], 112.0, 230.0)])
     assert (good.fired_s, good.cleared_s, good.others) == (7.0, 121.0, [])
+    nothing = rounds.Failed("a", "serve-0", 105.0, alert="")
+    adopted, disturbed = rounds.Round("adopted"), rounds.Round("disturbed")
+    rounds.judge(adopted, nothing, 105.0, [elsewhere])
+    rounds.judge(disturbed, nothing, 105.0, [fired("a", own[0], 112.0, 230.0, own[1])])
+    assert (adopted.others, disturbed.others) == ([], [f"a: {own[0]}"])
     other = fired("b", "RaylaunchMemoryLow", 112.0, 230.0)
     beside = rounds.strays([good, late, wrong], [elsewhere, other])
     assert beside == ["a: RaylaunchKilled", "b: RaylaunchMemoryLow"]
     missed = alerts.shortfalls(
         {
-            "rounds": [vars(one) for one in (good, late, wrong)],
+            "rounds": [vars(one) for one in (good, late, wrong, adopted)],
             "healthy": ["RaylaunchMemoryLow"],
             "strays": beside[1:],
             "disagree": [],
@@ -550,6 +555,6 @@ def make_status(tokens: float, phase: Phase) -> Status:
 
 def test_every_fault_of_the_alerts_has_an_alert_of_its_own(program):
     rounds = program("alerts_rounds")
-    assert len(rounds.FAULTS) == 12
+    assert len(rounds.FAULTS) == 13, "twelve, and an agent that is replaced"
     names = {alert.failure for alert in all_alerts()}
     assert set(rounds.AT_START) <= names
