@@ -59,7 +59,7 @@ _SOURCES: tuple[_Source, ...] = (
         "or transformers that its card names; `args.hf-overrides` can give `{key}`.",
     ),
     _Source(
-        r"(?:spec\w*|lora\w*|pooler\w*|compilation\w*)_config",
+        r"(?:spec|lora|pooler|compilation)\w{0,30}_config",
         "an option that takes JSON",
         "Give `{key}` in that option under `args` (`features.speculative` for speculation).",
     ),

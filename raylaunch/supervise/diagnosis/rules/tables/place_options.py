@@ -28,7 +28,7 @@ _PLACES: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("`args.hf-overrides` (rope_parameters)", "config.json under `model.path`"),
     ),
     (
-        r"fused_moe|all2all|device_communicators/.*expert",
+        r"fused_moe|all2all|device_communicators/.{0,80}expert",
         ("`args.moe-backend`", "`args.all2all-backend`", "`parallel.expert`"),
     ),
     (r"mamba|gdn|linear_attn|causal_conv", ("`args.mamba-cache-mode`", "`args.mamba-block-size`")),
