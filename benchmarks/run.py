@@ -32,6 +32,7 @@ WHOLE = (
     ("gateway.py", "--vllm"),
     ("diagnose.py",),
     ("alerts.py",),
+    ("dry_run.py",),
     ("power_cut.py",),
 )
 BRIEF = (

@@ -13,6 +13,7 @@ from raylaunch.plan.facts import Facts
 from raylaunch.plan.launch_plan import ServerPlan
 from raylaunch.plan.planner import build_plan
 from raylaunch.recipe.catalog import read, recipe_names
+from raylaunch.recipe.groups import expand_groups
 from raylaunch.recipe.model import Recipe
 from raylaunch.recipe.recipe_settings import image_versions, on_ascend
 
@@ -48,7 +49,7 @@ def vllm():
 
 @pytest.fixture
 def servers(tmp_path):
-    """Plan a recipe on example hosts, with folders in place of weights: (recipe, servers)."""
+    """Plan the first group of a recipe on example hosts, with folders in place of weights."""
 
     def plan(name: str) -> tuple[Recipe, tuple[ServerPlan, ...]]:
         recipe = read(name).recipe
@@ -56,10 +57,10 @@ def servers(tmp_path):
         if recipe.features.speculative.enabled and recipe.features.speculative.model:
             drafter = write_drafter(recipe, tmp_path / "drafter")
             sets.append(f"features.speculative.model={drafter}")
-        loaded = read(name, sets)
+        loaded = expand_groups(read(name, sets))[0].loaded
         nodes = [
             Facts(f"192.0.2.{10 + number}", interface="enp67s0f0np0")
-            for number in range(recipe.parallel.servers)
+            for number in range(loaded.recipe.parallel.servers)
         ]
         return loaded.recipe, build_plan(loaded, nodes).servers
 
@@ -76,7 +77,7 @@ def ask(recipe: Recipe, server: ServerPlan):
     )
 
 
-@pytest.mark.parametrize(("name", "number"), commands())
+@pytest.mark.parametrize(("name", "number"), list(commands()))
 def test_a_server_becomes_what_the_recipe_says(servers, name, number):
     recipe, planned = servers(name)
     parallel = recipe.parallel
