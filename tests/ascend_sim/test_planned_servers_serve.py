@@ -156,14 +156,7 @@ def test_the_shape_of_a3_single_gives_the_same_answers_when_it_runs_again(tmp_pa
     for number in range(2):
         folder = tmp_path / f"run-{number}"
         folder.mkdir()
-        with serving("a3-single", sets, folder) as (process, url):
-            assert count_workers(process) == 4
+        with serving("a3-single", sets, folder) as (_, url):
             runs.append([answers(url, "MiniMax-M2.5", rank) for rank in range(2)])
     assert runs[0] == runs[1], "equal weights, equal seeds"
     assert runs[0][0] == runs[0][1], "whatever the other rank does meanwhile"
-
-
-def count_workers(process: subprocess.Popen[bytes]) -> int:
-    """Count the workers below a server: one for each NPU."""
-    titles = [" ".join(one.cmdline()) for one in psutil.Process(process.pid).children(True)]
-    return sum("VLLM::Worker" in title for title in titles)
