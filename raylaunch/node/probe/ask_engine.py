@@ -15,9 +15,7 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import re
-import sys
 import traceback
 import typing
 import warnings
@@ -99,21 +97,15 @@ def ask_in_fork(
     argv: list[str],
     messages: list[dict[str, str]],
     watch_parent: Callable[[], None],
+    read_from_fork: Callable[[Callable[[], bytes]], tuple[bytes, int]],
 ) -> dict[str, object]:
     """Ask for one command line in a fork: an exit, a crash or changed globals stay in it."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
+
+    def answer() -> bytes:
         watch_parent()  # threads do not survive a fork
-        with os.fdopen(writing, "w") as out:
-            out.write(json.dumps(ask(root, argv, messages)))
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    _, status = os.waitpid(pid, 0)
+        return json.dumps(ask(root, argv, messages)).encode()
+
+    text, status = read_from_fork(answer)
     if not text:
         return {"crashed": f"wait status {status}"}
     parsed: dict[str, object] = json.loads(text)

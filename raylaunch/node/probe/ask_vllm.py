@@ -39,10 +39,11 @@ def main() -> None:
     root, parser = read_parser()
     if question["names"]:
         _answer(original_stdout, {"names": read_names(parser)})
+    forks = _load_beside("fork_inspection")
     if question["argvs"]:
-        _load_beside("fork_inspection").install()
+        forks.install()
     for server, argv in question["argvs"].items():
-        engine = dry_run.ask_in_fork(root, argv, messages, exit_with_parent)
+        engine = dry_run.ask_in_fork(root, argv, messages, exit_with_parent, forks.read_from_fork)
         _answer(original_stdout, {"server": server, "engine": engine})
     os._exit(0)
 

@@ -10,6 +10,7 @@ plug-ins again: half of the time that the first dry run of a model takes. A fork
 import importlib
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -36,33 +37,49 @@ def run_in_fork(inspect: Callable[[], Result]) -> Result:
     Raises:
         RuntimeError: It raised, with the text that vLLM gives it, or the fork died.
     """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _answer(inspect, writing)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    if not answer:
+
+    def answer() -> bytes:
+        try:
+            return pickle.dumps(("", inspect()))
+        except BaseException:  # noqa: BLE001 - whatever vLLM raises is its answer
+            return pickle.dumps((traceback.format_exc(), None))
+
+    text, status = read_from_fork(answer)
+    if not text:
         raise RuntimeError(f"Error raised in subprocess:\nwait status {status}")
     # Written by the fork above; no one else has the other end.
-    failure, value = pickle.loads(answer)  # noqa: S301
+    failure, value = pickle.loads(text)  # noqa: S301
     if failure:
         raise RuntimeError(f"Error raised in subprocess:\n{failure}")
     result: Result = value
     return result
 
 
-def _answer(inspect: Callable[[], object], pipe: int) -> NoReturn:
-    """Write (failure, value) and exit; nothing of the caller's stack runs on."""
+def read_from_fork(answer: Callable[[], bytes]) -> tuple[bytes, int]:
+    """Return what a fork of this process answers, and its wait status. b"": it died first."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _write_and_exit(answer, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    return text, status
+
+
+def _write_and_exit(answer: Callable[[], bytes], pipe: int) -> NoReturn:
+    """Write the answer; nothing of the caller's stack runs on."""
+    code = 1
     try:
-        try:
-            answer = pickle.dumps(("", inspect()))
-        except BaseException:  # noqa: BLE001 - whatever vLLM raises is its answer
-            answer = pickle.dumps((traceback.format_exc(), None))
+        text = answer()
         with os.fdopen(pipe, "wb") as out:
-            out.write(answer)
+            out.write(text)
+        code = 0
+    except BaseException:  # noqa: BLE001 - the fork ends here
+        traceback.print_exc()
     finally:
-        os._exit(0)
+        os._exit(code)
