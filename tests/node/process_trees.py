@@ -100,7 +100,12 @@ class Watched:
             assert event["event"] != "clean", f"{name} never came: {self.seen}"
 
     def line(self, start: str) -> str:
-        """The first log line that starts with these words, once it is complete."""
+        """The first log line that starts with these words, once it is complete.
+
+        A server may write before the event of its spawning was read here; that event comes first.
+        """
+        if "spawned" not in self.names():
+            self.event("spawned")
         while True:
             text = self.log.read_text() if self.log.exists() else ""
             for line in text.splitlines(keepends=True):

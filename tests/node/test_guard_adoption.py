@@ -179,6 +179,7 @@ def test_of_many_agents_that_want_one_guard_at_the_same_moment_one_gets_it(orpha
     connection.close()
     await_orphaned(path)
     server = Watched.adopt(path, log)
+    server.event("spawned")
     assert server.process.state.running
     server.process.kill()
     server.end()
