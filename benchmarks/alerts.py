@@ -27,17 +27,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import psutil
 import report
+from alerts_cost import PERIOD_S, measure_cost
 from alerts_many import measure_many
 from alerts_prometheus import missing_programs, running_prometheus
 from alerts_rounds import CLEARS_S, FAULTS, FIRES_S, SHAPE, Round, run_faults, strays
-from alerts_views import disagreements, missing_browser, read_samples, watch_top
+from alerts_views import disagreements, metrics_address, missing_browser, read_samples, watch_top
 from availability_service import Service, clients_of, running_service
-from recovery import actors, cpu_s
 from report import publish, spread, table
-
-from raylaunch.monitoring.targets import KIND
 
 Result = TypeVar("Result")
 
@@ -49,11 +46,11 @@ TOP = 0.03
 MANY = 64
 SCRAPES = 20
 HEALTHY_S = 600.0
-BASELINE_S = 120.0
 HEALTHY = "healthy"
+COSTS = "cost"
 ALERTS = "faults"
 LARGE = "many"
-PARTS = {HEALTHY: "unscraped", ALERTS: "rounds", LARGE: "many"}
+PARTS = {HEALTHY: "healthy", COSTS: "scrape_s", ALERTS: "rounds", LARGE: "many"}
 """Each part, and something that only it measures."""
 
 
@@ -79,7 +76,7 @@ def shortfalls(found: Mapping[str, Any]) -> list[str]:
 def dear(found: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each goal about the cost that was missed."""
     missed = []
-    used = found["scraped"] - found["unscraped"]
+    used = statistics.median(found["scrape_s"]) / PERIOD_S
     if used > COST:
         missed.append(f"alerts: the metrics take {100 * used:.1f} % of a core")
     many_s = statistics.median(found["many"])
@@ -96,29 +93,16 @@ def dear(found: Mapping[str, Any]) -> list[str]:
 # -- two groups --------------------------------------------------------------------------------
 
 
-def cpu_of(processes: Sequence[psutil.Process], seconds: float) -> float:
-    """Return the part of a core that processes take together while time passes."""
-    before = sum(map(cpu_s, processes))
-    began = time.monotonic()
-    time.sleep(seconds)
-    return (sum(map(cpu_s, processes)) - before) / (time.monotonic() - began)
-
-
 def measure_healthy(folder: Path, scale: float) -> dict[str, Any]:
-    """Measure CPU time, and what fires; `scale` shortens the times."""
+    """Wait for what fires without a reason; `scale` shortens the time."""
     with running_service(folder, SHAPE) as service, clients_of(service):
-        processes = actors(service.user)
-        watched = [processes[0], *processes[1]]
         home = Path(service.user.env["RAYLAUNCH_HOME"])
-        unscraped = cpu_of(watched, scale * BASELINE_S)
         with running_prometheus(folder / "prometheus", home) as log:
-            scraped = cpu_of(watched, scale * HEALTHY_S)
+            time.sleep(scale * HEALTHY_S)
             disagree = compare(service)
             healthy = [one.alert for one in log.since(0.0)]
         top = watch_top(service.user, service.name)
     return {
-        "unscraped": unscraped,
-        "scraped": scraped,
         "healthy": healthy,
         "healthy_s": scale * HEALTHY_S,
         "disagree": disagree,
@@ -143,13 +127,6 @@ def measure_faults(folder: Path, faults: Sequence[str]) -> dict[str, Any]:
             rounds = run_faults(service, log, faults)
             beside = strays(rounds, log.since(0.0))
     return {"rounds": [asdict(one) for one in rounds], "strays": beside}
-
-
-def metrics_address(home: Path, name: str) -> str:
-    """Return where the metrics of a deployment are served, from its targets."""
-    entries = json.loads((home / "monitoring" / f"{name}.json").read_text())
-    [address] = [one["targets"][0] for one in entries if one["labels"][KIND] == "raylaunch"]
-    return str(address)
 
 
 def run_alone(work: Callable[..., Result], *given: object) -> Result:
@@ -196,12 +173,16 @@ def publish_alerts(found: Mapping[str, Any], *, short: bool) -> list[str]:
 
 def costs(found: Mapping[str, Any]) -> str:
     """Return the sentences about what it costs to watch a deployment."""
-    used = 100 * (found["scraped"] - found["unscraped"])
+    scrape_ms = [1000 * one for one in found["scrape_s"]]
+    rest = statistics.median(found["rest"])
+    used = statistics.median(found["scrape_s"]) / PERIOD_S
     many_ms = [1000 * one for one in found["many"]]
     return (
-        f"Controller and agents of the two servers took {100 * found['unscraped']:.2f} % of a core "
-        f"unscraped and {100 * found['scraped']:.2f} % scraped every 5 s: {used:.2f} % for the "
-        f"metrics, and `top` took {100 * found['top']:.1f} % of a core (load average "
+        f"A scrape of two idle servers took {spread(scrape_ms, 0)} ms of CPU time of the controller "
+        f"and the agents together (windows with and without scrapes took turns, "
+        f"{len(scrape_ms)} of each; at rest they take {100 * rest:.1f} % of a core). That is "
+        f"{100 * used:.2f} % of a core for one scrape every {PERIOD_S:g} s. "
+        f"`top` took {100 * found['top']:.1f} % of a core under those clients (load average "
         f"{found['load']} on {os.cpu_count()} cores). With {MANY} servers, which are values here, a "
         f"scrape took {spread(many_ms, 0)} ms, and their page was drawn "
         f"{spread(found['pages'], 2)} s after the click on its link (Chromium, each time a server "
@@ -214,6 +195,8 @@ def measure(parts: Sequence[str], faults: Sequence[str], scale: float) -> dict[s
     found: dict[str, Any] = {}
     if HEALTHY in parts:
         found |= run_alone(measure_healthy, scale)
+    if COSTS in parts:
+        found |= run_alone(measure_cost, scale)
     if ALERTS in parts:
         found |= run_alone(measure_faults, faults)
     if LARGE in parts:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from alerts_views import ACCEPT
 from report import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -41,8 +42,6 @@ DRAWN = (
     "document.querySelectorAll('#ranks tbody tr').length === {ranks} "
     "&& document.querySelectorAll('#topology .card').length >= 2 && performance.now()"
 )
-ACCEPT = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
-"""As Prometheus asks."""
 PORT = 28900
 PAUSE_S = 1.0
 """Between two scrapes: nothing of one is left for the next."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -13,11 +14,13 @@ import termios
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import psutil
 from recovery import User, cpu_s
 from report import ROOT
 
+from raylaunch.monitoring.targets import KIND
 from raylaunch.supervise.deployment_status import Status
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -31,6 +34,8 @@ TOP_BEGINS_S = 15.0
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """Name and labels of a sample."""
 Samples = Mapping[Key, float]
+ACCEPT = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+"""As Prometheus asks."""
 
 
 # -- the page ----------------------------------------------------------------------------------
@@ -78,6 +83,13 @@ def _read_all(master: int, drawn: bytearray) -> None:
 
 
 # -- metrics beside status ---------------------------------------------------------------------
+
+
+def metrics_address(home: Path, name: str) -> str:
+    """Return where the metrics of a deployment are served, from its targets."""
+    entries = json.loads((home / "monitoring" / f"{name}.json").read_text())
+    [address] = [one["targets"][0] for one in entries if one["labels"][KIND] == "raylaunch"]
+    return str(address)
 
 
 def read_samples(text: str) -> Samples:

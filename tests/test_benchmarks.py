@@ -493,8 +493,8 @@ def found_by_alerts(program) -> dict:
         "healthy_s": 600.0,
         "disagree": [],
         "load": 1.0,
-        "unscraped": 0.02,
-        "scraped": 0.03,
+        "rest": [0.06, 0.07, 0.06],
+        "scrape_s": [0.04, 0.05, 0.06],
         "many": [0.1, 0.3, 0.25],
         "pages": [0.4, 1.5, 1.2],
         "top": 0.035,
@@ -512,7 +512,7 @@ def test_alerts_and_what_it_costs_to_watch_become_a_section(program, page):
     text = page.read_text()
     assert "| kill-engine | RaylaunchKilled | 8 | 121 | none |" in text
     assert "10 healthy minutes fired no alert" in text
-    assert "1.00 % for the metrics" in text
+    assert "1.00 % of a core for one scrape every 5 s" in text
 
 
 def test_a_part_of_the_alerts_that_is_measured_again_leaves_the_others(program, page):
