@@ -9,7 +9,7 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from raylaunch.cli.output import COLOUR_OFF, COLOUR_ON, Style
 
@@ -71,7 +71,7 @@ def full_screen(style: Style) -> Iterator[Screen]:
     try:
         tty.setcbreak(sys.stdin.fileno())
         sys.stdout.write(_ENTER)
-        with _resizes() as resized:
+        with resizes() as resized:
             yield Screen(style, resized)
     finally:
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, before)
@@ -80,20 +80,21 @@ def full_screen(style: Style) -> Iterator[Screen]:
 
 
 @contextmanager
-def _resizes() -> Iterator[int]:
-    """Yield a file descriptor that is readable after the terminal was resized (SIGWINCH)."""
+def resizes() -> Iterator[int]:
+    """Yield a file descriptor that is readable after the terminal was resized (SIGWINCH).
+
+    The interpreter writes to it at once. A handler in Python runs only after the system call that
+    waits: a signal that comes just before that call would be noticed when it ends.
+    """
     reader, writer = os.pipe()
-    # With a full pipe enough is known.
     os.set_blocking(writer, False)
-
-    def tell(*_: object) -> None:
-        with suppress(BlockingIOError):
-            os.write(writer, b".")
-
-    before = signal.signal(signal.SIGWINCH, tell)
+    before = signal.signal(signal.SIGWINCH, lambda *_: None)
+    # With a full pipe enough is known.
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield reader
     finally:
+        signal.set_wakeup_fd(woken)
         signal.signal(signal.SIGWINCH, before)
         os.close(reader)
         os.close(writer)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import select
+import signal
 import termios
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from deployments import NOW, make_status, make_usage, with_seen
 from pseudo_terminal import DEADLINE_S, SGR, Terminal
 
 from raylaunch.cli.output import COLOUR_ON, Style
-from raylaunch.cli.terminal import fit
+from raylaunch.cli.terminal import fit, resizes
 from raylaunch.cli.views.status_view import status_lines
 from raylaunch.cli.views.top_view import FOOTER, TopHistory, page_lines, sparkline, top_lines
 from raylaunch.supervise.deployment_status import Event
@@ -166,6 +171,24 @@ def test_a_resized_terminal_is_drawn_again_at_its_new_size(page):
             # A wide character that does not fit leaves one column.
             assert max(map(shown.width_of, shown.rows)) in (columns, columns - 1)
             assert shown.rows[-1] == FOOTER[:columns].rstrip()
+
+
+def test_a_resize_is_noticed_by_a_wait_that_its_signal_does_not_end():
+    """As when the signal comes just before the system call: no handler in Python runs meanwhile."""
+    waiting = threading.get_native_id()
+
+    def signal_this_thread():
+        deadline = time.monotonic() + DEADLINE_S
+        wchan = Path(f"/proc/self/task/{waiting}/wchan")
+        while not re.search("select|poll", wchan.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.get_ident(), signal.SIGWINCH)
+
+    other = threading.Thread(target=signal_this_thread)
+    with resizes() as resized:
+        other.start()
+        assert select.select([resized], [], [], DEADLINE_S)[0] == [resized]
+    other.join()
 
 
 def test_colours_are_drawn_and_none_with_no_color():
