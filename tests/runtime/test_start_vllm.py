@@ -77,6 +77,7 @@ def test_local_dual_serves_with_real_vllm_and_recovers(user, ports):
     stopped = user.run("stop", "test-real", "-o", "json")
     assert stopped.code == 0, stopped.out + stopped.err
     assert stopped.json()["left"] == []
+    assert "SIGTERM" not in stopped.err, "Ray warns in the thread that connects"
     assert find_marked("test-real") == []
     assert [
         process for process in find_marked() if process.deployment.startswith("@test-real")

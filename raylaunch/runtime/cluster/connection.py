@@ -51,7 +51,7 @@ def connect(address: str | None, token_file: Path | None = None) -> None:
     if ray.is_initialized():
         _check_same(address, ray.get_runtime_context().gcs_address)
         return
-    with _explained(address), _loopback_kept(address), sigterm_handler_kept():
+    with _explained(address), _loopback_kept(address), sigterm_handler_kept(), _quiet_in_threads():
         ray.init(
             address=address,
             namespace=NAMESPACE,
@@ -63,6 +63,18 @@ def connect(address: str | None, token_file: Path | None = None) -> None:
     # Before Ray's own exit handler, which sleeps half a second for logs that are not shown.
     atexit.register(disconnect)
     _silence_node_messages()
+
+
+@contextlib.contextmanager
+def _quiet_in_threads() -> Iterator[None]:
+    """Drop Ray's warning that it leaves SIGTERM alone in a thread (Ray 2.60, `init`)."""
+    ray_log = logging.getLogger("ray._private.worker")
+    before = ray_log.level
+    ray_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray_log.setLevel(before)
 
 
 def use_token(token_file: Path) -> None:
