@@ -16,6 +16,7 @@ A case with `class: healthy` has only `source` and `log`, and must yield no fail
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -124,10 +125,28 @@ def test_a_failed_log_is_never_an_all_clear(case: Case) -> None:
     assert "not stated" not in found.cause
 
 
+_BROKEN_OFF = re.compile(
+    r"\b(?:about|of|the|an?|(?<!built )with|(?<!belongs )to|from|at|than|and|or)[.:;](?=\s|$)|"
+    r"  |\s\.(?=\s|$)|:\."
+)
+"""Where a sentence ends although a value should follow, and what a value left behind."""
+
+
+@pytest.mark.parametrize("case", FAILED, ids=lambda case: case.name)
+def test_no_sentence_of_an_answer_lacks_its_value(case: Case) -> None:
+    found = diagnose_text(case.log)
+    assert found is not None
+    log = " ".join(case.log.split())
+    for text in (found.cause, found.remedy):
+        for match in _BROKEN_OFF.finditer(text):
+            # What is quoted from the log may break off there.
+            around = text[max(0, match.start() - 12) : match.end()].removesuffix(".")
+            assert around in log, text
+
+
 def test_cases_hold_no_real_addresses_of_the_reports() -> None:
     """Addresses are of documentation or private ranges."""
     import ipaddress
-    import re
 
     for case in CASES:
         for text in re.findall(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", case.log):

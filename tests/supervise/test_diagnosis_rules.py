@@ -11,7 +11,7 @@ from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, d
 from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks
 from raylaunch.supervise.diagnosis.rules.error_codes import find_number, load_codes
 from raylaunch.supervise.diagnosis.rules.network_rules import describe_address
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 from raylaunch.supervise.diagnosis.tracebacks import find_exceptions
 from raylaunch.supervise.state import Exit
@@ -228,7 +228,7 @@ def test_the_number_that_only_reports_a_failure_yields_to_the_other() -> None:
     [
         ("max_num_seqs (1024) exceeds the limit", ["`args.max-num-seqs`"]),
         ("use --tensor-parallel-size 2", ["`parallel.tensor`"]),
-        ("set VLLM_USE_V1=1", ["`env.VLLM_USE_V1`"]),
+        ("set VLLM_USE_V1=1", ["`env.VLLM_USE_V1: 1`"]),
         ("speculative decoding is not supported", ["`features.speculative`"]),
         ("the frobnicator is upside down", []),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,27 @@ def test_words_of_a_pattern_are_in_all_that_it_matches_and_windows_find_the_same
     assert len(log.errors.text) > 300_000
     for signature in load_signatures():
         pattern = signature.pattern
-        words = needed_words(pattern)
+        words, is_lower = needed_words(pattern)
         for match in pattern.finditer(signature.sample):
-            assert not words or any(word in match[0] for word in words), signature.id
+            said = match[0].lower() if is_lower else match[0]
+            assert not words or any(word in said for word in words), signature.id
         found = [(match.start(), match[0]) for _, match in log.errors.find(pattern)]
         whole = [(match.start(), match[0]) for match in pattern.finditer(log.errors.text)]
         assert found == whole, signature.id
+
+
+def test_a_pattern_that_takes_both_cases_is_found_by_its_words_in_lower_case() -> None:
+    filler = [f"line {n} of something without a level" for n in range(9000)]
+    pattern = re.compile(r"(?i:Disk) FULL|no (?i:SPACE)")
+    assert needed_words(pattern) == (frozenset({" full", "space"}), True)
+    lines = [*filler, "ERROR DISK FULL", *filler, "ERROR no space"]
+    assert [match[0] for _, match in read_log(lines).errors.find(pattern)] == [
+        "DISK FULL",
+        "no space",
+    ]
+    # In lower case this letter is two characters: then the whole text is searched.
+    longer = read_log([*lines, "ERROR \u0130"])
+    assert len(list(longer.errors.find(pattern))) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"error_info_list": 5}', "[" * 100_000])

@@ -16,7 +16,9 @@ _ADVICE = re.compile(
 )
 _SAYS_NOTHING = re.compile(
     r"stack ?trace|root cause|report (?:this|a|the)|open an issue|contact|ASCEND_LAUNCH_BLOCKING|"
-    r"for more (?:information|details)|accurate|again later"
+    r"for more (?:information|details)|accurate|again later|"
+    # To the one who wrote the code.
+    r"set_forward_context|set_current_vllm_config|\.cpu\(\)|\.contiguous\(\)"
 )
 
 

@@ -22,6 +22,7 @@ from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexpla
 from raylaunch.supervise.diagnosis.tracebacks import (
     EXCEPTION,
     FOLLOWS,
+    is_half_made,
     is_passed_on,
     read_exception,
 )
@@ -278,7 +279,7 @@ def _fill(text: str, groups: Sequence[str]) -> str:
         number = int(match[1])
         return groups[number].strip()[:LINE_CHARS] if number < len(groups) else "?"
 
-    return _PLACEHOLDER.sub(group, text)
+    return _PLACEHOLDER.sub(group, text).strip()
 
 
 def _unknown_exception(
@@ -299,6 +300,7 @@ def _unknown_exception(
         for line, match in log.errors.find(EXCEPTION)
         if (line not in explained_lines or is_passed_on(match))
         and not FOLLOWS.search(match[0])
+        and not is_half_made(log, line, match)
         and not _is_explained_below(log, line, found)
         and not _is_no_failure(server, log, life, line, symptom=True)
     }

@@ -13,15 +13,14 @@ with its number in the file.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from calendar import timegm
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from raylaunch.checks.findings import strip_control_characters
 from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
-from raylaunch.supervise.diagnosis.inputs.pattern_words import needed_words
+from raylaunch.supervise.diagnosis.inputs.log_text import LogText
 
 MAX_LINE_CHARS = 8192
 """Longest line that is searched: half of it from the head, half from the tail."""
@@ -36,7 +35,9 @@ _FOREIGN = re.compile(
     # Not a level, which is part of a line of CANN.
     r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT|TRACE)[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
-    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| )"
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| "
+    # The place of vLLM's prefix, whose level and time were cut off.
+    r"|\[[a-z_]{2,50}\.py:\d{1,5}\] )"
     # The bars of an ExceptionGroup's traceback.
     r"|(?: {2,4}){1,4}\|(?: |$))"
 )
@@ -51,6 +52,8 @@ _BRACKETED = re.compile(
     r"^\[\d{4}-\d\d-\d\d [\d:,.]{8,16}\] ?(DEBUG|INFO|WARNING|ERROR|CRITICAL) "
     r"[\w./-]{1,80}:\d{1,6}:? ?"
 )
+# The rest of vLLM's prefix, where level and time were cut off: `[core.py:720] text`.
+_BARE_PLACE = re.compile(r"^\[[\w.-]{1,60}\.py:\d{1,6}\] ?")
 _OTHER_LEVEL = re.compile(
     r"^(?:(DEBUG|INFO|WARNING):\s|\d{4}-\d\d-\d\d [\d:,.]+(?:\+\d\d:\d\d)? (?:- [\w.]{1,80} - )?"
     r"\s*(DEBUG|INFO|WARNING)\s|\[(?:[ \d-]{0,11})[\d:,. -]{8,30}\] [\w.: ]{0,40}\b(INFO|"
@@ -74,11 +77,7 @@ _BEGINS_A_LINE = re.compile(
     r"(?:usage|vllm|error|note): |[EWI]\d{4}|\d{4}-|"
     r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)"
 )
-_LONG_CHARS = 100_000
-"""In a longer text it pays to search words of a pattern first."""
-_MANY_LINES = 20_000
-_WINDOW_LINES = 6
-"""Lines around a word that a match may span: a block and the blank lines in it."""
+_REST = re.compile(r"^ (?!\([^()]{0,64}\bpid=)\S")
 _TWO_PREFIXES_COLONS = 6
 """Two prefixes have at least that many; nearly all lines have fewer."""
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
@@ -89,50 +88,10 @@ _NOISE = "NOISE"
 _OWN_NOTE = "[raylaunch] "
 _BELOW_WARNING = frozenset({"DEBUG", "INFO", "EVENT", "TRACE", _NOISE})
 _BELOW_ERROR = _BELOW_WARNING | {"WARNING", "WARN"}
+# CANN's compiler processes write this as an error when their parent has ended, in order or not.
+_ORPHANED = "main process disappeared"
 LEFT_OUT = "INFO: lines left out"
 """Stands where lines of a reduced log are missing, so that no pattern spans the gap."""
-
-
-@dataclass(frozen=True)
-class LogText:
-    """Some of a log's lines joined to one text: a pattern is searched once and may span lines."""
-
-    text: str
-    starts: tuple[int, ...]
-    """Offset in `text` of each line."""
-    lines: tuple[int, ...]
-    """Index in the log of each line."""
-
-    def find(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
-        """Yield all matches, each with the index of the line it begins on."""
-        for start, end in self._windows(pattern):
-            for match in pattern.finditer(self.text, start, end):
-                position = bisect_right(self.starts, match.start()) - 1
-                yield self.lines[position], match
-
-    def _windows(self, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
-        """Return the parts of a long text, whole lines, in which the pattern can match."""
-        whole = [(0, len(self.text))]
-        words = needed_words(pattern) if len(self.text) > _LONG_CHARS else ()
-        if not words:
-            return whole
-        lines: set[int] = set()
-        for word in words:
-            at = self.text.find(word)
-            while at >= 0:
-                lines.add(bisect_right(self.starts, at) - 1)
-                if len(lines) > _MANY_LINES:
-                    return whole
-                at = self.text.find(word, at + 1)
-        windows: list[tuple[int, int]] = []
-        for line in sorted(lines):
-            start = self.starts[max(0, line - _WINDOW_LINES)]
-            behind = line + _WINDOW_LINES + 1
-            end = self.starts[behind] - 1 if behind < len(self.starts) else len(self.text)
-            if windows and start <= windows[-1][1] + 1:
-                start = windows.pop()[0]
-            windows.append((start, end))
-        return windows
 
 
 @dataclass(frozen=True)
@@ -236,10 +195,11 @@ def read_log(
     clean = [clean_raw(line) for line in lines]
     raw = tuple(clean) if LEFT_OUT in clean else join_wrapped(clean)
     parts = [_split_prefix(line) for line in raw]
-    cleaned = tuple(_BRACKETED.sub("", _VLLM.sub("", rest)) for _, rest in parts)
+    cleaned = tuple(_without_place(rest) for _, rest in parts)
     levels = [_level(rest) for _, rest in parts]
     for index, line in enumerate(cleaned):
-        if "raise " in line and _RAISE.match(line) and "MLIR" not in line:
+        raised = "raise " in line and _RAISE.match(line) and "MLIR" not in line
+        if raised or _ORPHANED in line:
             levels[index] = _NOISE
     for index, line in enumerate(raw if noise else ()):
         if any(pattern.search(line) for pattern in noise):
@@ -263,7 +223,13 @@ def read_log(
 def clean_line(line: str) -> str:
     """Return one line without colours, process, level and time."""
     _, rest = _split_prefix(clean_raw(line))
-    return _BRACKETED.sub("", _VLLM.sub("", rest))
+    return _without_place(rest)
+
+
+def _without_place(rest: str) -> str:
+    """Return a line without level, time and the place that logged it."""
+    text = _BRACKETED.sub("", _VLLM.sub("", rest))
+    return _BARE_PLACE.sub("", text) if text.startswith("[") else text
 
 
 def has_time(line: str) -> bool:
@@ -307,8 +273,14 @@ def join_wrapped(lines: Sequence[str]) -> tuple[str, ...]:
     if width < _NARROWEST_TERMINAL or width > _WIDEST_TERMINAL:
         return tuple(lines)
     # A wide character that does not fit leaves one column free.
-    broken = [index for index, line in enumerate(lines[:-1]) if len(line) in (width, width - 1)]
-    broken = [index for index in broken if not _BEGINS_A_LINE.match(lines[index + 1])]
+    full = [index for index, line in enumerate(lines[:-1]) if len(line) in (width, width - 1)]
+    broken = [index for index in full if not _BEGINS_A_LINE.match(lines[index + 1])]
+    blank = [index for index in full if _REST.match(lines[index + 1])]
+    # Where a terminal breaks lines, or a process writes its name before each of its own, a piece
+    # that begins with the blank between two words is the rest of a full line.
+    named = any(_PROCESS.match(lines[index]) for index in blank)
+    if broken or named:
+        broken = sorted({*broken, *blank})
     if len(broken) < _WRAPPED_TIMES:
         return tuple(lines)
     joined = list(lines)

@@ -25,6 +25,7 @@ _NATIVE = re.compile(
     r"^\[\d{4}-\d\d-\d\d [\d:.,+]{8,20}\] (?:\[([a-z]\w{1,20})\] )?\[(?:error|critical|fatal)\] "
     r"(?:\[\d{1,9}\] )?\[[\w./-]{1,80}:\d{1,6}\] ?([^\n]{8,600})"
 )
+_ERRNO = re.compile(r"^errNo\[0x[\da-fA-F]{4,20}\] ?")
 _NO_CAUSE = re.compile(
     r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\|)|[Cc]all trace|report error module_name|"
     r"rtGetDevMsg|GetDevErrMsg"
@@ -94,9 +95,21 @@ def _match(text: str) -> re.Match[str] | None:
     return None if found is None or _NO_CAUSE.search(found[2]) else found
 
 
+def _first_matched(texts: Sequence[str]) -> list[tuple[int, re.Match[str]]]:
+    """Return the first lines of CANN that may name a subject, also those behind an `errNo[]`."""
+    first: list[tuple[int, re.Match[str]]] = []
+    for index, text in enumerate(texts):
+        found = _LINE.match(text) or _NATIVE.match(text)
+        if found is not None and not _NO_CAUSE.search(_ERRNO.sub("", found[2])):
+            first.append((index, found))
+            if len(first) == _TOPIC_LINES:
+                break
+    return first
+
+
 def _explain_topic(matched: Sequence[tuple[int, re.Match[str]]]) -> tuple[int, ExitReason] | None:
     """Return what lines of one failure are about, by the subject that one of them names."""
-    said = [found[2] for _, found in matched]
+    said = [_ERRNO.sub("", found[2]) for _, found in matched]
     if not said or (about := find_topic(said)) is None:
         return None
     place, topic = about
@@ -114,8 +127,7 @@ def _explain_topic(matched: Sequence[tuple[int, re.Match[str]]]) -> tuple[int, E
 
 def explain_telling(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
     """Return what these lines are about if that explains what others report of it."""
-    matched = [(index, each) for index, text in enumerate(texts) if (each := _match(text))]
-    about = _explain_topic(matched[:_TOPIC_LINES])
+    about = _explain_topic(_first_matched(texts))
     return about if about is not None and about[1].id != "plog-error" else None
 
 
@@ -126,7 +138,7 @@ def explain_plog(texts: Sequence[str]) -> tuple[int, ExitReason] | None:
         The index of the line, and what it means; None when no line does.
     """
     matched = [(index, each) for index, text in enumerate(texts) if (each := _match(text))]
-    if about := _explain_topic(matched[:_TOPIC_LINES]):
+    if about := _explain_topic(_first_matched(texts)):
         return about
     for index, found in matched:
         component, said = found[1] or "ATB", found[2]

@@ -101,6 +101,24 @@ TOPICS: tuple[Topic, ...] = (
         "deterministic",
     ),
     Topic(
+        r"same superDeviceId|superDeviceId\[[^\]\n]{1,40}\] in superPod[^\n]{0,60}already exist",
+        "Two NPUs of one super node have the same number in it (superDeviceId): several super "
+        "nodes were joined to one, or one of them is configured wrongly.",
+        "Compare SDID and super pod of both NPUs (`npu-smi info -t spod-info -i ID -c CHIP`). Give "
+        "each physical super node its own `env.HCCL_LOGIC_SUPERPOD_ID` (or unset it), or correct "
+        "the configuration of the super node.",
+        "deterministic",
+    ),
+    Topic(
+        r"(?i)json\.exception|json[ _]?parse|parse[^\n]{0,20}json|invalid json",
+        "A JSON file or text that CANN was given cannot be read.",
+        "Correct it at the place that the line names: the rank table (RANK_TABLE_FILE, "
+        "ranktable.json), or the JSON in ASCEND_GLOBAL_RESOURCE_CONFIG. `python3 -m json.tool "
+        "FILE` finds the error; HCCL starts without a rank table, too (remove "
+        "`env.RANK_TABLE_FILE`).",
+        "deterministic",
+    ),
+    Topic(
         r"super_device_id|sdid:0xffffffff|invalid host device id 65535",
         "The rank table does not name the place of the NPU in its super node (super_device_id).",
         "Write a rank table of version 1.2 with `super_device_id` (`npu-smi info -t spod-info -i "

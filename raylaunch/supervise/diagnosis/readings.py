@@ -57,8 +57,11 @@ def reason(id_: str, cause: str, remedy: str, source: str, kind: Kind) -> ExitRe
 
 
 def shorten(text: str, length: int = QUOTE_CHARS) -> str:
-    """Return `text` on one line, cut to `length` characters."""
-    one_line = " ".join(text.split())
+    """Return `text` on one line, cut to `length` characters.
+
+    A log may break off after a mark that announces more: the mark is left out.
+    """
+    one_line = " ".join(text.split()).rstrip(" :,;(=")
     if len(one_line) <= length:
         return one_line
-    return f"{one_line[: length - 4]} ..."
+    return f"{one_line[: length - 4].rstrip()} ..."

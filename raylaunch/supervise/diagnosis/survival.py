@@ -10,8 +10,9 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from raylaunch.supervise.diagnosis.inputs.log_text import LogText
 from raylaunch.supervise.diagnosis.last_exception import explain_message
-from raylaunch.supervise.diagnosis.log_lines import LogText, ServerLog, strip_foreign
+from raylaunch.supervise.diagnosis.log_lines import ServerLog, strip_foreign
 from raylaunch.supervise.diagnosis.plog_lines import explain_plog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
@@ -166,8 +167,21 @@ def read_life(log: ServerLog) -> Life:
         progressed=max(served, progressed),
         answered=_last(log.everything, _ANSWERED),
         died=_last(log.errors, _DIED),
-        stopped=min((line for line in stops if line is not None), default=None),
+        stopped=min((_first_of(log, line) for line in stops if line is not None), default=None),
     )
+
+
+_TRACEBACK_LINES = 80
+
+
+def _first_of(log: ServerLog, line: int) -> int:
+    """Return the line above the traceback that a line belongs to, else the line itself."""
+    for index in range(line - 1, max(-1, line - _TRACEBACK_LINES), -1):
+        if _SAYS_NOTHING.match(log.cleaned[index]):
+            return index - 1
+        if not log.cleaned[index].startswith(("  ", "\t")):
+            return line
+    return line
 
 
 def _last(text: LogText, pattern: re.Pattern[str]) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 
 EXCEPTION = re.compile(
-    r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
-    r"Interrupt|NotFound)(?:_\w{1,40})?|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
+    r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}(?:Exception\b|[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
+    r"Interrupt|NotFound)(?:_\w{1,40})?)|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
     r"(?:: ?([^\n]{0,4000})|\((['\"])([^\n]{1,4000}?)\3,?\))?$",
     re.MULTILINE,
 )
@@ -53,6 +53,8 @@ class Frame:
 
     path: str
     function: str
+    code: str = ""
+    """The statement of the frame, as the traceback shows it."""
 
     @property
     def module_path(self) -> str:
@@ -108,11 +110,26 @@ FOLLOWS = re.compile(
 explain one."""
 
 
+_CLEANING_UP = re.compile(
+    r"^(?:shutdown|_?_?del_?_?|close|_?stop|terminate|cleanup|_exitfunc|_?cleanup\w*|__exit__)$"
+)
+
+
 def find_exceptions(log: ServerLog) -> Iterator[Raised]:
     """Yield the exceptions of a log, in its order."""
     for line, match in log.errors.find(EXCEPTION):
-        if not _HALF_MADE.search(match[0]):
+        if not is_half_made(log, line, match):
             yield read_exception(log, line, match)
+
+
+def is_half_made(log: ServerLog, line: int, match: re.Match[str]) -> bool:
+    """Whether an exception is that of a clean-up: its object's constructor had failed before."""
+    if "has no attribute" not in match[0]:
+        return False
+    if _HALF_MADE.search(match[0]):
+        return True
+    innermost = next(iter(_frames_before(log, line)), None)
+    return innermost is not None and _CLEANING_UP.match(innermost.function) is not None
 
 
 def read_exception(log: ServerLog, line: int, match: re.Match[str]) -> Raised:
@@ -164,6 +181,16 @@ def _statement_before(log: ServerLog, line: int) -> str:
     return ""
 
 
+def _statement_of(log: ServerLog, index: int) -> str:
+    """Return the line of code below a frame of a traceback; "" when there is none."""
+    for below in range(index + 1, min(index + 4, len(log.cleaned))):
+        if log.processes[below] == log.processes[index]:
+            text = log.cleaned[below].strip()
+            is_code = text.strip("^~ ") and not _FRAME.match(text) and not EXCEPTION.match(text)
+            return text[:200] if is_code else ""
+    return ""
+
+
 def _frames_before(log: ServerLog, line: int) -> Iterator[Frame]:
     """Yield the frames above an exception of the same process, innermost first."""
     process = log.processes[line]
@@ -183,6 +210,6 @@ def _frames_before(log: ServerLog, line: int) -> Iterator[Frame]:
                 return
             continue
         count += 1
-        yield Frame(found[1], found[3] or "")
+        yield Frame(found[1], found[3] or "", _statement_of(log, index))
         if count == _FRAMES:
             return

@@ -9,19 +9,32 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from re import _constants as ops, _parser  # type: ignore[attr-defined]
+from typing import NamedTuple
 
 _SHORTEST = 3
 _GROUPS = (ops.SUBPATTERN, ops.ATOMIC_GROUP)
 _REPEATS = (ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT)
+_IGNORES_CASE = re.compile(r"\(\?[a-z]{0,5}i")
+"""A part of a pattern that switches the case off."""
 Words = frozenset[str]
 
 
+class NeededWords(NamedTuple):
+    """Texts of which each match holds at least one; none when nothing is known."""
+
+    words: Words
+    is_lower: bool
+    """They are in lower case, because the pattern takes both."""
+
+
 @lru_cache(maxsize=4096)
-def needed_words(pattern: re.Pattern[str]) -> Words:
-    """Return texts of which each match holds at least one; none when nothing is known."""
-    if pattern.flags & re.IGNORECASE:
-        return frozenset()
-    return _words_of(_parser.parse(pattern.pattern, pattern.flags))
+def needed_words(pattern: re.Pattern[str]) -> NeededWords:
+    """Return the words of a pattern."""
+    words = _words_of(_parser.parse(pattern.pattern, pattern.flags))
+    is_lower = bool(pattern.flags & re.IGNORECASE or _IGNORES_CASE.search(pattern.pattern))
+    if is_lower:
+        words = frozenset(word.lower() for word in words)
+    return NeededWords(words, is_lower)
 
 
 def _words_of(sequence: Iterable[tuple[object, object]]) -> Words:
@@ -46,9 +59,7 @@ def _words_of(sequence: Iterable[tuple[object, object]]) -> Words:
 def _words_of_part(operation: object, value: object) -> Words:
     parts: Sequence[object] = value if isinstance(value, tuple) else (value,)
     if operation in _GROUPS:
-        # A group may switch the case off for itself.
-        flags = parts[1] if operation is ops.SUBPATTERN else 0
-        return frozenset() if _number(flags) & re.IGNORECASE else _words_of(_sequence(parts[-1]))
+        return _words_of(_sequence(parts[-1]))
     if operation in _REPEATS:
         return _words_of(_sequence(parts[2])) if _number(parts[0]) else frozenset()
     if operation is ops.BRANCH:

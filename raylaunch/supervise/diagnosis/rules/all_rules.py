@@ -19,16 +19,18 @@ from raylaunch.supervise.diagnosis.rules.general.key_errors import read_key_erro
 from raylaunch.supervise.diagnosis.rules.general.kv_pairing import read_kv_pairing
 from raylaunch.supervise.diagnosis.rules.general.nccl_lines import read_nccl_lines
 from raylaunch.supervise.diagnosis.rules.general.none_values import read_none_values
+from raylaunch.supervise.diagnosis.rules.general.own_defects import read_own_defects
 from raylaunch.supervise.diagnosis.rules.general.process_exits import read_process_exits
 from raylaunch.supervise.diagnosis.rules.general.ray_exits import read_ray_exits
 from raylaunch.supervise.diagnosis.rules.general.ray_messages import read_ray_messages
 from raylaunch.supervise.diagnosis.rules.general.start_waits import read_start_waits
+from raylaunch.supervise.diagnosis.rules.general.stated_needs import read_stated_needs
 from raylaunch.supervise.diagnosis.rules.general.store_clients import read_store_clients
 from raylaunch.supervise.diagnosis.rules.general.taken_ports import read_taken_ports
 from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
 from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
 from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
-from raylaunch.supervise.diagnosis.rules.library_rules import read_libraries
+from raylaunch.supervise.diagnosis.rules.libraries.library_rules import read_libraries
 from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
 from raylaunch.supervise.diagnosis.rules.network_rules import read_network
 from raylaunch.supervise.diagnosis.rules.npu.npu_rules import NPU_RULES
@@ -67,5 +69,7 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_process_exits,
     read_blocks,
     read_numbers,
+    read_stated_needs,
+    read_own_defects,
     read_refusals,
 )

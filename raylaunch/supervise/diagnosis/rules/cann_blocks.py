@@ -39,6 +39,7 @@ _SECTION = re.compile(
 _STAMP = re.compile(
     r"\[PID: ?\d{1,9}\] ?|\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d[.\d]{0,12} ?|\(E[A-Z]?\d{4,5}\): ?"
 )
+_NAME_AND_CODE = re.compile(r"(?<=[a-z])\(E[A-Z]\d{4}\): ?")
 _PLACE = re.compile(r"\[(?:FUNC|FILE|LINE|THREAD):[^\]\n]{0,120}\]")
 _PLACE_OF_C = re.compile(r"\[FUNC:\w{1,80}\]\[FILE:[\w./-]{1,120}\]")
 _PYTHON = re.compile(r"^(?:Traceback \(most|\s{0,40}File \"|During handling|The above exception)")
@@ -112,6 +113,8 @@ def read_blocks(log: ServerLog) -> Iterator[Reading]:
             number = _number_near(log, block)
             said_more = number is not None and not number.code.startswith(_ONLY_AN_ARGUMENT)
             known = number if said_more else known
+        if known is None:
+            known = find_number([log.cleaned[line] for line in block.lines], log.codes)
         if known is None and not (block.text or block.reason or block.trace):
             continue
         if _REPORTERS_OWN.search(block.reason or block.text) and _text_of(block) is None:
@@ -219,7 +222,8 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _clean(text: str) -> str:
-    bare = _REPEATED.sub("", _PLACE.sub("", _STAMP.sub("", text)))
+    named = _NAME_AND_CODE.sub(": ", text)
+    bare = _REPEATED.sub("", _PLACE.sub("", _STAMP.sub("", named)))
     stripped = shorten(bare).strip(" .:|")
     # A lost opening of a parenthesis is noise; a closing one may belong to a range.
     return stripped.lstrip(")") if "(" in stripped or "[" in stripped else stripped.strip("()")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.tables.compile_reasons import find_compile_reason
+from raylaunch.supervise.diagnosis.rules.tables.compile_reasons import (
+    find_build_reason,
+    find_compile_reason,
+)
+from raylaunch.supervise.diagnosis.rules.tables.packages import find_package
 
 _NO_COMPILER = re.compile(
     r"Failed to find C compiler|No working C\+\+ compiler found|InvalidCxxCompiler|"
@@ -26,7 +30,8 @@ _HEADERS = (
     (r"atb/", "NNAL (ATB), and source its set_env.sh"),
 )
 _TRITON = re.compile(
-    r"MLIRCompilationError|triton\.compiler\.errors\.\w{1,40}|\[ERROR\]\[Triton\]|"
+    r"MLIRCompilationError|triton\.(?:compiler|runtime)\.errors\.\w{1,40}|\[ERROR\]\[Triton\]|"
+    r"PTXASError|ptxas fatal|CalledProcessError: Command '\[[^\n]{0,200}/ptxas\b|"
     r"Failed to run BiSheng\w{0,8} (?:\w{1,8} )?pipeline|Failed to compile BiShengLIR[^\n]{0,40}|"
     r"error executing : \S{0,200}/bisheng\b|PassManager::run failed|bishengir-compile[^\n]{0,80}"
     r"(?:failed|error|returned non-zero)|"
@@ -39,6 +44,7 @@ _INDUCTOR = re.compile(
     r"(?:torch\._inductor\.exc\.\w{1,40}|torch\._dynamo\.exc\.\w{1,40}|BackendCompilerFailed|"
     r"InductorError|CppCompileError): ?([^\n]{0,400})"
 )
+_TELLING = re.compile(r"fatal|not defined|Required: \d|[Ee]rror: ")
 _TRACED = re.compile(r"Failed running call_(?:function|method|module) ([\w.<>]{2,80}?)\(\*")
 _CANN_COMPILER = re.compile(
     r"\[Init\]\[Env\] ?init env failed|AclSetCompileopt|SetPrecisionMode:|GEInitialize failed|"
@@ -64,10 +70,25 @@ _CODE_5000 = re.compile(r"(?<!\d)50000[0-5](?!\d)")
 _CANN_LINES = 8
 
 
+_BUILD = re.compile(
+    r"\bld(?:\.\w{1,8})?: cannot find -l([\w+-]{1,40})|"
+    r"\bsh: (?:\d{1,4}|line \d{1,4}): (\S{2,200}): (?:command )?not found|"
+    r"error: identifier \"([\w:]{2,80})\" is undefined|"
+    r"nvcc fatal {0,3}: ([^\n]{3,200})"
+)
+_BUILD_TOOLS = re.compile(r"[Nn]inja|nvcc|NVRTC|collect2|cc1plus|cpp_ext|[Jj]it/|cuda")
+_BUILD_LINES = 12
+_IN_PACKAGE = re.compile(r"(?:site|dist)-packages/(\w{2,40})/")
+
+
 def read_compilers(log: ServerLog) -> Iterator[Reading]:
     """Yield what a compiler needs and does not find, and what it cannot compile."""
+    yield from _builds_at_start(log)
     for line, match in log.errors.find(_NO_COMPILER):
         tool = f"`{match[1]}`" if match[1] else "a C compiler"
+        if match[1] == "nvcc":
+            yield _no_nvcc(log, line)
+            continue
         yield _found(
             line,
             "compiler-missing",
@@ -92,6 +113,48 @@ def read_compilers(log: ServerLog) -> Iterator[Reading]:
     yield from _failed_compilations(log)
     yield from _cann_operators(log)
     yield from _cann_compiler(log)
+
+
+def _builds_at_start(log: ServerLog) -> Iterator[Reading]:
+    """Read what the compilers of a package say that builds its kernels at the start."""
+    for line, match in log.errors.find(_BUILD):
+        near = log.cleaned[max(0, line - _BUILD_LINES) : line + _BUILD_LINES]
+        if not any(_BUILD_TOOLS.search(text) for text in near):
+            continue
+        told = find_build_reason(match)
+        package, without = _builder(near)
+        yield _found(
+            line,
+            "kernel-build",
+            f"{package[0].upper()}{package[1:]} compiles kernels at the start, and that failed: "
+            f"{told.cause}.",
+            f"{told.remedy}{without}",
+            certain=False,
+        )
+
+
+def _no_nvcc(log: ServerLog, line: int) -> Reading:
+    near = log.cleaned[max(0, line - _BUILD_LINES) : line]
+    package, without = _builder(near)
+    return _found(
+        line,
+        "compiler-missing",
+        f"`nvcc` is not installed on this node or not on PATH, and {package} compiles kernels at "
+        "the start.",
+        "Install the CUDA toolkit of the CUDA that torch was built with (`python -c 'import torch; "
+        "print(torch.version.cuda)'`), and set `env.CUDA_HOME` and PATH to it, or use the "
+        f"release's image.{without}",
+    )
+
+
+def _builder(lines: Sequence[str]) -> tuple[str, str]:
+    """Return the package whose frames stand near, and how to start without its kernels."""
+    names = [name for text in lines for name in _IN_PACKAGE.findall(text)]
+    known = [(name, package) for name in reversed(names) if (package := find_package(name))]
+    if not known:
+        return "a package", ""
+    name, package = known[0]
+    return f"the package {name}", f" To start without its kernels: {package.remedy}"
 
 
 def _cann_operators(log: ServerLog) -> Iterator[Reading]:
@@ -203,7 +266,8 @@ def _known(line: int, id_: str, said: str) -> Reading | None:
     known = find_compile_reason(said)
     if known is None:
         return None
-    telling = next((each for each in said.splitlines() if re.search(known.words, each)), said)
+    words = [each for each in said.splitlines() if re.search(known.words, each)]
+    telling = next((each for each in words if _TELLING.search(each)), (words or [said])[0])
     return _found(
         line,
         id_,

@@ -32,7 +32,7 @@ _MODULES = {
 }
 _NUMBER = re.compile(
     r"(?:error code(?: is ?:?|:)|result ?=|ret(?:urn)?(?:Code)? ?[=:]|status:|errno:|ErrCode=|"
-    r"failed ?:|\bret\[) ?([1-5]\d{5})(?!\d)"
+    r"failed ?:|\bret\[|retCode=0x7[\da-f]{6} \() ?([1-5]\d{5})(?!\d)"
 )
 _REASON = re.compile(r"(?:reason|desc)=\[?((?:driver error: ?)?[a-z][a-z ]{3,40})")
 # The runtime's words for its numbers (rt_error_codes.h); a block often has only these.

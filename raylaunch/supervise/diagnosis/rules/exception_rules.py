@@ -12,19 +12,16 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.general import config_fields
 from raylaunch.supervise.diagnosis.rules.general.places import PLACES
-from raylaunch.supervise.diagnosis.rules.refusal_rules import (
-    name_flags,
-    name_options,
-    read_plugin_name,
+from raylaunch.supervise.diagnosis.rules.quant_rules import (
+    read_draft_tensor,
+    read_quant_description,
+    read_quant_tensor,
 )
+from raylaunch.supervise.diagnosis.rules.refusal_rules import read_plugin_name
+from raylaunch.supervise.diagnosis.rules.tables.features import advise_release, name_features
+from raylaunch.supervise.diagnosis.rules.tables.option_names import name_flags
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
-_QUANT_TENSOR = re.compile(
-    r"(?i)(?<![\w.])([\w.]{0,160}?(?:_scales?|_scale_inv|_offset|zero_point|_zeros|_bias_quant|"
-    r"quant_bias|"
-    r"qweight|qzeros|g_idx|weight_packed|_scale_bias|scale_second))\b"
-)
-_NO_PARAMETER = re.compile(r"no module or parameter named '([\w.]{1,200})' in (\w{1,80})")
 _WEIGHT_NAME = re.compile(
     r"^'?((?:\w{1,40}\.){0,6}(?:layers|blocks|experts)\.\d{1,4}\.[\w.]{1,120})'?$"
 )
@@ -39,79 +36,13 @@ _NO_NAME = re.compile(
 _SIGNATURE = re.compile(
     r"(?<![\w.])([\w.]{1,120})\(\) (?:got an unexpected keyword argument '(\w{1,60})'|"
     r"missing \d{1,2} required [\w-]{1,20} arguments?: ([^\n]{1,120})|"
-    r"takes [^\n]{1,60} positional arguments? but)"
+    r"takes [^\n]{1,60} positional arguments? but)|"
+    r"Can't instantiate abstract class \w{1,80} with"
 )
 _INIT_FAILED = re.compile(r"init failed, error is\b|NPUModelRunner failed, error is")
 _CALL_OF_CANN = re.compile(r"function error: ?(?:call )?acl|call aclnn|error code is \d{5,6}")
+_READ_ELSEWHERE = re.compile(r"^Error in memory profiling")
 _ASCEND = re.compile(r"^vllm_ascend/(.+)\.py$")
-# Ordered: the more special feature first. Word in the path, function or message, name, remedy.
-_FEATURES: tuple[tuple[str, str, str], ...] = (
-    (r"gdn|mamba|linear_attn|gated_delta|conv1d", "linear attention (GDN, Mamba)", ""),
-    (
-        r"dcp|(?:^|[^a-z])cp_|context_parallel|decode_context",
-        "context parallelism (DCP/PCP)",
-        "`parallel.decode_context: 1` and `parallel.prefill_context: 1`",
-    ),
-    (r"pcp|prefill_context", "prefill context parallelism (PCP)", "`parallel.prefill_context: 1`"),
-    (
-        r"spec_decode|eagle|mtp|proposer|draft|ngram|medusa",
-        "speculative decoding",
-        "no `features.speculative`",
-    ),
-    (
-        r"aclgraph|acl_graph|cudagraph|graph_mode|full_graph|graph_param|capture|compilation|torchair|piecewise",
-        "graph capture",
-        "`args.enforce-eager: true` or `cudagraph_mode: PIECEWISE`",
-    ),
-    (r"ppmissing|pipeline_par", "pipeline parallelism", "`parallel.pipeline: 1`"),
-    (r"eplb", "expert load balancing (EPLB)", "EPLB off in `args.additional-config`"),
-    (
-        r"fused_moe|moe|expert|mc2|dispatch|token_dispatcher",
-        "mixture-of-experts operators",
-        "`parallel.expert: false`",
-    ),
-    (
-        r"quant|w8a8|w4a8|w4a4|modelslim|scale|offset",
-        "quantisation",
-        "another quantisation of the weights (`model.path`, `args.quantization`)",
-    ),
-    (
-        r"kv_transfer|connector|mooncake|llmdatadist|kv_pool|disaggreg|distributed/kv",
-        "KV transfer",
-        "no `args.kv-transfer-config`",
-    ),
-    (
-        r"flashcomm|sequence_parallel|enable_sp",
-        "FLASHCOMM (sequence parallelism)",
-        "no `env.VLLM_ASCEND_ENABLE_FLASHCOMM1`",
-    ),
-    (
-        r"lora|sgmv|bgmv|punica",
-        "LoRA",
-        "a lower `args.max-lora-rank`, or no LoRA flags under `args`",
-    ),
-    (
-        r"offload|swap_blocks|swap_in|swap_out",
-        "KV offloading",
-        "no KV offloading flags under `args`",
-    ),
-    (r"sleep|camem", "sleep mode", "no `args.enable-sleep-mode`"),
-    (r"multimodal|vision|_vl\b|mm_|encoder", "multimodal inputs", ""),
-    (r"310p", "the 310P", ""),
-    (r"structured|grammar|guided", "structured output", ""),
-    (r"sample", "sampling", ""),
-    (r"mla|sfa|dsa|attention|attn", "this attention backend", ""),
-    (
-        r"scheduler",
-        "the Ascend scheduler",
-        "no `ascend_scheduler_config` in `args.additional-config`",
-    ),
-    (
-        r"xlite|multistream|prefetch|weight_nz",
-        "an optimisation of additional-config",
-        "no `args.additional-config`",
-    ),
-)
 _REQUEST = re.compile(r"^(?:vllm/entrypoints|starlette|fastapi|uvicorn)")
 _UNSUPPORTED = (
     *("AttributeError", "NotImplementedError", "AssertionError", "TypeError", "KeyError"),
@@ -128,46 +59,6 @@ def read_exceptions(log: ServerLog) -> Iterator[Reading]:
             if reading := rule(raised):
                 yield reading
                 break
-
-
-def _quant_tensor(raised: Raised) -> Reading | None:
-    unknown = _NO_PARAMETER.search(raised.message)
-    if raised.type != "KeyError" and unknown is None:
-        return None
-    found = _QUANT_TENSOR.search(unknown[1] if unknown else raised.message)
-    if found is None:
-        return None
-    owner = f" of {unknown[2]}" if unknown else ""
-    return _deterministic(
-        raised,
-        "quant-tensor-unknown",
-        f"The weights are quantised (tensor `{found[1]}`), and the model's loader{owner} has no "
-        "such parameter: quantisation is not switched on, this release of vllm-ascend does not "
-        "support this quantisation for this model, or the checkpoint is for another one.",
-        "For a w8a8 or w4a8 checkpoint of ModelSlim set `args.quantization: ascend` and use a "
-        "vllm-ascend release that lists the model as quantised (0.7.3 needs MindIE-Turbo); check "
-        "quant_model_description.json under `model.path`; or serve unquantised weights.",
-    )
-
-
-def _quant_description(raised: Raised) -> Reading | None:
-    own = raised.innermost
-    if raised.type != "KeyError" or own is None or not raised.message:
-        return None
-    if not re.match(r"vllm_ascend/quantization/", own.module_path):
-        return None
-    if "quant_description" not in raised.code and "quant_description" not in raised.message:
-        return None
-    return _deterministic(
-        raised,
-        "quant-description",
-        f"The description of the quantisation has no entry for {shorten(raised.message, 160)}: "
-        "quant_model_description.json is of other weights, or this release of vllm-ascend does "
-        "not know how this model names its layers.",
-        "Leave out `args.quantization: ascend` if ModelSlim did not quantise these weights. Else "
-        "use the vllm-ascend release that the model card names, and quantise or download the model "
-        "again if quant_model_description.json under `model.path` lacks the entry.",
-    )
 
 
 def _unknown_weight(raised: Raised) -> Reading | None:
@@ -235,16 +126,47 @@ _NO_USER = re.compile(r"getpwuid\(\): uid not found: (\d{1,12})")
 def _wrong_call(raised: Raised) -> Reading | None:
     found = _SIGNATURE.search(raised.message) if raised.type == "TypeError" else None
     packages = {frame.package for frame in raised.frames}
-    if found is None or "vllm_ascend" not in packages:
+    of_ascend = "vllm_ascend" in packages or re.search(r"\b(?:Ascend|NPU)[A-Z]\w", raised.message)
+    if found is None or not of_ascend:
         return None
     return _deterministic(
         raised,
         "versions-differ",
-        f"vLLM and vllm-ascend call each other with other arguments than defined "
+        f"vLLM and vllm-ascend call each other with other arguments or methods than defined "
         f"({shorten(raised.message, 160)}): they are of different releases.",
-        "Install the vLLM release that this vllm-ascend names (`pip list | grep vllm`; for "
-        "0.18.x of one the 0.18.x of the other), or use the release's container image.",
+        "Install the releases that belong together: the vLLM that this vllm-ascend names (`pip "
+        "list | grep vllm`; for 0.18.x of one the 0.18.x of the other), or use the release's "
+        "container image.",
     )
+
+
+def _missing_in_module(raised: Raised, module: str, name: str) -> Reading:
+    top = module.partition(".")[0]
+    # Frames of importlib stand between a loader of plug-ins and the plug-in.
+    packages = [frame.package for frame in raised.frames if frame.package != "__init__"]
+    caller = next((package for package in packages if package != top), "")
+    if packages[:1] == [top] or not caller:
+        cause = (
+            f"The module `{module}` of {top} has no `{name}` that {top}'s own code uses: files of "
+            "two releases lie in one folder (an older compiled module beside newer Python code, "
+            "or a checkout that hides the installed package), or it is half installed."
+        )
+        remedy = (
+            f"Uninstall until nothing is left (`pip uninstall -y {top}` twice; `python -c 'import "
+            f"{top}; print({top}.__file__)'` outside of its source folder), then install one "
+            "release with its plug-ins again, or build it again after removing the old build"
+        )
+    else:
+        cause = (
+            f"The installed {top} has no `{module}.{name}` that {caller} uses: their releases do "
+            "not belong together."
+        )
+        remedy = (
+            f"Install the {top} release that this {caller} needs (`pip show {top} {caller}`), or "
+            f"{top} again if it is that one: it may be half installed"
+        )
+    remedy += "; or use the release's container image."
+    return _deterministic(raised, "versions-differ", cause, remedy)
 
 
 def _missing_attribute(raised: Raised) -> Reading | None:
@@ -253,16 +175,7 @@ def _missing_attribute(raised: Raised) -> Reading | None:
         return None
     owner, module, name = found.groups()
     if module:
-        top = module.partition(".")[0]
-        caller = raised.innermost.package if raised.innermost else "the caller"
-        return _deterministic(
-            raised,
-            "versions-differ",
-            f"The installed {top} has no `{module}.{name}` that {caller} uses: their releases do "
-            "not belong together.",
-            f"Install the {top} release that {caller} was made for, or use the release's "
-            "container image.",
-        )
+        return _missing_in_module(raised, module, name)
     if reading := config_fields.read_missing_field(raised, owner, name):
         return reading
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
@@ -283,6 +196,9 @@ def _is_ascend(raised: Raised) -> bool:
     return any(_ASCEND.match(frame.module_path) for frame in raised.frames[:3])
 
 
+_OF_A_REQUEST = re.compile(r"kv_transfer[^ ]{0,80} .{0,80}params\[")
+
+
 def _ascend_feature(raised: Raised) -> Reading | None:
     """Read an exception whose innermost own frame is in `vllm_ascend/<feature>/`."""
     own = next((f for f in raised.frames if not f.module_path.startswith("torch/")), None)
@@ -292,25 +208,31 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     wraps = raised.type == "RuntimeError" and _INIT_FAILED.search(raised.message) is not None
     if raised.type not in _UNSUPPORTED and not wraps:
         return None
-    if wraps and _CALL_OF_CANN.search(raised.message):
+    if _READ_ELSEWHERE.search(raised.message) or (wraps and _CALL_OF_CANN.search(raised.message)):
         return None  # the block of CANN below it names the operator and why it failed
     if raised.type in ("KeyError", "IndexError") and "patch/" in found[1]:
         return None
     calls = " ".join(frame.function for frame in raised.frames) if wraps else own.function
-    features = name_features(f"{found[1]} {calls} {raised.message}", raised.process)
+    if raised.type == "KeyError" and _OF_A_REQUEST.search(f"{found[1]} {raised.code}"):
+        return None  # `key_errors` reads what the proxy passes on
+    said = raised.message or raised.code
+    if any("spec_decode/" in frame.module_path for frame in raised.frames):
+        calls = f"{calls} spec_decode"
+    features = name_features(f"{found[1]} {calls} {said}", raised.process)
+    if _UNEVEN.search(raised.message):
+        features.append(("experts that the ranks do not divide", _EVEN))
+    if not any(remedy for _, remedy in features):
+        features += _of_the_callers(raised)
     names = " with ".join(name for name, _ in features) or f"what `{own.module_path}` does"
-    off = [remedy for _, remedy in features if remedy]
-    said = raised.type
-    if raised.message or raised.code:
-        said = shorten(f"{raised.type}: {raised.message or raised.code}", 200)
-    switch = f"Switch one off ({'; or '.join(off)}), or use" if off else "Use"
+    if "NoneType" in said and raised.code:
+        said = f"{said} (`{raised.code}`)"
+    said = shorten(f"{raised.type}: {said}", 240) if said else raised.type
     return Reading(
         reason=reason(
             "ascend-unsupported",
             f"This release of vllm-ascend does not support {names} for this model and these "
             f"flags: {own.module_path} ({own.function or 'module'}) raised {said}.",
-            f"{switch} a newer release or image of vllm-ascend; its issue list can be searched "
-            f"for `{shorten(raised.message or raised.code or own.function, 80)}`.",
+            f"{advise_release('vllm-ascend', features)}{_searched(raised, own.function)}",
             "exception by place",
             "deterministic",
         ),
@@ -320,19 +242,25 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     )
 
 
-def name_features(text: str, process: str) -> list[tuple[str, str]]:
-    """Return the features of vllm-ascend that a text is about, each with how to switch it off.
+_UNEVEN = re.compile(r"(?i)expert[^\n]{0,60}(?:mismatch|divisible|uneven|multiple of)")
+_EVEN = "`parallel.data` and `parallel.tensor` whose ranks divide the experts evenly"
 
-    Args:
-        text: Paths, functions and message of a traceback.
-        process: Prefix of the line, which names the parallel ranks.
-    """
-    lower = text.lower()
-    found = [(name, remedy) for pattern, name, remedy in _FEATURES if re.search(pattern, lower)]
-    # vLLM names the parallel ranks in the process: `Worker_DP1_TP3_DCP3_EP7`.
-    if re.search(r"_D?PCP\d|_DCP\d", process) and not any("context" in name for name, _ in found):
-        found.insert(0, next((name, fix) for pattern, name, fix in _FEATURES if "DCP/PCP" in name))
-    return found[:2]
+
+def _of_the_callers(raised: Raised) -> list[tuple[str, str]]:
+    """Return the features of the next frames: what is used by all is called for one of them."""
+    callers = [frame for frame in raised.frames[1:4] if frame.package == "vllm_ascend"]
+    for frame in callers:
+        features = name_features(f"{frame.module_path} {frame.function}", raised.process)
+        if known := [each for each in features if each[1]]:
+            return known[:1]
+    return []
+
+
+def _searched(raised: Raised, function: str) -> str:
+    """Return a sentence with what the issue list can be searched for: words, not a number."""
+    words = raised.message if re.search(r"[A-Za-z]{3}", raised.message) else raised.code
+    said = shorten(words or function, 80)
+    return f" Its issue list can be searched for `{said}`." if said else ""
 
 
 def _refused_configuration(raised: Raised) -> Reading | None:
@@ -355,20 +283,16 @@ def _refused_configuration(raised: Raised) -> Reading | None:
         raised,
         "config-refused",
         f"{frame.package.replace('_', '-')} refused the configuration: {shorten(raised.message)}",
-        f"{_correct(raised.message, frame.module_path)}; the check is in {frame.module_path}.",
+        f"{config_fields.correct(raised)}; the check is in {frame.module_path}.",
     )
 
 
-def _correct(message: str, place: str) -> str:
-    options = name_options(message)
-    if not options and place.endswith("ascend_config.py"):
-        return "Correct `args.additional-config`"
-    if options:
-        return f"Correct {' or '.join(options)}, or use a release that knows this value"
-    return "Correct the option that the message names, under `args`, `env` or `parallel`"
-
-
-_NOT_SET_UP = re.compile(r"not (?:initiali[sz]ed|set)\. |called outside of")
+_NOT_SET_UP = re.compile(
+    r"not (?:initiali[sz]ed|set)\. |called outside of|(?:config|context) is not set|"
+    r"not (?:been )?initiali[sz]ed|"
+    # What the memory rules read with its numbers.
+    r"larger than the (?:maximum number of tokens|available KV cache)"
+)
 _CONFIG_PLACE = re.compile(
     r"^vllm(?:_ascend)?/(?:config(?:/\w+)?|\w*config|engine/arg_utils|platform|platforms/\w+|"
     r"ascend_config|entrypoints/cli/\w+|quantization/\w*config)\.py$"
@@ -385,8 +309,9 @@ def _deterministic(raised: Raised, id_: str, cause: str, remedy: str) -> Reading
 
 _RULES: tuple[Rule, ...] = (
     _no_such_user,
-    _quant_description,
-    _quant_tensor,
+    read_quant_description,
+    read_draft_tensor,
+    read_quant_tensor,
     _unknown_weight,
     *PLACES,
     _missing_name,

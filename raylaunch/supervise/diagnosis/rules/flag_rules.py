@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.rules.tables.flag_history import flag_successor, is_flag_of_all
+from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
 
 _CHOICE = re.compile(
     r"error: argument (--[\w-]{1,60})(?:/-{1,2}[\w-]{1,40}){0,4}: invalid choice: "
@@ -88,14 +90,7 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
         if not match[1].startswith("-"):
             yield _positional(line, match[1])
             continue
-        more = f" (with {shorten(match[2], 80)})" if match[2].strip() else ""
-        yield _flag(
-            line,
-            f"This release of vLLM has no flag {match[1]}{more}: it was removed, renamed, comes "
-            "with a newer release or a plug-in that is not loaded, or is misspelt.",
-            "Correct or remove it under `args`; `vllm serve --help=all` on the node lists the "
-            "flags of this release.",
-        )
+        yield _unrecognised(line, match[1], match[2])
     for line, match in log.errors.find(_NO_FIELD):
         yield _flag(
             line,
@@ -120,6 +115,34 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
         )
+
+
+def _unrecognised(line: int, flag: str, rest: str) -> Reading:
+    more = f" (with {shorten(rest, 80)})" if rest.strip() else ""
+    listed = "`vllm serve --help=all` on the node lists the flags of this release."
+    if not flag.startswith("--") and len(flag) > 3:
+        return _flag(
+            line,
+            f"vLLM has no flag {flag}{more}: a long flag begins with two hyphens.",
+            f"Write it as `{flag.lstrip('-').replace('_', '-')}` under `args` (raylaunch adds the "
+            f"two hyphens), or --{flag.lstrip('-')} in a script; {listed}",
+        )
+    told = flag_successor(flag)
+    cause = (
+        f"The program does not know {flag}{more} as it is given, though each release of vLLM has "
+        "this flag: flag and value came as one word, or another program reads it."
+        if is_flag_of_all(flag)
+        else f"This release of vLLM has no flag {flag}{more}: it was removed, renamed, comes with "
+        "a newer release or a plug-in that is not loaded, or is misspelt."
+    )
+    return _flag(
+        line,
+        cause,
+        f"{told} {listed[0].upper()}{listed[1:]}"
+        if told
+        else "If the recipe or the tutorial is of a newer release, use that release's image; else "
+        f"correct or remove it under `args`. {listed}",
+    )
 
 
 def _read_parser(log: ServerLog) -> Iterator[Reading]:
@@ -160,9 +183,30 @@ def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
         )
 
 
+_WHOLE_OBJECT = re.compile(r"(\{[^\n]{2,2000}\})")
+
+
+def _is_json(said: str) -> bool:
+    """Whether a refused value is a well-formed object: a name in it is refused, not the form."""
+    found = _WHOLE_OBJECT.search(said)
+    try:
+        return found is not None and isinstance(json.loads(found[1]), dict)
+    except ValueError:
+        return False
+
+
 def _invalid_value(line: int, flag: str, said: str) -> Reading:
     name = flag.removeprefix("--")
     field = name_options(flag) or [f"`args.{name}`"]
+    if _is_json(said):
+        return _flag(
+            line,
+            f"vLLM refused the value of {flag}: {shorten(said)}. It is well-formed JSON: this "
+            "release does not know a name or value in it, or a required one is missing.",
+            f"Compare the keys and values in {field[0]} with the documentation of this release "
+            "(`vllm serve --help=all` on the node), or use the release that the guide is for, "
+            "usually a newer one.",
+        )
     return _flag(
         line,
         f"vLLM refused the value of {flag}: {shorten(said)}.",

@@ -19,10 +19,14 @@ _FFTS = re.compile(
     r"timeout[:=] ?(\d{1,6}) ?(min)?|reason=fftsplus timeout"
 )
 _NOTICE = re.compile(r"No available shared memory broadcast block found in (\d{1,6}) seconds?")
+_STUCK = re.compile(r"Rank (\d{1,5})\][^\n]{0,80}watchdog got stuck for (\d{1,7}) ?s(?:econds)?")
 _NO_INPUT = re.compile(
     r"waitForInput: [^\n]{0,200}remote=\[?(?:::ffff:)?([\w.:-]{2,60}?)\]?:(\d{2,5})\) "
     r"timed out after (\d{1,9})ms"
 )
+_GLOO_WAIT = re.compile(r"Timed out waiting (\d{1,9})ms for (send|recv) operation to complete")
+_P2P_TEST = re.compile(r"P2P access cache|gpu_p2p_access_check|custom_all_reduce")
+_GLOO_LINES = 40
 _RPC = re.compile(r"RPC call to (\w{1,60}) timed out")
 
 
@@ -30,6 +34,7 @@ def read_hangs(log: ServerLog) -> Iterator[Reading]:
     """Yield the time-outs of collective operations and of calls to workers."""
     yield from _repeated_notices(log)
     yield from _unanswered_calls(log)
+    yield from _gloo_waits(log)
     ranks = {match[1] for _, match in log.errors.find(_WATCHDOG)}
     for line, match in log.errors.find(_WATCHDOG):
         waits = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(sorted(ranks, key=int))}"
@@ -38,6 +43,7 @@ def read_hangs(log: ServerLog) -> Iterator[Reading]:
             f"Hang in a collective operation: {waits} waited {int(match[5]) // 1000} s in "
             f"{match[4]} (number {match[3]}, {match[2]}) for ranks that did not take part.",
         )
+    yield from _stuck_watchdogs(log)
     for line, match in log.errors.find(_NO_INPUT):
         yield _waits(
             line,
@@ -53,6 +59,31 @@ def read_hangs(log: ServerLog) -> Iterator[Reading]:
             f"Hang in a collective operation: {chip} waited{limit} (fftsplus, HCCL_EXEC_TIMEOUT) "
             "for a peer that did not take part: it died, hangs, or its link lost the message.",
         )
+
+
+def _stuck_watchdogs(log: ServerLog) -> Iterator[Reading]:
+    """Read that the thread which watches the collective operations does not go on itself."""
+    found = list(log.errors.find(_STUCK))
+    if not found:
+        return
+    ranks = ", ".join(sorted({match[1] for _, match in found}, key=int))
+    yield Reading(
+        reason(
+            "device-call-hangs",
+            f"A call of the device's runtime hangs on rank {ranks}: the watchdog of the collective "
+            f"operations was stuck for {found[0][1][2]} s. The device or its driver does not "
+            "answer, or a thread holds Python's lock inside such a call.",
+            "On that node run `dmesg -T | grep -iE 'xid|nvrm|ascend'` and `nvidia-smi` (`npu-smi "
+            "info`): a device that has failed needs a reset, and another node meanwhile. If the "
+            "devices are sound, `py-spy dump --pid WORKER` shows the call.",
+            "torch ProcessGroupNCCL heartbeat monitor",
+            "transient",
+        ),
+        found[0][0],
+        covers=frozenset(line for line, _ in found),
+        rank=Rank.HINT,
+        certain=False,
+    )
 
 
 def _repeated_notices(log: ServerLog) -> Iterator[Reading]:
@@ -92,6 +123,37 @@ def _repeated_notices(log: ServerLog) -> Iterator[Reading]:
     )
 
 
+def _gloo_waits(log: ServerLog) -> Iterator[Reading]:
+    """Read a rank that waited for another one over the host network in vain."""
+    for line, match in log.errors.find(_GLOO_WAIT):
+        near = "\n".join(log.cleaned[max(0, line - _GLOO_LINES) : line + _GLOO_LINES])
+        p2p = _P2P_TEST.search(near) is not None
+        during = (
+            ", while vLLM tests whether the GPUs copy to each other (P2P): that copy hangs on this "
+            "node"
+            if p2p
+            else ""
+        )
+        way = "from" if match[2] == "recv" else "to"
+        first = "Set `args.disable-custom-all-reduce: true` and `env.NCCL_P2P_DISABLE: 1`. "
+        yield Reading(
+            reason(
+                "gloo-peer-lost",
+                f"A rank waited {int(match[1]) // 1000} s for a message {way} another rank (gloo)"
+                f"{during}. The other one hangs, died, or cannot be reached.",
+                f"{first if p2p else ''}Find the server and rank whose log stops first (`py-spy "
+                "dump --pid WORKER` shows where it is); on several nodes set `network.interface` "
+                "(GLOO_SOCKET_IFNAME) and open the ports between them.",
+                "gloo unbound_buffer.cc",
+                "transient",
+            ),
+            line,
+            rank=Rank.HINT,
+            symptom=not p2p,
+            certain=False,
+        )
+
+
 def _unanswered_calls(log: ServerLog) -> Iterator[Reading]:
     """Read the time-out of the queue between engine and workers, which has no message."""
     for raised in find_exceptions(log):
@@ -119,14 +181,25 @@ def _unanswered_calls(log: ServerLog) -> Iterator[Reading]:
         )
 
 
+_BY_NCCL = (
+    "`py-spy dump --pid WORKER` shows where it is, `dmesg -T | grep -i xid` whether its GPU "
+    "failed. `env.NCCL_DEBUG: INFO` shows the links it uses; start once with "
+    "`args.disable-custom-all-reduce: true` and once with `env.NCCL_P2P_DISABLE: 1`."
+)
+_BY_HCCL = (
+    "`py-spy dump --pid WORKER` and its plog show where it is; check the links with "
+    "`hccn_tool -i N -link -g` and `-stat -g`."
+)
+
+
 def _waits(line: int, cause: str) -> Reading:
+    by_library = _BY_NCCL if ", NCCL)" in cause else _BY_HCCL
     return Reading(
         reason(
             "collective-timeout",
             cause,
             "The rank without such a line, or whose log stops first, is the likely cause: "
-            "`py-spy dump --pid WORKER` and its plog show where it is; check the links with "
-            "`hccn_tool -i N -link -g` and `-stat -g`. A longer time-out only delays the end.",
+            f"{by_library} A longer time-out only delays the end.",
             "torch_npu watchdog; vllm-ascend#16646, #382",
             "transient",
         ),

@@ -32,6 +32,36 @@ _ONE_SIDED = re.compile(
     r"Failed to invoke (HcclBatch(?:Get|Put))[^\n]{0,80}|"
     r"(HcclBatch(?:Get|Put)): HcclException[^\n]{0,200}"
 )
+# task_exception_handler.cc of hcomm: what the heartbeats of all ranks have told about the first
+# failure of the cluster (fault guide of hcomm).
+_LOCATED = re.compile(
+    r"Cluster Exception Location\[IP/ID\]:\[([\w.:%-]{3,60})/(\d{1,6})\]"
+    r"(?:, Arrival Time:\[([^\]\n]{1,40})\])?"
+    r"(?:, ExceptionType:\[([^\]\n]{1,60})\])?(?:, Possible Reason:([^\n]{1,200}))?"
+)
+_LOCATED_REMEDIES = (
+    (
+        r"(?i)stuck",
+        (
+            "Find where it is stuck on {where}: `py-spy dump --pid PID` of that NPU's worker, "
+            "the end of its log and its plog at that time; then restart all servers of the group."
+        ),
+    ),
+    (
+        r"(?i)cqe|network|link|retry",
+        (
+            "Check the link of that NPU on {where}: `hccn_tool -i {card} -link -g`, `-stat -g` and "
+            "`-ping -g address PEER`, and the switch port behind it."
+        ),
+    ),
+    (
+        r"",
+        (
+            "Read the log of that NPU's worker on {where} at that time: it stopped or failed "
+            "first, and its own error is the cause (`dmesg -T` there if its log only ends)."
+        ),
+    ),
+)
 _SHOWN = 4
 
 
@@ -48,9 +78,38 @@ def read_hccl(log: ServerLog) -> Iterator[Reading]:
         yield _transport(line, match, of_a_host=len(ranks_of[match[4]]) > 1)
     for line, match in log.errors.find(_ONE_SIDED):
         yield _one_sided(line, match[1] or match[2], match[0])
+    located = next(iter(log.errors.find(_LOCATED)), None)
+    if located:
+        yield _located(log, *located)
     ranks = list(log.errors.find(_REMOTE_RANK))
     if ranks:
         yield _waited_for(log, ranks)
+
+
+def _located(log: ServerLog, line: int, match: re.Match[str]) -> Reading:
+    """Read the place of the cluster's first failure, which HCCL itself names."""
+    host, card, moment, kind, why = match.groups()
+    what = f" ({kind})" if kind else ""
+    since = f" at {moment}" if moment else ""
+    told = f": {why.strip()}" if why else ""
+    where = f"{host} (NPU {card})"
+    remedy = next(text for words, text in _LOCATED_REMEDIES if re.search(words, kind or ""))
+    tag = next((each[1] for _, each in log.errors.find(_OPERATION)), "")
+    during = f"The collective operation {tag}" if tag else "A collective operation"
+    return Reading(
+        reason(
+            "hccl-exception-located",
+            f"{during} failed because of another rank: HCCL names NPU {card} of host {host} as the "
+            f"place of the first exception{what}{since}{told}",
+            remedy.format(where=where, card=card),
+            "hcomm task_exception_handler.cc; vllm-ascend#13482",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )
 
 
 def _links(rows: Sequence[tuple[int, re.Match[str]]]) -> Reading:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.error_codes import find_number
 from raylaunch.supervise.diagnosis.rules.network_rules import PEER
+from raylaunch.supervise.diagnosis.rules.tables.mooncake_errors import MOONCAKE, OF_THE_SETUP
+from raylaunch.supervise.diagnosis.signatures import Kind
 
-_GLOG_KV = re.compile(
-    r"^[EF](?:\d{8} |\d{4} )\d\d:\d\d:\d\d\.\d{1,6}\s+\d{1,20} "
+GLOG_KV = re.compile(
+    r"^[EF](?:\d{8} |\d{4} )\d\d:\d\d:\d\d\.\d{1,6}\s{1,8}(?:\d{1,20} )?"
     r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|"
     r"topology|engine|worker_pool|endpoint|adxl|hixl|memfabric|hybm|smem|mmc)\w*)\."
     r"(?:cpp|h|hpp|cc)):\d{1,5}\] ([^\n]{1,1500})",
@@ -32,6 +33,7 @@ _METADATA_SERVER = re.compile(
 )
 _SESSION = re.compile(r"remote mooncake session [\w.:-]{3,80} is not alive")
 _NIXL = re.compile(
+    r"Handshake with [\w-]{8,80} failed[^\n]{0,200}|"
     r"NIXL (?:transfer failure|agent engine ID mismatch|handshake)[^\n]{0,200}|"
     r"Remote NIXL agent[^\n]{0,200}|NIXL_ERR_\w{3,40}|nixl\w{0,20}Error: [^\n]{1,200}",
 )
@@ -56,15 +58,50 @@ _RDMA_REASON = re.compile(
 )
 
 
+_LOAD_FAILED = re.compile(r"Failing (\d{1,6}) request\(s\) due to KV load failure")
+_REMOTE = re.compile(
+    r"(?:[Rr]eceive|[Rr]equest|[Hh]andshake)[^\n]{0,60}(?:timeout|timed out)[^\n]{0,40} "
+    r"(?:host|from|to) ([\w.:-]{2,60}),? port:? (\d{2,5})\b"
+)
 _FABRIC = (
     "Unset `env.ASCEND_ENABLE_USE_FABRIC_MEM`, or install the driver (HDK) and CANN that fabric "
     "memory needs."
 )
 
 
+_NOT_OPENED = re.compile(
+    r"[Ff]ailed to open (?:RDMA )?device:? ?[\w.-]{1,40}[^\n\[]{0,40}?GID \d{1,4}"
+)
+_NOT_REGISTERED = re.compile(r"[Rr]egister memory[^\n]{0,60}?: ([A-Z][\w/ ]{3,40}?) ?\[(\d{1,3})\]")
+_SMALLER = (
+    "Make the registered parts smaller than the card allows (`ibv_devinfo -v | grep max_mr_size`): "
+    "lower `global_segment_size` and `local_buffer_size`."
+)
+_REGISTER_ERRNO = {
+    5: (": the part is larger than the card's largest memory region", _SMALLER),
+    22: (": the part is too large for the card, or is memory that it cannot reach", _SMALLER),
+    12: (
+        ": the limit of locked memory is too low, or the host's memory is short",
+        (
+            "Raise the limit first (`ulimit -l unlimited`, `docker run --ulimit memlock=-1`, "
+            "LimitMEMLOCK=infinity); it counts once for each card."
+        ),
+    ),
+    14: (
+        ": the address is device memory that the card cannot reach",
+        (
+            "Load the module that lets the card reach device memory (`modprobe nvidia_peermem`; on "
+            "NPUs use `protocol: ascend`), or keep the segment in host memory."
+        ),
+    ),
+    1: (": the process may not", "Run with the right (root, `--privileged` or CAP_IPC_LOCK)."),
+    13: (": the process may not", "Run with the right (root, `--privileged` or CAP_IPC_LOCK)."),
+}
+
+
 def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
     """Yield the error lines of Mooncake and of the KV connectors, the first of each kind."""
-    lines = list(log.errors.find(_GLOG_KV))
+    lines = list(log.errors.find(GLOG_KV))
     if lines:
         sessions = [match[0] for _, match in log.errors.find(_SESSION)]
         text = " ".join([*(f"{match[1]} {match[2]}" for _, match in lines[:40]), *sessions[:1]])
@@ -74,12 +111,18 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
         yield _mooncake(lines[0][0], text, telling, covers, _closed(log))
         return
     for line, match in log.errors.find(_NIXL):
-        yield _nixl(line, match[0])
+        yield _nixl_memory(log, line, match[0]) or _nixl(line, match[0])
     ucx = list(log.errors.find(_UCX))
     device = next((found for _, each in ucx if (found := _UCX_DEVICE.search(each[0]))), None)
     for line, match in ucx:
         yield _ucx_device(line, device) if device else _ucx(line, match[0])
+    for line, match in log.errors.find(_LOAD_FAILED):
+        yield _load_failed(line, match)
+    remote = next((each for _, each in log.errors.find(_REMOTE)), None)
     for line, match in log.errors.find(_KV_FAILED):
+        if remote is not None:
+            yield _no_answer(line, remote[1], remote[2])
+            return
         yield Reading(
             reason(
                 "kv-transfer-failed",
@@ -96,6 +139,47 @@ def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
         )
 
 
+def _no_answer(line: int, host: str, port: str) -> Reading:
+    """Read a connector that got no answer from the other side's port."""
+    return Reading(
+        reason(
+            "kv-transfer-failed",
+            f"The KV connector got no answer from {host} port {port}: no worker of the other side "
+            "listens there, or it hangs.",
+            f"On {host} `ss -ltnp | grep {port}` must show a worker. If none does, the ports do "
+            "not agree: give all servers of one side the same `kv_port` in "
+            "`args.kv-transfer-config` (each adds the number of its rank; with pipeline "
+            "parallelism over several nodes start them as one server with Ray), or use a newer "
+            "release. If one does, open the port in the firewall and read that worker's log.",
+            "vllm-ascend mooncake_connector.py; vllm-ascend#11343",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
+def _load_failed(line: int, match: re.Match[str]) -> Reading:
+    return Reading(
+        reason(
+            "kv-load-failed",
+            f"The KV blocks of {match[1]} request(s) could not be loaded from the other server or "
+            f"the pool, and `kv_load_failure_policy: fail` ends such requests. What "
+            "follows (metrics, status 500) is a consequence.",
+            "Set `kv_load_failure_policy: recompute` in `args.kv-transfer-config`, which computes "
+            "the blocks again. Why they could not be loaded is in the workers' lines before it "
+            "(Mooncake, the connector) and on the other server; use a newer release of "
+            "vllm-ascend if some ranks report success and others do not.",
+            "vLLM v1/core/sched/scheduler.py; vllm-ascend#7871",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
 def _nixl(line: int, said: str) -> Reading:
     return Reading(
         reason(
@@ -110,6 +194,35 @@ def _nixl(line: int, said: str) -> Reading:
             "rc,tcp` (and UCX_NET_DEVICES).",
             "vLLM nixl_connector; vllm#27083",
             "transient",
+        ),
+        line,
+        certain=False,
+    )
+
+
+_NO_TRANSPORTS = re.compile(r"transports ((?:'\w{1,20}',?){1,8}) are not available")
+
+
+def _nixl_memory(log: ServerLog, line: int, said: str) -> Reading | None:
+    """Read that NIXL could not register the server's own memory: no other server is involved."""
+    above = "\n".join(log.cleaned[max(0, line - 30) : line])
+    if "register_memory" not in above and "registerMem" not in above:
+        return None
+    missing = _NO_TRANSPORTS.search("\n".join(log.cleaned[max(0, line - 400) : line]))
+    why = f" UCX says that its transports {missing[1]} are not available." if missing else ""
+    return Reading(
+        reason(
+            "nixl-memory",
+            f"NIXL could not register the memory of this server's own KV cache ({shorten(said, 60)}"
+            f" in register_memory).{why} The UCX that it loads cannot handle memory of the device "
+            "(built without CUDA or for another CUDA), or may not pin memory.",
+            "Install the NIXL wheel of this CUDA (nixl-cu12, nixl-cu13), which brings a UCX with "
+            "cuda_copy and cuda_ipc, and remove another UCX from LD_LIBRARY_PATH (`ucx_info -d | "
+            "grep -i cuda`). Leave cuda_copy and cuda_ipc in `env.UCX_TLS`, run the container with "
+            "IPC_LOCK and `ulimit -l unlimited`; for a platform without, set "
+            '`kv_buffer_device: "cpu"` in `args.kv-transfer-config`.',
+            "NIXL register_memory; LMCache#605",
+            "deterministic",
         ),
         line,
         certain=False,
@@ -173,85 +286,33 @@ def _mooncake(line: int, text: str, said: str, covers: frozenset[int], closed: s
     where = f" at {peer[1]}:{peer[2]}" if peer else ""
     where = f" from {server[1]}" if server else where
     big = f" of {int(size[1]) / 2**30:.0f} GiB" if size else ""
-    kind = next(each for each in _MOONCAKE if all(re.search(w, lower) for w in each.words))
+    kind = next(each for each in MOONCAKE if all(re.search(w, lower) for w in each.words))
     between = f" between {cards[1]} and {cards[2]}" if cards else ""
     why = f" ({rdma[0]})" if rdma else ""
+    if opened := _NOT_OPENED.search(text):
+        why = f" ({opened[0]})"
     cause = kind.cause.format(where=where, big=big, between=between, why=why)
-    cause = f"{cause} Mooncake reports: {shorten(said, 200).rstrip('.')}."
+    quoted = shorten(said.rstrip(". "), 200)
+    cause = f"{cause} Mooncake reports: {quoted}."
     known = find_number([text])
     remedy = f"{closed} {kind.remedy}".strip()
+    refused = _NOT_REGISTERED.search(text) if kind.name == "mooncake-memory" else None
+    if refused:
+        cause, remedy = _unregistered(refused, cause, remedy)
     if known is not None:
         cause = f"{cause} {known.code} of CANN: {known.cause}."
-        remedy = f"{known.remedy} {remedy}"
+        remedy = f"{remedy} {known.remedy}" if kind.words else f"{known.remedy} {remedy}"
     if known is not None and known.code == "207000":
         remedy = f"{_FABRIC} {remedy}"
-    told = reason(kind.name, cause, remedy, "Mooncake's error lines", "transient")
+    known_errno = refused is not None and int(refused[2]) in _REGISTER_ERRNO
+    again: Kind = "deterministic" if known_errno or kind.name in OF_THE_SETUP else "transient"
+    told = reason(kind.name, cause, remedy, "Mooncake's error lines", again)
     return Reading(told, line, covers=covers)
 
 
-class _Mooncake(NamedTuple):
-    """A kind of Mooncake failure; all `words` are in its error lines."""
-
-    words: tuple[str, ...]
-    name: str
-    cause: str
-    remedy: str
-
-
-# The first that fits counts.
-_MOONCAKE = (
-    _Mooncake(
-        (r"retry counter exceeded|remote (?:access|operation) error|local protection|flushed",),
-        "mooncake-rdma-link",
-        "An RDMA transfer of Mooncake{between} failed{why}: the two cards do not reach each other, "
-        "a port is down, or the peer is gone.",
-        "Check both cards with `ibv_devinfo` and `ib_write_bw` between them (same network, GID "
-        "index, MTU), name the right card in `device_name`, or choose another `protocol` (`tcp`, "
-        "`ascend`); read the peer's log.",
-    ),
-    _Mooncake(
-        (
-            r"master_client|mount_segment|master|create client",
-            r"rpc|timed out|refused|connect|retries",
-        ),
-        "mooncake-master",
-        "The Mooncake store cannot register its segment{big} with the Mooncake master{where}: the "
-        "call to the master failed (master not running, not reachable, or too slow for a segment "
-        "of this size).",
-        "Check that `mooncake_master` runs and that its port is reachable from this node (`nc -vz "
-        "MASTER 50051`; `master_server_address` in mooncake.json); use a smaller "
-        "`global_segment_size`.",
-    ),
-    _Mooncake(
-        (r"metadata",),
-        "mooncake-metadata",
-        "Mooncake's metadata of a peer cannot be read{where}: the metadata server is not "
-        "reachable, or the peer has not registered itself (not started, or gone).",
-        "Check `metadata_server` in the configuration and that the peer server runs; with "
-        "P2PHANDSHAKE check that the peer's address is right and its port open; read the peer's "
-        "log.",
-    ),
-    _Mooncake(
-        (r"register (?:local )?mem|regmem|registermem|ibv_reg_mr|memory region",),
-        "mooncake-memory",
-        "Mooncake cannot register memory with the network card or NPU.",
-        "Raise `ulimit -l` (unlimited), use a Mooncake build that fits CANN and driver, and lower "
-        "the segment size or the number of registered blocks.",
-    ),
-    _Mooncake(
-        (r"no (?:rdma )?device|topology|ibv_open|rdma_context|\bgid\b",),
-        "mooncake-rdma",
-        "Mooncake finds no usable RDMA device.",
-        "Map /dev/infiniband into the container, check `ibv_devices`, or choose another protocol "
-        "(`tcp`, `ascend`).",
-    ),
-    _Mooncake(
-        (),
-        "mooncake-transfer",
-        "Mooncake cannot transfer KV blocks to its peer{where}: the connection or a transfer "
-        "failed.",
-        "Check that the peer server runs and is reachable (`hccn_tool -i N -ping -g address PEER` "
-        "between the NPUs; the same CANN, driver and Mooncake build on both sides, "
-        "`use_ascend_direct`; ASCEND_CONNECT_TIMEOUT), and read the peer's log.",
-    ),
-)
+def _unregistered(said: re.Match[str], cause: str, remedy: str) -> tuple[str, str]:
+    """Return cause and remedy of a refused registration by its errno (ibv_reg_mr)."""
+    number = int(said[2])
+    why, first = _REGISTER_ERRNO.get(number, ("", ""))
+    named = f"{cause} The card's driver answers: {said[1].strip()} (errno {number}){why}."
+    return named, f"{first} {remedy}".strip()

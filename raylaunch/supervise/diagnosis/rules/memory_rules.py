@@ -25,6 +25,11 @@ _RESERVED = re.compile(
 _OTHER_PROCESS = re.compile(r"Process (\d{1,9}) has " + _SIZE + r" memory in use")
 KV_NEGATIVE_ANCHOR = "Available KV cache memory: -"
 _KV_NEGATIVE = re.compile(r"Available KV cache memory: (-[\d.]{1,12}) ?GiB")
+# vLLM 0.32 v1/worker/gpu_worker.py:720; vllm-ascend 0.7 worker.py. Values in bytes or GiB.
+_PROFILED = re.compile(
+    r"Error in memory profiling\.(?: Initial free memory:? ?(\d[\d.]{0,18}\d)( ?[GM]i?B)?,"
+    r"[^\n]{0,20}? current free memory:? ?(\d[\d.]{0,18}\d))?"
+)
 # What asked for the memory, by the functions and files of the traceback; and what to do first.
 _ASKED_FOR: tuple[tuple[str, str, str], ...] = (
     (
@@ -40,7 +45,12 @@ _ASKED_FOR: tuple[tuple[str, str, str], ...] = (
     (
         r"load_weights|create_weights|load_model|process_weights|weight_loader",
         "the weights",
-        "Raise `parallel.tensor` or `parallel.pipeline`, or use quantised weights.",
+        (
+            "Raise `parallel.tensor` or `parallel.pipeline`, or use quantised weights. If they are "
+            "quantised and take twice the size of their files, they were loaded unquantised: set "
+            "`args.quantization: ascend`, and download weights of ModelSlim again whose "
+            "config.json has a `quantization_config` (it must have none)."
+        ),
     ),
     (
         r"sampler|compute_logits|top_k|top_p|penalt|logprobs|softmax",
@@ -55,16 +65,22 @@ _ASKED_FOR: tuple[tuple[str, str, str], ...] = (
     (
         r"capture|aclgraph|acl_graph|cudagraph",
         "graph capture",
-        "Capture fewer sizes (`args.compilation-config: {cudagraph_capture_sizes: [...]}`) first.",
+        (
+            "Lower `args.gpu-memory-utilization` (by 0.02 to 0.05) or capture fewer sizes "
+            "(`args.compilation-config: {cudagraph_capture_sizes: [...]}`) first."
+        ),
     ),
 )
 _UNITS = {"KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2.0**10}
+_OUTSIDE = ("context, NCCL and graphs", "its own HCCL, graphs and context")
 _OWN_OVERHEAD_GIB = 8.0
 """CANN's context, HCCL buffers and graphs of one process are outside PyTorch: 2 to 6 GiB."""
 
 
 def read_memory(log: ServerLog) -> Iterator[Reading]:
     """Yield each device that ran out of memory, with the process that holds the memory."""
+    for line, match in log.errors.find(_PROFILED):
+        yield _profiling(line, match)
     places = {raised.line: raised for raised in find_exceptions(log)}
     for line, match in log.errors.find(_OUT):
         yield _name_place(_out_of_memory(line, match), places.get(line))
@@ -125,7 +141,7 @@ def _out_of_memory(line: int, match: re.Match[str]) -> Reading:
         f"free, so {others:.2f} GiB are held outside PyTorch of this process"
     )
     if others <= _OWN_OVERHEAD_GIB or others < total * 0.15:
-        return _own(line, device, asked, f": {numbers} (its own HCCL, graphs and context)")
+        return _own(line, device, asked, f": {numbers} ({_OUTSIDE[device == 'NPU']})")
     return Reading(
         reason=reason(
             "npu-oom-others" if device == "NPU" else "gpu-oom-others",
@@ -158,18 +174,63 @@ def _workspace(line: int, device: str, asked: str, advice: str) -> Reading:
     )
 
 
+_NAMES = {"CUDA": "GPU", "HIP": "GPU", "XPU": "GPU"}
+_OWN_NPU = (
+    "Lower `args.max-num-batched-tokens`, `args.max-num-seqs`, `args.max-model-len` or "
+    "`args.gpu-memory-utilization` (HCCL buffers are outside its share), lower "
+    "`env.HCCL_BUFFSIZE`, or raise `parallel.tensor`. `env.PYTORCH_NPU_ALLOC_CONF: "
+    "expandable_segments:True` helps against fragmentation."
+)
+_OWN_GPU = (
+    "Lower `args.max-num-batched-tokens`, `args.max-num-seqs`, `args.max-model-len` or "
+    "`args.gpu-memory-utilization`, raise `parallel.tensor`, or use quantised weights. "
+    "`env.PYTORCH_CUDA_ALLOC_CONF: expandable_segments:True` helps against fragmentation."
+)
+
+
 def _own(line: int, device: str, asked: str, numbers: str) -> Reading:
     return Reading(
         reason=reason(
             "npu-oom" if device == "NPU" else "gpu-oom",
-            f"Weights, activations and buffers do not fit into the {device}'s memory; {asked} "
-            f"more were requested{numbers}.",
-            "Lower `args.max-num-batched-tokens`, `args.max-num-seqs`, `args.max-model-len` or "
-            "`args.gpu-memory-utilization` (HCCL buffers are outside its share), lower "
-            "`env.HCCL_BUFFSIZE`, or raise `parallel.tensor`. `env.PYTORCH_NPU_ALLOC_CONF: "
-            "expandable_segments:True` helps against fragmentation.",
+            f"Weights, activations and buffers do not fit into the {_NAMES.get(device, device)}'s "
+            f"memory; {asked} more were requested{numbers}.",
+            _OWN_NPU if device == "NPU" else _OWN_GPU,
             "vllm-ascend#5020, #1987, #3357",
             "deterministic",
         ),
         line=line,
+    )
+
+
+def _profiling(line: int, match: re.Match[str]) -> Reading:
+    before, unit, after = match.groups()
+    if before and before == after:
+        cause = (
+            f"vLLM's trial run used no memory of the device (free before and after it: {before}"
+            f"{unit or ''}): older releases take that for an error, and so does a device whose "
+            "memory another process or a trainer in the same process changes meanwhile."
+        )
+        remedy = (
+            "Use a newer release of vLLM (and vllm-ascend), which accepts equal values; with a "
+            "trainer on the same card create the engine first, on a device of its own, or free "
+            "the trainer's memory before."
+        )
+        return Reading(
+            reason("memory-grew", cause, remedy, "vLLM gpu_worker.py", "deterministic"),
+            line,
+            certain=False,
+        )
+    numbers = f" (free memory grew from {before} to {after}{unit or ' bytes'})" if before else ""
+    return Reading(
+        reason(
+            "memory-grew",
+            "Another process freed device memory while vLLM measured how much it needs, so the "
+            f"measurement is invalid{numbers}. Typical right after a restart.",
+            "Start it again: the next attempt usually succeeds. Servers that share a device are "
+            "started one after the other, and no other process on it may stop meanwhile "
+            "(`npu-smi info`, `nvidia-smi`); raise `health.device_pause_s` if it recurs.",
+            "vLLM gpu_worker.py",
+            "transient",
+        ),
+        line,
     )

@@ -13,12 +13,12 @@ from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.survival import read_life
 
 _NAME = re.compile(
-    r"(?:host='([\w.-]{1,120})'[^\n]{0,400})?(?:Temporary failure in name resolution|"
+    r"(?:host=\\{0,2}'([\w.-]{1,120})\\{0,2}'[^\n]{0,400})?(?:Temporary failure in name resolution|"
     r"Name or service not known|nodename nor servname provided|No address associated with hostname|"
-    r"NameResolutionError|getaddrinfo failed|Failed to resolve '([\w.-]{1,120})')"
+    r"NameResolutionError|getaddrinfo failed|Failed to resolve \\{0,2}'([\w.-]{1,120})\\{0,2}')"
 )
 _HTTP = re.compile(
-    r"HTTPS?ConnectionPool\(host='([\w.-]{1,120})', port=(\d{1,5})\): "
+    r"HTTPS?ConnectionPool\(host=\\{0,2}'([\w.-]{1,120})\\{0,2}', port=(\d{1,5})\): "
     r"(?:Max retries exceeded[^\n]{0,600}?Caused by ?(?:(\w{4,40})|$)|(Read timed out))"
 )
 _PROXY = re.compile(
@@ -61,6 +61,8 @@ _SOURCE_FILE = re.compile(r"\.(?:cpp|cc|hpp|h|py|ts)$")
 _BIND = re.compile(
     r"bind on address \('([^'\n]{1,80})', (\d{1,5})[^)\n]{0,40}\): cannot assign requested address"
 )
+_NOT_LOCAL = re.compile(r"(?<!\): )\[Errno 99\] [Cc]annot assign requested address")
+_CONNECTS = re.compile(r"\.connect\(|create_connection|NewConnectionError|ConnectionPool")
 _TUNNEL = ip_network("198.18.0.0/15")
 _RETRIES = 2
 
@@ -73,6 +75,8 @@ def read_network(log: ServerLog) -> Iterator[Reading]:
         yield _reading(
             line, "address-not-local", *_cannot_bind(match[1], match[2]), "deterministic"
         )
+    for line, _ in log.errors.find(_NOT_LOCAL):
+        yield _not_local(log, line)
     for line, _ in log.errors.find(_IN_USE):
         if any(_ANY_PORT.search(text) for text in log.cleaned[max(0, line - 3) : line]):
             yield _reading(
@@ -142,6 +146,9 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
         host = match[1] or match[2] or _host_near(log, line)
         if host in _HUB_HOSTS:
             continue  # the message of the hub, which is read above
+        if "://" in host:
+            yield _reading(line, "name-resolution", *_url_as_host(host), "deterministic")
+            continue
         named = f" `{host}`" if host else ""
         yield _reading(
             line,
@@ -151,6 +158,14 @@ def _names_and_hubs(log: ServerLog) -> Iterator[Reading]:
             f"(`getent hosts {host or 'NAME'}`); in a container check its DNS settings.",
             "deterministic",
         )
+
+
+def _url_as_host(host: str) -> tuple[str, str]:
+    bare = host.partition("://")[2].strip("/").partition(":")[0] or "0.0.0.0"  # noqa: S104 - text
+    return (
+        f"The host to listen on is given as a URL, {host}, which no name server knows.",
+        f"Give the address alone: `network.host` (--host) {bare}, and the port as --port.",
+    )
 
 
 _HUB_HOSTS = ("huggingface.co", "hf-mirror.com", "modelscope.cn", "www.modelscope.cn")
@@ -169,7 +184,7 @@ _IN_USE = re.compile(r"Errno (?:98|99)\][^\n]{0,80}(?:[Aa]ddress already in use|
 _LISTENS = re.compile(r"\.bind\(|in create_server_socket")
 ECHO_ANCHOR = "non-default args: "
 _ECHOED_HOST = re.compile(
-    r"^non-default args: [^\n]{0,4000}?'host': '([\w.:-]{1,120})'", re.MULTILINE
+    r"^non-default args: [^\n]{0,4000}?'host': '([\w.:/-]{1,120})'", re.MULTILINE
 )
 
 
@@ -278,7 +293,8 @@ def _no_rendezvous(line: int, host: str, port: str, how_long: str) -> Reading:
         f"The ranks cannot meet at {where} ({how_long}): the server that hosts the rendezvous is "
         "gone or late, the address is wrong, or its port is blocked between the nodes.",
         f"From this node try `nc -vz {host} {port or 'PORT'}`; open the ephemeral ports between "
-        "the nodes, set `network.interface`, and see whether that server's log stopped first.",
+        "the nodes, set `network.interface` (VLLM_HOST_IP; not the address of a VPN or tunnel, "
+        "127.0.0.1 on a single node), and see whether that server's log stopped first.",
         "transient",
         rank=Rank.HINT,
         certain=False,
@@ -319,6 +335,31 @@ def _cannot_bind(host: str, port: str) -> tuple[str, str]:
             "Listen on an address that exists: `network.host` (or --host) 0.0.0.0 or 127.0.0.1; "
             "`ip -br addr` on the node shows its addresses."
         ),
+    )
+
+
+def _not_local(log: ServerLog, line: int) -> Reading:
+    """Read the plain errno, whose address stands in the echoed arguments if anywhere."""
+    if any(_CONNECTS.search(text) for text in log.cleaned[max(0, line - 6) : line + 1]):
+        return _reading(
+            line,
+            "peer-unreachable",
+            "A connection could not be made because this node has no address of its own for it: "
+            "`localhost` was taken for IPv6 (::1), or the ephemeral ports are used up.",
+            "Write 127.0.0.1 for localhost; `ss -s` and `sysctl net.ipv4.ip_local_port_range` show "
+            "whether ports are left; the service must listen on that address.",
+            "transient",
+            certain=False,
+        )
+    host = _host_near(log, line)
+    named = f"{host}, an address" if host else "an address (that of --host, or of its name)"
+    return _reading(
+        line,
+        "address-not-local",
+        f"The server tries to listen on {named} that this node or container does not have.",
+        "Listen on all addresses: `network.host` (or --host) 0.0.0.0; a container with a network "
+        "of its own (-p) does not have its host's address. `ip -br addr` in it shows what it has.",
+        "deterministic",
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason
-from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
+from raylaunch.supervise.diagnosis.rules.tables.features import name_features
 from raylaunch.supervise.diagnosis.signatures import Kind
 
 _ERRNO = re.compile(
@@ -21,6 +21,7 @@ _ERRNO = re.compile(
 )
 
 
+_CALL_DENIED = re.compile(r"\b([a-z]\w{3,60}) failed\W{1,4}(?:with )?errno\W{1,3}(?:1|13)\b")
 _DENIED = re.compile(r"PermissionError: \[Errno 13\] Permission denied: '([^'\n]{1,300})'")
 # Which variable moves a folder that a library made up for itself.
 _MOVED_BY: tuple[tuple[str, str], ...] = (
@@ -43,7 +44,7 @@ _MOVED_BY: tuple[tuple[str, str], ...] = (
 
 
 _CRASH = re.compile(
-    r"!!!!!!! Segfault encountered !!!!!!!|Fatal Python error: (?:Segmentation fault|Bus error)|"
+    r"!!! Segfault encountered !!!|Fatal Python error: (?:Segmentation fault|Bus error)|"
     r"\*\*\* SIG(?:SEGV|BUS)[^\n]{0,80}|Caught signal 11[^\n]{0,80}"
 )
 _CRASH_FRAMES = (
@@ -107,6 +108,19 @@ _LOCKS = _Refusal(
     "or mount the share with locks.",
     "deterministic",
 )
+_NO_MAPPING = _Refusal(
+    "no-mmap",
+    "The file system of the weights cannot map files into memory ({text}, mmap), which safetensors "
+    "needs: a FUSE, object store or network mount without it.",
+    "Copy the model to a local disk of each node and give that folder as `model.path`; or mount "
+    "the share with caching (FUSE without direct_io; mergerfs with cache.files=partial), or set "
+    "`args.safetensors-load-strategy: eager`.",
+    "deterministic",
+)
+_NO_DEVICE = re.compile(
+    r"(?:OSError|SafetensorError|Error): (?:\[Errno 19\] )?(No such device)(?: \(os error 19\))?$",
+    re.MULTILINE,
+)
 _BY_TEXT: tuple[tuple[str, _Refusal], ...] = (
     (r"Read-only", _READ_ONLY),
     (r"Stale|Transport endpoint|Host is down", _MOUNT),
@@ -124,6 +138,17 @@ def read_os_errors(log: ServerLog) -> Iterator[Reading]:
             yield _crash(line, frames)
     for line, match in log.errors.find(_DENIED):
         yield _denied(line, match[1])
+    for line, match in log.errors.find(_CALL_DENIED):
+        cause = _NOT_PERMITTED.cause.format(path=f" for `{match[1]}`", text=match[0])
+        remedy = f"{_NOT_PERMITTED.remedy} With Docker: `--cap-add SYS_NICE` or `--privileged`."
+        yield Reading(reason("not-permitted", cause, remedy, "errno(3)", _NOT_PERMITTED.kind), line)
+    for line, match in log.errors.find(_NO_DEVICE):
+        above = "\n".join(log.cleaned[max(0, line - 8) : line])
+        if re.search(r"safe_?open|safetensors|mmap", above):
+            cause = _NO_MAPPING.cause.format(text=match[1])
+            yield Reading(
+                reason("no-mmap", cause, _NO_MAPPING.remedy, "mmap(2)", "deterministic"), line
+            )
     for line, match in log.errors.find(_ERRNO):
         text, path = match[2], match[3]
         found = next((each for words, each in _BY_TEXT if re.search(words, text)), None)
@@ -144,7 +169,33 @@ def _crashed_in(lines: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(calls))[:3]
 
 
+# C++ namespaces of packages; a crash belongs to the first one in its frames.
+_NAMESPACES = (
+    (r"mooncake::", "Mooncake (mooncake-transfer-engine)"),
+    (r"(?:c10_npu|at_npu|torch_npu)::", "torch_npu"),
+    (r"(?:atb|Mki|AtbSpeed)::", "ATB (package NNAL of CANN)"),
+    (r"(?:hccl|Hccl|adxl|hixl|llm)::", "CANN"),
+    (r"ray::", "Ray"),
+    (r"(?:c10|at|torch)::", "torch"),
+)
+
+
+def _owner_of(frames: Sequence[str]) -> str:
+    """Return the package that the innermost calls of a crash belong to; "" if none is known."""
+    return next(
+        (
+            name
+            for frame in frames
+            for words, name in _NAMESPACES
+            if re.match(words, frame) is not None
+        ),
+        "",
+    )
+
+
 def _crash(line: int, frames: Sequence[str]) -> Reading:
+    owner = _owner_of(frames)
+    newer = f"Use a newer release of {owner}, the same on all nodes. " if owner else ""
     through = " from ".join(f"`{frame}`" for frame in frames)
     features = [fix for _, fix in name_features(" ".join(frames), "") if fix]
     off = (
@@ -155,9 +206,11 @@ def _crash(line: int, frames: Sequence[str]) -> Reading:
     return Reading(
         reason(
             "segfault",
-            f"Native code crashed with a segmentation fault in {through}.",
-            f"If it recurs at the same call, {off}, or use another release of the package that it "
-            "belongs to; compare driver, CANN (or CUDA) and the wheels with the release's image. "
+            f"Native code {f'of {owner} ' if owner else ''}crashed with a segmentation fault in "
+            f"{through}.",
+            f"{newer}If it recurs at the same call, {off}, or use another release of the package "
+            "that it belongs to; compare driver, CANN (or CUDA) and the wheels with the "
+            "release's image. "
             "`dmesg -T` names the library; the frames after the line have the whole way.",
             "faulthandler; torch's and glog's crash handlers",
             "transient",

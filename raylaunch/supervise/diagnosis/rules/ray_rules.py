@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.general import ray_messages
 from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.survival import read_life
 
@@ -34,12 +35,6 @@ _DEMAND = re.compile(
 _USAGE = re.compile(r"^\s*([\d.]{1,9})/([\d.]{1,9}) (NPU|GPU)\b", re.MULTILINE)
 _VERSIONS = re.compile(r"(Ray|Python): (\d[\w.+]{1,20})")
 _VERSION = re.compile(r"Version mismatch: ")
-_GCS = re.compile(
-    r"(?:(?:[Ff]ailed|[Uu]nable) to connect to (?:the )?(?:GCS|Ray cluster)|"
-    r"Failed to get cluster ID from GCS|"
-    r"GCS (?:server )?at)[^\n]{0,60}?(?:address:? ?|at )[`']?((?:\d{1,3}\.){3}\d{1,3}|"
-    r"[\w.-]{1,80}):(\d{2,5})"
-)
 _ONE_IP = re.compile(r"Every node should have a unique IP address\. Got (\d{1,4}) nodes")
 _NO_DRIVER_DEVICE = re.compile(r"Ray does not allocate any (GPUs|NPUs) on the driver node")
 _DEAD_NODE = re.compile(
@@ -75,7 +70,7 @@ _RUNTIME_ENV = re.compile(
 )
 _BUNDLE = re.compile(
     r"placement group bundle index (\d{1,5}) is invalid\. Valid placement group indexes: "
-    r"(\d{1,5}-\d{1,5})"
+    r"(\d{1,5}(?:-| to )(\d{1,5}))"
 )
 _GCS_REQUEST = re.compile(
     r"Failed to send request to gcs|GcsRpcClient[^\n]{0,80}(?:timed? ?out|UNAVAILABLE)|"
@@ -88,7 +83,7 @@ _VERSION_LINES = 8
 def read_ray(log: ServerLog) -> Iterator[Reading]:
     """Yield what Ray says is missing."""
     for line, match in log.errors.find(_NO_DEVICE):
-        yield _no_device(line, match[1], match[2] or "")
+        yield ray_messages.read_device_share(line, match[1], match[2] or "")
     usage = {match[3]: match[2] for _, match in log.errors.find(_USAGE)}
     requests = dict([*log.everything.find(_WAITING), *log.warnings.find(_INFEASIBLE)])
     progressed = read_life(log).progressed if requests else -1
@@ -103,8 +98,6 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
     for line, _ in log.errors.find(_VERSION):
         if reading := _versions(log, line):
             yield reading
-    for line, match in log.errors.find(_GCS):
-        yield _gcs(line, match[1], match[2])
     yield from _read_calls(log)
     yield from _read_nodes(log)
 
@@ -112,12 +105,14 @@ def read_ray(log: ServerLog) -> Iterator[Reading]:
 def _read_calls(log: ServerLog) -> Iterator[Reading]:
     """Yield which of vLLM's calls of Ray failed."""
     for line, match in log.errors.find(_BUNDLE):
-        yield _read(
+        count = int(match[3]) + (" to " in match[2])  # "0-N": an older Ray writes the number
+        yield _hint(
             line,
             "ray-bundles",
-            f"vLLM needs bundle {match[1]} of its placement group, and the group has only the "
-            f"bundles {match[2]}: it was made for fewer devices than tensor times pipeline "
-            "parallel ranks.",
+            f"vLLM asks for bundle {match[1]} of its placement group (they count from 0), and the "
+            f"group has only {count} bundles (Ray writes {match[2]}): it was made for fewer "
+            "devices than tensor times pipeline parallel ranks, or with other bundles than this "
+            "vLLM counts.",
             "Ask for as many ranks as the group has bundles (`parallel.tensor`, "
             "`parallel.pipeline`), make the placement group for all of them, and remove "
             "`env.VLLM_RAY_BUNDLE_INDICES` if it is set.",
@@ -284,54 +279,35 @@ def _read_node_start(log: ServerLog) -> Iterator[Reading]:
             "(`network.interface`), and set VLLM_HOST_IP to the same address.",
         )
     for line, match in log.errors.find(_RUNTIME_ENV):
+        after = "\n".join(log.cleaned[line : line + 16])
+        slow = (
+            " It took longer than setup_timeout_seconds (600 by default)."
+            if re.search(r"TimeoutError|timed out", after)
+            else ""
+        )
         yield _read(
             line,
             "ray-runtime-env",
-            f"Ray could not set up the environment of a worker: {shorten(match[0], 240)}.",
-            "Read runtime_env_agent.log and runtime_env_setup-*.log under "
-            "/tmp/ray/session_latest/logs on that node; check its disk (`df -h /tmp`).",
+            f"Ray could not set up the environment of a worker: {shorten(match[0], 240)}.{slow}",
+            "Install the packages in the image instead of naming them in runtime_env (or raise "
+            "`setup_timeout_seconds` in its config). Read runtime_env_agent.log and "
+            "runtime_env_setup-*.log under /tmp/ray/session_latest/logs on that node; check its "
+            "disk (`df -h /tmp`).",
             kind="transient",
         )
+
+
+def _hint(line: int, id_: str, cause: str, remedy: str) -> Reading:
+    return Reading(reason(id_, cause, remedy, "Ray", "deterministic"), line, certain=False)
 
 
 def _read(line: int, id_: str, cause: str, remedy: str, kind: Kind = "deterministic") -> Reading:
     return Reading(reason(id_, cause, remedy, "Ray", kind), line)
 
 
-def _no_device(line: int, device: str, resources: str) -> Reading:
-    names = set(re.findall(r"'([\w.:-]{1,120})':", resources))
-    start = f"`ray start ... --resources='{{\"{device}\": 8}}'` (the node's real number)"
-    if any(name.startswith(f"{device}_group_") for name in names) and device not in names:
-        return _read(
-            line,
-            "ray-devices-reserved",
-            f"All {device}s of this node are reserved by a placement group (only "
-            f"`{device}_group_...` is left in the resources): another job, or one that has not "
-            "been cleaned up, or vLLM runs outside the placement group that holds them.",
-            "`ray list placement-groups` shows the owner; stop it or remove the group "
-            "(`raylaunch clean`), or start vLLM inside that placement group.",
-            kind="transient",
-        )
-    if "GPU" in names and device == "NPU":
-        return _read(
-            line,
-            "ray-gpu-instead-of-npu",
-            "Ray registered this node with GPU resources and no NPU: it was started with "
-            "--num-gpus, or this Ray did not detect the NPUs.",
-            f"Stop Ray and start it on every node with NPU resources: {start}, without --num-gpus.",
-        )
-    seen = shorten(", ".join(sorted(names - {"memory", "object_store_memory"})), 160)
-    return _read(
-        line,
-        "ray-no-device",
-        f"Ray knows no {device} on this node" + (f" (it has: {seen})" if seen else "") + ".",
-        f"Start Ray on every node with {start}; `ray status` must show them.",
-    )
-
-
 def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) -> Reading:
     text = f"{request} {log.cleaned[line]}"
-    device = "NPU" if "NPU" in text else "GPU"
+    device = ray_messages.scarce_resource(text)
     has = f"; `ray status` in the log shows {usage[device]} {device}" if device in usage else ""
     asked = f" ({shorten(request, 200)})" if request else ""
     nodes = re.findall(r"node:(?!__)([\w.-]{2,80})", request)
@@ -349,9 +325,7 @@ def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) 
         "ray-infeasible",
         f"Ray cannot reserve what the server asks for{asked}: the cluster has fewer {device}s "
         f"free than that, or none on one node{has}.{strict}{pinned}",
-        f"Ask for no more {device}s than the nodes have (`parallel.tensor`, `parallel.pipeline`), "
-        "add nodes (`ray status` lists who has joined and what is in use), or declare the devices "
-        f"at `ray start` (`--resources='{{\"{device}\": N}}'`).{_set_address(nodes)}",
+        f"{_set_address(nodes)}{ray_messages.ask_less(device)}",
     )
 
 
@@ -359,8 +333,8 @@ def _set_address(nodes: list[str]) -> str:
     if not nodes:
         return ""
     return (
-        " Set VLLM_HOST_IP on each node, before `ray start`, to the address that `ray list nodes` "
-        "shows for it."
+        "Set VLLM_HOST_IP on each node, before `ray start`, to the address that `ray list nodes` "
+        "shows for it. If it is set so, too few are free. "
     )
 
 
@@ -383,16 +357,4 @@ def _versions(log: ServerLog, line: int) -> Reading | None:
         f"This node and the Ray cluster run different versions: {'; '.join(differ)}.",
         "Install the same ray and the same Python minor version on all nodes, then `ray start` "
         "again.",
-    )
-
-
-def _gcs(line: int, host: str, port: str) -> Reading:
-    return _read(
-        line,
-        "ray-gcs",
-        f"Ray's head (GCS) does not answer at {host}:{port}: it is not running there, listens on "
-        "another port, or a firewall blocks it.",
-        f"On the head run `ray status` and `ss -ltnp | grep gcs` (its real port); from this node "
-        f"`nc -vz {host} {port}`; start both with the same port, and open it.",
-        kind="transient",
     )

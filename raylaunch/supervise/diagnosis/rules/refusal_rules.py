@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from raylaunch.plan.known_flags import read_flags
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import QUOTE_CHARS, Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.general.divisors import find_divisors
+from raylaunch.supervise.diagnosis.rules.tables.features import advise_release, name_features
+from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options, name_topics
 from raylaunch.supervise.diagnosis.rules.tables.packages import find_package
 from raylaunch.supervise.diagnosis.rules.tables.place_options import (
     name_model_class,
@@ -36,112 +38,35 @@ _WRAPPERS = re.compile(
     r"cancelled|check the stack trace|Cannot re-initialize|initialization failed due to|"
     r"The Inner error is reported as above|error code is|function error|call acl|"
     r"error\(s\) in loading|DataLoader worker|unexpected keyword argument|unpickle|"
+    r"positional arguments? but|required (?:positional|keyword-only) arguments?|"
     # What tensors are is no refusal: `last_exception` reads it, and whether the server had served.
+    # So is what a part that was not set up says; its advice is for the one who wrote the code.
+    r"(?:config|context) is not set|"
     r"size of (?:the )?tensor|invalid for input of size|cannot be broadcast|values to unpack|"
     r"Can't get (?:local )?attribute|[Cc]an(?:'t|not) pickle"
 )
-_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
-_NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")
-_VARIABLE = re.compile(
-    r"\b((?:VLLM|HCCL|ASCEND|RAY|PYTORCH|GLOO|HF|TORCH|MC)_[A-Z][A-Z0-9_]{2,60})\b"
-)
 _REQUEST_PLACE = re.compile(
     r"^vllm/(?:entrypoints/openai|sampling_params|v1/engine/(?:input_)?proc)"
-)
-_NAMED_VARIABLE = re.compile(
-    r"(?i:env(?:ironment)? ?var(?:iable)?s?)[ ,:]{0,3}[`'\"]?([A-Z_][A-Z0-9_]{3,60})\b|"
-    r"\b([A-Z][A-Z0-9]{1,20}(?:_[A-Z0-9]{1,20}){1,6})=|"
-    r"(?:\$|\b[Ss]et |[Uu]nset )[`'\"]?([A-Z][A-Z0-9]{1,20}(?:_[A-Z0-9]{1,20}){1,6})\b"
-)
-_FOR_DEBUGGING = re.compile(r"DEBUG|LOGS?$|VERBOSE|LAUNCH_BLOCKING|_DSA$|TRACE")
-_ADDRESS = re.compile(r"https?://\S{1,300}")
-_VALUES = re.compile(
-    r"(?:[Vv]alid|[Ss]upported|[Aa]llowed|[Aa]vailable|[Kk]nown|[Rr]egistered)"
-    r"(?: \w{1,20}){0,3}:? (?:are|is)\b|choose from|must be one of|should be one of|"
-    r"[Ss]upported \w{1,30}: "
 )
 _MIN_WORDS = 3
 _RUNNING_PLACE = re.compile(r"^vllm(?:_ascend)?/(?:v1/(?:core|engine)|core)/(?!kv_cache_spec)")
 _RUNTIME_FEATURES: tuple[tuple[str, str], ...] = (
     (r"kv_xfer|connector|kv_transfer|remote|async_load", "no `args.kv-transfer-config`"),
-    (r"spec_|draft|propos", "no `features.speculative`"),
+    (r"spec_|draft|propos|allocate_slots|cache_full_blocks", "no `features.speculative`"),
     (r"prefix|cached_block|popleft|block_pool|free_block", "`args.enable-prefix-caching: false`"),
+    (r"multimodal/cache|mm_(?:receiver|input)_cache", "`args.mm-processor-cache-gb: 0`"),
     (r"step_with_batch_queue|async_sched", "`args.async-scheduling: false`"),
 )
-_FIELDS = {
-    "tensor-parallel-size": "parallel.tensor",
-    "pipeline-parallel-size": "parallel.pipeline",
-    "data-parallel-size": "parallel.data",
-    "data-parallel-size-local": "parallel.data_local",
-    "enable-expert-parallel": "parallel.expert",
-    "decode-context-parallel-size": "parallel.decode_context",
-    "prefill-context-parallel-size": "parallel.prefill_context",
-    "speculative-config": "features.speculative",
-    "tool-call-parser": "features.tool_calling.tool_parser",
-    "reasoning-parser": "features.tool_calling.reasoning_parser",
-}
-# Words of a message that stand for an option without naming it.
-_TOPICS: tuple[tuple[str, str], ...] = (
-    (
-        r"tensor[- ]parallel|\btp[_ ]?size\b|\bTP\b|is not divisible by \d",
-        "`parallel.tensor`",
-    ),
-    (r"world[_ ]size", "`parallel.tensor`, `parallel.pipeline` and `hardware.npus_per_server`"),
-    (
-        r"intermediate_tensors|pipeline[- ]parallel|\bpp[_ ]?size\b|\b_?pp[_ ]",
-        "`parallel.pipeline`",
-    ),
-    (r"expert[- ]parallel|\bep[_ ]?size\b|EPLB|redundant[_ ]expert", "`parallel.expert`"),
-    (
-        r"context[- ]parallel|\bDCP\b|\bPCP\b",
-        "`parallel.decode_context`, `parallel.prefill_context`",
-    ),
-    (
-        r"speculat|draft|eagle|\bmtp\b|medusa|ngram|sampled_token_ids\.shape|num_spec",
-        "`features.speculative`",
-    ),
-    (
-        (
-            r"(?:fp8|int8|quantized|nvfp4)[^\n]{0,12} (?:kv|attention)|"
-            r"kv[-_ ]?cache[-_ ]?(?:data ?)?type|"
-            r"kv[-_ ]cache[-_ ]dtype|cache_dtype"
-        ),
-        "`args.kv-cache-dtype`",
-    ),
-    (
-        r"quantiz|\bfp8\b|\bw8a8\b|\bawq\b|\bgptq\b|bitsandbytes",
-        "`args.quantization` or other weights (`model.path`)",
-    ),
-    (r"\blora\b", "the LoRA options under `args`"),
-    (r"bfloat16|float16|\bdtype\b", "`args.dtype`"),
-    (
-        r"flashinfer|flash_?mla|marlin|deep_?gemm|\btrtllm",
-        "the choice of kernels (`args.moe-backend`, `args.attention-backend`, VLLM_USE_* in `env`)",
-    ),
-    (
-        r"mixture_of_experts|is_moe\b",
-        "`args.enable-eplb` and `parallel.expert`, which are for models with experts",
-    ),
-    (r"chat template", "`args.chat-template`"),
-    (
-        r"captur|cuda ?graph|acl ?graph|graph mode",
-        "`args.compilation-config` or `args.enforce-eager`",
-    ),
-    (
-        r"hybrid kv cache",
-        (
-            "`args.kv-transfer-config` (a KV connector may switch the hybrid manager off) or "
-            "`args.disable-hybrid-kv-cache-manager`"
-        ),
-    ),
-    (r"kv[ _-]?(?:connector|transfer)", "`args.kv-transfer-config`"),
-    (r"\bblock[_ ]size\b(?!_)", "`args.block-size`"),
-    (r"memory utilization", "`args.gpu-memory-utilization`"),
-    (r"swap space", "`args.swap-space`"),
-    (r"multi-?modal|\bmm_|image processor|video", "`args.limit-mm-per-prompt` and its like"),
-    (r"tokenizer", "`args.tokenizer-mode`, and the tokenizer files under `model.path`"),
-    (r"rope[_ ]scaling|rope[_ ]type", "config.json under `model.path`, or another transformers"),
-)
+
+
+def is_request_place(place: str) -> bool:
+    """Whether a module of vLLM handles single requests: what it refuses is no failed start."""
+    return _REQUEST_PLACE.match(place) is not None
+
+
+def is_running_place(place: str) -> bool:
+    """Whether a module of vLLM is the loop of the running engine."""
+    return _RUNNING_PLACE.match(place) is not None
 
 
 def read_refusals(log: ServerLog) -> Iterator[Reading]:
@@ -163,24 +88,28 @@ def _refusal(raised: Raised) -> Reading | None:
     if raised.type not in _TYPES or len(message.split()) < _MIN_WORDS:
         return None
     place = innermost.module_path if innermost else ""
-    if _WRAPPERS.search(message) or _REQUEST_PLACE.match(place):
+    if _WRAPPERS.search(message) or is_request_place(place):
         return None
-    if not raised.message and _RUNNING_PLACE.match(place):
+    in_cache = raised.type == "AssertionError" and place == "vllm/multimodal/cache.py"
+    if in_cache or (not raised.message and _RUNNING_PLACE.match(place)):
         return _failed_check(raised, place)
     package = innermost.package.replace("_", "-") if innermost else "The server"
     function = innermost.function if innermost else ""
     options = name_options(f"{raised.message} {raised.code}")
-    options = options or _name_topics(f"{place} {function}".replace("/", " "))
+    options = options or name_topics(f"{place} {function}".replace("/", " "))
     options = options or name_place_options(raised.frames)
     if not options and innermost is None:
         return None
+    if defect := _defect(raised, message):
+        return defect
     where = f" in {place}" if place else ""
     release = f"a release of {package}" if innermost else "a release"
-    options += [each for each in _parallel(raised.process) if not raised.message]
-    verb = "Correct" if raised.message else "Start without, or with another value of,"
-    if any(": " in each for each in options):
-        verb = "Set"
-    what = f"{verb} {' or '.join(options)}" if options else _without_feature(raised)
+    inside = not raised.message or raised.type in ("AttributeError", "KeyError")
+    options += [each for each in _parallel(raised.process) if inside and each not in options]
+    what = f"{_verb(raised, options)} {' or '.join(options)}" if options else ""
+    what = what or _without_feature(raised)
+    if numbers := find_divisors(raised.message):
+        what = f"{what} ({numbers})"
     if advice := read_advice(f"{raised.message}\n{raised.after}"):
         what = f"The message advises: {advice}. {what}"
     known = find_package(innermost.package) if innermost else None
@@ -191,6 +120,58 @@ def _refusal(raised: Raised) -> Reading | None:
             f"{package} refused: {shorten(message, QUOTE_CHARS)} ({raised.type}{where}).",
             f"{what}; if that is needed as it is, use {release} that supports it with this model."
             f"{of_package}",
+            "exception with a message",
+            "deterministic",
+        ),
+        raised.line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
+_NOT_SUPPORTED = re.compile(
+    r"(?i)not (?:yet |currently )?(?:be )?(?:supported?|implemented|available|compatible|allowed)|"
+    r"unsupported|incompatible|does ?n[o']t (?:yet )?support|can(?:not|'t) (?:be used|support|use)"
+)
+
+
+def _verb(raised: Raised, options: list[str]) -> str:
+    """Return what to do with the options: set them so, leave them out, or correct them."""
+    if any(": " in each for each in options):
+        return "Set"
+    if not raised.message or raised.type in ("AttributeError", "KeyError"):
+        return "Start without, or with another value of,"
+    if _NOT_SUPPORTED.search(raised.message):
+        return "Leave out, or give another value of,"
+    return "Correct"
+
+
+def _defect(raised: Raised, message: str) -> Reading | None:
+    """Read what vllm-ascend's own code says about no setting: a defect, or a combination."""
+    own = raised.innermost
+    if own is None or own.package != "vllm_ascend" or name_options(message):
+        return None
+    if read_advice(f"{raised.message}\n{raised.after}"):
+        return None
+    patch = own.module_path.startswith("vllm_ascend/patch/")
+    features = name_features(f"{own.module_path} {own.function} {message}", raised.process)
+    why = (
+        "it changes parts of one release of vLLM by name, and another one is installed"
+        if patch
+        else "a defect of this release, or a combination of model and features that it lacks"
+    )
+    pair = (
+        "Install the releases of vLLM and vllm-ascend that belong together (`pip list | grep -i "
+        "vllm`; vllm-ascend's table of versions), or use the release's image. If they do: "
+        if patch
+        else ""
+    )
+    return Reading(
+        reason(
+            "ascend-unsupported",
+            f"vllm-ascend's own code failed: {shorten(message, QUOTE_CHARS)} ({raised.type} in "
+            f"{own.module_path}, {own.function}): {why}.",
+            f"{pair}{advise_release('vllm-ascend', features)}",
             "exception with a message",
             "deterministic",
         ),
@@ -211,7 +192,7 @@ def _parallel(process: str) -> list[str]:
 def _without_feature(raised: Raised) -> str:
     """Return what to do about a refusal that names no option: leave off what it goes through."""
     way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames[:4])
-    off = _name_topics(way.replace("/", " ").replace("_", " "))
+    off = name_topics(way.replace("/", " ").replace("_", " "))
     model = name_model_class(raised.frames)
     if not off and model:
         return (
@@ -220,7 +201,11 @@ def _without_feature(raised: Raised) -> str:
             "`args.model-impl: transformers`"
         )
     if not off:
-        return "Correct what the message names"
+        return (
+            "Compare the values in the message with config.json under `model.path` and with the "
+            "options under `args` and `parallel`; if none of them is wrong, it is a defect of this "
+            "release with this model: take a newer one, or the one that the model card names"
+        )
     return f"Correct what the message names; it goes through code for {' and '.join(off)}"
 
 
@@ -261,7 +246,11 @@ def _failed_check(raised: Raised, place: str) -> Reading:
     if _AT_START.search(way):
         return _failed_at_start(raised, place, way)
     off = [fix for words, fix in _RUNTIME_FEATURES if re.search(words, f"{way} {raised.code}")]
-    failed = shorten(raised.code or raised.message, 120)
+    said = raised.message if raised.type == "AssertionError" else ""
+    looked_up = raised.type in ("KeyError", "IndexError")
+    what = "A look-up" if looked_up else "A check"
+    error = f", {raised.type}: {shorten(raised.message, 60)}" if looked_up else ""
+    failed = shorten(said or raised.code or raised.message, 120)
     switch = (
         f"start once without the features it goes through ({'; '.join(off)})"
         if off
@@ -273,9 +262,9 @@ def _failed_check(raised: Raised, place: str) -> Reading:
     return Reading(
         reason(
             "engine-check-failed",
-            f"A check of the running engine failed (`{failed}` in {place}): its state is not what "
-            "the code expects, usually by a combination of features that this release does not "
-            "handle. No setting is refused.",
+            f"{what} of the running engine failed (`{failed}` in {place}{error}): its state is not "
+            "what the code expects, usually by a combination of features that this release does "
+            "not handle. No setting is refused.",
             f"A restart serves again. If it recurs, {switch}, or use a newer release.",
             "assertion in vllm/v1",
             "transient",
@@ -310,41 +299,3 @@ def _failed_at_start(raised: Raised, place: str, way: str) -> Reading:
         rank=Rank.HINT,
         certain=False,
     )
-
-
-def name_options(message: str) -> list[str]:
-    """Return the recipe fields that a message names or is about, at most three."""
-    # Names of models and of the values that would be valid are no options.
-    bare = _VALUES.split(_ADDRESS.sub("", message))[0]
-    return name_flags(bare) or _name_spelled(bare) or _name_topics(bare)
-
-
-def name_flags(message: str) -> list[str]:
-    """Return the recipe fields that a message calls by the name of a flag or variable."""
-    flags = read_flags()
-    named = [match.rstrip("-") for match in _FLAG.findall(message)]
-    named += [match.replace("_", "-") for match in _NAME.findall(message)]
-    fields = [_field(name) for name in named if name in flags or name in _FIELDS]
-    fields += [f"`env.{name}`" for name in _VARIABLE.findall(message)]
-    found = (next(filter(None, groups)) for groups in _NAMED_VARIABLE.findall(message))
-    fields += [f"`env.{name}`" for name in found if not _FOR_DEBUGGING.search(name)]
-    return list(dict.fromkeys(fields))[:3]
-
-
-def _name_spelled(message: str) -> list[str]:
-    """Return the fields of flags that a message writes as words: "executor backend"."""
-    lower = message.lower()
-    found = []
-    for flag in read_flags():
-        words = flag.removeprefix("enable-").replace("-", " ")
-        if " " in words and words in lower:
-            found.append(_field(flag))
-    return found[:3]
-
-
-def _name_topics(text: str) -> list[str]:
-    return [field for words, field in _TOPICS if re.search(words, text, re.IGNORECASE)][:3]
-
-
-def _field(flag: str) -> str:
-    return f"`{_FIELDS.get(flag, f'args.{flag}')}`"

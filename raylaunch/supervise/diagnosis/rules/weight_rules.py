@@ -152,6 +152,19 @@ def _other_size(raised: Raised) -> Reading | None:
     numbers = [group for group in sizes.groups() if group] if sizes else []
     shown = f" ({' and '.join(numbers)})" if numbers else ""
     where = f", in {raised.innermost.module_path}" if raised.innermost else ""
+    way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames[:6])
+    if re.search(r"spec_decode|eagle|medusa|_mtp\b|draft", way):
+        return _found(
+            raised.line,
+            "weights-size",
+            "A tensor of the draft model has another shape than this release builds it with"
+            f"{shown}{where}: the draft is of another kind (EAGLE, EAGLE3, MTP) or size than "
+            "`features.speculative` says, or this release does not know drafts for this model.",
+            "Use the draft model and method that the model card names in `features.speculative`, "
+            "with the release of vLLM that it names (a newer one); start without "
+            "`features.speculative` until then.",
+            certain=False,
+        )
     return _found(
         raised.line,
         "weights-size",
@@ -191,6 +204,17 @@ _PYDANTIC_JSON = re.compile(
 
 
 def _broken_json(line: int, found: re.Match[str]) -> Reading:
+    if found[1] and re.search(r"\.(?:gguf|safetensors|bin|pt|pth|onnx)$", found[1]):
+        return _found(
+            line,
+            "model-file-broken",
+            f"The file {found[1]} was given as the model, and this release reads a config.json "
+            "there: it takes no file of weights as a model, or not one of this form.",
+            "Give the folder with config.json as `model.path`. For GGUF use a release of vLLM that "
+            "reads it (with `args.tokenizer` and `args.hf-config-path` of the base model), or "
+            "other weights.",
+            certain=False,
+        )
     path = f" {found[1]}" if found[1] else " in the model's folder"
     return _found(
         line,

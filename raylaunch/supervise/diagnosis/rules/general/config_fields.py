@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.readings import Reading, reason
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
+from raylaunch.supervise.diagnosis.rules.tables.place_options import name_place_options
 from raylaunch.supervise.diagnosis.tracebacks import Raised
 
 _OWN_CONFIG = re.compile(
@@ -14,6 +16,15 @@ _OWN_CONFIG = re.compile(
     r"Decoding|KVEvents)Config$|^(?:Async)?EngineArgs$"
 )
 
+_CONTAINER = re.compile(
+    r"^(?:State|Namespace|SimpleNamespace|EasyDict|Box|DotDict|AttrDict|Config)$"
+)
+_OTHER_CONFIG = re.compile(r"^vllm/config/(speculative|lora|kv_transfer)\.py$")
+_FIELD_OF = {
+    "speculative": "`features.speculative`",
+    "lora": "`args.lora-modules`",
+    "kv_transfer": "`args.kv-transfer-config`",
+}
 _GETTERS = ("__getattr__", "__getattribute__")
 
 
@@ -38,7 +49,8 @@ def _read_of_two_packages(raised: Raised, owner: str, name: str) -> Reading | No
         return None
     package = raised.frames[0].package
     caller = next((f.package for f in raised.frames if f.package != package), "")
-    if not caller or package == "torch":
+    # A container of the caller's own values, as starlette's `State`, says nothing of its package.
+    if not caller or package == "torch" or _CONTAINER.search(owner):
         return None
     shown = caller.replace("_", "-")
     return Reading(
@@ -52,6 +64,7 @@ def _read_of_two_packages(raised: Raised, owner: str, name: str) -> Reading | No
             "deterministic",
         ),
         raised.line,
+        certain=False,
     )
 
 
@@ -96,3 +109,27 @@ def _read_mistral_common(raised: Raised, owner: str, name: str) -> Reading | Non
         raised.line,
         certain=False,
     )
+
+
+def correct(raised: Raised) -> str:
+    """Return what to change where a check of a configuration class refused its values."""
+    options = name_options(raised.message)
+    # A class that checks its values with those of another one names only the other's.
+    callers = (_OTHER_CONFIG.search(frame.module_path) for frame in raised.frames[1:])
+    fields = [_FIELD_OF[each[1]] for each in callers if each]
+    options += [field for field in fields[:1] if field not in options]
+    if not options and raised.frames[0].module_path.endswith("ascend_config.py"):
+        return "Correct `args.additional-config`"
+    if options:
+        return f"Correct {' or '.join(options)}, or use a release that knows this value"
+    if advice := read_advice(raised.message):
+        return f"The message advises: {advice}"
+    if "quantiz" in raised.frames[0].module_path:
+        return (
+            "Serve weights that are quantised in another way (`model.path`; for vllm-ascend those "
+            "of ModelSlim, W8A8 or W4A8, with `args.quantization: ascend`) or not at all, or use a "
+            "release that supports this quantisation"
+        )
+    if options := name_place_options(raised.frames):
+        return f"Correct {' or '.join(options)}, or use a release that supports it"
+    return "Correct the option that the message names, under `args`, `env` or `parallel`"

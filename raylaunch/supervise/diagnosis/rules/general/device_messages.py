@@ -11,13 +11,17 @@ from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.tables.place_options import name_place_options
 from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.tracebacks import Frame
 
 _ASSERT = re.compile(r"Assertion `([^`\n]{2,300})` failed")
 _ASSERT_LINES = 200
 _ERROR = re.compile(
     r"\b(?:CUDA|HIP|MUSA|NPU|XPU)(?: driver)? error(?: \((\S{3,200}?)(?::\d{1,6})?\))?: "
-    r"([^\n]{3,200})|Triton Error \[\w{2,6}\]: ([^\n]{3,160})|\b(CUBLAS_STATUS_\w{3,40})"
+    r"([^\n]{3,200})|Triton Error \[\w{2,6}\]: ([^\n]{3,160})|\b(CUBLAS_STATUS_\w{3,40})|"
+    r"\b((?:UR|ZE)_RESULT_ERROR_\w{3,40})|"
+    r"Failed: Cuda error (\S{3,200}?):\d{1,6} '([^'\n]{3,160})'"
 )
 
 
@@ -42,6 +46,15 @@ _MESSAGES: tuple[_Message, ...] = (
         "deterministic",
     ),
     _Message(
+        r"^out of memory",
+        "the device's memory was used up outside PyTorch's own allocator: graphs, kernels, NCCL or "
+        "another process",
+        "Lower `args.gpu-memory-utilization` by 0.02 to 0.05, and capture fewer graphs "
+        "(`args.max-num-seqs`, `cudagraph_capture_sizes` in `args.compilation-config`, or "
+        "`args.enforce-eager: true`); `nvidia-smi` shows other processes on the device.",
+        "deterministic",
+    ),
+    _Message(
         r"CUBLAS_STATUS_(?:NOT_INITIALIZED|ALLOC_FAILED)",
         "cuBLAS could not get memory for its workspace, or a call before it had failed",
         "Lower `args.gpu-memory-utilization`; otherwise `env.CUDA_LAUNCH_BLOCKING: 1` shows the "
@@ -57,10 +70,13 @@ _MESSAGES: tuple[_Message, ...] = (
         "deterministic",
     ),
     _Message(
-        r"no kernel image|kernel image is invalid",
+        r"no kernel image|kernel image is invalid|invalid device function|invalid kernel file",
         "the wheel (torch, vLLM or a kernel package) was built for other GPU models than this one",
         "Install wheels built for this GPU's compute capability (a newer or older release, or "
-        "build with TORCH_CUDA_ARCH_LIST), or use other kernels (`args.attention-backend`).",
+        "build with TORCH_CUDA_ARCH_LIST), or use other kernels (`args.attention-backend`). For "
+        "AMD `rocminfo | grep gfx` names the model: take the ROCm image or build "
+        "(PYTORCH_ROCM_ARCH) that lists it; `env.HSA_OVERRIDE_GFX_VERSION` makes a near "
+        "relative of a listed one run.",
         "deterministic",
     ),
     _Message(
@@ -100,6 +116,22 @@ _MESSAGES: tuple[_Message, ...] = (
         "deterministic",
     ),
     _Message(
+        r"RESULT_ERROR_DEVICE_LOST|RESULT_ERROR_\w{0,20}(?:UNAVAILABLE|UNINITIALIZED)",
+        "the driver has reset or lost the Intel GPU (a page fault or a kernel that hung), or the "
+        "process may not use it",
+        "Read `dmesg -T | grep -iE 'xe|i915'` on that node; update its driver and firmware, reset "
+        "the device, and start once with `args.enforce-eager: true` and a smaller "
+        "`parallel.tensor`.",
+        "transient",
+    ),
+    _Message(
+        r"RESULT_ERROR_OUT_OF_(?:\w{1,12}_)?(?:RESOURCES|MEMORY)",
+        "the memory of the Intel GPU or of the node is used up, or the GPU was reset before",
+        "Lower `args.gpu-memory-utilization` and `args.max-num-batched-tokens`; read `dmesg -T | "
+        "grep -iE 'xe|i915'` for a reset of the GPU.",
+        "deterministic",
+    ),
+    _Message(
         r"uncorrectable ECC|unrecoverable|hardware|lost|fallen off",
         "the device itself reports a fault",
         "Take the node out, read `nvidia-smi -q` and `dmesg -T | grep -i xid`, and reset the "
@@ -127,27 +159,148 @@ _MESSAGES: tuple[_Message, ...] = (
 )
 
 
+_NO_TYPE = re.compile(
+    r"[\"']([\w<>:]{3,100})[\"'] not implemented for "
+    r"[\"'](Half|BFloat16|Float8_\w{2,10}|Float)[\"']"
+)
+_OTHER_TYPES = {
+    "Half": ("float16", "`args.dtype: bfloat16` (or `float32`)"),
+    "BFloat16": ("bfloat16", "`args.dtype: float16` (or `float32`)"),
+    "Float": ("float32", "`args.dtype: bfloat16` or `float16`"),
+}
+_UNPINNED = re.compile(r"cudaHostRegister failed[^\n]{0,60}")
+_NODE_FILES = re.compile(r"oneCCL: ze_fd_manager[^\n]{0,200}open failed")
+
+
+def _missing_types(log: ServerLog) -> Iterator[Reading]:
+    """Read that an operator has no code for a type of numbers on this device."""
+    for line, match in log.errors.find(_NO_TYPE):
+        number, other = _OTHER_TYPES.get(
+            match[2], ("an 8-bit type", "`args.kv-cache-dtype: auto` and weights of another type")
+        )
+        yield Reading(
+            reason(
+                "dtype-unsupported",
+                f"The operator `{match[1]}` has no code for {number} ({match[2]}) on this device.",
+                f"Set {other}; or choose another `args.attention-backend`.",
+                "ATen Dispatch.h",
+                "deterministic",
+            ),
+            line,
+        )
+
+
+_AMD_LIBRARY = re.compile(
+    r"roc(?:blaslt|BLAS) error: (?:Could not load|Cannot read) (/\S{3,200}?)(?=[:\s]|$)"
+)
+_AMD_TARGET = re.compile(r"Please provide architecture for which code is to be generated")
+
+
+def _amd_parts(log: ServerLog) -> Iterator[Reading]:
+    """Read which part of ROCm does not know the GPU, or does not find it."""
+    for line, match in log.errors.find(_AMD_LIBRARY):
+        yield Reading(
+            reason(
+                "device-library-missing",
+                f"ROCm's library of matrix kernels cannot read its file for this GPU "
+                f"({match[1].rpartition('/')[2]}): the wheel has none for this model, or the "
+                "process may open no more files.",
+                "Compare `rocminfo | grep gfx` with the files in that folder: install the wheel or "
+                "image that has them, or set `env.HSA_OVERRIDE_GFX_VERSION`. If the file is there, "
+                "set `env.TORCH_BLAS_PREFER_HIPBLASLT: 0` and raise `ulimit -n`.",
+                "hipBLASLt, rocBLAS Tensile",
+                "deterministic",
+            ),
+            line,
+            certain=False,
+        )
+    for line, _ in log.errors.find(_AMD_TARGET):
+        yield Reading(
+            reason(
+                "device-not-found",
+                "ROCm's compiler does not find the AMD GPU that it is to compile for (hip runtime "
+                "failed to load, no architecture).",
+                "Name it: `env.PYTORCH_ROCM_ARCH` and `env.HIP_ARCHITECTURES` (`rocminfo | grep "
+                "gfx`); give the container /dev/kfd and /dev/dri, and the whole ROCm (ROCM_PATH). "
+                "`args.enforce-eager: true` avoids torch's own compilation.",
+                "hipcc",
+                "deterministic",
+            ),
+            line,
+            certain=False,
+        )
+
+
+def _host_devices(log: ServerLog) -> Iterator[Reading]:
+    """Read that the files of the Intel GPUs are not in the container."""
+    for line, match in log.errors.find(_NODE_FILES):
+        yield Reading(
+            reason(
+                "device-files-missing",
+                f"oneCCL cannot open the files of the Intel GPUs ({shorten(match[0], 160)}): "
+                "/dev/dri or /dev/dri/by-path is not in the container.",
+                "Start the container with `--device /dev/dri -v /dev/dri/by-path:/dev/dri/by-path` "
+                "and the group render; or set `env.CCL_ZE_IPC_EXCHANGE: sockets`.",
+                "oneCCL ze_fd_manager.cpp",
+                "deterministic",
+            ),
+            line,
+            certain=False,
+        )
+
+
 def read_device_messages(log: ServerLog) -> Iterator[Reading]:
     """Yield what a message of the device's runtime means, where its words are known."""
+    yield from _missing_types(log)
+    yield from _host_devices(log)
+    yield from _amd_parts(log)
     for line, match in log.errors.find(_ERROR):
-        text = (match[2] or match[3] or match[4]).split("\\n")[0]  # of a message in a repr
+        text = (match[2] or match[3] or match[4] or match[5] or match[7]).split("\\n")[
+            0
+        ]  # of a message in a repr
         known = _find(text)
         if known is None:
             continue
         said = text.strip(" .'\"")
-        source = f" (in {match[1].rpartition('/')[2]})" if match[1] else ""
+        file = match[1] or match[6] or ""
+        source = f" (in {file.rpartition('/')[2]})" if file else ""
+        options = name_place_options([Frame(file, "")]) if file else []
+        if "out of memory" in said and next(log.warnings.find(_UNPINNED), None):
+            yield _unpinned(line, said)
+            continue
+        verb = "Set" if any(": " in each for each in options) else "Change or leave out"
+        first = f"{verb} {' or '.join(options)} first. " if options else ""
         check, beyond = _assertion(log, line) if "assert" in said else ("", "")
         yield Reading(
             reason(
                 "cuda-error",
                 f"The device's runtime reports `{said}`{source}{check}: {known.cause}.",
-                f"{beyond}{known.remedy}",
+                f"{first}{beyond}{known.remedy}",
                 "CUDA runtime, cudaError_t",
                 known.kind,
             ),
             line,
             certain=False,
         )
+
+
+def _unpinned(line: int, said: str) -> Reading:
+    return Reading(
+        reason(
+            "cuda-error",
+            "The memory of the node for offloaded KV blocks could not be pinned (cudaHostRegister "
+            f"failed, a line above), and the next call reports that as `{said}`: the region is "
+            "larger than the driver registers at once (512 GiB), than the limit of locked memory, "
+            "or than the free memory of the node.",
+            "Lower `args.kv-offloading-size` or cpu_bytes_to_use in `args.kv-transfer-config`; "
+            "raise the limit (`ulimit -l unlimited`, docker `--ulimit memlock=-1`) and look at "
+            "`free -g`; a newer vLLM registers the region in parts.",
+            "vllm/v1/kv_offload/cpu; vllm#51081",
+            "deterministic",
+        ),
+        line,
+        certain=False,
+    )
 
 
 def _find(said: str) -> _Message | None:

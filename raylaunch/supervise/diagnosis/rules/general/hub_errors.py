@@ -31,6 +31,7 @@ _NEAR_LINES = 6
 
 def read_hub_errors(log: ServerLog) -> Iterator[Reading]:
     """Yield the hub's answers: offline by a switch, or no such repository."""
+    yield from _read_bad_names(log)
     for line, match in log.errors.find(_OFFLINE):
         asked = _repository(match[1] or match[2] or "") or _near(log, line)
         named = f" `{asked}`" if asked else ""
@@ -59,6 +60,40 @@ def read_hub_errors(log: ServerLog) -> Iterator[Reading]:
         if not asked:
             continue
         yield Reading(_no_repository(asked, url[0], match[0]), line)
+
+
+_BAD_NAME = re.compile(r"Repo id must use alphanumeric[^\n]{0,200}?: '([^'\n]{1,300})'")
+
+
+def _read_bad_names(log: ServerLog) -> Iterator[Reading]:
+    """Yield names that are no repository of a hub: by their form a path, or with a suffix."""
+    for line, match in log.errors.find(_BAD_NAME):
+        name = match[1]
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+            what = "is taken for a name of the hub, since no such folder is on this node"
+            how = (
+                "Give the whole path of a folder that is on every node (mounted into the "
+                "container), without `~`."
+            )
+        elif ":" in name:
+            what = "has a suffix after `:`, which this release of vLLM does not know"
+            how = (
+                "Use a newer vLLM (it reads OWNER/NAME:QUANT for GGUF), or download the file and "
+                "give its path, with `args.tokenizer` of the base model."
+            )
+        else:
+            what = "has signs that no name of a hub has"
+            how = "Correct the spelling: OWNER/NAME as on the hub, or the path of a folder."
+        yield Reading(
+            reason(
+                "weights-missing",
+                f"`{name}` is no repository that the model hub can have: it {what}.",
+                f"{how} It is `model.path` (or `args.tokenizer`) of the recipe.",
+                "huggingface_hub _validators.py",
+                "deterministic",
+            ),
+            line,
+        )
 
 
 def _no_repository(asked: str, url: str, said: str) -> ExitReason:

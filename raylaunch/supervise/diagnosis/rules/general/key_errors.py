@@ -28,6 +28,15 @@ _SOURCES: tuple[_Source, ...] = (
         "it.",
     ),
     _Source(
+        r"(?:kv_transfer_|transfer_)?params\[",
+        "`kv_transfer_params` of a request, which the other server and the proxy pass on",
+        "The proxy or router does not fit this connector: use the proxy of this release's examples "
+        "for it (a layerwise connector wants the decode server asked first), or the connector that "
+        "the proxy was made for (`kv_connector` in `args.kv-transfer-config`, for example "
+        "MooncakeConnectorV1), or a newer release, which may do without `{key}`. Clients must not "
+        "reach the prefill or decode servers past the proxy.",
+    ),
+    _Source(
         r"extra_config|kv_transfer_config|kv_connector",
         "`kv_connector_extra_config` of the KV connector",
         "Give `{key}` in `kv_connector_extra_config` of `args.kv-transfer-config`; the connector's "

@@ -6,12 +6,14 @@ The exception above them only says "unhandled system error".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.network_rules import describe_address
 from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.survival import read_life
 
 _WARNING = re.compile(r"\bNCCL WARN ([^\n]{8,400})")
 _FAILED = re.compile(
@@ -21,6 +23,10 @@ _FAILED = re.compile(
 _PEER = re.compile(
     r"(?:[Cc]onnect(?:ing)? to|remote peer|from peer|peer) \[?([\w.:%-]{3,60})\]?<(\d{1,5})>"
 )
+_TRIED = re.compile(r"[Cc]onnect(?:ing)? to \[?([\w.:%-]{3,60})\]?<(\d{1,5})> (?:returned|failed)")
+_MANY_TRIES = 2
+_COMPOSE = re.compile(r"172\.(?:1[89]|2\d|3[01])\.0\.1")
+_Found = tuple[int, re.Match[str]]
 _INTERFACE = re.compile(
     r"no (?:usable )?(?:socket )?interface found|No interface found|"
     r"[Nn]o socket interface"
@@ -35,8 +41,13 @@ _SET_INTERFACE = (
 
 def read_nccl_lines(log: ServerLog) -> Iterator[Reading]:
     """Yield what the first warning of NCCL says, where a call of NCCL failed."""
+    yield from _read_nvshmem(log)
     warnings = list(log.warnings.find(_WARNING))
-    if not warnings or not any(True for _ in log.errors.find(_FAILED)):
+    if not warnings:
+        yield from _read_phrases(log)
+        return
+    if not any(True for _ in log.errors.find(_FAILED)):
+        yield from _repeated(log, warnings)
         return
     line, match = next(
         ((line, match) for line, match in warnings if _explain(log, match[1])), warnings[0]
@@ -53,6 +64,111 @@ def read_nccl_lines(log: ServerLog) -> Iterator[Reading]:
         reason("nccl-error", f"{cause}.", remedy, "NCCL's warnings", kind),
         line,
         covers=frozenset(each for each, _ in warnings),
+        certain=False,
+    )
+
+
+_PHRASE = re.compile(r"NCCL [Ee]rror[^\n]{0,200}?(invalid usage)")
+
+
+def _read_phrases(log: ServerLog) -> Iterator[Reading]:
+    """Yield NCCL's short messages that mean one thing, where no warning says more."""
+    for line, match in log.errors.find(_PHRASE):
+        yield Reading(
+            reason(
+                "nccl-error",
+                f"NCCL was called wrongly ({match[1]}): two ranks use the same GPU, or the ranks "
+                "disagree about the size of their group.",
+                "Give each rank a GPU of its own: as many visible devices a node as ranks "
+                "(`parallel.tensor`, `parallel.data_local`), and CUDA_VISIBLE_DEVICES set before "
+                "anything imports torch (a plug-in or package that uses the device on import, as "
+                "deepspeed, fixes it to GPU 0). `env.NCCL_DEBUG: WARN` names the duplicate.",
+                "NCCL troubleshooting; vllm#17079",
+                "deterministic",
+            ),
+            line,
+            certain=False,
+        )
+
+
+_NVSHMEM = re.compile(
+    r"nvshmem\S{0,120}:\d{1,5}: ([^\n]{3,200})|"
+    r"(neither nv_peer_mem, or nvidia_peermem detected)|(aborting due to error in nvshmem\w{0,40})"
+)
+
+
+class _Nvshmem(NamedTuple):
+    """Words of NVSHMEM, what failed, and what to do."""
+
+    words: str
+    cause: str
+    remedy: str
+
+
+# Source: NVSHMEM's environment variables and FAQ.
+_NVSHMEM_REASONS = (
+    _Nvshmem(
+        words=r"transport|topo|peermem|peer_mem|IBGDA|ibgda|ibrc",
+        cause="it finds no way to the other GPUs (the kernel module nvidia_peermem, GDRCopy or "
+        "the RDMA cards are missing in this container, or IBGDA is not switched on in the driver)",
+        remedy="On the host load `nvidia_peermem` and give the container /dev/infiniband and "
+        "IPC_LOCK; for IBGDA set NVreg_EnableStreamMemOPs=1 and "
+        'NVreg_RegistryDwords="PeerMappingOverride=1;" of the driver, and name the cards '
+        "(`env.NVSHMEM_HCA_PE_MAPPING`, NVSHMEM_ENABLE_NIC_PE_MAPPING).",
+    ),
+    _Nvshmem(
+        words=r"socket|[Cc]onnect|timed out|bootstrap",
+        cause="its ranks cannot reach each other to begin",
+        remedy="Set `env.NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME` (and `network.interface`) to the "
+        "network between the nodes, and open all ports between them.",
+    ),
+    _Nvshmem(
+        words=r"",
+        cause="it could not start",
+        remedy="Set `env.NVSHMEM_DEBUG: INFO` and read its first error; install the NVSHMEM that "
+        "DeepEP was built with.",
+    ),
+)
+_NVSHMEM_FAILED = re.compile(r"non-zero status|[Ff]ail|[Uu]nable|abort|exit")
+
+
+def _read_nvshmem(log: ServerLog) -> Iterator[Reading]:
+    """Yield why NVSHMEM, below DeepEP's exchange of tokens between experts, failed."""
+    lines = [(line, match[0]) for line, match in log.errors.find(_NVSHMEM)]
+    said = " ".join(text for _, text in lines)
+    if not _NVSHMEM_FAILED.search(said):
+        return
+    known = next(each for each in _NVSHMEM_REASONS if re.search(each.words, said))
+    yield Reading(
+        reason(
+            "nvshmem-failed",
+            "NVSHMEM, which DeepEP exchanges the tokens of the experts with, failed: "
+            f"{known.cause} ({shorten(lines[0][1], 200)}).",
+            f"{known.remedy} Until then choose another exchange (`args.all2all-backend`: "
+            "allgather_reducescatter), or `parallel.expert: false`.",
+            "NVSHMEM; DeepEP#150",
+            "deterministic",
+        ),
+        lines[0][0],
+        covers=frozenset(line for line, _ in lines),
+        certain=False,
+    )
+
+
+def _repeated(log: ServerLog, warnings: Sequence[_Found]) -> Iterator[Reading]:
+    """Yield the peer that NCCL tries again and again, in a log that ends with the attempts."""
+    tries = [(line, found) for line, match in warnings if (found := _TRIED.search(match[1]))]
+    progressed = read_life(log).progressed if tries else -1
+    tries = [(line, found) for line, found in tries if line > progressed]
+    if len(tries) < _MANY_TRIES:
+        return
+    line, found = tries[0]
+    cause, remedy, kind = _no_connection(log, found.string, found[1], found[2])
+    yield Reading(
+        reason("nccl-error", f"{cause}.", remedy, "NCCL's warnings", kind),
+        line,
+        covers=frozenset(each for each, _ in tries),
+        rank=Rank.HINT,
         certain=False,
     )
 
@@ -119,7 +235,9 @@ def _explain(log: ServerLog, said: str) -> tuple[str, str, Kind] | None:
 
 def _no_connection(log: ServerLog, said: str, host: str, port: str) -> tuple[str, str, Kind]:
     kind_of = describe_address(host.partition("%")[0])
-    note = f" ({kind_of})" if kind_of else ""
+    bridge = "an address as Docker gives a bridge of compose, the same on each host"
+    looks_like = bridge if _COMPOSE.fullmatch(host) else ""
+    note = f" ({kind_of or looks_like})" if kind_of or looks_like else ""
     found = re.search(r"(?:returned \d{1,3}\(|failed ?: )([^)\n]{4,60})", said)
     why = f": {found[1].strip().lower()}" if found else ""
     own = next((match for _, match in log.everything.find(_USING)), None)
@@ -131,5 +249,5 @@ def _no_connection(log: ServerLog, said: str, host: str, port: str) -> tuple[str
             f"{_SET_INTERFACE}; {host.partition('%')[0]} must be an address that this node reaches "
             f"(`ip route get`, `nc -vz`), and all ports between the nodes must be open."
         ),
-        "deterministic" if kind_of else "transient",
+        "deterministic" if note else "transient",
     )

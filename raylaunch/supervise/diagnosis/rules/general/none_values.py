@@ -7,18 +7,21 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.rules.tables.features import advise_release, name_features
+from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
 from raylaunch.supervise.diagnosis.rules.tables.place_options import (
     name_model_class,
     name_place_options,
 )
-from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
+from raylaunch.supervise.diagnosis.tracebacks import Frame, Raised, find_exceptions
 
 _NONE = re.compile(
     r"'NoneType' object (?:has no attribute '(\w{1,60})'|is not (subscriptable|iterable|callable))|"
     r"(?:argument of type|unsupported operand[^\n]{0,60}) '?NoneType'?"
 )
 _OWN = ("vllm", "vllm_omni", "lmcache", "transformers")
+_HELPER = re.compile(r"^vllm/utils(?:\.py|/)")
+_ARGUMENT = re.compile(r"\b\w{2,60}\(([A-Za-z_][\w.]{0,80})[,)]")
 _REQUEST = re.compile(r"entrypoints/(?:openai|serve|pooling)|serving_|sampling_params")
 
 
@@ -36,6 +39,8 @@ def _none(raised: Raised) -> Reading | None:
         return None
     if _REQUEST.search(frame.module_path):
         return None
+    if _HELPER.search(frame.module_path) and len(raised.frames) > 1:
+        return _of_the_caller(raised, raised.frames[1])
     name = _name(raised.code, found[1] or "")
     if not name:
         return None
@@ -52,8 +57,43 @@ def _none(raised: Raised) -> Reading | None:
             f"(`{shorten(raised.code, 100)}` in {frame.module_path}, {frame.function}).{model} An "
             "option or a file of the model is missing, or this release does not set it up for "
             "this model with these options.",
-            f"{give}Compare the model's files under `model.path` with the hub, and use the release "
-            "of vLLM that the model card names, or a newer one.",
+            f"{_pair(frame.package)}{give}Compare the model's files under `model.path` with the "
+            "hub, and use the release of vLLM that the model card names, or a newer one.",
+            "NoneType by its statement",
+            "deterministic",
+        ),
+        raised.line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
+def _pair(package: str) -> str:
+    """Return what to do first where a package that vLLM calls got None."""
+    if package in ("vllm", "transformers"):
+        return ""
+    shown = package.replace("_", "-")
+    return (
+        f"Install the release of {shown} that belongs to this vLLM (`pip list | grep -iE 'vllm|"
+        f"{shown}'`; a newer {shown}): vLLM calls it with other arguments than it expects. "
+    )
+
+
+def _of_the_caller(raised: Raised, caller: Frame) -> Reading | None:
+    """Read a None that a helper function was called with: the caller's statement names it."""
+    found = _ARGUMENT.search(caller.code)
+    if found is None or caller.package not in (*_OWN, "vllm_ascend"):
+        return None
+    package = caller.package.replace("_", "-")
+    features = name_features(f"{caller.module_path} {caller.function}", raised.process)
+    return Reading(
+        reason(
+            "value-none",
+            f"`{found[1]}` is None where {package} uses it (`{shorten(caller.code, 100)}` in "
+            f"{caller.module_path}, {caller.function}): this release does not set it up for this "
+            "model with these options.",
+            f"{advise_release(package, features)} Compare the model with the release's list of "
+            "supported models.",
             "NoneType by its statement",
             "deterministic",
         ),

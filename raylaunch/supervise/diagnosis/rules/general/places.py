@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.tables.name_owners import find_name_owner
 from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.tracebacks import Raised
 
@@ -61,6 +62,18 @@ def _in_grammar(raised: Raised) -> Reading | None:
             "release of vLLM.",
             "deterministic",
         )
+    if "incompatible function arguments" in raised.message:
+        return _reading(
+            raised,
+            "call-mismatch",
+            "The backend of structured output is called with other types than it takes "
+            f"({shorten(_said(raised), 240)}): it and vLLM or vllm-ascend are of releases that do "
+            "not fit, or this release has a defect there.",
+            "Use a newer release or image of vllm-ascend and vLLM that belong together (it brings "
+            "the xgrammar that fits). Until then start with `args.async-scheduling: false`, or "
+            "with another backend in `args.structured-outputs-config` (`guidance`, `outlines`).",
+            "deterministic",
+        )
     return _reading(
         raised,
         "grammar-failed",
@@ -82,12 +95,19 @@ def _in_kv_layout(raised: Raised) -> Reading | None:
         return None
     if re.search(r"memory|max seq len|blocks", raised.message):
         return None  # a size, which a signature reads with its numbers
+    manager = (
+        "A KV connector switches the manager of several kinds of cache off, and this model needs "
+        "it: set `args.disable-hybrid-kv-cache-manager: false` (on the command line "
+        "`--no-disable-hybrid-kv-cache-manager`), or leave out `args.kv-transfer-config`. "
+        if "ybrid KV cache manager is disabled" in raised.message
+        else ""
+    )
     return _reading(
         raised,
         "kv-layout-unsupported",
         "vLLM cannot lay out one KV cache for all layers of this model (and of its draft model): "
         f"{shorten(_said(raised), 240)}.",
-        "Start without what adds another kind of layer or cache: `features.speculative`, "
+        f"{manager}Start without what adds another kind of layer or cache: `features.speculative`, "
         "`args.kv-cache-dtype`, `args.kv-transfer-config`, `args.block-size`; or use a newer "
         "release of vLLM (and vllm-ascend).",
         "deterministic",
@@ -100,6 +120,9 @@ def _in_reader(raised: Raised) -> Reading | None:
         return None
     if raised.type not in _TYPES_OF_A_READER or _NOT_FROM_FILES.search(raised.message):
         return None
+    called = _CALLED.match(raised.message)
+    if called and find_name_owner(called[1]) not in ("", "transformers"):
+        return None  # another package, of another release
     what = next(
         (
             name
@@ -128,6 +151,7 @@ def _in_reader(raised: Raised) -> Reading | None:
     )
 
 
+_CALLED = re.compile(r"([A-Za-z_][\w.]{1,120})\(\) got an unexpected keyword")
 _READ_FILES = (
     ("tokeniz", "the tokenizer files (tokenizer.json, tokenizer_config.json, added tokens)"),
     ("process", "the processor files (preprocessor_config.json, processor_config.json)"),
@@ -205,6 +229,16 @@ def _cannot_bind(raised: Raised) -> Reading | None:
             "(the primary's own address); `ip -br addr` on this node shows its addresses.".strip(),
             certain=True,
         )
+    if host.count(":") > 1 and not host.startswith("["):
+        return _reading(
+            raised,
+            "address-not-local",
+            f"The socket {address} cannot be opened: `{host}` is an IPv6 address without brackets, "
+            "and this part of the server writes only IPv4 addresses.",
+            "Use IPv4 addresses between the servers: set VLLM_HOST_IP, `network.interface` and the "
+            "addresses in `args.kv-transfer-config` (kv_ip) to IPv4, or use a release whose "
+            "connector supports IPv6.",
+        )
     if "No such device" in raised.message or "nvalid argument" in raised.message:
         return _reading(
             raised,
@@ -215,6 +249,61 @@ def _cannot_bind(raised: Raised) -> Reading | None:
             "/etc/hosts; check `network.interface` and `network.host`.",
         )
     return None
+
+
+_CACHED_CODE = re.compile(
+    r"/(torch_compile_cache|torchinductor_[^/]{1,60}|inductor_cache|torch_aot_compile)/"
+)
+
+
+def _in_cached_code(raised: Raised) -> Reading | None:
+    """Read an exception in code that was compiled earlier and taken from a cache."""
+    if raised.type not in _TYPES_OF_A_READER or "memory" in raised.message:
+        return None
+    found = next(
+        (match for frame in raised.frames[:3] if (match := _CACHED_CODE.search(frame.path))), None
+    )
+    if found is None:
+        return None
+    return _reading(
+        raised,
+        "compile-cache-stale",
+        f"Compiled code from a cache ({found[1]}) does not fit this model with these options: "
+        f"{shorten(_said(raised), 200)}. It was compiled by another release or with other options, "
+        "or this release compiles them wrongly.",
+        "Remove the cache on every node (`rm -rf ~/.cache/vllm/torch_compile_cache "
+        "/tmp/torchinductor_*`) and start again, once with `env.VLLM_DISABLE_COMPILE_CACHE: 1`. If "
+        "it recurs with an empty cache, `args.enforce-eager: true` starts without compilation; or "
+        "use a newer release.",
+    )
+
+
+_PARAMETERS = re.compile(
+    r"(?:params|parameters|meta(?:data)?|request|req|msg|message)\w{0,20}\[['\"]([\w.-]{2,60})['\"]\]"
+)
+
+
+def _in_transfer_parameters(raised: Raised) -> Reading | None:
+    """Read a key that a request or a peer did not send to a KV connector."""
+    frame = next((f for f in raised.frames if re.search(_CONNECTORS, f.module_path)), None)
+    found = _PARAMETERS.search(raised.code) if raised.type == "KeyError" else None
+    if frame is None or found is None or found[1] != raised.message.strip("'\""):
+        return None
+    connector = frame.path.rpartition("/")[2].removesuffix(".py")
+    return _reading(
+        raised,
+        "kv-parameters-missing",
+        f"The KV connector ({connector}) reads `{found[1]}` from what the proxy or the other "
+        "server sent with a request, and it is not there: proxy, prefill and decode server do not "
+        "use the same connector, or are of different releases.",
+        "Use the proxy (router) example that belongs to this connector, of the same release: a "
+        "layerwise connector has a layerwise proxy of its own; and name the same `kv_connector` "
+        "and the matching `kv_role` in `args.kv-transfer-config` of all servers. A request sent to "
+        "a decode server directly, without the proxy, lacks it, too.",
+    )
+
+
+_CONNECTORS = r"kv_transfer|kv_connector|_connector\.py|kv_pool"
 
 
 def _offload(raised: Raised) -> Reading | None:
@@ -250,9 +339,11 @@ def _reading(
 
 
 PLACES: tuple[Callable[[Raised], Reading | None], ...] = (
+    _in_cached_code,
     _in_grammar,
     _in_kv_layout,
     _in_model_code,
+    _in_transfer_parameters,
     _cannot_bind,
     _offload,
     _in_reader,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+from raylaunch.supervise.diagnosis.survival import read_life
 
 _EXITED = re.compile(
     r"\b(?:[Ww]orker|[Pp]roc(?:ess)?|[Cc]hild|[Ee]ngine|[Ss]cheduler|[Rr]ank|[Cc]ommand|[Cc]ontainer)"
@@ -63,8 +64,36 @@ _MEANINGS = {
 }
 
 
+_TERMINATED = re.compile(r"KeyboardInterrupt(?:: |\([\"'])terminated")
+
+
+def _stopped_start(log: ServerLog) -> Iterator[Reading]:
+    """Read that a start was ended from outside before the server had answered."""
+    found = next(iter(log.errors.find(_TERMINATED)), None)
+    if found is None or read_life(log).served >= 0:
+        return
+    yield Reading(
+        reason(
+            "start-stopped",
+            "The server was told to end (SIGTERM) before its start was finished: by a start-up or "
+            "liveness probe of Kubernetes, by another limit of time, or by an operator. Nothing "
+            "failed in the server itself.",
+            "Give the start more time: `startupProbe` with a larger failureThreshold (`kubectl "
+            "describe pod` shows the probe that failed), or the time limit of the job; a cache of "
+            "compiled graphs (VLLM_CACHE_ROOT on a volume) and a local copy of the model make it "
+            "shorter.",
+            "vLLM signal_handler; vllm#17386",
+            "transient",
+        ),
+        found[0],
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
 def read_process_exits(log: ServerLog) -> Iterator[Reading]:
     """Yield the exits by a signal; an ordered stop (SIGTERM, SIGINT) is none."""
+    yield from _stopped_start(log)
     for line, match in log.errors.find(_EXITED):
         code = int(match[1])
         number = -code if code < 0 else code - 128 if code > 128 else 0

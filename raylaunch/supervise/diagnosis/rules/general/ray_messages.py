@@ -32,6 +32,16 @@ _MESSAGES: tuple[_Message, ...] = (
         "Check memory and load of that node (`dmesg -T`), and the network to it.",
     ),
     _Message(
+        r"failed to import on the worker|library dependencies are not installed in the worker",
+        "module-missing",
+        "A worker of Ray cannot import the code of the server: its environment is another one than "
+        "that of the process that starts it",
+        "Start Ray on every node from the environment (or container) in which vLLM is installed, "
+        "the same releases on all (`pip list`); the lines below the message name what could not "
+        "be imported, `worker-*.err` under /tmp/ray/session_latest/logs has all of it.",
+        "deterministic",
+    ),
+    _Message(
         r"WorkerCrashedError|The worker died unexpectedly while executing this task",
         "ray-actor-died",
         "A worker process of Ray crashed: native code, or a kill by the kernel for lack of memory",
@@ -91,8 +101,66 @@ _MESSAGES: tuple[_Message, ...] = (
 )
 
 
+_GROUPS = re.compile(
+    r"Not enough resources to allocate (\d{1,5}) placement groups, only created (\d{1,5})"
+    r"[^\n.]{0,60}(?:\. Available resources: ([^\n]{0,1000}))?"
+)
+_ON_MASTER = re.compile(
+    r"Not enough resources to allocate (?:(\d{1,5})|%s) DP ranks on DP master node "
+    r"(?:([\w.:-]{3,60})|%s), possible to fit (?:(\d{1,5})|%s) DP ranks"
+    r"(?:['\"], (\d{1,5}), ['\"]([\w.:-]{3,60})['\"], (\d{1,5}))?"
+)
+_NODE_DEVICES = re.compile(r"'([\w.:-]{3,60})': \{[^{}\n]{0,300}?'(GPU|NPU)': (\d{1,4})")
+
+
+def _too_few_for_groups(log: ServerLog) -> Iterator[Reading]:
+    """Read that the cluster has not enough devices for all data-parallel ranks."""
+    for line, match in log.errors.find(_ON_MASTER):
+        asked, node, fit = match[1] or match[4], match[2] or match[5], match[3] or match[6]
+        yield _share(
+            line,
+            "ray-too-few-devices",
+            f"`parallel.data_local` puts {asked} data-parallel ranks on the first node ({node}), "
+            f"and its free devices are enough for {fit}.",
+            "Lower `parallel.data_local` (the other ranks go to other nodes) or `parallel.tensor`, "
+            "or free the devices of that node: `ray status` and `ray list placement-groups` show "
+            "what holds them.",
+        )
+    for line, match in log.errors.find(_GROUPS):
+        wanted, made, resources = match.groups()
+        free = [f"{left} {what} on {node}" for node, what, left in _NODE_DEVICES.findall(resources)]
+        left = f" Free devices: {shorten(', '.join(free), 160)}." if free else ""
+        yield _share(
+            line,
+            "ray-too-few-devices",
+            f"Each data-parallel rank needs a placement group of its own, and Ray has devices for "
+            f"{made} of {wanted} only.{left}",
+            "Lower `parallel.data` or `parallel.tensor` so that all ranks together need no more "
+            "GPUs or NPUs than are free, or add nodes to the Ray cluster; `ray status` and `ray "
+            "list placement-groups` show what holds the others. By default a rank stays "
+            "on one node, and each node takes `parallel.data_local` ranks: "
+            "`env.VLLM_RAY_DP_PACK_STRATEGY` can be `fill` or `span`.",
+        )
+
+
+_GCS = re.compile(
+    r"(?:(?:[Ff]ailed|[Uu]nable) to connect to (?:the )?(?:GCS|Ray cluster)|"
+    r"Failed to get cluster ID from GCS|"
+    r"GCS (?:server )?at)[^\n]{0,60}?(?:address:? ?|at )[`']?((?:\d{1,3}\.){3}\d{1,3}|"
+    r"[\w.-]{1,80}):(\d{2,5})"
+)
+_JOINED = re.compile(r"Ray runtime started|Received notification for node|View the dashboard at")
+
+
 def read_ray_messages(log: ServerLog) -> Iterator[Reading]:
     """Yield what Ray's own exceptions and messages mean, the first of each."""
+    for line, match in log.errors.find(_TOO_FEW):
+        yield _too_few(line, *match.groups())
+    yield from _too_few_for_groups(log)
+    joined = max((line for line, _ in log.everything.find(_JOINED)), default=-1)
+    for line, match in log.errors.find(_GCS):
+        if line > joined:
+            yield _no_head(line, match[1], match[2])
     for message in _MESSAGES:
         found = next(iter(log.errors.find(re.compile(message.words))), None)
         if found is None:
@@ -110,3 +178,138 @@ def read_ray_messages(log: ServerLog) -> Iterator[Reading]:
             rank=Rank.HINT,
             certain=False,
         )
+
+
+def _taken_by_the_actor(line: int, device: str, left: str) -> Reading:
+    return _share(
+        line,
+        "ray-devices-reserved",
+        f"Only {left} {device} of this node is left to vLLM: the actor or Ray Serve replica in "
+        f"which vLLM runs, or another one, has taken the rest (num_gpus, resources).",
+        f"Ask for no {device} for the actor that starts vLLM (`ray_actor_options: num_gpus: 0`): "
+        "vLLM makes a placement group of its own; `ray status` shows what is free.",
+    )
+
+
+def read_device_share(line: int, device: str, resources: str) -> Reading:
+    """Return what it means that vLLM finds no device in the resources of its node."""
+    names = set(re.findall(r"'([\w.:-]{1,120})':", resources))
+    option = "--num-gpus=8" if device == "GPU" else f"--resources='{{\"{device}\": 8}}'"
+    start = f"`ray start ... {option}` (the node's real number)"
+    if any(name.startswith(f"{device}_group_") for name in names) and device not in names:
+        return _share(
+            line,
+            "ray-devices-reserved",
+            f"All {device}s of this node are reserved by a placement group (only "
+            f"`{device}_group_...` is left in the resources): another job, or one that has not "
+            "been cleaned up, or vLLM runs outside the placement group that holds them.",
+            "`ray list placement-groups` shows the owner; stop it or remove the group "
+            "(`raylaunch clean`), or start vLLM inside that placement group.",
+            kind="transient",
+        )
+    if left := re.search(rf"'{device}': (0\.\d{{1,6}})\b", resources):
+        return _taken_by_the_actor(line, device, left[1])
+    if "GPU" in names and device == "NPU":
+        return _share(
+            line,
+            "ray-gpu-instead-of-npu",
+            "Ray registered this node with GPU resources and no NPU: it was started with "
+            "--num-gpus, or this Ray did not detect the NPUs.",
+            f"Stop Ray and start it on every node with NPU resources: {start}, without --num-gpus.",
+        )
+    seen = shorten(", ".join(sorted(names - {"memory", "object_store_memory"})), 160)
+    return _share(
+        line,
+        "ray-no-device",
+        f"Ray knows no {device} on this node" + (f" (it has: {seen})" if seen else "") + ".",
+        declare(device, start),
+    )
+
+
+def _share(line: int, id_: str, cause: str, remedy: str, kind: Kind = "deterministic") -> Reading:
+    return Reading(reason(id_, cause, remedy, "Ray", kind), line)
+
+
+# verl, OpenRLHF and the like check before they place their workers.
+_TOO_FEW = re.compile(
+    r"(?i)(?:total )?available (GPU|NPU|device)s? ?:?\(?([\d.]{1,8})\)? is less than (?:the )?"
+    r"(?:total )?(?:desired|required|requested|needed) (?:GPU|NPU|device)s? ?:?\(?([\d.]{1,8})"
+)
+
+
+def _too_few(line: int, device: str, there: str, wanted: str) -> Reading:
+    none = float(there) == 0
+    why = (
+        f"Ray knows no {device} at all: it was started without them, or the devices are NPUs, "
+        "which Ray counts under another name than GPUs"
+        if none
+        else f"Ray's nodes have fewer {device}s than that"
+    )
+    first = (
+        "Start Ray on every node with its devices (`ray start ... --resources='{\"NPU\": 8}'` for "
+        "NPUs, and tell the framework that its device is npu), until `ray status` shows them. "
+        if none
+        else ""
+    )
+    return Reading(
+        reason(
+            "ray-infeasible",
+            f"The job wants {wanted} {device}s and Ray has {there}. {why}.",
+            f"{first}{ask_less(device)}",
+            "checks of verl and others",
+            "deterministic",
+        ),
+        line,
+    )
+
+
+def scarce_resource(text: str) -> str:
+    """Return the resource that a request is about: a device, else the first one it names."""
+    named = re.findall(r"'([A-Za-z][\w:.-]{1,60})':", text)
+    named = [name for name in named if not name.startswith(("node:", "memory", "object_store"))]
+    devices = [name for name in ("NPU", "GPU", "TPU", "HPU") if name in text]
+    return next(iter([*devices, *named]), "GPU")
+
+
+def declare(device: str, start: str) -> str:
+    """Return how a node gets the devices that Ray does not know there."""
+    if device != "GPU":
+        return f"Start Ray on every node with {start}; `ray status` must show them."
+    return (
+        "The server starts on the node where `vllm serve` runs: run it on a node that has GPUs, "
+        "not on a head without. If this node has them, Ray did not see them: `nvidia-smi` in the "
+        "same container, CUDA_VISIBLE_DEVICES not empty, then `ray start ... --num-gpus=N`; `ray "
+        "status` must show them."
+    )
+
+
+def ask_less(device: str) -> str:
+    """Return what to do about a request that no node can meet."""
+    if device == "CPU":
+        return (
+            "Ask for no more CPUs in one bundle than the largest node has, start Ray with the "
+            "node's real number (`ray start --num-cpus=N`), or add larger nodes; `ray status` "
+            "lists who has joined and what is in use."
+        )
+    return (
+        f"Ask for no more {device}s than the nodes have (`parallel.tensor`, `parallel.pipeline`), "
+        "add nodes (`ray status` lists who has joined and what is in use), or declare the devices "
+        f"at `ray start` (`--resources='{{\"{device}\": N}}'`)."
+    )
+
+
+def _no_head(line: int, host: str, port: str) -> Reading:
+    return Reading(
+        reason(
+            "ray-gcs",
+            f"Ray's head (GCS) does not answer at {host}:{port}: it is not running there, listens "
+            "on another port, or a firewall blocks it.",
+            "On the head run `ray status` and `ss -ltnp | grep gcs` (its real port); from this "
+            f"node `nc -vz {host} {port}`; start both with the same port, and open it. If no Ray "
+            "is meant to be there, an earlier one has left its address: `ray stop`, unset "
+            "`env.RAY_ADDRESS`.",
+            "Ray",
+            "transient",
+        ),
+        line,
+    )

@@ -11,7 +11,7 @@ from raylaunch.supervise.diagnosis.survival import read_life
 
 WAITING_ANCHOR = "core engine proc(s) to "
 _WAITING = re.compile(
-    r"Waiting for (\d{1,5}) local, (\d{1,5}) remote core engine proc\(s\) to (start|connect)"
+    r"Waiting for (\d{1,5})(?: local, (\d{1,5}) remote)? core engine proc\(s\) to (start|connect)"
 )
 _LONG_S = 600.0
 """Time-out of the handshake: HANDSHAKE_TIMEOUT_MINS = 5, VLLM_ENGINE_READY_TIMEOUT_S = 600."""
@@ -31,7 +31,7 @@ def read_start_waits(log: ServerLog) -> Iterator[Reading]:
     began, now = log.times[first], log.times[last]
     if began is None or now is None or now - began < _LONG_S:
         return
-    local, remote = int(match[1]), int(match[2])
+    local, remote = int(match[1]), int(match[2] or 0)
     who = " and ".join(
         f"{number} engine{'s' * (number != 1)} {where}"
         for number, where in ((local, "of this node"), (remote, "of other nodes"))

@@ -11,7 +11,7 @@ from raylaunch.supervise.diagnosis.readings import Reading, reason
 
 _IN_USE = re.compile(r"EADDRINUSE|[Aa]ddress already in use(?!\. Retrying)")
 _PORT = re.compile(
-    r"port: ?(\d{2,5})\b|(?:tcp://|bind to )\[?[\w.:*]{0,60}?\]?:(\d{2,5})\b|"
+    r"port: ?(\d{2,5})\b|(?:tcp://|bind (?:to )?)\[?[\w.:*]{0,60}?\]?:(\d{2,5})\b|"
     r"\('[^'\n]{0,60}', (\d{2,5})\)|[Pp]ort (?:is )?(\d{2,5})\b"
 )
 _BEFORE_LINES = 14
@@ -32,9 +32,15 @@ _ASKERS: tuple[_Asker, ...] = (
         "port a rank from there)",
     ),
     _Asker(
-        r"mooncake|bootstrap",
+        r"master service|[Mm]ooncake [Mm]aster|mooncake_master",
+        "the Mooncake master",
+        "another with --rpc_port of mooncake_master (and `master_server_address` of the servers)",
+    ),
+    _Asker(
+        r"mooncake|bootstrap|transfer_engine",
         "the Mooncake connector",
-        "`kv_port` in `args.kv-transfer-config` or `env.VLLM_MOONCAKE_BOOTSTRAP_PORT`",
+        "`kv_port` in `args.kv-transfer-config` or `env.VLLM_MOONCAKE_BOOTSTRAP_PORT`; where the "
+        "data-parallel workers of one server take it from each other, use a newer vLLM",
     ),
     _Asker(r"kv_events|event_publisher", "the publisher of KV events", "`args.kv-events-config`"),
     _Asker(
@@ -67,6 +73,13 @@ _ASKERS: tuple[_Asker, ...] = (
         "a node each needs its own",
     ),
     _Asker(r"prometheus|metrics_server", "the metrics", "the port of the metrics"),
+    _Asker(
+        r"gcs_server|raylet|core_worker|Ray's core",
+        "a service of Ray",
+        "another at `ray start` (--port of the head, --node-manager-port, --object-manager-port, "
+        "a range for the workers with --min-worker-port and --max-worker-port); an older Ray ends "
+        "with `ray stop`",
+    ),
     _Asker(r"grpc", "the gRPC server", "`args.grpc-port`"),
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
-from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
+from raylaunch.supervise.diagnosis.rules.tables.features import advise_release, name_features
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _OBJECT = re.compile(
@@ -19,7 +19,7 @@ _OBJECT = re.compile(
 def read_objects(log: ServerLog) -> Iterator[Reading]:
     """Yield the attributes that vLLM or another package asks of a class of vllm-ascend in vain."""
     for raised in find_exceptions(log):
-        if reading := _of_vllm_ascend(raised):
+        if reading := _of_vllm_ascend(raised) or _enum_member(raised):
             yield reading
 
 
@@ -44,6 +44,34 @@ def _of_vllm_ascend(raised: Raised) -> Reading | None:
             "-i vllm`; vllm-ascend's table of versions). If they do, use a newer release or image "
             f"of vllm-ascend.{without}",
             "exception by type and place; vllm-ascend#5514",
+            "deterministic",
+        ),
+        raised.line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
+def _enum_member(raised: Raised) -> Reading | None:
+    """Read a member that an enumeration of vLLM does not have: Python says only its name."""
+    if raised.type != "AttributeError" or len(raised.frames) < 2:
+        return None
+    if not raised.message.isidentifier() or not raised.frames[0].path.endswith("/enum.py"):
+        return None
+    caller = raised.frames[1]
+    owner = re.search(rf"\b([A-Z]\w{{2,60}})\.{raised.message}\b", caller.code)
+    if owner is None or caller.package != "vllm_ascend":
+        return None
+    features = name_features(f"{caller.module_path} {caller.function}", raised.process)
+    return Reading(
+        reason(
+            "versions-differ",
+            f"The installed vLLM's `{owner[1]}` has no `{raised.message}`, which vllm-ascend "
+            f"({caller.module_path}, {caller.function}) uses: the two are of different releases.",
+            "Install the releases of vLLM and vllm-ascend that belong together (`pip list | grep "
+            "-i vllm`; vllm-ascend's table of versions). If they do: "
+            f"{advise_release('vllm-ascend', features)}",
+            "exception by type and place; vllm-ascend#8336",
             "deterministic",
         ),
         raised.line,

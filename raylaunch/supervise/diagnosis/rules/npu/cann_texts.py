@@ -16,6 +16,22 @@ class Text:
 
 TEXTS: tuple[Text, ...] = (
     Text(
+        r"[Aa]ttr(?:ibute)? \w{2,40} (?:is )?(?:invalid|not supported|unsupported)",
+        "An operator does not know the value of an attribute that its caller gives it: the "
+        "operators and vllm-ascend (or torch_npu) are of different releases, or the value is for "
+        "another NPU generation",
+        "Install the CANN with its kernels (and the operator package) that this vllm-ascend names, "
+        "or use the release's image for this NPU; else leave out the option that sets the "
+        "attribute, for experts `parallel.expert: false`.",
+    ),
+    Text(
+        r"\(BS\) (?:is )?invalid|\bBS\b[^\n]{0,40}(?:should|must) (?:be )?(?:in|between|not)",
+        "A rank gives the exchange of experts more tokens in a step than the operator takes",
+        "Lower `args.max-num-seqs` and `args.max-num-batched-tokens` below the limit in the "
+        "message (with data parallelism they count for each rank; speculative decoding "
+        "multiplies the sequences), or use a newer release of CANN and vllm-ascend.",
+    ),
+    Text(
         r"support for Ascend\w{1,20} is not implemented",
         "An operator of this build has no kernel for this NPU",
         "Use a build of CANN, its kernels and the program for this chip (`npu-smi info`).",
@@ -28,6 +44,24 @@ TEXTS: tuple[Text, ...] = (
         "parallelism: `parallel.decode_context: 1`, `parallel.prefill_context: 1`; no "
         "`features.speculative`; `parallel.expert: false` for MoE), or use a newer release or "
         "another image of vllm-ascend, made for this NPU generation.",
+    ),
+    Text(
+        r"(?i)antiquantGroupSize should be|group_?size[^\n]{0,40}(?:should|must|only)[^\n]{0,60}"
+        r"but (?:actual|got)",
+        "The weights are quantised in groups of a size that the operator does not take in this "
+        "layout",
+        "Set `env.VLLM_ASCEND_ENABLE_NZ: 0` (newer releases: `weight_nz_mode: 0` in "
+        "`args.additional-config`), which keeps the weights out of the layout FRACTAL_NZ; or "
+        "quantise the model again with a group size that the message names (`--group_size 128`), "
+        "or download weights that are.",
+    ),
+    Text(
+        r"[Nn]ot support\w{0,3}\b[^\n]{0,80}FRACTAL_NZ|FRACTAL_NZ[^\n]{0,60}[Nn]ot support|"
+        r"format[^\n]{0,20}(?:should|must) be ND\b",
+        "An operator does not take a weight of this shape in the layout FRACTAL_NZ",
+        "Set `env.VLLM_ASCEND_ENABLE_NZ: 0` (newer releases: `weight_nz_mode: 0` in "
+        "`args.additional-config`), which keeps the weights in ND, or use a newer release of "
+        "vllm-ascend, which leaves such weights in ND.",
     ),
     Text(
         r"capture mode (?:does )?not (?:support|allow)",
@@ -43,6 +77,14 @@ TEXTS: tuple[Text, ...] = (
         "Lower `args.max-num-batched-tokens` (and `args.max-model-len`); `env."
         "TRITON_ALL_BLOCKS_PARALLEL: 1` lets triton-ascend fold the blocks; or use a newer release "
         "of vllm-ascend and triton-ascend.",
+    ),
+    Text(
+        r"(?i)can ?not find (?:the )?binary (?:for|of) (?:op|kernel)|no binary (?:for|of) op\b",
+        "No compiled kernel of an operator is installed for this NPU: torch_npu or CANN's kernels "
+        "are older than this NPU generation or vllm-ascend needs, or made for another one",
+        "Install the torch_npu (its `.post` release counts) and CANN's kernels or ops package for "
+        "this NPU generation that this vllm-ascend names, or use a newer image made for it; "
+        "compare `pip show torch_npu` and `npu-smi info` with that list.",
     ),
     Text(
         r"does not support opType \[",
@@ -67,7 +109,8 @@ TEXTS: tuple[Text, ...] = (
         "files into the container, and install the driver that this CANN names.",
     ),
     Text(
-        r"not implemented for DT_BFLOAT16|dtype or format is not supported[^\n]{0,80}DT_BFLOAT16",
+        r"not implemented for DT_BFLOAT16|DT_BF(?:LOAT)?16 (?:is )?not support[^\n]{0,30}soc|"
+        r"dtype or format is not supported[^\n]{0,80}DT_BFLOAT16",
         "An operator does not take bfloat16 on this NPU (310P and 910A have no bfloat16)",
         "Set `args.dtype: float16`; if that is set, a part of the model keeps a type of its own "
         "(`torch_dtype` in its config.json): use a release of vllm-ascend whose image is made for "

@@ -10,17 +10,24 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.refusal_rules import name_options
+from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _NUMBER = re.compile(r"(?i)\bsoc[_ ]?version:? ?(?:is )?(\d{3})\b")
 _NAME = re.compile(
-    r"\b(Ascend ?\d{3}\w{0,8}|AscendDeviceType\.\w{1,10}|(?:910|310|950)[A-Z]\w{0,6}|"
-    r"Atlas ?[A-Z0-9]\w{0,4}(?: ?(?:I|A\d))?)\b"
+    r"\b(Ascend ?\d{3}\w{0,8}|Ascend(?:DeviceType|SocVersion)\.\w{1,10}|"
+    r"(?:910|310|950)[A-Z]\w{0,6}|Atlas ?[A-Z0-9]\w{0,4}(?: ?(?:I|A\d))?)\b"
 )
 _REFUSED = re.compile(
     r"[Nn]ot (?:yet )?support|[Uu]nsupported|[Uu]nknown|[Uu]nrecogni|[Ii]nvalid|"
     r"[Oo]nly (?:support|available|work)|[Nn]ot (?:available|implemented)|[Nn]ot match"
+)
+_BUILT_FOR = re.compile(
+    r"[Dd]evice type: ?([\w.]{2,40}) does not match[^\n]{0,40} device type: ?([\w.]{2,40}\w)"
+)
+_BIN_PACKAGE = re.compile(
+    r"soc ?ver\w{4,5} (\w{4,30}) of bin package does not match the current device soc ?ver\w{4,5} "
+    r"([\w-]{4,30})"
 )
 _OF_THE_CHIP = re.compile(r"(?i)\bsoc\b|soc[_ ]?version|device[_ ]?type|chip|hardware|platform")
 _GENERATIONS: tuple[tuple[range, str], ...] = (
@@ -38,7 +45,9 @@ _IMAGES = (
 
 
 def read_chips(log: ServerLog) -> Iterator[Reading]:
-    """Yield the exceptions that refuse this generation of NPU."""
+    """Yield the exceptions, and a line of an installer, that refuse this generation of NPU."""
+    for line, match in log.errors.find(_BIN_PACKAGE):
+        yield _other_build(line, match[2], match[1], "package of operators")
     for raised in find_exceptions(log):
         if reading := _refused_chip(raised):
             yield reading
@@ -54,6 +63,8 @@ def _refused_chip(raised: Raised) -> Reading | None:
     chip = _generation(int(number[1])) if number else name[1] if name else ""
     package = raised.innermost.package.replace("_", "-") if raised.innermost else "this release"
     whole = number is not None or _OF_THE_CHIP.search(raised.message) is not None
+    if built := _BUILT_FOR.search(raised.message):
+        return _other_build(raised.line, built[1], built[2], package)
     said = shorten(raised.message, 200).rstrip(". ")
     options = name_options(raised.message)
     remedy = _other_image(package) if whole else _other_option(options)
@@ -79,10 +90,25 @@ def _generation(number: int) -> str:
 
 
 def _other_image(package: str) -> str:
-    other = "" if package == "vllm-ascend" else f" Else use a release of {package} that names it."
     return (
-        f"{_IMAGES}. Compare `npu-smi info` with the image, and take the one for this NPU. A "
-        f"generation without an image needs other hardware.{other}"
+        f"Use a newer release of {package} that supports this NPU (`npu-smi info`), and its image "
+        f"made for it. {_IMAGES}. A generation without an image needs other hardware."
+    )
+
+
+def _other_build(line: int, chip: str, built: str, package: str) -> Reading:
+    return Reading(
+        reason(
+            "npu-generation",
+            f"The installed {package} was built for another NPU generation ({built}) than this "
+            f"NPU is of ({chip}).",
+            f"Use the image made for {chip.partition('.')[2] or chip}, or build {package} again "
+            f"with that SOC_VERSION. {_IMAGES}; newer generations from the release on that lists "
+            "them.",
+            "vllm-ascend utils.py, check_ascend_device_type",
+            "deterministic",
+        ),
+        line,
     )
 
 

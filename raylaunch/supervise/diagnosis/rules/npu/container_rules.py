@@ -100,6 +100,23 @@ _REFUSALS = (
         "transient",
     ),
     _Refusal(
+        "container-driver-old",
+        r"nvidia-container-cli: requirement error: unsatisfied condition: "
+        r"((?:cuda|driver) ?>=? ?[\d.]{1,8})",
+        "The image needs a newer NVIDIA driver than this host has ({0}).",
+        "Update the driver of the host (`nvidia-smi` shows the highest CUDA that it supports), or "
+        "use an image for an older CUDA.",
+    ),
+    _Refusal(
+        "container-gpu-hook",
+        r"nvidia-container-cli: ((?:initialization|mount|device|detection|ldcache|container) "
+        r"error: [^\n]{3,160})",
+        "The NVIDIA container runtime could not give the GPUs to the container: {0}.",
+        "Run `nvidia-smi` on the host: the driver must be loaded and list the GPUs that the "
+        "container asks for. Then install nvidia-container-toolkit again, and restart the "
+        "container engine.",
+    ),
+    _Refusal(
         "container-gpu-flag",
         r"could not select device driver[^\n]{0,60}capabilities: ?\[\[(gpu)\]\]",
         "The container was started with a flag for NVIDIA cards (`--gpus`, capability {0}) on a "

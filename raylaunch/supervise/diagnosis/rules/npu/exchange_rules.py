@@ -16,6 +16,7 @@ _SERVER = re.compile(r"topo exchange server get socket timeout|need connect rank
 _CAME = re.compile(r"total connected num is ?\[(\d{1,6})\]")
 _WANTED = re.compile(r"need connect rankNum is ?\[(\d{1,6})\]")
 _RANKS = re.compile(r"connected rankinfo\[LINE \d{1,4}\]: ?((?:\[\d{1,20}\],?){1,64})")
+_UNCONNECTED = re.compile(r"unconnected ranks?:? ?[\"'\[ ]{0,4}(\d{1,6}(?:, ?\d{1,6}){0,255})")
 _SHOWN = 8
 _REMEDY = (
     "Check that `network.interface` is right on every node (`raylaunch plan` shows HCCL_IF_IP), "
@@ -34,6 +35,18 @@ def read_exchanges(log: ServerLog) -> Iterator[Reading]:
             "firewall is between them.",
             f"Try `nc -vz {match[1]} {match[2]}` from this node, and read the log of the rank "
             f"there. {_REMEDY}",
+        )
+        return
+    for line, match in log.errors.find(_UNCONNECTED):
+        ranks = re.findall(r"\d{1,6}", match[1])
+        shown = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks[:_SHOWN])}"
+        yield _reading(
+            line,
+            f"HCCL's first exchange lacks {shown}{' and others' if len(ranks) > _SHOWN else ''}: "
+            "the others waited for it in vain. That process has failed, starts late, has no NPU "
+            "of its own, or its node chose another network.",
+            f"Read the log of {shown} first, then on its node `npu-smi info` (is its NPU free and "
+            f"healthy?) and `dmesg -T | grep -iE 'oom|killed process'`. {_REMEDY}",
         )
         return
     waiting = next(iter(log.errors.find(_SERVER)), None)

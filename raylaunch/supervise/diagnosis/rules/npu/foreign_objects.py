@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
-from raylaunch.supervise.diagnosis.rules.exception_rules import name_features
+from raylaunch.supervise.diagnosis.rules.tables.features import name_features
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _QUALIFIED = re.compile(

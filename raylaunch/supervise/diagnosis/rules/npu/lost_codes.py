@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.error_codes import find_code
+from raylaunch.supervise.diagnosis.rules.kv_rules import GLOG_KV
 
 _CODES = {
     "Failed to bind the IP port": "EJ0003",
@@ -57,7 +58,7 @@ def read_lost_codes(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_CALL):
         known = find_code(match[2], log.codes)
         cause = known.cause if known else _RANGES.get(match[2][:3], "")
-        if not cause:
+        if not cause or GLOG_KV.match(log.cleaned[line]):  # Mooncake says more than its call
             continue
         yield Reading(
             reason(

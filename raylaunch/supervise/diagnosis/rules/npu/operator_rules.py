@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.rules.error_codes import find_code
+from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _ATB_STEP = re.compile(
     r"\b([A-Z]\w{2,60}(?:Operation|Runner)\w{0,20}) (setup|execute|create|[Ii]nfer ?[Ss]hape) "
@@ -26,6 +27,7 @@ _ACLNN_DETAIL = re.compile(
     re.MULTILINE,
 )
 _MORE_BELOW = re.compile(r"\bE[A-Z]?\d{4,5}\b|\[PID: ")
+_ATB_CALL = re.compile(r"torch_npu\.(_?npu_\w{2,60})\(")
 _CHIP = re.compile(r"(?i)\b(310p\d?|_310p|ascend310\w{0,4})\b")
 _ATB_LOG = (
     "ATB's own log names the check: set `env.ATB_LOG_LEVEL: ERROR` and `env.ATB_LOG_TO_STDOUT: 1` "
@@ -44,6 +46,10 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
             seen.add(name)
             step = "creation" if match[3] else (match[2] or "setup").lower()
             yield _atb(log, line, name, step)
+    for raised in find_exceptions(log):
+        if raised.type == "RuntimeError" and not seen and (name := _atb_call(raised)):
+            seen.add(name)
+            yield _atb(log, raised.line, name, "setup")
     for line, match in log.errors.find(_ACLNN_DETAIL):
         below = log.cleaned[line + 1] if line + 1 < len(log.cleaned) else ""
         if not _MORE_BELOW.search(below) and match[1] not in seen:
@@ -69,6 +75,17 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
             rank=Rank.HINT,
             certain=False,
         )
+
+
+def _atb_call(raised: Raised) -> str:
+    """Return the operator of an exception in torch_npu's calls of ATB; "" for any other."""
+    frames = raised.frames[:5]
+    if not any("op_plugin/atb" in frame.path for frame in frames):
+        return ""
+    if not re.match(r"setup failed|execute failed|run failed", raised.message):
+        return ""
+    called = (_ATB_CALL.search(frame.code) for frame in frames)
+    return next((found[1] for found in called if found), "of ATB")
 
 
 def _inner(line: int, name: str, said: str, package: str) -> Reading:
@@ -106,9 +123,9 @@ def _atb(log: ServerLog, line: int, name: str, step: str) -> Reading:
             f"ATB (package NNAL) failed in the {step} of {operation}{on}: it does not "
             "accept the shapes, types or mask that this release of vllm-ascend gives it for this "
             "model, or NNAL is of another release than torch_npu and CANN.",
-            f"{_ATB_LOG} Use a release or image of vllm-ascend made for this NPU generation, with "
-            "NNAL, CANN and torch_npu of that image; try `args.enforce-eager: true` and, on an NPU "
-            "without bfloat16, `args.dtype: float16`.",
+            "Use a newer image of vllm-ascend made for this NPU generation, with NNAL, CANN and "
+            "torch_npu of that image; try `args.enforce-eager: true` and, on an NPU without "
+            f"bfloat16, `args.dtype: float16`. {_ATB_LOG}",
             "op-plugin OperationSetup; vllm-ascend#393, #6842",
             "deterministic",
         ),

@@ -1,4 +1,4 @@
-"""Options of CANN's graph engine (GE) with a value that it refuses, where its code is lost."""
+"""Options and variables of CANN with a value that it refuses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ _OPTION = re.compile(
 _CODE = re.compile(r"\bE\d{5}\b")
 
 
+_ENVIRONMENT = re.compile(
+    r"[Ee]nvironment variable \[?([A-Z]{2,12}_[A-Z][A-Z_]{2,50}(?: or [A-Z][A-Z_]{4,60}){0,3})\]?"
+    r"[^\n]{0,60}? is invalid\b[. ]{0,2}([^\n]{0,240})"
+)
+
+
 def read_options(log: ServerLog) -> Iterator[Reading]:
-    """Yield the options of GE that it refuses."""
+    """Yield the options of GE and the variables of HCCL that they refuse."""
+    for line, match in log.errors.find(_ENVIRONMENT):
+        yield _variable(line, match[1].split(" or "), match[2])
     for line, match in log.errors.find(_OPTION):
         if _CODE.search(log.cleaned[line]):
             continue  # a whole block
@@ -41,3 +49,21 @@ def read_options(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
         )
+
+
+def _variable(line: int, names: list[str], rest: str) -> Reading:
+    fields = " and ".join(f"`env.{name}`" for name in names)
+    why = shorten(rest.partition("Solution")[0].strip(" .").removeprefix("Reason: "), 160)
+    either = " (they exclude each other: set one to 0)" if len(names) > 1 else ""
+    return Reading(
+        reason(
+            "hccl-env-EI0001",
+            f"HCCL does not take the value of {' or '.join(names)}" + (f": {why}." if why else "."),
+            f"Correct or remove {fields}{either}, also in the shell that starts Ray and in the "
+            "image's environment (`env | grep HCCL`). Interfaces belong into `network.interface`; "
+            "`ip -br addr` shows what exists.",
+            "CANN EI0001",
+            "deterministic",
+        ),
+        line,
+    )

@@ -22,13 +22,17 @@ _LOADING = re.compile(
     r"load_general_plugins|load_plugins_by_group|register\w{0,20}$|adapt_patch|apply_patch"
 )
 _PLUGIN_FILE = re.compile(r"^vllm_ascend/(?:__init__|utils|patch/|platform\.py|worker/__init__)")
+_OWN_PART = re.compile(
+    r"(camem) allocator is not available|(?i:custom[ _](?:ops?|kernels?|operators?) (?:is|are) not "
+    r"(?:available|compiled|built|enabled))|COMPILE_CUSTOM_KERNELS"
+)
 _INSTALLED = re.compile(r"(?:site|dist)-packages/")
 
 
 def read_plugins(log: ServerLog) -> Iterator[Reading]:
     """Yield packages that another folder hides, and failures while a plug-in is loaded."""
     for raised in find_exceptions(log):
-        for rule in (_shadowed, _no_compiled_part, _while_loading):
+        for rule in (_shadowed, _no_compiled_part, _no_kernels, _while_loading):
             if reading := rule(raised):
                 yield reading
                 break
@@ -66,6 +70,22 @@ def _no_compiled_part(raised: Raised) -> Reading | None:
         f"{where} instead of the installed package, or {package} was not built for this Python.",
         f"Start from another directory than the source folder, and take it off PYTHONPATH; "
         f"otherwise install the wheel of {package} for this Python and processor.",
+    )
+
+
+def _no_kernels(raised: Raised) -> Reading | None:
+    """Read that vllm-ascend was installed without the part that it compiles itself."""
+    found = _OWN_PART.search(raised.message)
+    if found is None or not raised.innermost or raised.innermost.package != "vllm_ascend":
+        return None
+    sleep = " To start without it leave out `args.enable-sleep-mode`." if found[1] else ""
+    return _deterministic(
+        raised,
+        "extension-not-built",
+        f"The compiled part of vllm-ascend is missing ({shorten(raised.message, 120)}): it was "
+        "installed without kernels of its own, or they do not load with this torch or CANN.",
+        "Build and install vllm-ascend again with COMPILE_CUSTOM_KERNELS=1 and CANN's set_env.sh "
+        f"sourced, or use the release's image, which has them.{sleep}",
     )
 
 

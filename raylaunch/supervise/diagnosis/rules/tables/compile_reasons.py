@@ -17,6 +17,14 @@ class CompileReason(NamedTuple):
 # Ordered. Sources: torch/_inductor/exc.py and scheduler.py, triton/compiler.
 _REASONS: tuple[CompileReason, ...] = (
     CompileReason(
+        r"bishengir-\w{1,20}: (?:Unknown command line argument|for the -{1,2}[\w-]{1,40} option)",
+        "CANN's BiSheng compiler does not know an option that triton-ascend gives it: CANN is "
+        "older than this triton-ascend needs",
+        "Install the CANN release that this triton-ascend and vllm-ascend name (usually a newer "
+        "one, with set_env.sh sourced so that its bishengir-compile is first on PATH), or the "
+        "triton-ascend made for this CANN; or use the release's image.",
+    ),
+    CompileReason(
         r"working triton installation|TritonMissing|No module named 'triton'",
         "Triton is not installed in this environment, or is too old for this torch",
         "Install the Triton that belongs to this torch (`pip show torch` names it; on NPUs "
@@ -57,9 +65,11 @@ _REASONS: tuple[CompileReason, ...] = (
     ),
     CompileReason(
         r"ptxas|PTXASError|sm_\d{2,3}\w? is not|gpu-name|Unsupported gpu architecture",
-        "the compiler of the installed CUDA toolkit does not know this device",
-        "Install a CUDA toolkit that knows it (`env.TRITON_PTXAS_PATH` names its ptxas), and the "
-        "wheels built with that CUDA.",
+        "the compiler (ptxas: Triton brings its own, else that of the CUDA toolkit) is older than "
+        "this device",
+        "Install a CUDA toolkit that knows the device and let Triton use its ptxas "
+        "(`env.TRITON_PTXAS_PATH: /usr/local/cuda/bin/ptxas`), or the torch and Triton wheels "
+        "built with that CUDA.",
     ),
 )
 
@@ -67,3 +77,40 @@ _REASONS: tuple[CompileReason, ...] = (
 def find_compile_reason(said: str) -> CompileReason | None:
     """Return what the words of a compiler mean; None when they are not known."""
     return next((each for each in _REASONS if re.search(each.words, said)), None)
+
+
+def find_build_reason(said: re.Match[str]) -> CompileReason:
+    """Return what the linker, the shell or nvcc means; one of the four groups took part."""
+    library, program, identifier, refused = said.groups()
+    if library:
+        return CompileReason(
+            "",
+            f"the linker does not find lib{library}.so, because no CUDA toolkit is installed, or "
+            "CUDA_HOME names a folder without it in lib64",
+            "Install the CUDA toolkit of the CUDA that torch was built with, and set "
+            f"`env.CUDA_HOME` to it (`find / -name 'lib{library}.so*'`), or use the release's "
+            "image.",
+        )
+    if program:
+        colon = ", whose name begins with a colon" if program.startswith(":") else ""
+        return CompileReason(
+            "",
+            f"the shell does not find the program {program}{colon}: CUDA_HOME or PATH of the "
+            "process names a wrong folder",
+            "Set `env.CUDA_HOME` to the folder of the CUDA toolkit (without a colon, one folder), "
+            "in which bin/nvcc is, and install the toolkit if it is not there.",
+        )
+    if identifier:
+        return CompileReason(
+            "",
+            f"`{identifier}` is not known to the compiler: the CUDA toolkit (or NVRTC) is older "
+            "or newer than the package needs",
+            "Install the release of the package for the CUDA that torch was built with, and that "
+            "CUDA toolkit; a newer release of both may have it fixed.",
+        )
+    return CompileReason(
+        "",
+        f"nvcc says: {refused.strip()}",
+        "Install a CUDA toolkit that knows this device (the CUDA of torch or newer), and set "
+        "`env.CUDA_HOME` to it; TORCH_CUDA_ARCH_LIST names the devices to build for.",
+    )

@@ -35,7 +35,28 @@ _PACKAGES: tuple[Package, ...] = (
         "install the build for this torch and device.",
     ),
     Package(
-        r"deep_gemm|deep_ep|pplx_kernels|marlin|cutlass|aiter|humming",
+        r"deep_gemm",
+        "kernels for 8-bit matrices",
+        "Set `env.VLLM_USE_DEEP_GEMM: 0` (or another `args.moe-backend`), or install the DeepGEMM "
+        "that this vLLM names, for this CUDA.",
+    ),
+    Package(
+        r"deep_ep|pplx_kernels|mori",
+        "the exchange of tokens between the ranks of the experts",
+        "Set another `args.all2all-backend` (its low latency mode takes a limited number of tokens "
+        "a rank, as `num_max_dispatch_tokens_per_rank` says: for decoding only, with a lower "
+        "`args.max-num-batched-tokens`; prefill needs deepep_high_throughput), or install the "
+        "build for this torch, NVSHMEM and device.",
+    ),
+    Package(
+        r"aiter",
+        "AMD's kernels, which it compiles at start",
+        "Start without them (`env.VLLM_ROCM_USE_AITER: 0`), or remove what it has compiled "
+        "(aiter/jit/*.so and its build folder, ~/.aiter) and install the aiter of this ROCm image; "
+        "it has kernels for MI300 and later, hardly any for Radeon (gfx11, gfx12).",
+    ),
+    Package(
+        r"marlin|cutlass|humming",
         "kernels for matrices and experts",
         "Choose other kernels (`args.moe-backend`, `args.linear-backend`, `args.all2all-backend`, "
         "VLLM_USE_* in `env`), or install the build for this torch and device.",
@@ -78,7 +99,15 @@ _PACKAGES: tuple[Package, ...] = (
         "(`pip check`).",
     ),
     Package(
-        r"runai_model_streamer|tensorizer|fastsafetensors|instanttensor|gguf",
+        r"runai_model_streamer",
+        "the reader of weights from object stores",
+        "Check that this node reads the address in `model.path` (`aws s3 ls`, `gsutil ls`): "
+        "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY in `env`), AWS_ENDPOINT_URL or "
+        "RUNAI_STREAMER_S3_ENDPOINT, region, and RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING: 0 for "
+        "stores other than AWS; else leave out `args.load-format` and download the model.",
+    ),
+    Package(
+        r"tensorizer|fastsafetensors|instanttensor|gguf",
         "a reader of weights",
         "Leave out `args.load-format` (and `args.model-loader-extra-config`), or install that "
         "reader's release for this vLLM.",
@@ -150,6 +179,35 @@ _PACKAGES: tuple[Package, ...] = (
         "environment), or use the release's image.",
     ),
 )
+
+
+# What a package calls that it was not installed with.
+_BUILT_ON = {
+    "fastapi": "starlette and pydantic",
+    "prometheus_fastapi_instrumentator": "fastapi and starlette",
+    "model_hosting_container_standards": "fastapi and starlette",
+    "sse_starlette": "starlette",
+    "mcp": "starlette and pydantic",
+    "transformers": "huggingface_hub and tokenizers",
+    "compressed_tensors": "transformers and torch",
+    "peft": "transformers and accelerate",
+    "accelerate": "torch",
+    "torchvision": "torch",
+    "torchaudio": "torch",
+    "timm": "torch and torchvision",
+    "bitsandbytes": "torch and triton",
+    "flash_attn": "torch",
+    "flashinfer": "torch and apache-tvm-ffi",
+    "xgrammar": "torch and apache-tvm-ffi",
+    "huggingface_hub": "httpx and fsspec",
+    "openai": "httpx and pydantic",
+    "datasets": "fsspec and pyarrow",
+}
+
+
+def name_foundation(name: str) -> str:
+    """Return the packages that a package is built on; "" when they are not known."""
+    return _BUILT_ON.get(name, "")
 
 
 def find_package(name: str) -> Package | None:

@@ -24,7 +24,7 @@ _PLACES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"model_loader/(?:gguf|bitsandbytes|tensorizer|runai|sharded)", ("`args.load-format`",)),
     (r"layers/quantization", ("`args.quantization`", "other weights (`model.path`)")),
     (
-        r"rotary_embedding|rope",
+        r"^(?!vllm_ascend/)[\w/.-]{0,200}(?:rotary_embedding|rope)",
         ("`args.hf-overrides` (rope_parameters)", "config.json under `model.path`"),
     ),
     (

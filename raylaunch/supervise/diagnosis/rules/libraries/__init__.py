@@ -1,0 +1,1 @@
+"""Libraries, symbols and modules that are missing or do not fit."""

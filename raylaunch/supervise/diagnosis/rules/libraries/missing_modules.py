@@ -1,0 +1,129 @@
+"""Python modules and packages that the server cannot import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
+from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.rules.tables.pip_names import MODULES, pip_name
+
+_NO_MODULE = re.compile(
+    r"(?:(?:ModuleNotFoundError|ImportError|System error): |^)No module named '?([\w.]{1,120})'?",
+    re.MULTILINE,
+)
+# Checks of vLLM and transformers before they import what only some options need.
+_NOT_INSTALLED = re.compile(
+    r"(?:ImportError|ModuleNotFoundError|RuntimeError|ValueError): ?\s?(?!\S{0,20}No module)"
+    r"(?:The )?[`'\"]?([\w.-]{2,40})[`'\"]? (?:package |library )?(?:is|was) not "
+    r"(?:installed|found|available)\b[^\n]{0,200}?(?:pip install|[Ii]nstall)|"
+    r"(?:ImportError|RuntimeError): [^\n]{0,160}?\b[Pp]lease (?:pip )?install [`'\"]?"
+    r"(?!(?:the|an?|it|this|them|that|one|latest|newer|version)\b)([\w.-]{2,40})"
+)
+_FRAME = re.compile(
+    r'File "[^"\n]{0,300}?(?:(?:site|dist)-packages|vllm-workspace/[\w-]{2,20})/(\w{2,40})/'
+)
+# Packages whose own modules move between releases; a missing one says that the package is there.
+_CHANGING = (
+    *("torch", "triton", "numpy", "scipy", "mooncake", "lmcache", "xgrammar", "compressed_tensors"),
+    *("huggingface_hub", "modelscope", "accelerate", "datasets", "starlette", "fastapi", "openai"),
+    *("pydantic", "flashinfer", "torchvision", "tokenizers", "mistral_common"),
+)
+
+ON_OTHER_NODES = "Compare the versions with the other nodes (`raylaunch plan NAME`)."
+
+
+def found_library(line: int, id_: str, cause: str, remedy: str, *, certain: bool = True) -> Reading:
+    """Return the reading of a library, symbol or module that is missing or does not fit."""
+    told = reason(id_, cause, remedy, "component by library and symbol", "deterministic")
+    return Reading(told, line, certain=certain)
+
+
+def read_missing_modules(log: ServerLog) -> Iterator[Reading]:
+    """Yield the modules that an import did not find, and packages that a check misses."""
+    for line, match in log.errors.find(_NO_MODULE):
+        yield _module(line, match[1], _importer(log, line, match[1].partition(".")[0]))
+    for line, match in log.errors.find(_NOT_INSTALLED):
+        yield _not_installed(line, match[1] or match[2])
+
+
+def _importer(log: ServerLog, line: int, top: str) -> str:
+    """Return the package whose frame is the last one above a line; "" without one."""
+    for text in reversed(log.cleaned[max(0, line - 12) : line]):
+        found = _FRAME.search(text)
+        if found and found[1] != top:
+            return found[1]
+    return ""
+
+
+def _moved_module(line: int, name: str, top: str, caller: str) -> Reading:
+    names = f"{top}|{caller}" if caller else top
+    if top == "triton" and caller == "vllm_ascend":
+        return found_library(
+            line,
+            "versions-differ",
+            f"The installed triton has no module `{name}`: on an NPU the package triton-ascend "
+            "brings it, and an older release of it, or a triton of its own, is installed.",
+            "`pip uninstall -y triton triton-ascend`, then install only the triton-ascend that "
+            "this vllm-ascend names (one overwrites files of the other), the same on all nodes; "
+            "or use the release's image.",
+        )
+    return found_library(
+        line,
+        "versions-differ",
+        f"The installed {top} has no module `{name}`, which {caller or 'its caller'} imports: "
+        "their releases do not belong together.",
+        f"Install the {top} that {caller or 'the caller'} was made for, or the {caller or 'caller'}"
+        f" that fits the installed {top} (`pip list | grep -iE '{names}'`, `pip check`), the same "
+        "on all nodes, or use the release's image.",
+    )
+
+
+def _module(line: int, name: str, caller: str) -> Reading:
+    top = name.partition(".")[0]
+    if re.fullmatch(r"vllm\._\w{0,20}C|vllm_ascend\.(?:\w{0,20}_C|_build_info|_version)", name):
+        return found_library(
+            line,
+            "extension-not-built",
+            f"The compiled part `{name}` is missing: {top} was installed from source without "
+            "being built, or Python imports the source folder instead of the installed package.",
+            f"Install the wheel of {top} or build it again (`pip install -v .` with CANN sourced), "
+            "and start from another directory than its source folder.",
+        )
+    if name != top and top in ("vllm", "vllm_ascend", "transformers", "torch_npu", "ray"):
+        other = "vllm-ascend" if top == "vllm" else "vLLM"
+        return found_library(
+            line,
+            "versions-differ",
+            f"The installed {top} has no module `{name}`: it is of another release than {other} "
+            "or the plug-in that imports it, or only half installed.",
+            "Install the pair of releases that belong together (the compatibility table of "
+            "vllm-ascend), or use the release's image.",
+        )
+    if name != top and top in _CHANGING:
+        return _moved_module(line, name, top, caller)
+    known = MODULES.get(top)
+    remedy = known or (
+        f"Install `{pip_name(name)}` in the environment from which Ray was started on that node."
+    )
+    return found_library(
+        line,
+        "module-missing",
+        f"The server's Python cannot find the module `{name}`: it is not installed in this "
+        "environment or image, or another interpreter is used than expected.",
+        f"{remedy} {ON_OTHER_NODES}",
+    )
+
+
+def _not_installed(line: int, name: str) -> Reading:
+    module = name if name.lower() != "ray" else "ray"
+    known = MODULES.get(module) or f"`pip install {pip_name(module)}` there (on every node)."
+    return found_library(
+        line,
+        "package-not-installed",
+        f"The server needs the Python package {name}, and its import failed. It is not installed "
+        "in this environment, or a package that it needs is missing or broken.",
+        f"`python -c 'import {module}'` in the server's environment shows the first error. "
+        f"{known} Or use the release's image.",
+    )

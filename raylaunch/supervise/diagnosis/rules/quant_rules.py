@@ -1,0 +1,127 @@
+"""Quantised checkpoints that the loader of the model does not take: tensors and descriptions."""
+
+from __future__ import annotations
+
+import re
+
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.tables.quant_tensors import find_quant_family
+from raylaunch.supervise.diagnosis.tracebacks import Raised
+
+_QUANT_TENSOR = re.compile(
+    r"(?i)(?<![\w.])([\w.]{0,160}?(?:_scales?|_scale_inv|_offset|zero_point|_zeros|_bias_quant|"
+    r"quant_bias|absmax|quant_map|quant_state|"
+    r"qweight|qzeros|g_idx|weight_packed|_scale_bias|scale_second))\b"
+)
+_NO_PARAMETER = re.compile(r"no module or parameter named '([\w.]{1,200})' in (\w{1,80})")
+
+
+def read_quant_tensor(raised: Raised) -> Reading | None:
+    """Read that the loader does not know a tensor that a quantisation adds."""
+    unknown = _NO_PARAMETER.search(raised.message)
+    if raised.type != "KeyError" and unknown is None:
+        return None
+    found = _QUANT_TENSOR.search(unknown[1] if unknown else raised.message)
+    if found is None:
+        return None
+    owner = f" of {unknown[2]}" if unknown else ""
+    if family := find_quant_family(found[1]):
+        return _reading(
+            raised,
+            "quant-tensor-unknown",
+            f"The weights are quantised in the form of {family.form} (tensor `{found[1]}`), and "
+            f"the model's loader{owner} has no such parameter: quantisation is not switched on, "
+            "or this release does not support this form for this model.",
+            family.remedy,
+        )
+    return _reading(
+        raised,
+        "quant-tensor-unknown",
+        f"The weights are quantised (tensor `{found[1]}`), and the model's loader{owner} has no "
+        "such parameter: quantisation is not switched on, this release of vLLM (or vllm-ascend) "
+        "does not support this quantisation for this model, or the checkpoint is for another one.",
+        "With `quantization_config` in config.json (FP8, compressed-tensors) use a newer release "
+        "of vLLM, whose class of the model hands it to its layers. "
+        "For a w8a8 or w4a8 checkpoint of ModelSlim set `args.quantization: ascend` and use a "
+        "vllm-ascend release that lists the model as quantised (0.7.3 needs MindIE-Turbo); check "
+        "quant_model_description.json under `model.path`; or serve unquantised weights.",
+    )
+
+
+def read_quant_description(raised: Raised) -> Reading | None:
+    """Read that quant_model_description.json lacks a layer of the model."""
+    own = raised.innermost
+    if raised.type != "KeyError" or own is None or not raised.message:
+        return None
+    if not re.match(r"vllm_ascend/quantization/", own.module_path):
+        return None
+    if "quant_description" not in raised.code and "quant_description" not in raised.message:
+        return None
+    return _reading(
+        raised,
+        "quant-description",
+        f"The description of the quantisation has no entry for {shorten(raised.message, 160)}: "
+        "quant_model_description.json is of other weights, or this release of vllm-ascend does "
+        "not know how this model names its layers.",
+        f"{_of_the_draft(raised.message)}"
+        "Use a newer release of vllm-ascend that lists this model as quantised (and the vLLM that "
+        f"belongs to it), or the one that the model card names{_made_of_several(raised.message)}. "
+        "If quant_model_description.json under `model.path` has the layer under no name, quantise "
+        "or download the model again. Leave out `args.quantization: ascend` only if ModelSlim did "
+        "not quantise these weights.",
+    )
+
+
+_FUSED = re.compile(
+    r"(?:experts|qkv_proj|qkv|gate_up_proj|fused_qkv_a_proj|in_proj_\w{1,8}|kv_a_proj_with_mqa|"
+    r"wqkv_a|w13|w2)\.weight'?$"
+)
+"""Layers that vLLM makes of several tensors of a checkpoint, or of all experts."""
+
+
+def _of_the_draft(key: str) -> str:
+    """Return what to do about a layer of the draft of speculative decoding; "" for any other."""
+    if not re.search(r"^'?(?:model\.)?(?:mtp|draft|eagle|dspark|dflash)\w{0,12}\.", key):
+        return ""
+    return (
+        "The layer is of the draft of speculative decoding: give `features.speculative` the "
+        "method that these weights were made for (mtp, eagle3, dspark ...; the model card names "
+        "it), or leave it out. Otherwise: "
+    )
+
+
+def _made_of_several(key: str) -> str:
+    """Return a clause about a layer that vLLM makes of several tensors, by a table of its own."""
+    if not _FUSED.search(key):
+        return ""
+    return " (its table packed_modules_mapping must say of which tensors this layer is made)"
+
+
+_DRAFT = re.compile(r"spec_decode|proposer|drafter|eagle|medusa|speculat")
+
+
+def read_draft_tensor(raised: Raised) -> Reading | None:
+    """Read that a tensor of the draft model is unknown: the target's own weights are loaded."""
+    unknown = _NO_PARAMETER.search(raised.message)
+    way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames)
+    if unknown is None or not _DRAFT.search(way):
+        return None
+    return _reading(
+        raised,
+        "weights-mismatch",
+        f"The weights of the draft model have a tensor `{unknown[1]}` that the class `{unknown[2]}`"
+        " does not know: its config.json names the architecture of an ordinary model, or this "
+        "release does not know this kind of draft model.",
+        "Give the method in `features.speculative` (`method: eagle`, `eagle3`, `mtp`), and a draft "
+        "checkpoint whose config.json names its own architecture (converted for vLLM, as its card "
+        "says); or use the vLLM release that the draft model's card names. Until then start "
+        "without `features.speculative`.",
+    )
+
+
+def _reading(raised: Raised, id_: str, cause: str, remedy: str) -> Reading:
+    return Reading(
+        reason(id_, cause, remedy, "exception by type and place", "deterministic"),
+        raised.line,
+        rank=Rank.CAUSE,
+    )

@@ -1,0 +1,136 @@
+"""The features of vllm-ascend that a path or a message is about, and how to start without them.
+
+Paths of vllm-ascend 0.7 to 0.23. An exception that names no setting is a defect of the release, or
+a combination that it does not support: a newer release is the remedy, and leaving a feature out is
+what helps until then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Ordered: the more special feature first. Word in the path, function or message, name, remedy.
+_FEATURES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"mamba_utils|preprocess_mamba|mamba_copy",
+        "prefix caching of linear attention",
+        "`args.enable-prefix-caching: false` or no `features.speculative`",
+    ),
+    (r"gdn|mamba|linear_attn|gated_delta|conv1d", "linear attention (GDN, Mamba)", ""),
+    (
+        r"dcp|(?:^|[^a-z])cp_|context_parallel|decode_context",
+        "context parallelism (DCP/PCP)",
+        "`parallel.decode_context: 1` and `parallel.prefill_context: 1`",
+    ),
+    (r"pcp|prefill_context", "prefill context parallelism (PCP)", "`parallel.prefill_context: 1`"),
+    (
+        r"spec_decode|eagle|mtp|proposer|draft|ngram|medusa",
+        "speculative decoding",
+        "no `features.speculative`",
+    ),
+    (
+        r"aclgraph|acl_graph|cudagraph|graph_mode|full_graph|graph_param|capture|compilation|torchair|piecewise",
+        "graph capture",
+        "`args.enforce-eager: true` or `cudagraph_mode: PIECEWISE`",
+    ),
+    (
+        r"cpu_binding|bind_cpus",
+        "the binding of processes to CPU cores",
+        "`enable_cpu_binding: false` in `args.additional-config`; or with `env.LC_ALL: C` (lscpu)",
+    ),
+    (
+        r"recompute_sched",
+        "the scheduler that computes requests again",
+        "no `recompute_scheduler_enable` in `args.additional-config`, or no `features.speculative`",
+    ),
+    (
+        r"balance_sched",
+        "balance scheduling",
+        "no `env.VLLM_ASCEND_BALANCE_SCHEDULING`",
+    ),
+    (r"ppmissing|pipeline_par", "pipeline parallelism", "`parallel.pipeline: 1`"),
+    (r"eplb", "expert load balancing (EPLB)", "EPLB off in `args.additional-config`"),
+    (
+        r"fc3|flashcomm3|shared_expert_dp|gate_stream|multistream|dual_?batch|dbo",
+        "an optimisation of additional-config",
+        "no `multistream_*` and `enable_shared_expert_dp` in `args.additional-config`",
+    ),
+    (
+        r"fused_moe|moe|expert|mc2|dispatch|token_dispatcher",
+        "mixture-of-experts operators",
+        "`parallel.expert: false`",
+    ),
+    (
+        r"quant|w8a8|w4a8|w4a4|modelslim|scale|offset",
+        "quantisation",
+        "another quantisation of the weights (`model.path`, `args.quantization`)",
+    ),
+    (
+        r"kv_transfer|connector|mooncake|llmdatadist|kv_pool|disaggreg|distributed/kv",
+        "KV transfer",
+        "no `args.kv-transfer-config`",
+    ),
+    (
+        r"flashcomm|sequence_parallel|enable_sp|linear_op|matmul_and_reduce",
+        "FLASHCOMM (sequence parallelism)",
+        "no `env.VLLM_ASCEND_ENABLE_FLASHCOMM1`",
+    ),
+    (
+        r"lora|sgmv|bgmv|punica",
+        "LoRA",
+        "`args.fully-sharded-loras: true`, a lower `args.max-lora-rank`, or no LoRA flags",
+    ),
+    (
+        r"offload|swap_blocks|swap_in|swap_out",
+        "KV offloading",
+        "no KV offloading flags under `args`",
+    ),
+    (r"sleep|camem", "sleep mode", "no `args.enable-sleep-mode`"),
+    (r"multimodal|vision|_vl\b|(?<![a-z])mm_|encoder", "multimodal inputs", ""),
+    (r"310p", "the 310P", ""),
+    (r"structured|grammar|guided", "structured output", ""),
+    (r"sample", "sampling", ""),
+    (r"mla|sfa|dsa|attention|attn", "this attention backend", ""),
+    (
+        r"(?<!recompute_)(?<!balance_)scheduler",
+        "the Ascend scheduler",
+        "no `ascend_scheduler_config` in `args.additional-config`",
+    ),
+    (
+        r"xlite|prefetch|weight_nz",
+        "an optimisation of additional-config",
+        "no `args.additional-config`",
+    ),
+)
+
+
+def name_features(text: str, process: str) -> list[tuple[str, str]]:
+    """Return the features of vllm-ascend that a text is about, each with how to switch it off.
+
+    Args:
+        text: Paths, functions and message of a traceback.
+        process: Prefix of the line, which names the parallel ranks.
+    """
+    lower = text.lower()
+    found = [(name, remedy) for pattern, name, remedy in _FEATURES if re.search(pattern, lower)]
+    # vLLM names the parallel ranks in the process: `Worker_DP1_TP3_DCP3_EP7`.
+    if re.search(r"_D?PCP\d|_DCP\d", process) and not any("context" in name for name, _ in found):
+        found.insert(0, next((name, fix) for pattern, name, fix in _FEATURES if "DCP/PCP" in name))
+    if re.search(r"_PP\d", process):
+        found.insert(1, ("pipeline parallelism", "`parallel.pipeline: 1`"))
+    return found[:2]
+
+
+def advise_release(package: str, features: Sequence[tuple[str, str]]) -> str:
+    """Return the remedy of a defect: the release first, then what to leave out until then.
+
+    Args:
+        package: The package whose code failed, as pip calls it.
+        features: What the traceback goes through, from `name_features`.
+    """
+    pair = " with the vLLM that its table of versions names" if package == "vllm-ascend" else ""
+    both = " and vllm-ascend that belong together" if package == "vLLM" else ""
+    off = [remedy for _, remedy in features if remedy]
+    until = f" Until then start with {'; or with '.join(off)}." if off else ""
+    return f"Use a newer release or image of {package}{both}{pair}.{until}"
