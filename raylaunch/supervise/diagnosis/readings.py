@@ -56,6 +56,11 @@ def reason(id_: str, cause: str, remedy: str, source: str, kind: Kind) -> ExitRe
     return ExitReason(id_, kind, shorten(cause, 3 * QUOTE_CHARS), remedy, source)
 
 
+def exception_reading(line: int, id_: str, cause: str, remedy: str) -> Reading:
+    """Return what an exception means by its type and its place: each start meets it again."""
+    return Reading(reason(id_, cause, remedy, "exception by type and place", "deterministic"), line)
+
+
 def shorten(text: str, length: int = QUOTE_CHARS) -> str:
     """Return `text` on one line, cut to `length` characters.
 

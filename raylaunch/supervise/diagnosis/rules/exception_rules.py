@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.general import config_fields
 from raylaunch.supervise.diagnosis.rules.general.places import PLACES
 from raylaunch.supervise.diagnosis.rules.quant_rules import (
@@ -65,8 +65,8 @@ def _unknown_weight(raised: Raised) -> Reading | None:
     found = _WEIGHT_NAME.match(raised.message) if raised.type == "KeyError" else None
     if found is None:
         return None
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "weights-mismatch",
         f"The checkpoint has a tensor `{found[1]}` that this release's model class does not know: "
         "checkpoint and model class are of different versions, or of another quantisation.",
@@ -82,8 +82,8 @@ def _missing_name(raised: Raised) -> Reading | None:
     name, package, place = found.groups()
     top = package.partition(".")[0]
     if place == "unknown location":
-        return _deterministic(
-            raised,
+        return exception_reading(
+            raised.line,
             "package-shadowed",
             f"Python finds a folder called `{top}` that is not the installed package (no "
             f"`{name}` in it): the working directory or PYTHONPATH contains one, or the "
@@ -95,8 +95,8 @@ def _missing_name(raised: Raised) -> Reading | None:
         return None
     importer = next((f.package for f in raised.frames if f.package != top), "")
     by = f" that {importer} needs" if importer else ""
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "versions-differ",
         f"The installed {top} has no `{name}`{by} (in {package}): their releases do not belong "
         "together.",
@@ -110,8 +110,8 @@ def _no_such_user(raised: Raised) -> Reading | None:
     found = _NO_USER.search(raised.message)
     if found is None:
         return None
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "no-such-user",
         f"The server runs as user id {found[1]}, which has no entry in /etc/passwd of this node or "
         "container, and torch asks for the user's name.",
@@ -129,8 +129,8 @@ def _wrong_call(raised: Raised) -> Reading | None:
     of_ascend = "vllm_ascend" in packages or re.search(r"\b(?:Ascend|NPU)[A-Z]\w", raised.message)
     if found is None or not of_ascend:
         return None
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "versions-differ",
         f"vLLM and vllm-ascend call each other with other arguments or methods than defined "
         f"({shorten(raised.message, 160)}): they are of different releases.",
@@ -166,7 +166,7 @@ def _missing_in_module(raised: Raised, module: str, name: str) -> Reading:
             f"{top} again if it is that one: it may be half installed"
         )
     remedy += "; or use the release's container image."
-    return _deterministic(raised, "versions-differ", cause, remedy)
+    return exception_reading(raised.line, "versions-differ", cause, remedy)
 
 
 def _missing_attribute(raised: Raised) -> Reading | None:
@@ -181,8 +181,8 @@ def _missing_attribute(raised: Raised) -> Reading | None:
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
         raised
     ):
-        return _deterministic(
-            raised,
+        return exception_reading(
+            raised.line,
             "transformers-version",
             f"`{owner}` has no `{name}`: the installed transformers (or the model's own code) is "
             "of another release than this vLLM expects.",
@@ -279,8 +279,8 @@ def _refused_configuration(raised: Raised) -> Reading | None:
     at_start = not _REQUEST.match(frame.module_path) and bool(name_flags(raised.message))
     if not in_config and not at_start:
         return None
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "config-refused",
         f"{frame.package.replace('_', '-')} refused the configuration: {shorten(raised.message)}",
         f"{config_fields.correct(raised)}; the check is in {frame.module_path}.",
@@ -297,14 +297,6 @@ _CONFIG_PLACE = re.compile(
     r"^vllm(?:_ascend)?/(?:config(?:/\w+)?|\w*config|engine/arg_utils|platform|platforms/\w+|"
     r"ascend_config|entrypoints/cli/\w+|quantization/\w*config)\.py$"
 )
-
-
-def _deterministic(raised: Raised, id_: str, cause: str, remedy: str) -> Reading:
-    return Reading(
-        reason=reason(id_, cause, remedy, "exception by type and place", "deterministic"),
-        line=raised.line,
-        rank=Rank.CAUSE,
-    )
 
 
 _RULES: tuple[Rule, ...] = (

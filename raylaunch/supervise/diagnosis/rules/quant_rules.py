@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, shorten
 from raylaunch.supervise.diagnosis.rules.tables.quant_tensors import find_quant_family
 from raylaunch.supervise.diagnosis.tracebacks import Raised
 
@@ -26,16 +26,16 @@ def read_quant_tensor(raised: Raised) -> Reading | None:
         return None
     owner = f" of {unknown[2]}" if unknown else ""
     if family := find_quant_family(found[1]):
-        return _reading(
-            raised,
+        return exception_reading(
+            raised.line,
             "quant-tensor-unknown",
             f"The weights are quantised in the form of {family.form} (tensor `{found[1]}`), and "
             f"the model's loader{owner} has no such parameter: quantisation is not switched on, "
             "or this release does not support this form for this model.",
             family.remedy,
         )
-    return _reading(
-        raised,
+    return exception_reading(
+        raised.line,
         "quant-tensor-unknown",
         f"The weights are quantised (tensor `{found[1]}`), and the model's loader{owner} has no "
         "such parameter: quantisation is not switched on, this release of vLLM (or vllm-ascend) "
@@ -57,8 +57,8 @@ def read_quant_description(raised: Raised) -> Reading | None:
         return None
     if "quant_description" not in raised.code and "quant_description" not in raised.message:
         return None
-    return _reading(
-        raised,
+    return exception_reading(
+        raised.line,
         "quant-description",
         f"The description of the quantisation has no entry for {shorten(raised.message, 160)}: "
         "quant_model_description.json is of other weights, or this release of vllm-ascend does "
@@ -106,8 +106,8 @@ def read_draft_tensor(raised: Raised) -> Reading | None:
     way = " ".join(f"{frame.module_path} {frame.function}" for frame in raised.frames)
     if unknown is None or not _DRAFT.search(way):
         return None
-    return _reading(
-        raised,
+    return exception_reading(
+        raised.line,
         "weights-mismatch",
         f"The weights of the draft model have a tensor `{unknown[1]}` that the class `{unknown[2]}`"
         " does not know: its config.json names the architecture of an ordinary model, or this "
@@ -116,12 +116,4 @@ def read_draft_tensor(raised: Raised) -> Reading | None:
         "checkpoint whose config.json names its own architecture (converted for vLLM, as its card "
         "says); or use the vLLM release that the draft model's card names. Until then start "
         "without `features.speculative`.",
-    )
-
-
-def _reading(raised: Raised, id_: str, cause: str, remedy: str) -> Reading:
-    return Reading(
-        reason(id_, cause, remedy, "exception by type and place", "deterministic"),
-        raised.line,
-        rank=Rank.CAUSE,
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, shorten
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _OF_A_FOLDER = re.compile(
@@ -43,8 +43,8 @@ def _shadowed(raised: Raised) -> Reading | None:
     if found is None:
         return None
     package = found[1] or found[2]
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "package-shadowed",
         f"Python finds a folder or file called `{package}` that is not the installed package "
         f"({shorten(raised.message, 100)}): the working directory or PYTHONPATH contains one, or "
@@ -63,8 +63,8 @@ def _no_compiled_part(raised: Raised) -> Reading | None:
     place = raised.innermost.path if raised.innermost else ""
     from_source = place and not _INSTALLED.search(place)
     where = f" ({place.rpartition('/')[0]})" if from_source else ""
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "extension-not-built",
         f"The compiled part `{name}` is missing: Python imports the source folder of {package}"
         f"{where} instead of the installed package, or {package} was not built for this Python.",
@@ -79,8 +79,8 @@ def _no_kernels(raised: Raised) -> Reading | None:
     if found is None or not raised.innermost or raised.innermost.package != "vllm_ascend":
         return None
     sleep = " To start without it leave out `args.enable-sleep-mode`." if found[1] else ""
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "extension-not-built",
         f"The compiled part of vllm-ascend is missing ({shorten(raised.message, 120)}): it was "
         "installed without kernels of its own, or they do not load with this torch or CANN.",
@@ -97,8 +97,8 @@ def _while_loading(raised: Raised) -> Reading | None:
     functions = [frame.function for frame in raised.frames]
     if not _PLUGIN_FILE.match(own.module_path) or not any(map(_LOADING.search, functions)):
         return None
-    return _deterministic(
-        raised,
+    return exception_reading(
+        raised.line,
         "versions-differ",
         f"vllm-ascend failed while it was loaded into vLLM ({own.module_path}, {own.function}: "
         f"{shorten(f'{raised.type}: {raised.message}', 160)}): it adapts one release of vLLM by "
@@ -106,12 +106,4 @@ def _while_loading(raised: Raised) -> Reading | None:
         "Unset `env.VLLM_VERSION` (also in the shell that starts Ray) unless vLLM was built from "
         "source, then it must be its release; install the pair of releases that belong together "
         "(`pip list | grep -i vllm`), or use the release's image.",
-    )
-
-
-def _deterministic(raised: Raised, id_: str, cause: str, remedy: str) -> Reading:
-    return Reading(
-        reason(id_, cause, remedy, "exception by type and place", "deterministic"),
-        raised.line,
-        rank=Rank.CAUSE,
     )
