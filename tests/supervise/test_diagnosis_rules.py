@@ -321,3 +321,41 @@ def test_a_number_of_cann_that_no_table_has_is_read_by_its_range() -> None:
     assert found is not None
     assert "207999" in found.cause
     assert not found.certain
+
+
+_GLOO = "RuntimeError: [enforce fail at gloo/transport/tcp/device.cc:1] "
+_REQUEST = "ERROR 11-23 10:16:41 [qwen3coder_tool_parser.py:257] "
+_UNREACHED = (
+    "2026-11-23 10:16:41,678 WARNING utils.py:1446 -- Unable to connect to GCS at 192.0.2.4:"
+)
+_DONE = "NCCL WARN NET/IB: Got completion from peer 192.0.2.31<43007> with status=IBV_WC_"
+
+
+@pytest.mark.parametrize(
+    ("log", "id_", "words"),
+    [
+        (f"{_GLOO}rp != nullptr. Unable to find address for: node-9", "gloo-host-name", "node-9"),
+        (f"{_GLOO}ifa != nullptr. Unable to find address for: eth9", "gloo-interface", "eth9"),
+        (f"{_UNREACHED}8265. Check that", "ray-gcs", "dashboard"),
+        (f"{_UNREACHED}6379. Check that", "ray-gcs", "192.0.2.4:6379"),
+        (f"{_DONE}RETRY_EXC_ERR(12) opcode=1 hca mlx5_0", "nccl-error", "mlx5_0"),
+        ("Worker proc W died unexpectedly, exit code: -8", "worker-died", "SIGFPE"),
+        (
+            "ValueError: needs 4 NPUs, but only 2 NPUs are available in the Ray cluster.",
+            "ray-",
+            "4",
+        ),
+        ("RuntimeError: CUDA driver error: device not ready", "cuda-error", "not ready"),
+    ],
+)
+def test_a_class_of_messages_is_read_in_other_words_too(log: str, id_: str, words: str) -> None:
+    found = diagnose_text(log)
+    assert found is not None
+    assert found.id.startswith(id_)
+    assert words in found.cause
+
+
+def test_an_error_of_one_answer_is_no_failure_unless_the_engine_died() -> None:
+    answer = f"{_REQUEST}Error in extracting tool call.\n{_REQUEST}IndexError: out of range"
+    assert diagnose_text(answer) is None
+    assert diagnose_text(f"{answer}\n{PREFIX}EngineDeadError: EngineCore encountered an issue")

@@ -40,6 +40,7 @@ _BELOW_ITS_EXCEPTION = (
     "graph-streams",
 )
 """Readings of what CANN writes below the exception that torch_npu raises for it."""
+_SAYS_WHY_NO_LINK = ("cann-EI0003", "cann-EI0005", "cann-EI0008")
 _PLACEHOLDER = re.compile(r"\{(\d)\}")
 _BLOCK_WITHIN_LINES = 10
 _SECOND_HAND = (Rank.CODE, Rank.WRAPPER)
@@ -172,8 +173,10 @@ def _is_preferred(signature: Signature, reading: Reading) -> bool:
         return reading.rank in _SECOND_HAND
     if signature.id == "bad-config-value":
         return False  # it only repeats the message of another check
-    if reading.reason.id.startswith("cann-") or not signature.symptom:
+    if not signature.symptom:
         return True
+    if reading.reason.id.startswith("cann-"):
+        return not reading.reason.id.startswith(_SAYS_WHY_NO_LINK)
     names_the_address = reading.reason.id.startswith("rendezvous-")
     return not (names_the_address or reading.rank is Rank.CAUSE)
 

@@ -132,6 +132,26 @@ TOPICS: tuple[Topic, ...] = (
         "deterministic",
     ),
     Topic(
+        r"error cqe|err_cqe|retry (?:counter )?exceed",
+        "An RDMA transfer between two NPUs ended with an error (error CQE): the network card sent "
+        "a packet again and again without an answer. The link between the two NPUs loses packets "
+        "or is down, or the process of the peer has ended.",
+        "Find the NPU whose process ended first (its log, `dmesg -T` there). If all run, check "
+        "the link of both NPUs: `hccn_tool -i N -link -g`, `-stat -g` and `-ping -g address "
+        "PEER`, and the switch ports behind them.",
+        id="plog-cqe",
+    ),
+    Topic(
+        r"CMD information \w{1,20} check fail|arguments for collective communication are incons",
+        "Two ranks do not do the same: their collective operations differ in name, size or type "
+        "(HCCL compares them when it sets up a link).",
+        "Start all servers of the group with the same releases, model, recipe and environment "
+        "(`raylaunch plan NAME` shows them for each node), and read the log of the other rank: a "
+        "rank that has failed, or that got another batch, calls another operation.",
+        "deterministic",
+        "plog-ranks-differ",
+    ),
+    Topic(
         r"\b(?:recv|send) fail|ExchangeNotify\w*|rtRet\[228\d{3}\]",
         "The peer closed the connection while the link between the two NPUs was set up: the cause "
         "is in its log.",

@@ -144,7 +144,7 @@ class Life:
         """Whether the server worked on after this line."""
         if self.died >= line and self.died > self.served:
             return False
-        if self.served > line:
+        if self.served > line or _concerns_one_answer(log, line):
             return True
         return self.answered > line and _is_of_a_request(log, line)
 
@@ -186,6 +186,20 @@ def _first_of(log: ServerLog, line: int) -> int:
 
 def _last(text: LogText, pattern: re.Pattern[str]) -> int:
     return max((line for line, _ in text.find(pattern)), default=-1)
+
+
+_ANSWER_MODULE = re.compile(
+    r"^(?:serving_(?:chat|completion|responses)|\w{1,40}_(?:tool|reasoning)_parser)$"
+)
+
+
+def _concerns_one_answer(log: ServerLog, line: int) -> bool:
+    """Whether a module that only forms the answer to one request has logged a line.
+
+    It catches its exception, and the server answers on.
+    """
+    module = _LOGGED_BY.search(log.raw[line], 0, 200)
+    return module is not None and _ANSWER_MODULE.match(module[1]) is not None
 
 
 def _is_of_a_request(log: ServerLog, line: int) -> bool:

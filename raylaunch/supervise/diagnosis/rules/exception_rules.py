@@ -144,8 +144,12 @@ def _missing_in_module(raised: Raised, module: str, name: str) -> Reading:
     top = module.partition(".")[0]
     # Frames of importlib stand between a loader of plug-ins and the plug-in.
     packages = [frame.package for frame in raised.frames if frame.package != "__init__"]
-    caller = next((package for package in packages if package != top), "")
-    if packages[:1] == [top] or not caller:
+    # A package that loads its names when they are asked for raises in its own __getattr__.
+    lazy = any(frame.function == "__getattr__" for frame in raised.frames)
+    # `<string>` and `<stdin>` are scripts without a name.
+    others = [package for package in packages if package != top and package[:1] != "<"]
+    caller = next(iter(others), "calling program" if lazy else "")
+    if not lazy and (packages[:1] == [top] or not caller):
         cause = (
             f"The module `{module}` of {top} has no `{name}` that {top}'s own code uses: files of "
             "two releases lie in one folder (an older compiled module beside newer Python code, "
@@ -158,11 +162,12 @@ def _missing_in_module(raised: Raised, module: str, name: str) -> Reading:
         )
     else:
         cause = (
-            f"The installed {top} has no `{module}.{name}` that {caller} uses: their releases do "
-            "not belong together."
+            f"The installed {top} has no `{module}.{name}` that {'' if others else 'the '}{caller} "
+            "uses: their releases do not belong together."
         )
+        shown = " ".join([top, *others[:1]])
         remedy = (
-            f"Install the {top} release that this {caller} needs (`pip show {top} {caller}`), or "
+            f"Install the {top} release that this {caller} needs (`pip show {shown}`), or "
             f"{top} again if it is that one: it may be half installed"
         )
     remedy += "; or use the release's container image."

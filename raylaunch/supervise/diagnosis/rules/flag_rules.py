@@ -101,8 +101,19 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             "--help=all` on the node lists the flags of this release.",
         )
     yield from _read_pydantic(log)
+    yield from _read_budget(log)
+    yield from _read_fields(log)
+
+
+def _read_fields(log: ServerLog) -> Iterator[Reading]:
+    """Read the fields that pydantic refused: of an option, or of a checkpoint's description."""
     for line, match in log.errors.find(_FIELD):
         owner, field, message = match.groups()
+        if _OF_A_CHECKPOINT.search(field):
+            yield _quant_field(
+                line, field, f"{message}{_got(''.join(log.cleaned[line + 2 : line + 3]))}"
+            )
+            continue
         yield Reading(
             reason(
                 "bad-config-value",
@@ -115,6 +126,33 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             ),
             line,
         )
+
+
+# Fields of `quantization_config` as compressed-tensors describes them (quant_args.py, config).
+_OF_A_CHECKPOINT = re.compile(
+    r"(?:^|\.)(?:block_structure|group_size|actorder|observer(?:_kwargs)?|num_bits|config_groups|"
+    r"kv_cache_scheme|sparsity_config|sparsity_structure|global_sparsity_ratio|transform_config|"
+    r"quantization_status|scale_dtype|zp_dtype|input_activations|output_activations)\b"
+)
+
+
+def _quant_field(line: int, field: str, said: str) -> Reading:
+    """Read that the description of a checkpoint's quantisation is of another release."""
+    return Reading(
+        reason(
+            "bad-config-value",
+            f"The checkpoint's `quantization_config` has a value of `{field}` that the installed "
+            f"compressed-tensors does not take: {shorten(said, 200)}. The checkpoint was written "
+            "by a newer (or much older) llm-compressor.",
+            "Use a newer release of vLLM with the compressed-tensors that it names (`pip show "
+            "vllm`, `pip check`), or the release that the model card names; or write the "
+            "checkpoint again with the llm-compressor of this vLLM's time.",
+            "pydantic; compressed-tensors quant_args.py",
+            "deterministic",
+        ),
+        line,
+        certain=False,
+    )
 
 
 def _unrecognised(line: int, flag: str, rest: str) -> Reading:
@@ -160,6 +198,30 @@ def _read_parser(log: ServerLog) -> Iterator[Reading]:
             f"The command lacks arguments that it needs: {match[1].strip()}.",
             "Give them under `args` (the model by `model.path`); `vllm serve --help=all` on the "
             "node shows the command's form.",
+        )
+
+
+_BUDGET = re.compile(
+    r"(max_num_(?:scheduled|batched)_tokens) is set to (-?\d{1,9}), which does not allow"
+)
+
+
+def _read_budget(log: ServerLog) -> Iterator[Reading]:
+    """Read that the tokens of a step are used up by those that are drafted for each sequence."""
+    for line, match in log.errors.find(_BUDGET):
+        yield Reading(
+            reason(
+                "config-refused",
+                f"No tokens are left to schedule in a step ({match[1]} is {match[2]}): speculative "
+                "decoding reserves its drafted tokens for each of `max-num-seqs` sequences, and "
+                "together they need more than `max-num-batched-tokens`.",
+                "Raise `args.max-num-batched-tokens` above max-num-seqs times the drafted tokens, "
+                "or lower `args.max-num-seqs` or `num_speculative_tokens` in "
+                "`features.speculative`.",
+                "vllm/config/vllm.py; vllm#50708",
+                "deterministic",
+            ),
+            line,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
@@ -33,15 +33,20 @@ _RPC = re.compile(r"RPC call to (\w{1,60}) timed out")
 def read_hangs(log: ServerLog) -> Iterator[Reading]:
     """Yield the time-outs of collective operations and of calls to workers."""
     yield from _repeated_notices(log)
+    yield from _compiled_meanwhile(log)
     yield from _unanswered_calls(log)
     yield from _gloo_waits(log)
-    ranks = {match[1] for _, match in log.errors.find(_WATCHDOG)}
-    for line, match in log.errors.find(_WATCHDOG):
+    timeouts = list(log.errors.find(_WATCHDOG))
+    ranks = {match[1] for _, match in timeouts}
+    steps = _different_steps([match for _, match in timeouts])
+    for line, match in timeouts:
         waits = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(sorted(ranks, key=int))}"
         yield _waits(
             line,
             f"Hang in a collective operation: {waits} waited {int(match[5]) // 1000} s in "
-            f"{match[4]} (number {match[3]}, {match[2]}) for ranks that did not take part.",
+            f"{match[4]} (number {match[3]}, {match[2]}) for ranks that did not take part."
+            f"{steps}",
+            _EXPERTS if match[4] == "BROADCAST" else "",
         )
     yield from _stuck_watchdogs(log)
     for line, match in log.errors.find(_NO_INPUT):
@@ -59,6 +64,25 @@ def read_hangs(log: ServerLog) -> Iterator[Reading]:
             f"Hang in a collective operation: {chip} waited{limit} (fftsplus, HCCL_EXEC_TIMEOUT) "
             "for a peer that did not take part: it died, hangs, or its link lost the message.",
         )
+
+
+# The exchange `naive` of experts sends the tokens of each rank by a broadcast.
+_EXPERTS = "With data-parallel experts choose another `args.all2all-backend` than naive first. "
+
+
+def _different_steps(timeouts: Sequence[re.Match[str]]) -> str:
+    """Return a sentence on ranks that wait in different operations; "" if all are in one."""
+    numbers: dict[str, int] = {}
+    for match in timeouts:
+        numbers.setdefault(match[1], int(match[3]))
+    first, last = min(numbers.values(), default=0), max(numbers.values(), default=0)
+    if first == last:
+        return ""
+    late = sorted((rank for rank, number in numbers.items() if number == first), key=int)
+    return (
+        f" Rank {', '.join(late)} waits in number {first}, others in up to {last}: if they are "
+        "of one group, they do not run the same steps."
+    )
 
 
 def _stuck_watchdogs(log: ServerLog) -> Iterator[Reading]:
@@ -121,6 +145,43 @@ def _repeated_notices(log: ServerLog) -> Iterator[Reading]:
         rank=Rank.HINT if rpc else Rank.HANG,
         certain=False,
     )
+
+
+_JIT = re.compile(r"JIT compilation during inference: (\w{2,120})")
+_JIT_LINES = 40
+
+
+def _compiled_meanwhile(log: ServerLog) -> Iterator[Reading]:
+    """Read that a worker compiled a kernel in a request, and the engine did not wait for it."""
+    calls = list(log.errors.find(_RPC))
+    kernels = [(line, match[1]) for line, match in log.warnings.find(_JIT)] if calls else []
+    served = read_life(log).served if kernels else -1
+    for line, match in calls:
+        compiled = [
+            (each, name)
+            for each, name in kernels
+            if served <= each < line and log.numbers[line] - log.numbers[each] <= _JIT_LINES
+        ]
+        if not compiled:
+            continue
+        kernel = compiled[-1][1]
+        yield Reading(
+            reason(
+                "compiled-while-serving",
+                f"A worker was compiling a kernel ({kernel}) for a request when the engine's call "
+                f"to `{match[1]}` timed out: this shape was not met in the warm-up, and the "
+                "compilation took longer than the engine waits.",
+                "Raise `env.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS` (300 by default) above the time of "
+                "a compilation; keep the compiled kernels over restarts (`env.VLLM_CACHE_ROOT`, "
+                "TRITON_CACHE_DIR on a volume), and send requests of such sizes after a start, "
+                "before clients do.",
+                "vLLM jit_monitor.py, multiproc_executor.py",
+                "transient",
+            ),
+            line,
+            certain=False,
+        )
+        return
 
 
 def _gloo_waits(log: ServerLog) -> Iterator[Reading]:
@@ -192,13 +253,13 @@ _BY_HCCL = (
 )
 
 
-def _waits(line: int, cause: str) -> Reading:
+def _waits(line: int, cause: str, first: str = "") -> Reading:
     by_library = _BY_NCCL if ", NCCL)" in cause else _BY_HCCL
     return Reading(
         reason(
             "collective-timeout",
             cause,
-            "The rank without such a line, or whose log stops first, is the likely cause: "
+            f"{first}The rank without such a line, or whose log stops first, is the likely cause: "
             f"{by_library} A longer time-out only delays the end.",
             "torch_npu watchdog; vllm-ascend#16646, #382",
             "transient",

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks
 
 # hccl_socket_manager.cc prints one row per link below LINK_ERROR_INFO:
 # | dest_ip(user_rank) | dest_port | src_ip(user_rank) | src_port | MyRole | Status | TlsStatus |
+# comm_base.cc of CANN 8.0 and before prints it without ports and TLS.
 _LINK = re.compile(
-    r"\| {0,8}([\da-fA-F.:]{3,45})\((\d{1,6})\) {0,8}\| {0,8}(\d{1,10}) {0,8}"
-    r"\| {0,8}([\da-fA-F.:]{3,45})\((\d{1,6})\) {0,8}\| {0,8}\d{1,10} {0,8}"
-    r"\| {0,8}(\w{1,12}) {0,8}\| {0,8}([\w ]{1,24}?) {0,8}\|(?: {0,8}(\w{1,16}) {0,8}\|)?"
+    r"\| {0,8}([\da-fA-F.:]{3,45})\((\d{1,6})\) {0,8}\|(?: {0,8}(\d{1,10}) {0,8}\|)?"
+    r" {0,8}([\da-fA-F.:]{3,45})\((\d{1,6})\) {0,8}\|(?: {0,8}\d{1,10} {0,8}\|)?"
+    r" {0,8}(\w{1,12}) {0,8}\| {0,8}([\w ]{1,24}?) {0,8}\|(?: {0,8}(\w{1,16}) {0,8}\|)?"
 )
 # EI0002 and fftsplus name the rank that did not answer.
 _REMOTE_RANK = re.compile(
@@ -28,6 +30,8 @@ _TRANSPORT = re.compile(
     r"(?:dst_rank|remoteRank)\[(\d{1,6})\][^\n]{0,80}?"
     r"remote(?:_ip_addr|IpAddr)\[([\da-fA-F.:/%]{3,60})\]"
 )
+# Blocks that say why the link below them could not be made: other parameters or versions.
+_TOLD_BY_THEIR_BLOCK = ("EI0003", "EI0005", "EI0008")
 _ONE_SIDED = re.compile(
     r"Failed to invoke (HcclBatch(?:Get|Put))[^\n]{0,80}|"
     r"(HcclBatch(?:Get|Put)): HcclException[^\n]{0,200}"
@@ -36,7 +40,7 @@ _ONE_SIDED = re.compile(
 # failure of the cluster (fault guide of hcomm).
 _LOCATED = re.compile(
     r"Cluster Exception Location\[IP/ID\]:\[([\w.:%-]{3,60})/(\d{1,6})\]"
-    r"(?:, Arrival Time:\[([^\]\n]{1,40})\])?"
+    r"(?:, Arrival Time:\[([^\]\n]{1,40})\])?(?:, Discoverer:\[[^\]\n]{1,80}\])?"
     r"(?:, ExceptionType:\[([^\]\n]{1,60})\])?(?:, Possible Reason:([^\n]{1,200}))?"
 )
 _LOCATED_REMEDIES = (
@@ -70,7 +74,7 @@ def read_hccl(log: ServerLog) -> Iterator[Reading]:
     rows = list(log.errors.find(_LINK))
     if rows:
         yield _links(rows)
-    transports = list(log.errors.find(_TRANSPORT))
+    transports = _unexplained_transports(log)
     ranks_of: dict[str, set[str]] = {}
     for _, match in transports:
         ranks_of.setdefault(match[4], set()).add(match[3])
@@ -84,6 +88,16 @@ def read_hccl(log: ServerLog) -> Iterator[Reading]:
     ranks = list(log.errors.find(_REMOTE_RANK))
     if ranks:
         yield _waited_for(log, ranks)
+
+
+def _unexplained_transports(log: ServerLog) -> list[tuple[int, re.Match[str]]]:
+    """Return the links that failed for no reason that the block around them gives."""
+    found = list(log.errors.find(_TRANSPORT))
+    if not found:
+        return []
+    blocks = [block for block in find_blocks(log) if block.code in _TOLD_BY_THEIR_BLOCK]
+    told = {line for block in blocks for line in block.lines}
+    return [each for each in found if each[0] not in told]
 
 
 def _located(log: ServerLog, line: int, match: re.Match[str]) -> Reading:
@@ -118,9 +132,10 @@ def _links(rows: Sequence[tuple[int, re.Match[str]]]) -> Reading:
     shown = ", ".join(peer for peer, _ in peers.most_common(_SHOWN))
     more = f" and {len(peers) - _SHOWN} more" if len(peers) > _SHOWN else ""
     tls = f"; TLS of this end: {first[8]}" if first[8] else ""
+    port = f" on NPU port {first[3]}" if first[3] else ""
     cause = (
         f"HCCL could not set up the link from NPU address {first[4]} (rank {first[5]}) to {shown}"
-        f"{more}: {first[7]} on NPU port {first[3]}{tls}. The other end did not start in time, is "
+        f"{more}: {first[7]}{port}{tls}. The other end did not start in time, is "
         "in another network, its link is down, or its TLS switch differs."
     )
     return Reading(

@@ -9,7 +9,11 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.error_codes import find_number
 from raylaunch.supervise.diagnosis.rules.network_rules import PEER
-from raylaunch.supervise.diagnosis.rules.tables.mooncake_errors import MOONCAKE, OF_THE_SETUP
+from raylaunch.supervise.diagnosis.rules.tables.mooncake_errors import (
+    GUESSED,
+    MOONCAKE,
+    OF_THE_SETUP,
+)
 from raylaunch.supervise.diagnosis.signatures import Kind
 
 GLOG_KV = re.compile(
@@ -307,7 +311,7 @@ def _mooncake(line: int, text: str, said: str, covers: frozenset[int], closed: s
     known_errno = refused is not None and int(refused[2]) in _REGISTER_ERRNO
     again: Kind = "deterministic" if known_errno or kind.name in OF_THE_SETUP else "transient"
     told = reason(kind.name, cause, remedy, "Mooncake's error lines", again)
-    return Reading(told, line, covers=covers)
+    return Reading(told, line, covers=covers, certain=kind.name not in GUESSED)
 
 
 def _unregistered(said: re.Match[str], cause: str, remedy: str) -> tuple[str, str]:

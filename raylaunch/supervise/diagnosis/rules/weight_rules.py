@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
@@ -84,6 +85,28 @@ def read_weights(log: ServerLog) -> Iterator[Reading]:
         if reading := _other_size(raised) or _no_json(raised):
             yield reading
     yield from _no_json_in_pydantic(log)
+    yield from _through_transformers(log)
+
+
+_FALLBACK = re.compile(
+    r"There is no module or parameter named '([\w.]{1,200})' in (Transformers\w{0,60})"
+)
+
+
+def _through_transformers(log: ServerLog) -> Iterator[Reading]:
+    """Read that vLLM has no class of its own for the model, and transformers' class is another."""
+    for line, match in log.errors.find(_FALLBACK):
+        yield _found(
+            line,
+            "weights-mismatch",
+            f"This release of vLLM has no class of its own for the model: it runs it through "
+            f"transformers ({match[2]}), which does not know the tensor `{match[1]}` of the "
+            "checkpoint (a part for images or audio, or a new kind of layer).",
+            "Use a newer release of vLLM that lists the architecture in config.json (the one that "
+            "the model card names), with the transformers that it names; until then serve another "
+            "model.",
+            certain=False,
+        )
 
 
 def _missing_file(line: int, path: str) -> Reading | None:
@@ -195,12 +218,19 @@ def _no_json_in_pydantic(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_PYDANTIC_JSON):
         found = _NOT_JSON.search(match[0])
         if found is not None:
-            yield _broken_json(line, found)
+            # Another class may have been given JSON by an option.
+            broken = _broken_json(line, found)
+            yield replace(broken, certain="ModelConfig" in match[0])
 
 
 _PYDANTIC_JSON = re.compile(
-    r"validation errors? for ModelConfig\n[^\n]{0,40}Value error, [^\n]{0,300}"
+    r"validation errors? for \w{1,40}Config\n[^\n]{0,40}Value error, [^\n]{0,300}"
 )
+
+
+_LINE_OF_JSON = re.compile(r"line (\d{1,9}) column")
+_FIRST_LINES = 3
+"""An empty file, a page of HTML or a Git LFS pointer fails in its first lines."""
 
 
 def _broken_json(line: int, found: re.Match[str]) -> Reading:
@@ -216,6 +246,18 @@ def _broken_json(line: int, found: re.Match[str]) -> Reading:
             certain=False,
         )
     path = f" {found[1]}" if found[1] else " in the model's folder"
+    place = _LINE_OF_JSON.search(found[0])
+    if place is not None and int(place[1]) > _FIRST_LINES:
+        return _found(
+            line,
+            "model-file-broken",
+            f"A JSON file{path} (config.json, quantize_config.json, tokenizer or processor) has a "
+            f"mistake at its line {place[1]} ({shorten(found[0], 100)}): a comma too many before a "
+            "closing bracket, as some tools write it, or the rest of the file is missing.",
+            "Run `python -m json.tool FILE` on each *.json under `model.path` on this node: it "
+            f"names the file. Correct its line {place[1]} (remove the comma), or download it "
+            "again; write it again with a newer release of the tool that made it.",
+        )
     return _found(
         line,
         "model-file-broken",

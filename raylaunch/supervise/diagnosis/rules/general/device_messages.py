@@ -55,6 +55,12 @@ _MESSAGES: tuple[_Message, ...] = (
         "deterministic",
     ),
     _Message(
+        r"device not ready",
+        "the driver did not carry out a call on the device's memory",
+        "Otherwise read `dmesg -T` for an error of the driver, and use a newer driver.",
+        "deterministic",
+    ),
+    _Message(
         r"CUBLAS_STATUS_(?:NOT_INITIALIZED|ALLOC_FAILED)",
         "cuBLAS could not get memory for its workspace, or a call before it had failed",
         "Lower `args.gpu-memory-utilization`; otherwise `env.CUDA_LAUNCH_BLOCKING: 1` shows the "
@@ -268,8 +274,9 @@ def read_device_messages(log: ServerLog) -> Iterator[Reading]:
         if "out of memory" in said and next(log.warnings.find(_UNPINNED), None):
             yield _unpinned(line, said)
             continue
+        first = _SEGMENTS if "driver error" in match[0] and _REFUSED.search(said) else ""
         verb = "Set" if any(": " in each for each in options) else "Change or leave out"
-        first = f"{verb} {' or '.join(options)} first. " if options else ""
+        first += f"{verb} {' or '.join(options)} first. " if options else ""
         check, beyond = _assertion(log, line) if "assert" in said else ("", "")
         yield Reading(
             reason(
@@ -282,6 +289,16 @@ def read_device_messages(log: ServerLog) -> Iterator[Reading]:
             line,
             certain=False,
         )
+
+
+_REFUSED = re.compile(r"out of memory|not ready|not supported|invalid argument")
+# torch checks the calls of the driver's own interface with these words (C10_CUDA_DRIVER_CHECK):
+# those of expandable segments.
+_SEGMENTS = (
+    "If `nvidia-smi` shows free memory, and always under WSL2, set `env.PYTORCH_CUDA_ALLOC_CONF: "
+    "expandable_segments:False`: the driver refuses the calls that expandable segments make "
+    "there. "
+)
 
 
 def _unpinned(line: int, said: str) -> Reading:

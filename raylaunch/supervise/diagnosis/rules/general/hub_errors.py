@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.exit_reasons import ExitReason
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.survival import read_life
 
 _OFFLINE = re.compile(
     r"OfflineModeIsEnabled\b(?:: Cannot reach (https?://[^\s:]{1,200}))?|"
@@ -29,9 +30,46 @@ _MODELSCOPE = re.compile(r"modelscope")
 _NEAR_LINES = 6
 
 
+_THROWN = re.compile(
+    r"^'([^\n]{3,400}?)' thrown while requesting (?:HEAD|GET|POST) https?://([\w.-]{3,80})/",
+    re.MULTILINE,
+)
+_TRACEBACK = re.compile(r"^Traceback \(most recent call last\)", re.MULTILINE)
+
+
+def _read_broken_requests(log: ServerLog) -> Iterator[Reading]:
+    """Yield the host whose answers broke off, where no retry helped."""
+    found = next(iter(log.errors.find(_THROWN)), None)
+    if found is None:
+        return
+    line, match = found
+    failed = any(each > line for each, _ in log.errors.find(_TRACEBACK))
+    if not failed or read_life(log).progressed > line:
+        return
+    host = match[2]
+    yield Reading(
+        reason(
+            "hub-unreachable",
+            f"The model hub {host} cannot be reached from this node ({shorten(match[1], 120)}): a "
+            "firewall, a proxy or the way to it breaks the connection, and vLLM asks it for files "
+            "of the model.",
+            "Copy the model to the node and give its folder as `model.path` with "
+            "`env.HF_HUB_OFFLINE: 1`; or use a mirror or proxy that the node reaches "
+            f"(`env.HF_ENDPOINT`, `env.https_proxy`; `curl -I https://{host}` in the container "
+            "shows whether it does).",
+            "huggingface_hub _http.py",
+            "deterministic",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
 def read_hub_errors(log: ServerLog) -> Iterator[Reading]:
     """Yield the hub's answers: offline by a switch, or no such repository."""
     yield from _read_bad_names(log)
+    yield from _read_broken_requests(log)
     for line, match in log.errors.find(_OFFLINE):
         asked = _repository(match[1] or match[2] or "") or _near(log, line)
         named = f" `{asked}`" if asked else ""

@@ -47,6 +47,7 @@ def read_nccl_lines(log: ServerLog) -> Iterator[Reading]:
         yield from _read_phrases(log)
         return
     if not any(True for _ in log.errors.find(_FAILED)):
+        yield from _broken_transfers(log, warnings)
         yield from _repeated(log, warnings)
         return
     line, match = next(
@@ -152,6 +153,46 @@ def _read_nvshmem(log: ServerLog) -> Iterator[Reading]:
         lines[0][0],
         covers=frozenset(line for line, _ in lines),
         certain=False,
+    )
+
+
+_COMPLETION = re.compile(
+    r"Got completion from peer \[?([\w.:%-]{3,60})\]?<\d{1,5}> with status=(?:IBV_WC_)?(\w{2,40})"
+    r"[^\n]{0,300}?(?:hca (\S{1,40}))?$"
+)
+
+
+def _broken_transfers(log: ServerLog, warnings: Sequence[_Found]) -> Iterator[Reading]:
+    """Yield a transfer over RDMA that the card reports as failed: its ranks wait for ever."""
+    failed = [(line, found) for line, match in warnings if (found := _COMPLETION.search(match[1]))]
+    if not failed or read_life(log).progressed > failed[-1][0]:
+        return
+    line, found = failed[0]
+    card = f" on the card {found[3]}" if found[3] else ""
+    cause, remedy, kind = _rdma(f"the transfer to {found[1]}{card} ended with {found[2]}")
+    yield Reading(
+        reason(
+            "nccl-error",
+            f"{cause}; the ranks wait for it without end.",
+            remedy,
+            "NCCL's warnings",
+            kind,
+        ),
+        line,
+        covers=frozenset(each for each, _ in warnings),
+        certain=False,
+    )
+
+
+def _rdma(said: str) -> tuple[str, str, Kind]:
+    return (
+        f"RDMA failed inside NCCL: {said}",
+        (
+            "Check the card (`ibv_devinfo`, `ibstat`, `ulimit -l`, the GID index), name "
+            "the right one with `env.NCCL_IB_HCA` and NCCL_IB_GID_INDEX, or go over TCP with "
+            "`env.NCCL_IB_DISABLE: 1`. Both ends need the same NCCL, driver, firmware and MTU."
+        ),
+        "transient",
     )
 
 

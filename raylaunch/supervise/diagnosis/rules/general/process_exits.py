@@ -54,6 +54,17 @@ _MEANINGS = {
             "share that holds the model."
         ),
     ),
+    8: (
+        (
+            "crashed in native code (SIGFPE: a whole number was divided by zero), so it was not "
+            "killed for memory"
+        ),
+        (
+            "`env.PYTHONFAULTHANDLER: 1` shows the call at the next crash, `dmesg -T` the library. "
+            "Use a newer release or image of vLLM; until then start with `args.enforce-eager: "
+            "true`, another `args.attention-backend`, or other parallel sizes."
+        ),
+    ),
     4: (
         "ran an instruction that this processor does not have (SIGILL)",
         (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.signatures import Kind
+from raylaunch.supervise.diagnosis.survival import read_life
 
 _LOGS = "under /tmp/ray/session_latest/logs on its node"
 
@@ -149,18 +151,24 @@ _GCS = re.compile(
     r"GCS (?:server )?at)[^\n]{0,60}?(?:address:? ?|at )[`']?((?:\d{1,3}\.){3}\d{1,3}|"
     r"[\w.-]{1,80}):(\d{2,5})"
 )
-_JOINED = re.compile(r"Ray runtime started|Received notification for node|View the dashboard at")
+_JOINED = re.compile(
+    r"Ray runtime started|Received notification for node|View the dashboard at|"
+    r"Connected to Ray cluster"
+)
 
 
 def read_ray_messages(log: ServerLog) -> Iterator[Reading]:
     """Yield what Ray's own exceptions and messages mean, the first of each."""
     for line, match in log.errors.find(_TOO_FEW):
         yield _too_few(line, *match.groups())
+    for line, match in log.errors.find(_ASKED):
+        yield _too_few(line, match[2], match[3], match[1])
     yield from _too_few_for_groups(log)
     joined = max((line for line, _ in log.everything.find(_JOINED)), default=-1)
     for line, match in log.errors.find(_GCS):
         if line > joined:
             yield _no_head(line, match[1], match[2])
+    yield from _warned_of_head(log, joined)
     for message in _MESSAGES:
         found = next(iter(log.errors.find(re.compile(message.words))), None)
         if found is None:
@@ -237,6 +245,13 @@ _TOO_FEW = re.compile(
 )
 
 
+_ASKED = re.compile(
+    r"\b(?:[Rr]equested|[Rr]equires?|[Nn]eeds?|[Aa]sked for) (\d{1,5}) (GPU|NPU|device)s?"
+    r"\b[^\n]{0,30}? only (\d{1,5})(?: (?:GPU|NPU|device)s?)? (?:(?:are|is) )?available in "
+    r"(?:the|this) (?:Ray )?cluster"
+)
+
+
 def _too_few(line: int, device: str, there: str, wanted: str) -> Reading:
     none = float(there) == 0
     why = (
@@ -298,7 +313,42 @@ def ask_less(device: str) -> str:
     )
 
 
+def _warned_of_head(log: ServerLog, joined: int) -> Iterator[Reading]:
+    """Read Ray's warning that it cannot reach the head, in a log that ends with it."""
+    found = [line for line, _ in log.warnings.find(_GCS)]
+    if not found or found[-1] < joined or read_life(log).progressed > found[-1]:
+        return
+    for line, match in log.warnings.find(_GCS):
+        if line == found[-1]:
+            yield replace(_no_head(line, match[1], match[2]), rank=Rank.HINT, certain=False)
+
+
+# Ports of other services, which do not speak the GCS's protocol (gRPC).
+_OTHER_PORTS = {
+    "80": "that of HTTP (an ingress or a proxy)",
+    "443": "that of HTTPS (an ingress or a proxy)",
+    "8265": "that of Ray's dashboard",
+    "10001": "that of Ray Client (ray://)",
+    "8000": "that of Ray Serve or vLLM",
+}
+
+
 def _no_head(line: int, host: str, port: str) -> Reading:
+    if other := _OTHER_PORTS.get(port):
+        return Reading(
+            reason(
+                "ray-gcs",
+                f"Ray's head (GCS) does not answer at {host}:{port}: port {port} is usually "
+                f"{other}, and the GCS has a port of its own (6379 by default), over plain TCP.",
+                f"Give the head's own address and the port of its GCS (`ray start --address "
+                f"{host}:6379`; `ss -ltnp | grep gcs` on the head shows it). In Kubernetes use "
+                "the Service of the head (TCP 6379), not an ingress, which passes HTTP only.",
+                "Ray",
+                "deterministic",
+            ),
+            line,
+            certain=False,
+        )
     return Reading(
         reason(
             "ray-gcs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
@@ -15,6 +16,7 @@ _PORT = re.compile(
     r"\('[^'\n]{0,60}', (\d{2,5})\)|[Pp]ort (?:is )?(\d{2,5})\b"
 )
 _BEFORE_LINES = 14
+_AFTER_LINES = 6
 
 
 class _Asker(NamedTuple):
@@ -87,7 +89,12 @@ _ASKERS: tuple[_Asker, ...] = (
 def read_taken_ports(log: ServerLog) -> Iterator[Reading]:
     """Yield a port in use whose owner is known by the lines around."""
     for line, _ in log.errors.find(_IN_USE):
-        text = "\n".join(log.cleaned[max(0, line - _BEFORE_LINES) : line + 1])
+        # Reports also quote the exception first and its frames below, which are indented.
+        below = takewhile(
+            str.isspace, (each[:1] for each in log.cleaned[line + 1 : line + 1 + _AFTER_LINES])
+        )
+        end = line + 1 + sum(1 for _ in below)
+        text = "\n".join(log.cleaned[max(0, line - _BEFORE_LINES) : end])
         asker = next((each for each in _ASKERS if re.search(each.words, text)), None)
         found = _PORT.search(log.cleaned[line])
         if asker is None:

@@ -80,6 +80,19 @@ def _moved_module(line: int, name: str, top: str, caller: str) -> Reading:
     )
 
 
+def _moved_in_vllm(line: int, name: str, caller: str) -> Reading:
+    who = f"the package {caller}" if caller else "the program that starts vLLM, or a plug-in"
+    return found_library(
+        line,
+        "versions-differ",
+        f"The installed vllm has no module `{name}`: {who} was made for another release of "
+        "vLLM, in which that module had this place.",
+        f"Use a newer release of {caller or 'that program or plug-in'} that knows this vLLM, or "
+        "install the vLLM that it names (`pip show vllm`, `pip check`); for vllm-ascend the pair "
+        "of its table of versions, or the release's image.",
+    )
+
+
 def _module(line: int, name: str, caller: str) -> Reading:
     top = name.partition(".")[0]
     if re.fullmatch(r"vllm\._\w{0,20}C|vllm_ascend\.(?:\w{0,20}_C|_build_info|_version)", name):
@@ -92,6 +105,8 @@ def _module(line: int, name: str, caller: str) -> Reading:
             "and start from another directory than its source folder.",
         )
     if name != top and top in ("vllm", "vllm_ascend", "transformers", "torch_npu", "ray"):
+        if top == "vllm" and caller not in ("vllm", "vllm_ascend"):
+            return _moved_in_vllm(line, name, caller)
         other = "vllm-ascend" if top == "vllm" else "vLLM"
         return found_library(
             line,

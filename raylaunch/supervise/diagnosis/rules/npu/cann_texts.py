@@ -32,9 +32,14 @@ TEXTS: tuple[Text, ...] = (
         "multiplies the sequences), or use a newer release of CANN and vllm-ascend.",
     ),
     Text(
-        r"support for Ascend\w{1,20} is not implemented",
+        r"support for Ascend\w{1,20} is not implemented|"
+        r"(?:[Oo]p(?:erator)?|kernel) \w{2,80} (?:is |does )?not support\w{0,3} (?:the |this )?"
+        r"(?:soc|chip|npu)",
         "An operator of this build has no kernel for this NPU",
-        "Use a build of CANN, its kernels and the program for this chip (`npu-smi info`).",
+        "Use a build or image of CANN, its kernels and the program for this chip (`npu-smi "
+        "info`); operators that were added (vendors below opp, a package of custom operators) "
+        "must be built for it, too. For an operator of MoE (Moe..., dispatch, combine) "
+        "`parallel.expert: false` does without until then.",
     ),
     Text(
         r"is (?:a )?null ?pt?r|is null\b|is required, but|(?:should|must|can) ?not be null",

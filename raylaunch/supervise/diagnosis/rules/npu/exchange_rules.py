@@ -16,7 +16,10 @@ _SERVER = re.compile(r"topo exchange server get socket timeout|need connect rank
 _CAME = re.compile(r"total connected num is ?\[(\d{1,6})\]")
 _WANTED = re.compile(r"need connect rankNum is ?\[(\d{1,6})\]")
 _RANKS = re.compile(r"connected rankinfo\[LINE \d{1,4}\]: ?((?:\[\d{1,20}\],?){1,64})")
-_UNCONNECTED = re.compile(r"unconnected ranks?:? ?[\"'\[ ]{0,4}(\d{1,6}(?:, ?\d{1,6}){0,255})")
+_UNCONNECTED = re.compile(
+    r"(?:unconnected ranks?:? ?[\"'\[ ]{0,4}|Failed to connect agents?:? ?\[)"
+    r"(\d{1,6}(?:, ?\d{1,6}){0,255})"
+)
 _SHOWN = 8
 _REMEDY = (
     "Check that `network.interface` is right on every node (`raylaunch plan` shows HCCL_IF_IP), "

@@ -46,6 +46,15 @@ MEANINGS: tuple[Meaning, ...] = (
         "`args.enforce-eager: true` for compiled kernels; else a newer device.",
     ),
     Meaning(
+        name="property-read-only",
+        words=r"property '\w{1,80}' of '\w{1,80}Config' object has no setter",
+        cause="A configuration class of transformers (or of the model's own code) does not let "
+        "one of its properties be set, and other code sets it: releases that do not belong "
+        "together, or a defect of this transformers",
+        remedy="Install another transformers within the range that this vLLM names (`pip show "
+        "vllm`), its next patch release first, or the one that the model card names.",
+    ),
+    Meaning(
         name="memory-short",
         types=("MemoryError",),
         words=r"[Oo]ut of memory|\bOOM\b|[Nn]ot enough (?:\w{1,20} )?memory|[Ii]nsufficient memory|"

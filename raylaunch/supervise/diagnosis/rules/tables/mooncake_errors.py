@@ -15,6 +15,8 @@ class MooncakeError(NamedTuple):
 
 
 OF_THE_SETUP = ("mooncake-rdma", "mooncake-nvlink")
+GUESSED = ("mooncake-transfer", "mooncake-versions")
+"""Read from what is not said: no other kind fits, or calls are not understood (Mooncake#2579)."""
 # The first that fits counts.
 MOONCAKE = (
     MooncakeError(
@@ -36,8 +38,29 @@ MOONCAKE = (
         "`ascend`); read the peer's log.",
     ),
     MooncakeError(
+        (r"invalid rpc arg|function not registered|unknown rpc|rpc_?version|protocol version",),
+        "mooncake-versions",
+        "The Mooncake master{where} does not understand the calls of this client: master and "
+        "client are of different releases of Mooncake, whose messages differ.",
+        "Install one release of Mooncake for the master and all clients (`pip list | grep -i "
+        "mooncake` on each node and in each image), and restart the master, then the servers.",
+    ),
+    MooncakeError(
         (
-            r"master_client|mount_segment|master|create client",
+            r"failed to (?:\w{3,6} )?(?:put|get|query|exist|remove)|(?:put|get) operation",
+            r"rpc|timed out|refused|connect|retries",
+        ),
+        "mooncake-master",
+        "A call of the Mooncake store to its master{where} failed: the master has ended or was "
+        "restarted, is not reachable, or is overloaded.",
+        "Check that `mooncake_master` runs, and that its port is reachable from this node (`nc -vz "
+        "MASTER 50051`; `master_server_address` in mooncake.json: an address that all nodes reach, "
+        "not 0.0.0.0 or localhost). A client whose connection was closed needs a restart of its "
+        "server.",
+    ),
+    MooncakeError(
+        (
+            r"master_client|mount[_ ]?segment|master|create client",
             r"rpc|timed out|refused|connect|retries",
         ),
         "mooncake-master",
