@@ -27,7 +27,7 @@ import yaml
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, diagnose_text
 
 FOLDER = Path(__file__).parent.parent / "data" / "diagnose"
-RIGHT_FLOOR = 0.98
+RIGHT_FLOOR = 0.998
 UNDECIDED = ("unknown", "no-evidence", "unexplained-errors")
 
 

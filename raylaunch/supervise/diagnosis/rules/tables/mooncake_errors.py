@@ -49,6 +49,8 @@ MOONCAKE = (
         (
             r"failed to (?:\w{3,6} )?(?:put|get|query|exist|remove)|(?:put|get) operation",
             r"rpc|timed out|refused|connect|retries",
+            # A call may also fail because the metadata server does not answer.
+            r"(?s)^(?!.*(?:metadata|etcd))",
         ),
         "mooncake-master",
         "A call of the Mooncake store to its master{where} failed: the master has ended or was "
