@@ -178,13 +178,13 @@ def costs(found: Mapping[str, Any]) -> str:
     used = statistics.median(found["scrape_s"]) / PERIOD_S
     many_ms = [1000 * one for one in found["many"]]
     return (
-        f"A scrape of two idle servers took {spread(scrape_ms, 0)} ms of CPU time of the controller "
-        f"and the agents together (windows with and without scrapes took turns, "
+        f"A scrape of two idle servers took {spread(scrape_ms, 0)} ms of CPU time of the "
+        f"controller and the agents together (windows with and without scrapes took turns, "
         f"{len(scrape_ms)} of each; at rest they take {100 * rest:.1f} % of a core). That is "
         f"{100 * used:.2f} % of a core for one scrape every {PERIOD_S:g} s. "
         f"`top` took {100 * found['top']:.1f} % of a core under those clients (load average "
-        f"{found['load']} on {os.cpu_count()} cores). With {MANY} servers, which are values here, a "
-        f"scrape took {spread(many_ms, 0)} ms, and their page was drawn "
+        f"{found['load']} on {os.cpu_count()} cores). With {MANY} servers, which are values here, "
+        f"a scrape took {spread(many_ms, 0)} ms, and their page was drawn "
         f"{spread(found['pages'], 2)} s after the click on its link (Chromium, each time a server "
         "that had read nothing)."
     )

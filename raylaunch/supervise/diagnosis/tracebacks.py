@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 
 EXCEPTION = re.compile(
-    r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}(?:Exception\b|[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
-    r"Interrupt|NotFound)(?:_\w{1,40})?)|(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
+    r"^\s{0,2}((?:[A-Za-z_]\w{0,60}\.){0,8}"
+    r"(?:Exception\b|[A-Z]\w{0,60}(?:Error|Exception|Failure|Timeout|"
+    r"Interrupt|NotFound)(?:_\w{1,40})?)|"
+    r"(?:[A-Za-z_]\w{0,60}\.){1,8}[a-z]\w{1,60}(?:Error|Exception))"
     r"(?:: ?([^\n]{0,4000})|\((['\"])([^\n]{1,4000}?)\3,?\))?$",
     re.MULTILINE,
 )

@@ -107,7 +107,7 @@ _OF_A_COLLECTIVE = (
 
 # The kernels of dispatch and combine share HCCL's buffer and do not check its size before CANN 8.3
 # (vllm-ascend#2674, #6131).
-_EXCHANGE = re.compile(
+_EXPERT_EXCHANGE = re.compile(
     r"(?i)kernel\w{0,12}[=: ]{1,3}\w{0,20}(?:MoeDistribute|dispatch|combine|alltoall)"
 )
 _OF_AN_EXCHANGE = (
@@ -174,7 +174,7 @@ def _timeouts(log: ServerLog) -> Iterator[Reading]:
 def _remedy(text: str) -> str:
     if _COLLECTIVE.search(text):
         return _OF_A_COLLECTIVE
-    if "out of range" in text and _EXCHANGE.search(text):
+    if "out of range" in text and _EXPERT_EXCHANGE.search(text):
         return _OF_AN_EXCHANGE
     if _OF_A_COPY.search(text):
         return _REMEDY_OF_A_COPY

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.general import ray_messages
-from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.survival import read_life
 
 _NO_DEVICE = re.compile(
@@ -133,7 +132,7 @@ def _read_calls(log: ServerLog) -> Iterator[Reading]:
             certain=False,
         )
     for line, _ in log.errors.find(_GCS_REQUEST):
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "ray-gcs",
             "Ray's head (GCS) does not answer this node: it is not running, was started again, or "
@@ -148,7 +147,7 @@ def _read_calls(log: ServerLog) -> Iterator[Reading]:
 def _read_nodes(log: ServerLog) -> Iterator[Reading]:
     """Yield what Ray says about its nodes and workers."""
     for line, match in log.errors.find(_ONE_IP):
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "ray-same-address",
             f"Ray's {match[1]} nodes report fewer different addresses: VLLM_HOST_IP is set to one "
@@ -156,7 +155,7 @@ def _read_nodes(log: ServerLog) -> Iterator[Reading]:
             "Set VLLM_HOST_IP on each node to that node's own address before `ray start`.",
         )
     for line, match in log.errors.find(_NO_DRIVER_DEVICE):
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "ray-driver-without-device",
             f"The node on which vLLM was started gives no {match[1]} to the placement group: it "
@@ -195,7 +194,7 @@ def _read_lost_nodes(log: ServerLog) -> Iterator[Reading]:
             if match[3]
             else ""
         )
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "node-lost",
             f"Ray lost the node {match[2]} (marked dead): it was switched off, its raylet died, "
@@ -206,7 +205,7 @@ def _read_lost_nodes(log: ServerLog) -> Iterator[Reading]:
             kind="transient",
         )
     for line, _ in log.errors.find(_MARKED_DEAD):
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "node-lost",
             "Ray's head (GCS) has marked this node as dead although its raylet runs: the health "
@@ -253,7 +252,7 @@ def _read_node_start(log: ServerLog) -> Iterator[Reading]:
             certain=False,
         )
     for line, _ in log.errors.find(_NOT_RUNNING):
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "ray-not-running",
             "No Ray is running on this machine, or it belongs to another user, and no address was "
@@ -262,7 +261,7 @@ def _read_node_start(log: ServerLog) -> Iterator[Reading]:
             "the cluster's address (`--address`, RAY_ADDRESS).",
         )
     for line, match in log.errors.find(_SESSION):
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "ray-session",
             f"Ray's head was started again (session {match[2]}) while this node still belongs to "
@@ -270,7 +269,7 @@ def _read_node_start(log: ServerLog) -> Iterator[Reading]:
             "Run `ray stop` on this node and `ray start --address` again.",
         )
     for line, match in log.errors.find(_OTHER_ADDRESS):
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "ray-other-address",
             f"Ray knows this node under another address than {match[1] or match[2]}: it was "
@@ -285,7 +284,7 @@ def _read_node_start(log: ServerLog) -> Iterator[Reading]:
             if re.search(r"TimeoutError|timed out", after)
             else ""
         )
-        yield _read(
+        yield ray_messages.ray_reading(
             line,
             "ray-runtime-env",
             f"Ray could not set up the environment of a worker: {shorten(match[0], 240)}.{slow}",
@@ -299,10 +298,6 @@ def _read_node_start(log: ServerLog) -> Iterator[Reading]:
 
 def _hint(line: int, id_: str, cause: str, remedy: str) -> Reading:
     return Reading(reason(id_, cause, remedy, "Ray", "deterministic"), line, certain=False)
-
-
-def _read(line: int, id_: str, cause: str, remedy: str, kind: Kind = "deterministic") -> Reading:
-    return Reading(reason(id_, cause, remedy, "Ray", kind), line)
 
 
 def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) -> Reading:
@@ -320,7 +315,7 @@ def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) 
     strict = (
         " All of it must be on one node (STRICT_PACK)." if "STRICT_PACK" in log.errors.text else ""
     )
-    return _read(
+    return ray_messages.ray_reading(
         line,
         "ray-infeasible",
         f"Ray cannot reserve what the server asks for{asked}: the cluster has fewer {device}s "
@@ -351,7 +346,7 @@ def _versions(log: ServerLog, line: int) -> Reading | None:
     ]
     if not differ:
         return None
-    return _read(
+    return ray_messages.ray_reading(
         line,
         "ray-version",
         f"This node and the Ray cluster run different versions: {'; '.join(differ)}.",

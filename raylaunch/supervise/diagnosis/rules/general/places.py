@@ -279,7 +279,8 @@ def _in_cached_code(raised: Raised) -> Reading | None:
 
 
 _PARAMETERS = re.compile(
-    r"(?:params|parameters|meta(?:data)?|request|req|msg|message)\w{0,20}\[['\"]([\w.-]{2,60})['\"]\]"
+    r"(?:params|parameters|meta(?:data)?|request|req|msg|message)\w{0,20}"
+    r"\[['\"]([\w.-]{2,60})['\"]\]"
 )
 
 

@@ -119,7 +119,7 @@ def _too_few_for_groups(log: ServerLog) -> Iterator[Reading]:
     """Read that the cluster has not enough devices for all data-parallel ranks."""
     for line, match in log.errors.find(_ON_MASTER):
         asked, node, fit = match[1] or match[4], match[2] or match[5], match[3] or match[6]
-        yield _share(
+        yield ray_reading(
             line,
             "ray-too-few-devices",
             f"`parallel.data_local` puts {asked} data-parallel ranks on the first node ({node}), "
@@ -132,7 +132,7 @@ def _too_few_for_groups(log: ServerLog) -> Iterator[Reading]:
         wanted, made, resources = match.groups()
         free = [f"{left} {what} on {node}" for node, what, left in _NODE_DEVICES.findall(resources)]
         left = f" Free devices: {shorten(', '.join(free), 160)}." if free else ""
-        yield _share(
+        yield ray_reading(
             line,
             "ray-too-few-devices",
             f"Each data-parallel rank needs a placement group of its own, and Ray has devices for "
@@ -189,7 +189,7 @@ def read_ray_messages(log: ServerLog) -> Iterator[Reading]:
 
 
 def _taken_by_the_actor(line: int, device: str, left: str) -> Reading:
-    return _share(
+    return ray_reading(
         line,
         "ray-devices-reserved",
         f"Only {left} {device} of this node is left to vLLM: the actor or Ray Serve replica in "
@@ -205,7 +205,7 @@ def read_device_share(line: int, device: str, resources: str) -> Reading:
     option = "--num-gpus=8" if device == "GPU" else f"--resources='{{\"{device}\": 8}}'"
     start = f"`ray start ... {option}` (the node's real number)"
     if any(name.startswith(f"{device}_group_") for name in names) and device not in names:
-        return _share(
+        return ray_reading(
             line,
             "ray-devices-reserved",
             f"All {device}s of this node are reserved by a placement group (only "
@@ -218,7 +218,7 @@ def read_device_share(line: int, device: str, resources: str) -> Reading:
     if left := re.search(rf"'{device}': (0\.\d{{1,6}})\b", resources):
         return _taken_by_the_actor(line, device, left[1])
     if "GPU" in names and device == "NPU":
-        return _share(
+        return ray_reading(
             line,
             "ray-gpu-instead-of-npu",
             "Ray registered this node with GPU resources and no NPU: it was started with "
@@ -226,7 +226,7 @@ def read_device_share(line: int, device: str, resources: str) -> Reading:
             f"Stop Ray and start it on every node with NPU resources: {start}, without --num-gpus.",
         )
     seen = shorten(", ".join(sorted(names - {"memory", "object_store_memory"})), 160)
-    return _share(
+    return ray_reading(
         line,
         "ray-no-device",
         f"Ray knows no {device} on this node" + (f" (it has: {seen})" if seen else "") + ".",
@@ -234,7 +234,10 @@ def read_device_share(line: int, device: str, resources: str) -> Reading:
     )
 
 
-def _share(line: int, id_: str, cause: str, remedy: str, kind: Kind = "deterministic") -> Reading:
+def ray_reading(
+    line: int, id_: str, cause: str, remedy: str, kind: Kind = "deterministic"
+) -> Reading:
+    """Return the reading of a message of Ray."""
     return Reading(reason(id_, cause, remedy, "Ray", kind), line)
 
 

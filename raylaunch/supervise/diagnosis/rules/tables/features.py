@@ -30,7 +30,10 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "no `features.speculative`",
     ),
     (
-        r"aclgraph|acl_graph|cudagraph|graph_mode|full_graph|graph_param|capture|compilation|torchair|piecewise",
+        (
+            r"aclgraph|acl_graph|cudagraph|graph_mode|full_graph|graph_param|capture|"
+            r"compilation|torchair|piecewise"
+        ),
         "graph capture",
         "`args.enforce-eager: true` or `cudagraph_mode: PIECEWISE`",
     ),
@@ -105,6 +108,11 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+# vLLM names the parallel ranks in the process: `Worker_PP0_TP3_DCP3_EP7`. Ranks, a word of the
+# feature's name, and where it stands among those that the text names.
+_RANKS = ((r"_D?PCP\d|_DCP\d", "context", 0), (r"_PP\d", "pipeline", 1))
+
+
 def name_features(text: str, process: str) -> list[tuple[str, str]]:
     """Return the features of vllm-ascend that a text is about, each with how to switch it off.
 
@@ -114,11 +122,9 @@ def name_features(text: str, process: str) -> list[tuple[str, str]]:
     """
     lower = text.lower()
     found = [(name, remedy) for pattern, name, remedy in _FEATURES if re.search(pattern, lower)]
-    # vLLM names the parallel ranks in the process: `Worker_DP1_TP3_DCP3_EP7`.
-    if re.search(r"_D?PCP\d|_DCP\d", process) and not any("context" in name for name, _ in found):
-        found.insert(0, next((name, fix) for pattern, name, fix in _FEATURES if "DCP/PCP" in name))
-    if re.search(r"_PP\d", process):
-        found.insert(1, ("pipeline parallelism", "`parallel.pipeline: 1`"))
+    for ranks, word, place in _RANKS:
+        if re.search(ranks, process) and not any(word in name for name, _ in found):
+            found.insert(place, next(each[1:] for each in _FEATURES if word in each[1]))
     return found[:2]
 
 
