@@ -1,7 +1,6 @@
-"""Known failure signatures, read from two files once and compiled once.
+"""Known failure signatures, read once from the files of `known/` and compiled once.
 
-The head of signatures.yaml explains each field; general_signatures.yaml is for what is
-not Ascend's. A site adds its own (`inputs/site_signatures.py`).
+`known/fields.txt` explains each field. A site adds its own (`inputs/site_signatures.py`).
 """
 
 from __future__ import annotations
@@ -55,7 +54,26 @@ class Site:
     """Lines that match report no failure, whatever their level."""
 
 
-_FILES = ("signatures.yaml", "general_signatures.yaml")
+# Of two signatures that match one line, the one of the earlier file answers.
+_FILES = (
+    "start_up",
+    "wrappers",
+    "ports",
+    "hccl",
+    "npus",
+    "sizes",
+    "ascend_options",
+    "installation",
+    "command_line",
+    "host_limits",
+    "ray",
+    "hangs",
+    "notes",
+    "python_packages",
+    "model_files",
+    "adapters",
+    "containers",
+)
 
 
 @cache
@@ -65,10 +83,10 @@ def load_signatures() -> tuple[Signature, ...]:
 
     # libyaml is about ten times as fast, but it is not built into every PyYAML.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    folder = files(__package__)
+    folder = files(__package__) / "known"
     entries: list[Mapping[str, Any]] = []
     for name in _FILES:
-        text = folder.joinpath(name).read_text(encoding="utf-8")
+        text = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
         entries += yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader either way
     return tuple(make_signature(entry) for entry in entries)
 
