@@ -26,8 +26,11 @@ MAX_LINE_CHARS = 8192
 """Longest line that is searched: half of it from the head, half from the tail."""
 _CUT_MARK = " [...] "
 
-# Syslog and JSON write the escape character as text.
-_COLOUR = re.compile(r"(?:\x1b|#033|\\(?:x1b|033|u001b|e))\[[0-9;?]*[A-Za-z]")
+# Syslog and JSON write the escape character as text; a web page drops it (`[0;36m`, `[1;36m`).
+_COLOUR = re.compile(
+    r"(?:\x1b|#033|\\(?:x1b|033|u001b|e))\[[0-9;?]*[A-Za-z]"
+    r"|\[(?:\d{1,2}(?:;\d{1,3}){1,4}|0|[39][0-7])m(?!\])"
+)
 # What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(

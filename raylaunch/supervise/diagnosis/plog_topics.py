@@ -86,7 +86,7 @@ TOPICS: tuple[Topic, ...] = (
         "plog-memory",
     ),
     Topic(
-        r"'?device_ip'? is not set|hccn\.conf",
+        r"'?device[_ ]ip'? is not set|hccn\.conf",
         "CANN finds no address of the NPU's own network port (device_ip).",
         "Mount /etc/hccn.conf into the container; `hccn_tool -i N -ip -g` must print an address "
         "for each NPU. A newer CANN asks hccn_tool itself.",
@@ -157,6 +157,15 @@ TOPICS: tuple[Topic, ...] = (
         "is in its log.",
         "Read the plog of the peer at that time; often its NPU memory is full (each link takes "
         "some MB): lower `args.gpu-memory-utilization` there.",
+    ),
+    Topic(
+        r"[Ll]inks? establish completed failed|socket establish timeout|[Ll]ink ?[Ee]stablish\w* "
+        r"(?:is )?fail",
+        "The link to another NPU was not set up in time: its process has ended or comes late, its "
+        "network port is down or in another network, or TLS differs.",
+        "Read the log of the rank at the other end (LINK_ERROR_INFO below names it); on both nodes "
+        "compare `hccn_tool -i N -link -g`, `-ip -g`, `-tls -g` and try `-ping -g address PEER`. "
+        "If ranks load at different speed, set `env.HCCL_CONNECT_TIMEOUT: 7200`.",
     ),
     Topic(
         r"stream sync(?:hronize)? timeout|StreamSyncError",

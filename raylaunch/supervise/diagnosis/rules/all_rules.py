@@ -30,6 +30,7 @@ from raylaunch.supervise.diagnosis.rules.general.taken_ports import read_taken_p
 from raylaunch.supervise.diagnosis.rules.hang_rules import read_hangs
 from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
 from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
+from raylaunch.supervise.diagnosis.rules.libraries.compiled_calls import read_compiled_calls
 from raylaunch.supervise.diagnosis.rules.libraries.library_rules import read_libraries
 from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
 from raylaunch.supervise.diagnosis.rules.network_rules import read_network
@@ -44,6 +45,7 @@ RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     read_weights,
     read_env_values,
     read_kv_pairing,
+    read_compiled_calls,
     read_exceptions,
     read_key_errors,
     read_none_values,

@@ -12,6 +12,8 @@ from raylaunch.supervise.diagnosis.rules.error_codes import find_code
 _HCCL = re.compile(
     r"(?:HCCL|OPS) function error: ?([Hh]ccl\w{0,60})[^\n]{0,160}?error code is (\d{1,5})\b"
 )
+# glog of a program that checks the result: `Check failed: status == HCCL_SUCCESS (1 vs. 0) text`.
+_CHECKED = re.compile(r"\bHCCL_SUCCESS \((\d{1,5}) vs\. 0\) ?([^\n]{0,80})")
 _STREAM = re.compile(
     r"(?:ACL stream synchronize failed, error code:|AclrtSynchronize\w{1,40}(?:\([\w().]{0,60}\))?,"
     r" error code is|rtKernelLaunch\w{0,40} failed:) ?"
@@ -112,6 +114,9 @@ def read_call_codes(log: ServerLog) -> Iterator[Reading]:
         known = _RESULTS.get(int(match[2]))
         if known is not None:
             yield _hccl(line, match[1], match[2], *known)
+    for line, match in log.errors.find(_CHECKED):
+        if known := _RESULTS.get(int(match[1])):
+            yield _hccl(line, match[2].rstrip(" .") or "unnamed", match[1], *known)
     for line, match in log.errors.find(_OPERATOR):
         yield _operator(line, match[1], match[2])
     for line, match in log.errors.find(_STREAM):
@@ -120,7 +125,7 @@ def read_call_codes(log: ServerLog) -> Iterator[Reading]:
 
 
 def _hccl(line: int, call: str, code: str, meaning: str, remedy: str) -> Reading:
-    if "GetRootInfo" in call and code in _LOCAL_CODES:
+    if re.search(r"(?i)get ?root ?info", call) and code in _LOCAL_CODES:
         # No peer is asked yet: the NPU's own network service is opened, and a host port.
         meaning, remedy = _LOCAL
     return Reading(
