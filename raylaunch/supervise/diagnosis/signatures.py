@@ -66,6 +66,8 @@ _FILES = (
     "installation",
     "command_line",
     "host_limits",
+    "ray_checks",
+    "ray_start",
     "ray",
     "hangs",
     "notes",

@@ -10,7 +10,8 @@ from raylaunch.supervise.diagnosis.readings import Reading, reason
 from raylaunch.supervise.diagnosis.rules.tables.pip_names import MODULES, pip_name
 
 _NO_MODULE = re.compile(
-    r"(?:(?:ModuleNotFoundError|ImportError|System error): |^)No module named '?([\w.]{1,120})'?",
+    r"(?:(?:ModuleNotFoundError|ImportError|System error): |^)No module named '?([\w.]{1,120})'?"
+    r"(; '[\w.]{1,80}' is not a package)?",
     re.MULTILINE,
 )
 # Checks of vLLM and transformers before they import what only some options need.
@@ -43,6 +44,9 @@ def found_library(line: int, id_: str, cause: str, remedy: str, *, certain: bool
 def read_missing_modules(log: ServerLog) -> Iterator[Reading]:
     """Yield the modules that an import did not find, and packages that a check misses."""
     for line, match in log.errors.find(_NO_MODULE):
+        if match[2]:
+            yield _no_package(line, match[1])
+            continue
         yield _module(line, match[1], _importer(log, line, match[1].partition(".")[0]))
     for line, match in log.errors.find(_NOT_INSTALLED):
         yield _not_installed(line, match[1] or match[2])
@@ -128,6 +132,32 @@ def _module(line: int, name: str, caller: str) -> Reading:
         f"The server's Python cannot find the module `{name}`: it is not installed in this "
         "environment or image, or another interpreter is used than expected.",
         f"{remedy} {ON_OTHER_NODES}",
+    )
+
+
+def _no_package(line: int, name: str) -> Reading:
+    """Read that a name is a single module where a package is expected (verl#6224)."""
+    top = name.rpartition(".")[0]
+    if top == "flash_attn":
+        return found_library(
+            line,
+            "module-shadowed",
+            f"`{name}` is asked for although no flash-attn package is here: a stand-in module "
+            "`flash_attn` is loaded (MindSpeed puts one in), and vLLM takes it for the library. On "
+            "an NPU the library is not needed.",
+            "On Ascend use a newer vllm-ascend (PR 7277) or verl (PR 5640), which do not ask for "
+            "it; until then delete `sys.modules['flash_attn']` before vLLM is imported, or start "
+            "vLLM in a process without MindSpeed. On a GPU install the package: `pip install "
+            "flash-attn`.",
+        )
+    return found_library(
+        line,
+        "module-shadowed",
+        f"Python finds `{top}` as a single file or a stand-in, not as the package that has "
+        f"`{name}`: a file of that name hides the package, or a program put a dummy in its place.",
+        f"`python -c 'import {top}; print({top}.__file__)'` in the start directory shows which one "
+        "is found: rename that file or start from another directory, and remove its folder from "
+        f"PYTHONPATH; install the package (`pip install {pip_name(top)}`) if there is none.",
     )
 
 
