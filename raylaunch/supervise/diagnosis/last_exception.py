@@ -15,6 +15,7 @@ from raylaunch.supervise.diagnosis.readings import reason, shorten
 from raylaunch.supervise.diagnosis.rules.tables.exception_meanings import MEANINGS, Meaning
 from raylaunch.supervise.diagnosis.rules.tables.features import advise_release, name_features
 from raylaunch.supervise.diagnosis.rules.tables.known_timeouts import name_timeout
+from raylaunch.supervise.diagnosis.rules.tables.name_owners import find_name_owner
 from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
 from raylaunch.supervise.diagnosis.rules.tables.packages import find_package, name_foundation
 from raylaunch.supervise.diagnosis.rules.tables.place_options import name_place_options
@@ -46,7 +47,7 @@ def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason
     during = ", while it was answering requests" if serving else ""
     way = " ".join(f"{each.module_path} {each.function}" for each in raised.frames[:4])
     waits = name_timeout(f"{raised.message} {way}") if meaning.name == "timed-out" else ""
-    known = find_package(frame.package) if frame else None
+    known = find_package(frame.package if frame else _owner(raised))
     of_package = f" {known.remedy}" if known and meaning.name != "package-failed" else ""
     kind = "transient" if serving else meaning.kind
     beside = ""
@@ -170,9 +171,20 @@ def _beside(frame: Frame) -> str:
     )
 
 
+_OBJECT = re.compile(r"'(\w{3,80})' object has no attribute|^(\w{3,80})[.(]")
+
+
+def _owner(raised: Raised) -> str:
+    """Return the package of the object that a message without a traceback names; "" if none."""
+    found = _OBJECT.search(raised.message)
+    return find_name_owner(found[1] or found[2]).replace("-", "_") if found else ""
+
+
 def _package(raised: Raised, frame: Frame | None) -> str:
     if frame is not None and frame.package:
         return frame.package.replace("_", "-")
+    if owner := _owner(raised):
+        return owner.replace("_", "-")
     return "vllm-ascend" if re.search(r"\bAscend[A-Z]|vllm_ascend", raised.message) else "vLLM"
 
 

@@ -75,6 +75,8 @@ _FILES = (
     "model_files",
     "adapters",
     "containers",
+    "kv_transfer",
+    "requests",
 )
 
 

@@ -62,6 +62,7 @@ _RDMA_REASON = re.compile(
 )
 
 
+_STORED = "OBJECT_ALREADY_EXISTS"
 _LOAD_FAILED = re.compile(r"Failing (\d{1,6}) request\(s\) due to KV load failure")
 _REMOTE = re.compile(
     r"(?:[Rr]eceive|[Rr]equest|[Hh]andshake)[^\n]{0,60}(?:timeout|timed out)[^\n]{0,40} "
@@ -105,7 +106,7 @@ _REGISTER_ERRNO = {
 
 def read_kv_transfer(log: ServerLog) -> Iterator[Reading]:
     """Yield the error lines of Mooncake and of the KV connectors, the first of each kind."""
-    lines = list(log.errors.find(GLOG_KV))
+    lines = [each for each in log.errors.find(GLOG_KV) if _STORED not in each[1][2]]
     if lines:
         sessions = [match[0] for _, match in log.errors.find(_SESSION)]
         text = " ".join([*(f"{match[1]} {match[2]}" for _, match in lines[:40]), *sessions[:1]])

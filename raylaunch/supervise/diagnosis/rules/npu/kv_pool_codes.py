@@ -12,7 +12,9 @@ from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 _FAILED = re.compile(
     r"(Failed to (?:get|put|batch \w{2,8}|load|store) [^\n]{0,160}?"
     r"(?:error_codes?|res|ret|errno|code)s? ?[=:] ?[\[({]{0,2}(?:\d{1,6}, ?){0,8}"
-    r"(-\d{2,4}))(?!\d)[^\n]{0,120}"
+    r"(-\d{2,4}))(?!\d)[^\n]{0,120}|"
+    r"(batch ?_?(?:put|get)\w{0,12} failed,? ?(?:with )?(?:err\w{0,3} ?code|ret|code)\s?[:=]?\s?"
+    r"(-\d{2,4}))(?!\d)"
 )
 _SPACE = (
     "Give the pool more room (`global_segment_size` per server in mooncake.json, more servers, "
@@ -76,15 +78,15 @@ def read_kv_pool(log: ServerLog) -> Iterator[Reading]:
             yield reading
             break
     for line, match in log.errors.find(_FAILED):
-        known = _CODES.get(int(match[2]))
+        text, code = match[1] or match[3], match[2] or match[4]
+        known = _CODES.get(int(code))
         if known is None:
             continue
         meaning, remedy = known
         yield Reading(
             reason(
                 "mooncake-store-code",
-                f"The KV pool (Mooncake store) reports {match[2]}, {meaning}: "
-                f"{shorten(match[1], 160)}.",
+                f"The KV pool (Mooncake store) reports {code}, {meaning}: {shorten(text, 160)}.",
                 f"{remedy} {_RECOMPUTE} instead of failing the request.",
                 "Mooncake types.h",
                 "transient",

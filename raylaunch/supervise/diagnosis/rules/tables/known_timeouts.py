@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import re
 
+_MEDIA = (
+    "`env.VLLM_IMAGE_FETCH_TIMEOUT`, VLLM_VIDEO_FETCH_TIMEOUT (send the bytes as base64, or a "
+    "local file with `args.allowed-local-media-path`, where the server has no way to the address)"
+)
 # Words of the message and its frames, the option, what waits for it.
 _TIMEOUTS: tuple[tuple[str, str, str], ...] = (
     (
@@ -45,7 +49,7 @@ _TIMEOUTS: tuple[tuple[str, str, str], ...] = (
     ),
     (r"huggingface|hf_hub|hub_download", "`env.HF_HUB_DOWNLOAD_TIMEOUT`", "the model hub"),
     (r"compiled_dag|cgraph|channel", "`env.RAY_CGRAPH_get_timeout`", "a worker of Ray"),
-    (r"image|video|audio|media", "`env.VLLM_IMAGE_FETCH_TIMEOUT` and its like", "a media server"),
+    (r"aiohttp|image|video|audio|media", _MEDIA, "a media server (images, videos of a request)"),
     (r"lmcache", "`blocking_timeout_secs` of LMCache", "the LMCache server"),
 )
 

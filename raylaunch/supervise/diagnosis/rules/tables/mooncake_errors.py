@@ -14,7 +14,7 @@ class MooncakeError(NamedTuple):
     remedy: str
 
 
-OF_THE_SETUP = ("mooncake-rdma", "mooncake-nvlink")
+OF_THE_SETUP = ("mooncake-rdma", "mooncake-nvlink", "mooncake-ascend-init")
 GUESSED = ("mooncake-transfer", "mooncake-versions")
 """Read from what is not said: no other kind fits, or calls are not understood (Mooncake#2579)."""
 # The first that fits counts.
@@ -27,6 +27,16 @@ MOONCAKE = (
         "For RDMA give the container its devices (--device=/dev/infiniband; `ibv_devices` in it "
         "must list them). Otherwise choose another `protocol` (`tcp`); over NVLink both servers "
         "must share a node and its memory handles (MC_FORCE_MNNVL unset).",
+    ),
+    MooncakeError(
+        (r"init(?:ialize )?adxl|initialize hixl|install ascend transport|initadxlengine",),
+        "mooncake-ascend-init",
+        "Mooncake cannot set up its Ascend transport (AdxlEngine) on this server; no other server "
+        "is involved yet.",
+        "Install CANN 8.3.RC1 or newer with its driver, and the Mooncake that was built for it "
+        "(vllm-ascend's image has both), and source CANN's set_env.sh. Check that the NPU is "
+        "visible and has an address (`hccn_tool -i N -ip -g`, /etc/hccn.conf in the container), "
+        "and that the port is free; `~/ascend/log/debug/plog` of this process names the step.",
     ),
     MooncakeError(
         (r"retry counter exceeded|remote (?:access|operation) error|local protection|flushed",),

@@ -10,7 +10,8 @@ import re
 
 # Ordered: the more special name first. Names as vLLM 0.6 to 0.32 imports them.
 _OWNERS: tuple[tuple[str, str], ...] = (
-    (r"(?i)lmcache", "lmcache"),
+    (r"(?i)lmcache|^StorageManager$", "lmcache"),
+    (r"^(?:UCM|Ucm)[A-Z]", "ucm"),
     (r"(?i)nixl", "nixl"),
     (r"MooncakeDistributedStore|TransferEngine|(?i:mooncake)", "mooncake-transfer-engine"),
     (r"(?i)flashinfer|trtllm_|cutlass_fused_moe|BatchDecodeWith|BatchPrefillWith", "flashinfer"),
