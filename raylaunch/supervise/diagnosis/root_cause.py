@@ -20,7 +20,7 @@ from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
 from raylaunch.supervise.diagnosis.log_lines import ServerLog, last_full_time, read_log, split_lines
 from raylaunch.supervise.diagnosis.readings import Rank
 from raylaunch.supervise.diagnosis.rules.general.start_waits import WAITING_ANCHOR as ENGINES_ANCHOR
-from raylaunch.supervise.diagnosis.rules.memory_rules import KV_NEGATIVE_ANCHOR
+from raylaunch.supervise.diagnosis.rules.memory_rules import KV_NEGATIVE_ANCHOR, KV_ZERO_ANCHOR
 from raylaunch.supervise.diagnosis.rules.network_rules import ECHO_ANCHOR
 from raylaunch.supervise.diagnosis.rules.ray_rules import WAITING_ANCHOR
 from raylaunch.supervise.diagnosis.signatures import Kind, Site, load_signatures
@@ -124,7 +124,7 @@ def diagnose_logs(
 def find_anchors(site: Site | None = None) -> tuple[str, ...]:
     """Return the texts that matter in lines of any level, for the reduction of a large log."""
     signatures = (*load_signatures(), *(site.signatures if site else ()))
-    of_rules = (WAITING_ANCHOR, ECHO_ANCHOR, KV_NEGATIVE_ANCHOR, ENGINES_ANCHOR)
+    of_rules = (WAITING_ANCHOR, ECHO_ANCHOR, KV_NEGATIVE_ANCHOR, KV_ZERO_ANCHOR, ENGINES_ANCHOR)
     return tuple(dict.fromkeys([each.anchor for each in signatures if each.anchor] + [*of_rules]))
 
 

@@ -62,6 +62,7 @@ _FILES = (
     "hccl",
     "npus",
     "sizes",
+    "sleep_and_graphs",
     "ascend_options",
     "installation",
     "command_line",

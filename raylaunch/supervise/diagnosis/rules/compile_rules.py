@@ -35,7 +35,8 @@ _TRITON = re.compile(
     r"Failed to run BiSheng\w{0,8} (?:\w{1,8} )?pipeline|Failed to compile BiShengLIR[^\n]{0,40}|"
     r"error executing : \S{0,200}/bisheng\b|PassManager::run failed|bishengir-compile[^\n]{0,80}"
     r"(?:failed|error|returned non-zero)|"
-    r"CalledProcessError: Command '\['[^'\n]{0,200}bishengir[\w-]{0,30}'"
+    r"CalledProcessError: Command '\['[^'\n]{0,200}bishengir[\w-]{0,30}'|"
+    r"Failed to compile /\S{1,200}launcher\w{0,30}\.cxx"
 )
 _COMPILER_ERROR = re.compile(r"\berror: ([^\n]{8,300})")
 _COMPILER_LINES = 12

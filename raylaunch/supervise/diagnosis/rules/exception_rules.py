@@ -23,7 +23,9 @@ from raylaunch.supervise.diagnosis.rules.tables.option_names import name_flags
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _WEIGHT_NAME = re.compile(
-    r"^'?((?:\w{1,40}\.){0,6}(?:layers|blocks|experts)\.\d{1,4}\.[\w.]{1,120})'?$"
+    r"^'?((?:\w{1,40}\.){0,6}(?:layers|blocks|experts)\.\d{1,4}\.[\w.]{1,120}"
+    # Layers with a state, which `key_errors` reads: no tensor is called so.
+    r"(?<!attn)(?<!k_cache)(?<!mixer)(?<!mamba))'?$"
 )
 _MISSING_ATTRIBUTE = re.compile(
     r"(?<![\w.'])(?:'?([\w.]{1,80})'?(?: object)?|module '([\w.]{1,80})') "

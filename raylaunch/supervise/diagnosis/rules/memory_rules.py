@@ -24,7 +24,10 @@ _RESERVED = re.compile(
 )
 _OTHER_PROCESS = re.compile(r"Process (\d{1,9}) has " + _SIZE + r" memory in use")
 KV_NEGATIVE_ANCHOR = "Available KV cache memory: -"
-_KV_NEGATIVE = re.compile(r"Available KV cache memory: (-[\d.]{1,12}) ?GiB")
+KV_ZERO_ANCHOR = "Available memory: 0, total memory: "  # vllm-ascend until 0.11
+_KV_NEGATIVE = re.compile(
+    r"Available KV cache memory: (-[\d.]{1,12}) ?GiB|Available memory: (0), total memory: \d"
+)
 # vLLM 0.32 v1/worker/gpu_worker.py:720; vllm-ascend 0.7 worker.py. Values in bytes or GiB.
 _PROFILED = re.compile(
     r"Error in memory profiling\.(?: Initial free memory:? ?(\d[\d.]{0,18}\d)( ?[GM]i?B)?,"
@@ -90,7 +93,7 @@ def read_memory(log: ServerLog) -> Iterator[Reading]:
             reason(
                 "kv-none",
                 f"Nothing is left for the KV cache: weights and activations need more than the "
-                f"server's share of the memory ({match[1]} GiB are left).",
+                f"server's share of the memory ({match[1] or match[2]} GiB are left).",
                 "Raise `args.gpu-memory-utilization`, lower `args.max-num-batched-tokens` or "
                 "`args.max-model-len`, raise `parallel.tensor`, or use quantised weights.",
                 "vllm-ascend#9372",
@@ -133,6 +136,9 @@ def _out_of_memory(line: int, match: re.Match[str]) -> Reading:
     if allocator is not None and "Workspace" in allocator:
         left = f" ({free:.2f} of {total:.2f} GiB are free)" if total and free else ""
         return _workspace(line, device, f"{asked}{left}", advice)
+    wanted = float(amount) * _UNITS[unit] if amount.count(".") <= 1 else 0.0
+    if total and free and total > free > max(1.0, 2 * wanted):
+        return _free_but_refused(line, device, asked, f"{free:.2f} of {total:.2f} GiB")
     if total is None or free is None or reserved is None:
         return _own(line, device, asked, "")
     others = max(0.0, total - free - reserved, named or 0.0)
@@ -154,6 +160,28 @@ def _out_of_memory(line: int, match: re.Match[str]) -> Reading:
             "transient",
         ),
         line=line,
+    )
+
+
+def _free_but_refused(line: int, device: str, asked: str, free: str) -> Reading:
+    conf = "PYTORCH_NPU_ALLOC_CONF" if device == "NPU" else "PYTORCH_CUDA_ALLOC_CONF"
+    return Reading(
+        reason(
+            "npu-oom" if device == "NPU" else "gpu-oom",
+            f"{asked} of the {device}'s memory were refused although {free} are "
+            "free: the process may not use them (a limit of a virtual device, of WSL or of "
+            "`set_per_process_memory_fraction`), the host's memory that the driver needs for it "
+            "ran out, or another process gave them back in that moment.",
+            f"Look at the limit of the virtual {device} (`npu-smi info`, `nvidia-smi`) and at the "
+            "memory of the host (`free -g`, the container's limit, with WSL `.wslconfig`); start "
+            "again when no other process starts or ends on the device; "
+            f"`env.{conf}: expandable_segments:True`, or the same without it if it is set; lower "
+            "`args.gpu-memory-utilization`.",
+            "arithmetic of the allocator's message",
+            "transient",
+        ),
+        line,
+        certain=False,
     )
 
 

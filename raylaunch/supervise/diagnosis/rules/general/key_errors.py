@@ -77,11 +77,41 @@ _KEY = re.compile(r"^['\"]([\w.-]{1,80})['\"]$")
 _SUBSCRIPT = r"\[['\"]{key}['\"]\]|(?:pop|getitem|get)\(['\"]{key}['\"]"
 
 
+# What vLLM calls its layers with a state: no name of a tensor of the checkpoint ends so.
+_LAYER = re.compile(
+    r"KeyError\)?: ['\"](?P<name>(?:\w{1,40}\.){1,8}(?:\w{1,40}attn|attn|\w{0,40}k_cache|"
+    r"\w{0,40}mixer|mamba\w{0,20}))['\"]"
+)
+
+
 def read_key_errors(log: ServerLog) -> Iterator[Reading]:
     """Yield the keys that a statement names literally, with what they are read from."""
+    for line, match in log.errors.find(_LAYER):
+        yield _layer_of_another_stage(line, match["name"])
     for raised in find_exceptions(log):
         if reading := _missing_key(raised):
             yield reading
+
+
+def _layer_of_another_stage(line: int, name: str) -> Reading:
+    return Reading(
+        reason(
+            "stage-layers",
+            f"This rank does not have the layer `{name}` that the description of the KV cache "
+            "names: with pipeline parallelism it is a layer of another stage (releases before "
+            "vLLM 0.18, and hybrid models in later ones, describe the cache for all stages alike); "
+            "without, a layer of a draft model, or one that shares another's cache.",
+            "Use a newer release of vLLM (and the vllm-ascend that its table names), which leaves "
+            "out the layers of other stages. Until then `parallel.pipeline: 1` with a larger "
+            "`parallel.tensor` or `parallel.data`; without pipeline parallelism start with no "
+            "`features.speculative`.",
+            "vLLM PR#36243; vllm#40649, vllm#31903, vllm-ascend#8440",
+            "deterministic",
+        ),
+        line,
+        rank=Rank.CAUSE,
+        certain=False,
+    )
 
 
 def _missing_key(raised: Raised) -> Reading | None:

@@ -17,6 +17,15 @@ class CompileReason(NamedTuple):
 # Ordered. Sources: torch/_inductor/exc.py and scheduler.py, triton/compiler.
 _REASONS: tuple[CompileReason, ...] = (
     CompileReason(
+        r"Failed to compile /\S{1,200}launcher\w{0,30}\.cxx|aclOpExecutor",
+        "triton-ascend compiles the launcher of its kernels at the first start with the headers of "
+        "torch_npu and CANN, and these are not of releases that belong together (or a header "
+        "compiled earlier is in the cache)",
+        "Install the torch_npu, triton-ascend and CANN that this vllm-ascend names (`pip list | "
+        "grep -iE 'torch|triton'`, without a newer `.post` release of torch_npu), or use the "
+        "release's image; remove `~/.triton/cache` on every node and start again.",
+    ),
+    CompileReason(
         r"bishengir-\w{1,20}: (?:Unknown command line argument|for the -{1,2}[\w-]{1,40} option)",
         "CANN's BiSheng compiler does not know an option that triton-ascend gives it: CANN is "
         "older than this triton-ascend needs",

@@ -90,6 +90,14 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "no KV offloading flags under `args`",
     ),
     (r"sleep|camem", "sleep mode", "no `args.enable-sleep-mode`"),
+    (
+        r"chunked_prefill",
+        "chunked prefill",
+        (
+            "`args.enable-chunked-prefill: false` and `ascend_scheduler_config: {enabled: true}` "
+            "in `args.additional-config` (graphs of torchair need that)"
+        ),
+    ),
     (r"multimodal|vision|_vl\b|(?<![a-z])mm_|encoder", "multimodal inputs", ""),
     (r"310p", "the 310P", ""),
     (r"structured|grammar|guided", "structured output", ""),

@@ -9,7 +9,8 @@ from raylaunch.plan.known_flags import read_flags
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
 _NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")
 _VARIABLE = re.compile(
-    r"\b((?:VLLM|HCCL|ASCEND|RAY|PYTORCH|GLOO|HF|TORCH|MC)_[A-Z][A-Z0-9_]{2,60})\b"
+    r"\b(?!VLLM_COMPILE\b)"  # a mode of compilation
+    r"((?:VLLM|HCCL|ASCEND|RAY|PYTORCH|GLOO|HF|TORCH|MC)_[A-Z][A-Z0-9_]{2,60})\b"
 )
 _NAMED_VARIABLE = re.compile(
     r"(?i:env(?:ironment)? ?var(?:iable)?s?)[ ,:]{0,3}[`'\"]?([A-Z_][A-Z0-9_]{3,60})\b|"
