@@ -89,18 +89,36 @@ def read_memory(log: ServerLog) -> Iterator[Reading]:
         yield _name_place(_out_of_memory(line, match), places.get(line))
     # vLLM logs it as INFO; it never serves with less than none.
     for line, match in log.everything.find(_KV_NEGATIVE):
-        yield Reading(
-            reason(
-                "kv-none",
-                f"Nothing is left for the KV cache: weights and activations need more than the "
-                f"server's share of the memory ({match[1] or match[2]} GiB are left).",
-                "Raise `args.gpu-memory-utilization`, lower `args.max-num-batched-tokens` or "
-                "`args.max-model-len`, raise `parallel.tensor`, or use quantised weights.",
-                "vllm-ascend#9372",
-                "deterministic",
-            ),
-            line,
-        )
+        yield _no_cache(line, match)
+
+
+def _no_cache(line: int, match: re.Match[str]) -> Reading:
+    old = match[1] is None
+    others = (
+        " This release counts the memory of other servers on the same device as its own."
+        if old
+        else ""
+    )
+    shared = (
+        " If `npu-smi info` shows another server on the device, the share must hold both: raise it "
+        "to the sum of both, or use a newer release of vllm-ascend, which counts its own only."
+        if old
+        else ""
+    )
+    return Reading(
+        reason(
+            "kv-none",
+            f"Nothing is left for the KV cache: weights and activations need more than the "
+            f"server's share of the memory ({match[1] or match[2]} GiB are left).{others}",
+            "Raise `args.gpu-memory-utilization`, lower `args.max-num-batched-tokens` or "
+            "`args.max-model-len`, raise `parallel.tensor`, or use quantised weights."
+            f"{shared}",
+            "vllm-ascend#9372, #4404",
+            "deterministic",
+        ),
+        line,
+        certain=not old,
+    )
 
 
 def _name_place(reading: Reading, raised: Raised | None) -> Reading:

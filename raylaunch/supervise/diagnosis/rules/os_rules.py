@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
-from raylaunch.supervise.diagnosis.readings import Reading, reason
+from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
 from raylaunch.supervise.diagnosis.rules.tables.features import name_features
 from raylaunch.supervise.diagnosis.signatures import Kind
 
@@ -50,11 +51,23 @@ _CRASH = re.compile(
 _CRASH_FRAMES = (
     re.compile(r'^\s*File "(?:<unknown>|[^"\n]{1,300})", line \d{1,6},? in ([\w:.]{3,120})'),
     re.compile(
-        r"^\s*(?:@|#\d{1,3}|\d{1,3}) +(?:0x[\da-f]{4,16} )?(?:in )?([A-Za-z_][\w:]{2,120})\("
+        r"^\s*(?:@|#\d{1,3}|\d{1,3}) +(?:0x[\da-f]{4,16} )?(?:in )?([A-Za-z_][\w:]{2,120}) ?\("
     ),
     re.compile(r"(/[\w./+-]{1,200}\.so[\w.]{0,20})"),
 )
 _FRAME_LINES = 12
+_CORE = re.compile(r"^#0 {1,4}0x[\da-f]{4,16} in [^\n]{2,200}", re.MULTILINE)
+"""The innermost frame of a core file, as gdb prints it."""
+# Calls that crash by what they ask of the driver, and the switch that leaves them out.
+_SWITCHES = (
+    (
+        r"ncclCuMem|cuMemCreate|ncclCudaLibraryInit",
+        (
+            "Set `env.NCCL_CUMEM_HOST_ENABLE: 0` and `env.NCCL_CUMEM_ENABLE: 0` (NCCL asks the "
+            "driver for memory of the host in a way that this card or driver does not know). "
+        ),
+    ),
+)
 
 
 class _Refusal(NamedTuple):
@@ -133,9 +146,7 @@ _BY_TEXT: tuple[tuple[str, _Refusal], ...] = (
 
 def read_os_errors(log: ServerLog) -> Iterator[Reading]:
     """Yield the paths that the operating system refused, with their meaning."""
-    for line, _ in log.errors.find(_CRASH):
-        if frames := _crashed_in(log.cleaned[line + 1 : line + _FRAME_LINES]):
-            yield _crash(line, frames)
+    yield from _crashes(log)
     for line, match in log.errors.find(_DENIED):
         yield _denied(line, match[1])
     for line, match in log.errors.find(_CALL_DENIED):
@@ -159,6 +170,15 @@ def read_os_errors(log: ServerLog) -> Iterator[Reading]:
         yield Reading(reason(found.name, cause, found.remedy, "errno(3)", found.kind), line)
 
 
+def _crashes(log: ServerLog) -> Iterator[Reading]:
+    for line, _ in log.errors.find(_CRASH):
+        if frames := _crashed_in(log.cleaned[line + 1 : line + _FRAME_LINES]):
+            yield _crash(line, frames)
+    for line, _ in log.errors.find(_CORE):
+        if frames := _crashed_in(log.cleaned[line : line + _FRAME_LINES]):
+            yield replace(_crash(line, frames), rank=Rank.HINT)
+
+
 def _crashed_in(lines: Sequence[str]) -> list[str]:
     """Return the innermost calls below a crash, at most three."""
     calls = [
@@ -174,7 +194,8 @@ _NAMESPACES = (
     (r"mooncake::", "Mooncake (mooncake-transfer-engine)"),
     (r"(?:c10_npu|at_npu|torch_npu)::", "torch_npu"),
     (r"(?:atb|Mki|AtbSpeed)::", "ATB (package NNAL of CANN)"),
-    (r"(?:hccl|Hccl|adxl|hixl|llm)::", "CANN"),
+    (r"(?:hccl|Hccl|adxl|hixl|llm)::|aclrt|rt[A-Z][a-z]|hal[A-Z]|Hccl|Hcom", "CANN"),
+    (r"/\S{0,200}/(?:Ascend|cann|ascend-toolkit)[\w.-]{0,20}/", "CANN"),
     (r"ray::", "Ray"),
     (r"(?:c10|at|torch)::", "torch"),
 )
@@ -197,6 +218,7 @@ def _crash(line: int, frames: Sequence[str]) -> Reading:
     owner = _owner_of(frames)
     newer = f"Use a newer release of {owner}, the same on all nodes. " if owner else ""
     through = " from ".join(f"`{frame}`" for frame in frames)
+    switch = next((fix for words, fix in _SWITCHES if re.search(words, " ".join(frames))), "")
     features = [fix for _, fix in name_features(" ".join(frames), "") if fix]
     off = (
         f"start once with {' or '.join(features)}"
@@ -208,8 +230,8 @@ def _crash(line: int, frames: Sequence[str]) -> Reading:
             "segfault",
             f"Native code {f'of {owner} ' if owner else ''}crashed with a segmentation fault in "
             f"{through}.",
-            f"{newer}If it recurs at the same call, {off}, or use another release of the package "
-            "that it belongs to; compare driver, CANN (or CUDA) and the wheels with the "
+            f"{switch}{newer}If it recurs at the same call, {off}, or use another release of the "
+            "package that it belongs to; compare driver, CANN (or CUDA) and the wheels with the "
             "release's image. "
             "`dmesg -T` names the library; the frames after the line have the whole way.",
             "faulthandler; torch's and glog's crash handlers",
