@@ -195,7 +195,7 @@ _NAMESPACES = (
     (r"(?:c10_npu|at_npu|torch_npu)::", "torch_npu"),
     (r"(?:atb|Mki|AtbSpeed)::", "ATB (package NNAL of CANN)"),
     (r"(?:hccl|Hccl|adxl|hixl|llm)::|aclrt|rt[A-Z][a-z]|hal[A-Z]|Hccl|Hcom", "CANN"),
-    (r"/\S{0,200}/(?:Ascend|cann|ascend-toolkit)[\w.-]{0,20}/", "CANN"),
+    (r"/(?:[\w.-]{1,40}/){0,6}(?:Ascend|cann|ascend-toolkit)[\w.-]{0,20}/", "CANN"),
     (r"ray::", "Ray"),
     (r"(?:c10|at|torch)::", "torch"),
 )
