@@ -39,6 +39,7 @@ _FOREIGN = re.compile(
     r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT|TRACE)[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| "
+    r"|[A-Z]{3,7} {1,2}PyProcess [\w.-]{1,80}-std(?:out|err): "
     # The place of vLLM's prefix, whose level and time were cut off.
     r"|\[[a-z_]{2,50}\.py:\d{1,5}\] )"
     # The bars of an ExceptionGroup's traceback.

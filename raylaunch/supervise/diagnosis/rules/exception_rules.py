@@ -77,6 +77,36 @@ def _unknown_weight(raised: Raised) -> Reading | None:
     )
 
 
+_LAYER_OF_A_CACHE = re.compile(r"\.(?:\w{0,20}attn|\w{0,20}_cache|mixer|mamba|indexer)'?$")
+_LAYER_LOOKUP = re.compile(r"get_layers_from_vllm_config|attn_backend|kv_cache|initialize_from")
+
+
+def _layer_of_another_stage(raised: Raised) -> Reading | None:
+    """Read that a worker is asked for the KV cache of layers that another stage holds."""
+    if raised.type != "KeyError" or not _LAYER_OF_A_CACHE.search(raised.message):
+        return None
+    way = " ".join(f"{frame.function} {frame.code}" for frame in raised.frames)
+    if not _LAYER_LOOKUP.search(f"{way} {raised.code}"):
+        return None
+    return Reading(
+        reason(
+            "layer-of-another-stage",
+            f"A worker is to set up the KV cache of the layer {shorten(raised.message, 100)}, and "
+            "its model has no such layer: with pipeline parallelism each stage has only its own "
+            "layers, and the stages got each other's configuration (the order of Ray's workers is "
+            "not that of the ranks), or this release does not split this model into stages.",
+            "Start without pipeline parallelism (`parallel.pipeline: 1` with a larger "
+            "`parallel.tensor`, or `parallel.data`), or without Ray "
+            "(`args.distributed-executor-backend: mp`), or use a newer release of vLLM (and "
+            "vllm-ascend).",
+            "vllm#40649, #31903; vllm-ascend#8440, #5724",
+            "deterministic",
+        ),
+        raised.line,
+        certain=False,
+    )
+
+
 def _missing_name(raised: Raised) -> Reading | None:
     found = _NO_NAME.search(raised.message)
     if found is None:
@@ -311,6 +341,7 @@ _RULES: tuple[Rule, ...] = (
     read_quant_description,
     read_draft_tensor,
     read_quant_tensor,
+    _layer_of_another_stage,
     _unknown_weight,
     *PLACES,
     _missing_name,

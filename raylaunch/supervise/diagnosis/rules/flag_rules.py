@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
+from raylaunch.plan.known_flags import read_flags as read_known_flags
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.tables.flag_history import flag_successor, is_flag_of_all
@@ -114,18 +115,49 @@ def _read_fields(log: ServerLog) -> Iterator[Reading]:
                 line, field, f"{message}{_got(''.join(log.cleaned[line + 2 : line + 3]))}"
             )
             continue
+        if owner.startswith("Ascend") and "Unexpected keyword" in message:
+            yield _ascend_key(line, field, owner)
+            continue
+        named = (
+            f"`{field}` in `args.additional-config`"
+            if owner.startswith("Ascend")
+            else f"`{field.replace('_', '-')}` under `args`"
+        )
         yield Reading(
             reason(
                 "bad-config-value",
                 f"vLLM refused `{field}` of {owner}: {shorten(message, 200).rstrip(' .')}"
                 f"{_got(log.cleaned[line + 2] if line + 2 < len(log.cleaned) else '')}.",
-                f"Correct `{field.replace('_', '-')}` under `args`: `vllm serve --help=all` on the "
-                "node shows its values.",
+                f"Correct {named}: `vllm serve --help=all` on the node (or vllm-ascend's page of "
+                "options) shows its values.",
                 "pydantic",
                 "deterministic",
             ),
             line,
         )
+
+
+def _ascend_key(line: int, field: str, owner: str) -> Reading:
+    """Read that vllm-ascend does not know a key of its options."""
+    flag = field.replace("_", "-")
+    by_flag = (
+        f"; here the flag `args.{flag}` sets it: leave that out"
+        if flag in read_known_flags()
+        else ""
+    )
+    return Reading(
+        reason(
+            "bad-config-value",
+            f"This release of vllm-ascend does not know the key `{field}` in its options "
+            f"({owner}): it is misspelt, was removed, or belongs to another release.",
+            f"Correct or remove `{field}` in `args.additional-config`{by_flag}. The page "
+            "'Additional Configuration' of this vllm-ascend release lists the keys; a newer "
+            "release may take it.",
+            "vllm_ascend/ascend_config.py; vllm-ascend#16661",
+            "deterministic",
+        ),
+        line,
+    )
 
 
 # Fields of `quantization_config` as compressed-tensors describes them (quant_args.py, config).
@@ -227,22 +259,47 @@ def _read_budget(log: ServerLog) -> Iterator[Reading]:
 
 def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
     """Read the checks of vLLM's configuration classes, with the option that each is about."""
+    headed = set()
     for line, match in log.errors.find(_VALUE_ERROR):
-        owner, said = match.groups()
-        message = _PYDANTIC_TAIL.split(said)[0]
-        options = name_options(message) or [f"`{_CONFIGS[owner]}`"] if owner in _CONFIGS else []
-        options = options or name_options(message) or ["the option of that name under `args`"]
-        yield Reading(
-            reason(
-                "bad-config-value",
-                f"vLLM refused a value of {owner}: {shorten(message)}",
-                f"Correct {' or '.join(options)}; `vllm serve --help=all` on the node shows the "
-                "values of this release.",
-                "pydantic",
-                "deterministic",
-            ),
-            line,
-        )
+        headed.add(line + 1)
+        yield _refused_value(line, *match.groups())
+    for line, match in log.errors.find(_BARE_VALUE_ERROR):
+        if line not in headed:  # the line above, with the name of the class, is not in the log
+            yield _refused_value(line, "", match[1])
+
+
+def _refused_value(line: int, owner: str, said: str) -> Reading:
+    message = _PYDANTIC_TAIL.split(said)[0]
+    options = name_options(message) or [f"`{_CONFIGS[owner]}`"] if owner in _CONFIGS else []
+    options = options or name_options(message) or ["the option of that name under `args`"]
+    named = " or ".join(options)
+    what = (
+        f"Leave out {named}, or give it another value, one that the message names; or use a newer "
+        "release of vLLM (and vllm-ascend), which may support it"
+        if _NOT_SUPPORTED.search(message)
+        else f"Correct {named}"
+    )
+    return Reading(
+        reason(
+            "bad-config-value",
+            f"vLLM refused a value{f' of {owner}' if owner else ''}: {shorten(message)}",
+            f"{what}; `vllm serve --help=all` on the node shows the values of this release.",
+            "pydantic",
+            "deterministic",
+        ),
+        line,
+    )
+
+
+_BARE_VALUE_ERROR = re.compile(
+    r"^\s{0,8}(?:Value error|Assertion failed), ([^\n]{1,1000}?) "
+    r"\[type=(?:value|assertion)_error, input_value=",
+    re.MULTILINE,
+)
+_NOT_SUPPORTED = re.compile(
+    r"(?i)(?:not|only) (?:yet |currently )?(?:be )?(?:supported|implemented|available|compatible)|"
+    r"unsupported|incompatible|does ?n[o']t (?:yet )?support|can(?:not|'t) (?:be used|support|use)"
+)
 
 
 _WHOLE_OBJECT = re.compile(r"(\{[^\n]{2,2000}\})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, shorten
 from raylaunch.supervise.diagnosis.rules.tables.quant_tensors import find_quant_family
@@ -50,11 +51,10 @@ def read_quant_tensor(raised: Raised) -> Reading | None:
 
 def read_quant_description(raised: Raised) -> Reading | None:
     """Read that quant_model_description.json lacks a layer of the model."""
-    own = raised.innermost
-    if raised.type != "KeyError" or own is None or not raised.message:
+    if raised.type != "KeyError" or not raised.message:
         return None
-    if not re.match(r"vllm_ascend/quantization/", own.module_path):
-        return None
+    if first := _FIRST_LAYER.match(raised.message):
+        return _no_description(raised, first[1])
     if "quant_description" not in raised.code and "quant_description" not in raised.message:
         return None
     return exception_reading(
@@ -69,6 +69,34 @@ def read_quant_description(raised: Raised) -> Reading | None:
         "If quant_model_description.json under `model.path` has the layer under no name, quantise "
         "or download the model again. Leave out `args.quantization: ascend` only if ModelSlim did "
         "not quantise these weights.",
+    )
+
+
+_FIRST_LAYER = re.compile(r"^'?((?:\w{1,40}\.){0,4}embed_tokens\.weight)'?$")
+"""What vllm-ascend looks up first: every model has it, and a loader never misses it."""
+
+
+def _no_description(raised: Raised, layer: str) -> Reading | None:
+    """Read that ModelSlim's description does not even have the model's first layer."""
+    way = " ".join(frame.function for frame in raised.frames)
+    if "load_weights" in way or "weight_loader" in way:
+        return None
+    return replace(
+        exception_reading(
+            raised.line,
+            "quant-description",
+            f"vllm-ascend looks for the model's first layer (`{layer}`) in a description of the "
+            "quantisation and does not find it: the weights have none of ModelSlim "
+            "(quant_model_description.json), since another tool quantised them (FP8, AWQ, GPTQ, "
+            "compressed-tensors) or none did; or it names the layers otherwise than this release "
+            "does.",
+            "Leave out `args.quantization: ascend` if ModelSlim did not make these weights. AWQ, "
+            "GPTQ and FP8 checkpoints need a newer vllm-ascend (or weights of ModelSlim or "
+            "unquantised ones, `model.path`). For weights of ModelSlim use the vllm-ascend release "
+            "that lists this model as quantised, and look into quant_model_description.json under "
+            "`model.path`.",
+        ),
+        certain="quant_description" in raised.code,
     )
 
 

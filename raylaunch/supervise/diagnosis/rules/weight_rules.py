@@ -17,6 +17,8 @@ _MISSING_FILE = re.compile(
 )
 _SHARD = re.compile(r"(\d{5})-of-(\d{5})\.")
 _SIZES = re.compile(
+    r"Tried to load weights of size torch\.Size\((\[[\d, ]{0,60}\])\) ?to a parameter of size "
+    r"torch\.Size\((\[[\d, ]{0,60}\])\)|"
     r"Attempted to load weight \((?:torch\.Size\()?(\[[\d, ]{0,60}\])\)?\) into parameter "
     r"\((?:torch\.Size\()?(\[[\d, ]{0,60}\])|"
     r"weight shape mismatch: parameter has (\([\d, ]{0,60}\)), checkpoint has (\([\d, ]{0,60}\))|"
@@ -24,6 +26,7 @@ _SIZES = re.compile(
     r"[Ss]hape mismatch[^\n]{0,60}?(\[[\d, ]{1,60}\])[^\n]{0,60}?(\[[\d, ]{1,60}\])|"
     r"start \(\d{1,12}\) \+ length \((\d{1,12})\) exceeds dimension size \((\d{1,12})\)"
 )
+_OF_A_LOADER = ("Attempted", "Tried to load", "weight shape")
 _SHAPE_CODE = re.compile(r"assert [\w.()]{1,60}(?:shape|size\(\))\s?==|\.copy_\(|\.narrow\(")
 _LOADER = re.compile(r"weight_loader|load_weights|load_row_parallel|load_column_parallel|_load_w")
 _NOT_JSON = re.compile(
@@ -128,6 +131,17 @@ def _missing_file(line: int, path: str) -> Reading | None:
             "it as `model.path`, or use another transformers release.",
             certain=False,
         )
+    if "._____temp/" in path:
+        return _found(
+            line,
+            "weights-missing",
+            f"ModelScope's folder of a download under way has no {name}: another process moved or "
+            "removed it (several workers or nodes download the same model into one cache), or an "
+            "earlier download was broken off.",
+            "Download the model once before the start (`modelscope download --model NAME "
+            "--local_dir DIR`; remove `._____temp` in the cache first) and give that folder as "
+            "`model.path`; if it recurs, install another release of modelscope.",
+        )
     shard = _SHARD.search(name)
     part = f" (shard {int(shard[1])} of {int(shard[2])})" if shard else ""
     return _found(
@@ -168,7 +182,7 @@ def _other_size(raised: Raised) -> Reading | None:
     sizes = _SIZES.search(raised.message)
     in_loader = any(_LOADER.search(frame.function) for frame in raised.frames[:6])
     by_code = raised.type == "AssertionError" and not raised.message
-    if not in_loader and not (sizes and sizes[0].startswith(("Attempted", "weight shape"))):
+    if not in_loader and not (sizes and sizes[0].startswith(_OF_A_LOADER)):
         return None
     if not sizes and not (by_code and _SHAPE_CODE.search(raised.code)):
         return None

@@ -52,7 +52,7 @@ _STATIC_TLS = re.compile(
     r"cannot (?:allocate memory in|load any more object with) static TLS"
 )
 _MODEL_TYPE = re.compile(
-    r"model type `([^`\n]{1,100})` but Transformers does not recognize|"
+    r"model type `?([\w.-]{1,100})`? but Transformers does not recognize|"
     r"Transformers does not recognize this architecture|"
     r"The checkpoint you are trying to load has model type `([^`\n]{1,100})`|"
     r"KeyError: '(\w{2,40})'\n(?=[^\n]{0,200}\n?[^\n]{0,200}Transformers does not recognize)|"
@@ -291,5 +291,6 @@ def _model_type(line: int, match: re.Match[str]) -> Reading:
         "than the model (this is not vLLM's own list of models).",
         "Upgrade transformers in the server's environment to the version in the model's "
         "config.json (`transformers_version`), within the range this vLLM allows, or use a newer "
-        "image; models with code of their own need `args.trust-remote-code: true`.",
+        "image: a model that is newer than this vLLM (vllm-ascend) needs a newer one of these, "
+        "too; models with code of their own need `args.trust-remote-code: true`.",
     )
