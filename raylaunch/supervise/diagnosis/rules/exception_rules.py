@@ -72,8 +72,10 @@ def _unknown_weight(raised: Raised) -> Reading | None:
         "weights-mismatch",
         f"The checkpoint has a tensor `{found[1]}` that this release's model class does not know: "
         "checkpoint and model class are of different versions, or of another quantisation.",
-        "Use the vLLM and vllm-ascend release that the model card names, download the checkpoint "
-        "again, and check `args.quantization`.",
+        "Use the vLLM and vllm-ascend release that the model card names (a newer one), download "
+        "the checkpoint again, and check `args.quantization`. A layer with the number "
+        "`num_hidden_layers` of config.json is the one for multi-token prediction, which another "
+        "release skips or loads.",
     )
 
 

@@ -121,14 +121,17 @@ def _missing_key(raised: Raised) -> Reading | None:
     key = found[1]
     in_environment = any(frame.path.endswith("os.py") for frame in raised.frames[:1])
     literal = re.search(_SUBSCRIPT.replace("{key}", re.escape(key)), raised.code)
-    if literal is None and not in_environment:
+    # A frame without its statement still says what its function reads.
+    by_name = key == "quant_method" and not raised.code and bool(raised.frames)
+    if literal is None and not in_environment and not by_name:
         return None
-    text = "environ" if in_environment else raised.code
+    text = "environ" if in_environment else raised.code or "quant_config["
     source = next((each for each in _SOURCES if re.search(each.words, text)), None)
     if source is None:
         return None
     frame = next((each for each in raised.frames if not each.path.endswith("os.py")), None)
-    where = f" (`{shorten(raised.code, 100)}` in {frame.module_path})" if frame else ""
+    code = f"`{shorten(raised.code, 100)}` " if raised.code else ""
+    where = f" ({code}in {frame.module_path})" if frame else ""
     return Reading(
         reason(
             "key-missing",

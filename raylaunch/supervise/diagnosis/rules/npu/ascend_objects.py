@@ -25,7 +25,9 @@ def read_objects(log: ServerLog) -> Iterator[Reading]:
 
 def _of_vllm_ascend(raised: Raised) -> Reading | None:
     found = _OBJECT.search(raised.message) if raised.type == "AttributeError" else None
-    frame = raised.innermost
+    # torch's `Module.__getattr__` raises for the one that asks.
+    asking = (each for each in raised.frames if each.function != "__getattr__")
+    frame = next(asking, raised.innermost)
     if found is None or frame is None or frame.package == "vllm_ascend":
         return None
     owner, name = found[1] or found[2], found[3]

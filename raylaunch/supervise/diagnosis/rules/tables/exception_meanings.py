@@ -136,7 +136,8 @@ MEANINGS: tuple[Meaning, ...] = (
         remedy="Use a newer release of {package}, or the one that the model card names: the code "
         "of this one does not fit this model with these options. Until then start once with "
         "`args.enforce-eager: true`, once without `features.speculative`, once with another "
-        "`parallel.tensor`: the one that helps names the feature to leave off.",
+        "`parallel.tensor`, with experts once with the other value of `parallel.expert`: the one "
+        "that helps names the feature to leave off.",
     ),
     Meaning(
         name="tensor-elsewhere",
