@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.general import config_fields
@@ -271,7 +272,8 @@ def _ascend_feature(raised: Raised) -> Reading | None:
             "ascend-unsupported",
             f"This release of vllm-ascend does not support {names} for this model and these "
             f"flags: {own.module_path} ({own.function or 'module'}) raised {said}.",
-            f"{advise_release('vllm-ascend', features)}{_searched(raised, own.function)}",
+            f"{_advised(raised.message)}{advise_release('vllm-ascend', features)}"
+            f"{_searched(raised, own.function)}",
             "exception by place",
             "deterministic",
         ),
@@ -295,6 +297,11 @@ def _of_the_callers(raised: Raised) -> list[tuple[str, str]]:
     return []
 
 
+def _advised(message: str) -> str:
+    advice = read_advice(message)
+    return f"The message advises: {advice}. " if advice else ""
+
+
 def _searched(raised: Raised, function: str) -> str:
     """Return a sentence with what the issue list can be searched for: words, not a number."""
     words = raised.message if re.search(r"[A-Za-z]{3}", raised.message) else raised.code
@@ -304,13 +311,13 @@ def _searched(raised: Raised, function: str) -> str:
 
 def _refused_configuration(raised: Raised) -> Reading | None:
     """Read a ValueError or AssertionError that a configuration check raised with a message."""
-    if (
-        raised.type not in ("ValueError", "AssertionError", "NotImplementedError")
-        or not raised.message
-    ):
-        return None
     frame = raised.innermost
-    if frame is None or frame.package not in ("vllm", "vllm_ascend"):
+    if not raised.message or frame is None or frame.package not in ("vllm", "vllm_ascend"):
+        return None
+    types = _REFUSALS
+    if frame.module_path == "vllm_ascend/ascend_config.py":
+        types += ("RuntimeError", "TypeError")
+    if raised.type not in types:
         return None
     if _NOT_SET_UP.search(raised.message):
         return None
@@ -326,6 +333,7 @@ def _refused_configuration(raised: Raised) -> Reading | None:
     )
 
 
+_REFUSALS: tuple[str, ...] = ("ValueError", "AssertionError", "NotImplementedError")
 _NOT_SET_UP = re.compile(
     r"not (?:initiali[sz]ed|set)\. |called outside of|(?:config|context) is not set|"
     r"not (?:been )?initiali[sz]ed|"

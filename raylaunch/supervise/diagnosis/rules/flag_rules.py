@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from raylaunch.plan.known_flags import read_flags as read_known_flags
+from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.tables.flag_history import flag_successor, is_flag_of_all
@@ -49,6 +50,9 @@ _CONFIGS = {
     "LoRAConfig": "args.lora-modules, args.max-lora-rank",
     "StructuredOutputsConfig": "args.structured-outputs-config",
     "MultiModalConfig": "args.limit-mm-per-prompt",
+    "ModelConfig": "config.json` under `model.path`, or `args.hf-overrides",
+    "LoRARequest": "args.lora-modules",
+    "PEFTHelper": "adapter_config.json` of the adapter in `args.lora-modules",
 }
 _COMMANDS = ("serve", "vllm", "python", "python3", "bash", "/bin/bash", "sh")
 _QUANT = re.compile(
@@ -98,8 +102,8 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             f"{match[1]} of this release of vLLM has no field `{match[2]}`: it was removed, "
             "renamed or is misspelt, or belongs to the command line only (and is written with `_` "
             "in Python).",
-            f"Correct or remove `{match[2].replace('_', '-')}` under `args`; `vllm serve "
-            "--help=all` on the node lists the flags of this release.",
+            f"{flag_successor(match[2])} Correct or remove `{match[2].replace('_', '-')}` under "
+            "`args`; `vllm serve --help=all` on the node lists the flags of this release.".strip(),
         )
     yield from _read_pydantic(log)
     yield from _read_budget(log)
@@ -270,25 +274,36 @@ def _read_pydantic(log: ServerLog) -> Iterator[Reading]:
 
 def _refused_value(line: int, owner: str, said: str) -> Reading:
     message = _PYDANTIC_TAIL.split(said)[0]
-    options = name_options(message) or [f"`{_CONFIGS[owner]}`"] if owner in _CONFIGS else []
-    options = options or name_options(message) or ["the option of that name under `args`"]
+    options = name_options(message) or _option_of(owner)
+    options = options or ["the option of that name under `args`"]
     named = " or ".join(options)
+    advice = read_advice(message)
+    advised = f"The message advises: {advice}. " if advice else ""
     what = (
         f"Leave out {named}, or give it another value, one that the message names; or use a newer "
         "release of vLLM (and vllm-ascend), which may support it"
-        if _NOT_SUPPORTED.search(message)
-        else f"Correct {named}"
+        if _NOT_SUPPORTED.search(message) and ": " not in named
+        else f"{'Set' if ': ' in named else 'Correct'} {named}"
     )
     return Reading(
         reason(
             "bad-config-value",
             f"vLLM refused a value{f' of {owner}' if owner else ''}: {shorten(message)}",
-            f"{what}; `vllm serve --help=all` on the node shows the values of this release.",
+            f"{advised}{what}; `vllm serve --help=all` on the node shows the values of this "
+            "release.",
             "pydantic",
             "deterministic",
         ),
         line,
     )
+
+
+def _option_of(owner: str) -> list[str]:
+    """Return the option whose value a configuration class holds, as --pooler-config."""
+    if owner in _CONFIGS:
+        return [f"`{_CONFIGS[owner]}`"]
+    flag = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", owner).lower()
+    return [f"`args.{flag}`"] if flag in read_known_flags() else []
 
 
 _BARE_VALUE_ERROR = re.compile(

@@ -12,6 +12,7 @@ from raylaunch.supervise.diagnosis.tracebacks import Raised
 _QUANT_TENSOR = re.compile(
     r"(?i)(?<![\w.])([\w.]{0,160}?(?:_scales?|_scale_inv|_offset|zero_point|_zeros|_bias_quant|"
     r"quant_bias|absmax|quant_map|quant_state|"
+    r"weight\.bitmask|weight\.compressed|row_offsets|"
     r"qweight|qzeros|g_idx|weight_packed|_scale_bias|scale_second))\b"
 )
 _NO_PARAMETER = re.compile(r"no module or parameter named '([\w.]{1,200})' in (\w{1,80})")
@@ -55,6 +56,8 @@ def read_quant_description(raised: Raised) -> Reading | None:
         return None
     if first := _FIRST_LAYER.match(raised.message):
         return _no_description(raised, first[1])
+    if not raised.code and _OF_THE_DRAFT.search(raised.message):
+        return _unread_draft(raised)
     if "quant_description" not in raised.code and "quant_description" not in raised.message:
         return None
     return exception_reading(
@@ -100,6 +103,24 @@ def _no_description(raised: Raised, layer: str) -> Reading | None:
     )
 
 
+def _unread_draft(raised: Raised) -> Reading | None:
+    """Read a layer of the draft that is missing, of a traceback that shows no statement."""
+    if any("load_weights" in frame.function for frame in raised.frames):
+        return None
+    return replace(
+        exception_reading(
+            raised.line,
+            "quant-description",
+            f"The layer {shorten(raised.message, 120)} of the draft (speculative decoding) is "
+            "looked up and not found: the checkpoint, or its description of the quantisation, has "
+            "its drafting layers in another form than this release reads.",
+            f"{_of_the_draft(raised.message)}Use a newer release of vllm-ascend and vLLM, the one "
+            "that the model card names.",
+        ),
+        certain=False,
+    )
+
+
 _FUSED = re.compile(
     r"(?:experts|qkv_proj|qkv|gate_up_proj|fused_qkv_a_proj|in_proj_\w{1,8}|kv_a_proj_with_mqa|"
     r"wqkv_a|w13|w2)\.weight'?$"
@@ -107,9 +128,12 @@ _FUSED = re.compile(
 """Layers that vLLM makes of several tensors of a checkpoint, or of all experts."""
 
 
+_OF_THE_DRAFT = re.compile(r"^'?(?:model\.)?(?:mtp|draft|eagle|dspark|dflash)\w{0,12}\.")
+
+
 def _of_the_draft(key: str) -> str:
     """Return what to do about a layer of the draft of speculative decoding; "" for any other."""
-    if not re.search(r"^'?(?:model\.)?(?:mtp|draft|eagle|dspark|dflash)\w{0,12}\.", key):
+    if not _OF_THE_DRAFT.search(key):
         return ""
     return (
         "The layer is of the draft of speculative decoding: give `features.speculative` the "

@@ -118,12 +118,15 @@ def correct(raised: Raised) -> str:
     callers = (_OTHER_CONFIG.search(frame.module_path) for frame in raised.frames[1:])
     fields = [_FIELD_OF[each[1]] for each in callers if each]
     options += [field for field in fields[:1] if field not in options]
+    advice = read_advice(raised.message)
+    advised = f"The message advises: {advice}" if advice else ""
     if not options and raised.frames[0].module_path.endswith("ascend_config.py"):
-        return "Correct `args.additional-config`"
+        options = ["`args.additional-config`"]
     if options:
-        return f"Correct {' or '.join(options)}, or use a release that knows this value"
-    if advice := read_advice(raised.message):
-        return f"The message advises: {advice}"
+        what = f"Correct {' or '.join(options)}, or use a release that knows this value"
+        return f"{advised}. {what}" if advised else what
+    if advised:
+        return advised
     if "quantiz" in raised.frames[0].module_path:
         return (
             "Serve weights that are quantised in another way (`model.path`; for vllm-ascend those "

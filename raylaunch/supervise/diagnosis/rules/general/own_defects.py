@@ -162,6 +162,12 @@ def _another_release(raised: Raised, frame: Frame) -> str:
             "versions; the path is that of its image): it replaces parts of vLLM, and what it puts "
             "there is called otherwise by this vLLM."
         )
+    if _CALL.search(raised.message) and frame.package == "vllm":
+        return (
+            "With a plug-in (vllm-ascend) install the releases of both that belong together (`pip "
+            "list | grep -i vllm`): it replaces parts of vLLM, and this vLLM calls them otherwise. "
+            "Without one, files of two releases are mixed: install vLLM again, another release."
+        )
     if frame.package == "vllm":
         model = name_model_class(raised.frames)
         by_card = f" that its card names for `{model}`" if model else " that the model card names"

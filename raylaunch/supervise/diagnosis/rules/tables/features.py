@@ -48,6 +48,11 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "no `recompute_scheduler_enable` in `args.additional-config`, or no `features.speculative`",
     ),
     (
+        r"netloader|rfork",
+        "the loading of weights from another server",
+        "no `args.load-format` (netloader, rfork)",
+    ),
+    (
         r"balance_sched",
         "balance scheduling",
         "no `env.VLLM_ASCEND_BALANCE_SCHEDULING`",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from raylaunch.plan.known_flags import read_flags
+from raylaunch.supervise.diagnosis.rules.tables.additional_keys import split_additional_keys
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]{1,60})")
 _NAME = re.compile(r"(?<![\w.])([a-z][a-z0-9]{0,30}(?:_[a-z0-9]{1,30}){1,8})(?![\w(])")
@@ -55,7 +56,7 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         "`parallel.decode_context`, `parallel.prefill_context`",
     ),
     (
-        r"speculat|draft|eagle|\bmtp\b|medusa|ngram|sampled_token_ids\.shape|num_spec",
+        r"speculat|draft|eagle|dspark|dflash|\bmtp\b|medusa|ngram|sampled_token_ids\.shape|num_spec",
         "`features.speculative`",
     ),
     (
@@ -85,6 +86,8 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         "`args.enable-eplb` and `parallel.expert`, which are for models with experts",
     ),
     (r"chat template", "`args.chat-template`"),
+    (r"[Dd]ata parallel", "`parallel.data`"),
+    (r"model[_ ]runner[_ ]v2", "`env.VLLM_USE_V2_MODEL_RUNNER: 0`"),
     (
         r"captur|cuda ?graph|acl ?graph|graph mode",
         "`args.compilation-config` or `args.enforce-eager`",
@@ -115,7 +118,8 @@ def name_options(message: str) -> list[str]:
     """Return the recipe fields that a message names or is about, at most three."""
     # Names of models and of the values that would be valid are no options.
     bare = _VALUES.split(_MODEL_NAME.sub(" ", _ADDRESS.sub("", message)))[0]
-    return name_flags(bare) or _name_spelled(bare) or name_topics(bare)
+    keys, bare = split_additional_keys(bare)
+    return (keys + (name_flags(bare) or _name_spelled(bare) or name_topics(bare)))[:3]
 
 
 def name_flags(message: str) -> list[str]:

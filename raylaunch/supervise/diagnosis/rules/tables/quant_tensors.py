@@ -22,6 +22,13 @@ _NEWER = (
 # ModelOpt, DeepSeek's block FP8, ModelSlim.
 _FAMILIES: tuple[QuantFamily, ...] = (
     QuantFamily(
+        r"\.bitmask|\.compressed|row_offsets",
+        "a sparse compressed checkpoint (sparse-bitmask of llm-compressor)",
+        "Write the checkpoint again without compression of the sparsity (llm-compressor: "
+        "`save_pretrained(..., disable_sparse_compression=True)`), or serve other weights "
+        "(`model.path`); a newer release of vLLM may read it.",
+    ),
+    QuantFamily(
         r"absmax|quant_map|quant_state|nested_|bitsandbytes",
         "bitsandbytes",
         "Set `args.quantization: bitsandbytes` and `args.load-format: bitsandbytes`; if they are "
