@@ -10,6 +10,7 @@ from raylaunch.plan.known_flags import read_flags as read_known_flags
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.quant_rules import is_quant_field, read_quant_field
 from raylaunch.supervise.diagnosis.rules.tables.flag_history import flag_successor, is_flag_of_all
 from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
 
@@ -102,7 +103,8 @@ def read_flags(log: ServerLog) -> Iterator[Reading]:
             f"{match[1]} of this release of vLLM has no field `{match[2]}`: it was removed, "
             "renamed or is misspelt, or belongs to the command line only (and is written with `_` "
             "in Python).",
-            f"{flag_successor(match[2])} Correct or remove `{match[2].replace('_', '-')}` under "
+            _in_python(match[2])
+            or f"{flag_successor(match[2])} Correct or remove `{match[2].replace('_', '-')}` under "
             "`args`; `vllm serve --help=all` on the node lists the flags of this release.".strip(),
         )
     yield from _read_pydantic(log)
@@ -114,8 +116,8 @@ def _read_fields(log: ServerLog) -> Iterator[Reading]:
     """Read the fields that pydantic refused: of an option, or of a checkpoint's description."""
     for line, match in log.errors.find(_FIELD):
         owner, field, message = match.groups()
-        if _OF_A_CHECKPOINT.search(field):
-            yield _quant_field(
+        if is_quant_field(field):
+            yield read_quant_field(
                 line, field, f"{message}{_got(''.join(log.cleaned[line + 2 : line + 3]))}"
             )
             continue
@@ -164,30 +166,14 @@ def _ascend_key(line: int, field: str, owner: str) -> Reading:
     )
 
 
-# Fields of `quantization_config` as compressed-tensors describes them (quant_args.py, config).
-_OF_A_CHECKPOINT = re.compile(
-    r"(?:^|\.)(?:block_structure|group_size|actorder|observer(?:_kwargs)?|num_bits|config_groups|"
-    r"kv_cache_scheme|sparsity_config|sparsity_structure|global_sparsity_ratio|transform_config|"
-    r"quantization_status|scale_dtype|zp_dtype|input_activations|output_activations)\b"
-)
-
-
-def _quant_field(line: int, field: str, said: str) -> Reading:
-    """Read that the description of a checkpoint's quantisation is of another release."""
-    return Reading(
-        reason(
-            "bad-config-value",
-            f"The checkpoint's `quantization_config` has a value of `{field}` that the installed "
-            f"compressed-tensors does not take: {shorten(said, 200)}. The checkpoint was written "
-            "by a newer (or much older) llm-compressor.",
-            "Use a newer release of vLLM with the compressed-tensors that it names (`pip show "
-            "vllm`, `pip check`), or the release that the model card names; or write the "
-            "checkpoint again with the llm-compressor of this vLLM's time.",
-            "pydantic; compressed-tensors quant_args.py",
-            "deterministic",
-        ),
-        line,
-        certain=False,
+def _in_python(name: str) -> str:
+    """Return what to do about an argument of Python code that is written as a flag."""
+    if "-" not in name:
+        return ""
+    return (
+        f"In Python and in other programs' options write `{name.replace('-', '_')}`: only the "
+        "command line takes hyphens. Remove it if it is a flag of the API server (parsers of tools "
+        "and reasoning, chat template, host): the engine has no such argument."
     )
 
 

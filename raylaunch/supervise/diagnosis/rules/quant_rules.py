@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, shorten
+from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.tables.quant_tensors import find_quant_family
 from raylaunch.supervise.diagnosis.tracebacks import Raised
 
@@ -71,7 +71,8 @@ def read_quant_description(raised: Raised) -> Reading | None:
         f"belongs to it), or the one that the model card names{_made_of_several(raised.message)}. "
         "If quant_model_description.json under `model.path` has the layer under no name, quantise "
         "or download the model again. Leave out `args.quantization: ascend` only if ModelSlim did "
-        "not quantise these weights.",
+        "not quantise these weights; AWQ, GPTQ and FP8 checkpoints need a newer vllm-ascend that "
+        "reads them, or other weights.",
     )
 
 
@@ -168,4 +169,36 @@ def read_draft_tensor(raised: Raised) -> Reading | None:
         "checkpoint whose config.json names its own architecture (converted for vLLM, as its card "
         "says); or use the vLLM release that the draft model's card names. Until then start "
         "without `features.speculative`.",
+    )
+
+
+# Fields of `quantization_config` as compressed-tensors describes them (quant_args.py, config).
+_OF_A_CHECKPOINT = re.compile(
+    r"(?:^|\.)(?:block_structure|group_size|actorder|observer(?:_kwargs)?|num_bits|config_groups|"
+    r"kv_cache_scheme|sparsity_config|sparsity_structure|global_sparsity_ratio|transform_config|"
+    r"quantization_status|scale_dtype|zp_dtype|input_activations|output_activations)\b"
+)
+
+
+def is_quant_field(field: str) -> bool:
+    """Whether a field that pydantic refused is one of a checkpoint's quantisation."""
+    return _OF_A_CHECKPOINT.search(field) is not None
+
+
+def read_quant_field(line: int, field: str, said: str) -> Reading:
+    """Read that the description of a checkpoint's quantisation is of another release."""
+    return Reading(
+        reason(
+            "bad-config-value",
+            f"The checkpoint's `quantization_config` has a value of `{field}` that the installed "
+            f"compressed-tensors does not take: {shorten(said, 200)}. The checkpoint was written "
+            "by a newer (or much older) llm-compressor.",
+            "Use a newer release of vLLM with the compressed-tensors that it names (`pip show "
+            "vllm`, `pip check`), or the release that the model card names; or write the "
+            "checkpoint again with the llm-compressor of this vLLM's time.",
+            "pydantic; compressed-tensors quant_args.py",
+            "deterministic",
+        ),
+        line,
+        certain=False,
     )

@@ -17,6 +17,11 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "prefix caching of linear attention",
         "`args.enable-prefix-caching: false` or no `features.speculative`",
     ),
+    (
+        r"mamba_attn",
+        "linear attention with drafts or cached prefixes",
+        "no `features.speculative`, or with `args.enable-prefix-caching: false`",
+    ),
     (r"gdn|mamba|linear_attn|gated_delta|conv1d", "linear attention (GDN, Mamba)", ""),
     (
         r"dcp|(?:^|[^a-z])cp_|context_parallel|decode_context",

@@ -85,6 +85,7 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         r"mixture_of_experts|is_moe\b",
         "`args.enable-eplb` and `parallel.expert`, which are for models with experts",
     ),
+    (r"torchair", "`torchair_graph_config` in `args.additional-config`"),
     (r"chat template", "`args.chat-template`"),
     (r"[Dd]ata parallel", "`parallel.data`"),
     (r"model[_ ]runner[_ ]v2", "`env.VLLM_USE_V2_MODEL_RUNNER: 0`"),
