@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
@@ -218,6 +219,8 @@ def _missing_attribute(raised: Raised) -> Reading | None:
         return _missing_in_module(raised, module, name)
     if reading := config_fields.read_missing_field(raised, owner, name):
         return reading
+    if re.search(r"^\w+Config$", owner) and _OF_THE_TEXT_PART.match(name):
+        return _of_the_text_part(raised, owner, name)
     if re.search(r"Tokenizer|Processor|PretrainedConfig|^\w+Config$", owner) and not _is_ascend(
         raised
     ):
@@ -230,6 +233,25 @@ def _missing_attribute(raised: Raised) -> Reading | None:
             "range), or use the release's container image.",
         )
     return None
+
+
+_OF_THE_TEXT_PART = re.compile(
+    r"(?:num_(?:hidden_layers|attention_heads|key_value_heads)|hidden_size|vocab_size"
+    r"|head_dim|intermediate_size|max_position_embeddings)$"
+)
+
+
+def _of_the_text_part(raised: Raised, owner: str, name: str) -> Reading:
+    reading = exception_reading(
+        raised.line,
+        "config-of-text-part",
+        f"`{owner}` has no `{name}`: a model of several parts keeps it in its text part "
+        "(`text_config` or `llm_config` in config.json), and this release asks the whole "
+        "configuration for it.",
+        "Use a newer vLLM (or vllm-ascend, if the traceback is in it) whose list of supported "
+        "models names this one, with the transformers that it names.",
+    )
+    return replace(reading, certain=False)
 
 
 def _is_ascend(raised: Raised) -> bool:
