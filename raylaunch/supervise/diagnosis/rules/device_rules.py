@@ -34,7 +34,8 @@ _KERNEL = re.compile(
     r"current working operator name is ([A-Z]\w{2,80})"
 )
 _TASK_DEVICE = re.compile(
-    r"(?:Aicore|Aivec|AIV|Aicpu) [Kk]ernel execute failed, device_id=(\d{1,3})"
+    r"(?:(?:Aicore|Aivec|AIV|Aicpu) [Kk]ernel execute|"
+    r"(?:AI|Vector) [Cc]ore kernel execution) failed, device_id=(\d{1,3})"
 )
 _NEAR_LINES = 40
 _LINES_ABOVE = 12
@@ -67,6 +68,15 @@ _REMEDY_OF_EXPERTS = (
 
 _FUSED = re.compile(r"(?i)Dispatch_?FFN|Mega_?Moe")
 _FUSED_OFF = " or with no `env.VLLM_ASCEND_ENABLE_FUSED_MC2`"
+# CANN's check of the indices of a gather or scatter, a kernel of its own.
+_OF_AN_INDEX = re.compile(r"(?i)kernel\w{0,12}[=: ]{1,3}IndexCheck")
+_REMEDY_OF_AN_INDEX = (
+    "An index is outside of the tensor it points into: a token id, a position or a slot of the KV "
+    "cache that this release computed wrongly (mostly with speculative decoding, prefix caching "
+    "or several KV cache groups), or a length above the model's. Start without "
+    "`features.speculative` and `args.async-scheduling`, with `args.enforce-eager: true`, and use "
+    "a newer image of vllm-ascend; `env.ASCEND_LAUNCH_BLOCKING: 1` shows the Python line."
+)
 _OF_CONTEXT = re.compile(
     r"(?i)lightning_?indexer|sparse_?(?:flash|attention)|sparse_?and_?compress"
 )
@@ -178,6 +188,8 @@ def _remedy(text: str) -> str:
         return _OF_AN_EXCHANGE
     if _OF_A_COPY.search(text):
         return _REMEDY_OF_A_COPY
+    if _OF_AN_INDEX.search(text):
+        return _REMEDY_OF_AN_INDEX
     if _OF_EXPERTS.search(text):
         if _REMOTE.search(text):
             return _OF_REMOTE

@@ -15,8 +15,8 @@ _WATCHDOG = re.compile(
     r"Work(\w{2,8})\(SeqNum=(\d{1,12}), OpType=(\w{1,40})[^)\n]{0,160}Timeout\(ms\)=(\d{1,10})"
 )
 _FFTS = re.compile(
-    r"(?:device\(chipId:(\d{1,3})[^\n]{0,120})?hccl fftsplus task timeout occurred[^\n]{0,160}?"
-    r"timeout[:=] ?(\d{1,6}) ?(min)?|reason=fftsplus timeout"
+    r"(?:device\(chipId:(\d{1,3})[^\n]{0,120})?(?:hccl fftsplus task|notify wait) timeout occurred"
+    r"[^\n]{0,160}?timeout[:=] ?(\d{1,6}) ?(min)?|reason=fftsplus timeout"
 )
 _NOTICE = re.compile(r"No available shared memory broadcast block found in (\d{1,6}) seconds?")
 _STUCK = re.compile(r"Rank (\d{1,5})\][^\n]{0,80}watchdog got stuck for (\d{1,7}) ?s(?:econds)?")
@@ -59,10 +59,12 @@ def read_hangs(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_FFTS):
         chip = f"NPU {match[1]}" if match[1] else "an NPU"
         limit = f" for {match[2]} {match[3] or 's'}" if match[2] else ""
+        stage = "notify" if "notify wait timeout" in match[0] else "fftsplus"
         yield _waits(
             line,
-            f"Hang in a collective operation: {chip} waited{limit} (fftsplus, HCCL_EXEC_TIMEOUT) "
+            f"Hang in a collective operation: {chip} waited{limit} ({stage}, HCCL_EXEC_TIMEOUT) "
             "for a peer that did not take part: it died, hangs, or its link lost the message.",
+            id_="hccl-notify-EI0002" if stage == "notify" else "collective-timeout",
         )
 
 
@@ -253,11 +255,11 @@ _BY_HCCL = (
 )
 
 
-def _waits(line: int, cause: str, first: str = "") -> Reading:
+def _waits(line: int, cause: str, first: str = "", *, id_: str = "collective-timeout") -> Reading:
     by_library = _BY_NCCL if ", NCCL)" in cause else _BY_HCCL
     return Reading(
         reason(
-            "collective-timeout",
+            id_,
             cause,
             f"{first}The rank without such a line, or whose log stops first, is the likely cause: "
             f"{by_library} A longer time-out only delays the end.",

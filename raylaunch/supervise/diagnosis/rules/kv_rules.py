@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.error_codes import find_number
-from raylaunch.supervise.diagnosis.rules.network_rules import PEER
+from raylaunch.supervise.diagnosis.rules.network_rules import PEER, describe_address
 from raylaunch.supervise.diagnosis.rules.tables.mooncake_errors import (
     GUESSED,
     MOONCAKE,
@@ -281,6 +281,12 @@ def _closed(log: ServerLog) -> str:
     )
 
 
+_OF_A_BRIDGE = (
+    "other hosts do not reach it, and containers of one host with such addresses count as several "
+    "servers, which need RoCE between their NPUs."
+)
+
+
 def _mooncake(line: int, text: str, said: str, covers: frozenset[int], closed: str) -> Reading:
     lower = text.lower()
     peer = PEER.search(text)
@@ -301,6 +307,10 @@ def _mooncake(line: int, text: str, said: str, covers: frozenset[int], closed: s
     cause = f"{cause} Mooncake reports: {quoted}."
     known = find_number([text])
     remedy = f"{closed} {kind.remedy}".strip()
+    bridge = describe_address(peer[1]) if peer and kind.name == "mooncake-transfer" else ""
+    if peer and "Docker" in bridge:
+        cause = f"{cause} {peer[1]} is {bridge}: {_OF_A_BRIDGE}"
+        remedy = f"Start the containers of both sides with `--network host`. {remedy}"
     refused = _NOT_REGISTERED.search(text) if kind.name == "mooncake-memory" else None
     if refused:
         cause, remedy = _unregistered(refused, cause, remedy)

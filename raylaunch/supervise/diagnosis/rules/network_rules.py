@@ -173,7 +173,7 @@ _HUB_HOSTS = ("huggingface.co", "hf-mirror.com", "modelscope.cn", "www.modelscop
 
 _NAMED = re.compile(
     r"(?:tcp://|https?://|host[= ]'?|for |addresses of \(|MASTER_ADDR[= ])"
-    r"([a-zA-Z][\w.-]{1,100})"
+    r"([a-zA-Z_][\w.-]{1,100})"
 )
 
 

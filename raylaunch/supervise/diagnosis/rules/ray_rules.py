@@ -34,7 +34,10 @@ _DEMAND = re.compile(
 _USAGE = re.compile(r"^\s*([\d.]{1,9})/([\d.]{1,9}) (NPU|GPU)\b", re.MULTILINE)
 _VERSIONS = re.compile(r"(Ray|Python): (\d[\w.+]{1,20})")
 _VERSION = re.compile(r"Version mismatch: ")
-_ONE_IP = re.compile(r"Every node should have a unique IP address\. Got (\d{1,4}) nodes")
+_ONE_IP = re.compile(
+    r"Every node should have a unique IP address\. Got (\d{1,4}) nodes(?:[^\n]{0,600}? (\d{1,4}) "
+    r"unique IP addresses (\{[^}\n]{1,400}\}))?"
+)
 _NO_DRIVER_DEVICE = re.compile(r"Ray does not allocate any (GPUs|NPUs) on the driver node")
 _DEAD_NODE = re.compile(
     r"node with node id: (\w{1,60}) and address: ([\w.:-]{1,60})[^\n]{0,80}marked dead"
@@ -147,6 +150,18 @@ def _read_calls(log: ServerLog) -> Iterator[Reading]:
 def _read_nodes(log: ServerLog) -> Iterator[Reading]:
     """Yield what Ray says about its nodes and workers."""
     for line, match in log.errors.find(_ONE_IP):
+        if match[2] and int(match[2]) > int(match[1]):
+            yield ray_messages.ray_reading(
+                line,
+                "ray-other-address",
+                f"vLLM finds {match[2]} addresses on Ray's {match[1]} nodes ({match[3]}): on a "
+                "node with several networks, the driver and the workers took different ones "
+                "(vLLM asks for the default route, Ray for its --node-ip-address).",
+                "On each node set VLLM_HOST_IP to the address that `ray list nodes` shows for it, "
+                "in the shell of `ray start --node-ip-address ADDRESS` (the workers have it from "
+                "there) and where vLLM is started; or set `network.interface`.",
+            )
+            continue
         yield ray_messages.ray_reading(
             line,
             "ray-same-address",

@@ -14,6 +14,10 @@ _HCCL = re.compile(
 )
 # glog of a program that checks the result: `Check failed: status == HCCL_SUCCESS (1 vs. 0) text`.
 _CHECKED = re.compile(r"\bHCCL_SUCCESS \((\d{1,5}) vs\. 0\) ?([^\n]{0,80})")
+# HIXL's link for KV transfer: `HcclCommPrepare(...) fail, ret: 0x13`, a code of HCCL.
+_PREPARED = re.compile(r"HcclCommPrepare\b[^\n]{0,200}?\bret: ?(0x[\da-f]{1,4}|\d{1,3})\b")
+_ENGINES = re.compile(r"(?:remote engine|to target): ?\[?([\w.:-]{3,60}?)\]?:(\d{2,5})\b")
+_ENGINE_LINES = 8
 _STREAM = re.compile(
     r"(?:ACL stream synchronize failed, error code:|AclrtSynchronize\w{1,40}(?:\([\w().]{0,60}\))?,"
     r" error code is|rtKernelLaunch\w{0,40} failed:) ?"
@@ -117,6 +121,9 @@ def read_call_codes(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_CHECKED):
         if known := _RESULTS.get(int(match[1])):
             yield _hccl(line, match[2].rstrip(" .") or "unnamed", match[1], *known)
+    for line, match in log.errors.find(_PREPARED):
+        if known := _RESULTS.get(int(match[1], 0)):
+            yield _hixl(log, line, match[1], known[0])
     for line, match in log.errors.find(_OPERATOR):
         yield _operator(line, match[1], match[2])
     for line, match in log.errors.find(_STREAM):
@@ -138,6 +145,31 @@ def _hccl(line: int, call: str, code: str, meaning: str, remedy: str) -> Reading
         ),
         line,
         rank=Rank.WRAPPER,
+        certain=False,
+    )
+
+
+def _hixl(log: ServerLog, line: int, code: str, meaning: str) -> Reading:
+    near = "\n".join(log.cleaned[max(0, line - _ENGINE_LINES) : line + _ENGINE_LINES])
+    found = _ENGINES.search(near)
+    peer = f" to {found[1]}:{found[2]}" if found else ""
+    return Reading(
+        reason(
+            "hixl-link-failed",
+            f"The NPU link{peer} for the transfer of KV blocks could not be set up "
+            f"(HcclCommPrepare, code {code}): {meaning}. The address of one NPU is wrong or stale "
+            "(/etc/hccn.conf), its port is down or in another network, TLS differs, or the peer "
+            "has ended.",
+            "On both hosts compare each `address_N` of /etc/hccn.conf with `hccn_tool -i N -ip -g` "
+            "(one that differs makes that NPU unreachable; correct the file and restart), check "
+            "`hccn_tool -i N -link -g` and `-tls -g`, and try `hccn_tool -i N -ping -g address "
+            "PEER` between all NPUs. Two containers of one host without RoCE need the host's "
+            "network (`--network host`) and `env.HCCL_INTRA_ROCE_ENABLE: 0`. A longer time-out "
+            f"does not help. {_PLOG}",
+            "HIXL channel.cc; Mooncake#3267, vllm-ascend#16847, #14506",
+            "transient",
+        ),
+        line,
         certain=False,
     )
 
