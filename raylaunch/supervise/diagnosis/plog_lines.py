@@ -27,8 +27,9 @@ _NATIVE = re.compile(
 )
 _ERRNO = re.compile(r"^errNo\[0x[\da-fA-F]{4,20}\] ?")
 _NO_CAUSE = re.compile(
-    r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\|)|[Cc]all trace|report error module_name|"
-    r"rtGetDevMsg|GetDevErrMsg"
+    r"^(?:errNo\[|\s{0,8}_{6}|\s{0,8}\||-{6})|[Cc]all trace|report error module_name|"
+    r"rtGetDevMsg|GetDevErrMsg|Task run failed|fails to connect to dstRank|No abnormal periods|"
+    r"CONNECT TIMEOUT DETECT|\[ROCE CQE ERROR\]"
 )
 _RANK_TABLE = (
     "Correct the rank table (device numbers, addresses, ranks): make it again on the nodes as they "

@@ -93,6 +93,22 @@ TOPICS: tuple[Topic, ...] = (
         "deterministic",
     ),
     Topic(
+        r"device ip family\[\d{1,3}\] is not same",
+        "The network ports of the NPUs have addresses of different kinds: IPv4 (family 2) on one "
+        "rank, IPv6 (family 10) on another.",
+        "Give all NPUs addresses of one kind (`hccn_tool -i N -ip -g`, `hccn_tool -i N -ip -inet6 "
+        "-g`), or say which to use on all nodes: `env.HCCL_SOCKET_FAMILY: AF_INET` (AF_INET6).",
+        "deterministic",
+    ),
+    Topic(
+        r"path \S{1,200} is not a valid real path",
+        "A file that HCCL was told to read, the rank table, does not exist here or may not be "
+        "read.",
+        "Correct `env.RANK_TABLE_FILE` (the path on this node or in this container, readable for "
+        "its user), or start without one (remove it): HCCL then finds the ranks itself.",
+        "deterministic",
+    ),
+    Topic(
         r"IP is used repeatedly|device_ip\]?:?[^\n]{0,40} (?:is )?already exist",
         "Two processes of one group use the same NPU (its address is there twice): for example a "
         "store and a client of Mooncake on one card.",
@@ -132,7 +148,7 @@ TOPICS: tuple[Topic, ...] = (
         "deterministic",
     ),
     Topic(
-        r"error cqe|err_cqe|retry (?:counter )?exceed",
+        r"error cqe|err_cqe|retry (?:counter )?exceed|CQE status\[",
         "An RDMA transfer between two NPUs ended with an error (error CQE): the network card sent "
         "a packet again and again without an answer. The link between the two NPUs loses packets "
         "or is down, or the process of the peer has ended.",

@@ -67,6 +67,29 @@ _LOCATED_REMEDIES = (
     ),
 )
 _SHOWN = 4
+# detect_connect_anomalies.cc: after a link that failed, HCCL tries one of its own to each rank.
+_DETECTED = re.compile(
+    r"srcRank \(server ([\w.:%-]{3,60}), device ID (\d{1,4})\) fails to connect to dstRank "
+    r"\(server ([\w.:%-]{3,60}), device ID (\d{1,4})\)"
+)
+_NOTHING_DETECTED = re.compile(r"No abnormal periods were discovered\. please prioritize")
+# heartbeat.cc; both ends of the link that lost packets.
+_CQE = re.compile(
+    r"\[ROCE CQE ERROR\]cqe error status\[(\d{1,4})\][^\n]{0,80}localInfo\{server"
+    r"\[([\w.:%-]{3,60})\][^\n]{0,40}?deviceIp\[([\w.:%-]{3,60})\]\}, remoteIP\{server"
+    r"\[([\w.:%-]{3,60})\][^\n]{0,40}?deviceIp\[([\w.:%-]{3,60})\]"
+)
+# task_exception_handler.cc: the operation that a rank was in, and the rank itself.
+_TASK = re.compile(
+    r"Task run failed, (?:base|para) information is [^\n]{0,160}?"
+    r"tag\[([A-Za-z]{3,30})_([^\]\n]{1,120})\]"
+)
+_TASK_RANK = re.compile(
+    r"Task run failed, groupRank information is [^\n]{0,200}?rankSize\[(\d{1,6})\], "
+    r"rankId\[(\d{1,6})\b"
+)
+_PROCESS = re.compile(r"\bHCCL\((\d{1,9}),")
+_COPY_FAILED = re.compile(r"sdma error|EI0012|SDMA memory copy")
 
 
 def read_hccl(log: ServerLog) -> Iterator[Reading]:
@@ -85,9 +108,16 @@ def read_hccl(log: ServerLog) -> Iterator[Reading]:
     located = next(iter(log.errors.find(_LOCATED)), None)
     if located:
         yield _located(log, *located)
-    ranks = list(log.errors.find(_REMOTE_RANK))
+    yield from _detected(log, linked=bool(rows or transports))
+    for line, match in log.errors.find(_CQE):
+        yield _lost_packets(line, *match.groups())
+    copies = any(True for _ in log.errors.find(_COPY_FAILED))
+    ranks = [] if copies else list(log.errors.find(_REMOTE_RANK))
     if ranks:
         yield _waited_for(log, ranks)
+    tasks = [] if copies or ranks or located else list(log.errors.find(_TASK))
+    if tasks:
+        yield _tasks(log, tasks)
 
 
 def _unexplained_transports(log: ServerLog) -> list[tuple[int, re.Match[str]]]:
@@ -226,6 +256,130 @@ def _waited_for(log: ServerLog, found: Sequence[tuple[int, re.Match[str]]]) -> R
             "cause. Check the links with `hccn_tool -i N -stat -g` and `-ping`. A larger "
             "`env.HCCL_EXEC_TIMEOUT` only lengthens the wait.",
             "CANN EI0002; vllm-ascend#1193, #3413",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )
+
+
+def _detected(log: ServerLog, *, linked: bool) -> Iterator[Reading]:
+    """Read what HCCL's test links found after a link failed, unless the log names it (linked)."""
+    pairs = list(log.errors.find(_DETECTED))
+    if pairs:
+        line, match = pairs[0]
+        source, its_card, target, card = match.groups()
+        cause = (
+            f"HCCL could not connect NPU {its_card} of {source} to NPU {card} of {target}, and its "
+            "own test link between the two failed as well: that process has ended or hangs, or "
+            "the network between the two does not work."
+        )
+        remedy = (
+            f"Read the log of the worker of NPU {card} on {target}: an error there is the cause; "
+            "without one see whether it lives and where it is (`py-spy dump --pid WORKER`, `dmesg "
+            "-T`). If both sides report the time-out, check the links: `hccn_tool -i N -link -g`, "
+            "`-ip -g`, `-tls -g` and `-ping -g address PEER`."
+        )
+    elif not linked and (found := next(iter(log.errors.find(_NOTHING_DETECTED)), None)):
+        line = found[0]
+        cause = (
+            "A link between NPUs timed out, but HCCL's test links to all ranks work: the network "
+            "is sound, and the ranks do not call the same operations (a rank is in another step, "
+            "has other settings, or failed before)."
+        )
+        remedy = (
+            "Compare what the ranks were in (`grep 'Alloc transports failed, tag' "
+            "~/ascend/log/debug/plog/*` on all nodes): a rank in another operation, or that "
+            "reports nothing, has the cause. Start all servers with the same release, model, "
+            "recipe and environment (`raylaunch plan NAME`), and read each log from its start."
+        )
+    else:
+        return
+    yield Reading(
+        reason(
+            "hccl-socket-EI0006",
+            cause,
+            remedy,
+            "hcomm detect_connect_anomalies.cc; vllm-ascend#10591, #9447",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )
+
+
+def _lost_packets(
+    line: int, status: str, host: str, address: str, peer_host: str, peer: str
+) -> Reading:
+    return Reading(
+        reason(
+            "cann-EI0013",
+            f"The RoCE link from NPU address {address} of {host} to {peer} of {peer_host} loses "
+            f"packets (error CQE, status {status}): the peer did not confirm what was sent. A port "
+            "flaps, a switch drops packets, or the peer's process has ended.",
+            f"See first whether the process on {peer_host} ended before (its log, `dmesg -T`). If "
+            "not, check both ends: `hccn_tool -i N -link -g`, `-stat -g` and `-ping -g address "
+            f"{peer}`, and the switch ports between them.",
+            "hcomm heartbeat.cc, EI0013",
+            "transient",
+        ),
+        line,
+        rank=Rank.HINT,
+        symptom=True,
+        certain=False,
+    )
+
+
+def _operations_of_one_group(
+    log: ServerLog, found: Sequence[tuple[int, re.Match[str]]]
+) -> list[str]:
+    """Return the operations in which different processes of one group are; [] if it is one."""
+    groups: dict[str, dict[str, str]] = {}
+    for line, match in found:
+        process = _PROCESS.search(log.cleaned[line])
+        by_process = groups.setdefault(match[2], {})
+        by_process.setdefault(process[1] if process else "", match[1])
+    names = (sorted(set(each.values())) for each in groups.values())
+    return next((each for each in names if len(each) > 1), [])
+
+
+def _tasks(log: ServerLog, found: Sequence[tuple[int, re.Match[str]]]) -> Reading:
+    """Read in which collective operations the ranks waited, by HCCL's own report of the task."""
+    line = found[0][0]
+    names = _operations_of_one_group(log, found)
+    ranks = sorted({(int(each[2]), each[1]) for _, each in log.errors.find(_TASK_RANK)})
+    who = (
+        f" (rank {', '.join(str(rank) for rank, _ in ranks[:8])} of {ranks[0][1]})" if ranks else ""
+    )
+    if names:
+        cause = (
+            f"The ranks of one group do not run the same operation: {' and '.join(names)} wait for "
+            "each other until HCCL_EXEC_TIMEOUT expires."
+        )
+        first = (
+            "Start all servers with the same release, model, recipe and environment (`raylaunch "
+            "plan NAME`); if they are, a feature sends the ranks different ways: start without "
+            "`features.speculative`, `args.async-scheduling` and overlapping streams. "
+        )
+    else:
+        cause = (
+            f"An NPU waited in {found[0][1][1]}{who} for its peers until HCCL_EXEC_TIMEOUT "
+            "expired: a rank died, hangs, runs another operation, or its link drops packets."
+        )
+        first = ""
+    return Reading(
+        reason(
+            "hccl-notify-EI0002",
+            cause,
+            f"{first}Read the logs of all ranks of the group: the one with another error, or whose "
+            "log stops first, is the cause. If all report the same, check the links (`hccn_tool -i "
+            "N -stat -g`, `-ping`), and whether the times of their reports differ by more than "
+            "HCCL_EXEC_TIMEOUT.",
+            "hcomm task_exception_handler.cc, EI0002",
             "transient",
         ),
         line,
