@@ -75,6 +75,8 @@ _FILES = (
     "python_packages",
     "model_files",
     "adapters",
+    "launchers",
+    "platforms",
     "containers",
     "kv_transfer",
     "requests",

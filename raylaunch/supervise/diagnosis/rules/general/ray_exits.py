@@ -15,6 +15,10 @@ _RAYLET = re.compile(
     r"Some Ray subprocesses exited unexpectedly:\n\s{1,6}(\w{1,30} \[exit code=[^\]\n]{1,12}\])"
 )
 _AGENT = re.compile(r"raylet exited immediately because (?:the|one) Ray agent failed[^\n]{0,80}")
+_AGENT_LATE = re.compile(
+    r"agent_manager\.cc:\d{1,4}: Agent process (?:expected id \d{1,12}|with name \S{1,60}) "
+    r"timed out before registering"
+)
 _OWNER = re.compile(
     r"(?:Worker exit detail: )?"
     r"(Owner's (?:node|worker process|process) has (?:crashed|died|exited))"
@@ -54,6 +58,17 @@ def read_ray_exits(log: ServerLog) -> Iterator[Reading]:
             "'ray[default]'` in Ray's environment and compare `pip freeze | grep grpcio` with a "
             "node that works; give free ports (`ray start --dashboard-agent-listen-port "
             "--metrics-export-port`).",
+        )
+    for line, _ in log.warnings.find(_AGENT_LATE):
+        yield _read(
+            line,
+            "ray-agent-failed",
+            "The raylet's agent (dashboard agent) did not register with it in time, and the raylet "
+            "ends with it: the node is overloaded (slow disk, few CPUs), its grpcio does not work "
+            "with this Ray, or a proxy catches local connections.",
+            f"Read dashboard_agent.log {_LOGS}; compare `pip freeze | grep grpcio` with a node "
+            "that works; set `env.no_proxy` to the node's address; on a slow node raise "
+            "RAY_agent_register_timeout_ms before `ray start`.",
         )
     yield from _read_details(log)
 

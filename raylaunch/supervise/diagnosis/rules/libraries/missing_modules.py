@@ -25,6 +25,8 @@ _NOT_INSTALLED = re.compile(
 _FRAME = re.compile(
     r'File "[^"\n]{0,300}?(?:(?:site|dist)-packages|vllm-workspace/[\w-]{2,20})/(\w{2,40})/'
 )
+# A function or class that another process has sent: its module is looked for where it arrives.
+_SENT = re.compile(r"cloudpickle\.loads|pickle\.loads|serve/_private/replica\.py")
 # Packages whose own modules move between releases; a missing one says that the package is there.
 _CHANGING = (
     *("torch", "triton", "numpy", "scipy", "mooncake", "lmcache", "xgrammar", "compressed_tensors"),
@@ -47,7 +49,11 @@ def read_missing_modules(log: ServerLog) -> Iterator[Reading]:
         if match[2]:
             yield _no_package(line, match[1])
             continue
-        yield _module(line, match[1], _importer(log, line, match[1].partition(".")[0]))
+        top = match[1].partition(".")[0]
+        if top not in MODULES and _SENT.search("\n".join(log.cleaned[max(0, line - 6) : line])):
+            yield _own_code(line, match[1])
+            continue
+        yield _module(line, match[1], _importer(log, line, top))
     for line, match in log.errors.find(_NOT_INSTALLED):
         yield _not_installed(line, match[1] or match[2])
 
@@ -59,6 +65,18 @@ def _importer(log: ServerLog, line: int, top: str) -> str:
         if found and found[1] != top:
             return found[1]
     return ""
+
+
+def _own_code(line: int, name: str) -> Reading:
+    return found_library(
+        line,
+        "module-missing",
+        f"A worker of Ray was sent an object of the module `{name}` and cannot find that module on "
+        "its node: it is code of the program itself, or a package that only the driver has.",
+        "Put the code on every node at a place of PYTHONPATH (or give it as `working_dir` or "
+        "`py_modules` of runtime_env), or install its package in the environment from which Ray "
+        f"was started on all nodes, the same release everywhere. {ON_OTHER_NODES}",
+    )
 
 
 def _moved_module(line: int, name: str, top: str, caller: str) -> Reading:

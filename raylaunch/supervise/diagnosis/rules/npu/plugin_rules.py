@@ -11,7 +11,7 @@ from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _OF_A_FOLDER = re.compile(
     r"module '([a-z]\w{1,40})' has no attribute '(?:__version__|__file__|LLM|SamplingParams|"
-    r"Tensor|nn|EngineArgs)'|"
+    r"Tensor|nn|EngineArgs|is_initialized|init|remote|ndarray|array|AutoConfig|AutoTokenizer)'|"
     r"partially initialized module '([a-z]\w{1,40})' has no attribute"
 )
 _NO_COMPILED_PART = re.compile(

@@ -24,6 +24,7 @@ _PIP = {
     "runai_model_streamer": "runai-model-streamer",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "transfer_queue": "TransferQueue",
     "yaml": "pyyaml",
     "zmq": "pyzmq",
 }
