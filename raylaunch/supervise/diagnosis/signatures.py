@@ -68,6 +68,7 @@ _FILES = (
     "command_line",
     "host_limits",
     "ray_checks",
+    "torch_groups",
     "ray_start",
     "ray",
     "hangs",

@@ -129,6 +129,14 @@ def _missing_name(raised: Raised) -> Reading | None:
         )
     if "circular import" in raised.message:
         return None
+    if place and place.rpartition("/")[2] == f"{top}.py" and "-packages/" not in place:
+        return exception_reading(
+            raised.line,
+            "package-shadowed",
+            f"Python takes the file {place} for the package {top}: it has the same name and is "
+            "found first.",
+            f"Rename {place} (and delete `__pycache__` beside it), or start from another folder.",
+        )
     importer = next((f.package for f in raised.frames if f.package != top), "")
     by = f" that {importer} needs" if importer else ""
     return exception_reading(

@@ -27,6 +27,14 @@ _DENIED = re.compile(r"PermissionError: \[Errno 13\] Permission denied: '([^'\n]
 # Which variable moves a folder that a library made up for itself.
 _MOVED_BY: tuple[tuple[str, str], ...] = (
     (
+        r"/_?ray(?:_lockfiles|_current_cluster|/)|/ray$",
+        (
+            "remove what another user's Ray left there (as that user `ray stop`, then `sudo rm "
+            "-rf` of it), or give Ray a folder of its own: `ray start --head --temp-dir=DIR` "
+            "(RAY_TMPDIR; without a cluster `ray.init(_temp_dir=...)`)"
+        ),
+    ),
+    (
         r"^//?kernel_meta",
         "start Ray in a folder that the user may write: CANN puts kernel_meta there",
     ),

@@ -14,6 +14,10 @@ _NO_MODULE = re.compile(
     r"(; '[\w.]{1,80}' is not a package)?",
     re.MULTILINE,
 )
+_PARTIAL = re.compile(
+    r"cannot import name '([\w.]{1,80})' from partially initialized module '([\w.]{1,120})' "
+    r"\(most likely due to a circular import\)(?: \(([^)\n]{1,300})\))?"
+)
 # Checks of vLLM and transformers before they import what only some options need.
 _NOT_INSTALLED = re.compile(
     r"(?:ImportError|ModuleNotFoundError|RuntimeError|ValueError): ?\s?(?!\S{0,20}No module)"
@@ -54,6 +58,8 @@ def read_missing_modules(log: ServerLog) -> Iterator[Reading]:
             yield _own_code(line, match[1])
             continue
         yield _module(line, match[1], _importer(log, line, top))
+    for line, match in log.errors.find(_PARTIAL):
+        yield _half_imported(line, *match.groups())
     for line, match in log.errors.find(_NOT_INSTALLED):
         yield _not_installed(line, match[1] or match[2])
 
@@ -176,6 +182,47 @@ def _no_package(line: int, name: str) -> Reading:
         f"`python -c 'import {top}; print({top}.__file__)'` in the start directory shows which one "
         "is found: rename that file or start from another directory, and remove its folder from "
         f"PYTHONPATH; install the package (`pip install {pip_name(top)}`) if there is none.",
+    )
+
+
+def _half_imported(line: int, name: str, module: str, place: str | None) -> Reading:
+    """Read an import that comes back to itself: a file of the program, a checkout, or releases."""
+    top = module.partition(".")[0]
+    of_vllm = top in ("vllm", "vllm_ascend")
+    installed = place is not None and "-packages/" in place
+    if of_vllm and module == top and not installed:
+        where = f" ({place})" if place else ""
+        return found_library(
+            line,
+            "extension-not-built",
+            f"{module} has no `{name}` here{where}: Python imports the source folder of {top}, "
+            "in which the compiled parts were never built, instead of the installed package; or "
+            "its build failed.",
+            f"Start from another folder than the checkout of {top} (`cd /`) and take it off "
+            f"PYTHONPATH; to use the checkout build it (`pip install -v -e .` there, after "
+            "deleting old `*.so` of another release or CUDA).",
+        )
+    if installed or of_vllm:
+        return found_library(
+            line,
+            "versions-differ",
+            f"Modules of {top} import each other in a circle at `{module}` ({name}): an import "
+            "inside it failed or was repeated, because packages of different releases are "
+            f"installed, or the installation of {top} is mixed.",
+            f"Read the first exception above, if there is one. Install {top} again as a whole "
+            f"(`pip install --force-reinstall --no-deps {pip_name(top)}`) with the release that "
+            "its caller names, the same on all nodes, or use the release's image.",
+            certain=False,
+        )
+    file = place or f"a file {top}.py or a folder {top} in the start directory"
+    return found_library(
+        line,
+        "module-shadowed",
+        f"Python takes {file} for the package {top}: it has the same name and is found first, so "
+        "the program imports itself.",
+        f"Rename that file (and delete `__pycache__` beside it), or start from another folder; "
+        f"`python -c 'import {top}; print({top}.__file__)'` shows which one is found.",
+        certain=place is not None,
     )
 
 

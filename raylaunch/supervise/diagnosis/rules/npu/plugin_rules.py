@@ -14,6 +14,7 @@ _OF_A_FOLDER = re.compile(
     r"Tensor|nn|EngineArgs|is_initialized|init|remote|ndarray|array|AutoConfig|AutoTokenizer)'|"
     r"partially initialized module '([a-z]\w{1,40})' has no attribute"
 )
+_NO_NPU = re.compile(r"^module 'torch' has no attribute 'npu'")
 _NO_COMPILED_PART = re.compile(
     r"No module named '((torch_npu|torch|triton|mooncake)\.(?:_C\w{0,20}|lib\w{0,20}|"
     r"_build\w{0,20}|engine|store|version))'"
@@ -32,10 +33,26 @@ _INSTALLED = re.compile(r"(?:site|dist)-packages/")
 def read_plugins(log: ServerLog) -> Iterator[Reading]:
     """Yield packages that another folder hides, and failures while a plug-in is loaded."""
     for raised in find_exceptions(log):
-        for rule in (_shadowed, _no_compiled_part, _no_kernels, _while_loading):
+        for rule in (_no_npu, _shadowed, _no_compiled_part, _no_kernels, _while_loading):
             if reading := rule(raised):
                 yield reading
                 break
+
+
+def _no_npu(raised: Raised) -> Reading | None:
+    if raised.type != "AttributeError" or not _NO_NPU.search(raised.message):
+        return None
+    return exception_reading(
+        raised.line,
+        "torch-npu-not-loaded",
+        "torch has no `npu` here: torch_npu is not installed in this environment, was not "
+        "imported in this process, or its import failed before.",
+        "`python -c 'import torch, torch_npu; print(torch.npu.is_available())'` in the environment "
+        "from which Ray was started shows which it is: source CANN's set_env.sh, install the "
+        "torch-npu of the installed torch (the same first three numbers), unset "
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0, or import torch_npu first in a program of your own. On "
+        "a GPU the program was made for NPUs.",
+    )
 
 
 def _shadowed(raised: Raised) -> Reading | None:
