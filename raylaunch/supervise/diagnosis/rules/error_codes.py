@@ -167,14 +167,24 @@ def _operator(line: int, name: str, known: ErrorCode | None) -> Reading | None:
         reason(
             "aclnn-failed",
             f"{known.cause}: {name} (code {known.code}).",
-            f"{remedy} The newest `~/ascend/log/debug/plog/plog-PID_*.log` of this process names "
-            "the argument.",
+            f"{remedy} {for_experts(name)}The newest `~/ascend/log/debug/plog/plog-PID_*.log` of "
+            "this process names the argument.",
             known.source,
             known.kind,
         ),
         line,
         rank=Rank.CODE,
         certain=False,
+    )
+
+
+def for_experts(name: str) -> str:
+    """Return a sentence on the split of experts, for an operator of MoE; "" for any other."""
+    if not re.search(r"Moe[A-Z]", name):
+        return ""
+    return (
+        "An operator of MoE takes certain numbers of experts a rank only: use the split of the "
+        "model's page (`parallel.tensor`, `parallel.data`), or `parallel.expert: false`. "
     )
 
 

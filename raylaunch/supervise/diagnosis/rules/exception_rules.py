@@ -302,7 +302,7 @@ def _ascend_feature(raised: Raised) -> Reading | None:
             "ascend-unsupported",
             f"This release of vllm-ascend does not support {names} for this model and these "
             f"flags: {own.module_path} ({own.function or 'module'}) raised {said}.",
-            f"{_advised(raised.message)}{advise_release('vllm-ascend', features)}"
+            f"{_advised(raised)}{advise_release('vllm-ascend', features)}"
             f"{_searched(raised, own.function)}",
             "exception by place",
             "deterministic",
@@ -327,8 +327,8 @@ def _of_the_callers(raised: Raised) -> list[tuple[str, str]]:
     return []
 
 
-def _advised(message: str) -> str:
-    advice = read_advice(message)
+def _advised(raised: Raised) -> str:
+    advice = read_advice(f"{raised.message}\n{raised.after}")
     return f"The message advises: {advice}. " if advice else ""
 
 
@@ -344,14 +344,14 @@ def _refused_configuration(raised: Raised) -> Reading | None:
     frame = raised.innermost
     if not raised.message or frame is None or frame.package not in ("vllm", "vllm_ascend"):
         return None
-    types = _REFUSALS
-    if frame.module_path == "vllm_ascend/ascend_config.py":
-        types += ("RuntimeError", "TypeError")
-    if raised.type not in types:
+    checks = frame.package == "vllm_ascend" and (
+        frame.module_path == "vllm_ascend/ascend_config.py" or _CHECKS.match(frame.function)
+    )
+    if raised.type not in (*_REFUSALS, *(("TypeError", "RuntimeError") if checks else ())):
         return None
     if _NOT_SET_UP.search(raised.message):
         return None
-    in_config = _CONFIG_PLACE.search(frame.module_path) is not None
+    in_config = checks or _CONFIG_PLACE.search(frame.module_path) is not None
     at_start = not _REQUEST.match(frame.module_path) and bool(name_flags(raised.message))
     if not in_config and not at_start:
         return None
@@ -363,12 +363,15 @@ def _refused_configuration(raised: Raised) -> Reading | None:
     )
 
 
-_REFUSALS: tuple[str, ...] = ("ValueError", "AssertionError", "NotImplementedError")
 _NOT_SET_UP = re.compile(
     r"not (?:initiali[sz]ed|set)\. |called outside of|(?:config|context) is not set|"
     r"not (?:been )?initiali[sz]ed|"
     # What the memory rules read with its numbers.
     r"larger than the (?:maximum number of tokens|available KV cache)"
+)
+_REFUSALS = ("ValueError", "AssertionError", "NotImplementedError")
+_CHECKS = re.compile(
+    r"_?(?:check|validate|verify|update)_\w{0,40}(?:config|capture_sizes)$|_?validate$"
 )
 _CONFIG_PLACE = re.compile(
     r"^vllm(?:_ascend)?/(?:config(?:/\w+)?|\w*config|engine/arg_utils|platform|platforms/\w+|"

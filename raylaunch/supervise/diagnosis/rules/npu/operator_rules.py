@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
-from raylaunch.supervise.diagnosis.rules.error_codes import find_code
+from raylaunch.supervise.diagnosis.rules.error_codes import find_code, for_experts
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _ATB_STEP = re.compile(
@@ -19,7 +19,12 @@ _ATB_STEP = re.compile(
 )
 _ACLNN_STATUS = re.compile(
     r"\b(aclnn[A-Z]\w{1,60}?)(?:GetWorkspaceSize)? ?(?:failed|fail|error)?[^\n]{0,24}?"
-    r"(?:aclnnStatus|ERROR|ret|status|errno|error no is|error:) ?[=:]? ?([135]61\d{3})\b"
+    r"(?:aclnnStatus|ERROR|ret|status|errno|error no is|error:) ?[=:]? ?([135]61\d{3})\b|"
+    r"\blaunch failed for (\w{3,60}), errno: ?([135]61\d{3})\b"
+)
+_NO_BACKEND = re.compile(
+    r"Could not run '((\w{2,40})::[\w.]{2,80})' with arguments from the "
+    r"'(CPU|NPU|PrivateUse1)' backend"
 )
 _ACLNN_DETAIL = re.compile(
     r"\b(aclnn[A-Z]\w{1,60}?)(?:GetWorkspaceSize)? failed,? ?detail: ?((?:E\w\d{4}|E\d{5}):? ?"
@@ -50,22 +55,25 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
         if raised.type == "RuntimeError" and not seen and (name := _atb_call(raised)):
             seen.add(name)
             yield _atb(log, raised.line, name, "setup")
+    for line, match in log.errors.find(_NO_BACKEND):
+        yield _no_backend(line, match)
     for line, match in log.errors.find(_ACLNN_DETAIL):
         below = log.cleaned[line + 1] if line + 1 < len(log.cleaned) else ""
         if not _MORE_BELOW.search(below) and match[1] not in seen:
             seen.add(match[1])
             yield _inner(line, match[1], match[2], _package(log, line))
     for line, match in log.errors.find(_ACLNN_STATUS):
-        known = find_code(match[2], log.codes)
-        if known is None or match[1] in seen:
+        name = match[1] or match[3]
+        known = find_code(match[2] or match[4], log.codes)
+        if known is None or name in seen:
             continue
-        seen.add(match[1])
+        seen.add(name)
         yield Reading(
             reason(
                 "aclnn-failed",
-                f"{known.cause}: {match[1]} (code {known.code}).",
-                f"{known.remedy.removeprefix('Read the EZ block beside it. ')} If it is an "
-                "operator of a package of its own, source that package's set_env.bash "
+                f"{known.cause}: {name} (code {known.code}).",
+                f"{known.remedy.removeprefix('Read the EZ block beside it. ')} {for_experts(name)}"
+                "If it is an operator of a package of its own, source that package's set_env.bash "
                 "(ASCEND_CUSTOM_OPP_PATH), built for this CANN and NPU. The newest "
                 "`~/ascend/log/debug/plog/plog-PID_*.log` of this process names the argument.",
                 known.source,
@@ -75,6 +83,36 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
             rank=Rank.HINT,
             certain=False,
         )
+
+
+def _no_backend(line: int, match: re.Match[str]) -> Reading:
+    """Read that torch has no code of an operator for the device of its tensors."""
+    owner = {"npu": "torch_npu", "aten": "torch_npu", "vllm": "vllm-ascend", "_C": "vLLM"}
+    package = owner.get(match[2], "vllm-ascend" if match[2].startswith("_C") else match[2])
+    cpu = match[3] == "CPU"
+    where = (
+        "the CPU: NPUs lack it, so that torch falls back to the CPU, or a part of the model lies "
+        "there"
+        if cpu
+        else "the NPU"
+    )
+    offload = " Leave out what puts weights or tensors on the CPU (offloading)." if cpu else ""
+    return Reading(
+        reason(
+            "operator-missing",
+            f"The operator {match[1]} has no code for {where}. The installed {package} is of "
+            "another release than vLLM, its plug-in was not loaded, or it does not support what "
+            "calls the operator.",
+            f"Install the vLLM, vllm-ascend and torch_npu that belong together (vllm-ascend's "
+            "table of versions), or use the release's image; the log of a good start has `Platform "
+            f"plugin ascend is activated`. If they do, use a newer release of {package}.{offload}",
+            "torch dispatcher; vllm-ascend#16",
+            "deterministic",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )
 
 
 def _atb_call(raised: Raised) -> str:

@@ -26,6 +26,15 @@ _REASONS: tuple[CompileReason, ...] = (
         "release's image; remove `~/.triton/cache` on every node and start again.",
     ),
     CompileReason(
+        r"size of tensor a \(\(?s\d{1,4}//\d|size of tensor b \(\(?s\d{1,4}//\d|"
+        r"device='npu[^\n]{0,40}size=\(\(s\d{1,4}//\d",
+        "sequence parallelism (FLASHCOMM) splits the tokens of one tensor and not those of the "
+        "other: this release does not support it for this model (size of tensor: s//ranks)",
+        "Leave it out: no `env.VLLM_ASCEND_ENABLE_FLASHCOMM1` (older: VLLM_ASCEND_ENABLE_"
+        "FLASHCOMM) and no enable_sp in `args.compilation-config`; or use a newer release of "
+        "vllm-ascend.",
+    ),
+    CompileReason(
         r"bishengir-\w{1,20}: (?:Unknown command line argument|for the -{1,2}[\w-]{1,40} option)",
         "CANN's BiSheng compiler does not know an option that triton-ascend gives it: CANN is "
         "older than this triton-ascend needs",
