@@ -34,8 +34,8 @@ _KERNEL = re.compile(
     r"current working operator name is ([A-Z]\w{2,80})"
 )
 _TASK_DEVICE = re.compile(
-    r"(?:(?:Aicore|Aivec|AIV|Aicpu) [Kk]ernel execute|"
-    r"(?:AI|Vector) [Cc]ore kernel execution) failed, device_id=(\d{1,3})"
+    r"(?:Aicore|Aivec|AIV|Aicpu|(?:AI |AI Vector |Vector )Core|AI CPU) [Kk]ernel "
+    r"(?:execute|execution) failed, device[_ ]id=(\d{1,3})"
 )
 _NEAR_LINES = 40
 _LINES_ABOVE = 12
@@ -81,6 +81,14 @@ _OF_CONTEXT = re.compile(
     r"(?i)lightning_?indexer|sparse_?(?:flash|attention)|sparse_?and_?compress"
 )
 _OFF = "`args.enforce-eager: true` for graphs, no `features.speculative`"
+_BY_KERNEL: tuple[tuple[str, str], ...] = (
+    (r"(?i)mla_?(?:prolog|preprocess)", f"`env.VLLM_ASCEND_ENABLE_MLAPO: 0`; {_OFF}"),
+    (r"(?i)kernel\w{0,12}[=: ]{1,3}\w{0,20}aiv_?all_?", "no `env.HCCL_OP_EXPANSION_MODE: AIV`"),
+    (
+        r"(?i)gated_?delta|causal_?conv1d|mamba",
+        f"no `features.speculative`, `args.enable-prefix-caching: false`; {_OFF}",
+    ),
+)
 _OFF_OF_CONTEXT = "`parallel.decode_context: 1`, `parallel.prefill_context: 1`; " + _OFF
 _OF_REMOTE = (
     "The kernel reads and writes the memory of other NPUs directly, and one of them did not "
@@ -194,7 +202,10 @@ def _remedy(text: str) -> str:
         if _REMOTE.search(text):
             return _OF_REMOTE
         return _REMEDY_OF_EXPERTS.format(fused=_FUSED_OFF if _FUSED.search(text) else "")
-    return _REMEDY.format(off=_OFF_OF_CONTEXT if _OF_CONTEXT.search(text) else _OFF)
+    if _OF_CONTEXT.search(text):
+        return _REMEDY.format(off=_OFF_OF_CONTEXT)
+    off = (each for words, each in _BY_KERNEL if re.search(words, text))
+    return _REMEDY.format(off=next(off, _OFF))
 
 
 def _kernel(text: str) -> str:
@@ -209,7 +220,7 @@ def _device(cores: list[tuple[int, re.Match[str]]], tasks: list[tuple[int, re.Ma
 
 def _core(cores: list[tuple[int, re.Match[str]]], text: str) -> str:
     if not cores:
-        core = "AI CPU" if re.search(r"[Aa]icpu [Kk]ernel", text) else "core"
+        core = "AI CPU" if re.search(r"[Aa]i ?cpu [Kk]ernel|AI CPU kernel", text) else "core"
         return f"the {core} raised an exception"
     words = cores[0][1][2].split()
     core = next((_CORES[word] for word in words if word in _CORES), words[-1])

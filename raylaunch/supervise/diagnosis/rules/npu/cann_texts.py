@@ -16,6 +16,13 @@ class Text:
 
 TEXTS: tuple[Text, ...] = (
     Text(
+        r"\w launch kernel failed\b",
+        "An operator could not be launched: it does not take the shapes, the mask or the mode (a "
+        "captured graph) in which this release of vllm-ascend calls it for this model",
+        "Set `args.enforce-eager: true` first (models for embeddings and scores do not gain by "
+        "graphs), or use a newer release or image of vllm-ascend.",
+    ),
+    Text(
         r"[Aa]ttr(?:ibute)? \w{2,40} (?:is )?(?:invalid|not supported|unsupported)",
         "An operator does not know the value of an attribute that its caller gives it: the "
         "operators and vllm-ascend (or torch_npu) are of different releases, or the value is for "

@@ -22,6 +22,7 @@ _ACLNN_STATUS = re.compile(
     r"(?:aclnnStatus|ERROR|ret|status|errno|error no is|error:) ?[=:]? ?([135]61\d{3})\b|"
     r"\blaunch failed for (\w{3,60}), errno: ?([135]61\d{3})\b"
 )
+_NOT_LAUNCHED = re.compile(r"(?<!\w)([A-Z][A-Za-z]\w{2,60}) launch kernel failed\b")
 _NO_BACKEND = re.compile(
     r"Could not run '((\w{2,40})::[\w.]{2,80})' with arguments from the "
     r"'(CPU|NPU|PrivateUse1)' backend"
@@ -55,8 +56,7 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
         if raised.type == "RuntimeError" and not seen and (name := _atb_call(raised)):
             seen.add(name)
             yield _atb(log, raised.line, name, "setup")
-    for line, match in log.errors.find(_NO_BACKEND):
-        yield _no_backend(line, match)
+    yield from _without_a_code(log)
     for line, match in log.errors.find(_ACLNN_DETAIL):
         below = log.cleaned[line + 1] if line + 1 < len(log.cleaned) else ""
         if not _MORE_BELOW.search(below) and match[1] not in seen:
@@ -83,6 +83,40 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
             rank=Rank.HINT,
             certain=False,
         )
+
+
+def _without_a_code(log: ServerLog) -> Iterator[Reading]:
+    """Yield the operators that were not launched, or have no code for the device, each once."""
+    seen: set[str] = set()
+    for line, match in log.errors.find(_NOT_LAUNCHED):
+        # `cann_blocks` reads a line with a code.
+        if match[1] not in seen and not _MORE_BELOW.search(log.cleaned[line]):
+            seen.add(match[1])
+            yield _not_launched(line, match[1])
+    for line, match in log.errors.find(_NO_BACKEND):
+        if match[1] not in seen:
+            seen.add(match[1])
+            yield _no_backend(line, match)
+
+
+def _not_launched(line: int, name: str) -> Reading:
+    """Read the last line of an aclnn call: the operator gave no output, so it was not launched."""
+    return Reading(
+        reason(
+            "operator-not-launched",
+            f"The operator {name} of CANN could not be launched: it does not take the shapes, the "
+            "mask or the mode (a captured graph) in which this release of vllm-ascend calls it "
+            "for this model.",
+            "Set `args.enforce-eager: true` first (models for embeddings and scores do not gain by "
+            "graphs), or use a newer release or image of vllm-ascend. The newest "
+            "`~/ascend/log/debug/plog/plog-PID_*.log` of this process names the check.",
+            "aclnn; vllm-ascend#11720, #10757",
+            "deterministic",
+        ),
+        line,
+        rank=Rank.HINT,
+        certain=False,
+    )
 
 
 def _no_backend(line: int, match: re.Match[str]) -> Reading:
