@@ -288,7 +288,8 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     said = raised.message or raised.code
     if any("spec_decode/" in frame.module_path for frame in raised.frames):
         calls = f"{calls} spec_decode"
-    features = name_features(f"{found[1]} {calls} {said}", raised.process)
+    operators = " ".join(_OPERATOR_CALL.findall(own.code))
+    features = name_features(f"{found[1]} {calls} {operators} {said}", raised.process)
     if _UNEVEN.search(raised.message):
         features.append(("experts that the ranks do not divide", _EVEN))
     if not any(remedy for _, remedy in features):
@@ -313,6 +314,7 @@ def _ascend_feature(raised: Raised) -> Reading | None:
     )
 
 
+_OPERATOR_CALL = re.compile(r"\btorch(?:\.ops\.\w{2,20}|_npu)\.(\w{3,80})\(")
 _UNEVEN = re.compile(r"(?i)expert[^\n]{0,60}(?:mismatch|divisible|uneven|multiple of)")
 _EVEN = "`parallel.data` and `parallel.tensor` whose ranks divide the experts evenly"
 

@@ -13,7 +13,48 @@ from collections.abc import Sequence
 # Ordered: the more special feature first. Word in the path, function or message, name, remedy.
 _FEATURES: tuple[tuple[str, str, str], ...] = (
     (
-        r"mamba_utils|preprocess_mamba|mamba_copy",
+        r"mlapo|mla_preprocess|mla_?prolog",
+        "the fused MLA operator (MLAPO)",
+        "`env.VLLM_ASCEND_ENABLE_MLAPO: 0`",
+    ),
+    (
+        r"fused_mc2|dispatch_ffn|mega_?moe",
+        "the fused dispatch of experts",
+        "no `env.VLLM_ASCEND_ENABLE_FUSED_MC2`",
+    ),
+    (
+        r"layer_shard|shared_weight_layer|reach_layer",
+        "layer sharding",
+        "no `layer_sharding` in `args.additional-config`",
+    ),
+    (
+        r"finegrained|oproj_tp|o_?proj_tensor_par|lmhead_tp|embedding_tp|mlp_tp|flashcomm2|flash_comm2",
+        "a finer split of single layers",
+        (
+            "no `finegrained_tp_config` in `args.additional-config` (older: no "
+            "VLLM_ASCEND_ENABLE_FLASHCOMM2)"
+        ),
+    ),
+    (
+        r"xlite",
+        "xlite graphs",
+        "no `xlite_graph_config` in `args.additional-config`",
+    ),
+    (
+        r"npugraph_ex|static_kernel|fusion_pass|graph_fusion|ascend_compil",
+        "the compiler of vllm-ascend (npugraph_ex)",
+        (
+            "`ascend_compilation_config: {enable_npugraph_ex: false}` in "
+            "`args.additional-config`; or with `args.enforce-eager: true`"
+        ),
+    ),
+    (
+        r"batch_job_aware|job_bucket|dyntra|profiling_chunk",
+        "a scheduler of additional-config",
+        "no `scheduler_config` in `args.additional-config`",
+    ),
+    (
+        r"mamba_utils|preprocess_mamba|mamba_copy|mamba_attn",
         "prefix caching of linear attention",
         "`args.enable-prefix-caching: false` or no `features.speculative`",
     ),
@@ -119,7 +160,7 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "no `ascend_scheduler_config` in `args.additional-config`",
     ),
     (
-        r"xlite|prefetch|weight_nz",
+        r"prefetch|weight_nz",
         "an optimisation of additional-config",
         "no `args.additional-config`",
     ),
