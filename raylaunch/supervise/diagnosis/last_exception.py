@@ -56,9 +56,11 @@ def explain_exception(raised: Raised, line: str, *, serving: bool) -> ExitReason
     if beside:
         kind = meaning.kind  # a restart meets the same packages
     advice = beside or meaning.remedy.format(package=package)
-    remedy = _defect(raised, frame, meaning.name) or (
-        f"{_options(raised, frame)}{waits}{advice}{of_package}"
-    )
+    if frame is None and package == "vLLM":
+        advice = advice.replace("release of vLLM,", "release of vLLM (on NPUs of vllm-ascend),")
+    # Two packages that call each other wrongly: no option of them helps.
+    options = "" if meaning.name == "call-mismatch" else _options(raised, frame)
+    remedy = _defect(raised, frame, meaning.name) or f"{options}{waits}{advice}{of_package}"
     return reason(
         meaning.name,
         f"{cause}{during}: {quoted}{place}.{through}",

@@ -80,7 +80,10 @@ _REMEDY_OF_AN_INDEX = (
 _OF_CONTEXT = re.compile(
     r"(?i)lightning_?indexer|sparse_?(?:flash|attention)|sparse_?and_?compress"
 )
-_OFF = "`args.enforce-eager: true` for graphs, no `features.speculative`"
+_OFF = (
+    "`args.enforce-eager: true` for graphs, no `features.speculative`, no `multistream_*` in "
+    "`args.additional-config`"
+)
 _BY_KERNEL: tuple[tuple[str, str], ...] = (
     (r"(?i)mla_?(?:prolog|preprocess)", f"`env.VLLM_ASCEND_ENABLE_MLAPO: 0`; {_OFF}"),
     (r"(?i)kernel\w{0,12}[=: ]{1,3}\w{0,20}aiv_?all_?", "no `env.HCCL_OP_EXPANSION_MODE: AIV`"),
