@@ -54,6 +54,8 @@ def read_quant_description(raised: Raised) -> Reading | None:
     """Read that quant_model_description.json lacks a layer of the model."""
     if raised.type != "KeyError" or not raised.message:
         return None
+    if not raised.frames and (named := _NAMED_OTHERWISE.match(raised.message)):
+        return _named_otherwise(raised, named[1])
     if first := _FIRST_LAYER.match(raised.message):
         return _no_description(raised, first[1])
     if not raised.code and _OF_THE_DRAFT.search(raised.message):
@@ -73,6 +75,32 @@ def read_quant_description(raised: Raised) -> Reading | None:
         "or download the model again. Leave out `args.quantization: ascend` only if ModelSlim did "
         "not quantise these weights; AWQ, GPTQ and FP8 checkpoints need a newer vllm-ascend that "
         "reads them, or other weights.",
+    )
+
+
+_NAMED_OTHERWISE = re.compile(r"^'?(language_model\.embed_tokens\.weight|lm_head\.weight)'?$")
+
+
+def _named_otherwise(raised: Raised, name: str) -> Reading:
+    """Read a layer of a log without a traceback, so that who looks it up is not known."""
+    why = (
+        "a model whose output layer is its embeddings (tie_word_embeddings) has none in this "
+        "release, and a quantising tool wrote one"
+        if name == "lm_head.weight"
+        else "the checkpoint names its tensors as another release of transformers does"
+    )
+    return replace(
+        exception_reading(
+            raised.line,
+            "weights-mismatch",
+            f"`{name}` is in the checkpoint (or in the model class of this release), and the other "
+            f"of the two does not have it: {why}. With ModelSlim, quant_model_description.json "
+            "does not list it.",
+            "Use a newer vLLM (and vllm-ascend) with the transformers that it names, or quantise "
+            "or save the model again with that transformers; check that `args.quantization` is "
+            "that of the weights.",
+        ),
+        certain=False,
     )
 
 

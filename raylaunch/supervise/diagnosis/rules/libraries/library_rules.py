@@ -283,6 +283,16 @@ def _unloadable(line: int, path: str) -> Reading:
 def _model_type(line: int, match: re.Match[str]) -> Reading:
     name = next((group for group in match.groups() if group), "")
     named = f" `{name}`" if name else ""
+    if cached := re.match(r"Cached(\w{1,60})$", name):
+        return found_library(
+            line,
+            "tokenizer-of-vllm",
+            f"tokenizer_config.json names the tokenizer class `{name}`: the files were saved from "
+            "a tokenizer of a running vLLM (as training does), which wraps the real class.",
+            f'Set `"tokenizer_class": "{cached[1]}"` in tokenizer_config.json under `model.path`, '
+            "or copy the tokenizer files of the base model there (`args.tokenizer` names another "
+            "folder).",
+        )
     what = "tokenizer class" if match[4] else "model type"
     return found_library(
         line,
