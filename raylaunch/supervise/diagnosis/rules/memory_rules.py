@@ -31,7 +31,7 @@ _KV_NEGATIVE = re.compile(
 # vLLM 0.32 v1/worker/gpu_worker.py:720; vllm-ascend 0.7 worker.py. Values in bytes or GiB.
 _PROFILED = re.compile(
     r"Error in memory profiling\.(?: Initial free memory:? ?(\d[\d.]{0,18}\d)( ?[GM]i?B)?,"
-    r"[^\n]{0,20}? current free memory:? ?(\d[\d.]{0,18}\d))?"
+    r"[^\n]{0,20}?\s{1,40}current free memory:? ?(\d[\d.]{0,18}\d))?"
 )
 # What asked for the memory, by the functions and files of the traceback; and what to do first.
 _ASKED_FOR: tuple[tuple[str, str, str], ...] = (
