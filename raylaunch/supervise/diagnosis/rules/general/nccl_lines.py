@@ -12,10 +12,12 @@ from typing import NamedTuple
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.network_rules import describe_address
+from raylaunch.supervise.diagnosis.rules.tables.nccl_calls import explain_cuda_call
 from raylaunch.supervise.diagnosis.signatures import Kind
 from raylaunch.supervise.diagnosis.survival import read_life
 
 _WARNING = re.compile(r"\bNCCL WARN ([^\n]{8,400})")
+_LAST = re.compile(r"\bLast error:\s{1,4}([^\n]{8,400})")  # of torch, with the last warning
 _FAILED = re.compile(
     r"NCCL [Ee]rror|nccl(?:System|Internal|Remote|UnhandledCuda|InvalidUsage)Error|"
     r"unhandled (?:system|cuda) error|DistBackendError"
@@ -42,13 +44,14 @@ _SET_INTERFACE = (
 def read_nccl_lines(log: ServerLog) -> Iterator[Reading]:
     """Yield what the first warning of NCCL says, where a call of NCCL failed."""
     yield from _read_nvshmem(log)
-    warnings = list(log.warnings.find(_WARNING))
+    warnings = [*log.warnings.find(_WARNING), *log.errors.find(_LAST)]
     if not warnings:
         yield from _read_phrases(log)
         return
     if not any(True for _ in log.errors.find(_FAILED)):
         yield from _broken_transfers(log, warnings)
         yield from _repeated(log, warnings)
+        yield from _without_memory(log, warnings)
         return
     line, match = next(
         ((line, match) for line, match in warnings if _explain(log, match[1])), warnings[0]
@@ -214,6 +217,22 @@ def _repeated(log: ServerLog, warnings: Sequence[_Found]) -> Iterator[Reading]:
     )
 
 
+def _without_memory(log: ServerLog, warnings: Sequence[_Found]) -> Iterator[Reading]:
+    """Yield that the GPU's memory ran out inside NCCL, in a log that ends with it."""
+    refused = [(line, match) for line, match in warnings if "out of memory" in match[1]]
+    call = explain_cuda_call(refused[0][1][1]) if refused else None
+    if call is None or read_life(log).progressed > refused[-1][0]:
+        return
+    cause, remedy, kind = call
+    yield Reading(
+        reason("nccl-error", f"{cause}.", remedy, "NCCL's warnings", kind),
+        refused[0][0],
+        covers=frozenset(line for line, _ in warnings),
+        rank=Rank.HINT,
+        certain=False,
+    )
+
+
 def _explain(log: ServerLog, said: str) -> tuple[str, str, Kind] | None:
     peer = _PEER.search(said)
     if peer and re.search(r"closed", said):
@@ -252,16 +271,8 @@ def _explain(log: ServerLog, said: str) -> tuple[str, str, Kind] | None:
             ),
             "deterministic",
         )
-    if found := re.search(r"Cuda failure (?:\d{1,4} )?'?([^'\n]{3,120})'?", said):
-        return (
-            f"A call of CUDA failed inside NCCL: {found[1]}",
-            (
-                "For memory lower `args.gpu-memory-utilization`; otherwise compare the driver "
-                "(`nvidia-smi`) with the CUDA of torch and NCCL, and see whether `dmesg -T` has an "
-                "Xid."
-            ),
-            "transient",
-        )
+    if call := explain_cuda_call(said):
+        return call
     if re.search(r"truncated|[Mm]ismatch|version", said):
         return (
             f"The ranks do not run the same program: {shorten(said, 160)}",

@@ -255,6 +255,9 @@ _CACHED_CODE = re.compile(
     r"/(torch_compile_cache|torchinductor_[^/]{1,60}|inductor_cache|torch_aot_compile)/"
 )
 
+# What compiled code asserts of its inputs: torch/_C/_dynamo/guards (assert_size_stride).
+_OTHER_SIZES = re.compile(r"expected size \d{1,9}==\d{1,9}, stride \d")
+
 
 def _in_cached_code(raised: Raised) -> Reading | None:
     """Read an exception in code that was compiled earlier and taken from a cache."""
@@ -263,12 +266,15 @@ def _in_cached_code(raised: Raised) -> Reading | None:
     found = next(
         (match for frame in raised.frames[:3] if (match := _CACHED_CODE.search(frame.path))), None
     )
-    if found is None:
+    split = any(frame.path.startswith("<eval_with_key>") for frame in raised.frames[:3])
+    sizes = _OTHER_SIZES.match(raised.message) or (split and "to unpack" in raised.message)
+    if found is None and not sizes:
         return None
+    cache = found[1] if found else "torch_compile_cache"
     return _reading(
         raised,
         "compile-cache-stale",
-        f"Compiled code from a cache ({found[1]}) does not fit this model with these options: "
+        f"Compiled code from a cache ({cache}) does not fit this model with these options: "
         f"{shorten(_said(raised), 200)}. It was compiled by another release or with other options, "
         "or this release compiles them wrongly.",
         "Remove the cache on every node (`rm -rf ~/.cache/vllm/torch_compile_cache "
