@@ -23,7 +23,8 @@ _ERROR_TEXT = re.compile(r"(?:errorStr|exist the following problems): ?([^\n.]{4
 _OF_A_COPY = re.compile(r"\bsdma error|sdma copy error")
 _REMEDY_OF_A_COPY = (
     "A copy met an address that is not mapped: an allocation failed before (look for 207001 or "
-    "EL0004 above it, and lower `args.gpu-memory-utilization`), memory was freed too early, or "
+    "EL0004 above it, and lower `args.gpu-memory-utilization`), memory was freed too early (as "
+    "beside another process on the same card that is in sleep mode: give each a card), or "
     "this release does not support this NPU generation (310P is left out of some: use a release "
     "and an image, `-310p`, that list it). If it comes again elsewhere, see whether `npu-smi "
     "info` shows an alarm."
