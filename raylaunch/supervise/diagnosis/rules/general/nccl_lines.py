@@ -50,6 +50,7 @@ def read_nccl_lines(log: ServerLog) -> Iterator[Reading]:
         return
     if not any(True for _ in log.errors.find(_FAILED)):
         yield from _broken_transfers(log, warnings)
+        yield from _refused_verbs(log, warnings)
         yield from _repeated(log, warnings)
         yield from _without_memory(log, warnings)
         return
@@ -163,6 +164,11 @@ _COMPLETION = re.compile(
     r"Got completion from peer \[?([\w.:%-]{3,60})\]?<\d{1,5}> with status=(?:IBV_WC_)?(\w{2,40})"
     r"[^\n]{0,300}?(?:hca (\S{1,40}))?$"
 )
+# ibvwrap.cc: without such a queue pair there is no connection. 2.7 to 2.27 word the error so.
+_VERB = re.compile(
+    r"Call to (ibv_(?:modify_qp|create_qp|create_cq|open_device)) failed"
+    r"(?: with(?: error)?)? ([^\n]{3,160})"
+)
 
 
 def _broken_transfers(log: ServerLog, warnings: Sequence[_Found]) -> Iterator[Reading]:
@@ -179,6 +185,28 @@ def _broken_transfers(log: ServerLog, warnings: Sequence[_Found]) -> Iterator[Re
             f"{cause}; the ranks wait for it without end.",
             remedy,
             "NCCL's warnings",
+            kind,
+        ),
+        line,
+        covers=frozenset(each for each, _ in warnings),
+        certain=False,
+    )
+
+
+def _refused_verbs(log: ServerLog, warnings: Sequence[_Found]) -> Iterator[Reading]:
+    """Yield a call to the RDMA card that failed, in a log without the exception above it."""
+    failed = [(line, found) for line, match in warnings if (found := _VERB.search(match[1]))]
+    if not failed or read_life(log).progressed > failed[-1][0]:
+        return
+    line, found = failed[0]
+    cause, remedy, kind = _rdma(f"{found[1]} failed with {shorten(found[2], 160)}")
+    yield Reading(
+        reason(
+            "nccl-error",
+            f"{cause}. The card has no address (GID) at the index that was chosen, is missing in "
+            "this container, or has no route to the peer's card.",
+            f"{remedy} `show_gids` lists the addresses of the cards.",
+            "NCCL's warnings; nccl#799",
             kind,
         ),
         line,

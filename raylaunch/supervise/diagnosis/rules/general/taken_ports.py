@@ -56,7 +56,7 @@ _ASKERS: tuple[_Asker, ...] = (
         "`env.MASTER_PORT` (`--master-port` of torchrun): another for each job of a node",
     ),
     _Asker(
-        r"TCPStore|init_process_group|init_distributed|DistNetworkError",
+        r"TCPStore|init_process_group|init_distributed|DistNetworkError|server socket has failed",
         "the rendezvous of the ranks",
         "`env.VLLM_PORT`, MASTER_PORT or `args.master-port`: two servers of a node that start at "
         "the same time may choose the same port, so start them one after the other or give each "
