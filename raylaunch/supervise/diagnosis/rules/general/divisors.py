@@ -11,7 +11,7 @@ _NOT_DIVISIBLE = re.compile(
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 64)
 _MOST_RANKS = 512
 """What is divided by more is no number of ranks but a block or group."""
-_FOR_BLOCKS = re.compile(r"(?i)group[_ ]?size|block|tile|alignment|page|chunk|bytes")
+_FOR_BLOCKS = re.compile(r"(?i)group[_ ]?size|block|tile|alignment|page|chunk|bytes|per_partition")
 
 
 def find_divisors(message: str) -> str:
