@@ -80,6 +80,7 @@ _FILES = (
     "platforms",
     "containers",
     "kv_transfer",
+    "kv_checks",
     "requests",
 )
 

@@ -40,6 +40,7 @@ _NO_NAME = re.compile(
 _SIGNATURE = re.compile(
     r"(?<![\w.])([\w.]{1,120})\(\) (?:got an unexpected keyword argument '(\w{1,60})'|"
     r"missing \d{1,2} required [\w-]{1,20} arguments?: ([^\n]{1,120})|"
+    r"got multiple values for argument '(?:\w{1,60})'|"
     r"takes [^\n]{1,60} positional arguments? but)|"
     r"Can't instantiate abstract class \w{1,80} with"
 )

@@ -9,6 +9,7 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.error_codes import find_number
 from raylaunch.supervise.diagnosis.rules.network_rules import PEER, describe_address
+from raylaunch.supervise.diagnosis.rules.tables.mooncake_codes import CODES, NAMES
 from raylaunch.supervise.diagnosis.rules.tables.mooncake_errors import (
     GUESSED,
     MOONCAKE,
@@ -19,13 +20,14 @@ from raylaunch.supervise.diagnosis.signatures import Kind
 GLOG_KV = re.compile(
     r"^[EF](?:\d{8} |\d{4} )\d\d:\d\d:\d\d\.\d{1,6}\s{1,8}(?:\d{1,20} )?"
     r"((?:[\w]*(?:transport|transfer|master|client|pybind|metadata|rdma|store|segment|rpc|"
-    r"topology|engine|worker_pool|endpoint|adxl|hixl|memfabric|hybm|smem|mmc)\w*)\."
+    r"topology|engine|worker_pool|endpoint|adxl|hixl|memfabric|hybm|smem|mmc|storage|allocator|"
+    r"uring|arena|etcd_helper|lease_helper)\w*)\."
     r"(?:cpp|h|hpp|cc)):\d{1,5}\] ([^\n]{1,1500})",
     re.MULTILINE,
 )
 _KV_FAILED = re.compile(
     r"(?:Mooncake transfer failed|Failed to transfer KV cache|Sync batch data transfer timeout|"
-    r"Initialize mooncake failed|Failed to (?:initialize|init) (?:mooncake|transfer engine)|"
+    r"Failed to (?:initialize|init) (?:mooncake|transfer engine)|"
     r"KV ?Transfer(?:Error|\w{0,20} ?(?:task|request)? ?(?:failed|timed out))|LLM_LINK_FAILED|"
     r"(?:Decode|Prefill) transfer failed|LLMStatusCode\.LLM_(?!SUCCESS)\w{3,40}|"
     r"(?:Transfer Engine|LLMDataDist|llm_datadist)\w{0,20} (?:initialization|init|link) failed|"
@@ -62,6 +64,7 @@ _RDMA_REASON = re.compile(
 )
 
 
+_NAMED = re.compile(rf"\b({'|'.join(NAMES)})\b")
 _STORED = "OBJECT_ALREADY_EXISTS"
 _LOAD_FAILED = re.compile(r"Failing (\d{1,6}) request\(s\) due to KV load failure")
 _REMOTE = re.compile(
@@ -311,6 +314,10 @@ def _mooncake(line: int, text: str, said: str, covers: frozenset[int], closed: s
     if peer and "Docker" in bridge:
         cause = f"{cause} {peer[1]} is {bridge}: {_OF_A_BRIDGE}"
         remedy = f"Start the containers of both sides with `--network host`. {remedy}"
+    named = _NAMED.search(text)
+    if named and not kind.words:
+        meaning, first = CODES[NAMES[named[1]]]
+        cause, remedy = f"{cause} {named[1]} means: {meaning}.", f"{first} {remedy}"
     refused = _NOT_REGISTERED.search(text) if kind.name == "mooncake-memory" else None
     if refused:
         cause, remedy = _unregistered(refused, cause, remedy)

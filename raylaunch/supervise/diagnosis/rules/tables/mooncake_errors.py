@@ -14,8 +14,14 @@ class MooncakeError(NamedTuple):
     remedy: str
 
 
-OF_THE_SETUP = ("mooncake-rdma", "mooncake-nvlink", "mooncake-ascend-init")
-GUESSED = ("mooncake-transfer", "mooncake-versions")
+OF_THE_SETUP = (
+    *("mooncake-rdma", "mooncake-nvlink", "mooncake-ascend-init", "mooncake-build"),
+    *("mooncake-disk-path", "mooncake-npu-name", "mooncake-master-flag", "mooncake-io-uring"),
+)
+GUESSED = (
+    *("mooncake-transfer", "mooncake-versions", "mooncake-disk", "mooncake-port"),
+    *("mooncake-host-memory", "mooncake-buffer", "mooncake-segment-twice"),
+)
 """Read from what is not said: no other kind fits, or calls are not understood (Mooncake#2579)."""
 # The first that fits counts.
 MOONCAKE = (
@@ -37,6 +43,146 @@ MOONCAKE = (
         "(vllm-ascend's image has both), and source CANN's set_env.sh. Check that the NPU is "
         "visible and has an address (`hccn_tool -i N -ip -g`, /etc/hccn.conf in the container), "
         "and that the port is free; `~/ascend/log/debug/plog` of this process names the step.",
+    ),
+    MooncakeError(
+        (r"segment_not_found|local disk segment not found|client_not_found|fail_to_remount",),
+        "mooncake-forgotten",
+        "The Mooncake master does not know the segment of this client{where} any more: the master "
+        "was restarted, or it gave the client up because its heartbeats came late.",
+        "Restart the store's clients (the servers with the pool) so that they register again; a "
+        "newer Mooncake (with PR 2077) does so by itself. If the master was not restarted, raise "
+        "`mooncake_master --client_ttl` (seconds; 30 or more where hosts are busy) and give its "
+        "threads cores of their own.",
+    ),
+    MooncakeError(
+        (r"storage_filepath|storage path exists but|storage root directory|fsdir|no write perm",),
+        "mooncake-disk-path",
+        "Mooncake cannot use the folder for blocks that it moves to disk.",
+        "Make the folder on every node (`env.MOONCAKE_OFFLOAD_FILE_STORAGE_PATH`, or "
+        "`ssd_offload_path` in mooncake.json): absolute, no symbolic link, writeable for the "
+        "server; or switch offloading off (`enable_ssd_offload: false`).",
+    ),
+    MooncakeError(
+        (r"insufficient disk space|under quota|meet quota|make space|preallocate|no space left",),
+        "mooncake-disk-full",
+        "Mooncake has no room on disk for the blocks that it moves there.",
+        "Free the folder of `env.MOONCAKE_OFFLOAD_FILE_STORAGE_PATH` (`df -h`), or lower "
+        "`env.MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES` below what the disk has.",
+    ),
+    MooncakeError(
+        (r"io_uring",),
+        "mooncake-io-uring",
+        "Mooncake cannot use io_uring for its files: the container forbids it, locked memory is "
+        "too low, or the kernel is too old.",
+        "Set `env.MOONCAKE_OFFLOAD_USE_URING: 0`, or run the container with `--security-opt "
+        "seccomp=unconfined` and `--ulimit memlock=-1`.",
+    ),
+    MooncakeError(
+        (r"file_storage|storage_backend|uring_file",),
+        "mooncake-disk",
+        "Mooncake could not store or load blocks on disk.",
+        "Check the folder of `env.MOONCAKE_OFFLOAD_FILE_STORAGE_PATH` (`df -h`, rights, `dmesg -T` "
+        "for the disk) and that one server uses it; files of another release or of a broken end "
+        "are removed. Without offloading (`enable_ssd_offload: false` in mooncake.json) the pool "
+        "keeps to memory.",
+    ),
+    MooncakeError(
+        (
+            (
+                r"unsupported_protocol|requires -duse_|not compiled in|not enabled in compilation|"
+                r"nor tcp transport is compiled|while \w{3,12} not compiled|is disabled$"
+            ),
+        ),
+        "mooncake-build",
+        "This build of Mooncake lacks the protocol or backend that it is asked for.",
+        "Choose what it has (`protocol` and `metadata_server` in mooncake.json: `ascend` or `tcp`, "
+        "P2PHANDSHAKE or http), or install the build that has it (for NPUs that of vllm-ascend's "
+        "image, for CUDA mooncake-transfer-engine, else built with the switch in the message).",
+    ),
+    MooncakeError(
+        (
+            (
+                r"no valid port|find available port|find available tcp port|not valid port|"
+                r"address already in use|bind (?:failed|error)"
+            ),
+        ),
+        "mooncake-port",
+        "Mooncake finds no free port on this host, or the one it is given is in use.",
+        "End servers that are left over (`ss -ltnp`), give each server another port in "
+        "`local_hostname` or `kv_port`, and set `env.MC_MIN_PRC_PORT` and MC_MAX_PRC_PORT (store "
+        "clients: MC_STORE_CLIENT_MIN_PORT, MC_STORE_CLIENT_MAX_PORT) to a range that is free.",
+    ),
+    MooncakeError(
+        (r"fabric mem|fabric memory",),
+        "mooncake-fabric",
+        "Mooncake cannot use fabric memory of the NPUs on this node.",
+        "Unset `env.ASCEND_ENABLE_USE_FABRIC_MEM` (it is for A3), or install the driver (HDK) and "
+        "CANN that have it; lower `global_segment_size` where the memory is short.",
+    ),
+    MooncakeError(
+        (r"huge ?page|hugetlb|arena|mmap failed|mmap_arena|mbind failed|allocate segment",),
+        "mooncake-host-memory",
+        "Mooncake cannot have the host memory for its segment{big}.",
+        "Lower `global_segment_size` in mooncake.json (it counts once for each rank), free host "
+        "memory (`free -g`; a container's limit counts), and with MC_STORE_USE_HUGEPAGE raise "
+        "`sysctl vm.nr_hugepages` or unset it.",
+    ),
+    MooncakeError(
+        (
+            (
+                r"second colon missing|npu number format|invalid (?:host|device) ip format|"
+                r"identifier is empty|hccn\.conf"
+            ),
+        ),
+        "mooncake-npu-name",
+        "Mooncake's NPU transport cannot read this server's name or the NPU's address.",
+        "Write `local_hostname` as IP:PORT:npu_N (N is the physical number of the NPU), and give "
+        "the container /etc/hccn.conf (`-v /etc/hccn.conf:/etc/hccn.conf`), which `hccn_tool -i N "
+        "-ip -g` must confirm; a newer Mooncake with `use_ascend_direct` needs neither.",
+    ),
+    MooncakeError(
+        (r"segment_overlaps|segment_already_exists",),
+        "mooncake-segment-twice",
+        "A segment of this name or address is at the Mooncake master already: an earlier life of "
+        "this server has not expired, or two servers have the same `local_hostname` and port.",
+        "Wait until the earlier one has expired (`mooncake_master --client_ttl`, 10 s) and start "
+        "again, and give each server a `local_hostname` and port of its own.",
+    ),
+    MooncakeError(
+        (r"failed to allocate (?:temp )?buffer|buffer_overflow|buffer too small|arena oom",),
+        "mooncake-buffer",
+        "Mooncake's local buffer is too small for the blocks that are moved at a time.",
+        "Raise `local_buffer_size` in mooncake.json (for files "
+        "`env.MOONCAKE_OFFLOAD_LOCAL_BUFFER_SIZE_BYTES`), send fewer requests at a time "
+        "(`args.max-num-seqs`), or use a newer Mooncake, which frees such buffers sooner.",
+    ),
+    MooncakeError(
+        (r"no_available_handle|insufficient_space|no available handle",),
+        "mooncake-full",
+        "The Mooncake store has no room for new blocks.",
+        "Give it more (`global_segment_size` for each server, more servers), or let it evict "
+        "earlier (`mooncake_master --eviction_high_watermark_ratio 0.9 --eviction_ratio 0.1`).",
+    ),
+    MooncakeError(
+        (r"real ?client|dummy client|ipc (?:socket|request)|client not initialized",),
+        "mooncake-real-client",
+        "This server uses a Mooncake store client in a process of its own, and does not reach it.",
+        "Start that process (`mooncake_client`, the standalone store) on this node before the "
+        "server, with the same ports and user, and share /dev/shm and its socket with the "
+        "container; its log names why it ended.",
+    ),
+    MooncakeError(
+        (r"master\.cpp|master_service", r"must be|must not|invalid value|requires|not supported"),
+        "mooncake-master-flag",
+        "The Mooncake master refuses one of its settings.",
+        "Correct the flag that the message names (`mooncake_master --help`) and start it again.",
+    ),
+    MooncakeError(
+        (r"checksum_mismatch|checksum mismatch",),
+        "mooncake-checksum",
+        "Blocks came out of the Mooncake store other than they were put in.",
+        "Install one release of Mooncake on all nodes, clear the store (restart the master and "
+        "the servers), and check the cards and links of the server that holds them.",
     ),
     MooncakeError(
         (r"retry counter exceeded|remote (?:access|operation) error|local protection|flushed",),
