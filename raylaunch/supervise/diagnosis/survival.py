@@ -37,7 +37,8 @@ _DIED = re.compile(
 )
 _ORDERED_STOP = re.compile(
     r"SIGTERM|SIGINT|[Rr]eceived signal (?:15|2)\b|KeyboardInterrupt|[Gg]raceful(?:ly)? shut|"
-    r"INFO: {4,5}Shutting down|Received exit signal|received stop request|Stopping container"
+    r"INFO: {4,5}Shutting down|Received exit signal|received stop request|Stopping container|"
+    r"Shutdown initiated \(timeout="
 )
 _INTERRUPTED = re.compile(r"^\^C", re.MULTILINE)
 _LOGGED_BY = re.compile(r"[\s\[](\w{1,60})\.py:\d{1,5}\]")
@@ -122,6 +123,7 @@ STOPPED = Sign(
         ("Received exit signal", ""),
         ("received stop request", ""),
         ("Stopping container", ""),
+        ("Shutdown initiated ", "(timeout="),
     ),
 )
 
@@ -228,6 +230,12 @@ def _is_error(log: ServerLog, line: int) -> bool:
     return _ERROR_LINE.search(strip_foreign(log.raw[line])) is not None
 
 
+def _only_a_broken_answer(log: ServerLog, lines: Collection[int]) -> bool:
+    """Whether lines only say that one request ended with an exception, without telling which."""
+    told = [log.cleaned[line].strip() for line in lines if _ASGI not in log.cleaned[line]]
+    return len(told) < len(lines) and all(_SAYS_NOTHING.match(each) for each in told)
+
+
 def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> Iterator[Reading]:
     """Yield one reading for the error lines that no rule explains: first, last, how many."""
     lines = [
@@ -238,7 +246,7 @@ def read_unexplained(log: ServerLog, life: Life, explained: Collection[int]) -> 
         and not life.survived(log, line)
         and not life.after_stop(line)
     ]
-    if not lines:
+    if not lines or (life.answered >= 0 and _only_a_broken_answer(log, lines)):
         return
     if explained_by := explain_plog([log.cleaned[line] for line in lines]):
         index, meaning = explained_by
