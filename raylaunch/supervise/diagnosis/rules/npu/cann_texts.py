@@ -58,6 +58,29 @@ TEXTS: tuple[Text, ...] = (
         "another image of vllm-ascend, made for this NPU generation.",
     ),
     Text(
+        r"(?i)unsupported (?:atten_?|attention ?)mask|"
+        r"(?:atten_?|attention ?)mask shape[^\n]{0,60}(?:invalid|not support|should be|must be)",
+        "An attention operator does not take a mask of the shape that this release of vllm-ascend "
+        "(or torch_npu) gives it for this model",
+        "No tuning variable helps: use a newer release or image of vllm-ascend; if the model's "
+        "vision or audio part calls the operator, requests of text alone may work "
+        "(`args.limit-mm-per-prompt` of 0 for that modality).",
+    ),
+    Text(
+        r"(?i)(?:query|key|value|\bq|\bk|\bv) ?(?:head)?_?(?:D|headdim)\(\d{1,4}\)[^\n]{0,80}"
+        r"(?:must|should|only)|head ?dim\b[^\n]{0,40}(?:only support|must be|should be) ",
+        "An attention operator of this CANN does not take heads of this model's size (head_dim)",
+        "Install the CANN and torch_npu that this vllm-ascend names, or use its newest image: "
+        "newer releases pad the heads or call another operator; no tuning variable helps.",
+    ),
+    Text(
+        r"(?i)layout is TND,? (?:does )?not support page ?attention",
+        "An attention operator of this CANN does not read paged caches in the layout TND, which "
+        "this vllm-ascend uses: CANN is older than it needs",
+        "Install the CANN (toolkit and kernels) and torch_npu that this vllm-ascend names, or use "
+        "the release's image.",
+    ),
+    Text(
         r"(?i)antiquantGroupSize should be|group_?size[^\n]{0,40}(?:should|must|only)[^\n]{0,60}"
         r"but (?:actual|got)",
         "The weights are quantised in groups of a size that the operator does not take in this "

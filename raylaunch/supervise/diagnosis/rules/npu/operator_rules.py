@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason
+from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks
 from raylaunch.supervise.diagnosis.rules.error_codes import find_code, for_experts
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
@@ -62,10 +63,11 @@ def read_operators(log: ServerLog) -> Iterator[Reading]:
         if not _MORE_BELOW.search(below) and match[1] not in seen:
             seen.add(match[1])
             yield _inner(line, match[1], match[2], _package(log, line))
+    in_blocks = {index for block in find_blocks(log) for index in block.lines}
     for line, match in log.errors.find(_ACLNN_STATUS):
         name = match[1] or match[3]
         known = find_code(match[2] or match[4], log.codes)
-        if known is None or name in seen:
+        if known is None or name in seen or (match[3] and line in in_blocks):
             continue
         seen.add(name)
         yield Reading(
