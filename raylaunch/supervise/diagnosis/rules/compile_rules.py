@@ -40,6 +40,7 @@ _TRITON = re.compile(
 )
 _COMPILER_ERROR = re.compile(r"\berror: ([^\n]{8,300})")
 _COMPILER_LINES = 12
+_TOO_LARGE = re.compile(r"\b(?:error: |Due to )((?i:\w{2,4} overflow)\b[^\n]{0,200})")
 _NO_TARGET = re.compile(r"--target option: Cannot find option named '([\w-]{2,40})'")
 _INDUCTOR = re.compile(
     r"(?:torch\._inductor\.exc\.\w{1,40}|torch\._dynamo\.exc\.\w{1,40}|BackendCompilerFailed|"
@@ -238,11 +239,12 @@ def _triton(log: ServerLog, line: int, said: str) -> Reading:
         return reading
     error = _COMPILER_ERROR.search(near)
     detail = shorten(error[1] if error else said, 200)
-    if error and "overflow" in error[1]:
+    if too_large := _TOO_LARGE.search(near):
         return _found(
             line,
             "triton-compile",
-            f"A Triton kernel needs more on-chip memory than a core of this NPU has ({detail}): "
+            "A Triton kernel needs more on-chip memory than a core of this NPU has "
+            f"({shorten(too_large[1], 200)}): "
             "its block or tile is too large for this model's sizes.",
             "Use a newer release of triton-ascend and vllm-ascend; smaller tiles need a smaller "
             "step: lower `args.max-num-batched-tokens`, or switch off the feature whose kernel the "
