@@ -32,7 +32,7 @@ _DEMAND = re.compile(
     r"^\s*(\{[^}\n]{1,300}\} ?\* ?\d{1,4}(?: \([A-Z_]{4,14}\))?): \d{1,4}\+? pending", re.MULTILINE
 )
 _USAGE = re.compile(r"^\s*([\d.]{1,9})/([\d.]{1,9}) (NPU|GPU)\b", re.MULTILINE)
-_VERSIONS = re.compile(r"(Ray|Python): (\d[\w.+]{1,20})")
+_VERSIONS = re.compile(r"(Ray|Python|Cloudpickle): (\d[\w.+]{1,20})")
 _VERSION = re.compile(r"Version mismatch: ")
 _ONE_IP = re.compile(
     r"Every node should have a unique IP address\. Got (\d{1,4}) nodes(?:[^\n]{0,600}? (\d{1,4}) "
@@ -40,8 +40,8 @@ _ONE_IP = re.compile(
 )
 _NO_DRIVER_DEVICE = re.compile(r"Ray does not allocate any (GPUs|NPUs) on the driver node")
 _DEAD_NODE = re.compile(
-    r"node with node id: (\w{1,60}) and address: ([\w.:-]{1,60})[^\n]{0,80}marked dead"
-    r"( because the detector has missed)?"
+    r"node with (?:node id:|client ID) (\w{1,60})(?: and address: ([\w.:<>-]{1,60}))?"
+    r"[^\n]{0,80}marked dead( because the (?:detector|monitor) has missed)?"
 )
 _NO_RAYLET = re.compile(
     r"(?:Failed to register worker|Unable to register worker with raylet)[^\n]{0,200}"
@@ -79,7 +79,7 @@ _GCS_REQUEST = re.compile(
     r"Failed to (?:get|fetch)[^\n]{0,60} from (?:the )?GCS"
 )
 _UNPICKLE = re.compile(r"Failed to unpickle serialized exception")
-_VERSION_LINES = 8
+_VERSION_LINES = 12
 
 
 def read_ray(log: ServerLog) -> Iterator[Reading]:
@@ -176,7 +176,9 @@ def _read_nodes(log: ServerLog) -> Iterator[Reading]:
             f"The node on which vLLM was started gives no {match[1]} to the placement group: it "
             "has none free, or it announces another address than vLLM uses.",
             "Start on a node that has the devices, free them (`ray status`), and set VLLM_HOST_IP "
-            "to the address that `ray list nodes` shows for it.",
+            "to the address that `ray list nodes` shows for it. An actor of a program that makes "
+            "the engine must itself be placed in the group, on the node of its first bundle "
+            "(`PlacementGroupSchedulingStrategy(..., placement_group_bundle_index=0)`).",
         )
     yield from _read_lost_nodes(log)
     yield from _read_node_start(log)
@@ -212,8 +214,8 @@ def _read_lost_nodes(log: ServerLog) -> Iterator[Reading]:
         yield ray_messages.ray_reading(
             line,
             "node-lost",
-            f"Ray lost the node {match[2]} (marked dead): it was switched off, its raylet died, "
-            f"or its network was cut.{missed}",
+            f"Ray lost the node {match[2] or match[1]} (marked dead): it was switched off, its "
+            f"raylet died, or its network was cut.{missed}",
             "Check that node, its load and memory, and `ray status`; open the ports between head "
             "and nodes in both directions (firewall; `--node-manager-port`, "
             "`--object-manager-port`); join it again with `ray start --address`.",
@@ -352,7 +354,8 @@ def _versions(log: ServerLog, line: int) -> Reading | None:
     near = "\n".join(log.cleaned[line : line + _VERSION_LINES])
     found = _VERSIONS.findall(near)
     by_name = {
-        name: [version for other, version in found if other == name] for name in ("Ray", "Python")
+        name: [version for other, version in found if other == name]
+        for name in ("Ray", "Python", "Cloudpickle")
     }
     differ = [
         f"{name} {versions[0]} in the cluster, {versions[1]} here"
@@ -365,6 +368,6 @@ def _versions(log: ServerLog, line: int) -> Reading | None:
         line,
         "ray-version",
         f"This node and the Ray cluster run different versions: {'; '.join(differ)}.",
-        "Install the same ray and the same Python minor version on all nodes, then `ray start` "
-        "again.",
+        "Install the same ray and the same Python minor version on all nodes (and the same of each "
+        "other package that is named), then `ray start` again.",
     )

@@ -109,6 +109,26 @@ _REFUSALS = (
     ),
     _Refusal(
         "container-gpu-hook",
+        r"nvidia-container-cli: (mount error: file creation failed: [^\n]{3,300}?: file exists)",
+        "The image holds files of the NVIDIA driver itself, and the container runtime cannot put "
+        "the host's in their place: {0}.",
+        "Delete that library in the image (`RUN rm -f` of the libcuda.so*, libnvidia-* and "
+        "nvidia-* files that the driver brings), or build it from an image without a driver; an "
+        "image that was saved from a running container has them. A newer nvidia-container-toolkit "
+        "helps in some cases.",
+    ),
+    _Refusal(
+        "container-mount-path",
+        r"(error mounting \"?(?!npu)[/\w.-]{2,160})",
+        "The container engine cannot mount a path into the container: {0}. It is not on the host, "
+        "or a folder where a file is wanted (or the other way round).",
+        "Look at that path on the host, not in the container that asked for it (`ls -ld`; Docker "
+        "makes an empty folder where a file is missing: delete that), and create the file. A "
+        "program that starts containers from inside one (GPUStack) needs its data folder mounted "
+        "from the host at the same path.",
+    ),
+    _Refusal(
+        "container-gpu-hook",
         r"nvidia-container-cli: ((?:initialization|mount|device|detection|ldcache|container) "
         r"error: [^\n]{3,160})",
         "The NVIDIA container runtime could not give the GPUs to the container: {0}.",
@@ -182,6 +202,17 @@ _REFUSALS = (
         "The container engine refused to start the container: {0}.",
         "Correct what it names in the command or the pod's description; `docker inspect` and the "
         "engine's journal (`journalctl -u docker -u containerd`) have the rest.",
+    ),
+    _Refusal(
+        "docker-api-refused",
+        r"(\d{3} (?:Client|Server) Error[^\n]{0,60}? for (?:url: )?http\+docker://[^\n]{3,200})",
+        "Docker refused a request of the program that starts the containers: {0}.",
+        "The last exception of the traceback has Docker's own words, or `journalctl -u docker` of "
+        "that minute. GPUStack in a container gives its own mounts to the containers that it "
+        "starts: mount a folder of the host at the same path (`-v "
+        "/var/lib/gpustack:/var/lib/gpustack`) instead of a named volume, and set "
+        "GPUSTACK_RUNTIME_DEPLOY_MIRRORED_NAME to its container's name. An API too old for the "
+        "client needs a newer Docker.",
     ),
 )
 _PATTERNS = tuple((re.compile(each.words), each) for each in _REFUSALS)
