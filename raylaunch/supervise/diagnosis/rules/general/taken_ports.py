@@ -82,6 +82,12 @@ _ASKERS: tuple[_Asker, ...] = (
         "a range for the workers with --min-worker-port and --max-worker-port); an older Ray ends "
         "with `ray stop`",
     ),
+    _Asker(
+        r"chttp2_server|server_chttp2",
+        "a gRPC server (in raylet.err or gcs_server.err that of Ray)",
+        "another at `ray start` (--port, --node-manager-port, --object-manager-port), after `ray "
+        "stop --force`; `args.grpc-port` if it is vLLM's own gRPC server",
+    ),
     _Asker(r"grpc", "the gRPC server", "`args.grpc-port`"),
 )
 
