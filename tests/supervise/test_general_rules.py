@@ -521,3 +521,73 @@ def test_a_missing_file_or_revision_is_no_missing_repository(kind: str) -> None:
         "url: https://huggingface.co/org/model/resolve/main/tokenizer.model.\n"
     )
     assert found is None or found.id != "hub-no-such-model"
+
+
+@pytest.mark.parametrize(
+    ("message", "setting", "left_out"),
+    [
+        (
+            (
+                "ValueError: Please specify kv_role when kv_connector is set, supported roles are "
+                "('kv_producer', 'kv_both')"
+            ),
+            "`kv_role` in `args.kv-transfer-config`",
+            "",
+        ),
+        (
+            (
+                "ValueError: --data-parallel-address is required when --data-parallel-size-local is "
+                "smaller than data-parallel-size"
+            ),
+            "`args.data-parallel-address`",
+            "`parallel.data_local`",
+        ),
+        (
+            "AssertionError: enable_expert_parallel must be set to True when enable_eplb is set",
+            "`enable_expert_parallel` in `parallel.expert` to True",
+            "`args.enable-eplb`",
+        ),
+        (
+            "ValueError: async_scheduling requires `distributed_executor_backend` to be set",
+            "`args.distributed-executor-backend`",
+            "`args.async-scheduling`",
+        ),
+    ],
+)
+def test_a_setting_that_another_one_needs_is_the_remedy(
+    message: str, setting: str, left_out: str
+) -> None:
+    found = read(message)
+    assert found.id == "setting-needed"
+    assert found.remedy.startswith(f"Set {setting}")
+    assert left_out in found.remedy
+
+
+@pytest.mark.parametrize("module", ["decorator", "sympy", "absl"])
+def test_a_module_that_the_compiler_of_cann_lacks_is_named_before_the_operator(module: str) -> None:
+    found = read(
+        "E40021: [PID: 1234] 2025-02-25-08:33:16.001.000 Failed to compile Op [Concat1]. (oppath: "
+        "[Pre-compile /opt/cann/opp/impl/concat_v2_d.py failed with errormsg/stack:\n"
+        f"ModuleNotFoundError: No module named '{module}'\n"
+    )
+    assert found.id == "cann-compiler-module"
+    assert f"`pip install {module}" in found.remedy
+
+
+def test_the_compiler_of_cann_without_its_own_modules_needs_its_environment() -> None:
+    found = read(
+        "E40021: [PID: 7] 2025-02-25-08:33:16.001.000 Failed to compile Op [Cast3].\n"
+        "ModuleNotFoundError: No module named 'tbe'\n"
+    )
+    assert "set_env.sh" in found.remedy
+    assert "pip install" not in found.remedy
+
+
+def test_an_abort_by_torch_npu_is_the_error_of_an_operator() -> None:
+    found = read(
+        "terminate called after throwing an instance of 'c10::Error'\n"
+        "  what():  The Inner error is reported as above. The process exits for this inner error, "
+        "and the current working operator name is aclnnMul.\n"
+    )
+    assert found.id == "acl-async-error"
+    assert "aclnnMul" in found.cause

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from raylaunch.supervise.diagnosis import signatures
 from raylaunch.supervise.diagnosis.root_cause import ServerEvidence, diagnose, diagnose_text
 from raylaunch.supervise.diagnosis.signatures import Kind, Level, Signature, load_signatures
 
@@ -23,6 +25,24 @@ def test_ids_are_unique() -> None:
 
 def test_file_is_read_once() -> None:
     assert load_signatures() is SIGNATURES
+
+
+def test_no_value_is_cut_off_by_a_comment_of_yaml() -> None:
+    folder = Path(signatures.__file__).parent / "known"
+    lines = [
+        line
+        for path in sorted(folder.glob("*.yaml"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    assert len(lines) > 1000
+    assert not [line for line in lines if re.match(r"\s+\w+: [^'\"|>].* #", line)]
+
+
+def test_message_that_ends_with_a_full_stop_is_quoted_without_it() -> None:
+    what = "  what():  it went wrong."
+    found = diagnose_text(f"terminate called after throwing an instance of 'c10::Error'\n{what}\n")
+    assert found is not None
+    assert found.cause == "Native code aborted the process (c10::Error): it went wrong."
 
 
 @by_id

@@ -17,7 +17,13 @@ from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, shorten
 from raylaunch.supervise.diagnosis.rules.all_rules import RULES
 from raylaunch.supervise.diagnosis.rules.cann_blocks import find_blocks, quote_block
-from raylaunch.supervise.diagnosis.signatures import Signature, Site, load_signatures
+from raylaunch.supervise.diagnosis.signatures import (
+    LINE_CHARS,
+    Signature,
+    Site,
+    fill_text,
+    load_signatures,
+)
 from raylaunch.supervise.diagnosis.survival import Life, read_life, read_unexplained
 from raylaunch.supervise.diagnosis.tracebacks import (
     EXCEPTION,
@@ -27,8 +33,6 @@ from raylaunch.supervise.diagnosis.tracebacks import (
     read_exception,
 )
 
-LINE_CHARS = 500
-"""Longest part of a log line that a diagnosis quotes."""
 _CAUSED = re.compile(r"direct cause of the following exception")
 _CHAIN_LINES = 4
 _BELOW_ITS_EXCEPTION = (
@@ -41,7 +45,6 @@ _BELOW_ITS_EXCEPTION = (
 )
 """Readings of what CANN writes below the exception that torch_npu raises for it."""
 _SAYS_WHY_NO_LINK = ("cann-EI0003", "cann-EI0005", "cann-EI0008")
-_PLACEHOLDER = re.compile(r"\{(\d)\}")
 _BLOCK_WITHIN_LINES = 10
 _SECOND_HAND = (Rank.CODE, Rank.WRAPPER)
 _UNKNOWN_WITHIN_S = 60.0
@@ -231,8 +234,8 @@ def _signature_clue(
     reason = ExitReason(
         id=signature.id,
         kind=signature.kind,
-        cause=_fill(signature.cause, groups),
-        remedy=_fill(signature.remedy, groups),
+        cause=fill_text(signature.cause, groups),
+        remedy=fill_text(signature.remedy, groups),
         source=signature.source,
     )
     return Clue(
@@ -260,29 +263,6 @@ def _rank(signature: Signature) -> Rank:
     if signature.wrapper:
         return Rank.WRAPPER
     return Rank.HINT if signature.symptom else Rank.CAUSE
-
-
-def _fill(text: str, groups: Sequence[str]) -> str:
-    """Insert the groups that took part; leave out what surrounds a group that did not."""
-    missing = [n for n in _PLACEHOLDER.findall(text) if int(n) >= len(groups)]
-    for number in missing:
-        hole = re.escape(f"{{{number}}}")
-        # A parenthesis, else a clause, else the sentence that needs the value.
-        for piece in (
-            rf" \([^()]*{hole}[^()]*\)",
-            rf"[:,;] [^.:,;()]*{hole}[^.,;()]*(?=[.,;])",
-            rf"(?:(?<=\. )|^)[^.]*{hole}[^.]*\. ?",
-        ):
-            shorter = re.sub(piece, "", text)
-            if shorter != text and shorter.strip():
-                text = shorter
-                break
-
-    def group(match: re.Match[str]) -> str:
-        number = int(match[1])
-        return groups[number].strip()[:LINE_CHARS] if number < len(groups) else "?"
-
-    return _PLACEHOLDER.sub(group, text).strip()
 
 
 def _unknown_exception(

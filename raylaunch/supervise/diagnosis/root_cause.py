@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from raylaunch.supervise.diagnosis.clues import LINE_CHARS, Clue, find_clues
+from raylaunch.supervise.diagnosis.clues import Clue, find_clues
 from raylaunch.supervise.diagnosis.edges import explained_ids
 from raylaunch.supervise.diagnosis.exit_reasons import describe_exit
 from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
@@ -23,7 +23,7 @@ from raylaunch.supervise.diagnosis.rules.general.start_waits import WAITING_ANCH
 from raylaunch.supervise.diagnosis.rules.memory_rules import KV_NEGATIVE_ANCHOR, KV_ZERO_ANCHOR
 from raylaunch.supervise.diagnosis.rules.network_rules import ECHO_ANCHOR
 from raylaunch.supervise.diagnosis.rules.ray_rules import WAITING_ANCHOR
-from raylaunch.supervise.diagnosis.signatures import Kind, Site, load_signatures
+from raylaunch.supervise.diagnosis.signatures import LINE_CHARS, Kind, Site, load_signatures
 
 __all__ = ["Diagnosis", "ServerEvidence", "diagnose", "diagnose_logs", "diagnose_text"]
 
@@ -157,19 +157,22 @@ def _open_case(server: ServerEvidence, reference: float | None, site: Site) -> _
 
 
 def _demote_explained(cases: Sequence[_Case]) -> list[_Case]:
-    """Rank a clue that another clue of the group explains as a wrapper of it."""
+    """Rank a clue that another clue of the group explains behind what may explain it."""
     ids = sorted({clue.reason.id for case in cases for clue in case.clues})
     explained = explained_ids(ids)
     demoted = []
     for case in cases:
         clues = tuple(
-            replace(clue, rank=max(clue.rank, Rank.WRAPPER))
-            if clue.reason.id in explained
-            else clue
+            replace(clue, rank=_behind(clue.rank)) if clue.reason.id in explained else clue
             for clue in case.clues
         )
         demoted.append(replace(case, clues=clues))
     return demoted
+
+
+def _behind(rank: Rank) -> Rank:
+    """Return the rank of an explained clue: a wrapper, and of a wrapper one below."""
+    return Rank.WRAPPER if rank < Rank.WRAPPER else max(rank, Rank.EXIT)
 
 
 def _has_rival(found: Diagnosis) -> bool:

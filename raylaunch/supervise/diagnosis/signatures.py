@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -54,6 +54,9 @@ class Site:
     """Lines that match report no failure, whatever their level."""
 
 
+LINE_CHARS = 500
+"""Longest part of a log line that a diagnosis quotes."""
+_PLACEHOLDER = re.compile(r"\{(\d)\}")
 # Of two signatures that match one line, the one of the earlier file answers.
 _FILES = (
     "start_up",
@@ -105,3 +108,27 @@ def make_signature(entry: Mapping[str, Any]) -> Signature:
     fields = {name: value for name, value in entry.items() if name not in ("class", "pattern")}
     pattern = re.compile(entry["pattern"], re.MULTILINE)
     return Signature(**fields, kind=entry["class"], pattern=pattern)
+
+
+def fill_text(text: str, groups: Sequence[str]) -> str:
+    """Insert the groups that took part; leave out what surrounds a group that did not."""
+    missing = [n for n in _PLACEHOLDER.findall(text) if int(n) >= len(groups)]
+    for number in missing:
+        hole = re.escape(f"{{{number}}}")
+        # A parenthesis, else a clause, else the sentence that needs the value.
+        for piece in (
+            rf" \([^()]*{hole}[^()]*\)",
+            rf"[:,;] [^.:,;()]*{hole}[^.,;()]*(?=[.,;])",
+            rf"(?:(?<=\. )|^)[^.]*{hole}[^.]*\. ?",
+        ):
+            shorter = re.sub(piece, "", text)
+            if shorter != text and shorter.strip():
+                text = shorter
+                break
+
+    def group(match: re.Match[str]) -> str:
+        number = int(match[1])
+        value = groups[number].strip()[:LINE_CHARS] if number < len(groups) else "?"
+        return value.rstrip(".") if text[match.end() :].startswith(".") else value
+
+    return _PLACEHOLDER.sub(group, text).strip()

@@ -12,6 +12,7 @@ from raylaunch.supervise.diagnosis.rules.tables.compile_reasons import (
     find_compile_reason,
 )
 from raylaunch.supervise.diagnosis.rules.tables.packages import find_package
+from raylaunch.supervise.diagnosis.rules.tables.pip_names import pip_name
 
 _NO_COMPILER = re.compile(
     r"Failed to find C compiler|No working C\+\+ compiler found|InvalidCxxCompiler|"
@@ -67,6 +68,13 @@ _LAST_EXCEPTION = re.compile(
 )
 _HEADER_OF_CANN = re.compile(
     r"'(__clang_cce\w{1,60}\.h|kernel_\w{1,40}\.h|\w{1,40}\.h)' file not found"
+)
+_MISSING_MODULE = re.compile(r"No module named '([\w.]{1,80})'")
+_MODULES_OF_CANN = ("te", "tbe", "tvm", "te_fusion", "auto_tune", "schedule_search", "impl")
+# The Python packages of CANN's installation guide ("installing dependencies").
+_NEEDED_BY_CANN = (
+    "attrs, cython, numpy, decorator, sympy, cffi, pyyaml, pathlib2, psutil, protobuf, scipy, "
+    "requests and absl-py"
 )
 _CODE_5000 = re.compile(r"(?<!\d)50000[0-5](?!\d)")
 _CANN_LINES = 8
@@ -167,6 +175,9 @@ def _cann_operators(log: ServerLog) -> Iterator[Reading]:
         said += [found[1] for text in near if (found := _LAST_EXCEPTION.match(text))]
         if not said:
             continue  # the block itself is all there is
+        if reading := _module_of_compiler(line, match[1], said):
+            yield reading
+            continue
         header = _HEADER_OF_CANN.search(said[0])
         remedy = (
             "The compiler's own headers are not found: install the whole CANN toolkit (with its "
@@ -183,6 +194,28 @@ def _cann_operators(log: ServerLog) -> Iterator[Reading]:
             "sizes, use another release of vllm-ascend, or switch off the feature that calls it.",
             certain=header is not None,
         )
+
+
+def _module_of_compiler(line: int, operator: str, said: Sequence[str]) -> Reading | None:
+    """Read that CANN's compiler, which is Python, does not find a module."""
+    found = next((found for text in said if (found := _MISSING_MODULE.search(text))), None)
+    if found is None:
+        return None
+    name = found[1].partition(".")[0]
+    remedy = (
+        "Source the set_env.sh of the CANN toolkit in the server's environment before `ray start`: "
+        "it adds the compiler's own modules to PYTHONPATH"
+        if name in _MODULES_OF_CANN
+        else f"`pip install {pip_name(name)}` with the Python that runs the server, on every node. "
+        f"The compiler also needs {_NEEDED_BY_CANN}"
+    )
+    return _found(
+        line,
+        "cann-compiler-module",
+        f"CANN's compiler, which runs in the server's Python, does not find the module `{name}` "
+        f"there; the operator {operator} was the first that it had to compile.",
+        f"{remedy}; or use the release's image.",
+    )
 
 
 def _failed_compilations(log: ServerLog) -> Iterator[Reading]:

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from raylaunch.plan.known_flags import read_flags
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
-from raylaunch.supervise.diagnosis.rules.tables.option_names import name_options
+from raylaunch.supervise.diagnosis.rules.tables.option_names import (
+    name_flags,
+    name_options,
+    name_topics,
+)
 from raylaunch.supervise.diagnosis.rules.tables.packages import find_package
 from raylaunch.supervise.diagnosis.rules.tables.place_options import name_place_options
 from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
@@ -31,6 +35,17 @@ _OBJECT = re.compile(
     r"but found type: (.{3,200})"
 )
 _METHOD = re.compile(r"Method ['\"`](\w{3,60})['\"`] is not implemented")
+_OPTION = r"(?<![\w-])([\w-]{4,60})[`'\"]?"
+_GIVEN = r"(?:set|enabled|provided|specified|given|defined|passed|configured|switched on|turned on)"
+_NEEDED = re.compile(
+    rf"{_OPTION} (?:must|should|has to|have to|needs? to) (?:also )?be {_GIVEN}\b|"
+    rf"{_OPTION} (?:is|are) required\b|"
+    rf"\b[Rr]equires? [`'\"]?{_OPTION} (?:to be |be )?{_GIVEN}\b|"
+    rf"\b(?:[Pp]lease|[Mm]ust|[Nn]eed to|[Hh]ave to) (?:also )?(?:specify|provide|set|pass|enable|"
+    rf"define|configure) (?:either |the |an? )?[`'\"]?{_OPTION}"
+)
+_LOOKS_LIKE_AN_OPTION = re.compile(r"--[a-z]|[A-Za-z][A-Za-z0-9]{0,40}_\w")
+_VALUE = re.compile(r"^ (?:to|as) (?!be\b|the\b|an?\b)([`'\"]?[\w.\[\]-]{1,40}[`'\"]?)")
 _PIP_NAMES = {"mooncake": "mooncake-transfer-engine", "flash_attn": "flash-attn"}
 _CLASS = re.compile(r"'([\w.]{3,200})'")
 
@@ -38,7 +53,7 @@ _CLASS = re.compile(r"'([\w.]{3,200})'")
 def read_stated_needs(log: ServerLog) -> Iterator[Reading]:
     """Yield the exceptions that say what is missing for a part of the server."""
     for raised in find_exceptions(log):
-        for read in (_library, _setting, _object, _method):
+        for read in (_library, _setting, _other_setting, _object, _method):
             if reading := read(raised):
                 yield reading
                 break
@@ -87,6 +102,40 @@ def _setting(raised: Raised) -> Reading | None:
         f"Set {where} {wanted}, or leave out the setting that needs it (the lines of the traceback "
         f"above show which part is checked, {frame.function}).",
     )
+
+
+def _other_setting(raised: Raised) -> Reading | None:
+    """Read that one setting asks for another one, which is missing."""
+    found = _NEEDED.search(raised.message)
+    if found is None or raised.type not in ("ValueError", "AssertionError", "RuntimeError"):
+        return None
+    name = next(filter(None, found.groups()))
+    if not _LOOKS_LIKE_AN_OPTION.match(name):
+        return None
+    own = name_flags(name)
+    others = [field for field in name_flags(raised.message) if field not in own]
+    topics = [] if own else name_topics(raised.message) or name_place_options(raised.frames)
+    if not own and not others and not topics:
+        return None
+    where = _key_or_field(name, own, topics)
+    value = _VALUE.match(raised.message[found.end() :])
+    asked = f" to {value[1]}" if value else ""
+    left_out = f", or leave out what needs it ({', '.join(others[:2])})" if others else ""
+    said = shorten(raised.message, 240).rstrip(". ")
+    return _reading(
+        raised,
+        "setting-needed",
+        f"A setting is missing that another one needs, {where}: {said}.",
+        f"Set {where}{asked}{left_out}.",
+    )
+
+
+def _key_or_field(name: str, own: list[str], topics: list[str]) -> str:
+    """Return the field of a name, or the name as a key of the field that it is set in."""
+    if own and (name.startswith("--") or own[0].endswith(f".{name.replace('_', '-')}`")):
+        return own[0]
+    fields = own or topics  # `kv_role` is a key of `args.kv-transfer-config`
+    return f"`{name}` in {fields[0]}" if fields else f"`{name}`"
 
 
 def _wanted(negated: bool, operator: str | None, value: str | None) -> str:

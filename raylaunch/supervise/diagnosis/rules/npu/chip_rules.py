@@ -61,7 +61,7 @@ def _refused_chip(raised: Raised) -> Reading | None:
     if "soc_version does not support" in raised.message.lower():
         return None  # a build, which `build_rules` reads
     chip = _generation(int(number[1])) if number else name[1] if name else ""
-    package = raised.innermost.package.replace("_", "-") if raised.innermost else "this release"
+    package = _who(raised)
     whole = number is not None or _OF_THE_CHIP.search(raised.message) is not None
     if built := _BUILT_FOR.search(raised.message):
         return _other_build(raised.line, built[1], built[2], package)
@@ -82,6 +82,13 @@ def _refused_chip(raised: Raised) -> Reading | None:
         raised.line,
         certain=False,
     )
+
+
+def _who(raised: Raised) -> str:
+    if raised.innermost:
+        return raised.innermost.package.replace("_", "-")
+    # torch_npu raises in C++, without a frame, and says it in these words (NpuVariables.cpp).
+    return "torch_npu" if "soc version" in raised.message.lower() else "vllm-ascend"
 
 
 def _generation(number: int) -> str:
