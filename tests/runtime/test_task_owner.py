@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import warnings
 
 from raylaunch.runtime.cluster.task_owner import LONGEST_PAUSE_S, STEADY_S, TaskOwner
 
@@ -97,3 +99,21 @@ def test_a_cancelled_task_is_neither_reported_nor_restarted():
 
     asyncio.run(scene())
     assert (failures, len(runs)) == ([], 2)
+
+
+def test_a_task_that_is_cancelled_before_its_first_step_leaves_no_coroutine_behind():
+    async def work() -> None:
+        raise AssertionError("it must not run")
+
+    async def scene() -> None:
+        owner = TaskOwner(lambda failure: None)
+        owner.run_once("journals", work)
+        owner.keep_running("log follower", work)
+        await owner.cancel_and_wait()
+        assert not owner.names
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        asyncio.run(scene())
+        gc.collect()  # a coroutine that was never awaited warns when it is freed
+    assert [str(warning.message) for warning in warned] == []

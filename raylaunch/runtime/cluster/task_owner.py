@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,9 @@ class TaskOwner:
         self.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, name: str, work: Awaitable[None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(_as_coroutine(work))
+    def _start(self, name: str, work: Coroutine[object, None, None]) -> asyncio.Task[None]:
+        # Nothing is wrapped: a task that is cancelled before its first step still closes it.
+        task = asyncio.create_task(work)
         # The event loop holds tasks by weak references only: without this one a task may vanish.
         self._tasks[task] = name
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
@@ -127,7 +128,3 @@ class TaskOwner:
     def _report(self, failure: TaskFailure) -> None:
         log.error("%s", failure, exc_info=failure.error)
         self._on_error(failure)
-
-
-async def _as_coroutine(work: Awaitable[None]) -> None:
-    await work
