@@ -199,8 +199,8 @@ def _read_part(
     part: _LogFile, max_bytes: int, knowledge: Knowledge
 ) -> tuple[Sequence[str], Sequence[int], int]:
     """Return the lines of a file that a diagnosis can use, their numbers, how many were dropped."""
+    from raylaunch.supervise.diagnosis.inputs.carried_lines import split_lines
     from raylaunch.supervise.diagnosis.inputs.log_reduction import reduce_log
-    from raylaunch.supervise.diagnosis.log_lines import split_lines
     from raylaunch.supervise.diagnosis.root_cause import find_anchors
 
     chunks = part.stream.chunks()

@@ -10,10 +10,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from raylaunch.supervise.diagnosis.inputs.bounded_lines import BoundedLines, Piece
+from raylaunch.supervise.diagnosis.inputs.carried_lines import split_lines
 from raylaunch.supervise.diagnosis.inputs.log_blocks import LONG_LINE_BYTES, split_blocks
 from raylaunch.supervise.diagnosis.inputs.log_reduction import ReducedLog, reduce_log
 from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
-from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, read_log, split_lines
+from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, read_log
 from raylaunch.supervise.diagnosis.root_cause import Diagnosis, diagnose_logs, find_anchors
 from raylaunch.supervise.diagnosis.rules import hang_rules, network_rules, ray_rules
 from raylaunch.supervise.diagnosis.signatures import load_signatures

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from raylaunch.checks.findings import strip_control_characters
+from raylaunch.supervise.diagnosis.inputs.bounded_lines import MAX_LINE_CHARS
 from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
+from raylaunch.supervise.diagnosis.inputs.carried_lines import strip_margin
 from raylaunch.supervise.diagnosis.inputs.log_text import LogText
 
-MAX_LINE_CHARS = 8192
-"""Longest line that is searched: half of it from the head, half from the tail."""
 _CUT_MARK = " [...] "
 
 # Syslog and JSON write the escape character as text; a web page drops it (`[0;36m`, `[1;36m`).
@@ -34,14 +34,16 @@ _COLOUR = re.compile(
 # What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
 # with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
 _FOREIGN = re.compile(
-    r"^(?:\s{0,8}(?:[a-z][\w.-]{1,60} {1,40}\| ?"
+    r"^(?:(?:\s{0,8}(?:[a-z][\w.-]{1,60} {1,40}\| ?"
     # Not a level, which is part of a line of CANN.
     r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT|TRACE)[A-Z][A-Z ]{2,30}\] "
     r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| "
     r"|[A-Z]{3,7} {1,2}PyProcess [\w.-]{1,80}-std(?:out|err): "
+    # journald and syslog: `Nov 03 10:00:00 node1 vllm[123]: `; after an ISO time the rest of it.
+    r"|(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d )?[\w.-]{1,60} [\w@.:/-]{1,60}\[\d{1,9}\]: "
     # The place of vLLM's prefix, whose level and time were cut off.
-    r"|\[[a-z_]{2,50}\.py:\d{1,5}\] )"
+    r"|\[[a-z_]{2,50}\.py:\d{1,5}\] )){1,3}"
     # The bars of an ExceptionGroup's traceback.
     r"|(?: {2,4}){1,4}\|(?: |$))"
 )
@@ -63,11 +65,6 @@ _OTHER_LEVEL = re.compile(
     r"\s*(DEBUG|INFO|WARNING)\s|\[(?:[ \d-]{0,11})[\d:,. -]{8,30}\] [\w.: ]{0,40}\b(INFO|"
     r"WARNING)\b|\[(DEBUG|INFO|EVENT|TRACE|WARNING|WARN)\] ?[A-Z]\w{0,30}\()"
 )
-# The prefix of a line: a line that has lost its newline goes on with that of the next one.
-_PREFIX = re.compile(
-    r"(?:\(\w{1,40}(?: [\w=.]{1,24})? pid=\d{1,9}[^()]{0,40}\) ?){0,3}"
-    r"(?:DEBUG|INFO|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./-]{1,60}:\d{1,6}\]"
-)
 # The statement that raised, as a traceback shows it: its text may hold `{placeholders}`.
 _RAISE = re.compile(r"^\s*raise (?:[A-Za-z_][\w.]{0,80}(?:\(|$)|\w{1,40} from )")
 _STAMP = re.compile(
@@ -82,8 +79,6 @@ _BEGINS_A_LINE = re.compile(
     r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)"
 )
 _REST = re.compile(r"^ (?!\([^()]{0,64}\bpid=)\S")
-_TWO_PREFIXES_COLONS = 6
-"""Two prefixes have at least that many; nearly all lines have fewer."""
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
 # EVENT and TRACE are levels of CANN: `[EVENT] HCCL(159,python3):2026-11-23-10:16:41.070.463`.
 _NOISE = "NOISE"
@@ -145,36 +140,6 @@ def cut_line(line: str) -> str:
     return f"{line[:half]}{_CUT_MARK}{line[-half:]}"
 
 
-def split_lines(text: str) -> tuple[list[str], list[int]]:
-    """Return the lines of a text and their numbers, as an editor counts them.
-
-    A progress bar rewrites its line with carriage returns: each state of it is a line of its own
-    here, all with the same number.
-    """
-    lines = []
-    numbers = []
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        for piece in split_line(line):
-            lines.append(piece)
-            numbers.append(number)
-    return lines, numbers
-
-
-def split_line(line: str) -> list[str]:
-    """Return the lines that one line of a file holds: states of a progress bar, lost newlines."""
-    pieces = line.removesuffix("\r").split("\r")
-    return [part for piece in pieces for part in _split_glued(piece)]
-
-
-def _split_glued(line: str) -> list[str]:
-    if line.count(":", 0, MAX_LINE_CHARS) < _TWO_PREFIXES_COLONS:
-        return [line]
-    # What stands before the first prefix is a launcher's.
-    starts = [found.start() for found in _PREFIX.finditer(line)]
-    ends = [*starts[1:], len(line)]
-    return [line[start:end].rstrip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
-
-
 def read_log(
     lines: Sequence[str],
     *,
@@ -196,7 +161,7 @@ def read_log(
         noise: What the lines match that report no failure, whatever their level.
         codes: What the node's own CANN says about its error codes.
     """
-    clean = [clean_raw(line) for line in lines]
+    clean = strip_margin([clean_raw(line) for line in lines])
     raw = tuple(clean) if LEFT_OUT in clean else join_wrapped(clean)
     parts = [_split_prefix(line) for line in raw]
     cleaned = tuple(_without_place(rest) for _, rest in parts)

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from raylaunch.supervise.diagnosis.clues import Clue, find_clues
 from raylaunch.supervise.diagnosis.edges import explained_ids
 from raylaunch.supervise.diagnosis.exit_reasons import describe_exit
+from raylaunch.supervise.diagnosis.inputs.carried_lines import split_lines
 from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
-from raylaunch.supervise.diagnosis.log_lines import ServerLog, last_full_time, read_log, split_lines
+from raylaunch.supervise.diagnosis.log_lines import ServerLog, last_full_time, read_log
 from raylaunch.supervise.diagnosis.readings import Rank
 from raylaunch.supervise.diagnosis.rules.general.start_waits import WAITING_ANCHOR as ENGINES_ANCHOR
 from raylaunch.supervise.diagnosis.rules.memory_rules import KV_NEGATIVE_ANCHOR, KV_ZERO_ANCHOR

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
+MAX_LINE_CHARS = 8192
+"""Longest line that is searched: half of it from the head, half from the tail."""
 HEAD_SHARE = 4
 """The head gets this part of the bytes, the lines between another, the tail the rest."""
 ERROR_WORDS = (

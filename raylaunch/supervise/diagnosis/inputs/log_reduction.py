@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from raylaunch.supervise.diagnosis.inputs.bounded_lines import BoundedLines, Piece, may_hold
+from raylaunch.supervise.diagnosis.inputs.carried_lines import split_line
 from raylaunch.supervise.diagnosis.inputs.log_blocks import split_blocks
-from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, clean_line, has_time, split_line
+from raylaunch.supervise.diagnosis.log_lines import LEFT_OUT, clean_line, has_time
 from raylaunch.supervise.diagnosis.survival import ANSWERED, PROGRESSED, SERVED, STOPPED, Sign
 
 MAX_BYTES = 5 << 20
