@@ -19,7 +19,8 @@ from pattern_search import Found, Pattern, literals_in_calls, patterns_in, patte
 
 from raylaunch.checks import join_checks
 from raylaunch.supervise import diagnosis
-from raylaunch.supervise.diagnosis.log_lines import MAX_LINE_CHARS, cut_line, read_log
+from raylaunch.supervise.diagnosis.inputs.bounded_lines import MAX_LINE_CHARS, cut_line
+from raylaunch.supervise.diagnosis.log_lines import read_log
 from raylaunch.supervise.diagnosis.root_cause import diagnose_text
 from raylaunch.supervise.diagnosis.signatures import load_signatures
 

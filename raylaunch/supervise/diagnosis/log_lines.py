@@ -19,33 +19,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from raylaunch.checks.findings import strip_control_characters
-from raylaunch.supervise.diagnosis.inputs.bounded_lines import MAX_LINE_CHARS
+from raylaunch.supervise.diagnosis.inputs.bounded_lines import cut_line
 from raylaunch.supervise.diagnosis.inputs.cann_table import CannEntry
-from raylaunch.supervise.diagnosis.inputs.carried_lines import strip_margin
+from raylaunch.supervise.diagnosis.inputs.carried_lines import strip_foreign, strip_margin
 from raylaunch.supervise.diagnosis.inputs.log_text import LogText
-
-_CUT_MARK = " [...] "
+from raylaunch.supervise.diagnosis.inputs.wrapped_lines import join_wrapped
 
 # Syslog and JSON write the escape character as text; a web page drops it (`[0;36m`, `[1;36m`).
 _COLOUR = re.compile(
     r"(?:\x1b|#033|\\(?:x1b|033|u001b|e))\[[0-9;?]*[A-Za-z]"
     r"|\[(?:\d{1,2}(?:;\d{1,3}){1,4}|0|[39][0-7])m(?!\])"
-)
-# What others write before a line: `vllm-1  | ` (compose), `[RAW SERVER] `, a CRI or ISO time stamp
-# with `stdout F`, `2024-03-22 02:41:50 | ERROR | stderr | `. Blanks that follow belong to the line.
-_FOREIGN = re.compile(
-    r"^(?:(?:\s{0,8}(?:[a-z][\w.-]{1,60} {1,40}\| ?"
-    # Not a level, which is part of a line of CANN.
-    r"|\[(?!ERROR|FATAL|CRIT|WARN|INFO|DEBUG|EVENT|TRACE)[A-Z][A-Z ]{2,30}\] "
-    r"|\[(?:pod|Stage)[^\]\n]{1,120}\] |\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?"
-    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| [A-Z]{4,8} \| \w{1,40} \| "
-    r"|[A-Z]{3,7} {1,2}PyProcess [\w.-]{1,80}-std(?:out|err): "
-    # journald and syslog: `Nov 03 10:00:00 node1 vllm[123]: `; after an ISO time the rest of it.
-    r"|(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d )?[\w.-]{1,60} [\w@.:/-]{1,60}\[\d{1,9}\]: "
-    # The place of vLLM's prefix, whose level and time were cut off.
-    r"|\[[a-z_]{2,50}\.py:\d{1,5}\] )){1,3}"
-    # The bars of an ExceptionGroup's traceback.
-    r"|(?: {2,4}){1,4}\|(?: |$))"
 )
 # Bounded repetitions: `[^()]*pid=[^()]*` is quadratic in "(pid=1 pid=1 pid=1 ...".
 _PROCESS = re.compile(r"^(?:\s*\([^()]{0,64}\bpid=\d+[^()]{0,64}\) ?|\[rank\d+\]: ?)+")
@@ -70,15 +53,6 @@ _RAISE = re.compile(r"^\s*raise (?:[A-Za-z_][\w.]{0,80}(?:\(|$)|\w{1,40} from )"
 _STAMP = re.compile(
     r"(?<!\d)(?:(\d{4})-)?([01]\d)-([0-3]\d)[ T-]([0-2]\d):([0-5]\d):([0-6]\d)(?:[.,](\d{1,6}))?"
 )
-_NARROWEST_TERMINAL = 72
-_WIDEST_TERMINAL = 400
-_WRAPPED_TIMES = 2
-_BEGINS_A_LINE = re.compile(
-    r"^(?:\s|\(|\[|$|[\w.]{1,60}(?:Error|Exception): |Traceback|"
-    r"(?:usage|vllm|error|note): |[EWI]\d{4}|\d{4}-|"
-    r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)"
-)
-_REST = re.compile(r"^ (?!\([^()]{0,64}\bpid=)\S")
 _STAMP_WITHIN = 120  # a time further to the right belongs to the message
 # EVENT and TRACE are levels of CANN: `[EVENT] HCCL(159,python3):2026-11-23-10:16:41.070.463`.
 _NOISE = "NOISE"
@@ -127,19 +101,6 @@ class ServerLog:
         return self.times[-1] if self.times else None
 
 
-def strip_foreign(line: str) -> str:
-    """Return `line` without what a container runtime or a launcher writes before it."""
-    return _FOREIGN.sub("", line)
-
-
-def cut_line(line: str) -> str:
-    """Return `line` with its middle removed when it is longer than `MAX_LINE_CHARS`."""
-    if len(line) <= MAX_LINE_CHARS:
-        return line
-    half = MAX_LINE_CHARS // 2
-    return f"{line[:half]}{_CUT_MARK}{line[-half:]}"
-
-
 def read_log(
     lines: Sequence[str],
     *,
@@ -148,6 +109,7 @@ def read_log(
     numbers: Sequence[int] = (),
     noise: Sequence[re.Pattern[str]] = (),
     codes: Mapping[str, CannEntry] | None = None,
+    once: bool = False,
 ) -> ServerLog:
     """Clean and time the lines of one server.
 
@@ -160,9 +122,12 @@ def read_log(
         numbers: Number in the file of each line; by default counted from 1.
         noise: What the lines match that report no failure, whatever their level.
         codes: What the node's own CANN says about its error codes.
+        once: Join also what a terminal may have broken in a single place.
     """
     clean = strip_margin([clean_raw(line) for line in lines])
-    raw = tuple(clean) if LEFT_OUT in clean else join_wrapped(clean)
+    whole = list(enumerate(clean)) if LEFT_OUT in clean else join_wrapped(clean, once=once)
+    raw = tuple(line for _, line in whole)
+    numbers = numbers or range(1, len(clean) + 1)
     parts = [_split_prefix(line) for line in raw]
     cleaned = tuple(_without_place(rest) for _, rest in parts)
     levels = [_level(rest) for _, rest in parts]
@@ -181,7 +146,7 @@ def read_log(
         cleaned=cleaned,
         processes=tuple(process for process, _ in parts),
         times=tuple(_fill_gaps(stamps)),
-        numbers=numbers or range(1, len(raw) + 1),
+        numbers=numbers if len(raw) == len(clean) else [numbers[index] for index, _ in whole],
         everything=_join(cleaned, range(len(raw))),
         warnings=_join(cleaned, warnings),
         errors=_join(cleaned, errors),
@@ -218,45 +183,17 @@ def last_full_time(lines: Iterable[str]) -> float | None:
 
 def _split_prefix(line: str) -> tuple[str, str]:
     """Return the process that a clean line names ("" when none), and what follows."""
-    bare = _FOREIGN.sub("", line)
+    bare = strip_foreign(line)
     prefix = _PROCESS.match(bare)
     if prefix is None:
         return "", bare
-    return prefix[0].strip(), bare[prefix.end() :]
+    return prefix[0].strip(), strip_foreign(bare[prefix.end() :])
 
 
 def clean_raw(line: str) -> str:
     """Return a line cut, without colours and control characters."""
     uncoloured = _COLOUR.sub("", cut_line(line)).rstrip("\r\n")
     return strip_control_characters(uncoloured)
-
-
-def join_wrapped(lines: Sequence[str]) -> tuple[str, ...]:
-    """Join the lines that a terminal of fixed width has broken.
-
-    The first piece gets the text; the others become empty, so that line numbers stay right. The
-    width is that of at least `_WRAPPED_TIMES` lines, none of which is longer, and each of which is
-    followed by a line without prefix.
-    """
-    width = max((len(line) for line in lines), default=0)
-    if width < _NARROWEST_TERMINAL or width > _WIDEST_TERMINAL:
-        return tuple(lines)
-    # A wide character that does not fit leaves one column free.
-    full = [index for index, line in enumerate(lines[:-1]) if len(line) in (width, width - 1)]
-    broken = [index for index in full if not _BEGINS_A_LINE.match(lines[index + 1])]
-    blank = [index for index in full if _REST.match(lines[index + 1])]
-    # Where a terminal breaks lines, or a process writes its name before each of its own, a piece
-    # that begins with the blank between two words is the rest of a full line.
-    named = any(_PROCESS.match(lines[index]) for index in blank)
-    if broken or named:
-        broken = sorted({*broken, *blank})
-    if len(broken) < _WRAPPED_TIMES:
-        return tuple(lines)
-    joined = list(lines)
-    for index in reversed(broken):
-        joined[index] = cut_line(joined[index] + joined[index + 1])
-        joined[index + 1] = ""
-    return tuple(joined)
 
 
 def _join(cleaned: Sequence[str], indices: Sequence[int]) -> LogText:

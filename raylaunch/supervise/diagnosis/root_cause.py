@@ -34,6 +34,8 @@ _SAME_PLACE_LINES = 60
 _YEAR = re.compile(r"\b20\d\d-\d\d-\d\d")
 _YEAR_WITHIN = 200
 _YEAR_LINES = 1000
+_UNDECIDED = ("unknown", "unexplained-errors")
+_EXCERPT_LINES = 200
 _ALSO_POSSIBLE = "also possible: "
 _SAME_TIME_S = 1.0  # vLLM stamps in whole seconds
 
@@ -113,13 +115,40 @@ def diagnose_logs(
     """
     at = max((time for log in logs if (time := _newest_year(log)) is not None), default=None)
     cases = _demote_explained(_open_cases(logs, at, site or Site()))
-    best = [best for case in cases if (best := case.best())]
-    clue = _find_root(cases) or min(best, key=lambda clue: clue.order, default=None)
+    clue = _root_or_note(cases)
+    if sum(len(log.log_lines) for log in logs) <= _EXCERPT_LINES:
+        # A terminal may have broken it in one place only.
+        joined = _demote_explained(_open_cases(logs, at, site or Site(), once=True))
+        whole = _root_or_note(joined)
+        if _is_better(whole, joined, clue, cases):
+            cases, clue = joined, whole
     if clue is None:
         return None
     found = _verdict(clue, cases)
     notes = [name, found.detail] if _has_rival(found) or len(logs) > 1 else [name]
     return replace(found, detail="; ".join(note for note in notes if note))
+
+
+def _is_better(
+    whole: Clue | None, joined: Sequence[_Case], clue: Clue | None, cases: Sequence[_Case]
+) -> bool:
+    """Whether the joined lines tell more: a cause at all, or that of a line which was cut."""
+    if whole is None or whole.reason.id in _UNDECIDED:
+        return False
+    if clue is None or clue.reason.id in _UNDECIDED:
+        return True
+    text, part = _text_of(whole, joined), _text_of(clue, cases)
+    return part in text and part != text
+
+
+def _text_of(clue: Clue, cases: Sequence[_Case]) -> str:
+    log = next(case.log for case in cases if case.server is clue.server)
+    return "" if clue.line is None else log.raw[clue.line]
+
+
+def _root_or_note(cases: Sequence[_Case]) -> Clue | None:
+    best = [best for case in cases if (best := case.best())]
+    return _find_root(cases) or min(best, key=lambda clue: clue.order, default=None)
 
 
 def find_anchors(site: Site | None = None) -> tuple[str, ...]:
@@ -135,16 +164,18 @@ def _newest_year(log: ServerEvidence) -> float | None:
     return last_full_time(with_year[-_YEAR_LINES:])
 
 
-def _open_cases(evidence: Sequence[ServerEvidence], at: float | None, site: Site) -> list[_Case]:
+def _open_cases(
+    evidence: Sequence[ServerEvidence], at: float | None, site: Site, *, once: bool = False
+) -> list[_Case]:
     reference = at
     if reference is None:
         exits = [server.exit.at for server in evidence if server.exit]
         losses = [server.lost_at for server in evidence if server.lost_at]
         reference = max((*exits, *losses), default=None)
-    return [_open_case(server, reference, site) for server in evidence]
+    return [_open_case(server, reference, site, once=once) for server in evidence]
 
 
-def _open_case(server: ServerEvidence, reference: float | None, site: Site) -> _Case:
+def _open_case(server: ServerEvidence, reference: float | None, site: Site, *, once: bool) -> _Case:
     log = read_log(
         server.log_lines,
         reference=reference,
@@ -152,6 +183,7 @@ def _open_case(server: ServerEvidence, reference: float | None, site: Site) -> _
         numbers=server.line_numbers,
         noise=site.noise,
         codes=server.cann_codes,
+        once=once,
     )
     clues = tuple(find_clues(server, log, site))
     return _Case(server, log, clues)

@@ -10,9 +10,10 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from raylaunch.supervise.diagnosis.inputs.carried_lines import strip_foreign
 from raylaunch.supervise.diagnosis.inputs.log_text import LogText
 from raylaunch.supervise.diagnosis.last_exception import explain_message
-from raylaunch.supervise.diagnosis.log_lines import ServerLog, strip_foreign
+from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.plog_lines import explain_plog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
 
@@ -227,7 +228,8 @@ def _is_error(log: ServerLog, line: int) -> bool:
         return False
     if _PYTHON_ERROR.match(cleaned):
         return True
-    return _ERROR_LINE.search(strip_foreign(log.raw[line])) is not None
+    # The level may stand before the name of the process or behind it.
+    return any(_ERROR_LINE.search(text) for text in (strip_foreign(log.raw[line]), cleaned))
 
 
 def _only_a_broken_answer(log: ServerLog, lines: Collection[int]) -> bool:

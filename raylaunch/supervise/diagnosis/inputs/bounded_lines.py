@@ -9,12 +9,21 @@ from typing import NamedTuple
 
 MAX_LINE_CHARS = 8192
 """Longest line that is searched: half of it from the head, half from the tail."""
+_CUT_MARK = " [...] "
 HEAD_SHARE = 4
 """The head gets this part of the bytes, the lines between another, the tail the rest."""
 ERROR_WORDS = (
     *(b"rror", b"ERR", b"xception", b"ailed", b"ailure", b"FATAL", b"annot ", b"imed out"),
     *(b"imeout", b"illed", b"efused", b"nable to", b"raceback", b"not found", b"o space"),
 )
+
+
+def cut_line(line: str) -> str:
+    """Return `line` with its middle removed when it is longer than `MAX_LINE_CHARS`."""
+    if len(line) <= MAX_LINE_CHARS:
+        return line
+    half = MAX_LINE_CHARS // 2
+    return f"{line[:half]}{_CUT_MARK}{line[-half:]}"
 
 
 def may_hold(data: bytes, word: bytes) -> bool:

@@ -38,10 +38,13 @@ _FIRST_TIME_BYTES = 4 << 20
 # The beginnings of a line that `log_lines` reads as a level, in printable ASCII. What is written
 # otherwise is kept, and `log_lines` decides. The plain form comes first: it is the usual one.
 _PLAIN = rb"(?:\(\w{1,40} pid=\d[ !-'*-~]{0,60}\) ?)?"
-_COLOUR = rb"(?:\x1b\[[0-9;]{0,12}m)?"
+_COLOUR = rb"(?:(?:\x1b|\\u001b)\[[0-9;]{0,12}m)?"
 _FOREIGN = (
     rb"(?:[a-z][\w.-]{1,60} {1,40}\| ?|"
-    rb"\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?)?"
+    # journald and syslog, a container's time stamp, Docker's JSON.
+    rb"(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30}) [\w.-]{1,60} "
+    rb"[\w@.:/-]{1,60}\[\d{1,9}\]: |"
+    rb"\d{4}-\d\d-\d\dT[\d:.+Z-]{8,30} (?:std(?:out|err) [FP] )?|\{\"log\":\")?"
 )
 _PROCESS = rb"(?:\((?:[\w. -]{0,40} )?pid=\d{1,9}[ !-'*-~]{0,60}\)" + _COLOUR + rb" ?)?"
 _DECORATED = _COLOUR + _FOREIGN + _COLOUR + _PROCESS + _COLOUR
@@ -53,7 +56,9 @@ _LEVEL = (
     rb"\d{4}-\d\d-\d\d [\d:,.]{8,16} (?:- [\w.]{1,80} - )?(?:%(names)s) )"
 )
 # The cheapest test first: most lines without a level begin in another way.
-_MAY_HAVE_LEVEL = rb"[DIW[(\x1b\d]|[a-z][\w.-]{1,60} {1,40}\|"
+_MAY_HAVE_LEVEL = (
+    rb"[DIW[(\x1b\d]|[a-z][\w.-]{1,60} {1,40}\||[A-Z][a-z]{2} [ \d]\d \d\d:|\{\"log\":"
+)
 
 
 class _Skip:
