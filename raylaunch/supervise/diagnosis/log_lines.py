@@ -183,11 +183,13 @@ def last_full_time(lines: Iterable[str]) -> float | None:
 
 def _split_prefix(line: str) -> tuple[str, str]:
     """Return the process that a clean line names ("" when none), and what follows."""
-    bare = strip_foreign(line)
-    prefix = _PROCESS.match(bare)
-    if prefix is None:
-        return "", bare
-    return prefix[0].strip(), strip_foreign(bare[prefix.end() :])
+    process = ""
+    rest = strip_foreign(line)
+    # What a launcher writes may stand before, between and behind the names of processes.
+    while (prefix := _PROCESS.match(rest)) is not None:
+        process += f" {prefix[0].strip()}"
+        rest = strip_foreign(rest[prefix.end() :])
+    return process.lstrip(), rest
 
 
 def clean_raw(line: str) -> str:

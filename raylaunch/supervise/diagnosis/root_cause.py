@@ -137,6 +137,8 @@ def _is_better(
         return False
     if clue is None or clue.reason.id in _UNDECIDED:
         return True
+    if (whole.rank, not whole.certain) > (clue.rank, not clue.certain):
+        return False  # the pieces were lines
     text, part = _text_of(whole, joined), _text_of(clue, cases)
     return part in text and part != text
 

@@ -22,8 +22,8 @@ _TWO_LINES_CHARS = 60
 # What begins a line of CANN, glog and argparse; a block of CANN may also follow `detail:`, and any
 # line what a container runtime or a process writes before it.
 _HEAD = re.compile(
-    r"(?<=[^\s\d\]:]) {1,8}(?=(?:[A-Z]\w{3,60}\(E[A-Z0-9]\d{4}\)|E[A-Z0-9]\d{4}): )|"
-    r"(?<=[a-z.!?]) {1,8}(?=[EWIF]\d{4,8} \d\d:\d\d:\d\d\.\d{1,6} {1,6}\d{1,9} \w{1,60}\.\w|"
+    r"(?<=[a-z.!?]) {1,8}(?=(?:[A-Z]\w{3,60}\(E[A-Z0-9]\d{4}\)|E[A-Z0-9]\d{4}): |"
+    r"[EWIF]\d{4,8} \d\d:\d\d:\d\d\.\d{1,6} {1,6}\d{1,9} \w{1,60}\.\w|"
     r"\[ERROR\] (?:\d{4}-|[A-Z]{2,10} )|vllm(?: serve)?: error: )"
 )
 _HEADER = "Traceback (most recent call last):"
