@@ -24,6 +24,7 @@ from raylaunch.supervise.diagnosis.rules.general.start_waits import WAITING_ANCH
 from raylaunch.supervise.diagnosis.rules.memory_rules import KV_NEGATIVE_ANCHOR, KV_ZERO_ANCHOR
 from raylaunch.supervise.diagnosis.rules.network_rules import ECHO_ANCHOR
 from raylaunch.supervise.diagnosis.rules.ray_rules import WAITING_ANCHOR
+from raylaunch.supervise.diagnosis.rules.tables.release_sets import name_set
 from raylaunch.supervise.diagnosis.signatures import LINE_CHARS, Kind, Site, load_signatures
 
 __all__ = ["Diagnosis", "ServerEvidence", "diagnose", "diagnose_logs", "diagnose_text"]
@@ -290,7 +291,7 @@ def _verdict(clue: Clue, cases: Sequence[_Case]) -> Diagnosis:
         line=line,
         line_number=line_number,
         cause=clue.reason.cause,
-        remedy=clue.reason.remedy,
+        remedy=f"{clue.reason.remedy}{name_set(clue.reason.id, log.raw)}",
         source=clue.reason.source,
         collateral=_collateral(root, cases),
         detail=_detail(clue, silent, rivals, cases),

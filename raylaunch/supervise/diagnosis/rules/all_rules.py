@@ -32,6 +32,7 @@ from raylaunch.supervise.diagnosis.rules.hccl_rules import read_hccl
 from raylaunch.supervise.diagnosis.rules.kv_rules import read_kv_transfer
 from raylaunch.supervise.diagnosis.rules.libraries.compiled_calls import read_compiled_calls
 from raylaunch.supervise.diagnosis.rules.libraries.library_rules import read_libraries
+from raylaunch.supervise.diagnosis.rules.libraries.triton_rules import read_triton
 from raylaunch.supervise.diagnosis.rules.memory_rules import read_memory
 from raylaunch.supervise.diagnosis.rules.network_rules import read_network
 from raylaunch.supervise.diagnosis.rules.npu.npu_rules import NPU_RULES
@@ -42,6 +43,7 @@ from raylaunch.supervise.diagnosis.rules.weight_rules import read_weights
 
 RULES: tuple[Callable[[ServerLog], Iterable[Reading]], ...] = (
     *NPU_RULES,
+    read_triton,
     read_weights,
     read_env_values,
     read_kv_pairing,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Rank, Reading, reason, shorten
+from raylaunch.supervise.diagnosis.rules.tables.build_reasons import BUILD_REASONS, fill_reason
 
 _SOC = re.compile(r"SOC_VERSION ([\w-]{3,40}) does not support|[Uu]nsupported SOC_VERSION:? ?(\w+)")
 _CMAKE = re.compile(
@@ -25,6 +27,14 @@ _FAILED = re.compile(
 )
 _COMPILER_SAID = re.compile(r"(?:fatal )?error: ([^\n]{8,300})")
 _ASCEND = re.compile(r"vllm[_-]ascend|ascendc|camem|torch_npu|CANN")
+_KNOWN = tuple((re.compile(each.words), each) for each in BUILD_REASONS)
+# A compiler of sources, not Triton's at a start: a percentage, a source folder, pip's own lines.
+_BUILD_LOG = re.compile(
+    r"^\s{0,8}\[ ?\d{1,3}%\] |/csrc/|CMakeFiles/|subprocess-exited-with-error|"
+    r"Building (?:wheel|editable) for|build_ext|pip-(?:build-env|install|req-build)-|"
+    r"cmake (?:-S|--build) |tikcfw|kernel_macros|\bsetup\.py\b|"
+    r"-- (?:Configuring|Build files|The C(?:XX)? compiler)"
+)
 
 
 def read_builds(log: ServerLog) -> Iterator[Reading]:
@@ -35,6 +45,10 @@ def read_builds(log: ServerLog) -> Iterator[Reading]:
         return
     failed = list(log.errors.find(_FAILED))
     cmake = list(log.errors.find(_CMAKE))
+    if known := _known_reason(log, bool(failed or cmake)):
+        covers = frozenset(line for line, _ in (*failed, *cmake))
+        yield replace(known, covers=known.covers | covers)
+        return
     if not failed and not cmake:
         return
     line = min(line for line, _ in (*failed, *cmake))
@@ -69,6 +83,33 @@ def read_builds(log: ServerLog) -> Iterator[Reading]:
         line,
         covers=covers,
         rank=Rank.HINT,
+        certain=False,
+    )
+
+
+def _known_reason(log: ServerLog, failed: bool) -> Reading | None:
+    """Return what the first known words of a build mean; None outside of a build."""
+    found = [
+        (line, number, match)
+        for number, (pattern, _) in enumerate(_KNOWN)
+        for line, match in log.errors.find(pattern)
+    ]
+    if not found:
+        return None
+    if not failed and not any(_BUILD_LOG.search(text) for text in log.cleaned):
+        return None
+    line, number, match = min(found, key=lambda each: each[:2])
+    cause, remedy = fill_reason(_KNOWN[number][1], match)
+    return Reading(
+        reason(
+            "build-failed",
+            f"A build failed: {cause} (`{shorten(match[0], 160)}`).",
+            remedy,
+            "setup.py and CMakeLists.txt of vllm-ascend",
+            "deterministic",
+        ),
+        line,
+        covers=frozenset(each[0] for each in found),
         certain=False,
     )
 

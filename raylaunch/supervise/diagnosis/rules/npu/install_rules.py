@@ -16,6 +16,12 @@ _CONFLICT = re.compile(
     r"Cannot install ([^\n]{4,300}?) because these package versions have conflicting dependencies|"
     r"(ResolutionImpossible)\b"
 )
+_DEPENDS = re.compile(
+    r"^\s{1,8}((?:The user requested )?[\w.\[\]-]{2,60}(?: \d[\w.+!-]{0,40})?) depends on "
+    r"([^\n]{2,120})",
+    re.MULTILINE,
+)
+_TORCH_NPU = re.compile(r"torch[-_]npu")
 _PYTHON = re.compile(r"Package '?([\w.-]{2,60})'? requires a different Python: ([^\n]{3,80})")
 _CHILD = re.compile(r"failed \(exitcode: (-?\d{1,3})\) local_rank: (\d{1,5}) \(pid: (\d{1,9})\)")
 _SIGNALS = {
@@ -42,14 +48,8 @@ def read_installs(log: ServerLog) -> Iterator[Reading]:
             f"Use a Python that it takes, or another release of {match[1]}.",
         )
         return
-    for line, match in log.errors.find(_CONFLICT):
-        yield _refused(
-            line,
-            "pip cannot install packages together: their versions have conflicting dependencies"
-            f" ({shorten(match[1] or match[2], 200)}).",
-            f"{_VERSIONS} Where two only disagree on paper, `--no-deps` installs one of them "
-            "alone.",
-        )
+    if reading := _conflict(log):
+        yield reading
         return
     for line, match in log.errors.find(_NO_VERSION):
         wanted = match[1] or match[3]
@@ -62,6 +62,40 @@ def read_installs(log: ServerLog) -> Iterator[Reading]:
             f"{_VERSIONS}",
         )
         return
+
+
+def _conflict(log: ServerLog) -> Reading | None:
+    """Return who disagrees with whom, as pip lists it."""
+    refused = list(log.errors.find(_CONFLICT))
+    if not refused:
+        return None
+    line = refused[0][0]
+    named = next((match[1] for _, match in refused if match[1]), "")
+    needs = [f"{match[1]} needs {match[2]}" for _, match in log.errors.find(_DEPENDS)]
+    told = shorten("; ".join(filter(None, [named, *needs])) or "ResolutionImpossible", 300)
+    both = {"vllm", "vllm-ascend"} <= {
+        match[1].partition(" ")[0].lower() for _, match in log.errors.find(_DEPENDS)
+    }
+    remedy = (
+        f"{_VERSIONS} Where two only disagree on paper, `--no-deps` installs one of them alone."
+    )
+    if both:
+        remedy = (
+            "Install vllm first and vllm-ascend after it, in two commands: vllm names a newer "
+            "torch than torch_npu supports, and pip only warns of that. " + remedy
+        )
+    elif _TORCH_NPU.search(told):
+        remedy = (
+            "torch_npu needs the CPU build of torch: give pip its index "
+            "(`--extra-index-url https://download.pytorch.org/whl/cpu/`, on x86 for torch, "
+            "torchvision and torchaudio), and pin all of them to one release. " + remedy
+        )
+    return _refused(
+        line,
+        f"pip cannot install packages together: their versions have conflicting dependencies "
+        f"({told}).",
+        remedy,
+    )
 
 
 def _refused(line: int, cause: str, remedy: str) -> Reading:
