@@ -85,3 +85,48 @@ def test_a_log_names_the_releases_that_belong_together(line: str, cann: str) -> 
 
 def test_a_log_of_a_gpu_names_no_set() -> None:
     assert find_set(["vLLM API server version 0.13.0", "Automatically detected cuda"]) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "id_", "word"),
+    [
+        ("'_OpNamespace' '_moe_C' object has no attribute 'topk_softmax'", "gpu-op-missing", "_C"),
+        ("'_OpNamespace' 'atb' object has no attribute 'paged_attn'", "npu-op-missing", "NNAL"),
+        ("'_OpNamespace' '_C_ascend' object has no attribute 'x'", "custom-op-missing", "build it"),
+        ("module 'torch_npu' has no attribute 'npu_moe_x'", "versions-differ", "torch_npu"),
+        ("module 'torch_npu.npu' has no attribute 'graph_x'", "versions-differ", "torch_npu"),
+    ],
+)
+def test_a_missing_operator_names_the_package_it_is_of(line: str, id_: str, word: str) -> None:
+    found = diagnose_text(f"AttributeError: {line}")
+
+    assert found is not None
+    assert found.id == id_
+    assert word in found.remedy
+
+
+def test_a_symbol_tells_its_abi() -> None:
+    found = diagnose_text("got undefined symbol: _ZN3atb7ContextC1ERKSs")
+
+    assert found is not None
+    assert "cxx_abi_0" in found.cause
+    assert "NNAL" in found.remedy
+
+
+def test_the_import_below_says_why_the_backend_was_not_loaded() -> None:
+    found = diagnose_text(
+        "ImportError: libascend_hal.so: cannot open shared object file: No such file or directory\n"
+        "RuntimeError: Failed to load the backend extension: torch_npu. You can disable it."
+    )
+
+    assert found is not None
+    assert "libascend_hal.so" in found.cause
+
+
+def test_pip_tells_the_python_it_refuses() -> None:
+    found = diagnose_text(
+        "ERROR: Package 'vllm-ascend' requires a different Python: 3.8.10 not in '>=3.9'"
+    )
+
+    assert found is not None
+    assert "3.8.10" in found.cause

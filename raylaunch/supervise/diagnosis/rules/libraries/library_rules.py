@@ -26,6 +26,9 @@ from raylaunch.supervise.diagnosis.rules.tables.symbol_owners import (
 _SYMBOL = re.compile(
     r"(?<![\w./+~@-])([\w./+~@-]{1,400}\.so[\w.]{0,20}): undefined symbol: ?([^\s'\")]{1,300})"
 )
+_LONE_SYMBOL = re.compile(r"(?:^|[^:\s] |[^\w:] ?)undefined symbol: ?(_Z\w{6,300}|[A-Z]\w{5,80})")
+# `Ss` is std::string of the C++ ABI before GCC 5, as a parameter or result.
+_OLD_ABI = re.compile(r"[RPK]Ss|ESs|Ss(?:$|[A-Z])")
 _SYMBOL_VERSION = re.compile(
     r"version [`']((?:GLIBCXX|GLIBC|CXXABI|"
     r"GOMP)_[\w.]{1,20})' not found(?: \(required by ([^)\n]{1,300})\))?"
@@ -64,6 +67,8 @@ def read_libraries(log: ServerLog) -> Iterator[Reading]:
     """Yield the libraries, modules and models that do not fit."""
     for line, match in log.errors.find(_SYMBOL):
         yield _symbol(line, match[1], match[2])
+    for line, match in log.errors.find(_LONE_SYMBOL):
+        yield _symbol(line, "a library", match[1])
     yield from _versions(log)
     yield from _operators_not_loaded(log)
     for line, match in log.errors.find(_NO_FUNCTION):
@@ -129,6 +134,8 @@ def _operators_not_loaded(log: ServerLog) -> Iterator[Reading]:
 def _symbol(line: int, library: str, symbol: str) -> Reading:
     name = library.rpartition("/")[2]
     needs = find_owner(library)
+    if library == "a library":
+        needs = "its path stands where it was loaded"
     if needs == "an installed package":
         needs = f"the package of {name}"
     missing = find_provider(symbol)
@@ -182,6 +189,11 @@ def _symbol(line: int, library: str, symbol: str) -> Reading:
 
 
 def _builds(symbol: str, missing: str) -> str:
+    if symbol.startswith("_Z") and "__cxx11" not in symbol and _OLD_ABI.search(symbol):
+        return (
+            "; the name is of the old C++ ABI (cxx_abi_0, -D_GLIBCXX_USE_CXX11_ABI=0), the "
+            "installed one may be a build of the new ABI (cxx_abi_1)"
+        )
     if missing == "ATB (NNAL)" or "__cxx11" in symbol:
         return " or of builds with another C++ ABI (cxx_abi_0, cxx_abi_1)"
     return ""
@@ -250,7 +262,9 @@ def _library(line: int, name: str) -> Reading:
         owner = "Mooncake"
     elif re.match(r"libtorch|libc10", name):
         remedy = (
-            "Install torch and torch_npu in this environment, of releases that belong together."
+            "Install torch and torch_npu in this environment, of releases that belong together. "
+            "Who loads their libraries without importing torch first also needs their lib folders "
+            "(site-packages/torch/lib, torch_npu/lib) on LD_LIBRARY_PATH."
         )
         owner = "torch"
     else:

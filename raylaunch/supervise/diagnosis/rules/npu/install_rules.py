@@ -44,8 +44,10 @@ def read_installs(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_PYTHON):
         yield _refused(
             line,
-            f"pip refuses {match[1]}: it is for another Python ({match[2]}).",
-            f"Use a Python that it takes, or another release of {match[1]}.",
+            f"pip refuses {match[1]}: it is for another Python ({match[2]}: the one that runs, and "
+            "those that it takes).",
+            f"Make an environment with a Python that it takes (`conda create -n vllm python=3.11`, "
+            f"or the release's image), or install another release of {match[1]}.",
         )
         return
     if reading := _conflict(log):
@@ -87,7 +89,7 @@ def _conflict(log: ServerLog) -> Reading | None:
     elif _TORCH_NPU.search(told):
         remedy = (
             "torch_npu needs the CPU build of torch: give pip its index "
-            "(`--extra-index-url https://download.pytorch.org/whl/cpu/`, on x86 for torch, "
+            "(`--extra-index-url` with torch's index whl/cpu, on x86 for torch, "
             "torchvision and torchaudio), and pin all of them to one release. " + remedy
         )
     return _refused(

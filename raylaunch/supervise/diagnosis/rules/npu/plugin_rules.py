@@ -11,8 +11,8 @@ from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 
 _OF_A_FOLDER = re.compile(
     r"module '([a-z]\w{1,40})' has no attribute '(?:__version__|__file__|LLM|SamplingParams|"
-    r"Tensor|nn|EngineArgs|is_initialized|init|remote|get_gpu_ids|get_runtime_context|cluster_resources|"
-    r"ndarray|array|AutoConfig|AutoTokenizer)'|"
+    r"Tensor|nn|EngineArgs|register|is_initialized|init|remote|get_gpu_ids|get_runtime_context|"
+    r"cluster_resources|ndarray|array|AutoConfig|AutoTokenizer)'|"
     r"partially initialized module '([a-z]\w{1,40})' has no attribute"
 )
 _NO_NPU = re.compile(r"^module 'torch' has no attribute 'npu'")
