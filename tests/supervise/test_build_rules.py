@@ -130,3 +130,35 @@ def test_pip_tells_the_python_it_refuses() -> None:
 
     assert found is not None
     assert "3.8.10" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("log", "word"),
+    [
+        ("error: externally-managed-environment", "venv"),
+        (
+            (
+                "ERROR: vllm_ascend-0.9-cp39-cp39-linux_x86_64.whl is not a supported wheel on this "
+                "platform."
+            ),
+            "python -V",
+        ),
+        ("pip._vendor.urllib3.exceptions.ProtocolError: Connection broken", "mirror"),
+        ("ERROR: No matching distribution found for triton-ascend==3.2.2", "Huawei"),
+        (
+            (
+                "Because torch-npu==2.9.0 depends on torch==2.9.0+cpu and there is no version of "
+                "torch==2.9.0+cpu, we can conclude"
+            ),
+            "whl/cpu",
+        ),
+        ("ImportError: libc.so.6: version `GLIBC_2.38' not found (required by /x/_C.so)", "image"),
+        ("ValueError: Invalid vllm version 0.1.dev1 found. A dev version is installed", "X.Y.Z"),
+        ("AttributeError: module 'xgrammar' has no attribute 'X'", "pip show xgrammar"),
+    ],
+)
+def test_an_installation_that_is_refused_says_what_to_do(log: str, word: str) -> None:
+    found = diagnose_text(log)
+
+    assert found is not None
+    assert word in found.remedy

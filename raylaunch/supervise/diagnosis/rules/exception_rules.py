@@ -196,7 +196,17 @@ def _missing_in_module(raised: Raised, module: str, name: str) -> Reading:
     # `<string>` and `<stdin>` are scripts without a name.
     others = [package for package in packages if package != top and package[:1] != "<"]
     caller = next(iter(others), "calling program" if lazy else "")
-    if not lazy and (packages[:1] == [top] or not caller):
+    if not packages:
+        cause = (
+            f"The installed {top} has no `{module}.{name}` that its caller uses: the two are of "
+            f"different releases, or {top} is half installed, or a folder of that name hides it."
+        )
+        remedy = (
+            f"Install the {top} that the package in the traceback names (`pip show {top}`, `pip "
+            f"check`), on all nodes; `python -c 'import {top}; print({top}.__file__)'` shows which "
+            "one is found"
+        )
+    elif not lazy and (packages[:1] == [top] or not caller):
         cause = (
             f"The module `{module}` of {top} has no `{name}` that {top}'s own code uses: files of "
             "two releases lie in one folder (an older compiled module beside newer Python code, "

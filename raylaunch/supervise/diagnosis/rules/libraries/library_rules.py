@@ -95,6 +95,9 @@ def _versions(log: ServerLog) -> Iterator[Reading]:
     for line, match in log.errors.find(_OTHER_VERSION):
         yield _other_version(line, *match.groups())
     for line, match in log.errors.find(_SYMBOL_VERSION):
+        if match[1].startswith("GLIBC_"):
+            yield _old_libc(line, match[1], match[2] or "a library")
+            continue
         yield found_library(
             line,
             "system-library-old",
@@ -104,6 +107,18 @@ def _versions(log: ServerLog) -> Iterator[Reading]:
             "Use the release's container image, or put a newer libstdc++ first: "
             "`env.LD_PRELOAD` or LD_LIBRARY_PATH of the shell that starts Ray.",
         )
+
+
+def _old_libc(line: int, version: str, needs: str) -> Reading:
+    return found_library(
+        line,
+        "system-library-old",
+        f"The C library of this system lacks {version}, which {needs} needs: the operating system "
+        "is older than the package, and the C library cannot be exchanged.",
+        "Use the release's container image (it brings its own), or a newer operating system; else "
+        "build that package from source on this system (`pip install -v --no-build-isolation "
+        "--no-binary PACKAGE`), or install its older release. `ldd --version` shows what is there.",
+    )
 
 
 def _other_version(line: int, found: str, version: str, needs: str) -> Reading:
@@ -246,7 +261,11 @@ def _library(line: int, name: str) -> Reading:
         )
         owner = f"CUDA{wanted}: a CUDA build is installed on a node without it"
     elif re.match(
-        r"libpython|libstdc|libGL|libgomp|libnuma|libibverbs|librdmacm|libjemalloc|libssl|libglog",
+        r"libpython|libstdc|libGL|libgomp|libnuma|libibverbs|librdmacm|libmlx5|libjemalloc|libssl|"
+        r"libcrypto|libglog|libgflags|libjsoncpp|libyaml-cpp|libopenblas|libblas|liblapack|libmpi|"
+        r"libgfortran|libsndfile|libav|libsw|libcurl|libxml2|libffi|libsqlite|libhiredis|libunwind|"
+        r"liburing|libtbb|libtcmalloc|libboost|libX11|libXext|libSM|libgthread|libglib|libpci|"
+        r"libsystemd|libelf|libz\b|libbz2|libnl-|libzstd|libgrpc|libetcd",
         name,
     ):
         remedy = (

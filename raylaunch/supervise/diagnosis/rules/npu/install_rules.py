@@ -22,6 +22,67 @@ _DEPENDS = re.compile(
     re.MULTILINE,
 )
 _TORCH_NPU = re.compile(r"torch[-_]npu")
+# uv breaks its lines; the sentence that decides is the first one with "Because".
+_UV = re.compile(
+    r"Because (?:only )?([\w.\[\]+<>=!~,-]{2,80}) depends on ([\w.\[\]+<>=!~,-]{2,80}) and "
+    r"(there (?:is|are) no versions? of [^\n,]{2,80}|[^\n]{3,120})|"
+    r"(No solution found when resolving)"
+)
+_IN_HUAWEIS_INDEX = re.compile(r"^(?:torch[-_]npu|triton[-_]ascend)\b")
+_OTHER_REFUSALS = (
+    (
+        r"externally-managed-environment|This environment is externally managed",
+        "pip refuses to install into the Python of the operating system (PEP 668)",
+        (
+            "Make an environment and install there: `python -m venv vllm-env; source "
+            "vllm-env/bin/activate` (or conda, or the release's image); start Ray from it on all "
+            "nodes."
+        ),
+    ),
+    (
+        r"([\w.+-]{3,120}\.whl) is not a supported wheel on this platform",
+        (
+            "the wheel {0} is for another Python, processor or C library than this one (cp310: "
+            "Python 3.10; aarch64 or x86_64; manylinux_2_28: glibc 2.28 or newer)"
+        ),
+        (
+            "Compare `python -V`, `uname -m` and `ldd --version` with the name of the wheel, and "
+            "take the one that fits, or a Python that it is for."
+        ),
+    ),
+    (
+        r"PACKAGES DO NOT MATCH THE HASHES",
+        (
+            "a downloaded package is not the one that was asked for (its hash differs): the "
+            "download broke off, or a mirror or cache is damaged"
+        ),
+        (
+            "`pip cache purge`, then install again with `--no-cache-dir`, from another index if it "
+            "recurs."
+        ),
+    ),
+    (
+        (
+            r"Could not install packages due to an OSError: \[Errno 13\] Permission denied: "
+            r"'([^'\n]{2,200})'"
+        ),
+        "pip may not write {0}",
+        (
+            "Install as the owner of that environment, or into one of your own (`python -m venv`); "
+            "`pip install --user` is not found by a server of another user."
+        ),
+    ),
+    (
+        r"pip\._vendor\.urllib3[\w.]{0,40}\.(ReadTimeoutError|ProtocolError|IncompleteRead)",
+        "pip's download broke off ({0}): the index is slow or a proxy cut it",
+        (
+            "Use a nearer mirror (`pip config set global.index-url`), `--timeout 120 --retries 5`, "
+            "and the proxy variables of this network; or copy the wheels (`pip download` "
+            "elsewhere, `pip install --no-index --find-links`)."
+        ),
+    ),
+)
+_OTHERS = tuple((re.compile(words), cause, remedy) for words, cause, remedy in _OTHER_REFUSALS)
 _PYTHON = re.compile(r"Package '?([\w.-]{2,60})'? requires a different Python: ([^\n]{3,80})")
 _CHILD = re.compile(r"failed \(exitcode: (-?\d{1,3})\) local_rank: (\d{1,5}) \(pid: (\d{1,9})\)")
 _SIGNALS = {
@@ -50,18 +111,26 @@ def read_installs(log: ServerLog) -> Iterator[Reading]:
             f"or the release's image), or install another release of {match[1]}.",
         )
         return
-    if reading := _conflict(log):
+    if reading := _conflict(log) or _unsolved(log) or _other(log):
         yield reading
         return
     for line, match in log.errors.find(_NO_VERSION):
         wanted = match[1] or match[3]
         there = f" Its index has {shorten(match[2], 160)}." if match[2] else ""
+        huawei = _IN_HUAWEIS_INDEX.match(wanted) is not None
+        index = (
+            "Its dev and post releases are in Huawei's index: name it beside the usual one "
+            "(`--extra-index-url`, the mirror's path ascend/repos/pypi), on x86 also torch's index "
+            "whl/cpu. Else: "
+            if huawei
+            else ""
+        )
         yield _refused(
             line,
             f"pip finds no version {wanted} for this Python and processor.{there}",
-            f"Take a version that is there, or a Python (`python --version`) and processor (`uname "
-            f"-m`) that it is built for, or name the index that has it (`--extra-index-url`). "
-            f"{_VERSIONS}",
+            f"{index}Take a version that is there, or a Python (`python --version`) and processor "
+            f"(`uname -m`) that it is built for, or name the index that has it "
+            f"(`--extra-index-url`). {_VERSIONS}",
         )
         return
 
@@ -98,6 +167,43 @@ def _conflict(log: ServerLog) -> Reading | None:
         f"({told}).",
         remedy,
     )
+
+
+def _unsolved(log: ServerLog) -> Reading | None:
+    """Return what uv could not resolve: its first reason."""
+    found = list(log.errors.find(_UV))
+    if not found:
+        return None
+    line, match = next(((line, each) for line, each in found if each[1]), found[0])
+    if not match[1]:
+        return _refused(
+            line,
+            "uv finds no set of releases that fit each other.",
+            f"{_VERSIONS} `uv pip install --index-strategy unsafe-best-match` looks into all "
+            "indexes.",
+        )
+    cpu = (
+        "torch_npu needs the CPU build of torch (the suffix +cpu): name torch's index whl/cpu "
+        "beside Huawei's (`--extra-index-url`), with `--index-strategy unsafe-best-match`, or "
+        "install torch from it before. "
+        if "+cpu" in match[2]
+        else ""
+    )
+    return _refused(
+        line,
+        f"uv finds no set of releases that fit each other: {match[1]} depends on {match[2]}, and "
+        f"{shorten(match[3], 120)}.",
+        f"{cpu}{_VERSIONS} `--no-build-isolation` builds with what is installed.",
+    )
+
+
+def _other(log: ServerLog) -> Reading | None:
+    """Return what else pip refuses, in its own words."""
+    for pattern, cause, remedy in _OTHERS:
+        for line, match in log.errors.find(pattern):
+            told = cause.replace("{0}", match[1] if match.groups() and match[1] else "it")
+            return _refused(line, f"pip could not install a package: {told}.", remedy)
+    return None
 
 
 def _refused(line: int, cause: str, remedy: str) -> Reading:
