@@ -181,6 +181,24 @@ BUILD_REASONS: tuple[BuildReason, ...] = (
         "Use the release of the source that names the installed CANN (or the newest one), or the "
         "CANN that this source names; remove build/ first.",
     ),
+    BuildReason(  # vllm-ascend#2035
+        r"(TooFewObj): There is no obj file in this directory",
+        "CANN's build of the kernels has no object file to link: SOC_VERSION names an NPU for "
+        "which this release has no kernels, or the compiler (bisheng) of another CANN was used",
+        "Set SOC_VERSION to this NPU (A2 ascend910b1, A3 ascend910_9391, 300I DUO ascend310p1), "
+        f"{_CANN}, remove build/ and build again with the release that supports this NPU; "
+        f"`COMPILE_CUSTOM_KERNELS=0` builds without kernels; {_IMAGE}",
+    ),
+    BuildReason(  # vllm-ascend#7697
+        r"\[CMakeFiles/(opbuild_gen_\w{2,30})\.dir/[^\n]{2,200}\] Error|"
+        r"Error running (build_aclnn\.sh)",
+        "CANN's generator of operator interfaces (opbuild) failed on vllm-ascend's own operators: "
+        "its libraries are not found, CANN is of another release than this source names, or an "
+        "earlier build left files",
+        f"{_CANN}, use the CANN of vllm-ascend's table of versions, remove csrc/build, csrc/output "
+        "and build/, run `git submodule update --init --recursive`, and build again with "
+        f"SOC_VERSION set; the first `error` above the line says more; {_IMAGE}",
+    ),
     BuildReason(  # LMCache-Ascend#27
         r"Command 'source [^'\n]{1,2000}' returned non-zero exit status 127",
         "the shell of the build does not find a program (status 127): cmake, or `source`, which "
