@@ -191,22 +191,10 @@ def _missing_in_module(raised: Raised, module: str, name: str) -> Reading:
     packages = [frame.package for frame in raised.frames if frame.package != "__init__"]
     # A package that loads its names when they are asked for raises in its own __getattr__.
     lazy = any(frame.function == "__getattr__" for frame in raised.frames)
-    if top == "torch_npu" and packages[:1] != [top]:
-        return _old_torch_npu(raised.line, module, name)
     # `<string>` and `<stdin>` are scripts without a name.
     others = [package for package in packages if package != top and package[:1] != "<"]
     caller = next(iter(others), "calling program" if lazy else "")
-    if not packages:
-        cause = (
-            f"The installed {top} has no `{module}.{name}` that its caller uses: the two are of "
-            f"different releases, or {top} is half installed, or a folder of that name hides it."
-        )
-        remedy = (
-            f"Install the {top} that the package in the traceback names (`pip show {top}`, `pip "
-            f"check`), on all nodes; `python -c 'import {top}; print({top}.__file__)'` shows which "
-            "one is found"
-        )
-    elif not lazy and (packages[:1] == [top] or not caller):
+    if not lazy and (packages[:1] == [top] or not caller):
         cause = (
             f"The module `{module}` of {top} has no `{name}` that {top}'s own code uses: files of "
             "two releases lie in one folder (an older compiled module beside newer Python code, "
@@ -229,19 +217,6 @@ def _missing_in_module(raised: Raised, module: str, name: str) -> Reading:
         )
     remedy += "; or use the release's container image."
     return exception_reading(raised.line, "versions-differ", cause, remedy)
-
-
-def _old_torch_npu(line: int, module: str, name: str) -> Reading:
-    """Read a function of torch_npu that the installed release does not have."""
-    return exception_reading(
-        line,
-        "versions-differ",
-        f"The installed torch_npu has no `{module}.{name}`: its operators come and go with its "
-        "releases, and this one is older (or newer) than its caller was made for.",
-        "Install the torch_npu that the caller names, with its torch and CANN (for vllm-ascend its "
-        "table of versions; a post or dev release may be needed: `pip list | grep -i torch`), the "
-        "same on all nodes; or use the release's container image.",
-    )
 
 
 def _missing_attribute(raised: Raised) -> Reading | None:

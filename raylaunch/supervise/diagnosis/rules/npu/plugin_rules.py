@@ -15,6 +15,9 @@ _OF_A_FOLDER = re.compile(
     r"cluster_resources|ndarray|array|AutoConfig|AutoTokenizer)'|"
     r"partially initialized module '([a-z]\w{1,40})' has no attribute"
 )
+_NO_NAME_IN = re.compile(
+    r"module '(([a-z]\w{1,40})(?:\.\w{1,40}){0,5})' has no attribute '(\w{1,80})"
+)
 _NO_NPU = re.compile(r"^module 'torch' has no attribute 'npu'")
 _NO_COMPILED_PART = re.compile(
     r"No module named '((torch_npu|torch|triton|mooncake)\.(?:_C\w{0,20}|lib\w{0,20}|"
@@ -34,7 +37,14 @@ _INSTALLED = re.compile(r"(?:site|dist)-packages/")
 def read_plugins(log: ServerLog) -> Iterator[Reading]:
     """Yield packages that another folder hides, and failures while a plug-in is loaded."""
     for raised in find_exceptions(log):
-        for rule in (_no_npu, _shadowed, _no_compiled_part, _no_kernels, _while_loading):
+        for rule in (
+            _no_npu,
+            _shadowed,
+            _no_compiled_part,
+            _no_kernels,
+            _while_loading,
+            _lone_attribute,
+        ):
             if reading := rule(raised):
                 yield reading
                 break
@@ -53,6 +63,36 @@ def _no_npu(raised: Raised) -> Reading | None:
         "torch-npu of the installed torch (the same first three numbers), unset "
         "TORCH_DEVICE_BACKEND_AUTOLOAD=0, or import torch_npu first in a program of your own. On "
         "a GPU the program was made for NPUs.",
+    )
+
+
+def _lone_attribute(raised: Raised) -> Reading | None:
+    """Read a name that a module lacks, of torch_npu, or where no traceback tells who asks."""
+    found = _NO_NAME_IN.search(raised.message) if raised.type == "AttributeError" else None
+    if found is None:
+        return None
+    module, top, name = found[1], found[2], found[3]
+    asked_by_itself = raised.frames and raised.frames[0].package == top
+    if top == "torch_npu" and not asked_by_itself:
+        return exception_reading(
+            raised.line,
+            "versions-differ",
+            f"The installed torch_npu has no `{module}.{name}`: its operators come and go with its "
+            "releases, and this one is older (or newer) than its caller was made for.",
+            "Install the torch_npu that the caller names, with its torch and CANN (for vllm-ascend "
+            "its table of versions; a post or dev release may be needed: `pip list | grep -i "
+            "torch`), the same on all nodes; or use the release's container image.",
+        )
+    if raised.frames or top in ("torch", "triton"):
+        return None
+    return exception_reading(
+        raised.line,
+        "versions-differ",
+        f"The installed {top} has no `{module}.{name}` that its caller uses: the two are of "
+        f"different releases, or {top} is half installed, or a folder of that name hides it.",
+        f"Install the {top} that the package in the traceback names (`pip show {top}`, `pip "
+        f"check`), on all nodes; `python -c 'import {top}; print({top}.__file__)'` shows which one "
+        "is found; or use the release's container image.",
     )
 
 
