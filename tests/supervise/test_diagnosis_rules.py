@@ -175,10 +175,9 @@ def test_lines_that_a_terminal_broke_are_joined_and_keep_their_numbers() -> None
     text = "(EngineCore pid=3) " + "ValueError: No available memory for the cache blocks. " * 4
     broken = [text[at : at + width] for at in range(0, len(text), width)]
     assert len(broken) > 2
-    log = read_log(["x", *broken])
-    assert len(log.raw) == len(broken) + 1
-    assert log.raw[1] == text
-    assert log.raw[2] == ""
+    log = read_log(["x", *broken, "y"])
+    assert log.raw == ("x", text, "y")
+    assert list(log.numbers) == [1, 2, 2 + len(broken)]
 
 
 def test_of_several_matches_nearby_the_one_with_most_values_fills_the_text() -> None:
