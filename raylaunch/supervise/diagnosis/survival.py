@@ -25,7 +25,8 @@ _SERVED = re.compile(
 )
 _PROGRESSED = re.compile(
     r"init engine \([^)\n]{1,80}\) took|Graph capturing finished|Loading (?:model )?weights took|"
-    r"Available KV cache memory|rank \d{1,5} in world size"
+    r"Available KV cache memory|rank \d{1,5} in world size|"
+    r"Initial profiling/warmup run took|torch\.compile took"
 )
 _PROGRESS_BAR = re.compile(r"\b\d{1,6}/\d{1,6} \[\d")
 _ANSWERED = re.compile(r'"(?:GET|POST) /\S{0,120} HTTP/[\d.]{1,3}" [234]\d\d')

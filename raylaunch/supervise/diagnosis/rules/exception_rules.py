@@ -6,13 +6,14 @@ All of these come again at each start: the same code meets the same input.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from raylaunch.supervise.diagnosis.advice import read_advice
 from raylaunch.supervise.diagnosis.log_lines import ServerLog
 from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, reason, shorten
 from raylaunch.supervise.diagnosis.rules.general import config_fields
+from raylaunch.supervise.diagnosis.rules.general.key_errors import read_stage_layer
 from raylaunch.supervise.diagnosis.rules.general.places import PLACES
 from raylaunch.supervise.diagnosis.rules.quant_rules import (
     read_draft_tensor,
@@ -27,7 +28,7 @@ from raylaunch.supervise.diagnosis.tracebacks import Raised, find_exceptions
 _WEIGHT_NAME = re.compile(
     r"^'?((?:\w{1,40}\.){0,6}(?:layers|blocks|experts)\.\d{1,4}\.[\w.]{1,120}"
     # Layers with a state, which `key_errors` reads: no tensor is called so.
-    r"(?<!attn)(?<!k_cache)(?<!mixer)(?<!mamba))'?$"
+    r"(?<!attn)(?<!k_cache)(?<!mixer)(?<!mamba)(?<!indexer))'?$"
 )
 _MISSING_ATTRIBUTE = re.compile(
     r"(?<![\w.'])(?:'?([\w.]{1,80})'?(?: object)?|module '([\w.]{1,80})') "
@@ -59,11 +60,37 @@ Rule = Callable[[Raised], Reading | None]
 
 def read_exceptions(log: ServerLog) -> Iterator[Reading]:
     """Yield what the exceptions of a log mean, each by the first rule that knows it."""
-    for raised in find_exceptions(log):
+    found = list(find_exceptions(log))
+    for raised in (*found, *_find_bare_keys(log, {raised.message for raised in found})):
         for rule in _RULES:
             if reading := rule(raised):
                 yield reading
                 break
+
+
+def _find_bare_keys(log: ServerLog, known: Collection[str]) -> Iterator[Raised]:
+    """Yield what a KeyError prints without its class: vLLM's first engine logged `str(error)`."""
+    for line, match in log.errors.find(_BARE_KEY):
+        if match[0] not in known:
+            yield Raised(line, "KeyError", match[0], (), log.processes[line])
+
+
+_BARE_KEY = re.compile(r"^'(?:\w{1,40}\.){2,10}\w{1,40}'$", re.MULTILINE)
+
+
+def _unknown_type(raised: Raised) -> Reading | None:
+    """Read that transformers' table of models has no such model type."""
+    place = raised.frames[0].module_path if raised.frames else ""
+    if raised.type != "KeyError" or not place.endswith("auto/configuration_auto.py"):
+        return None
+    return exception_reading(
+        raised.line,
+        "transformers-too-old",
+        f"The installed transformers does not know the model type {raised.message}: transformers "
+        "is older than the model (this is not vLLM's own list of models).",
+        "Upgrade transformers in the server's environment to the version in the model's config.json"
+        " (`transformers_version`), within the range this vLLM allows, or use a newer image.",
+    )
 
 
 def _unknown_weight(raised: Raised) -> Reading | None:
@@ -79,36 +106,6 @@ def _unknown_weight(raised: Raised) -> Reading | None:
         "the checkpoint again, and check `args.quantization`. A layer with the number "
         "`num_hidden_layers` of config.json is the one for multi-token prediction, which another "
         "release skips or loads.",
-    )
-
-
-_LAYER_OF_A_CACHE = re.compile(r"\.(?:\w{0,20}attn|\w{0,20}_cache|mixer|mamba|indexer)'?$")
-_LAYER_LOOKUP = re.compile(r"get_layers_from_vllm_config|attn_backend|kv_cache|initialize_from")
-
-
-def _layer_of_another_stage(raised: Raised) -> Reading | None:
-    """Read that a worker is asked for the KV cache of layers that another stage holds."""
-    if raised.type != "KeyError" or not _LAYER_OF_A_CACHE.search(raised.message):
-        return None
-    way = " ".join(f"{frame.function} {frame.code}" for frame in raised.frames)
-    if not _LAYER_LOOKUP.search(f"{way} {raised.code}"):
-        return None
-    return Reading(
-        reason(
-            "layer-of-another-stage",
-            f"A worker is to set up the KV cache of the layer {shorten(raised.message, 100)}, and "
-            "its model has no such layer: with pipeline parallelism each stage has only its own "
-            "layers, and the stages got each other's configuration (the order of Ray's workers is "
-            "not that of the ranks), or this release does not split this model into stages.",
-            "Start without pipeline parallelism (`parallel.pipeline: 1` with a larger "
-            "`parallel.tensor`, or `parallel.data`), or without Ray "
-            "(`args.distributed-executor-backend: mp`), or use a newer release of vLLM (and "
-            "vllm-ascend).",
-            "vllm#40649, #31903; vllm-ascend#8440, #5724",
-            "deterministic",
-        ),
-        raised.line,
-        certain=False,
     )
 
 
@@ -384,10 +381,11 @@ _CONFIG_PLACE = re.compile(
 
 _RULES: tuple[Rule, ...] = (
     _no_such_user,
+    _unknown_type,
     read_quant_description,
     read_draft_tensor,
     read_quant_tensor,
-    _layer_of_another_stage,
+    read_stage_layer,
     _unknown_weight,
     *PLACES,
     _missing_name,

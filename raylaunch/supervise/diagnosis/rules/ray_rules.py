@@ -22,6 +22,7 @@ _INFEASIBLE = re.compile(
     r"[^{\n]{0,120}(\{[^}\n]{0,300}\})"
     r"|number of required (?:NPU|GPU|device)s exceeds the total number of available"
 )
+_IN_THE_GROUP = "in the placement group"
 # The only one of these that vLLM logs below WARNING.
 _WAITING = re.compile(
     r"Waiting for creating a placement group of specs[^\[\n]{0,80}specs=[^\[\n]{0,40}"
@@ -332,6 +333,17 @@ def _infeasible(log: ServerLog, line: int, request: str, usage: dict[str, str]) 
     strict = (
         " All of it must be on one node (STRICT_PACK)." if "STRICT_PACK" in log.errors.text else ""
     )
+    if _IN_THE_GROUP in log.cleaned[line]:
+        return ray_messages.ray_reading(
+            line,
+            "ray-infeasible",
+            f"The placement group that vLLM runs in has fewer {device}s than the server asks for "
+            "(tensor x pipeline parallelism): vLLM takes the group of the actor or job that starts "
+            "it, whatever else the cluster has.",
+            f"Make that group larger (one bundle with a {device} for each rank), or lower "
+            "`parallel.tensor` or `parallel.pipeline`. A server that is not started from a group "
+            f"of another program has too few {device}s in the cluster: `ray status`.",
+        )
     return ray_messages.ray_reading(
         line,
         "ray-infeasible",

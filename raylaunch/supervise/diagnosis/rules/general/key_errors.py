@@ -80,7 +80,7 @@ _SUBSCRIPT = r"\[['\"]{key}['\"]\]|(?:pop|getitem|get)\(['\"]{key}['\"]"
 # What vLLM calls its layers with a state: no name of a tensor of the checkpoint ends so.
 _LAYER = re.compile(
     r"KeyError\)?: ['\"](?P<name>(?:\w{1,40}\.){1,8}(?:\w{1,40}attn|attn|\w{0,40}k_cache|"
-    r"\w{0,40}mixer|mamba\w{0,20}))['\"]"
+    r"\w{0,40}mixer|mamba\w{0,20}|indexer))['\"]"
 )
 
 
@@ -93,17 +93,25 @@ def read_key_errors(log: ServerLog) -> Iterator[Reading]:
             yield reading
 
 
+def read_stage_layer(raised: Raised) -> Reading | None:
+    """Read that a rank is asked for a layer with a state that it does not have."""
+    found = _LAYER.match(f"{raised.type}: {raised.message}")
+    return _layer_of_another_stage(raised.line, found["name"]) if found else None
+
+
 def _layer_of_another_stage(line: int, name: str) -> Reading:
     return Reading(
         reason(
             "stage-layers",
             f"This rank does not have the layer `{name}` that the description of the KV cache "
             "names: with pipeline parallelism it is a layer of another stage (releases before "
-            "vLLM 0.18, and hybrid models in later ones, describe the cache for all stages alike); "
-            "without, a layer of a draft model, or one that shares another's cache.",
+            "vLLM 0.18, and hybrid models in later ones, describe the cache for all stages alike, "
+            "and Ray's workers may not be in the order of the ranks); without, a layer of a draft "
+            "model, or one that shares another's cache.",
             "Use a newer release of vLLM (and the vllm-ascend that its table names), which leaves "
             "out the layers of other stages. Until then `parallel.pipeline: 1` with a larger "
-            "`parallel.tensor` or `parallel.data`; without pipeline parallelism start with no "
+            "`parallel.tensor` or `parallel.data`, or on one node without Ray "
+            "(`args.distributed-executor-backend: mp`); without pipeline parallelism start with no "
             "`features.speculative`.",
             "vLLM PR#36243; vllm#40649, vllm#31903, vllm-ascend#8440",
             "deterministic",
