@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import yaml
@@ -18,10 +19,11 @@ from raylaunch.supervise.diagnosis.inputs.wrapped_lines import join_wrapped
 from raylaunch.supervise.diagnosis.root_cause import diagnose_text
 
 FOLDER = Path(__file__).parent.parent / "data" / "diagnose"
-STEP = 12
+PARTS = 12
 LOGS = {
     path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["log"]
-    for path in sorted(FOLDER.glob("*.yaml"))[::STEP]
+    for path in sorted(FOLDER.glob("*.yaml"))
+    if crc32(path.stem.encode()) % PARTS == 0  # a new case moves no other one
 }
 
 
@@ -64,12 +66,12 @@ CARRIERS: dict[str, Carrier] = {
     "indented": each_line(lambda line: f"    {line}"),
     "quoted": each_line(lambda line: f"> {line}"),
 }
-BROKEN: dict[str, Carrier] = {
-    "terminal of 80": wrapped_at(80),
-    "terminal of 120": wrapped_at(120),
-    "lost newlines": lambda log: " ".join(log.splitlines()) + "\n",
+BROKEN: dict[str, tuple[Carrier, float]] = {
+    "terminal of 80": (wrapped_at(80), 0.92),
+    "terminal of 120": (wrapped_at(120), 0.95),
+    "lost newlines": (lambda log: " ".join(log.splitlines()) + "\n", 0.85),
 }
-BROKEN_FLOOR = 0.9
+"""What breaks lines, and the share of the answers that must stay."""
 
 
 def diagnosed(log: str) -> str:
@@ -89,10 +91,10 @@ def test_what_stands_before_each_line_changes_no_diagnosis(carrier: str) -> None
 
 @pytest.mark.parametrize("carrier", BROKEN)
 def test_broken_lines_change_few_diagnoses(carrier: str) -> None:
-    carry = BROKEN[carrier]
+    carry, floor = BROKEN[carrier]
     same = [name for name, log in SAMPLE.items() if diagnosed(carry(log)) == BARE[name]]
     print(f"{carrier}: {len(same)} of {len(SAMPLE)}")
-    assert len(same) >= BROKEN_FLOOR * len(SAMPLE)
+    assert len(same) >= floor * len(SAMPLE)
 
 
 def test_the_sample_is_of_failures_and_of_healthy_logs() -> None:

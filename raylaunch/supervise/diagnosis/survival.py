@@ -110,6 +110,8 @@ PROGRESSED = Sign(
         ("eights took", ""),
         ("Available KV cache memory", ""),
         (" in world size", ""),
+        ("warmup run took", ""),
+        ("torch.compile took", ""),
     ),
 )
 ANSWERED = Sign(_ANSWERED, (('"GET /', '" '), ('"POST /', '" ')))
