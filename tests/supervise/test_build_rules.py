@@ -138,8 +138,8 @@ def test_pip_tells_the_python_it_refuses() -> None:
         ("error: externally-managed-environment", "venv"),
         (
             (
-                "ERROR: vllm_ascend-0.9-cp39-cp39-linux_x86_64.whl is not a supported wheel on this "
-                "platform."
+                "ERROR: vllm_ascend-0.9-cp39-cp39-linux_x86_64.whl is not a supported wheel on "
+                "this platform."
             ),
             "python -V",
         ),

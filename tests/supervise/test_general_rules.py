@@ -536,8 +536,8 @@ def test_a_missing_file_or_revision_is_no_missing_repository(kind: str) -> None:
         ),
         (
             (
-                "ValueError: --data-parallel-address is required when --data-parallel-size-local is "
-                "smaller than data-parallel-size"
+                "ValueError: --data-parallel-address is required when --data-parallel-size-local "
+                "is smaller than data-parallel-size"
             ),
             "`args.data-parallel-address`",
             "`parallel.data_local`",

@@ -18,6 +18,7 @@ from raylaunch.supervise.diagnosis.edges import explained_ids
 from raylaunch.supervise.diagnosis.exit_reasons import describe_exit
 from raylaunch.supervise.diagnosis.inputs.carried_lines import split_lines
 from raylaunch.supervise.diagnosis.inputs.server_evidence import ServerEvidence
+from raylaunch.supervise.diagnosis.inputs.wrapped_lines import may_be_broken_once
 from raylaunch.supervise.diagnosis.log_lines import ServerLog, last_full_time, read_log
 from raylaunch.supervise.diagnosis.readings import Rank
 from raylaunch.supervise.diagnosis.rules.general.start_waits import WAITING_ANCHOR as ENGINES_ANCHOR
@@ -117,8 +118,8 @@ def diagnose_logs(
     at = max((time for log in logs if (time := _newest_year(log)) is not None), default=None)
     cases = _demote_explained(_open_cases(logs, at, site or Site()))
     clue = _root_or_note(cases)
-    if sum(len(log.log_lines) for log in logs) <= _EXCERPT_LINES:
-        # A terminal may have broken it in one place only.
+    is_excerpt = sum(len(log.log_lines) for log in logs) <= _EXCERPT_LINES
+    if is_excerpt and any(may_be_broken_once(case.log.raw) for case in cases):
         joined = _demote_explained(_open_cases(logs, at, site or Site(), once=True))
         whole = _root_or_note(joined)
         if _is_better(whole, joined, clue, cases):

@@ -23,8 +23,8 @@ _BEGINS_A_LINE = re.compile(
 )
 _AFTER_A_BLANK = re.compile(r"^ (?!\([^()]{0,64}\bpid=)\S")
 _BRACKET = re.compile(
-    r"^[\[(\]](?!(?:ERROR|WARN|INFO|EVENT|TRACE|DEBUG|FATAL|rank\d|Gloo|W\d|E\d|\d{4}-|[\w.]{1,60}\.py:"
-    r"|[^()]{0,64}\bpid=))"
+    r"^[\[(\]](?!(?:ERROR|WARN|INFO|EVENT|TRACE|DEBUG|FATAL|rank\d|Gloo|W\d|E\d|"
+    r"\d{4}-|[\w.]{1,60}\.py:|[^()]{0,64}\bpid=))"
 )
 _WITHIN_A_WORD = re.compile(r"[\w/.,=-]$")
 _GOES_ON = re.compile(r"^[a-z0-9_/.,=-]")
@@ -56,6 +56,11 @@ def join_wrapped(lines: Sequence[str], *, once: bool = False) -> list[tuple[int,
         else:
             joined.append((index, line))
     return joined
+
+
+def may_be_broken_once(lines: Sequence[str]) -> bool:
+    """Whether a terminal may have broken these lines in a single place."""
+    return len(join_wrapped(lines, once=True)) < len(lines)
 
 
 def _find_broken(lines: Sequence[str], full: Sequence[int], *, once: bool) -> set[int]:

@@ -15,6 +15,7 @@ from raylaunch.supervise.diagnosis.readings import Reading, exception_reading, r
 from raylaunch.supervise.diagnosis.rules.general import config_fields
 from raylaunch.supervise.diagnosis.rules.general.key_errors import read_stage_layer
 from raylaunch.supervise.diagnosis.rules.general.places import PLACES
+from raylaunch.supervise.diagnosis.rules.libraries.library_rules import unknown_to_transformers
 from raylaunch.supervise.diagnosis.rules.quant_rules import (
     read_draft_tensor,
     read_quant_description,
@@ -83,14 +84,7 @@ def _unknown_type(raised: Raised) -> Reading | None:
     place = raised.frames[0].module_path if raised.frames else ""
     if raised.type != "KeyError" or not place.endswith("auto/configuration_auto.py"):
         return None
-    return exception_reading(
-        raised.line,
-        "transformers-too-old",
-        f"The installed transformers does not know the model type {raised.message}: transformers "
-        "is older than the model (this is not vLLM's own list of models).",
-        "Upgrade transformers in the server's environment to the version in the model's config.json"
-        " (`transformers_version`), within the range this vLLM allows, or use a newer image.",
-    )
+    return unknown_to_transformers(raised.line, "model type", raised.message.strip("'"))
 
 
 def _unknown_weight(raised: Raised) -> Reading | None:

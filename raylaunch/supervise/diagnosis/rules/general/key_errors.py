@@ -86,6 +86,7 @@ _LAYER = re.compile(
 
 def read_key_errors(log: ServerLog) -> Iterator[Reading]:
     """Yield the keys that a statement names literally, with what they are read from."""
+    # Ray writes `RayTaskError(KeyError): ...`, which is no exception of that class.
     for line, match in log.errors.find(_LAYER):
         yield _layer_of_another_stage(line, match["name"])
     for raised in find_exceptions(log):

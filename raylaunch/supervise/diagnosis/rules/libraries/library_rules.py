@@ -315,7 +315,6 @@ def _unloadable(line: int, path: str) -> Reading:
 
 def _model_type(line: int, match: re.Match[str]) -> Reading:
     name = next((group for group in match.groups() if group), "")
-    named = f" `{name}`" if name else ""
     if cached := re.match(r"Cached(\w{1,60})$", name):
         return found_library(
             line,
@@ -326,7 +325,12 @@ def _model_type(line: int, match: re.Match[str]) -> Reading:
             "or copy the tokenizer files of the base model there (`args.tokenizer` names another "
             "folder).",
         )
-    what = "tokenizer class" if match[4] else "model type"
+    return unknown_to_transformers(line, "tokenizer class" if match[4] else "model type", name)
+
+
+def unknown_to_transformers(line: int, what: str, name: str) -> Reading:
+    """Return the reading of a model type or tokenizer class that transformers does not know."""
+    named = f" `{name}`" if name else ""
     return found_library(
         line,
         "transformers-too-old",

@@ -28,7 +28,10 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
         "no `layer_sharding` in `args.additional-config`",
     ),
     (
-        r"finegrained|oproj_tp|o_?proj_tensor_par|lmhead_tp|embedding_tp|mlp_tp|flashcomm2|flash_comm2",
+        (
+            r"finegrained|oproj_tp|o_?proj_tensor_par|lmhead_tp|embedding_tp|mlp_tp|"
+            r"flashcomm2|flash_comm2"
+        ),
         "a finer split of single layers",
         (
             "no `finegrained_tp_config` in `args.additional-config` (older: no "

@@ -56,7 +56,10 @@ _TOPICS: tuple[tuple[str, str], ...] = (
         "`parallel.decode_context`, `parallel.prefill_context`",
     ),
     (
-        r"speculat|draft|eagle|dspark|dflash|\bmtp\b|medusa|ngram|sampled_token_ids\.shape|num_spec",
+        (
+            r"speculat|draft|eagle|dspark|dflash|\bmtp\b|medusa|ngram|"
+            r"sampled_token_ids\.shape|num_spec"
+        ),
         "`features.speculative`",
     ),
     (
